@@ -1,0 +1,1 @@
+"""jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
