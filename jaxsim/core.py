@@ -1,0 +1,566 @@
+"""A Core is what a multiplication means; an Op is the multiplication, as a site of a model does it.
+
+Shapes in this file: a weight may carry leading *planes* (signs, bit slices) and an input may too;
+`Op.contract` computes all of them in one wide contraction and returns `[*input planes, *weight
+planes, *output]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Key, Num
+
+from jaxsim.numerics import Range
+
+State = Any
+"""What a core stores for one site: a pytree of arrays."""
+
+
+class Core(NamedTuple):
+    """What one contraction of an input with a weight means, as three pure functions.
+
+    Attributes:
+      write: `(op, w, key) -> state`, programmes the weights; done once at deployment.
+      calibrate: `(op, state, x) -> state` of the same structure, sets ranges from what flows
+        through. It sees the same `x` as `read` and reads without noise.
+      read: `(op, state, x, key) -> y`, the contraction as this hardware does it.
+
+    `key` is None where the caller gave none; a core that draws random numbers then raises.
+    """
+
+    write: Callable[[Op, Array, Key[Array, ""] | None], State]
+    calibrate: Callable[[Op, State, Array], State]
+    read: Callable[[Op, State, Array, Key[Array, ""] | None], Array]
+
+
+@jax.tree_util.register_pytree_node_class
+class Wrapper:
+    """A `Core -> Core` function with its settings, as data.
+
+    Floats, arrays and pytrees of them are leaves: two wrappers that differ only in those share one
+    compiled programme. Everything else (ints, strings, functions) is static.
+
+    Attributes:
+      make: `(core, **settings) -> Core`.
+      settings: keyword arguments of `make`.
+    """
+
+    __slots__ = ("make", "settings")
+
+    def __init__(self, make: Callable[..., Core], settings: Mapping[str, Any]):
+        self.make = make
+        self.settings = dict(settings)
+
+    def __call__(self, core: Core) -> Core:
+        return self.make(core, **self.settings)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{k}={_short(v)}" for k, v in self.settings.items() if v is not None)
+        return f"{self.make.__name__}({shown})"
+
+    def tree_flatten(self):
+        """Splits the settings into traced values and static ones."""
+        traced = {k: v for k, v in self.settings.items() if not _is_static(v)}
+        static = tuple((k, None if k in traced else v) for k, v in self.settings.items())
+        return (traced,), (self.make, static)
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Any) -> Wrapper:
+        """Puts traced and static settings together again, in their first order."""
+        make, static = aux
+        (traced,) = children
+        return cls(make, {k: traced.get(k, v) for k, v in static})
+
+
+def _is_static(value: Any) -> bool:
+    leaves = jax.tree.leaves(value)
+    return not leaves or not all(isinstance(v, float | jax.Array | np.ndarray) for v in leaves)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float | jax.Array | np.ndarray) and np.ndim(value) == 0:
+        return f"{value:.4g}" if not isinstance(value, jax.core.Tracer) else "traced"
+    if callable(value):
+        return getattr(value, "__name__", repr(value))
+    return repr(value)
+
+
+class _Geometry(Protocol):
+    """How one primitive lays out its operands: the part of an `Op` that knows dimension numbers."""
+
+    @property
+    def x_ndim(self) -> int: ...
+    @property
+    def w_ndim(self) -> int: ...
+    @property
+    def contracted(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    def apply(self, x: Array, w: Array, dtype: Any) -> Array: ...
+    def to_output(self, s: Array) -> Array: ...
+    def unit_weights(self, w_shape: Sequence[int]) -> tuple[int, ...]: ...
+    def spread(self, y: Array, w_shape: Sequence[int]) -> Array: ...
+    def pad(self, x: Array, value: Array | float) -> tuple[Array, _Geometry]: ...
+    def as_matmul(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Matmul: ...
+    def depth(self, w_shape: Sequence[int]) -> int: ...
+
+
+class Matmul(NamedTuple):
+    """A contraction as a batched matrix product.
+
+    Attributes:
+      geometry: that of `[B, M, K] @ [B, K, N] -> [B, M, N]`, B running over groups and batch
+        dimensions.
+      x: from the site's input to [..., B, M, K] (patches, for a convolution).
+      w: from the site's weight to [..., B, K, N].
+      y: from [..., B, M, N] back to the site's output.
+    """
+
+    geometry: Dot
+    x: Callable[[Array], Array]
+    w: Callable[[Array], Array]
+    y: Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """A `dot_general` with any dimension numbers, the weight on either side.
+
+    Attributes:
+      x_contract, x_batch, w_contract, w_batch: dimension numbers of the input and the weight.
+      x_ndim, w_ndim: ranks without planes.
+      weight_first: the weight is the left operand.
+      precision, dtype: as in `lax.dot_general`, used for floats.
+    """
+
+    x_contract: tuple[int, ...]
+    x_batch: tuple[int, ...]
+    w_contract: tuple[int, ...]
+    w_batch: tuple[int, ...]
+    x_ndim: int
+    w_ndim: int
+    weight_first: bool = False
+    precision: Any = None
+    dtype: Any = None
+
+    @property
+    def contracted(self) -> tuple[int, ...]:
+        """Axes of the weight that are summed over."""
+        return self.w_contract
+
+    @property
+    def x_free(self) -> tuple[int, ...]:
+        """Axes of the input that appear in the output alone."""
+        return _others(self.x_ndim, self.x_contract + self.x_batch)
+
+    @property
+    def w_free(self) -> tuple[int, ...]:
+        """Axes of the weight that appear in the output alone."""
+        return _others(self.w_ndim, self.w_contract + self.w_batch)
+
+    def apply(self, x: Array, w: Array, dtype: Any) -> Array:
+        """The product `[*x planes, *w planes, *y]`."""
+        xp, wp, batch = x.ndim - self.x_ndim, w.ndim - self.w_ndim, len(self.x_batch)
+        sides = (
+            (x, [a + xp for a in self.x_contract], [a + xp for a in self.x_batch]),
+            (w, [a + wp for a in self.w_contract], [a + wp for a in self.w_batch]),
+        )
+        (a, ac, ab), (b, bc, bb) = sides[::-1] if self.weight_first else sides
+        y = lax.dot_general(
+            a, b, ((ac, bc), (ab, bb)), precision=self.precision, preferred_element_type=dtype
+        )
+        x_axes, w_axes = list(range(xp)), list(range(wp))
+        if self.weight_first:
+            w_axes = [batch + i for i in w_axes]
+            x_axes = [batch + wp + len(self.w_free) + i for i in x_axes]
+        else:
+            x_axes = [batch + i for i in x_axes]
+            w_axes = [batch + xp + len(self.x_free) + i for i in w_axes]
+        return jnp.moveaxis(y, x_axes + w_axes, range(xp + wp))
+
+    def to_output(self, s: Array) -> Array:
+        """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
+        s = jnp.squeeze(jnp.transpose(s, self.w_batch + self.w_contract + self.w_free), tuple(
+            range(len(self.w_batch), len(self.w_batch) + len(self.w_contract))))
+        ones = (1,) * len(self.x_free)
+        split = len(self.w_batch)
+        free = s.shape[split:]
+        return s.reshape(s.shape[:split] + (free + ones if self.weight_first else ones + free))
+
+    def unit_weights(self, w_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of a weight with one output, whose contraction is a sum over the input."""
+        return tuple(1 if a in self.w_free else n for a, n in enumerate(w_shape))
+
+    def spread(self, y: Array, w_shape: Sequence[int]) -> Array:
+        """The output of `unit_weights`, as it broadcasts to the full output."""
+        return y
+
+    def pad(self, x: Array, value: Array | float) -> tuple[Array, Dot]:
+        """Nothing to pad."""
+        return x, self
+
+    def depth(self, w_shape: Sequence[int]) -> int:
+        """Number of products summed in one output."""
+        return math.prod(w_shape[a] for a in self.w_contract)
+
+    def as_matmul(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Matmul:
+        """This product as `[B, M, K] @ [B, K, N]`."""
+        batch = [w_shape[a] for a in self.w_batch]
+        rows = [x_shape[a] for a in self.x_free]
+        columns = [w_shape[a] for a in self.w_free]
+        B, M, N = math.prod(batch), math.prod(rows), math.prod(columns)
+        K = self.depth(w_shape)
+
+        def x_to(x: Array) -> Array:
+            x = _permute_last(x, self.x_batch + self.x_free + self.x_contract)
+            return x.reshape(*_lead(x, self.x_ndim), B, M, K)
+
+        def w_to(w: Array) -> Array:
+            w = _permute_last(w, self.w_batch + self.w_contract + self.w_free)
+            return w.reshape(*_lead(w, self.w_ndim), B, K, N)
+
+        def y_from(y: Array) -> Array:
+            lead = _lead(y, 3)
+            if self.weight_first:
+                return jnp.swapaxes(y, -1, -2).reshape(*lead, *batch, *columns, *rows)
+            return y.reshape(*lead, *batch, *rows, *columns)
+
+        geometry = Dot((2,), (0,), (1,), (0,), 3, 3, False, self.precision, self.dtype)
+        return Matmul(geometry, x_to, w_to, y_from)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A `conv_general_dilated` with strides, padding, dilations and feature groups.
+
+    Attributes:
+      strides, padding, lhs_dilation, rhs_dilation, groups: as in `lax.conv_general_dilated`.
+      x_spec, w_spec, y_spec: its `ConvDimensionNumbers`: positions of (batch, feature, *spatial),
+        (out feature, in feature, *spatial) and (batch, feature, *spatial).
+      precision, dtype: as in `lax.conv_general_dilated`, used for floats.
+    """
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    lhs_dilation: tuple[int, ...]
+    rhs_dilation: tuple[int, ...]
+    groups: int
+    x_spec: tuple[int, ...]
+    w_spec: tuple[int, ...]
+    y_spec: tuple[int, ...]
+    precision: Any = None
+    dtype: Any = None
+
+    @property
+    def x_ndim(self) -> int:
+        """Rank of the input without planes."""
+        return len(self.x_spec)
+
+    @property
+    def w_ndim(self) -> int:
+        """Rank of the kernel without planes."""
+        return len(self.w_spec)
+
+    @property
+    def contracted(self) -> tuple[int, ...]:
+        """Axes of the kernel that are summed over."""
+        return self.w_spec[1:]
+
+    def apply(self, x: Array, w: Array, dtype: Any) -> Array:
+        """The convolution `[*x planes, *w planes, *y]`.
+
+        Weight planes become output features beside one another within each group, input planes
+        become further images: one wide convolution computes them all.
+        """
+        x_planes, w_planes = _lead(x, self.x_ndim), _lead(w, self.w_ndim)
+        P, out = math.prod(w_planes), w.shape[len(w_planes) + self.w_spec[0]]
+        if w_planes:
+            axis = len(w_planes) + self.w_spec[0]
+            w = jnp.moveaxis(w.reshape(P, *w.shape[len(w_planes) :]), 1 + self.w_spec[0], -1)
+            w = w.reshape(*w.shape[:-1], self.groups, out // self.groups)
+            w = jnp.moveaxis(w, 0, -2)
+            w = jnp.moveaxis(w.reshape(*w.shape[:-3], P * out), -1, axis - len(w_planes))
+        n, batch = self.x_spec[0], x.shape[len(x_planes) + self.x_spec[0]]
+        if x_planes:
+            x = jnp.moveaxis(x.reshape(-1, *x.shape[len(x_planes) :]), 0, n)
+            x = x.reshape(*x.shape[:n], -1, *x.shape[n + 2 :])
+        y = lax.conv_general_dilated(
+            x,
+            w,
+            self.strides,
+            self.padding,
+            self.lhs_dilation,
+            self.rhs_dilation,
+            lax.ConvDimensionNumbers(self.x_spec, self.w_spec, self.y_spec),
+            self.groups,
+            precision=self.precision,
+            preferred_element_type=dtype,
+        )
+        n, c = self.y_spec[0], self.y_spec[1]
+        if w_planes:
+            y = jnp.moveaxis(y, c, -1)
+            y = y.reshape(*y.shape[:-1], self.groups, P, out // self.groups)
+            y = jnp.moveaxis(y, -2, 0)
+            y = jnp.moveaxis(y.reshape(*y.shape[:-2], out), -1, 1 + c)
+            y = y.reshape(*w_planes, *y.shape[1:])
+        if x_planes:
+            n += len(w_planes)
+            y = y.reshape(*y.shape[:n], -1, batch, *y.shape[n + 1 :])
+            y = jnp.moveaxis(y, n, 0)
+            y = y.reshape(*x_planes, *y.shape[1:])
+        return y
+
+    def to_output(self, s: Array) -> Array:
+        """A kernel-shaped array, contracted axes of size 1, as it broadcasts to the output."""
+        shape = [1] * len(self.y_spec)
+        shape[self.y_spec[1]] = s.size
+        return s.reshape(shape)
+
+    def unit_weights(self, w_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of a kernel with one output feature a group, whose result sums the window."""
+        return tuple(self.groups if a == self.w_spec[0] else n for a, n in enumerate(w_shape))
+
+    def spread(self, y: Array, w_shape: Sequence[int]) -> Array:
+        """The output of `unit_weights`, repeated over each group's features."""
+        if self.groups == 1:
+            return y
+        per_group = w_shape[self.w_spec[0]] // self.groups
+        return jnp.repeat(y, per_group, axis=y.ndim - len(self.y_spec) + self.y_spec[1])
+
+    def pad(self, x: Array, value: Array | float) -> tuple[Array, Conv]:
+        """The padded and dilated input, and the convolution that pads nothing."""
+        config = [(0, 0, 0)] * self.x_ndim
+        for axis, (lo, hi), dilation in zip(
+            self.x_spec[2:], self.padding, self.lhs_dilation, strict=True
+        ):
+            config[axis] = (lo, hi, dilation - 1)
+        lead = x.ndim - self.x_ndim
+        x = lax.pad(x, jnp.asarray(value, x.dtype), [(0, 0, 0)] * lead + config)
+        spatial = len(self.strides)
+        plain = dataclasses.replace(
+            self, padding=((0, 0),) * spatial, lhs_dilation=(1,) * spatial
+        )
+        return x, plain
+
+    def depth(self, w_shape: Sequence[int]) -> int:
+        """Number of products summed in one output."""
+        return math.prod(w_shape[a] for a in self.contracted)
+
+    def as_matmul(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Matmul:
+        """This convolution as `[groups, M, K] @ [groups, K, N]`, M running over all windows."""
+        G, out = self.groups, w_shape[self.w_spec[0]]
+        kernel = [w_shape[a] for a in self.w_spec[2:]]
+        K, N = self.depth(w_shape), out // G
+
+        def x_to(x: Array) -> Array:
+            x, plain = self.pad(x, 0)
+            x = _permute_last(x, (plain.x_spec[0], *plain.x_spec[2:], plain.x_spec[1]))
+            lead, (batch, *size, features) = _lead(x, self.x_ndim), x.shape[-self.x_ndim :]
+            steps = list(zip(size, kernel, self.strides, self.rhs_dilation, strict=True))
+            spans = [max((n - (k - 1) * d - 1) // s + 1, 0) for n, k, s, d in steps]
+            windows: list[Array] = []
+            for offset in np.ndindex(*kernel):
+                cut = tuple(
+                    slice(o * d, o * d + (m - 1) * s + 1 if m else o * d, s)
+                    for o, m, (_, _, s, d) in zip(offset, spans, steps, strict=True)
+                )
+                windows.append(x[(..., *cut, slice(None))])
+            patches = jnp.stack(windows, -2).reshape(*lead, -1, len(windows), G, features // G)
+            return jnp.moveaxis(patches, -2, len(lead)).reshape(*lead, G, -1, K)
+
+        def w_to(w: Array) -> Array:
+            w = _permute_last(w, (*self.w_spec[2:], self.w_spec[1], self.w_spec[0]))
+            lead = _lead(w, self.w_ndim)
+            return jnp.moveaxis(w.reshape(*lead, K, G, N), -2, -3)
+
+        probe = jax.eval_shape(
+            lambda x, w: self.apply(x, w, None),
+            jax.ShapeDtypeStruct(tuple(x_shape), jnp.float32),
+            jax.ShapeDtypeStruct(tuple(w_shape), jnp.float32),
+        )
+        batch, _, *out_size = (probe.shape[a] for a in self.y_spec)
+
+        def y_from(y: Array) -> Array:
+            lead = _lead(y, 3)
+            y = jnp.moveaxis(y, -3, -2).reshape(*lead, batch, *out_size, out)
+            order = (self.y_spec[0], *self.y_spec[2:], self.y_spec[1])
+            return _permute_last(y, tuple(int(a) for a in np.argsort(order)))
+
+        geometry = Dot((2,), (0,), (1,), (0,), 3, 3, False, self.precision, self.dtype)
+        return Matmul(geometry, x_to, w_to, y_from)
+
+
+def _others(ndim: int, axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a for a in range(ndim) if a not in axes)
+
+
+def _lead(x: Array, ndim: int) -> tuple[int, ...]:
+    return x.shape[: x.ndim - ndim]
+
+
+def _permute_last(x: Array, order: Sequence[int]) -> Array:
+    lead = x.ndim - len(order)
+    return jnp.transpose(x, (*range(lead), *(lead + a for a in order)))
+
+
+Meter = dict[str, float]
+"""What a core spends at one site, by name; see `Op.count`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One contraction of an input with a weight, as a core sees it.
+
+    Wrappers hand an inner core an `Op` that differs in what the numbers are: `dataclasses.replace`
+    and `Op.codes` make it.
+
+    Attributes:
+      geometry: dimension numbers, `Dot` or `Conv`.
+      integer: codes may be held and contracted as integers (no gradient flows this way).
+      ranges: "stored" once `calibrate` has set them, "batch" where each batch sets its own (before
+        deployment, and at dynamic sites), "missing" when deployed without calibration.
+      w_lo, w_hi: smallest and largest code of the weight, as arrays with one axis for each weight
+        plane (of size 1 where all planes agree); None while the weight is a float.
+      x_hi: largest magnitude of an input code; None while the input is a float.
+      meter: where `count` adds, during a cost walk.
+    """
+
+    geometry: _Geometry
+    integer: bool = False
+    ranges: Literal["batch", "stored", "missing"] = "batch"
+    w_lo: np.ndarray | None = None
+    w_hi: np.ndarray | None = None
+    x_hi: int | None = None
+    meter: Meter | None = None
+
+    def contract(self, x: Num[Array, "..."], w: Num[Array, "..."]) -> Num[Array, "..."]:
+        """The site's own bilinear map over all planes.
+
+        Args:
+          x: input, with any leading planes.
+          w: weight, with any leading planes.
+
+        Returns:
+          `[*x planes, *w planes, *output]`; exact int32 if both operands are integers.
+        """
+        x, w, dtype = _operands(self.geometry, x, w)
+        y = self.geometry.apply(x, w, dtype)
+        self.count("macs", y.size * self.depth(w))
+        return y
+
+    def row_sum(self, x: Num[Array, "..."], w: Num[Array, "..."]) -> Num[Array, "..."]:
+        """The sum of the inputs of each output: a contraction with a weight of ones.
+
+        Args:
+          x: input, with any leading planes.
+          w: the weight, of which only the shape counts.
+
+        Returns:
+          `[*x planes, *y]`, broadcastable to the output without weight planes.
+        """
+        shape = w.shape[w.ndim - self.geometry.w_ndim :]
+        ones = jnp.ones(self.geometry.unit_weights(shape), x.dtype)
+        x, ones, dtype = _operands(self.geometry, x, ones)
+        return self.geometry.spread(self.geometry.apply(x, ones, dtype), shape)
+
+    def column_sum(self, w: Num[Array, "..."]) -> Num[Array, "..."]:
+        """The sum of the weights of each output, broadcastable to the output."""
+        total = jnp.int32 if jnp.issubdtype(w.dtype, jnp.integer) else None
+        return self.to_output(
+            jnp.sum(w, self.geometry.contracted, keepdims=True, dtype=total)
+        )
+
+    def to_output(self, s: Num[Array, "..."]) -> Num[Array, "..."]:
+        """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
+        return self.geometry.to_output(s)
+
+    def pad(self, x: Num[Array, "..."], value: float = 0.0) -> tuple[Num[Array, "..."], Op]:
+        """The input with its padding made explicit, and the op that pads nothing more."""
+        x, geometry = self.geometry.pad(x, value)
+        return x, dataclasses.replace(self, geometry=geometry)
+
+    def depth(self, w: Num[Array, "..."]) -> int:
+        """Number of products summed in one output."""
+        return self.geometry.depth(w.shape[w.ndim - self.geometry.w_ndim :])
+
+    def x_planes(self, x: Num[Array, "..."]) -> int:
+        """Number of leading plane axes of an input: where the weight planes of a result begin."""
+        return x.ndim - self.geometry.x_ndim
+
+    def w_planes(self, w: Num[Array, "..."]) -> tuple[int, ...]:
+        """Sizes of the leading plane axes of a weight."""
+        return w.shape[: w.ndim - self.geometry.w_ndim]
+
+    def codes(self, lo: Any, hi: Any) -> Op:
+        """This op with a weight of codes in [lo, hi], arrays over the planes."""
+        return dataclasses.replace(self, w_lo=np.asarray(lo), w_hi=np.asarray(hi))
+
+    def range(self, what: str, stored: Range, batch: Callable[[], Range]) -> Range:
+        """The range to use at this read.
+
+        Args:
+          what: whose range it is, for the error.
+          stored: the calibrated range.
+          batch: computes the range of the values at hand.
+
+        Raises:
+          ValueError: deployed without calibration.
+        """
+        if self.ranges == "missing":
+            raise ValueError(f"calibrate=None: {what} needs deploy(net, calibrate=inputs)")
+        return stored if self.ranges == "stored" else batch()
+
+    def count(self, what: str, amount: float) -> None:
+        """Adds to the meter of a cost walk; does nothing otherwise.
+
+        Args:
+          what: name of the column in `Network.cost`, for instance "conversions".
+          amount: how often one call spends it at this site.
+        """
+        if self.meter is not None:
+            self.meter[what] = self.meter.get(what, 0) + amount
+
+
+def _operands(geometry: _Geometry, x: Array, w: Array) -> tuple[Array, Array, Any]:
+    if jnp.issubdtype(x.dtype, jnp.integer) and jnp.issubdtype(w.dtype, jnp.integer):
+        common = jnp.promote_types(x.dtype, w.dtype)
+        return x.astype(common), w.astype(common), jnp.int32
+    dtypes = [d for d in (x.dtype, w.dtype) if jnp.issubdtype(d, jnp.floating)]
+    common = jnp.result_type(*dtypes)
+    wide = None if geometry.dtype is None else jnp.promote_types(common, geometry.dtype)
+    return x.astype(common), w.astype(common), wide
+
+
+def _write_float(op: Op, w: Array, key: Any) -> Array:
+    bits = 8 * w.dtype.itemsize if op.w_hi is None or op.w_lo is None else None
+    if bits is None:
+        levels = np.broadcast_to(op.w_hi - op.w_lo + 1, op.w_planes(w) or (1,))  # pyright: ignore
+        op.count("weight_bits", float(np.ceil(np.log2(levels)).mean()) * w.size)
+    else:
+        op.count("weight_bits", bits * w.size)
+    op.count("cells", w.size)
+    return w
+
+
+float_core = Core(
+    write=_write_float,
+    calibrate=lambda op, state, x: state,
+    read=lambda op, state, x, key: op.contract(x, state),
+)
+"""The contraction as the model does it; exact int32 where both operands are integer codes."""
+
+
+def build(wrappers: Sequence[Wrapper]) -> Core:
+    """The core that a chain of wrappers makes, the first one outermost."""
+    core = float_core
+    for wrapper in reversed(wrappers):
+        core = wrapper(core)
+    return core

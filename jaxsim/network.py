@@ -1,0 +1,1019 @@
+"""A Flax model as a Network: traced once, its contractions named, each one given to a core.
+
+This is the only file that touches jaxprs. A call traces the model for the shapes at hand, plans
+which equations are sites (`_plan`), and walks the equations (`_Walk`), handing each site to its
+core and binding every other equation as it is. Under `jit` none of this is left at run time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.extend.core.primitives as prims
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Key
+
+from jaxsim.core import Conv, Core, Dot, Op, State, Wrapper, build
+from jaxsim.cost import Cost, SiteCost, site_cost
+from jaxsim.numerics import straight_through
+from jaxsim.table import render, sites_table
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One contraction of an activation with a parameter (or, if dynamic, with an activation).
+
+    Attributes:
+      name: the parameter's path, `#2`, `#3`, … appended for its later uses; `dynamic/0`, … for
+        contractions of two activations.
+      param: path of the parameter, None if dynamic.
+      kind: "dot", "conv", or "dynamic".
+      x_shape, w_shape: operand shapes for the example that was traced.
+      dtype: dtype of the weight.
+      macs: multiply-accumulates of one execution for that example.
+      lengths: trip counts of the scans around it, outermost first.
+      stacked: for each of those scans, whether the weight is one slice of a stacked parameter.
+    """
+
+    name: str
+    param: str | None
+    kind: Literal["dot", "conv", "dynamic"]
+    x_shape: tuple[int, ...]
+    w_shape: tuple[int, ...]
+    dtype: str
+    macs: int
+    lengths: tuple[int, ...] = ()
+    stacked: tuple[bool, ...] = ()
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Leading axes that scans add to the site's state and parameter."""
+        return tuple(n for n, s in zip(self.lengths, self.stacked, strict=True) if s)
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "buffers", "masks", "cores", "states"],
+    meta_fields=["fn", "sites", "defaults", "example", "focus", "deployed", "calibrated"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A model whose contractions can be given other meanings. Calling it is a pure function.
+
+    Attributes:
+      params: the trainable parameters, as the model holds them.
+      buffers: everything else the model reads (batch statistics, …).
+      masks: for each pruned parameter's path, which of its entries remain.
+      cores: for each transformed site, its chain of wrappers, the first one outermost.
+      states: for each transformed site, what its core has written; empty before `deploy`.
+      fn: `(params, buffers, *args, **kwargs) -> outputs`, the model.
+      sites: every contraction found, in order of execution.
+      defaults: keyword arguments fixed at `trace`.
+      example: shapes of the arguments it was traced with.
+      focus: names of the only sites that transforms may touch; None for all. Set by `rules`.
+      deployed: weights are written; `params` of transformed sites are not read any more.
+      calibrated: ranges are stored.
+    """
+
+    params: PyTree
+    buffers: PyTree
+    masks: dict[str, Array]
+    cores: dict[str, tuple[Wrapper, ...]]
+    states: dict[str, State]
+    fn: Callable[..., Any]
+    sites: tuple[Site, ...]
+    defaults: _Arguments
+    example: _Arguments
+    focus: tuple[str, ...] | None = None
+    deployed: bool = False
+    calibrated: bool = False
+
+    def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
+        """The outputs of the model on this hardware.
+
+        Args:
+          *args: the model's inputs; batch and other free sizes may differ from the traced ones.
+          key: needed where cores draw random numbers at every call.
+          **kwargs: the model's keyword arguments.
+
+        Returns:
+          What the model returns.
+
+        Raises:
+          ValueError: the model rejects the arguments, or a core needs a key.
+        """
+        arguments = _Arguments.of(args, {**self.defaults.rebuild()[1], **kwargs})
+        params = self.masked_params()
+        if not self.cores:
+            with _explained(self.example, arguments):
+                return arguments.call(self.fn, params, self.buffers)
+        traced = _trace(self.fn, params, self.buffers, arguments, self.example)
+        ranges = "batch" if not self.deployed else "stored" if self.calibrated else "missing"
+        walk = _Walk(self.cores, ranges, key, calibrating=False)
+        outputs, _ = walk.run(traced.plan, traced.values, self.states, ())
+        return jax.tree.unflatten(traced.out_tree, outputs)
+
+    def masked_params(self) -> PyTree:
+        """The parameters with pruned entries set to zero."""
+        if not self.masks:
+            return self.params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, p: p * self.masks[name].astype(p.dtype)
+            if (name := path_name(path)) in self.masks
+            else p,
+            self.params,
+        )
+
+    def select(self, patterns: str | Sequence[str]) -> tuple[Site, ...]:
+        """The sites that glob or `re:` patterns name, within the focus.
+
+        Args:
+          patterns: globs (`Conv_*`), or regular expressions (`re:Conv_[12]/kernel`), matched to a
+            site's name or its parameter's path. Dynamic sites need a pattern that begins with
+            `dynamic`.
+
+        Returns:
+          The sites, in order of execution.
+
+        Raises:
+          ValueError: no pattern, or one that matches nothing.
+        """
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        if not patterns:
+            raise ValueError("sites=[]: give at least one pattern")
+        hits = {pattern: _matching(self.sites, pattern) for pattern in patterns}
+        for pattern, names in hits.items():
+            if not names:
+                known = ", ".join(s.name for s in self.sites)
+                raise ValueError(f"sites={pattern!r} matches no site; the sites are: {known}")
+        chosen = set[str]().union(*hits.values())
+        if self.focus is not None:
+            chosen &= set(self.focus)
+        return tuple(s for s in self.sites if s.name in chosen)
+
+    def wrap(self, names: Iterable[str], wrapper: Wrapper) -> Network:
+        """This network with a wrapper placed innermost at each named site."""
+        added = {name: (*self.cores.get(name, ()), wrapper) for name in names}
+        return dataclasses.replace(self, cores={**self.cores, **added})
+
+    def cost(self, *args: Any, **kwargs: Any) -> Cost:
+        """What one call spends, by site.
+
+        Args:
+          *args: inputs (only shapes count); none of them for the traced example.
+          **kwargs: keyword arguments, as in a call.
+
+        Returns:
+          Parameters, stored bits, multiply-accumulates and whatever the cores count. Loops of
+          unknown length count once.
+        """
+        given = _Arguments.of(args, {**self.defaults.rebuild()[1], **kwargs})
+        arguments = given.abstract() if args or kwargs else self.example
+        params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
+        traced = _trace(self.fn, params, buffers, arguments, self.example)
+        flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
+        rows: list[SiteCost] = []
+        for contraction in _contractions(traced.plan):
+            site = contraction.site
+            parameter = None if site.param is None else flat[site.param]
+            size = 0 if parameter is None or "#" in site.name else int(np.prod(parameter.shape))
+            mask = None if site.param is None else self.masks.get(site.param)
+            rows.append(
+                site_cost(
+                    contraction.op,
+                    self.cores.get(site.name, ()),
+                    contraction.x,
+                    contraction.w,
+                    name=site.name,
+                    params=size,
+                    nonzero=size if mask is None or size == 0 else int(jnp.sum(mask)),
+                    copies=math.prod(site.stack),
+                    runs=math.prod(site.lengths),
+                )
+            )
+        total = sum(int(np.prod(p.shape)) for p in flat.values())
+        pruned = sum(int(mask.size - jnp.sum(mask)) for mask in self.masks.values())
+        return Cost(tuple(rows), params=total, nonzero=total - pruned)
+
+    def __str__(self) -> str:
+        return render(self.__rich__())
+
+    def __rich__(self) -> Any:
+        rows = [
+            (s.name, s.kind, s.w_shape, s.stack, s.x_shape, s.macs * math.prod(s.lengths),
+             self.cores.get(s.name, ()), None if s.param is None else self.masks.get(s.param))
+            for s in self.sites
+        ]
+        return sites_table(rows, deployed=self.deployed, calibrated=self.calibrated)
+
+
+def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
+    """Makes a Network of a model, without changing the model.
+
+    Args:
+      model: a Flax Linen module, a Flax NNX module, or any function `fn(params, *args, **kwargs)`.
+      variables: Linen's variables (`{"params": …, …}`); None for an NNX module, which holds its
+        own; `params` for a function.
+      *args: example inputs. Arrays may change shape in later calls where the model allows it;
+        other values (`None`, `True`) are static.
+      **kwargs: example keyword arguments. Those that hold no arrays (`train=False`,
+        `mutable=["batch_stats"]`) become defaults of every later call.
+
+    Returns:
+      A network that computes exactly what the model does.
+
+    Raises:
+      ValueError: the model has no sites, a weight is NaN, infinite or not a float, or the
+        variables do not fit the model.
+    """
+    fn, params, buffers = _functional(model, variables)
+    _check_params(params)
+    arrays = {k: v for k, v in kwargs.items() if any(map(_is_array, jax.tree.leaves(v)))}
+    defaults = _Arguments.of((), {k: v for k, v in kwargs.items() if k not in arrays})
+    arguments = _Arguments.of(args, kwargs)
+    traced = _trace(fn, params, buffers, arguments, arguments.abstract())
+    sites = tuple(c.site for c in _contractions(traced.plan))
+    if not any(s.kind != "dynamic" for s in sites):
+        raise ValueError(
+            f"model={model!r} has no sites: no dot_general or convolution of an input with a "
+            "parameter was found in it"
+        )
+    for site in sites:
+        if not jnp.issubdtype(np.dtype(site.dtype), jnp.floating):
+            raise ValueError(
+                f"variables: {site.name} has dtype {site.dtype}; a weight must be a float"
+            )
+    return Network(
+        params=params,
+        buffers=buffers,
+        masks={},
+        cores={},
+        states={},
+        fn=fn,
+        sites=sites,
+        defaults=defaults,
+        example=arguments.abstract(),
+    )
+
+
+def deploy(
+    net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None
+) -> Network:
+    """Writes the weights once and sets the ranges, as one programmes a chip.
+
+    Args:
+      net: a composed network.
+      key: for cores that draw random numbers when they write. Site `name` uses
+        `fold_in(key, crc32(name))`, so adding a transform elsewhere does not change its draw.
+      calibrate: inputs for which to set input and ADC ranges: one array, or a tuple of the
+        model's positional arguments.
+
+    Returns:
+      A network whose calls read what was written. Gradients with respect to its inputs and its
+      states pass straight through rounding.
+
+    Raises:
+      ValueError: nothing to deploy, already deployed, a core needs `key` or `calibrate`.
+    """
+    if net.deployed:
+        raise ValueError("net is deployed already; deploy the composed network again instead")
+    if not net.cores:
+        raise ValueError("net has no transformed sites to deploy; compose a transform first")
+    chip = dataclasses.replace(
+        net, states=_write(net, key), deployed=True, calibrated=calibrate is not None
+    )
+    if calibrate is None:
+        arguments = dataclasses.replace(net.example, arrays=())
+        jax.eval_shape(
+            lambda chip, arrays, key: dataclasses.replace(arguments, arrays=arrays).call(chip, key=key),
+            chip,
+            net.example.arrays,
+            jax.eval_shape(lambda: jax.random.key(0)),
+        )
+        return chip
+    args = calibrate if isinstance(calibrate, tuple) else (calibrate,)
+    arguments = _Arguments.of(args, net.defaults.rebuild()[1])
+    form = dataclasses.replace(arguments, arrays=())
+    return dataclasses.replace(chip, states=_calibrate(chip, arguments.arrays, form))
+
+
+@jax.jit
+def _write(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
+    """Every transformed site's state, from the parameters alone."""
+    traced = _trace(net.fn, net.masked_params(), net.buffers, net.example, net.example)
+    known = traced.values[: len(traced.values) - len(net.example.arrays)]
+    values = [*known, *[None] * len(net.example.arrays)]
+    _, states = _Writer(net.cores, key).run(traced.plan, values, ())
+    return states
+
+
+@partial(jax.jit, static_argnums=2)
+def _calibrate(chip: Network, arrays: tuple[Array, ...], form: _Arguments) -> dict[str, State]:
+    """Every transformed site's state after its ranges have seen `arrays`."""
+    arguments = dataclasses.replace(form, arrays=arrays)
+    traced = _trace(chip.fn, chip.masked_params(), chip.buffers, arguments, chip.example)
+    walk = _Walk(chip.cores, "stored", None, calibrating=True)
+    _, states = walk.run(traced.plan, traced.values, chip.states, ())
+    return states
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arguments:
+    """Arguments of a call, arrays apart from what is static."""
+
+    treedef: Any
+    static: tuple[Any, ...]
+    arrays: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Arguments:
+        leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)))
+        static = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+        return cls(treedef, static, tuple(leaf for leaf in leaves if _is_array(leaf)))
+
+    def abstract(self) -> _Arguments:
+        shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), a.dtype) for a in self.arrays)
+        return dataclasses.replace(self, arrays=shapes)
+
+    def rebuild(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        arrays = iter(self.arrays)
+        leaves = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def call(self, fn: Callable[..., Any], *leading: Any, **more: Any) -> Any:
+        args, kwargs = self.rebuild()
+        return fn(*leading, *args, **kwargs, **more)
+
+    def __str__(self) -> str:
+        return "(" + ", ".join(f"{a.dtype}{list(np.shape(a))}" for a in self.arrays) + ")"
+
+
+_ARRAY = object()  # stands for an array among static leaves
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A parameter's path as `layer/kernel`."""
+    keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+    if len(keys) > 1 and keys[-1] == "value":  # the box of a partitioned Flax parameter
+        keys = keys[:-1]
+    return "/".join(keys) or "params"
+
+
+def _matching(sites: Sequence[Site], pattern: str) -> set[str]:
+    if pattern.startswith("re:"):
+        try:
+            match = re.compile(pattern[3:]).fullmatch
+        except re.error as error:
+            raise ValueError(f"sites={pattern!r} is not a regular expression: {error}") from None
+    else:
+        match = re.compile(fnmatch.translate(pattern)).fullmatch
+    dynamic = pattern.removeprefix("re:").startswith("dynamic")
+    return {
+        s.name
+        for s in sites
+        if (s.kind != "dynamic" or dynamic) and (match(s.name) or (s.param and match(s.param)))
+    }
+
+
+def _functional(model: Any, variables: Any) -> tuple[Callable[..., Any], PyTree, PyTree]:
+    """A model as `fn(params, buffers, *args, **kwargs)`, with its parameters and buffers."""
+    from flax import linen, nnx
+
+    if isinstance(model, linen.Module):
+        if not isinstance(variables, Mapping) or "params" not in variables:
+            raise ValueError(
+                f"variables={type(variables).__name__}: a Linen model needs the dict that "
+                "model.init returns, with a 'params' collection"
+            )
+        buffers = {k: v for k, v in variables.items() if k != "params"}
+        return _linen(model), variables["params"], buffers
+    if isinstance(model, nnx.Module):
+        if variables is not None:
+            raise ValueError("variables: an NNX module holds its own; pass None")
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        return _nnx(graph, params, rest), nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+    if not callable(model):
+        raise ValueError(f"model={model!r} is neither a Flax module nor a function")
+    return _plain(model), variables, {}
+
+
+# The three calling conventions. Each closes over what is static only, so that one traced model
+# keeps one function, and with it one compiled programme.
+
+
+def _linen(model: Any) -> Callable[..., Any]:
+    def apply(params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
+        return model.apply({"params": params, **buffers}, *args, **kwargs)
+
+    return apply
+
+
+def _nnx(graph: Any, params: Any, rest: Any) -> Callable[..., Any]:
+    from flax import nnx
+
+    params, rest = jax.eval_shape(lambda: (params, rest))
+
+    def apply(pure: PyTree, buffers: PyTree, *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
+        states = []
+        for state, values in ((params, pure), (rest, buffers)):
+            fresh = jax.tree.map(lambda leaf: leaf, state)
+            nnx.replace_by_pure_dict(fresh, values)
+            states.append(fresh)
+        model = nnx.merge(graph, *states)
+        outputs = model(*args, **kwargs)
+        if mutable is False:
+            return outputs
+        return outputs, nnx.to_pure_dict(nnx.state(model, mutable))
+
+    return apply
+
+
+def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
+        return fn(params, *args, **kwargs)
+
+    return apply
+
+
+def _check_params(params: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        if not _is_array(leaf):
+            raise ValueError(f"variables: {name}={leaf!r} is not an array")
+        concrete = not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
+        if concrete and jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
+            raise ValueError(f"variables: {name} holds NaN or infinite values")
+
+
+class _Known(NamedTuple):
+    """Provenance of a value that no input reaches.
+
+    `param` is the path of the largest parameter it comes from, "" if from constants alone; `mapped`
+    holds the depths of the scans that hand it out slice by slice.
+    """
+
+    param: str = ""
+    size: int = 0
+    mapped: frozenset[int] = frozenset()
+
+
+class _Contraction(NamedTuple):
+    """An equation that is a site: its op, abstract operands and where they stand."""
+
+    site: Site
+    op: Op
+    x: jax.ShapeDtypeStruct
+    w: jax.ShapeDtypeStruct
+    x_at: int
+    w_at: int
+
+
+class _Inner(NamedTuple):
+    """An equation whose inner jaxprs hold sites or pass known values on."""
+
+    plans: tuple[_Plan, ...]
+    names: frozenset[str]
+
+
+class _Plan(NamedTuple):
+    """A jaxpr, and for each of its equations what the walk does there (None: bind it)."""
+
+    jaxpr: Any
+    consts: Sequence[Any]
+    entries: tuple[_Contraction | _Inner | None, ...]
+    known: tuple[_Known | None, ...]
+
+
+class _Traced(NamedTuple):
+    plan: _Plan
+    values: list[Any]
+    out_tree: Any
+
+
+def _trace(
+    fn: Callable[..., Any], params: PyTree, buffers: PyTree, arguments: _Arguments, example: _Arguments
+) -> _Traced:
+    form = dataclasses.replace(arguments, arrays=())
+
+    def flat(params: PyTree, buffers: PyTree, arrays: tuple[Any, ...]) -> Any:
+        return dataclasses.replace(form, arrays=arrays).call(fn, params, buffers)
+
+    with _explained(example, arguments):
+        closed, out = jax.make_jaxpr(flat, return_shape=True)(params, buffers, arguments.arrays)
+    tags = [
+        _Known(path_name(path), int(np.prod(np.shape(leaf))))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    constant = [_Known()] * len(jax.tree.leaves(buffers))
+    unknown = [None] * len(arguments.arrays)
+    plan = _Planner().plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
+    values = jax.tree.leaves((params, buffers, arguments.arrays))
+    return _Traced(plan, values, jax.tree.structure(out))
+
+
+@contextlib.contextmanager
+def _explained(example: _Arguments, arguments: _Arguments) -> Iterator[None]:
+    from flax.errors import FlaxError
+
+    try:
+        yield
+    except (FlaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"args={arguments}: the model does not accept them; it was traced with {example}. "
+            f"It says: {error}"
+        ) from error
+
+
+def _contractions(plan: _Plan) -> Iterator[_Contraction]:
+    for entry in plan.entries:
+        if isinstance(entry, _Contraction):
+            yield entry
+        elif entry is not None:
+            for inner in entry.plans:
+                yield from _contractions(inner)
+
+
+def _inner_jaxprs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
+    """The jaxprs an equation runs, with their constants; none for opaque primitives."""
+    params = eqn.params
+    match eqn.primitive:
+        case prims.jit_p | prims.closed_call_p | prims.remat_p | prims.scan_p:
+            found = [params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]]
+        case prims.custom_jvp_call_p | prims.custom_vjp_call_p:
+            found = [params["call_jaxpr"]]
+        case prims.while_p:
+            found = [params["cond_jaxpr"], params["body_jaxpr"]]
+        case prims.cond_p:
+            found = list(params["branches"])
+        case _:
+            found = []
+    return [(j.jaxpr, j.consts) if isinstance(j, jex.ClosedJaxpr) else (j, ()) for j in found]
+
+
+class _Planner:
+    """Names the sites of a jaxpr by following where its values come from."""
+
+    def __init__(self):
+        self.uses: dict[str, int] = {}
+
+    def plan(
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        tags: Sequence[_Known | None],
+        lengths: tuple[int, ...],
+    ) -> _Plan:
+        known: dict[Any, _Known | None] = dict(zip(jaxpr.invars, tags, strict=True))
+        known.update(dict.fromkeys(jaxpr.constvars, _Known()))
+
+        def tag(atom: Any) -> _Known | None:
+            return _Known() if isinstance(atom, jex.Literal) else known[atom]
+
+        entries: list[_Contraction | _Inner | None] = []
+        for eqn in jaxpr.eqns:
+            ins = [tag(atom) for atom in eqn.invars]
+            entry, outs = None, [None] * len(eqn.outvars)
+            sources = [t for t in ins if t is not None]
+            if len(sources) == len(ins):
+                outs = [_merged(sources)] * len(eqn.outvars)
+            elif inner := _inner_jaxprs(eqn):
+                plans, outs = self.inner(eqn, inner, ins, lengths)
+                names = frozenset(c.site.name for p in plans for c in _contractions(p))
+                if names or any(t is not None for t in outs):
+                    entry = _Inner(plans, names)
+            else:
+                entry = self.contraction(eqn, ins, lengths)
+            entries.append(entry)
+            known.update(zip(eqn.outvars, outs, strict=True))
+        return _Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
+
+    def inner(
+        self,
+        eqn: Any,
+        inner: list[tuple[Any, Sequence[Any]]],
+        ins: list[_Known | None],
+        lengths: tuple[int, ...],
+    ) -> tuple[tuple[_Plan, ...], list[_Known | None]]:
+        """Plans of an equation's jaxprs, and what is known of its outputs."""
+        params = eqn.params
+        if eqn.primitive is prims.scan_p:
+            (jaxpr, consts), fixed, carried = inner[0], params["num_consts"], params["num_carry"]
+            depth, first_x = len(lengths), fixed + carried
+            carry = _unchanged(jaxpr, ins, fixed, carried)
+            mapped = [
+                None if t is None else t._replace(mapped=t.mapped | {depth}) for t in ins[first_x:]
+            ]
+            plan = self.plan(
+                jaxpr, consts, [*ins[:fixed], *carry, *mapped], (*lengths, params["length"])
+            )
+            return (plan,), [*carry, *[None] * (len(eqn.outvars) - carried)]
+        if eqn.primitive is prims.while_p:
+            test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
+            test, body, carry = ins[:test_n], ins[test_n : test_n + body_n], ins[test_n + body_n :]
+            carry = _unchanged(inner[1][0], [*body, *carry], body_n, len(carry))
+            plans = (
+                self.plan(*inner[0], [*test, *carry], lengths),
+                self.plan(*inner[1], [*body, *carry], lengths),
+            )
+            return plans, carry
+        operands = ins[1:] if eqn.primitive is prims.cond_p else ins
+        plans = tuple(self.plan(*j, operands, lengths) for j in inner)
+        outs = list(plans[0].known) if len(plans) == 1 else [None] * len(eqn.outvars)
+        return plans, outs
+
+    def contraction(
+        self, eqn: Any, ins: list[_Known | None], lengths: tuple[int, ...]
+    ) -> _Contraction | None:
+        """The site an equation is, if it is one."""
+        from_params = [i for i, t in enumerate(ins) if t is not None and t.param]
+        if eqn.primitive is prims.dot_general_p:
+            dynamic = all(t is None for t in ins)
+            if not dynamic and not from_params:
+                return None
+            w_at = 1 if dynamic else from_params[0]
+            geometry = _dot(eqn, w_at)
+            kind = "dynamic" if dynamic else "dot"
+        elif eqn.primitive is prims.conv_general_dilated_p:
+            if from_params != [1] or eqn.params["batch_group_count"] != 1:
+                return None
+            w_at, kind, geometry = 1, "conv", _conv(eqn)
+        else:
+            return None
+        x, w = (_abstract(eqn.invars[i]) for i in (1 - w_at, w_at))
+        source = ins[w_at] or _Known()
+        use = self.uses[source.param] = self.uses.get(source.param, 0) + 1
+        if kind == "dynamic":
+            name = f"dynamic/{use - 1}"
+        else:
+            name = source.param if use == 1 else f"{source.param}#{use}"
+        site = Site(
+            name=name,
+            param=source.param or None,
+            kind=kind,
+            x_shape=x.shape,
+            w_shape=w.shape,
+            dtype=str(w.dtype),
+            macs=int(np.prod(eqn.outvars[0].aval.shape)) * geometry.depth(w.shape),
+            lengths=lengths,
+            stacked=tuple(depth in source.mapped for depth in range(len(lengths))),
+        )
+        return _Contraction(site, Op(geometry), x, w, 1 - w_at, w_at)
+
+
+def _merged(sources: Sequence[_Known]) -> _Known:
+    largest = max(sources, key=lambda t: (bool(t.param), t.size), default=_Known())
+    return largest._replace(mapped=frozenset().union(*(t.mapped for t in sources)))
+
+
+def _unchanged(jaxpr: Any, ins: Sequence[_Known | None], first: int, count: int) -> list[Any]:
+    """Tags of a loop's carry: known only where the body hands its input back unchanged."""
+    loop = zip(jaxpr.invars[first:], jaxpr.outvars[:count], ins[first : first + count], strict=False)
+    return [t if before is after else None for before, after, t in loop]
+
+
+def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+
+
+def _dot(eqn: Any, w_at: int) -> Dot:
+    contract, batch = eqn.params["dimension_numbers"]
+    x_at = 1 - w_at
+    return Dot(
+        x_contract=tuple(contract[x_at]),
+        x_batch=tuple(batch[x_at]),
+        w_contract=tuple(contract[w_at]),
+        w_batch=tuple(batch[w_at]),
+        x_ndim=eqn.invars[x_at].aval.ndim,
+        w_ndim=eqn.invars[w_at].aval.ndim,
+        weight_first=w_at == 0,
+        precision=eqn.params["precision"],
+        dtype=eqn.params["preferred_element_type"],
+    )
+
+
+def _conv(eqn: Any) -> Conv:
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    return Conv(
+        strides=tuple(params["window_strides"]),
+        padding=tuple((int(lo), int(hi)) for lo, hi in params["padding"]),
+        lhs_dilation=tuple(params["lhs_dilation"]),
+        rhs_dilation=tuple(params["rhs_dilation"]),
+        groups=params["feature_group_count"],
+        x_spec=tuple(numbers.lhs_spec),
+        w_spec=tuple(numbers.rhs_spec),
+        y_spec=tuple(numbers.out_spec),
+        precision=params["precision"],
+        dtype=params["preferred_element_type"],
+    )
+
+
+def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _site_key(key: Key[Array, ""] | None, name: str, indices: Iterable[Any]) -> Any:
+    if key is None:
+        return None
+    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    for index in indices:
+        key = jax.random.fold_in(key, index)
+    return key
+
+
+class _Writer:
+    """Evaluates what the parameters alone determine, and writes each site's weight."""
+
+    def __init__(self, cores: Mapping[str, tuple[Wrapper, ...]], key: Key[Array, ""] | None):
+        self.cores = cores
+        self.key = key
+
+    def run(
+        self, plan: _Plan, values: Sequence[Any], indices: tuple[Any, ...]
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Known outputs (None elsewhere) and the states written inside.
+
+        `values` holds None for what is not known, `indices` the iteration of each scan around.
+        """
+        env = dict(zip(plan.jaxpr.invars, values, strict=True))
+        env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
+        states: dict[str, State] = {}
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, jex.Literal) else env[atom]
+
+        for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
+            ins = [read(atom) for atom in eqn.invars]
+            outs: Sequence[Any] = [None] * len(eqn.outvars)
+            if isinstance(entry, _Contraction):
+                self.write(entry, ins, indices, states)
+            elif entry is not None:
+                outs, written = self.inner(eqn, entry, ins, indices)
+                states.update(written)
+            elif all(value is not None for value in ins):
+                outs = _bind(eqn, ins)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in plan.jaxpr.outvars], states
+
+    def write(
+        self, entry: _Contraction, ins: list[Any], indices: tuple[Any, ...], states: dict[str, State]
+    ) -> None:
+        site = entry.site
+        if site.name in self.cores and site.kind != "dynamic":
+            over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
+            key = _site_key(self.key, site.name, over)
+            op = dataclasses.replace(entry.op, integer=True)
+            states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
+
+    def inner(
+        self, eqn: Any, entry: _Inner, ins: list[Any], indices: tuple[Any, ...]
+    ) -> tuple[Sequence[Any], dict[str, State]]:
+        params, plans = eqn.params, entry.plans
+        if eqn.primitive is prims.scan_p:
+            return self.scan(eqn, entry, ins, indices)
+        if eqn.primitive is prims.while_p:
+            test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
+            carry = [
+                value if tag is not None else None
+                for value, tag in zip(ins[test_n + body_n :], plans[1].known, strict=True)
+            ]
+            _, states = self.run(plans[0], [*ins[:test_n], *carry], indices)
+            _, more = self.run(plans[1], [*ins[test_n : test_n + body_n], *carry], indices)
+            return carry, {**states, **more}
+        if eqn.primitive is prims.cond_p:
+            runs = [self.run(plan, ins[1:], indices) for plan in plans]
+            merged = {name: state for _, states in runs for name, state in states.items()}
+            return [None] * len(eqn.outvars), merged
+        return self.run(plans[0], ins, indices)
+
+    def scan(
+        self, eqn: Any, entry: _Inner, ins: list[Any], indices: tuple[Any, ...]
+    ) -> tuple[Sequence[Any], dict[str, State]]:
+        """Writes inside a scan: one write for each slice of a stacked weight, one for the others."""
+        params, (plan,) = eqn.params, entry.plans
+        first_x = params["num_consts"] + params["num_carry"]
+        carry = [
+            value if tag is not None else None
+            for value, tag in zip(ins[params["num_consts"] :], plan.known, strict=False)
+        ][: params["num_carry"]]
+        fixed, xs = [*ins[: params["num_consts"]], *carry], ins[first_x:]
+        sites = {c.site.name: c.site for c in _contractions(plan) if c.site.name in self.cores}
+        axes = {
+            name: 0 if site.stacked[len(indices)] else None
+            for name, site in sites.items()
+            if site.kind != "dynamic"
+        }
+
+        def one(index: Any, xs: list[Any]) -> dict[str, State]:
+            _, states = self.run(plan, [*fixed, *xs], (*indices, index))
+            return states
+
+        states = jax.vmap(one, in_axes=(0, 0), out_axes=axes)(jnp.arange(params["length"]), xs)
+        return [*carry, *[None] * (len(eqn.outvars) - len(carry))], states
+
+
+class _Walk:
+    """Evaluates a plan, handing each transformed site to its core.
+
+    Every method threads the states of the sites inside: unchanged when reading, updated when
+    calibrating.
+    """
+
+    def __init__(
+        self,
+        cores: Mapping[str, tuple[Wrapper, ...]],
+        ranges: Literal["batch", "stored", "missing"],
+        key: Key[Array, ""] | None,
+        *,
+        calibrating: bool,
+    ):
+        self.cores = cores
+        self.ranges: Literal["batch", "stored", "missing"] = ranges
+        self.key = key
+        self.calibrating = calibrating
+
+    def run(
+        self,
+        plan: _Plan,
+        values: Sequence[Any],
+        states: Mapping[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Outputs and states; `indices` holds the iteration of each loop around."""
+        env = dict(zip(plan.jaxpr.invars, values, strict=True))
+        env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
+        states = dict(states)
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, jex.Literal) else env[atom]
+
+        for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
+            ins = [read(atom) for atom in eqn.invars]
+            if isinstance(entry, _Contraction) and entry.site.name in self.cores:
+                y, state = self.site(entry, ins, states.get(entry.site.name), indices)
+                if state is not None:
+                    states[entry.site.name] = state
+                outs = [y.astype(eqn.outvars[0].aval.dtype)]
+            elif isinstance(entry, _Inner) and not entry.names.isdisjoint(self.cores):
+                outs, updated = self.inner(eqn, entry, ins, states, indices)
+                states.update(updated)
+            else:
+                outs = _bind(eqn, ins)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in plan.jaxpr.outvars], states
+
+    def site(
+        self, entry: _Contraction, ins: list[Any], state: State | None, indices: tuple[Any, ...]
+    ) -> tuple[Array, State | None]:
+        """The site's output as its core computes it, and its state."""
+        site, wrappers = entry.site, self.cores[entry.site.name]
+        x, w = ins[entry.x_at], ins[entry.w_at]
+        read_key = _site_key(self.key, site.name + ":read", indices)
+        if state is None:
+            over = [i for i, stacked in zip(indices, site.stacked, strict=False) if stacked]
+            over = indices if site.kind == "dynamic" else over
+            write_key = _site_key(self.key, site.name, over)
+            ranges = "batch"
+            state_of = _written
+        else:
+            w, write_key, ranges, state_of = state, None, self.ranges, _stored
+
+        def read(integer: bool) -> Callable[..., Array]:
+            op = dataclasses.replace(entry.op, integer=integer, ranges=ranges)
+
+            def run(wrappers: Any, w: Any, x: Array, write_key: Any, read_key: Any) -> Array:
+                core = build(wrappers)
+                return core.read(op, state_of(core, op, w, write_key), x, read_key)
+
+            return run
+
+        if self.calibrating and state is not None:
+            op = dataclasses.replace(entry.op, integer=True, ranges="stored")
+            w = state = build(wrappers).calibrate(op, state, x)
+        y = straight_through(read(True), read(False))(wrappers, w, x, write_key, read_key)
+        return y, state
+
+    def inner(
+        self,
+        eqn: Any,
+        entry: _Inner,
+        ins: list[Any],
+        states: Mapping[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Outputs and states of an equation that holds transformed sites."""
+        params, plans = eqn.params, entry.plans
+        inside = {name: states[name] for name in entry.names if name in states}
+        match eqn.primitive:
+            case prims.scan_p:
+                return self.scan(eqn, entry, ins, inside, indices)
+            case prims.while_p:
+                return self.loop(eqn, entry, ins, inside, indices)
+            case prims.cond_p:
+                branches = [partial(self.branch, plan, inside, indices) for plan in plans]
+                return lax.switch(ins[0], branches, *ins[1:])
+            case prims.remat_p:
+                run = jax.checkpoint(
+                    partial(self.branch, plans[0], inside, indices),
+                    prevent_cse=params["prevent_cse"],
+                    policy=params["policy"],
+                )
+                return run(*ins)
+            case _:
+                return self.run(plans[0], ins, inside, indices)
+
+    def branch(
+        self, plan: _Plan, states: Mapping[str, State], indices: tuple[Any, ...], *ins: Any
+    ) -> tuple[list[Any], dict[str, State]]:
+        return self.run(plan, ins, states, indices)
+
+    def scan(
+        self,
+        eqn: Any,
+        entry: _Inner,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """A scan: stacked states go in (and, calibrated, come out) slice by slice."""
+        params, (plan,) = eqn.params, entry.plans
+        n, carried = params["num_consts"], params["num_carry"]
+        sites = {c.site.name: c.site for c in _contractions(plan)}
+        stacked = {k: s for k, s in states.items() if sites[k].stacked[len(indices)]}
+        fixed = {k: s for k, s in states.items() if k not in stacked}
+
+        def body(carry: Any, slices: Any) -> Any:
+            values, fixed_now = carry
+            index, xs, stacked_now = slices
+            outs, after = self.run(
+                plan, [*ins[:n], *values, *xs], {**fixed, **fixed_now, **stacked_now},
+                (*indices, index),
+            )
+            changed = {k: after[k] for k in stacked} if self.calibrating else {}
+            return (outs[:carried], {k: after[k] for k in fixed_now}), (outs[carried:], changed)
+
+        (carry, fixed_after), (ys, stacked_after) = lax.scan(
+            body,
+            (ins[n : n + carried], fixed if self.calibrating else {}),
+            (jnp.arange(params["length"]), ins[n + carried :], stacked),
+            length=params["length"],
+            reverse=params["reverse"],
+            unroll=params["unroll"],
+        )
+        return [*carry, *ys], {**states, **fixed_after, **stacked_after}
+
+    def loop(
+        self,
+        eqn: Any,
+        entry: _Inner,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """A while loop; its iterations are counted so that each draws its own noise."""
+        params, (test, body) = eqn.params, entry.plans
+        test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
+        test_consts, body_consts = ins[:test_n], ins[test_n : test_n + body_n]
+
+        def go_on(carry: Any) -> Array:
+            index, values, states_now = carry
+            outs, _ = self.run(test, [*test_consts, *values], states_now, (*indices, index))
+            return outs[0]
+
+        def step(carry: Any) -> Any:
+            index, values, states_now = carry
+            outs, after = self.run(
+                body, [*body_consts, *values], states_now, (*indices, index)
+            )
+            return index + 1, outs, after
+
+        start = (jnp.zeros((), jnp.int32), ins[test_n + body_n :], states)
+        _, outs, after = lax.while_loop(go_on, step, start)
+        return outs, after
+
+
+def _written(core: Core, op: Op, w: Array, key: Any) -> State:
+    return core.write(op, w, key)
+
+
+def _stored(core: Core, op: Op, state: State, key: Any) -> State:
+    return state

@@ -1,0 +1,155 @@
+"""Rounding with a gradient, and the grids that numbers are stored on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@jax.custom_jvp
+def round_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Rounds half to even; its derivative is that of the identity.
+
+    Source: straight-through estimator, Bengio, Léonard and Courville (2013), arXiv 1308.3432.
+    """
+    return jnp.round(x)
+
+
+round_through.defjvps(lambda tangent, ans, x: tangent)
+
+
+def straight_through(
+    exact: Callable[..., Array], smooth: Callable[..., Array]
+) -> Callable[..., Array]:
+    """A function with the values of `exact` and the derivative of `smooth`.
+
+    Args:
+      exact: computes the result, for instance in integers.
+      smooth: the same function of the same arguments, differentiable; it also gives the value
+        where a derivative is taken, so that nothing is computed twice.
+    """
+    through = jax.custom_jvp(exact)
+    through.defjvp(lambda primals, tangents: jax.jvp(smooth, primals, tangents))
+    return through
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["percentile"],
+    meta_fields=["bits", "symmetric", "per", "dynamic"],
+)
+@dataclass(frozen=True)
+class Grid:
+    """The uniform grid a tensor is stored on.
+
+    Attributes:
+      bits: width of a stored code, 2 to 8.
+      symmetric: codes are ±(2^(bits-1) - 1) around an exact zero; otherwise the grid is affine and
+        a zero point places the range on all 2^bits codes.
+      per: "tensor" for one scale, "channel" for one scale an output channel (weights only).
+      percentile: share of the values, in percent, that the range covers; None for the exact
+        minimum and maximum. Traced, so a sweep over it compiles once.
+      dynamic: the range is taken from each batch rather than stored at calibration (inputs only).
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    per: Literal["tensor", "channel"] = "tensor"
+    percentile: float | None = None
+    dynamic: bool = False
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """Smallest and largest code."""
+        half = 2 ** (self.bits - 1)
+        return (1 - half if self.symmetric else -half), half - 1
+
+
+class Range(NamedTuple):
+    """Lower and upper end of what a tensor takes; (inf, -inf) before anything was seen."""
+
+    lo: Float[Array, "..."]
+    hi: Float[Array, "..."]
+
+
+def no_range(shape: tuple[int, ...] = ()) -> Range:
+    """The empty range: every `widen` replaces it."""
+    return Range(jnp.full(shape, jnp.inf), jnp.full(shape, -jnp.inf))
+
+
+def widen(a: Range, b: Range) -> Range:
+    """The smallest range that holds both."""
+    return Range(jnp.minimum(a.lo, b.lo), jnp.maximum(a.hi, b.hi))
+
+
+def observe(
+    x: Float[Array, "..."],
+    *,
+    axes: Sequence[int] | None = None,
+    percentile: float | Array | None = None,
+    symmetric: bool = False,
+) -> Range:
+    """The range of `x`, to which no gradient flows.
+
+    Args:
+      x: the values.
+      axes: axes to reduce, kept with size 1; None reduces all of them to a scalar.
+      percentile: percent of the values to cover, None for all. An affine range leaves out the same
+        share below and above; a symmetric one leaves out the largest magnitudes.
+      symmetric: return (-r, r).
+
+    Returns:
+      The range, with the reduced axes of size 1 (or scalars).
+    """
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    keep = axes is not None
+    axis = tuple(axes) if axes is not None else None
+    if symmetric:
+        x = jnp.abs(x)
+    if percentile is None:
+        lo, hi = jnp.min(x, axis, keepdims=keep), jnp.max(x, axis, keepdims=keep)
+    else:
+        share = jnp.asarray(percentile, jnp.float32) / 100
+        ends = jnp.stack([(1 - share) / 2, share if symmetric else (1 + share) / 2])
+        lo, hi = jnp.quantile(x, ends, axis=axis, keepdims=keep)
+    return Range(-hi, hi) if symmetric else Range(lo, hi)
+
+
+def scale_and_zero(
+    grid: Grid, r: Range
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Step of the grid over a range, and the code of zero.
+
+    A range of zero width (an all-zero tensor) has step 1. An affine range is stretched to hold
+    zero, which then has a code of its own: padding and pruned weights stay exact.
+    """
+    qmin, qmax = grid.code_range
+    if grid.symmetric:
+        width = jnp.maximum(jnp.abs(r.lo), jnp.abs(r.hi))
+        scale = jnp.where(width > 0, width / qmax, 1.0)
+        return scale, jnp.zeros_like(scale)
+    lo, hi = jnp.minimum(r.lo, 0.0), jnp.maximum(r.hi, 0.0)
+    scale = jnp.where(hi > lo, (hi - lo) / (qmax - qmin), 1.0)
+    return scale, jnp.clip(jnp.round(qmin - lo / scale), qmin, qmax)
+
+
+def encode(
+    grid: Grid,
+    x: Float[Array, "..."],
+    scale: Float[Array, "..."],
+    zero: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    """Codes of `x`, as floats; the gradient passes inside the range and is zero outside."""
+    return jnp.clip(round_through(x / scale) + zero, *grid.code_range)
+
+
+def code_dtype(lo: int, hi: int) -> np.dtype[np.signedinteger]:
+    """The narrowest signed integer type that holds every code from `lo` to `hi`."""
+    return next(np.dtype(t) for t in ("int8", "int16", "int32") if lo >= np.iinfo(t).min and hi <= np.iinfo(t).max)

@@ -1,0 +1,51 @@
+"""Tables for people: the sites of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bool) -> Any:
+    """A rich table of a network's sites.
+
+    Args:
+      rows: (name, kind, weight shape, stack, input shape, MACs, wrappers, mask or None) by site.
+      deployed: weights are written.
+      calibrated: ranges are stored.
+    """
+    from rich.table import Table
+
+    stage = "not deployed"
+    if deployed:
+        stage = "deployed, calibrated" if calibrated else "deployed"
+    table = Table(title=f"jaxsim.Network · {stage}")
+    table.add_column("site", style="bold")
+    table.add_column("kind")
+    table.add_column("weight", justify="right")
+    table.add_column("input", justify="right")
+    table.add_column("MACs", justify="right")
+    table.add_column("kept", justify="right")
+    table.add_column("hardware, outermost first")
+    for name, kind, weight, stack, inputs, macs, wrappers, mask in rows:
+        shape = "×".join(map(str, weight))
+        table.add_row(
+            name,
+            kind,
+            f"{'×'.join(map(str, stack))} · {shape}" if stack else shape,
+            "×".join(map(str, inputs)),
+            f"{macs:,}",
+            "all" if mask is None else f"{float(mask.mean()):.1%}",
+            " → ".join(map(repr, wrappers)) or "float",
+        )
+    return table
+
+
+def render(table: Any) -> str:
+    """A rich table as plain text."""
+    from rich.console import Console
+
+    console = Console(width=160, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
