@@ -1,3 +1,30 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
+from jaxsim.core import Core, Op, float_core
+from jaxsim.cores import cells
 from jaxsim.network import Network, Site, deploy, trace
+from jaxsim.numerics import Grid
+from jaxsim.transforms.analog import analog
+from jaxsim.transforms.compose import compose, rules, wrap
+from jaxsim.transforms.prune import prune
+from jaxsim.transforms.quantize import quantize
+from jaxsim.transforms.slice_bits import slice_bits
+
+__all__ = [
+    "trace",
+    "deploy",
+    "Network",
+    "Site",
+    "compose",
+    "rules",
+    "wrap",
+    "prune",
+    "quantize",
+    "slice_bits",
+    "analog",
+    "cells",
+    "Grid",
+    "Core",
+    "Op",
+    "float_core",
+]

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Key, Num
 
-from jaxsim.numerics import Range
+from jaxsim.numerics import Range, is_traced
 
 State = Any
 """What a core stores for one site: a pytree of arrays."""
@@ -60,6 +60,7 @@ class Wrapper:
         self.settings = dict(settings)
 
     def __call__(self, core: Core) -> Core:
+        """Wraps a core."""
         return self.make(core, **self.settings)
 
     def __repr__(self) -> str:
@@ -87,30 +88,54 @@ def _is_static(value: Any) -> bool:
 
 def _short(value: Any) -> str:
     if isinstance(value, float | jax.Array | np.ndarray) and np.ndim(value) == 0:
-        return f"{value:.4g}" if not isinstance(value, jax.core.Tracer) else "traced"
-    if callable(value):
-        return getattr(value, "__name__", repr(value))
-    return repr(value)
+        return f"{value:.4g}" if not is_traced(value) else "traced"
+    if isinstance(value, str) or not callable(value):
+        return str(value)
+    return getattr(value, "__name__", repr(value))
 
 
-class _Geometry(Protocol):
+class Geometry(Protocol):
     """How one primitive lays out its operands: the part of an `Op` that knows dimension numbers."""
 
     @property
-    def x_ndim(self) -> int: ...
+    def w_shape(self) -> tuple[int, ...]:
+        """Shape of the weight, without planes."""
+        ...
+
     @property
-    def w_ndim(self) -> int: ...
+    def x_ndim(self) -> int:
+        """Rank of the input, without planes."""
+        ...
+
     @property
-    def contracted(self) -> tuple[int, ...]: ...
+    def contracted(self) -> tuple[int, ...]:
+        """Axes of the weight that are summed over."""
+        ...
+
     @property
-    def dtype(self) -> Any: ...
-    def apply(self, x: Array, w: Array, dtype: Any) -> Array: ...
-    def to_output(self, s: Array) -> Array: ...
-    def unit_weights(self, w_shape: Sequence[int]) -> tuple[int, ...]: ...
-    def spread(self, y: Array, w_shape: Sequence[int]) -> Array: ...
-    def pad(self, x: Array, value: Array | float) -> tuple[Array, _Geometry]: ...
-    def as_matmul(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Matmul: ...
-    def depth(self, w_shape: Sequence[int]) -> int: ...
+    def dtype(self) -> Any:
+        """Accumulation dtype of floats, None for theirs."""
+        ...
+
+    def apply(self, x: Array, w: Array, dtype: Any) -> Array:
+        """The contraction `[*x planes, *w planes, *output]`."""
+        ...
+
+    def to_output(self, s: Array) -> Array:
+        """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
+        ...
+
+    def row_sum(self, x: Array, dtype: Any) -> Array:
+        """The sum of the inputs of each output, broadcastable to the output."""
+        ...
+
+    def pad(self, x: Array) -> tuple[Array, Geometry]:
+        """The input with zeros where the primitive pads, and the geometry that pads nothing."""
+        ...
+
+    def as_matmul(self) -> Matmul:
+        """This contraction as a batched matrix product."""
+        ...
 
 
 class Matmul(NamedTuple):
@@ -121,13 +146,13 @@ class Matmul(NamedTuple):
         dimensions.
       x: from the site's input to [..., B, M, K] (patches, for a convolution).
       w: from the site's weight to [..., B, K, N].
-      y: from [..., B, M, N] back to the site's output.
+      y: from [..., B, M, N], and the shape of the input without planes, back to the site's output.
     """
 
     geometry: Dot
     x: Callable[[Array], Array]
     w: Callable[[Array], Array]
-    y: Callable[[Array], Array]
+    y: Callable[[Array, Sequence[int]], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +161,8 @@ class Dot:
 
     Attributes:
       x_contract, x_batch, w_contract, w_batch: dimension numbers of the input and the weight.
-      x_ndim, w_ndim: ranks without planes.
+      x_ndim: rank of the input without planes.
+      w_shape: shape of the weight without planes.
       weight_first: the weight is the left operand.
       precision, dtype: as in `lax.dot_general`, used for floats.
     """
@@ -146,7 +172,7 @@ class Dot:
     w_contract: tuple[int, ...]
     w_batch: tuple[int, ...]
     x_ndim: int
-    w_ndim: int
+    w_shape: tuple[int, ...]
     weight_first: bool = False
     precision: Any = None
     dtype: Any = None
@@ -164,11 +190,11 @@ class Dot:
     @property
     def w_free(self) -> tuple[int, ...]:
         """Axes of the weight that appear in the output alone."""
-        return _others(self.w_ndim, self.w_contract + self.w_batch)
+        return _others(len(self.w_shape), self.w_contract + self.w_batch)
 
     def apply(self, x: Array, w: Array, dtype: Any) -> Array:
         """The product `[*x planes, *w planes, *y]`."""
-        xp, wp, batch = x.ndim - self.x_ndim, w.ndim - self.w_ndim, len(self.x_batch)
+        xp, wp, batch = x.ndim - self.x_ndim, w.ndim - len(self.w_shape), len(self.x_batch)
         sides = (
             (x, [a + xp for a in self.x_contract], [a + xp for a in self.x_batch]),
             (w, [a + wp for a in self.w_contract], [a + wp for a in self.w_batch]),
@@ -188,52 +214,46 @@ class Dot:
 
     def to_output(self, s: Array) -> Array:
         """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
-        s = jnp.squeeze(jnp.transpose(s, self.w_batch + self.w_contract + self.w_free), tuple(
-            range(len(self.w_batch), len(self.w_batch) + len(self.w_contract))))
+        s = jnp.squeeze(
+            jnp.transpose(s, self.w_batch + self.w_contract + self.w_free),
+            tuple(range(len(self.w_batch), len(self.w_batch) + len(self.w_contract))),
+        )
         ones = (1,) * len(self.x_free)
         split = len(self.w_batch)
         free = s.shape[split:]
         return s.reshape(s.shape[:split] + (free + ones if self.weight_first else ones + free))
 
-    def unit_weights(self, w_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of a weight with one output, whose contraction is a sum over the input."""
-        return tuple(1 if a in self.w_free else n for a, n in enumerate(w_shape))
+    def row_sum(self, x: Array, dtype: Any) -> Array:
+        """The sum of the inputs of each output: the product with a weight of ones."""
+        unit = tuple(1 if a in self.w_free else n for a, n in enumerate(self.w_shape))
+        return self.apply(x, jnp.ones(unit, x.dtype), dtype)
 
-    def spread(self, y: Array, w_shape: Sequence[int]) -> Array:
-        """The output of `unit_weights`, as it broadcasts to the full output."""
-        return y
-
-    def pad(self, x: Array, value: Array | float) -> tuple[Array, Dot]:
+    def pad(self, x: Array) -> tuple[Array, Dot]:
         """Nothing to pad."""
         return x, self
 
-    def depth(self, w_shape: Sequence[int]) -> int:
-        """Number of products summed in one output."""
-        return math.prod(w_shape[a] for a in self.w_contract)
-
-    def as_matmul(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Matmul:
+    def as_matmul(self) -> Matmul:
         """This product as `[B, M, K] @ [B, K, N]`."""
-        batch = [w_shape[a] for a in self.w_batch]
-        rows = [x_shape[a] for a in self.x_free]
-        columns = [w_shape[a] for a in self.w_free]
-        B, M, N = math.prod(batch), math.prod(rows), math.prod(columns)
-        K = self.depth(w_shape)
+        batch = [self.w_shape[a] for a in self.w_batch]
+        columns = [self.w_shape[a] for a in self.w_free]
+        depth = [self.w_shape[a] for a in self.w_contract]
+        B, K, N = map(math.prod, (batch, depth, columns))
 
         def x_to(x: Array) -> Array:
             x = _permute_last(x, self.x_batch + self.x_free + self.x_contract)
-            return x.reshape(*_lead(x, self.x_ndim), B, M, K)
+            return x.reshape(*_lead(x, self.x_ndim), B, -1, K)
 
         def w_to(w: Array) -> Array:
             w = _permute_last(w, self.w_batch + self.w_contract + self.w_free)
-            return w.reshape(*_lead(w, self.w_ndim), B, K, N)
+            return w.reshape(*_lead(w, len(self.w_shape)), B, K, N)
 
-        def y_from(y: Array) -> Array:
-            lead = _lead(y, 3)
+        def y_from(y: Array, x_shape: Sequence[int]) -> Array:
+            lead, rows = _lead(y, 3), [x_shape[a] for a in self.x_free]
             if self.weight_first:
                 return jnp.swapaxes(y, -1, -2).reshape(*lead, *batch, *columns, *rows)
             return y.reshape(*lead, *batch, *rows, *columns)
 
-        geometry = Dot((2,), (0,), (1,), (0,), 3, 3, False, self.precision, self.dtype)
+        geometry = Dot((2,), (0,), (1,), (0,), 3, (B, K, N), False, self.precision, self.dtype)
         return Matmul(geometry, x_to, w_to, y_from)
 
 
@@ -245,6 +265,7 @@ class Conv:
       strides, padding, lhs_dilation, rhs_dilation, groups: as in `lax.conv_general_dilated`.
       x_spec, w_spec, y_spec: its `ConvDimensionNumbers`: positions of (batch, feature, *spatial),
         (out feature, in feature, *spatial) and (batch, feature, *spatial).
+      w_shape: shape of the kernel without planes.
       precision, dtype: as in `lax.conv_general_dilated`, used for floats.
     """
 
@@ -256,6 +277,7 @@ class Conv:
     x_spec: tuple[int, ...]
     w_spec: tuple[int, ...]
     y_spec: tuple[int, ...]
+    w_shape: tuple[int, ...]
     precision: Any = None
     dtype: Any = None
 
@@ -263,11 +285,6 @@ class Conv:
     def x_ndim(self) -> int:
         """Rank of the input without planes."""
         return len(self.x_spec)
-
-    @property
-    def w_ndim(self) -> int:
-        """Rank of the kernel without planes."""
-        return len(self.w_spec)
 
     @property
     def contracted(self) -> tuple[int, ...]:
@@ -280,7 +297,7 @@ class Conv:
         Weight planes become output features beside one another within each group, input planes
         become further images: one wide convolution computes them all.
         """
-        x_planes, w_planes = _lead(x, self.x_ndim), _lead(w, self.w_ndim)
+        x_planes, w_planes = _lead(x, self.x_ndim), _lead(w, len(self.w_shape))
         P, out = math.prod(w_planes), w.shape[len(w_planes) + self.w_spec[0]]
         if w_planes:
             axis = len(w_planes) + self.w_spec[0]
@@ -324,18 +341,17 @@ class Conv:
         shape[self.y_spec[1]] = s.size
         return s.reshape(shape)
 
-    def unit_weights(self, w_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of a kernel with one output feature a group, whose result sums the window."""
-        return tuple(self.groups if a == self.w_spec[0] else n for a, n in enumerate(w_shape))
-
-    def spread(self, y: Array, w_shape: Sequence[int]) -> Array:
-        """The output of `unit_weights`, repeated over each group's features."""
+    def row_sum(self, x: Array, dtype: Any) -> Array:
+        """The sum over each window, by a convolution with one output feature a group."""
+        out = self.w_spec[0]
+        unit = tuple(self.groups if a == out else n for a, n in enumerate(self.w_shape))
+        y = self.apply(x, jnp.ones(unit, x.dtype), dtype)
         if self.groups == 1:
             return y
-        per_group = w_shape[self.w_spec[0]] // self.groups
-        return jnp.repeat(y, per_group, axis=y.ndim - len(self.y_spec) + self.y_spec[1])
+        features = y.ndim - self.x_ndim + self.y_spec[1]
+        return jnp.repeat(y, self.w_shape[out] // self.groups, axis=features)
 
-    def pad(self, x: Array, value: Array | float) -> tuple[Array, Conv]:
+    def pad(self, x: Array) -> tuple[Array, Conv]:
         """The padded and dilated input, and the convolution that pads nothing."""
         config = [(0, 0, 0)] * self.x_ndim
         for axis, (lo, hi), dilation in zip(
@@ -343,27 +359,22 @@ class Conv:
         ):
             config[axis] = (lo, hi, dilation - 1)
         lead = x.ndim - self.x_ndim
-        x = lax.pad(x, jnp.asarray(value, x.dtype), [(0, 0, 0)] * lead + config)
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * lead + config)
         spatial = len(self.strides)
-        plain = dataclasses.replace(
-            self, padding=((0, 0),) * spatial, lhs_dilation=(1,) * spatial
-        )
+        plain = dataclasses.replace(self, padding=((0, 0),) * spatial, lhs_dilation=(1,) * spatial)
         return x, plain
 
-    def depth(self, w_shape: Sequence[int]) -> int:
-        """Number of products summed in one output."""
-        return math.prod(w_shape[a] for a in self.contracted)
-
-    def as_matmul(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Matmul:
+    def as_matmul(self) -> Matmul:
         """This convolution as `[groups, M, K] @ [groups, K, N]`, M running over all windows."""
-        G, out = self.groups, w_shape[self.w_spec[0]]
-        kernel = [w_shape[a] for a in self.w_spec[2:]]
-        K, N = self.depth(w_shape), out // G
+        G, out = self.groups, self.w_shape[self.w_spec[0]]
+        kernel = [self.w_shape[a] for a in self.w_spec[2:]]
+        K, N = math.prod(self.w_shape[a] for a in self.contracted), out // G
 
         def x_to(x: Array) -> Array:
-            x, plain = self.pad(x, 0)
+            x, plain = self.pad(x)
             x = _permute_last(x, (plain.x_spec[0], *plain.x_spec[2:], plain.x_spec[1]))
-            lead, (batch, *size, features) = _lead(x, self.x_ndim), x.shape[-self.x_ndim :]
+            lead = _lead(x, self.x_ndim)
+            *size, features = x.shape[len(lead) + 1 :]
             steps = list(zip(size, kernel, self.strides, self.rhs_dilation, strict=True))
             spans = [max((n - (k - 1) * d - 1) // s + 1, 0) for n, k, s, d in steps]
             windows: list[Array] = []
@@ -378,24 +389,27 @@ class Conv:
 
         def w_to(w: Array) -> Array:
             w = _permute_last(w, (*self.w_spec[2:], self.w_spec[1], self.w_spec[0]))
-            lead = _lead(w, self.w_ndim)
+            lead = _lead(w, len(self.w_shape))
             return jnp.moveaxis(w.reshape(*lead, K, G, N), -2, -3)
 
-        probe = jax.eval_shape(
-            lambda x, w: self.apply(x, w, None),
-            jax.ShapeDtypeStruct(tuple(x_shape), jnp.float32),
-            jax.ShapeDtypeStruct(tuple(w_shape), jnp.float32),
-        )
-        batch, _, *out_size = (probe.shape[a] for a in self.y_spec)
-
-        def y_from(y: Array) -> Array:
+        def y_from(y: Array, x_shape: Sequence[int]) -> Array:
             lead = _lead(y, 3)
+            probe = jax.eval_shape(
+                lambda x, w: self.apply(x, w, None),
+                jax.ShapeDtypeStruct(tuple(x_shape), jnp.float32),
+                jax.ShapeDtypeStruct(self.w_shape, jnp.float32),
+            )
+            batch, _, *out_size = (probe.shape[a] for a in self.y_spec)
             y = jnp.moveaxis(y, -3, -2).reshape(*lead, batch, *out_size, out)
             order = (self.y_spec[0], *self.y_spec[2:], self.y_spec[1])
             return _permute_last(y, tuple(int(a) for a in np.argsort(order)))
 
-        geometry = Dot((2,), (0,), (1,), (0,), 3, 3, False, self.precision, self.dtype)
+        geometry = Dot((2,), (0,), (1,), (0,), 3, (G, K, N), False, self.precision, self.dtype)
         return Matmul(geometry, x_to, w_to, y_from)
+
+
+def _is_integer(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.integer)
 
 
 def _others(ndim: int, axes: Sequence[int]) -> tuple[int, ...]:
@@ -433,7 +447,7 @@ class Op:
       meter: where `count` adds, during a cost walk.
     """
 
-    geometry: _Geometry
+    geometry: Geometry
     integer: bool = False
     ranges: Literal["batch", "stored", "missing"] = "batch"
     w_lo: np.ndarray | None = None
@@ -453,43 +467,43 @@ class Op:
         """
         x, w, dtype = _operands(self.geometry, x, w)
         y = self.geometry.apply(x, w, dtype)
-        self.count("macs", y.size * self.depth(w))
+        self.count("macs", y.size * self.depth)
         return y
 
-    def row_sum(self, x: Num[Array, "..."], w: Num[Array, "..."]) -> Num[Array, "..."]:
+    def row_sum(self, x: Num[Array, "..."]) -> Num[Array, "..."]:
         """The sum of the inputs of each output: a contraction with a weight of ones.
 
         Args:
           x: input, with any leading planes.
-          w: the weight, of which only the shape counts.
 
         Returns:
           `[*x planes, *y]`, broadcastable to the output without weight planes.
         """
-        shape = w.shape[w.ndim - self.geometry.w_ndim :]
-        ones = jnp.ones(self.geometry.unit_weights(shape), x.dtype)
-        x, ones, dtype = _operands(self.geometry, x, ones)
-        return self.geometry.spread(self.geometry.apply(x, ones, dtype), shape)
+        return self.geometry.row_sum(x, jnp.int32 if _is_integer(x) else self.geometry.dtype)
 
     def column_sum(self, w: Num[Array, "..."]) -> Num[Array, "..."]:
         """The sum of the weights of each output, broadcastable to the output."""
-        total = jnp.int32 if jnp.issubdtype(w.dtype, jnp.integer) else None
-        return self.to_output(
-            jnp.sum(w, self.geometry.contracted, keepdims=True, dtype=total)
-        )
+        total = jnp.int32 if _is_integer(w) else None
+        return self.to_output(jnp.sum(w, self.geometry.contracted, keepdims=True, dtype=total))
+
+    def per_output(self) -> tuple[int, ...]:
+        """Shape of one number an output channel, as `to_output` takes it."""
+        summed = self.geometry.contracted
+        return tuple(1 if a in summed else n for a, n in enumerate(self.geometry.w_shape))
 
     def to_output(self, s: Num[Array, "..."]) -> Num[Array, "..."]:
         """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
         return self.geometry.to_output(s)
 
-    def pad(self, x: Num[Array, "..."], value: float = 0.0) -> tuple[Num[Array, "..."], Op]:
-        """The input with its padding made explicit, and the op that pads nothing more."""
-        x, geometry = self.geometry.pad(x, value)
+    def pad(self, x: Num[Array, "..."]) -> tuple[Num[Array, "..."], Op]:
+        """The input with its zero padding made explicit, and the op that pads nothing more."""
+        x, geometry = self.geometry.pad(x)
         return x, dataclasses.replace(self, geometry=geometry)
 
-    def depth(self, w: Num[Array, "..."]) -> int:
+    @property
+    def depth(self) -> int:
         """Number of products summed in one output."""
-        return self.geometry.depth(w.shape[w.ndim - self.geometry.w_ndim :])
+        return math.prod(self.geometry.w_shape[a] for a in self.geometry.contracted)
 
     def x_planes(self, x: Num[Array, "..."]) -> int:
         """Number of leading plane axes of an input: where the weight planes of a result begin."""
@@ -497,7 +511,7 @@ class Op:
 
     def w_planes(self, w: Num[Array, "..."]) -> tuple[int, ...]:
         """Sizes of the leading plane axes of a weight."""
-        return w.shape[: w.ndim - self.geometry.w_ndim]
+        return _lead(w, len(self.geometry.w_shape))
 
     def codes(self, lo: Any, hi: Any) -> Op:
         """This op with a weight of codes in [lo, hi], arrays over the planes."""
@@ -529,8 +543,8 @@ class Op:
             self.meter[what] = self.meter.get(what, 0) + amount
 
 
-def _operands(geometry: _Geometry, x: Array, w: Array) -> tuple[Array, Array, Any]:
-    if jnp.issubdtype(x.dtype, jnp.integer) and jnp.issubdtype(w.dtype, jnp.integer):
+def _operands(geometry: Geometry, x: Array, w: Array) -> tuple[Array, Array, Any]:
+    if _is_integer(x) and _is_integer(w):
         common = jnp.promote_types(x.dtype, w.dtype)
         return x.astype(common), w.astype(common), jnp.int32
     dtypes = [d for d in (x.dtype, w.dtype) if jnp.issubdtype(d, jnp.floating)]

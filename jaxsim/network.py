@@ -13,7 +13,7 @@ import fnmatch
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +27,7 @@ from jaxtyping import Array, Key
 
 from jaxsim.core import Conv, Core, Dot, Op, State, Wrapper, build
 from jaxsim.cost import Cost, SiteCost, site_cost
-from jaxsim.numerics import straight_through
+from jaxsim.numerics import is_traced, straight_through
 from jaxsim.table import render, sites_table
 
 PyTree = Any
@@ -132,9 +132,11 @@ class Network:
         if not self.masks:
             return self.params
         return jax.tree_util.tree_map_with_path(
-            lambda path, p: p * self.masks[name].astype(p.dtype)
-            if (name := path_name(path)) in self.masks
-            else p,
+            lambda path, p: (
+                p * self.masks[name].astype(p.dtype)
+                if (name := path_name(path)) in self.masks
+                else p
+            ),
             self.params,
         )
 
@@ -201,7 +203,7 @@ class Network:
                     name=site.name,
                     params=size,
                     nonzero=size if mask is None or size == 0 else int(jnp.sum(mask)),
-                    copies=math.prod(site.stack),
+                    copies=0 if site.kind == "dynamic" else math.prod(site.stack),
                     runs=math.prod(site.lengths),
                 )
             )
@@ -214,8 +216,16 @@ class Network:
 
     def __rich__(self) -> Any:
         rows = [
-            (s.name, s.kind, s.w_shape, s.stack, s.x_shape, s.macs * math.prod(s.lengths),
-             self.cores.get(s.name, ()), None if s.param is None else self.masks.get(s.param))
+            (
+                s.name,
+                s.kind,
+                s.w_shape,
+                s.stack,
+                s.x_shape,
+                s.macs * math.prod(s.lengths),
+                self.cores.get(s.name, ()),
+                None if s.param is None else self.masks.get(s.param),
+            )
             for s in self.sites
         ]
         return sites_table(rows, deployed=self.deployed, calibrated=self.calibrated)
@@ -270,9 +280,7 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
     )
 
 
-def deploy(
-    net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None
-) -> Network:
+def deploy(net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None) -> Network:
     """Writes the weights once and sets the ranges, as one programmes a chip.
 
     Args:
@@ -299,7 +307,9 @@ def deploy(
     if calibrate is None:
         arguments = dataclasses.replace(net.example, arrays=())
         jax.eval_shape(
-            lambda chip, arrays, key: dataclasses.replace(arguments, arrays=arrays).call(chip, key=key),
+            lambda chip, arrays, key: dataclasses.replace(arguments, arrays=arrays).call(
+                chip, key=key
+            ),
             chip,
             net.example.arrays,
             jax.eval_shape(lambda: jax.random.key(0)),
@@ -431,7 +441,9 @@ def _nnx(graph: Any, params: Any, rest: Any) -> Callable[..., Any]:
 
     params, rest = jax.eval_shape(lambda: (params, rest))
 
-    def apply(pure: PyTree, buffers: PyTree, *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
+    def apply(
+        pure: PyTree, buffers: PyTree, *args: Any, mutable: Any = False, **kwargs: Any
+    ) -> Any:
         states = []
         for state, values in ((params, pure), (rest, buffers)):
             fresh = jax.tree.map(lambda leaf: leaf, state)
@@ -458,8 +470,9 @@ def _check_params(params: PyTree) -> None:
         name = path_name(path)
         if not _is_array(leaf):
             raise ValueError(f"variables: {name}={leaf!r} is not an array")
-        concrete = not isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
-        if concrete and jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
+        if is_traced(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
+            continue
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"variables: {name} holds NaN or infinite values")
 
 
@@ -509,7 +522,11 @@ class _Traced(NamedTuple):
 
 
 def _trace(
-    fn: Callable[..., Any], params: PyTree, buffers: PyTree, arguments: _Arguments, example: _Arguments
+    fn: Callable[..., Any],
+    params: PyTree,
+    buffers: PyTree,
+    arguments: _Arguments,
+    example: _Arguments,
 ) -> _Traced:
     form = dataclasses.replace(arguments, arrays=())
 
@@ -530,7 +547,7 @@ def _trace(
 
 
 @contextlib.contextmanager
-def _explained(example: _Arguments, arguments: _Arguments) -> Iterator[None]:
+def _explained(example: _Arguments, arguments: _Arguments) -> Generator[None]:
     from flax.errors import FlaxError
 
     try:
@@ -636,8 +653,9 @@ class _Planner:
             return plans, carry
         operands = ins[1:] if eqn.primitive is prims.cond_p else ins
         plans = tuple(self.plan(*j, operands, lengths) for j in inner)
-        outs = list(plans[0].known) if len(plans) == 1 else [None] * len(eqn.outvars)
-        return plans, outs
+        if len(plans) == 1:
+            return plans, list(plans[0].known)
+        return plans, [None] * len(eqn.outvars)
 
     def contraction(
         self, eqn: Any, ins: list[_Known | None], lengths: tuple[int, ...]
@@ -671,7 +689,7 @@ class _Planner:
             x_shape=x.shape,
             w_shape=w.shape,
             dtype=str(w.dtype),
-            macs=int(np.prod(eqn.outvars[0].aval.shape)) * geometry.depth(w.shape),
+            macs=math.prod(eqn.outvars[0].aval.shape) * Op(geometry).depth,
             lengths=lengths,
             stacked=tuple(depth in source.mapped for depth in range(len(lengths))),
         )
@@ -685,7 +703,9 @@ def _merged(sources: Sequence[_Known]) -> _Known:
 
 def _unchanged(jaxpr: Any, ins: Sequence[_Known | None], first: int, count: int) -> list[Any]:
     """Tags of a loop's carry: known only where the body hands its input back unchanged."""
-    loop = zip(jaxpr.invars[first:], jaxpr.outvars[:count], ins[first : first + count], strict=False)
+    loop = zip(
+        jaxpr.invars[first:], jaxpr.outvars[:count], ins[first : first + count], strict=False
+    )
     return [t if before is after else None for before, after, t in loop]
 
 
@@ -702,7 +722,7 @@ def _dot(eqn: Any, w_at: int) -> Dot:
         w_contract=tuple(contract[w_at]),
         w_batch=tuple(batch[w_at]),
         x_ndim=eqn.invars[x_at].aval.ndim,
-        w_ndim=eqn.invars[w_at].aval.ndim,
+        w_shape=tuple(eqn.invars[w_at].aval.shape),
         weight_first=w_at == 0,
         precision=eqn.params["precision"],
         dtype=eqn.params["preferred_element_type"],
@@ -720,6 +740,7 @@ def _conv(eqn: Any) -> Conv:
         x_spec=tuple(numbers.lhs_spec),
         w_spec=tuple(numbers.rhs_spec),
         y_spec=tuple(numbers.out_spec),
+        w_shape=tuple(eqn.invars[1].aval.shape),
         precision=params["precision"],
         dtype=params["preferred_element_type"],
     )
@@ -775,7 +796,11 @@ class _Writer:
         return [read(atom) for atom in plan.jaxpr.outvars], states
 
     def write(
-        self, entry: _Contraction, ins: list[Any], indices: tuple[Any, ...], states: dict[str, State]
+        self,
+        entry: _Contraction,
+        ins: list[Any],
+        indices: tuple[Any, ...],
+        states: dict[str, State],
     ) -> None:
         site = entry.site
         if site.name in self.cores and site.kind != "dynamic":
@@ -808,7 +833,7 @@ class _Writer:
     def scan(
         self, eqn: Any, entry: _Inner, ins: list[Any], indices: tuple[Any, ...]
     ) -> tuple[Sequence[Any], dict[str, State]]:
-        """Writes inside a scan: one write for each slice of a stacked weight, one for the others."""
+        """Writes inside a scan: one for each slice of a stacked weight, one for the others."""
         params, (plan,) = eqn.params, entry.plans
         first_x = params["num_consts"] + params["num_carry"]
         carry = [
@@ -965,7 +990,9 @@ class _Walk:
             values, fixed_now = carry
             index, xs, stacked_now = slices
             outs, after = self.run(
-                plan, [*ins[:n], *values, *xs], {**fixed, **fixed_now, **stacked_now},
+                plan,
+                [*ins[:n], *values, *xs],
+                {**fixed, **fixed_now, **stacked_now},
                 (*indices, index),
             )
             changed = {k: after[k] for k in stacked} if self.calibrating else {}
@@ -1001,9 +1028,7 @@ class _Walk:
 
         def step(carry: Any) -> Any:
             index, values, states_now = carry
-            outs, after = self.run(
-                body, [*body_consts, *values], states_now, (*indices, index)
-            )
+            outs, after = self.run(body, [*body_consts, *values], states_now, (*indices, index))
             return index + 1, outs, after
 
         start = (jnp.zeros((), jnp.int32), ins[test_n + body_n :], states)

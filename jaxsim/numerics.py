@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 
@@ -23,6 +24,11 @@ def round_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 round_through.defjvps(lambda tangent, ans, x: tangent)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only inside a compiled programme, where no check can see it."""
+    return isinstance(value, Tracer)
 
 
 def straight_through(
@@ -64,6 +70,14 @@ class Grid:
     per: Literal["tensor", "channel"] = "tensor"
     percentile: float | None = None
     dynamic: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"int{self.bits}", "symmetric" if self.symmetric else "affine", f"per {self.per}"]
+        if self.percentile is not None:
+            parts.append("clipped")
+        if self.dynamic:
+            parts.append("dynamic")
+        return " ".join(parts)
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -122,9 +136,7 @@ def observe(
     return Range(-hi, hi) if symmetric else Range(lo, hi)
 
 
-def scale_and_zero(
-    grid: Grid, r: Range
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def scale_and_zero(grid: Grid, r: Range) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Step of the grid over a range, and the code of zero.
 
     A range of zero width (an all-zero tensor) has step 1. An affine range is stretched to hold
@@ -152,4 +164,8 @@ def encode(
 
 def code_dtype(lo: int, hi: int) -> np.dtype[np.signedinteger]:
     """The narrowest signed integer type that holds every code from `lo` to `hi`."""
-    return next(np.dtype(t) for t in ("int8", "int16", "int32") if lo >= np.iinfo(t).min and hi <= np.iinfo(t).max)
+    return next(
+        np.dtype(t)
+        for t in ("int8", "int16", "int32")
+        if lo >= np.iinfo(t).min and hi <= np.iinfo(t).max
+    )

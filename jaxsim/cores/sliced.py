@@ -1,0 +1,66 @@
+"""A stored number spread over several cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from jaxsim.core import Core, Op, State
+
+
+def sliced(core: Core, *, bits: int) -> Core:
+    """Stores each code as digits of `bits` bits and adds their reads with shifts.
+
+    A signed code is sliced as sign and magnitude, so every digit has its sign. The slices are
+    weight planes, least significant first: one contraction reads them all. The top slice holds the
+    bits that remain, and its largest digit is what those can reach.
+
+    Args:
+      core: stores and reads the digits.
+      bits: magnitude bits of one cell, at least 1.
+
+    Source: Xiao et al. (2022), arXiv 2109.01262, eq. 6–7.
+    """
+
+    def digits_of(op: Op) -> tuple[Op, list[int]]:
+        """The op on digits, and the place value of each slice."""
+        if op.w_lo is None or op.w_hi is None:
+            raise ValueError("sliced: the weight is a float; wrap it in quantized(weights=…)")
+        largest = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi))
+        count = max(1, -(-int(largest.max()).bit_length() // bits))
+        shifts = [bits * i for i in range(count)]
+        tops = [np.minimum(largest >> shift, 2**bits - 1) for shift in shifts]
+        hi = np.stack([np.where(op.w_hi > 0, top, 0) for top in tops])
+        lo = np.stack([np.where(op.w_lo < 0, -top, 0) for top in tops])
+        return op.codes(lo, hi), [2**shift for shift in shifts]
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        inner, places = digits_of(op)
+        return core.write(
+            inner, jnp.stack([_digit(w, place, bits, places) for place in places]), key
+        )
+
+    def calibrate(op: Op, state: State, x: Array) -> State:
+        return core.calibrate(digits_of(op)[0], state, x)
+
+    def read(op: Op, state: State, x: Array, key: Any) -> Array:
+        inner, places = digits_of(op)
+        y = core.read(inner, state, x, key)
+        axis = op.x_planes(x)
+        slices = (lax.index_in_dim(y, i, axis, keepdims=False) for i in range(len(places)))
+        return sum((s * place for s, place in zip(slices, places, strict=True)), start=jnp.int32(0))
+
+    return Core(write, calibrate, read)
+
+
+def _digit(w: Array, place: int, bits: int, places: list[int]) -> Array:
+    """One signed digit of each code; its gradient is an equal share of the code's."""
+    if jnp.issubdtype(w.dtype, jnp.integer):
+        wide = w.astype(jnp.int32)
+        return (jnp.sign(wide) * ((jnp.abs(wide) // place) % 2**bits)).astype(w.dtype)
+    digit = lax.stop_gradient(jnp.sign(w) * (jnp.floor(jnp.abs(w) / place) % 2**bits))
+    return digit + (w - lax.stop_gradient(w)) / (place * len(places))

@@ -1,0 +1,1 @@
+"""Network -> Network functions, one a file."""

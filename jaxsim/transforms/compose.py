@@ -1,0 +1,130 @@
+"""Transforms put together: in order, by rule, or from a user's own core."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxsim.core import Core, Wrapper
+from jaxsim.cores.quantized import quantized
+from jaxsim.network import Network, Site
+from jaxsim.numerics import is_traced
+
+Transform = Callable[[Network], Network]
+"""A pure function from a network to a network."""
+
+
+def compose(*transforms: Transform) -> Transform:
+    """One transform that applies several, in the written order.
+
+    Args:
+      *transforms: at least one.
+
+    Raises:
+      ValueError: none were given, or one is not a function.
+    """
+    if not transforms:
+        raise ValueError("transforms=(): compose at least one")
+    for transform in transforms:
+        if not callable(transform):
+            raise ValueError(f"transforms: {transform!r} is not a function from Network to Network")
+
+    def apply(net: Network) -> Network:
+        for transform in transforms:
+            net = transform(net)
+        return net
+
+    return apply
+
+
+def rules(by_pattern: Mapping[str, Transform]) -> Transform:
+    """One transform for each pattern of sites; the first pattern that matches a site wins.
+
+    Args:
+      by_pattern: globs or `re:` patterns (see `Network.select`) and what to apply there, in order
+        of precedence.
+
+    Raises:
+      ValueError: no rules; when applied, a pattern that matches no site.
+    """
+    if not by_pattern:
+        raise ValueError("by_pattern={}: give at least one rule")
+
+    def apply(net: Network) -> Network:
+        outer, taken = net.focus, set[str]()
+        for pattern, transform in by_pattern.items():
+            names = tuple(s.name for s in net.select(pattern) if s.name not in taken)
+            taken.update(names)
+            if names:
+                focused = transform(dataclasses.replace(net, focus=names))
+                net = dataclasses.replace(focused, focus=outer)
+        return net
+
+    return apply
+
+
+def wrap(
+    make: Callable[..., Core], *, sites: str | Sequence[str] = "*", **settings: Any
+) -> Transform:
+    """A transform from a function `(core, **settings) -> Core`: how to add an idea of hardware.
+
+    Args:
+      make: wraps a core; a function at module level, so that equal settings share a compilation.
+      sites: patterns of the sites to wrap.
+      **settings: its keyword arguments. Floats and arrays are traced, everything else is static.
+    """
+
+    def apply(net: Network) -> Network:
+        chosen = transformable(net, make.__name__, sites)
+        return net.wrap((s.name for s in chosen), Wrapper(make, settings))
+
+    return apply
+
+
+def transformable(net: Network, transform: str, sites: str | Sequence[str]) -> tuple[Site, ...]:
+    """The sites a transform is to change, in a network that can still be changed.
+
+    Raises:
+      ValueError: the network is deployed, or a pattern matches nothing.
+    """
+    if net.deployed:
+        raise ValueError(f"{transform} cannot follow deploy: the weights are written already")
+    return net.select(sites)
+
+
+def makers(net: Network, site: Site) -> list[Callable[..., Core]]:
+    """The functions wrapped around a site's core, outermost first."""
+    return [wrapper.make for wrapper in net.cores.get(site.name, ())]
+
+
+def require_codes(net: Network, site: Site, transform: str) -> None:
+    """Checks that a site's weights are stored as codes.
+
+    Raises:
+      ValueError: they are floats, or the site has no weights to store.
+    """
+    if site.kind == "dynamic":
+        raise ValueError(
+            f"{transform} at {site.name}: it contracts two inputs and stores no weight"
+        )
+    chain = net.cores.get(site.name, ())
+    if not chain or chain[0].make is not quantized or chain[0].settings["weights"] is None:
+        raise ValueError(
+            f"{transform} at {site.name}: its weights are floats; put quantize(weights=…) before it"
+        )
+
+
+def check_range(name: str, value: Any, lo: float, hi: float) -> None:
+    """Checks that a number is finite and in [lo, hi]; a traced one is not looked at.
+
+    Raises:
+      ValueError: it is not a number in the range.
+    """
+    if is_traced(value):
+        return
+    number = np.asarray(value)
+    if number.dtype.kind not in "iuf" or not np.all((number >= lo) & (number <= hi)):
+        raise ValueError(f"{name}={value}: must be a number from {lo} to {hi}")

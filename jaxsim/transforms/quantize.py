@@ -1,0 +1,71 @@
+"""How numbers are stored: on a uniform grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxsim.core import Wrapper
+from jaxsim.cores.quantized import quantized
+from jaxsim.network import Network
+from jaxsim.numerics import Grid
+from jaxsim.transforms.compose import Transform, check_range, makers, transformable
+
+
+def quantize(
+    weights: int | Grid | None = 8,
+    inputs: int | Grid | None = 8,
+    *,
+    sites: str | Sequence[str] = "*",
+) -> Transform:
+    """Stores weights and inputs of each site as integer codes.
+
+    Before `deploy`, ranges follow each batch and gradients pass through the rounding: training the
+    composed network is quantisation-aware training. After it, weights are stored as integers and
+    multiplied in integers.
+
+    Args:
+      weights: grid of the weights; an int stands for a symmetric grid of that many bits, one scale
+        a channel; None keeps floats.
+      inputs: grid of the inputs; an int stands for a symmetric grid of that many bits, one scale,
+        set at calibration; None keeps floats.
+      sites: patterns of the sites to quantise.
+
+    Raises:
+      ValueError: bits outside 2 to 8, a percentile outside (0, 100], channel scales for inputs,
+        dynamic weights, or nothing to do; when applied, a site that is quantised already or that
+        another core already took over.
+
+    Source: Jacob et al. (2018), arXiv 1712.05877; Gholami et al. (2021), arXiv 2103.13630.
+    """
+    w = Grid(weights, per="channel") if isinstance(weights, int) else weights
+    x = Grid(inputs) if isinstance(inputs, int) else inputs
+    if w is None and x is None:
+        raise ValueError("weights=None, inputs=None: nothing to quantise")
+    for name, grid in (("weights", w), ("inputs", x)):
+        if grid is not None:
+            _check(name, grid)
+    if w is not None and w.dynamic:
+        raise ValueError("weights=Grid(dynamic=True): only inputs can be dynamic")
+    if x is not None and x.per == "channel":
+        raise ValueError("inputs=Grid(per='channel'): inputs take one scale, per='tensor'")
+
+    def apply(net: Network) -> Network:
+        chosen = transformable(net, "quantize", sites)
+        for site in chosen:
+            if before := makers(net, site):
+                raise ValueError(
+                    f"quantize cannot follow {before[-1].__name__} at {site.name}: codes must be "
+                    "made before hardware stores them, and only once"
+                )
+        return net.wrap((s.name for s in chosen), Wrapper(quantized, {"weights": w, "inputs": x}))
+
+    return apply
+
+
+def _check(name: str, grid: Grid) -> None:
+    if isinstance(grid.bits, bool) or not 2 <= grid.bits <= 8:
+        raise ValueError(f"{name}: bits={grid.bits}, must be an int from 2 to 8")
+    if grid.per not in ("tensor", "channel"):
+        raise ValueError(f"{name}: per={grid.per!r}, must be 'tensor' or 'channel'")
+    if grid.percentile is not None:
+        check_range(f"{name}: percentile", grid.percentile, 0, 100)

@@ -1,0 +1,40 @@
+"""How a stored number is spread over cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxsim.core import Wrapper
+from jaxsim.cores.sliced import sliced
+from jaxsim.network import Network
+from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
+
+
+def slice_bits(bits: int, *, sites: str | Sequence[str] = "*") -> Transform:
+    """Stores each weight code as several cells of a few bits.
+
+    Args:
+      bits: magnitude bits a cell holds, 1 to 7.
+      sites: patterns of the sites to slice.
+
+    Raises:
+      ValueError: bits out of range; when applied, a site whose weights are not quantised, or that
+        is sliced or mapped to cells already.
+
+    Source: Xiao et al. (2022), arXiv 2109.01262, eq. 6–7.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 7:
+        raise ValueError(f"bits={bits}: must be an int from 1 to 7")
+
+    def apply(net: Network) -> Network:
+        chosen = transformable(net, "slice_bits", sites)
+        for site in chosen:
+            require_codes(net, site, "slice_bits")
+            if len(before := makers(net, site)) > 1:
+                raise ValueError(
+                    f"slice_bits cannot follow {before[-1].__name__} at {site.name}: it must come "
+                    "right after quantize"
+                )
+        return net.wrap((s.name for s in chosen), Wrapper(sliced, {"bits": bits}))
+
+    return apply
