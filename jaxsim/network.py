@@ -45,8 +45,9 @@ class Site:
       x_shape, w_shape: operand shapes for the example that was traced.
       dtype: dtype of the weight.
       macs: multiply-accumulates of one execution for that example.
-      lengths: trip counts of the scans around it, outermost first.
-      stacked: for each of those scans, whether the weight is one slice of a stacked parameter.
+      lengths: trip counts of the loops around it, outermost first; 1 for a while loop, whose
+        length is unknown.
+      stacked: for each of those loops, whether the weight is one slice of a stacked parameter.
     """
 
     name: str
@@ -652,8 +653,8 @@ class _Planner:
             test, body, carry = ins[:test_n], ins[test_n : test_n + body_n], ins[test_n + body_n :]
             carry = _unchanged(inner[1][0], [*body, *carry], body_n, len(carry))
             plans = (
-                self.plan(*inner[0], [*test, *carry], lengths),
-                self.plan(*inner[1], [*body, *carry], lengths),
+                self.plan(*inner[0], [*test, *carry], (*lengths, 1)),
+                self.plan(*inner[1], [*body, *carry], (*lengths, 1)),
             )
             return plans, carry
         operands = ins[1:] if eqn.primitive is prims.cond_p else ins
@@ -778,7 +779,7 @@ class _Writer:
     ) -> tuple[list[Any], dict[str, State]]:
         """Known outputs (None elsewhere) and the states written inside.
 
-        `values` holds None for what is not known, `indices` the iteration of each scan around.
+        `values` holds None for what is not known, `indices` the iteration of each loop around.
         """
         env = dict(zip(plan.jaxpr.invars, values, strict=True))
         env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
@@ -826,8 +827,9 @@ class _Writer:
                 value if tag is not None else None
                 for value, tag in zip(ins[test_n + body_n :], plans[1].known, strict=True)
             ]
-            _, states = self.run(plans[0], [*ins[:test_n], *carry], indices)
-            _, more = self.run(plans[1], [*ins[test_n : test_n + body_n], *carry], indices)
+            within = (*indices, 0)
+            _, states = self.run(plans[0], [*ins[:test_n], *carry], within)
+            _, more = self.run(plans[1], [*ins[test_n : test_n + body_n], *carry], within)
             return carry, {**states, **more}
         if eqn.primitive is prims.cond_p:
             runs = [self.run(plan, ins[1:], indices) for plan in plans]
@@ -919,7 +921,7 @@ class _Walk:
         x, w = ins[entry.x_at], ins[entry.w_at]
         read_key = _site_key(self.key, site.name + ":read", indices)
         if state is None:
-            over = [i for i, stacked in zip(indices, site.stacked, strict=False) if stacked]
+            over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             over = indices if site.kind == "dynamic" else over
             write_key = _site_key(self.key, site.name, over)
             ranges = "batch"
@@ -1021,23 +1023,25 @@ class _Walk:
         states: dict[str, State],
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
-        """A while loop; its iterations are counted so that each draws its own noise."""
+        """A while loop; its iterations are counted so that each draws its own noise.
+
+        The test runs at the end of each step, where what it calibrates can be carried on.
+        """
         params, (test, body) = eqn.params, entry.plans
         test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
         test_consts, body_consts = ins[:test_n], ins[test_n : test_n + body_n]
 
-        def go_on(carry: Any) -> Array:
-            index, values, states_now = carry
-            outs, _ = self.run(test, [*test_consts, *values], states_now, (*indices, index))
-            return outs[0]
+        def tested(index: Array, values: list[Any], states_now: dict[str, State]) -> Any:
+            (go_on,), after = self.run(test, [*test_consts, *values], states_now, (*indices, index))
+            return go_on, index, values, after
 
         def step(carry: Any) -> Any:
-            index, values, states_now = carry
+            _, index, values, states_now = carry
             outs, after = self.run(body, [*body_consts, *values], states_now, (*indices, index))
-            return index + 1, outs, after
+            return tested(index + 1, outs, after)
 
-        start = (jnp.zeros((), jnp.int32), ins[test_n + body_n :], states)
-        _, outs, after = lax.while_loop(go_on, step, start)
+        start = tested(jnp.zeros((), jnp.int32), ins[test_n + body_n :], states)
+        _, _, outs, after = lax.while_loop(lambda carry: carry[0], step, start)
         return outs, after
 
 

@@ -27,6 +27,17 @@ def round_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
 round_through.defjvps(lambda tangent, ans, x: tangent)
 
 
+def clip_through(
+    x: Float[Array, "..."], lo: float | Array, hi: float | Array
+) -> Float[Array, "..."]:
+    """Clips to [lo, hi]; its derivative is one on the closed range and zero outside.
+
+    That of `jnp.clip` is a half at the ends, where all the values lie that round to the last code.
+    """
+    inside = (x >= lo) & (x <= hi)
+    return jnp.where(inside, x, jnp.clip(jax.lax.stop_gradient(x), lo, hi))
+
+
 def is_traced(value: Any) -> bool:
     """Whether a value is known only inside a compiled programme, where no check can see it."""
     return isinstance(value, Tracer)
@@ -196,7 +207,7 @@ def encode(
     zero: Float[Array, "..."],
 ) -> Float[Array, "..."]:
     """Codes of `x`, as floats; the gradient passes inside the range and is zero outside."""
-    return jnp.clip(round_through(x / scale) + zero, *grid.code_range)
+    return clip_through(round_through(x / scale) + zero, *grid.code_range)
 
 
 def code_dtype(lo: int, hi: int) -> np.dtype[np.signedinteger]:

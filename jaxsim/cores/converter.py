@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsim.core import Core, Op, State
-from jaxsim.numerics import Range, no_range, observe, round_through, widen
+from jaxsim.numerics import Range, clip_through, no_range, observe, round_through, widen
 
 
 class Converter(NamedTuple):
@@ -59,9 +59,9 @@ def converted(core: Core, *, bits: float | Array, percentile: float | Array, sig
         levels = 2.0 ** jnp.asarray(bits, jnp.float32)
         if signed:
             lsb = jnp.where(hi > 0, hi / (levels / 2 - 1), 1.0)
-            return jnp.clip(round_through(y / lsb), 1 - levels / 2, levels / 2 - 1) * lsb
+            return clip_through(round_through(y / lsb), 1 - levels / 2, levels / 2 - 1) * lsb
         lsb = jnp.where(hi > lo, (hi - lo) / (levels - 1), 1.0)
-        return lo + jnp.clip(round_through((y - lo) / lsb), 0, levels - 1) * lsb
+        return lo + clip_through(round_through((y - lo) / lsb), 0, levels - 1) * lsb
 
     return Core(write, calibrate, read)
 

@@ -31,8 +31,10 @@ def differential(core: Core) -> Core:
         )
 
     def write(op: Op, w: Array, key: Any) -> State:
+        inner = parts(op)
+        w = _with_room(w, inner)
         zero = jnp.zeros((), w.dtype)
-        return core.write(parts(op), jnp.stack([jnp.maximum(w, zero), jnp.maximum(-w, zero)]), key)
+        return core.write(inner, jnp.stack([jnp.maximum(w, zero), jnp.maximum(-w, zero)]), key)
 
     def calibrate(op: Op, state: State, x: Array) -> State:
         return core.calibrate(parts(op), state, x)
@@ -62,9 +64,7 @@ def offset(core: Core) -> Core:
 
     def write(op: Op, w: Array, key: Any) -> State:
         inner, z = shifted(op)
-        if jnp.issubdtype(w.dtype, jnp.integer):
-            top = int(inner.w_hi.max())  # pyright: ignore[reportOptionalMemberAccess]
-            w = w.astype(jnp.promote_types(w.dtype, code_dtype(0, top)))
+        w = _with_room(w, inner)
         return core.write(inner, w + jnp.asarray(z, w.dtype), key)
 
     def calibrate(op: Op, state: State, x: Array) -> State:
@@ -78,3 +78,10 @@ def offset(core: Core) -> Core:
         return y - z * total
 
     return Core(write, calibrate, read)
+
+
+def _with_room(w: Array, op: Op) -> Array:
+    """Integer codes in a type that also holds the largest code of `op`; floats as they are."""
+    if op.w_hi is None or not jnp.issubdtype(w.dtype, jnp.integer):
+        return w
+    return w.astype(jnp.promote_types(w.dtype, code_dtype(0, int(op.w_hi.max()))))

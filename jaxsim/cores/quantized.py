@@ -79,14 +79,14 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             return op, x.astype(jnp.float32), 1.0, 0.0
         seen = inputs  # a local name, so that the closure below is known not to be None
         x = x.astype(jnp.float32)
-        if not inputs.symmetric:
-            x, op = op.pad(x)
 
         def batch() -> Range:
             return observe(x, percentile=seen.percentile, symmetric=seen.symmetric)
 
         r = batch() if inputs.dynamic else op.range("quantize(inputs=…)", state.inputs, batch)
         scale, zero = scale_and_zero(inputs, r)
+        if not inputs.symmetric:  # a padded zero is a code like any other
+            x, op = op.pad(x)
         codes = encode(inputs, x, scale, zero)
         if op.integer:
             codes, zero = codes.astype(code_dtype(*inputs.code_range)), zero.astype(jnp.int32)

@@ -1,0 +1,197 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxsim.core import Conv, Dot, Op
+from jaxsim.cores.mapping import differential, offset
+from jaxsim.cores.quantized import quantized
+from jaxsim.cores.sliced import sliced
+from jaxsim.cores.tiled import tiled
+from jaxsim.numerics import Grid
+from tests import sites
+from tests.geometries import geometries, seeds
+from tests.oracles import quantiser
+
+grids = st.builds(
+    Grid,
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    per=st.sampled_from(["tensor", "channel"]),
+)
+holdings = st.lists(
+    st.one_of(
+        st.just((differential, {})),
+        st.just((offset, {})),
+        st.builds(lambda bits: (sliced, {"bits": bits}), st.integers(1, 7)),
+        st.builds(lambda rows: (tiled, {"rows": rows}), st.integers(1, 9)),
+    ),
+    max_size=4,
+)
+some = settings(max_examples=12)
+
+
+@some
+@given(geometries, grids, grids, seeds)
+def test_quantised_products_equal_the_exact_integers(site, weights, inputs, seed):
+    geometry, x_shape = site
+    x, w = sites.operands(geometry, seed, x_shape)
+    grid_pair = {"weights": weights, "inputs": inputs}
+    y = sites.read([(quantized, grid_pair)], geometry, x, w)
+    expected = quantiser.product(geometry, x, w, **grid_pair)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+@some
+@given(geometries, grids, grids, holdings, seeds, st.booleans())
+def test_however_codes_are_held_the_result_is_the_same_bits(
+    site, weights, inputs, holding, seed, deployed
+):
+    geometry, x_shape = site
+    x, w = sites.operands(geometry, seed, x_shape)
+    plain = (quantized, {"weights": weights, "inputs": inputs})
+    run = sites.read_deployed if deployed else sites.read
+    np.testing.assert_array_equal(
+        run([plain, *holding], geometry, x, w), sites.read([plain], geometry, x, w)
+    )
+
+
+@pytest.mark.parametrize("holding", [[], [differential], [offset], [(sliced, {"bits": 2})]])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_long_sums_of_the_largest_codes_are_exact(holding, symmetric):
+    """4608 products of 127 · 127 exceed 2^24, where float32 would round."""
+    geometry = Dot((1,), (), (0,), (), 2, (4608, 2))
+    x, w = np.ones((1, 4608), np.float32), np.ones((4608, 2), np.float32)
+    x[0, 0], w[0, 1], w[1:, 1] = 126 / 127, -126 / 127, -1
+    plain = sites.quantize(symmetric=symmetric)
+    tiles = [*holding, (tiled, {"rows": 1000}), differential]
+    y = sites.read([plain, *tiles], geometry, x, w)
+    expected = quantiser.product(geometry, x, w, **plain[1])
+    np.testing.assert_allclose(y, expected, rtol=1e-7)
+
+
+def test_the_smallest_affine_code_survives_every_mapping():
+    """-(-128) is no int8."""
+    x, w = sites.operands(sites.DENSE)
+    plain = sites.quantize(symmetric=False)
+    for holding in ([differential], [offset], [differential, (sliced, {"bits": 7})]):
+        np.testing.assert_array_equal(
+            sites.read([plain, *holding], sites.DENSE, x, -abs(w)),
+            sites.read([plain], sites.DENSE, x, -abs(w)),
+        )
+
+
+def test_deployed_weights_are_stored_as_int8_codes():
+    x, w = sites.operands(sites.CONV)
+    state = sites.deployed([sites.quantize()], sites.CONV, x, w)
+    codes, scale, _ = quantiser.quantise(Grid(8), w, sites.CONV.contracted)
+    assert state.inner.dtype == jnp.int8
+    np.testing.assert_array_equal(state.inner, codes)
+    np.testing.assert_array_equal(state.scale, scale)
+
+
+@pytest.mark.parametrize("percentile", [None, 90.0])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_calibration_stores_the_range_of_the_inputs(symmetric, percentile):
+    x, w = sites.operands(sites.CONV)
+    grid = Grid(8, symmetric=symmetric, percentile=percentile)
+    state = sites.deployed([(quantized, {"weights": None, "inputs": grid})], sites.CONV, x, w)
+    expected = quantiser.observed(x, percentile=percentile, symmetric=symmetric)
+    np.testing.assert_allclose(state.inputs, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+def test_undeployed_equals_deployed_when_calibrated_on_the_same_batch(geometry, symmetric):
+    """Also where padding adds zeros that a percentile would otherwise count."""
+    x, w = sites.operands(geometry)
+    pieces = [sites.quantize(symmetric=symmetric, percentile=80.0)]
+    np.testing.assert_array_equal(
+        sites.read(pieces, geometry, x, w), sites.read_deployed(pieces, geometry, x, w)
+    )
+
+
+def test_inputs_beyond_the_calibrated_range_saturate():
+    x, w = sites.operands(sites.DENSE)
+    pieces = [sites.quantize()]
+    y = sites.read_deployed(pieces, sites.DENSE, 10 * x, w, calibrate=x)
+    limit = np.abs(x).max()
+    np.testing.assert_allclose(
+        y, sites.read_deployed(pieces, sites.DENSE, np.clip(10 * x, -limit, limit), w), rtol=1e-5
+    )
+
+
+def test_borders_of_an_affine_padded_convolution_are_right():
+    """Inputs far from zero: a padded zero that is not coded as zero shows at every border."""
+    geometry = Conv((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1, *sites.PLAIN, (3, 2, 3, 3))
+    x, w = sites.operands(geometry, x_shape=(1, 2, 4, 4))
+    x = x + 5
+    pieces = [sites.quantize(symmetric=False)]
+    y = sites.read(pieces, geometry, x, w)
+    np.testing.assert_allclose(y, quantiser.product(geometry, x, w, **pieces[0][1]), rtol=1e-6)
+    exact = Op(geometry).contract(jnp.asarray(x), jnp.asarray(w))
+    assert np.abs(y - exact).max() < 0.03 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("side", ["weights", "inputs"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_one_side_alone(side, symmetric):
+    x, w = sites.operands(sites.CONV)
+    grid = Grid(6, symmetric=symmetric)
+    other = "inputs" if side == "weights" else "weights"
+    y = sites.read([(quantized, {side: grid, other: None})], sites.CONV, x, w)
+    rounded = {"inputs": x, "weights": w}
+    codes, step, zero = quantiser.quantise(grid, rounded[side])
+    rounded[side] = ((codes - zero) * step).astype(np.float32)
+    expected = Op(sites.CONV).contract(*map(jnp.asarray, rounded.values()))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_all_zero_weights_give_zeros_and_a_single_element_is_exact(symmetric):
+    x, w = sites.operands(sites.DENSE)
+    pieces = [sites.quantize(symmetric=symmetric)]
+    np.testing.assert_array_equal(sites.read(pieces, sites.DENSE, x, 0 * w), 0)
+    np.testing.assert_array_equal(sites.read(pieces, sites.DENSE, 0 * x, w), 0)
+    one = Dot((0,), (), (0,), (), 1, (1,))
+    y = sites.read(pieces, one, np.float32([0.7]), np.float32([-0.3]))
+    np.testing.assert_allclose(y, -0.21, rtol=1e-6)
+
+
+holding_lists = [
+    [],
+    [differential],
+    [offset],
+    [(sliced, {"bits": 2})],
+    [(tiled, {"rows": 7})],
+    [(sliced, {"bits": 3}), (tiled, {"rows": 4}), differential],
+    [offset, (sliced, {"bits": 2}), (tiled, {"rows": 5})],
+]
+
+
+@pytest.mark.parametrize("holding", holding_lists)
+@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+def test_gradients_are_those_of_fake_quantisation_however_codes_are_held(holding, geometry):
+    x, w = sites.operands(geometry)
+    pieces = [sites.quantize(4, 6), *holding]
+
+    def loss(x, w):
+        return (sites.read(pieces, geometry, x, w, integer=False) ** 2).sum()
+
+    def straight(x, w):
+        return (Op(geometry).contract(_faked(x, 6), _faked(w, 4, geometry.contracted)) ** 2).sum()
+
+    found, expected = (
+        jax.grad(f, (0, 1))(jnp.asarray(x), jnp.asarray(w)) for f in (loss, straight)
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+
+def _faked(v, bits, axes=None):
+    """Symmetric fake quantisation; every value lies inside its own range, so the slope is one."""
+    top = 2 ** (bits - 1) - 1
+    scale = jax.lax.stop_gradient(jnp.abs(v).max(axes, keepdims=axes is not None)) / top
+    return v + jax.lax.stop_gradient(jnp.round(v / scale) * scale - v)
