@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.network import Network
-from jaxsim.table import render
+from jaxsim.table import render, si
 
 
 class Row(NamedTuple):
@@ -52,26 +52,19 @@ class Comparison(NamedTuple):
         from rich.table import Table
 
         table = Table(title="networks, cost per input")
-        for column in (
-            "network",
-            "accuracy %",
-            "agreement %",
-            "parameters",
-            "weight KiB",
-            "MACs",
-            "ADC conversions",
-        ):
-            table.add_column(column, justify="left" if column == "network" else "right")
+        table.add_column("network", overflow="fold")
+        for column in ("right %", "agree %", "params", "weights KiB", "MACs", "ADC reads"):
+            table.add_column(column, justify="right")
         for row in self.rows:
-            kept = f"{row.nonzero:,}"
+            kept = si(row.nonzero)
             table.add_row(
                 row.name,
-                f"{100 * row.accuracy:.2f} ± {100 * row.error:.2f}",
+                f"{100 * row.accuracy:.2f}±{100 * row.error:.2f}",
                 f"{100 * row.agreement:.2f}",
-                kept if row.nonzero == row.params else f"{kept} of {row.params:,}",
+                kept if row.nonzero == row.params else f"{kept} of {si(row.params)}",
                 f"{row.weight_bits / 8192:,.1f}",
-                f"{row.macs:,.0f}",
-                f"{row.conversions:,.0f}" if row.conversions else "–",
+                si(row.macs),
+                si(row.conversions) if row.conversions else "–",
             )
         return table
 

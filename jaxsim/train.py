@@ -126,13 +126,13 @@ def _progress(
         TimeRemainingColumn(),
     )
     with Progress(*columns, disable=quiet) as bar:
-        task = bar.add_task(label, total=epochs * steps, completed=done * steps, loss=float("nan"))
-        count = 0
+        count, total = done * steps, epochs * steps
+        task = bar.add_task(label, total=total, completed=count, loss=float("nan"))
 
         def advance(loss: Array) -> None:
             nonlocal count
             count += 1
-            if count % 20 == 0:
-                bar.update(task, advance=20, loss=float(loss))
+            if count % 20 == 0 or count == total:
+                bar.update(task, completed=count, loss=float(loss))
 
         yield advance
