@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from jaxsim.core import Wrapper
 from jaxsim.cores.quantized import quantized
 from jaxsim.network import Network
-from jaxsim.numerics import Grid
-from jaxsim.transforms.compose import Transform, check_range, makers, transformable
+from jaxsim.numerics import Grid, check_range
+from jaxsim.transforms.compose import Transform, makers, transformable
 
 
 def quantize(
@@ -63,9 +63,11 @@ def quantize(
 
 
 def _check(name: str, grid: Grid) -> None:
-    if isinstance(grid.bits, bool) or not 2 <= grid.bits <= 8:
+    if not isinstance(grid, Grid):
+        raise ValueError(f"{name}={grid!r}: must be an int, a Grid or None")
+    if isinstance(grid.bits, bool) or not isinstance(grid.bits, int) or not 2 <= grid.bits <= 8:
         raise ValueError(f"{name}: bits={grid.bits}, must be an int from 2 to 8")
     if grid.per not in ("tensor", "channel"):
         raise ValueError(f"{name}: per={grid.per!r}, must be 'tensor' or 'channel'")
     if grid.percentile is not None:
-        check_range(f"{name}: percentile", grid.percentile, 0, 100)
+        check_range(f"{name}: percentile", grid.percentile, 0, 100, above=True)
