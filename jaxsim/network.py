@@ -147,26 +147,29 @@ class Network:
         Args:
           patterns: globs (`Conv_*`), or regular expressions (`re:Conv_[12]/kernel`), matched to a
             site's name or its parameter's path. Dynamic sites need a pattern that begins with
-            `dynamic`.
+            `dynamic`, or a focus that holds them.
 
         Returns:
           The sites, in order of execution.
 
         Raises:
-          ValueError: no pattern, or one that matches nothing.
+          ValueError: no pattern, or one that matches nothing within the focus.
         """
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         if not patterns:
             raise ValueError("sites=[]: give at least one pattern")
-        hits = {pattern: _matching(self.sites, pattern) for pattern in patterns}
+        focus, asked = self.focus, self.focus is not None
+        sites = self.sites if focus is None else [s for s in self.sites if s.name in focus]
+        hits = {pattern: _matching(sites, pattern, dynamic=asked) for pattern in patterns}
         for pattern, names in hits.items():
             if not names:
-                known = ", ".join(s.name for s in self.sites)
-                raise ValueError(f"sites={pattern!r} matches no site; the sites are: {known}")
+                known = ", ".join(s.name for s in sites)
+                within = " of its rule" if asked else ""
+                raise ValueError(
+                    f"sites={pattern!r} matches no site{within}; the sites are: {known}"
+                )
         chosen = set[str]().union(*hits.values())
-        if self.focus is not None:
-            chosen &= set(self.focus)
-        return tuple(s for s in self.sites if s.name in chosen)
+        return tuple(s for s in sites if s.name in chosen)
 
     def wrap(self, names: Iterable[str], wrapper: Wrapper) -> Network:
         """This network with a wrapper placed innermost at each named site."""
@@ -393,7 +396,7 @@ def path_name(path: Sequence[Any]) -> str:
     return "/".join(keys) or "params"
 
 
-def _matching(sites: Sequence[Site], pattern: str) -> set[str]:
+def _matching(sites: Sequence[Site], pattern: str, *, dynamic: bool) -> set[str]:
     if pattern.startswith("re:"):
         try:
             match = re.compile(pattern[3:]).fullmatch
@@ -401,7 +404,7 @@ def _matching(sites: Sequence[Site], pattern: str) -> set[str]:
             raise ValueError(f"sites={pattern!r} is not a regular expression: {error}") from None
     else:
         match = re.compile(fnmatch.translate(pattern)).fullmatch
-    dynamic = pattern.removeprefix("re:").startswith("dynamic")
+    dynamic = dynamic or pattern.removeprefix("re:").startswith("dynamic")
     return {
         s.name
         for s in sites

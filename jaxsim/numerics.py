@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,37 @@ def clip_through(
 def is_traced(value: Any) -> bool:
     """Whether a value is known only inside a compiled programme, where no check can see it."""
     return isinstance(value, Tracer)
+
+
+def check_range(
+    name: str, value: Any, lo: float, hi: float = math.inf, *, above: bool = False
+) -> None:
+    """Checks that numbers are finite and in [lo, hi], or (lo, hi]; traced ones are not looked at.
+
+    Args:
+      name: of the argument, for the error.
+      value: a number or an array of them.
+      lo: lower end.
+      hi: upper end.
+      above: whether `lo` itself is out of range.
+
+    Raises:
+      ValueError: they are not.
+    """
+    if is_traced(value):
+        return
+    number = np.asarray(value)
+    if (
+        number.dtype.kind in "iuf"
+        and np.isfinite(number).all()
+        and (number > lo if above else number >= lo).all()
+        and (number <= hi).all()
+    ):
+        return
+    upper = "" if hi == math.inf else f" and at most {hi}"
+    raise ValueError(
+        f"{name}={value}: must be a number {'above' if above else 'of at least'} {lo}{upper}"
+    )
 
 
 def straight_through(

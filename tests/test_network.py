@@ -21,6 +21,11 @@ def forced(net):
     return js.wrap(identity, sites="dynamic/*")(wrapped) if dynamic else wrapped
 
 
+@jax.jit
+def run(net, *args, **kwargs):
+    return net(*args, **kwargs)
+
+
 def trace(case):
     return js.trace(case.model, case.variables, *case.args, **case.kwargs)
 
@@ -57,22 +62,17 @@ def test_sites_are_found_and_named_by_parameter(case, net):
 
 
 def test_an_untransformed_network_is_the_model_bit_for_bit(case, net, truth):
-    same_bits(
-        jax.jit(lambda net, *a, **k: net(*a, **k))(net, *case.args, **given_again(case)), truth
-    )
+    same_bits(run(net, *case.args, **given_again(case)), truth)
 
 
 def test_a_forced_walk_is_the_model_bit_for_bit(case, net, truth):
-    walk = jax.jit(lambda net, *a, **k: net(*a, **k))
-    same_bits(walk(forced(net), *case.args, **given_again(case)), truth)
+    same_bits(run(forced(net), *case.args, **given_again(case)), truth)
 
 
 def test_a_deployed_walk_is_the_model_bit_for_bit(case, net, truth):
     """Written weights are found again in every scan, loop and branch."""
     chip = js.deploy(forced(net))
-    same_bits(
-        jax.jit(lambda net, *a, **k: net(*a, **k))(chip, *case.args, **given_again(case)), truth
-    )
+    same_bits(run(chip, *case.args, **given_again(case)), truth)
 
 
 NO_REVERSE = ("while", "stack in while", "while in stack")
@@ -97,3 +97,162 @@ def test_gradients_of_a_forced_walk_are_those_of_the_model(request, case, net):
         np.testing.assert_allclose(
             np.float32(a), np.float32(b), rtol=eps, atol=eps * np.abs(np.float32(b)).max()
         )
+
+
+@pytest.fixture(scope="module")
+def dense():
+    """Two layers whose calibrated ranges can be computed by hand."""
+
+    def fn(params, x):
+        return jnp.maximum(x @ params["a"], 0) @ params["b"]
+
+    params = {"a": models.normal(4, 6, seed=1), "b": models.normal(6, 3, seed=2)}
+    return js.trace(fn, params, models.normal(2, 4))
+
+
+def test_batch_sizes_are_free_and_vmap_maps_over_the_network(dense):
+    xs = models.normal(5, 7, 4)
+    chip = js.deploy(js.quantize()(dense), calibrate=xs.reshape(35, 4))
+    y = run(chip, xs.reshape(35, 4)).reshape(5, 7, 3)
+    np.testing.assert_allclose(jax.jit(jax.vmap(chip))(xs), y, rtol=1e-6)
+    np.testing.assert_allclose(jnp.stack([run(chip, x) for x in xs]), y, rtol=1e-6)
+
+
+def test_networks_map_over_stacked_parameters(dense):
+    params = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), dense.params)
+    x = models.normal(2, 4)
+    both = jax.vmap(lambda p: run(forced(dataclasses.replace(dense, params=p)), x))(params)
+    np.testing.assert_allclose(both[1], 4 * both[0], rtol=1e-6)
+
+
+LOOPS = ["cond", "while", "fori", "stack in while", "while in stack", "nested scans"]
+
+
+def spying(core, *, into):
+    """Calls `into` with the weight and the largest magnitude of every input it reads."""
+
+    def read(op, state, x, key):
+        jax.debug.callback(into, state, jnp.abs(x).max())
+        return core.read(op, state, x, key)
+
+    return Core(core.write, core.calibrate, read)
+
+
+@pytest.mark.parametrize("name", [*LOOPS, "rnn, params in consts", "transformer", "lstm"])
+def test_calibration_stores_the_largest_input_of_every_site(name):
+    """Whatever loop, branch or checkpoint it is in, slice by slice where weights are stacked."""
+    case = models.CASES[name]()
+    net = trace(case)
+    seen = {}
+
+    def seeing(site):
+        def into(w, largest):
+            key = (site, np.asarray(w).tobytes())
+            seen[key] = max(seen.get(key, 0), float(largest))
+
+        return into
+
+    spies = net
+    for site in (s for s in net.sites if s.kind != "dynamic"):
+        spies = js.wrap(spying, sites=site.name, into=seeing(site.name))(spies)
+    jax.block_until_ready(run(spies, *case.args))
+    jax.effects_barrier()
+
+    chip = js.deploy(js.quantize(None, 8)(net), calibrate=case.args)
+    assert set(chip.states) == {s.name for s in net.sites if s.kind != "dynamic"}
+    for site in (s for s in net.sites if s.kind != "dynamic"):
+        state = chip.states[site.name]
+        found = np.ravel(state.inputs.hi)
+        weights = np.asarray(state.inner).reshape(found.size, -1)
+        for w, hi in zip(weights, found, strict=True):
+            key = (site.name, w.tobytes())
+            if key in seen:
+                # quantised inputs upstream move the ranges a little
+                np.testing.assert_allclose(hi, seen.pop(key), rtol=0.1)
+            else:
+                assert hi == -np.inf  # the branch that was not taken
+    assert not seen
+
+
+def test_calibrated_ranges_are_those_computed_by_hand(dense):
+    x = np.asarray(models.normal(50, 4))
+    chip = js.deploy(js.quantize(None, 8, sites="b")(dense), calibrate=x)
+    hidden = np.maximum(x @ np.asarray(dense.params["a"]), 0)
+    np.testing.assert_allclose(chip.states["b"].inputs.hi, hidden.max(), rtol=1e-6)
+
+
+def test_calibration_takes_every_positional_argument():
+    case = models.CASES["transformer"]()
+    chip = js.deploy(js.quantize()(trace(case)), calibrate=case.args)
+    assert run(chip, *case.args).shape == (2, 6, 11)
+
+
+def test_static_ranges_need_calibration_and_dynamic_ones_do_not(dense):
+    with pytest.raises(ValueError, match="calibrate=None"):
+        js.deploy(js.quantize()(dense))
+    with pytest.raises(ValueError, match="calibrate=None"):
+        js.deploy(js.compose(js.quantize(8, None), js.analog(adc=8))(dense))
+    x = models.normal(3, 4)
+    chip = js.deploy(js.quantize(8, js.Grid(8, dynamic=True))(dense))
+    same_bits(run(chip, x), run(js.quantize()(dense), x))
+
+
+def test_gradients_with_respect_to_inputs_pass_a_deployed_chip(dense):
+    x = models.normal(8, 4)
+    net = js.compose(js.quantize(), js.slice_bits(2), js.analog(adc=6, percentile=100.0))(dense)
+    chip = js.deploy(net, calibrate=x)
+    slope = jax.jit(jax.grad(lambda net, x: (net(x) ** 2).sum(), 1))
+    loose, fixed = (slope(n, x) for n in (net, chip))
+    np.testing.assert_allclose(fixed, loose, rtol=1e-5, atol=1e-6)
+    assert np.all(np.abs(fixed).sum(1) > 0)
+
+
+def test_deployed_chips_no_longer_read_their_parameters(dense):
+    x = models.normal(2, 4)
+    chip = js.deploy(js.quantize()(dense), calibrate=x)
+    blank = dataclasses.replace(chip, params=jax.tree.map(jnp.zeros_like, chip.params))
+    same_bits(run(blank, x), run(chip, x))
+
+
+def test_deploy_and_evaluate_run_inside_one_jit(dense):
+    net = js.compose(js.quantize(), js.analog(adc=8, cells=js.cells.proportional(0.1)))(dense)
+    x, key = models.normal(2, 4), jax.random.key(3)
+
+    @jax.jit
+    def whole(net, x, key):
+        return js.deploy(net, key=key, calibrate=x)(x)
+
+    np.testing.assert_allclose(
+        whole(net, x, key), run(js.deploy(net, key=key, calibrate=x), x), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_tied_weights_are_one_parameter_and_two_sites():
+    def fn(params, x):
+        return (x @ params["w"]) @ params["w"]
+
+    net = js.trace(fn, {"w": models.normal(4, 4)}, models.normal(2, 4))
+    assert [(s.name, s.param) for s in net.sites] == [("w", "w"), ("w#2", "w")]
+    assert net.select("w") == net.sites
+    assert net.select("*#2") == net.sites[1:]
+    chip = js.quantize(2, None, sites="*#2")(net)
+    assert list(chip.cores) == ["w#2"]
+
+
+def test_sites_are_selected_by_glob_or_regex():
+    net = trace(models.CASES["resnet"]())
+    names = lambda pattern: [s.name for s in net.select(pattern)]  # noqa: E731
+    assert names("Conv_[12]/*") == ["Conv_1/kernel", "Conv_2/kernel"]
+    assert names("re:(Conv_0|Dense_.)/kernel") == ["Conv_0/kernel", "Dense_0/kernel"]
+    assert names(["Dense*", "Conv_0*"]) == ["Conv_0/kernel", "Dense_0/kernel"]
+    attention = trace(models.CASES["transformer"]())
+    assert {s.kind for s in attention.select("*")} == {"dot"}
+    assert [s.name for s in attention.select("dynamic/*")] == ["dynamic/0", "dynamic/1"]
+
+
+def test_a_network_prints_its_sites():
+    net = js.quantize(4, 8)(trace(models.CASES["nested scans"]()))
+    text = str(net)
+    assert "stack" in text
+    assert "2×3 · 4×4" in text
+    assert "int4" in text

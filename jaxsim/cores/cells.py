@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxsim.core import Core, Op, State
-from jaxsim.numerics import is_traced
+from jaxsim.numerics import check_range
 
 
 class Device(NamedTuple):
@@ -112,10 +112,9 @@ def held(core: Core, *, device: Device) -> Core:
 def _gaussian(
     kind: Callable[..., Array], sigma: float | Array, on_off: float | Array | None
 ) -> Device:
-    if not is_traced(sigma) and not np.all(np.asarray(sigma) >= 0):
-        raise ValueError(f"sigma={sigma}: must be at least 0")
-    if on_off is not None and not is_traced(on_off) and not np.all(np.asarray(on_off) > 1):
-        raise ValueError(f"on_off={on_off}: must be above 1")
+    check_range("sigma", sigma, 0)
+    if on_off is not None:
+        check_range("on_off", on_off, 1, above=True)
     programme = jax.tree_util.Partial(kind, sigma=jnp.asarray(sigma, jnp.float32))
     return Device(programme, None if on_off is None else jnp.asarray(on_off, jnp.float32))
 

@@ -15,7 +15,8 @@ from jaxsim.cores.converter import converted
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.tiled import tiled
 from jaxsim.network import Network
-from jaxsim.transforms.compose import Transform, check_range, makers, require_codes, transformable
+from jaxsim.numerics import check_range
+from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 
 
 def analog(
@@ -56,7 +57,7 @@ def analog(
     signed = mapping == "differential"
     if adc is not None:
         check_range("adc", adc, 2 if signed else 1, 16)
-    check_range("percentile", percentile, 0, 100)
+    check_range("percentile", percentile, 0, 100, above=True)
     if cells is not None and not isinstance(cells, Device):
         raise ValueError(f"cells={cells!r}: must be a device from js.cells, or None")
 

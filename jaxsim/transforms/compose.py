@@ -6,12 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from jaxsim.core import Core, Wrapper
 from jaxsim.cores.quantized import quantized
 from jaxsim.network import Network, Site
-from jaxsim.numerics import is_traced
 
 Transform = Callable[[Network], Network]
 """A pure function from a network to a network."""
@@ -48,10 +45,14 @@ def rules(by_pattern: Mapping[str, Transform]) -> Transform:
         of precedence.
 
     Raises:
-      ValueError: no rules; when applied, a pattern that matches no site.
+      ValueError: no rules, or one that is not a function; when applied, a pattern that matches no
+        site.
     """
     if not by_pattern:
         raise ValueError("by_pattern={}: give at least one rule")
+    for pattern, transform in by_pattern.items():
+        if not callable(transform):
+            raise ValueError(f"by_pattern: {pattern!r} has {transform!r}, which is no transform")
 
     def apply(net: Network) -> Network:
         outer, taken = net.focus, set[str]()
@@ -115,16 +116,3 @@ def require_codes(net: Network, site: Site, transform: str) -> None:
         raise ValueError(
             f"{transform} at {site.name}: its weights are floats; put quantize(weights=…) before it"
         )
-
-
-def check_range(name: str, value: Any, lo: float, hi: float) -> None:
-    """Checks that a number is finite and in [lo, hi]; a traced one is not looked at.
-
-    Raises:
-      ValueError: it is not a number in the range.
-    """
-    if is_traced(value):
-        return
-    number = np.asarray(value)
-    if number.dtype.kind not in "iuf" or not np.all((number >= lo) & (number <= hi)):
-        raise ValueError(f"{name}={value}: must be a number from {lo} to {hi}")

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxsim.network import Network, path_name
-from jaxsim.numerics import is_traced
-from jaxsim.transforms.compose import Transform, check_range, transformable
+from jaxsim.numerics import check_range, is_traced
+from jaxsim.transforms.compose import Transform, transformable
 
 
 def prune(
@@ -65,7 +65,8 @@ def prune(
             for name, w in weights.items():
                 masks[name] = flat[start : start + w.size].reshape(w.shape)
                 start += w.size
-        return dataclasses.replace(net, masks={**net.masks, **masks})
+        kept = {n: mask & net.masks[n] if n in net.masks else mask for n, mask in masks.items()}
+        return dataclasses.replace(net, masks={**net.masks, **kept})
 
     return apply
 

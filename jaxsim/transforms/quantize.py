@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from jaxsim.core import Wrapper
 from jaxsim.cores.quantized import quantized
 from jaxsim.network import Network
-from jaxsim.numerics import Grid
-from jaxsim.transforms.compose import Transform, check_range, makers, transformable
+from jaxsim.numerics import Grid, check_range
+from jaxsim.transforms.compose import Transform, makers, transformable
 
 
 def quantize(
@@ -41,9 +42,7 @@ def quantize(
     x = Grid(inputs) if isinstance(inputs, int) else inputs
     if w is None and x is None:
         raise ValueError("weights=None, inputs=None: nothing to quantise")
-    for name, grid in (("weights", w), ("inputs", x)):
-        if grid is not None:
-            _check(name, grid)
+    w, x = _checked("weights", w), _checked("inputs", x)
     if w is not None and w.dynamic:
         raise ValueError("weights=Grid(dynamic=True): only inputs can be dynamic")
     if x is not None and x.per == "channel":
@@ -62,10 +61,17 @@ def quantize(
     return apply
 
 
-def _check(name: str, grid: Grid) -> None:
-    if isinstance(grid.bits, bool) or not 2 <= grid.bits <= 8:
+def _checked(name: str, grid: Grid | None) -> Grid | None:
+    """The grid, its percentile a float: an int would be static, and a sweep recompile."""
+    if grid is None:
+        return None
+    if not isinstance(grid, Grid):
+        raise ValueError(f"{name}={grid!r}: must be an int, a Grid or None")
+    if isinstance(grid.bits, bool) or not isinstance(grid.bits, int) or not 2 <= grid.bits <= 8:
         raise ValueError(f"{name}: bits={grid.bits}, must be an int from 2 to 8")
     if grid.per not in ("tensor", "channel"):
         raise ValueError(f"{name}: per={grid.per!r}, must be 'tensor' or 'channel'")
-    if grid.percentile is not None:
-        check_range(f"{name}: percentile", grid.percentile, 0, 100)
+    if grid.percentile is None:
+        return grid
+    check_range(f"{name}: percentile", grid.percentile, 0, 100, above=True)
+    return dataclasses.replace(grid, percentile=grid.percentile * 1.0)
