@@ -53,15 +53,14 @@ class Comparison(NamedTuple):
 
         table = Table(title="networks, cost per input")
         table.add_column("network", overflow="fold")
-        for column in ("right %", "agree %", "params", "weights KiB", "MACs", "ADC reads"):
-            table.add_column(column, justify="right")
+        for column in ("right %", "agree %", "kept", "KiB", "MACs", "ADC reads"):
+            table.add_column(column, justify="right", no_wrap=True)
         for row in self.rows:
-            kept = si(row.nonzero)
             table.add_row(
                 row.name,
                 f"{100 * row.accuracy:.2f}±{100 * row.error:.2f}",
                 f"{100 * row.agreement:.2f}",
-                kept if row.nonzero == row.params else f"{kept} of {si(row.params)}",
+                si(row.nonzero),
                 f"{row.weight_bits / 8192:,.1f}",
                 si(row.macs),
                 si(row.conversions) if row.conversions else "–",
