@@ -19,7 +19,8 @@ class Cnn(nn.Module):
     def __call__(self, x):
         x = nn.relu(nn.Conv(4, (3, 3))(x))
         x = nn.relu(nn.Conv(6, (3, 3), (2, 2))(x)).mean((1, 2))
-        return nn.Dense(3)(nn.relu(nn.Dense(8)(x)))
+        x = nn.relu(nn.Dense(8)(x))
+        return nn.Dense(3)(x)
 
 
 SITES = ("Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel", "Dense_1/kernel")
@@ -28,7 +29,10 @@ SITES = ("Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel", "Dense_1/kernel")
 @functools.cache
 def cnn():
     model = Cnn()
-    return js.trace(model, model.init(jax.random.key(0), X), X)
+    variables = model.init(jax.random.key(0), X)
+    # a bias of zero and a sum of codes of zero would sit on the corner of a relu
+    moved = jax.tree.map(lambda p: p + 0.05 * normal(*p.shape), variables)
+    return js.trace(model, moved, X)
 
 
 @functools.cache
@@ -44,14 +48,14 @@ def attention():
 
 
 @functools.cache
-def stack():
+def stack(outputs=2):
     """Three layers in a scan and a head."""
 
     def fn(params, x):
         x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])
         return x @ params["head"]
 
-    return js.trace(fn, {"w": normal(3, 4, 4), "head": normal(4, 2)}, normal(5, 4))
+    return js.trace(fn, {"w": normal(3, 4, 4), "head": normal(4, outputs)}, normal(5, 4))
 
 
 @jax.jit

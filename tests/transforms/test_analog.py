@@ -1,0 +1,123 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from tests import models
+from tests.transforms.networks import X, cnn, run, stack
+
+KEY = jax.random.key(11)
+
+
+def chip(*transforms, net=None, key=None, calibrate=X):
+    return js.deploy(js.compose(*transforms)(net or cnn()), key=key, calibrate=calibrate)
+
+
+@pytest.fixture(scope="module")
+def digital():
+    return run(chip(js.quantize()), X)
+
+
+@pytest.mark.parametrize("mapping", ["differential", "offset"])
+@pytest.mark.parametrize("slices", [[], [js.slice_bits(2)]])
+@pytest.mark.parametrize("rows", [7, 1152])
+def test_an_ideal_array_computes_the_same_bits(digital, mapping, slices, rows):
+    y = run(chip(js.quantize(), *slices, js.analog(mapping=mapping, rows=rows)), X)
+    np.testing.assert_array_equal(y, digital)
+
+
+@pytest.mark.parametrize("mapping", ["differential", "offset"])
+def test_more_bits_of_adc_come_closer_to_the_ideal(digital, mapping):
+    """At the last layer, behind which nothing rounds."""
+
+    def error(bits):
+        adc = js.analog(adc=bits, mapping=mapping, percentile=100.0, rows=4, sites="Dense_1*")
+        return np.abs(run(chip(js.quantize(), adc), X) - digital).max()
+
+    coarse, fine, finest = (error(bits) for bits in (4, 8, 12))
+    assert coarse > 8 * fine > 64 * finest > 0
+
+
+@pytest.mark.parametrize("mapping", ["differential", "offset"])
+def test_perfect_cells_are_exact_up_to_floats(digital, mapping):
+    cells = js.cells.independent(0.0, on_off=10.0)
+    analog = js.analog(cells=cells, mapping=mapping, sites="Dense_1*")
+    np.testing.assert_allclose(run(chip(js.quantize(), analog, key=KEY), X), digital, atol=1e-5)
+
+
+def noisy(sites="*"):
+    return [
+        js.quantize(sites=sites),
+        js.analog(adc=8, cells=js.cells.proportional(0.2), sites=sites),
+    ]
+
+
+def cells_of(state):
+    """The conductances of an analog site without slices: what the innermost core wrote."""
+    return np.asarray(max(jax.tree.leaves(state), key=lambda leaf: leaf.size))
+
+
+def test_one_key_is_one_chip_and_another_key_another():
+    same, again = (chip(*noisy(), key=KEY) for _ in range(2))
+    other = chip(*noisy(), key=jax.random.key(12))
+    np.testing.assert_array_equal(run(same, X), run(again, X))
+    np.testing.assert_array_equal(run(same, X), run(same, X))
+    assert np.abs(run(same, X) - run(other, X)).max() > 1e-3
+
+
+def test_sites_and_stacked_layers_draw_their_own_errors():
+    ones = {"w": jnp.ones((3, 4, 4)), "head": jnp.ones((4, 4))}
+    net = dataclasses.replace(stack(4), params=ones)
+    states = chip(*noisy(), net=net, key=KEY, calibrate=models.normal(5, 4)).states
+    draws = [*cells_of(states["w"]), cells_of(states["head"])]
+    for i, a in enumerate(draws):
+        for b in draws[:i]:
+            assert np.abs(a[0] - b[0]).min() > 0
+
+
+def test_a_transform_elsewhere_leaves_the_draw_of_a_site():
+    alone = chip(*noisy("Conv_1*"), key=KEY).states["Conv_1/kernel"]
+    among = chip(*noisy(), key=KEY).states["Conv_1/kernel"]
+    np.testing.assert_array_equal(cells_of(alone), cells_of(among))
+
+
+@pytest.mark.parametrize(("net", "mapping"), [(cnn, "offset"), (stack, "differential")])
+def test_an_undeployed_network_draws_the_chip_that_its_key_would_write(net, mapping):
+    """Also in a scan, whose layers are calibrated one by one."""
+    x = X[:2] if net is cnn else models.normal(5, 4)
+    cells = js.cells.independent(0.05, on_off=20.0)
+    analog = js.analog(adc=7, cells=cells, mapping=mapping, rows=16, percentile=99.0)
+    composed = js.compose(js.quantize(), js.slice_bits(3), analog)(net())
+    deployed = js.deploy(composed, key=KEY, calibrate=x)
+    np.testing.assert_allclose(run(composed, x, key=KEY), run(deployed, x), rtol=1e-4, atol=1e-5)
+
+
+def test_training_through_noise_and_converters_has_gradients_everywhere():
+    net = js.compose(*noisy())(cnn())
+
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        return (dataclasses.replace(net, params=params)(X[:2], key=KEY) ** 2).sum()
+
+    for gradient, weight in zip(
+        *map(jax.tree.leaves, (slope(net.params), net.params)), strict=True
+    ):
+        assert np.isfinite(np.asarray(gradient)).all()
+        if weight.ndim > 1:  # some units are dead
+            assert np.mean(np.asarray(gradient) != 0) > 0.3
+
+
+def test_a_users_device_is_a_function():
+    """Conductances that reach no more than three quarters of what was asked for."""
+
+    def lazy(g, key):
+        return 0.75 * g
+
+    x = models.normal(5, 4)
+    net = js.compose(js.quantize(), js.analog(cells=js.cells.Device(lazy), sites="head"))(stack())
+    quiet = js.quantize()(stack())
+    np.testing.assert_allclose(run(net, x, key=KEY), 0.75 * run(quiet, x), rtol=1e-5, atol=1e-6)
