@@ -118,15 +118,11 @@ class Network:
           ValueError: the model rejects the arguments, or a core needs a key.
         """
         arguments = _Arguments.of(args, {**self.defaults.rebuild()[1], **kwargs})
-        params = self.masked_params()
         if not self.cores:
             with _explained(self.example, arguments):
-                return arguments.call(self.fn, params, self.buffers)
-        traced = _trace(self.fn, params, self.buffers, arguments, self.example)
-        ranges = "batch" if not self.deployed else "stored" if self.calibrated else "missing"
-        walk = _Walk(self.cores, ranges, key, calibrating=False)
-        outputs, _ = walk.run(traced.plan, traced.values, self.states, ())
-        return jax.tree.unflatten(traced.out_tree, outputs)
+                return arguments.call(self.fn, self.masked_params(), self.buffers)
+        form = dataclasses.replace(arguments, arrays=())
+        return _run(self, arguments.arrays, key, form)
 
     def masked_params(self) -> PyTree:
         """The parameters with pruned entries set to zero."""
@@ -323,6 +319,17 @@ def deploy(net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = 
     arguments = _Arguments.of(args, net.defaults.rebuild()[1])
     form = dataclasses.replace(arguments, arrays=())
     return dataclasses.replace(chip, states=_calibrate(chip, arguments.arrays, form))
+
+
+@partial(jax.jit, static_argnums=3)
+def _run(net: Network, arrays: tuple[Array, ...], key: Any, form: _Arguments) -> Any:
+    """A call of a transformed network, compiled as one even where the caller does not."""
+    arguments = dataclasses.replace(form, arrays=arrays)
+    traced = _trace(net.fn, net.masked_params(), net.buffers, arguments, net.example)
+    ranges = "batch" if not net.deployed else "stored" if net.calibrated else "missing"
+    walk = _Walk(net.cores, ranges, key, calibrating=False)
+    outputs, _ = walk.run(traced.plan, traced.values, net.states, ())
+    return jax.tree.unflatten(traced.out_tree, outputs)
 
 
 @jax.jit
@@ -1049,7 +1056,8 @@ class _Walk:
 
 
 def _written(core: Core, op: Op, w: Array, key: Any) -> State:
-    return core.write(op, w, key)
+    # Without the barrier XLA fuses drawing noise into every use of a weight: minutes of compiling.
+    return lax.optimization_barrier(core.write(op, w, key))
 
 
 def _stored(core: Core, op: Op, state: State, key: Any) -> State:
