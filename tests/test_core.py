@@ -12,6 +12,7 @@ from tests.oracles import contraction
 some = settings(max_examples=20)
 
 
+@pytest.mark.slow
 @some
 @given(geometries, planes, planes, seeds)
 def test_contract_equals_the_loops_over_every_plane(site, x_planes, w_planes, seed):
@@ -23,6 +24,7 @@ def test_contract_equals_the_loops_over_every_plane(site, x_planes, w_planes, se
     np.testing.assert_array_equal(y, contraction.over_planes(geometry, x, w))
 
 
+@pytest.mark.slow
 @some
 @given(geometries, planes, planes, seeds)
 def test_as_matmul_is_the_same_contraction(site, x_planes, w_planes, seed):
