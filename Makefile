@@ -1,7 +1,58 @@
-# Every target makes its own virtual environment; PYTHON may name another interpreter.
+# Every target makes its own virtual environment; PYTHON names the interpreter to make it with.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-fast bench docs lint clean
+.PHONY: help demo test test-fast bench docs lint clean
+
+help:
+	@echo "make demo       train a CNN, compose three chips from it, a table and a figure in out/"
+	@echo "make test       all tests"
+	@echo "make test-fast  all but the slow ones"
+	@echo "make bench      the benchmarks, side by side with their peers"
+	@echo "make docs       the documentation, into site/"
+	@echo "make lint       style, types and the order of imports"
+
+$(VENV)/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/bench: $(VENV)/base
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/base
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
+demo: $(VENV)/base
+	$(BIN)/jaxsim demo
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-fast: $(VENV)/dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks all
+
+docs: $(VENV)/docs
+	$(BIN)/python -m benchmarks tables
+	$(BIN)/mkdocs build --strict
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) site out

@@ -1,5 +1,7 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
+from jaxsim.checkpoint import load, save
+from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells
 from jaxsim.network import Network, Site, deploy, trace
@@ -13,6 +15,10 @@ from jaxsim.transforms.slice_bits import slice_bits
 __all__ = [
     "trace",
     "deploy",
+    "compare",
+    "classify",
+    "save",
+    "load",
     "Network",
     "Site",
     "compose",

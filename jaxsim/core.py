@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Key, Num
+from jaxtyping import Array, Int, Key, Num
 
 from jaxsim.numerics import Range, is_traced
 
@@ -41,23 +42,41 @@ class Core(NamedTuple):
     read: Callable[[Op, State, Array, Key[Array, ""] | None], Array]
 
 
-@jax.tree_util.register_pytree_node_class
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["traced"],
+    meta_fields=["make", "names", "static"],
+)
+@dataclasses.dataclass(frozen=True)
 class Wrapper:
-    """A `Core -> Core` function with its settings, as data.
+    """A `Core -> Core` function with its settings, as data; made by `Wrapper.of`.
 
-    Floats, arrays and pytrees of them are leaves: two wrappers that differ only in those share one
-    compiled programme. Everything else (ints, strings, functions) is static.
+    Two wrappers that differ only in traced settings share one compiled programme.
 
     Attributes:
       make: `(core, **settings) -> Core`.
-      settings: keyword arguments of `make`.
+      names: names of all settings, in order.
+      static: those that are not traced.
+      traced: those made of floats and arrays: leaves of the network.
     """
 
-    __slots__ = ("make", "settings")
+    make: Callable[..., Core]
+    names: tuple[str, ...]
+    static: tuple[tuple[str, Any], ...]
+    traced: dict[str, Any]
 
-    def __init__(self, make: Callable[..., Core], settings: Mapping[str, Any]):
-        self.make = make
-        self.settings = dict(settings)
+    @classmethod
+    def of(cls, make: Callable[..., Core], **settings: Any) -> Wrapper:
+        """A wrapper with settings: floats, arrays and pytrees of them are traced."""
+        traced = {k: v for k, v in settings.items() if _is_traceable(v)}
+        static = tuple((k, v) for k, v in settings.items() if k not in traced)
+        return cls(make, tuple(settings), static, traced)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `make`."""
+        static = dict(self.static)
+        return {k: static[k] if k in static else self.traced[k] for k in self.names}
 
     def __call__(self, core: Core) -> Core:
         """Wraps a core."""
@@ -67,28 +86,20 @@ class Wrapper:
         shown = ", ".join(f"{k}={_short(v)}" for k, v in self.settings.items() if v is not None)
         return f"{self.make.__name__}({shown})"
 
-    def tree_flatten(self):
-        """Splits the settings into traced values and static ones."""
-        traced = {k: v for k, v in self.settings.items() if not _is_static(v)}
-        static = tuple((k, None if k in traced else v) for k, v in self.settings.items())
-        return (traced,), (self.make, static)
-
-    @classmethod
-    def tree_unflatten(cls, aux: Any, children: Any) -> Wrapper:
-        """Puts traced and static settings together again, in their first order."""
-        make, static = aux
-        (traced,) = children
-        return cls(make, {k: traced.get(k, v) for k, v in static})
+    def signature(self) -> str:
+        """What is static of it, the same in every process."""
+        shown = [k if k in self.traced else f"{k}={_short(v)}" for k, v in self.settings.items()]
+        return f"{self.make.__module__}.{self.make.__qualname__}({', '.join(shown)})"
 
 
-def _is_static(value: Any) -> bool:
+def _is_traceable(value: Any) -> bool:
     leaves = jax.tree.leaves(value)
-    return not leaves or not all(isinstance(v, float | jax.Array | np.ndarray) for v in leaves)
+    return bool(leaves) and all(isinstance(v, float | jax.Array | np.ndarray) for v in leaves)
 
 
 def _short(value: Any) -> str:
     if isinstance(value, float | jax.Array | np.ndarray) and np.ndim(value) == 0:
-        return f"{value:.4g}" if not is_traced(value) else "traced"
+        return "traced" if is_traced(value) else f"{value:.4g}"
     if isinstance(value, str) or not callable(value):
         return str(value)
     return getattr(value, "__name__", repr(value))
@@ -443,7 +454,6 @@ class Op:
         deployment, and at dynamic sites), "missing" when deployed without calibration.
       w_lo, w_hi: smallest and largest code of the weight, as arrays with one axis for each weight
         plane (of size 1 where all planes agree); None while the weight is a float.
-      x_hi: largest magnitude of an input code; None while the input is a float.
       meter: where `count` adds, during a cost walk.
     """
 
@@ -452,7 +462,6 @@ class Op:
     ranges: Literal["batch", "stored", "missing"] = "batch"
     w_lo: np.ndarray | None = None
     w_hi: np.ndarray | None = None
-    x_hi: int | None = None
     meter: Meter | None = None
 
     def contract(self, x: Num[Array, "..."], w: Num[Array, "..."]) -> Num[Array, "..."]:
@@ -465,10 +474,26 @@ class Op:
         Returns:
           `[*x planes, *w planes, *output]`; exact int32 if both operands are integers.
         """
-        x, w, dtype = _operands(self.geometry, x, w)
-        y = self.geometry.apply(x, w, dtype)
+        if _is_integer(x) and _is_integer(w):
+            y = self._exact(x, w)
+        else:
+            floats = [a.dtype for a in (x, w) if not _is_integer(a)]
+            common, wide = jnp.result_type(*floats), self.geometry.dtype
+            wide = None if wide is None else jnp.promote_types(common, wide)
+            y = self.geometry.apply(x.astype(common), w.astype(common), wide)
         self.count("macs", y.size * self.depth)
         return y
+
+    def _exact(self, x: Int[Array, "..."], w: Int[Array, "..."]) -> Int[Array, "..."]:
+        """An integer contraction, in the fastest arithmetic that is exact."""
+        common = jnp.promote_types(x.dtype, w.dtype)
+        if common != jnp.int8:
+            # Only 8-bit integers have a fast path; floats are exact below 2^24.
+            largest = 2**15 if self.w_hi is None else int(np.abs(self.w_hi).max())
+            if self.depth * 128 * largest < 2**24 and x.dtype == jnp.int8:
+                y = self.geometry.apply(x.astype(jnp.float32), w.astype(jnp.float32), jnp.float32)
+                return y.astype(jnp.int32)
+        return self.geometry.apply(x.astype(common), w.astype(common), jnp.int32)
 
     def row_sum(self, x: Num[Array, "..."]) -> Num[Array, "..."]:
         """The sum of the inputs of each output: a contraction with a weight of ones.
@@ -479,7 +504,7 @@ class Op:
         Returns:
           `[*x planes, *y]`, broadcastable to the output without weight planes.
         """
-        return self.geometry.row_sum(x, jnp.int32 if _is_integer(x) else self.geometry.dtype)
+        return self.geometry.row_sum(x, jnp.int32 if _is_integer(x) else None)
 
     def column_sum(self, w: Num[Array, "..."]) -> Num[Array, "..."]:
         """The sum of the weights of each output, broadcastable to the output."""
@@ -541,16 +566,6 @@ class Op:
         """
         if self.meter is not None:
             self.meter[what] = self.meter.get(what, 0) + amount
-
-
-def _operands(geometry: Geometry, x: Array, w: Array) -> tuple[Array, Array, Any]:
-    if _is_integer(x) and _is_integer(w):
-        common = jnp.promote_types(x.dtype, w.dtype)
-        return x.astype(common), w.astype(common), jnp.int32
-    dtypes = [d for d in (x.dtype, w.dtype) if jnp.issubdtype(d, jnp.floating)]
-    common = jnp.result_type(*dtypes)
-    wide = None if geometry.dtype is None else jnp.promote_types(common, geometry.dtype)
-    return x.astype(common), w.astype(common), wide
 
 
 def _write_float(op: Op, w: Array, key: Any) -> Array:

@@ -306,7 +306,7 @@ def deploy(net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = 
     if not net.cores:
         raise ValueError("net has no transformed sites to deploy; compose a transform first")
     chip = dataclasses.replace(
-        net, states=_write(net, key), deployed=True, calibrated=calibrate is not None
+        net, states=write_states(net, key), deployed=True, calibrated=calibrate is not None
     )
     if calibrate is None:
         arguments = dataclasses.replace(net.example, arrays=())
@@ -326,8 +326,13 @@ def deploy(net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = 
 
 
 @jax.jit
-def _write(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
-    """Every transformed site's state, from the parameters alone."""
+def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
+    """Every transformed site's state, from the parameters alone.
+
+    Args:
+      net: a composed network.
+      key: for cores that draw random numbers when they write.
+    """
     traced = _trace(net.fn, net.masked_params(), net.buffers, net.example, net.example)
     known = traced.values[: len(traced.values) - len(net.example.arrays)]
     values = [*known, *[None] * len(net.example.arrays)]

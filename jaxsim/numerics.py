@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
@@ -146,6 +147,39 @@ def widen(a: Range, b: Range) -> Range:
     return Range(jnp.minimum(a.lo, b.lo), jnp.maximum(a.hi, b.hi))
 
 
+def quantile(x: Float[Array, "*rows n"], q: Float[Array, ""]) -> Float[Array, "*rows"]:
+    """The q-quantile along the last axis, interpolated between neighbours as numpy does.
+
+    The two order statistics are found by bisection on the bits of the floats, 32 counting passes:
+    exact, and far faster than a sort on every backend.
+
+    Args:
+      x: float32 values without NaN, n at least 1.
+      q: share in [0, 1].
+    """
+    position = jnp.clip(q, 0, 1) * (x.shape[-1] - 1)
+    below = jnp.floor(position).astype(jnp.int32)
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
+    order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers that sort as the floats do
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        lo, hi = ends
+        middle = (lo & hi) + ((lo ^ hi) >> 1)
+        enough = jnp.sum(order <= middle[..., None], -1) > below
+        return jnp.where(enough, lo, middle + 1), jnp.where(enough, middle, hi)
+
+    ends = (jnp.min(order, -1), jnp.max(order, -1))
+    found, _ = lax.fori_loop(0, 32, halve, ends)
+    more = jnp.sum(order <= found[..., None], -1) > below + 1
+    beyond = jnp.where(order > found[..., None], order, jnp.max(order, -1, keepdims=True))
+    above = jnp.where(more, found, jnp.min(beyond, -1))
+    lo, hi = (
+        lax.bitcast_convert_type(jnp.where(o < 0, o ^ 0x7FFFFFFF, o), jnp.float32)
+        for o in (found, above)
+    )
+    return lo + (hi - lo) * (position - below)
+
+
 def observe(
     x: Float[Array, "..."],
     *,
@@ -165,18 +199,21 @@ def observe(
     Returns:
       The range, with the reduced axes of size 1 (or scalars).
     """
-    x = jax.lax.stop_gradient(x).astype(jnp.float32)
-    keep = axes is not None
-    axis = tuple(axes) if axes is not None else None
-    if symmetric:
-        x = jnp.abs(x)
+    x = lax.stop_gradient(x).astype(jnp.float32)
+    x = jnp.abs(x) if symmetric else x
+    summed = tuple(range(x.ndim)) if axes is None else tuple(axes)
+    kept = tuple(a for a in range(x.ndim) if a not in summed)
+    rows = jnp.transpose(x, kept + summed).reshape(*(x.shape[a] for a in kept), -1)
     if percentile is None:
-        lo, hi = jnp.min(x, axis, keepdims=keep), jnp.max(x, axis, keepdims=keep)
+        lo, hi = jnp.min(rows, -1), jnp.max(rows, -1)
     else:
         share = jnp.asarray(percentile, jnp.float32) / 100
-        ends = jnp.stack([(1 - share) / 2, share if symmetric else (1 + share) / 2])
-        lo, hi = jnp.quantile(x, ends, axis=axis, keepdims=keep)
-    return Range(-hi, hi) if symmetric else Range(lo, hi)
+        hi = quantile(rows, share if symmetric else (1 + share) / 2)
+        lo = hi if symmetric else quantile(rows, (1 - share) / 2)
+    r = Range(-hi, hi) if symmetric else Range(lo, hi)
+    if axes is None:
+        return r
+    return Range(*(jnp.expand_dims(end, summed) for end in r))
 
 
 def scale_and_zero(grid: Grid, r: Range) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

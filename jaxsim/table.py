@@ -20,7 +20,7 @@ def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bo
     if deployed:
         stage = "deployed, calibrated" if calibrated else "deployed"
     table = Table(title=f"jaxsim.Network · {stage}")
-    table.add_column("site", style="bold")
+    table.add_column("site", style="bold", overflow="fold")
     table.add_column("kind")
     table.add_column("weight", justify="right")
     table.add_column("input", justify="right")
@@ -34,11 +34,19 @@ def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bo
             kind,
             f"{'×'.join(map(str, stack))} · {shape}" if stack else shape,
             "×".join(map(str, inputs)),
-            f"{macs:,}",
+            si(macs),
             "all" if mask is None else f"{float(mask.mean()):.1%}",
             " → ".join(map(repr, wrappers)) or "float",
         )
     return table
+
+
+def si(number: float) -> str:
+    """A count with three digits and k, M, G or T behind it."""
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.3g}"
 
 
 def render(table: Any) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsim.core import Core, Op, State
-from jaxsim.numerics import Range, clip_through, no_range, round_through, widen
+from jaxsim.numerics import Range, clip_through, no_range, observe, round_through, widen
 
 
 class Converter(NamedTuple):
@@ -39,14 +38,9 @@ def converted(core: Core, *, bits: float | Array, percentile: float | Array, sig
 
     def observed(op: Op, x: Array, y: Float[Array, "..."]) -> Range:
         planes, first = _planes(op), op.x_planes(x)
-        y = jax.lax.stop_gradient(jnp.moveaxis(y, range(first, first + planes), range(planes)))
-        y = y.reshape(*y.shape[:planes], -1)
-        share = jnp.asarray(percentile, jnp.float32) / 100
-        if signed:
-            hi = jnp.quantile(jnp.abs(y), share, axis=-1)
-            return Range(-hi, hi)
-        lo, hi = jnp.quantile(y, jnp.stack([(1 - share) / 2, (1 + share) / 2]), axis=-1)
-        return Range(lo, hi)
+        axes = [a for a in range(y.ndim) if not first <= a < first + planes]
+        r = observe(y, axes=axes, percentile=percentile, symmetric=signed)
+        return Range(*(jnp.squeeze(end, axes) for end in r))
 
     def write(op: Op, w: Array, key: Any) -> Converter:
         return Converter(core.write(op, w, key), no_range(op.w_planes(w)))

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxsim.core import Core, Op, State
+from jaxsim.numerics import code_dtype
 
 
 def sliced(core: Core, *, bits: int) -> Core:
@@ -61,6 +62,7 @@ def _digit(w: Array, place: int, bits: int, places: list[int]) -> Array:
     """One signed digit of each code; its gradient is an equal share of the code's."""
     if jnp.issubdtype(w.dtype, jnp.integer):
         wide = w.astype(jnp.int32)
-        return (jnp.sign(wide) * ((jnp.abs(wide) // place) % 2**bits)).astype(w.dtype)
+        digit = jnp.sign(wide) * ((jnp.abs(wide) // place) % 2**bits)
+        return digit.astype(code_dtype(-(2**bits) + 1, 2**bits - 1))
     digit = lax.stop_gradient(jnp.sign(w) * (jnp.floor(jnp.abs(w) / place) % 2**bits))
     return digit + (w - lax.stop_gradient(w)) / (place * len(places))

@@ -61,15 +61,15 @@ def analog(
     if cells is not None and not isinstance(cells, Device):
         raise ValueError(f"cells={cells!r}: must be a device from js.cells, or None")
 
-    tiling = [Wrapper(tiled, {"rows": rows})]
-    holding = [] if cells is None else [Wrapper(held, {"device": cells})]
+    tiling = [Wrapper.of(tiled, rows=rows)]
+    holding = [] if cells is None else [Wrapper.of(held, device=cells)]
     reading: list[Wrapper] = []
     if adc is not None:
         traced = {
             k: jnp.asarray(v, jnp.float32)
             for k, v in {"bits": adc, "percentile": percentile}.items()
         }
-        reading = [Wrapper(converted, {**traced, "signed": signed})]
+        reading = [Wrapper.of(converted, **traced, signed=signed)]
 
     def apply(net: Network) -> Network:
         cores = dict(net.cores)
@@ -79,9 +79,9 @@ def analog(
                 raise ValueError(f"analog cannot follow analog at {site.name}")
             codes, *slices = cores[site.name]
             if signed:
-                array = [*slices, *tiling, *reading, Wrapper(differential, {}), *holding]
+                array = [*slices, *tiling, *reading, Wrapper.of(differential), *holding]
             else:
-                array = [Wrapper(offset, {}), *slices, *tiling, *holding, *reading]
+                array = [Wrapper.of(offset), *slices, *tiling, *holding, *reading]
             cores[site.name] = (codes, *array)
         return dataclasses.replace(net, cores=cores)
 

@@ -80,7 +80,7 @@ def wrap(
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, make.__name__, sites)
-        return net.wrap((s.name for s in chosen), Wrapper(make, settings))
+        return net.wrap((s.name for s in chosen), Wrapper.of(make, **settings))
 
     return apply
 

@@ -56,7 +56,7 @@ def quantize(
                     f"quantize cannot follow {before[-1].__name__} at {site.name}: codes must be "
                     "made before hardware stores them, and only once"
                 )
-        return net.wrap((s.name for s in chosen), Wrapper(quantized, {"weights": w, "inputs": x}))
+        return net.wrap((s.name for s in chosen), Wrapper.of(quantized, weights=w, inputs=x))
 
     return apply
 

@@ -35,6 +35,6 @@ def slice_bits(bits: int, *, sites: str | Sequence[str] = "*") -> Transform:
                     f"slice_bits cannot follow {before[-1].__name__} at {site.name}: it must come "
                     "right after quantize"
                 )
-        return net.wrap((s.name for s in chosen), Wrapper(sliced, {"bits": bits}))
+        return net.wrap((s.name for s in chosen), Wrapper.of(sliced, bits=bits))
 
     return apply

@@ -1,0 +1,26 @@
+"""`python -m benchmarks NAME [options]`: runs one benchmark, `all` of them, or writes `tables`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from benchmarks.record import write_tables
+
+NAMES = ("overhead", "chips")
+
+
+def main(args: list[str]) -> int:
+    """Runs what was asked for and writes the tables of what was measured."""
+    if not args or args[0] not in (*NAMES, "all", "tables"):
+        print(f"{__doc__}\nbenchmarks: {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    name, *rest = args
+    for chosen in NAMES if name == "all" else () if name == "tables" else (name,):
+        importlib.import_module(f"benchmarks.{chosen}").main(rest)
+    print(f"wrote {write_tables()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

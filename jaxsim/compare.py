@@ -1,0 +1,153 @@
+"""Networks side by side: accuracy, agreement with the reference, and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from jaxsim.network import Network
+from jaxsim.table import render, si
+
+
+class Row(NamedTuple):
+    """One network of a comparison; costs are for one input.
+
+    Attributes:
+      name: as given.
+      accuracy: share of right answers, and its binomial standard error.
+      error: that standard error.
+      agreement: share of answers equal to the reference's.
+      params: entries of all parameters.
+      nonzero: those that pruning left.
+      weight_bits: bits stored at the sites.
+      macs: multiply-accumulates in the hardware.
+      conversions: ADC conversions.
+    """
+
+    name: str
+    accuracy: float
+    error: float
+    agreement: float
+    params: int
+    nonzero: int
+    weight_bits: float
+    macs: float
+    conversions: float
+
+
+class Comparison(NamedTuple):
+    """Rows of a comparison, the reference first. Printing shows a table."""
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        return render(self.__rich__())
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        table = Table(title="networks, cost per input")
+        table.add_column("network", overflow="fold")
+        for column in ("right %", "agree %", "kept", "KiB", "MACs", "ADC reads"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(
+                row.name,
+                f"{100 * row.accuracy:.2f}±{100 * row.error:.2f}",
+                f"{100 * row.agreement:.2f}",
+                si(row.nonzero),
+                f"{row.weight_bits / 8192:,.1f}",
+                si(row.macs),
+                si(row.conversions) if row.conversions else "–",
+            )
+        return table
+
+
+def compare(
+    reference: Network,
+    networks: Network | Mapping[str, Network],
+    data: tuple[Float[np.ndarray, "N ..."], Int[np.ndarray, " N"]],
+    *,
+    key: Key[Array, ""] | None = None,
+    batch_size: int = 500,
+) -> Comparison:
+    """Runs networks on the same data.
+
+    Args:
+      reference: what the others are to agree with, usually the untransformed network.
+      networks: one network, or several by name.
+      data: inputs [N, ...] and labels [N].
+      key: for cores that draw at every call.
+      batch_size: inputs a call.
+
+    Returns:
+      A row a network. Weight bits count at sites only; a site without a core stores floats.
+
+    Raises:
+      ValueError: no data, lengths that differ, or a network whose outputs are not [N, classes].
+    """
+    inputs, labels = data
+    if len(inputs) == 0 or len(inputs) != len(labels):
+        raise ValueError(f"data: {len(inputs)} inputs and {len(labels)} labels")
+    if isinstance(networks, Network):
+        networks = {"transformed": networks}
+    expected, rows = None, list[Row]()
+    for name, net in {"reference": reference, **networks}.items():
+        answers = classify(net, inputs, key=key, batch_size=batch_size)
+        expected = answers if expected is None else expected
+        accuracy = float(np.mean(answers == labels))
+        cost = net.cost(inputs[:1])
+        rows.append(
+            Row(
+                name=name,
+                accuracy=accuracy,
+                error=float(np.sqrt(accuracy * (1 - accuracy) / len(labels))),
+                agreement=float(np.mean(answers == expected)),
+                params=cost.params,
+                nonzero=cost.nonzero,
+                weight_bits=cost.total("weight_bits"),
+                macs=cost.total("macs"),
+                conversions=cost.total("conversions"),
+            )
+        )
+    return Comparison(tuple(rows))
+
+
+def classify(
+    net: Network,
+    inputs: Float[np.ndarray, "N ..."],
+    *,
+    key: Key[Array, ""] | None = None,
+    batch_size: int = 500,
+) -> Int[np.ndarray, " N"]:
+    """The class of largest logit for each input.
+
+    Args:
+      net: a network whose output is logits [N, classes].
+      inputs: [N, ...].
+      key: for cores that draw at every call; batch i uses `fold_in(key, i)`.
+      batch_size: inputs a call, at least 1.
+
+    Raises:
+      ValueError: batch_size out of range, or outputs of another form.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    answers: list[np.ndarray] = []
+    for i, start in enumerate(range(0, len(inputs), batch_size)):
+        batch_key = None if key is None else jax.random.fold_in(key, i)
+        answers.append(np.asarray(_classes(net, inputs[start : start + batch_size], batch_key)))
+    return np.concatenate(answers)
+
+
+@jax.jit
+def _classes(net: Network, x: Array, key: Key[Array, ""] | None) -> Int[Array, " N"]:
+    logits = net(x, key=key)
+    if not isinstance(logits, jax.Array) or logits.shape != (len(x), logits.shape[-1]):
+        raise ValueError("networks: outputs must be one array of logits, [N, classes]")
+    return jnp.argmax(logits, -1)

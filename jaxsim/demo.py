@@ -1,0 +1,204 @@
+"""The main job on real data: a trained CNN, taken to three kinds of hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import optax
+from filelock import FileLock
+
+import jaxsim as js
+from jaxsim.checkpoint import load, save
+from jaxsim.compare import Comparison, classify, compare
+from jaxsim.data import Images, fashion_mnist
+from jaxsim.models.resnet import ResNet
+from jaxsim.plot import Curve, accuracy_curves
+from jaxsim.train import fit
+
+CALL = {"train": True, "mutable": ["batch_stats"]}
+"""How a network with batch normalisation is called in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Train a small ResNet on Fashion-MNIST, compose three chips from it, compare and plot them.
+
+    Attributes:
+      out: folder for the table and the figure.
+      cache: folder for trained weights; a second run takes them from there.
+      epochs: passes over the training set.
+      images: how many test images the sweep of the figure uses.
+      programmings: how often the sweep programmes each chip anew.
+      seed: of the weights, the order of the images and the cells.
+    """
+
+    out: Path = Path("out")
+    cache: Path = Path("~/.cache/jaxsim/demo")
+    epochs: int = 4
+    images: int = 500
+    programmings: int = 3
+    seed: int = 0
+
+
+def run(demo: Demo) -> Comparison:
+    """Runs the demo, prints its table and writes `table.txt` and `sweep.png`.
+
+    Returns:
+      The comparison that was printed.
+
+    Raises:
+      ValueError: a setting out of range.
+    """
+    from rich.console import Console
+
+    for name in ("epochs", "images", "programmings"):
+        if getattr(demo, name) < 1:
+            raise ValueError(f"{name}={getattr(demo, name)}: must be at least 1")
+    console, started = Console(), time.perf_counter()
+    jax.config.update("jax_compilation_cache_dir", str(demo.cache.expanduser() / "compiled"))
+    train, test = fashion_mnist("train"), fashion_mnist("test")
+    console.print(f"Fashion-MNIST from {train.source}")
+    net, sparse = trained(train, epochs=demo.epochs, seed=demo.seed, cache=demo.cache)
+    console.print(net)
+
+    chips = {
+        name: js.deploy(chip, key=jax.random.key(demo.seed + 1), calibrate=train.images[:256])
+        for name, chip in recipes(net, sparse).items()
+    }
+    table = compare(net, chips, (test.images, test.labels))
+    console.print(table)
+    demo.out.mkdir(parents=True, exist_ok=True)
+    (demo.out / "table.txt").write_text(str(table))
+
+    few = test._replace(images=test.images[: demo.images], labels=test.labels[: demo.images])
+    panels = sweep(sparse, train, few, programmings=demo.programmings)
+    figure = demo.out / "sweep.png"
+    accuracy_curves(
+        figure,
+        panels,
+        reference=float(np.mean(classify(net, few.images) == few.labels)),
+        title="Half the weights, 8-bit codes, 2-bit cells in analog arrays",
+    )
+    seconds = time.perf_counter() - started
+    console.print(f"wrote {demo.out / 'table.txt'} and {figure} after {seconds:.0f} s")
+    return table
+
+
+def recipes(net: js.Network, sparse: js.Network) -> dict[str, js.Network]:
+    """The three chips of the demo, not yet deployed.
+
+    Args:
+      net: the trained network.
+      sparse: the same, half of its weights pruned and the rest trained on.
+    """
+    unsigned = js.Grid(8, symmetric=False)  # what follows a ReLU has no sign
+    digital = js.quantize(weights=8, inputs=unsigned)
+    cells = js.cells.proportional(0.02)
+    return {
+        "int8": digital(net),
+        "pruned, sliced": js.compose(digital, js.slice_bits(2))(sparse),
+        "pruned, analog": js.compose(digital, js.slice_bits(2), js.analog(adc=8, cells=cells))(
+            sparse
+        ),
+    }
+
+
+def trained(
+    train: Images, *, epochs: int, seed: int, cache: Path, quiet: bool = False
+) -> tuple[js.Network, js.Network]:
+    """The demo's network and its half-pruned form, from the cache where they are there.
+
+    Args:
+      train: training set.
+      epochs: passes over it; the pruned form is trained for one more.
+      seed: of weights and order.
+      cache: folder of trained weights, by what they were trained with.
+      quiet: show no progress bars.
+    """
+    model = ResNet(stages=(1, 1, 1), features=16, stem_stride=2)
+    init = jax.jit(model.init)(jax.random.key(seed), train.images[:1])
+    net = js.trace(model, init, train.images[:1])
+    recipe = f"{model} {train.source.split(':')[0]} {len(train.labels)} {epochs} {seed}"
+    folder = cache.expanduser() / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+    def through(net: js.Network, name: str, epochs: int, rate: optax.Schedule) -> js.Network:
+        # Another demo may be training the same network: wait for it, then take what it made.
+        with FileLock(folder / f"{name}.lock"):
+            if (folder / name).exists():
+                return load(folder / name, net)
+            net = fit(
+                net,
+                train.images,
+                train.labels,
+                epochs=epochs,
+                optimizer=optax.adamw(rate, weight_decay=1e-3),
+                key=jax.random.key(seed + 1),
+                call=CALL,
+                checkpoints=folder / f"{name}-training",
+                label=name,
+                quiet=quiet,
+            )
+            save(folder / name, net)
+            return net
+
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = len(train.labels) // 128
+    net = through(net, "float", epochs, optax.cosine_onecycle_schedule(epochs * steps, 4e-3))
+    sparse = through(js.prune(0.5)(net), "pruned", 1, optax.cosine_decay_schedule(1e-3, steps))
+    return net, sparse
+
+
+def sweep(
+    net: js.Network, train: Images, test: Images, *, programmings: int
+) -> dict[str, dict[str, Curve]]:
+    """Accuracy of analog chips against ADC bits and against cell error.
+
+    Only numbers that cores trace vary along a curve, so each curve compiles once.
+
+    Args:
+      net: what to hold in arrays.
+      train: where calibration images come from.
+      test: the test images.
+      programmings: how often a chip with cell errors is programmed.
+    """
+    from rich.progress import track
+
+    bits = [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    sigmas = [0.0, 0.02, 0.05, 0.1, 0.2]
+    digital = js.compose(js.quantize(8, js.Grid(8, symmetric=False)), js.slice_bits(2))
+    mappings: tuple[Literal["differential", "offset"], ...] = ("differential", "offset")
+    devices = {"proportional": js.cells.proportional, "independent": js.cells.independent}
+    settings = {
+        "ADC bits": {name: [js.analog(adc=b, mapping=name) for b in bits] for name in mappings},
+        "cell error, share of conductance": {
+            f"{name} error": [js.analog(adc=8, cells=device(s)) for s in sigmas]
+            for name, device in devices.items()
+        },
+    }
+    along = dict(zip(settings, (bits, sigmas), strict=True))
+    trials = dict(zip(settings, (1, programmings), strict=True))
+    points = [
+        (label, name, i, trial)
+        for label, curves in settings.items()
+        for name, transforms in curves.items()
+        for i in range(len(transforms))
+        for trial in range(trials[label])
+    ]
+    found = {
+        label: {name: np.zeros((len(along[label]), trials[label])) for name in curves}
+        for label, curves in settings.items()
+    }
+    for label, name, i, trial in track(points, "sweeping"):
+        chip = js.compose(digital, settings[label][name][i])(net)
+        chip = js.deploy(chip, key=jax.random.key(trial), calibrate=train.images[:128])
+        found[label][name][i, trial] = np.mean(classify(chip, test.images) == test.labels)
+    return {
+        label: {name: Curve(along[label], accuracy) for name, accuracy in curves.items()}
+        for label, curves in found.items()
+    }

@@ -1,0 +1,1 @@
+"""Flax models, each a plain module that knows nothing of hardware."""

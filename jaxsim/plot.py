@@ -1,0 +1,67 @@
+"""Figures, by matplotlib without a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class Curve(NamedTuple):
+    """Accuracy along one setting.
+
+    Attributes:
+      x: the setting [N].
+      accuracy: shares, one row a programming [N, trials].
+    """
+
+    x: Sequence[float]
+    accuracy: Float[np.ndarray, "N trials"]
+
+
+def accuracy_curves(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    *,
+    reference: float,
+    title: str,
+) -> None:
+    """Writes a figure of accuracy curves with standard errors to a PNG.
+
+    Args:
+      path: file to write.
+      panels: for each panel's horizontal axis, its curves by name.
+      reference: accuracy of the float network, drawn across.
+      title: of the figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    markers = ("o", "s", "^", "D")
+    for ax, (label, curves) in zip(axes, panels.items(), strict=True):
+        for marker, (name, curve) in zip(markers, curves.items(), strict=False):
+            trials = curve.accuracy.shape[1]
+            spread = curve.accuracy.std(1, ddof=1) if trials > 1 else np.zeros(len(curve.x))
+            ax.errorbar(
+                curve.x,
+                100 * curve.accuracy.mean(1),
+                yerr=100 * spread / np.sqrt(trials),
+                marker=marker,
+                markersize=4,
+                capsize=3,
+                label=name,
+            )
+        ax.axhline(100 * reference, color="0.5", linestyle=":", label="float")
+        ax.set_xlabel(label)
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    axes[0].set_ylabel("accuracy, %")
+    figure.suptitle(title)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
