@@ -29,7 +29,7 @@ def operands(geometry, seed=0, x_shape=None):
 def core_of(*pieces):
     """A core from functions, or (function, settings), the first one outermost."""
     pairs = [piece if isinstance(piece, tuple) else (piece, {}) for piece in pieces]
-    return build([Wrapper(make, settings) for make, settings in pairs])
+    return build([Wrapper.of(make, **settings) for make, settings in pairs])
 
 
 def read(pieces, geometry, x, w, key=None, *, integer=True):

@@ -12,6 +12,7 @@ from tests.oracles import contraction
 some = settings(max_examples=20)
 
 
+@pytest.mark.slow
 @some
 @given(geometries, planes, planes, seeds)
 def test_contract_equals_the_loops_over_every_plane(site, x_planes, w_planes, seed):
@@ -23,6 +24,7 @@ def test_contract_equals_the_loops_over_every_plane(site, x_planes, w_planes, se
     np.testing.assert_array_equal(y, contraction.over_planes(geometry, x, w))
 
 
+@pytest.mark.slow
 @some
 @given(geometries, planes, planes, seeds)
 def test_as_matmul_is_the_same_contraction(site, x_planes, w_planes, seed):
@@ -110,8 +112,8 @@ def test_wrappers_that_differ_in_floats_share_a_structure():
         return core
 
     same = {"name": "a", "count": 2, "hook": make}
-    one, two = (Wrapper(make, {**same, "sigma": sigma}) for sigma in (0.1, 0.2))
-    other = Wrapper(make, {**same, "count": 3, "sigma": 0.1})
+    one, two = (Wrapper.of(make, **same, sigma=sigma) for sigma in (0.1, 0.2))
+    other = Wrapper.of(make, **{**same, "count": 3}, sigma=0.1)
     assert jax.tree.structure(one) == jax.tree.structure(two) != jax.tree.structure(other)
     assert jax.tree.leaves(one) == [0.1]
     rebuilt = jax.tree.map(lambda leaf: leaf, one)

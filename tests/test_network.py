@@ -181,6 +181,7 @@ def test_calibrated_ranges_are_those_computed_by_hand(dense):
     np.testing.assert_allclose(chip.states["b"].inputs.hi, hidden.max(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_calibration_takes_every_positional_argument():
     case = models.CASES["transformer"]()
     chip = js.deploy(js.quantize()(trace(case)), calibrate=case.args)

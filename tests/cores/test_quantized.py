@@ -33,6 +33,7 @@ holdings = st.lists(
 some = settings(max_examples=12)
 
 
+@pytest.mark.slow
 @some
 @given(geometries, grids, grids, seeds)
 def test_quantised_products_equal_the_exact_integers(site, weights, inputs, seed):
@@ -44,6 +45,7 @@ def test_quantised_products_equal_the_exact_integers(site, weights, inputs, seed
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @some
 @given(geometries, grids, grids, holdings, seeds, st.booleans())
 def test_however_codes_are_held_the_result_is_the_same_bits(

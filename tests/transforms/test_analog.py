@@ -84,6 +84,7 @@ def test_a_transform_elsewhere_leaves_the_draw_of_a_site():
     np.testing.assert_array_equal(cells_of(alone), cells_of(among))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("net", "mapping"), [(cnn, "offset"), (stack, "differential")])
 def test_an_undeployed_network_draws_the_chip_that_its_key_would_write(net, mapping):
     """Also in a scan, whose layers are calibrated one by one."""

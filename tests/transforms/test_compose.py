@@ -126,6 +126,7 @@ def test_a_sweep_over_the_percentile_of_a_grid_compiles_once(values):
     assert not np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_composing_inside_jit_compiles_once_and_vmaps():
     net = stack()
 

@@ -108,6 +108,7 @@ def test_dynamic_sites_stay_dynamic_on_a_deployed_chip():
     np.testing.assert_allclose(run(chip, x), run(net, x), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_models_are_quantised_in_float32_and_answer_in_bfloat16():
     case = models.CASES["resnet in bfloat16"]()
     net = js.trace(case.model, case.variables, *case.args)
