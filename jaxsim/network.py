@@ -1056,8 +1056,7 @@ class _Walk:
 
 
 def _written(core: Core, op: Op, w: Array, key: Any) -> State:
-    # Without the barrier XLA fuses drawing noise into every use of a weight: minutes of compiling.
-    return lax.optimization_barrier(core.write(op, w, key))
+    return core.write(op, w, key)
 
 
 def _stored(core: Core, op: Op, state: State, key: Any) -> State:
