@@ -59,9 +59,8 @@ def load(path: str | Path, like: Network) -> Network:
         raise ValueError("like: give the composed network, not a deployed one")
     with _readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
-    if metadata.get("format") != _FORMAT:
-        found = metadata.get("format")
-        raise ValueError(f"path={str(path)!r}: format {found}, this version reads {_FORMAT}")
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"format {metadata.get('format')}, this version reads {_FORMAT}")
     saved, expected = metadata["sites"], _description(like)
     if saved != expected:
         differing = [a for a, b in zip(expected, saved or (), strict=False) if a != b]

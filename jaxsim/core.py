@@ -44,39 +44,65 @@ class Core(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["traced"],
-    meta_fields=["make", "names", "static"],
+    data_fields=["arrays"],
+    meta_fields=["treedef", "static"],
 )
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A pytree as its arrays and the rest, which is static; made by `Parts.of`.
+
+    Attributes:
+      treedef: its structure.
+      static: its leaves, a marker where an array was.
+      arrays: those arrays, in order.
+    """
+
+    treedef: Any
+    static: tuple[Any, ...]
+    arrays: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, tree: Any, is_array: Callable[[Any], bool]) -> Parts:
+        """Takes a pytree apart; `is_array` says which leaves are traced."""
+        leaves, treedef = jax.tree.flatten(tree)
+        static = tuple(_ARRAY if is_array(leaf) else leaf for leaf in leaves)
+        return cls(treedef, static, tuple(leaf for leaf in leaves if is_array(leaf)))
+
+    def whole(self) -> Any:
+        """The pytree again."""
+        arrays = iter(self.arrays)
+        leaves = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+_ARRAY = object()  # stands for an array among static leaves
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["make"])
 @dataclasses.dataclass(frozen=True)
 class Wrapper:
     """A `Core -> Core` function with its settings, as data; made by `Wrapper.of`.
 
-    Two wrappers that differ only in traced settings share one compiled programme.
+    Floats and arrays among the settings are leaves, everything else is static: two wrappers that
+    differ only in numbers share one compiled programme.
 
     Attributes:
       make: `(core, **settings) -> Core`.
-      names: names of all settings, in order.
-      static: those that are not traced.
-      traced: those made of floats and arrays: leaves of the network.
+      parts: the settings.
     """
 
     make: Callable[..., Core]
-    names: tuple[str, ...]
-    static: tuple[tuple[str, Any], ...]
-    traced: dict[str, Any]
+    parts: Parts
 
     @classmethod
     def of(cls, make: Callable[..., Core], **settings: Any) -> Wrapper:
-        """A wrapper with settings: floats, arrays and pytrees of them are traced."""
-        traced = {k: v for k, v in settings.items() if _is_traceable(v)}
-        static = tuple((k, v) for k, v in settings.items() if k not in traced)
-        return cls(make, tuple(settings), static, traced)
+        """A wrapper with settings."""
+        return cls(make, Parts.of(settings, _is_number))
 
     @property
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of `make`."""
-        static = dict(self.static)
-        return {k: static[k] if k in static else self.traced[k] for k in self.names}
+        return self.parts.whole()
 
     def __call__(self, core: Core) -> Core:
         """Wraps a core."""
@@ -88,17 +114,17 @@ class Wrapper:
 
     def signature(self) -> str:
         """What is static of it, the same in every process."""
-        shown = [k if k in self.traced else f"{k}={_short(v)}" for k, v in self.settings.items()]
-        return f"{self.make.__module__}.{self.make.__qualname__}({', '.join(shown)})"
+        hidden = dataclasses.replace(self.parts, arrays=(math.nan,) * len(self.parts.arrays))
+        shown = ", ".join(f"{k}={_short(v)}" for k, v in hidden.whole().items())
+        return f"{self.make.__module__}.{self.make.__qualname__}({shown})"
 
 
-def _is_traceable(value: Any) -> bool:
-    leaves = jax.tree.leaves(value)
-    return bool(leaves) and all(isinstance(v, float | jax.Array | np.ndarray) for v in leaves)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | jax.Array | np.ndarray)
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, float | jax.Array | np.ndarray) and np.ndim(value) == 0:
+    if _is_number(value) and np.ndim(value) == 0:
         return "traced" if is_traced(value) else f"{value:.4g}"
     if isinstance(value, str) or not callable(value):
         return str(value)

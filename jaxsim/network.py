@@ -25,9 +25,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Key
 
-from jaxsim.core import Conv, Core, Dot, Op, State, Wrapper, build
+from jaxsim.core import Conv, Core, Dot, Op, Parts, State, Wrapper, build
 from jaxsim.cost import Cost, SiteCost, site_cost
-from jaxsim.numerics import is_traced, straight_through
+from jaxsim.numerics import Range, is_traced, straight_through
 from jaxsim.table import render, sites_table
 
 PyTree = Any
@@ -97,8 +97,8 @@ class Network:
     states: dict[str, State]
     fn: Callable[..., Any]
     sites: tuple[Site, ...]
-    defaults: _Arguments
-    example: _Arguments
+    defaults: Parts
+    example: Parts
     focus: tuple[str, ...] | None = None
     deployed: bool = False
     calibrated: bool = False
@@ -117,12 +117,11 @@ class Network:
         Raises:
           ValueError: the model rejects the arguments, or a core needs a key.
         """
-        arguments = _Arguments.of(args, {**self.defaults.rebuild()[1], **kwargs})
+        arguments = _arguments(args, {**self.defaults.whole(), **kwargs})
         if not self.cores:
             with _explained(self.example, arguments):
-                return arguments.call(self.fn, self.masked_params(), self.buffers)
-        form = dataclasses.replace(arguments, arrays=())
-        return _run(self, arguments.arrays, key, form)
+                return _apply(arguments, self.fn, self.masked_params(), self.buffers)
+        return _run(self, arguments, key)
 
     def masked_params(self) -> PyTree:
         """The parameters with pruned entries set to zero."""
@@ -183,8 +182,8 @@ class Network:
           Parameters, stored bits, multiply-accumulates and whatever the cores count. Loops of
           unknown length count once.
         """
-        given = _Arguments.of(args, {**self.defaults.rebuild()[1], **kwargs})
-        arguments = given.abstract() if args or kwargs else self.example
+        given = _arguments(args, {**self.defaults.whole(), **kwargs})
+        arguments = _abstract_arguments(given) if args or kwargs else self.example
         params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
         traced = _trace(self.fn, params, buffers, arguments, self.example)
         flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
@@ -253,9 +252,10 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
     fn, params, buffers = _functional(model, variables)
     _check_params(params)
     arrays = {k: v for k, v in kwargs.items() if any(map(_is_array, jax.tree.leaves(v)))}
-    defaults = _Arguments.of((), {k: v for k, v in kwargs.items() if k not in arrays})
-    arguments = _Arguments.of(args, kwargs)
-    traced = _trace(fn, params, buffers, arguments, arguments.abstract())
+    defaults = Parts.of({k: v for k, v in kwargs.items() if k not in arrays}, _is_array)
+    arguments = _arguments(args, kwargs)
+    example = _abstract_arguments(arguments)
+    traced = _trace(fn, params, buffers, arguments, example)
     sites = tuple(c.site for c in _contractions(traced.plan))
     if not any(s.kind != "dynamic" for s in sites):
         raise ValueError(
@@ -276,11 +276,13 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
         fn=fn,
         sites=sites,
         defaults=defaults,
-        example=arguments.abstract(),
+        example=example,
     )
 
 
-def deploy(net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None) -> Network:
+def deploy(
+    net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None, **kwargs: Any
+) -> Network:
     """Writes the weights once and sets the ranges, as one programmes a chip.
 
     Args:
@@ -289,13 +291,15 @@ def deploy(net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = 
         `fold_in(key, crc32(name))`, so adding a transform elsewhere does not change its draw.
       calibrate: inputs for which to set input and ADC ranges: one array, or a tuple of the
         model's positional arguments.
+      **kwargs: the model's keyword arguments for `calibrate`.
 
     Returns:
       A network whose calls read what was written. Gradients with respect to its inputs and its
       states pass straight through rounding.
 
     Raises:
-      ValueError: nothing to deploy, already deployed, a core needs `key` or `calibrate`.
+      ValueError: nothing to deploy, already deployed, a core needs `key` or `calibrate`, or a site
+        whose range is to be stored did not run on `calibrate` (a branch not taken).
     """
     if net.deployed:
         raise ValueError("net is deployed already; deploy the composed network again instead")
@@ -305,26 +309,21 @@ def deploy(net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = 
         net, states=write_states(net, key), deployed=True, calibrated=calibrate is not None
     )
     if calibrate is None:
-        arguments = dataclasses.replace(net.example, arrays=())
-        jax.eval_shape(
-            lambda chip, arrays, key: dataclasses.replace(arguments, arrays=arrays).call(
-                chip, key=key
-            ),
-            chip,
-            net.example.arrays,
-            jax.eval_shape(lambda: jax.random.key(0)),
-        )
+        any_key = jax.eval_shape(lambda: jax.random.key(0))
+        jax.eval_shape(_run, chip, net.example, any_key)
         return chip
     args = calibrate if isinstance(calibrate, tuple) else (calibrate,)
-    arguments = _Arguments.of(args, net.defaults.rebuild()[1])
-    form = dataclasses.replace(arguments, arrays=())
-    return dataclasses.replace(chip, states=_calibrate(chip, arguments.arrays, form))
+    states = _calibrate(chip, _arguments(args, {**net.defaults.whole(), **kwargs}))
+    for name, state in states.items():
+        for r in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Range)):
+            if isinstance(r, Range) and not is_traced(r.lo) and np.any(r.lo > r.hi):
+                raise ValueError(f"calibrate: {name} did not run on it and has no range to store")
+    return dataclasses.replace(chip, states=states)
 
 
-@partial(jax.jit, static_argnums=3)
-def _run(net: Network, arrays: tuple[Array, ...], key: Any, form: _Arguments) -> Any:
+@jax.jit
+def _run(net: Network, arguments: Parts, key: Any) -> Any:
     """A call of a transformed network, compiled as one even where the caller does not."""
-    arguments = dataclasses.replace(form, arrays=arrays)
     traced = _trace(net.fn, net.masked_params(), net.buffers, arguments, net.example)
     ranges = "batch" if not net.deployed else "stored" if net.calibrated else "missing"
     walk = _Walk(net.cores, ranges, key, calibrating=False)
@@ -347,48 +346,32 @@ def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
     return states
 
 
-@partial(jax.jit, static_argnums=2)
-def _calibrate(chip: Network, arrays: tuple[Array, ...], form: _Arguments) -> dict[str, State]:
-    """Every transformed site's state after its ranges have seen `arrays`."""
-    arguments = dataclasses.replace(form, arrays=arrays)
+@jax.jit
+def _calibrate(chip: Network, arguments: Parts) -> dict[str, State]:
+    """Every transformed site's state after its ranges have seen the arguments."""
     traced = _trace(chip.fn, chip.masked_params(), chip.buffers, arguments, chip.example)
     walk = _Walk(chip.cores, "stored", None, calibrating=True)
     _, states = walk.run(traced.plan, traced.values, chip.states, ())
     return states
 
 
-@dataclasses.dataclass(frozen=True)
-class _Arguments:
+def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
     """Arguments of a call, arrays apart from what is static."""
-
-    treedef: Any
-    static: tuple[Any, ...]
-    arrays: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Arguments:
-        leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)))
-        static = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
-        return cls(treedef, static, tuple(leaf for leaf in leaves if _is_array(leaf)))
-
-    def abstract(self) -> _Arguments:
-        shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), a.dtype) for a in self.arrays)
-        return dataclasses.replace(self, arrays=shapes)
-
-    def rebuild(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        arrays = iter(self.arrays)
-        leaves = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static]
-        return jax.tree.unflatten(self.treedef, leaves)
-
-    def call(self, fn: Callable[..., Any], *leading: Any, **more: Any) -> Any:
-        args, kwargs = self.rebuild()
-        return fn(*leading, *args, **kwargs, **more)
-
-    def __str__(self) -> str:
-        return "(" + ", ".join(f"{a.dtype}{list(np.shape(a))}" for a in self.arrays) + ")"
+    return Parts.of((tuple(args), dict(kwargs)), _is_array)
 
 
-_ARRAY = object()  # stands for an array among static leaves
+def _abstract_arguments(arguments: Parts) -> Parts:
+    shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), a.dtype) for a in arguments.arrays)
+    return dataclasses.replace(arguments, arrays=shapes)
+
+
+def _apply(arguments: Parts, fn: Callable[..., Any], *leading: Any, **more: Any) -> Any:
+    args, kwargs = arguments.whole()
+    return fn(*leading, *args, **kwargs, **more)
+
+
+def _shapes(arguments: Parts) -> str:
+    return "(" + ", ".join(f"{a.dtype}{list(np.shape(a))}" for a in arguments.arrays) + ")"
 
 
 def _is_array(leaf: Any) -> bool:
@@ -541,16 +524,14 @@ def _trace(
     fn: Callable[..., Any],
     params: PyTree,
     buffers: PyTree,
-    arguments: _Arguments,
-    example: _Arguments,
+    arguments: Parts,
+    example: Parts,
 ) -> _Traced:
-    form = dataclasses.replace(arguments, arrays=())
-
-    def flat(params: PyTree, buffers: PyTree, arrays: tuple[Any, ...]) -> Any:
-        return dataclasses.replace(form, arrays=arrays).call(fn, params, buffers)
+    def flat(params: PyTree, buffers: PyTree, arguments: Parts) -> Any:
+        return _apply(arguments, fn, params, buffers)
 
     with _explained(example, arguments):
-        closed, out = jax.make_jaxpr(flat, return_shape=True)(params, buffers, arguments.arrays)
+        closed, out = jax.make_jaxpr(flat, return_shape=True)(params, buffers, arguments)
     tags = [
         _Known(path_name(path), int(np.prod(np.shape(leaf))))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -563,14 +544,15 @@ def _trace(
 
 
 @contextlib.contextmanager
-def _explained(example: _Arguments, arguments: _Arguments) -> Generator[None]:
+def _explained(example: Parts, arguments: Parts) -> Generator[None]:
     from flax.errors import FlaxError
 
     try:
         yield
     except (FlaxError, TypeError, ValueError) as error:
         raise ValueError(
-            f"args={arguments}: the model does not accept them; it was traced with {example}. "
+            f"args={_shapes(arguments)}: the model does not accept them; it was traced with "
+            f"{_shapes(example)}. "
             f"It says: {error}"
         ) from error
 

@@ -29,14 +29,14 @@ class Quantized(NamedTuple):
       scale: step of the weights, of the weight's rank, contracted axes of size 1.
       zero: code of a zero weight, of the same shape.
       total: sum of the codes of each output, broadcastable to the output.
-      inputs: range of the inputs.
+      inputs: range of the inputs; None where none is stored.
     """
 
     inner: State
     scale: Float[Array, "..."]
     zero: Float[Array, "..."]
     total: Num[Array, "..."]
-    inputs: Range
+    inputs: Range | None
 
 
 def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
@@ -58,10 +58,11 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
 
     def write(op: Op, w: Array, key: Any) -> Quantized:
         outputs = op.per_output()
+        unseen = None if inputs is None or inputs.dynamic else no_range()
         w = w.astype(jnp.float32)
         if weights is None:
             state, one = core.write(op, w, key), jnp.ones(outputs)
-            return Quantized(state, one, jnp.zeros(outputs), op.column_sum(w), no_range())
+            return Quantized(state, one, jnp.zeros(outputs), op.column_sum(w), unseen)
         axes = op.geometry.contracted if weights.per == "channel" else tuple(range(w.ndim))
         found = observe(w, axes=axes, percentile=weights.percentile, symmetric=weights.symmetric)
         scale, zero = scale_and_zero(weights, found)
@@ -70,7 +71,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             codes = codes.astype(code_dtype(*weights.code_range))
         state = core.write(inner_op(op), codes, key)
         scale, zero = jnp.broadcast_to(scale, outputs), jnp.broadcast_to(zero, outputs)
-        return Quantized(state, scale, zero, op.column_sum(codes), no_range())
+        return Quantized(state, scale, zero, op.column_sum(codes), unseen)
 
     def to_codes(op: Op, state: Quantized, x: Array) -> tuple[Op, Array, Any, Any]:
         """The op on codes, the codes, and the scale and zero point of the inputs."""
@@ -83,7 +84,8 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         def batch() -> Range:
             return observe(x, percentile=seen.percentile, symmetric=seen.symmetric)
 
-        r = batch() if inputs.dynamic else op.range("quantize(inputs=…)", state.inputs, batch)
+        stored = state.inputs
+        r = batch() if stored is None else op.range("quantize(inputs=…)", stored, batch)
         scale, zero = scale_and_zero(inputs, r)
         if not inputs.symmetric:  # a padded zero is a code like any other
             x, op = op.pad(x)
@@ -93,7 +95,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         return op, codes, scale, zero
 
     def calibrate(op: Op, state: Quantized, x: Array) -> Quantized:
-        if inputs is not None and not inputs.dynamic:
+        if inputs is not None and state.inputs is not None:
             found = observe(x, percentile=inputs.percentile, symmetric=inputs.symmetric)
             state = state._replace(inputs=widen(state.inputs, found))
         op, codes, _, _ = to_codes(op, state, x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import jax
@@ -29,12 +30,13 @@ def prune(
 
     Args:
       sparsity: share of the weights to leave out, in [0, 1). Traced.
-      scope: "global" ranks the weights of all sites together, "layer" within each layer (each
-        slice of a weight that a scan stacks).
+      scope: "global" ranks the weights of all sites together, "layer" within each layer. A
+        parameter that scans stack along its first axes is as many layers.
       sites: patterns of the sites to prune.
 
     Raises:
-      ValueError: sparsity or scope out of range; when applied, a site without a parameter.
+      ValueError: sparsity or scope out of range; when applied, a site without a parameter, or
+        scope "layer" where a scan stacks another axis.
 
     Source: Han et al. (2015), arXiv 1506.02626.
     """
@@ -45,19 +47,16 @@ def prune(
         raise ValueError(f"scope={scope!r}: must be 'global' or 'layer'")
 
     def apply(net: Network) -> Network:
-        stacks: dict[str, int] = {}
+        stacks: dict[str, tuple[int, ...]] = {}
         for site in transformable(net, "prune", sites):
             if site.param is None:
                 raise ValueError(f"prune at {site.name}: it contracts two inputs, nothing to prune")
-            stacks.setdefault(site.param, math.prod(site.stack))
+            stacks.setdefault(site.param, site.stack)
         leaves = jax.tree_util.tree_leaves_with_path(net.masked_params())
         weights = {n: jnp.abs(w) for p, w in leaves if (n := path_name(p)) in stacks}
         if scope == "layer":
             masks = {
-                name: jax.vmap(lambda layer: _largest(layer, sparsity))(
-                    w.reshape(stacks[name], -1)
-                ).reshape(w.shape)
-                for name, w in weights.items()
+                name: _by_layer(name, w, stacks[name], sparsity) for name, w in weights.items()
             }
         else:
             flat = _largest(jnp.concatenate([w.ravel() for w in weights.values()]), sparsity)
@@ -69,6 +68,18 @@ def prune(
         return dataclasses.replace(net, masks={**net.masks, **kept})
 
     return apply
+
+
+def _by_layer(
+    name: str, w: Float[Array, "..."], stack: tuple[int, ...], sparsity: float | Array
+) -> Bool[Array, "..."]:
+    if w.shape[: len(stack)] != stack:
+        raise ValueError(
+            f"scope='layer': a scan stacks {name} {list(w.shape)} along an axis that is not its "
+            "first; use scope='global'"
+        )
+    layers = w.reshape(math.prod(stack), -1)
+    return jax.vmap(partial(_largest, sparsity=sparsity))(layers).reshape(w.shape)
 
 
 def _largest(w: Float[Array, " n"], sparsity: float | Array) -> Bool[Array, " n"]:

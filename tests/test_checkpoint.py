@@ -1,0 +1,133 @@
+"""What is saved comes back, and what is not a checkpoint of this network is refused by name."""
+
+import dataclasses
+import json
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from jaxsim.checkpoint import trail
+from tests.models import NnxCnn, normal
+from tests.transforms.networks import SITES, X, cnn, stack
+
+CHIP = js.compose(
+    js.prune(0.5),
+    js.quantize(4, 8),
+    js.slice_bits(2),
+    js.analog(adc=6, cells=js.cells.proportional(0.05, on_off=20.0)),
+)
+
+INPUTS = {cnn: X, stack: normal(5, 4)}
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert jnp.result_type(x) == jnp.result_type(y)
+        assert np.array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.mark.parametrize("net", [cnn, stack])
+def test_a_deployed_network_comes_back_whole(tmp_path, net):
+    composed = CHIP(net())
+    chip = js.deploy(composed, key=jax.random.key(1), calibrate=INPUTS[net])
+    js.save(tmp_path / "chip", chip)
+    # other numbers of the same kind, to see that none of them is kept
+    other = dataclasses.replace(composed, params=jax.tree.map(jnp.zeros_like, composed.params))
+    same(js.load(tmp_path / "chip", like=other), chip)
+
+
+def test_a_network_before_deployment_comes_back(tmp_path):
+    composed = CHIP(cnn())
+    js.save(tmp_path / "net", composed)
+    loaded = js.load(tmp_path / "net", like=CHIP(cnn()))
+    assert not loaded.deployed
+    same(loaded, composed)
+
+
+def test_random_keys_among_the_buffers_come_back(tmp_path):
+    net = js.trace(NnxCnn(nnx.Rngs(3)), None, normal(2, 8, 8, 3))
+    js.save(tmp_path / "net", net)
+    loaded = js.load(tmp_path / "net", like=net)
+    kept, found = (jax.tree.leaves(n.buffers) for n in (net, loaded))
+    keys = [jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in kept]
+    assert any(keys)
+    for a, b, is_key in zip(kept, found, keys, strict=True):
+        assert np.array_equal(*(map(jax.random.key_data, (a, b)) if is_key else (a, b)))
+
+
+def test_integer_codes_are_stored_as_integers(tmp_path):
+    chip = js.deploy(js.quantize(8, None)(cnn()))
+    js.save(tmp_path / "chip", chip)
+    codes = js.load(tmp_path / "chip", like=js.quantize(8, None)(cnn())).states[SITES[0]].inner
+    assert codes.dtype == jnp.int8
+
+
+def test_another_network_is_refused_with_the_first_difference(tmp_path):
+    js.save(tmp_path / "net", js.quantize(8, 8)(cnn()))
+    with pytest.raises(ValueError, match=r"another network.*Conv_0/kernel.*int4"):
+        js.load(tmp_path / "net", like=js.quantize(4, 8)(cnn()))
+    with pytest.raises(ValueError, match="another network"):
+        js.load(tmp_path / "net", like=js.quantize(8, 8)(stack()))
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path):
+    js.save(tmp_path / "net", cnn())
+    with pytest.raises(ValueError, match=r"path='.*net' exists"):
+        js.save(tmp_path / "net", cnn())
+
+
+def test_a_deployed_like_is_refused(tmp_path):
+    js.save(tmp_path / "net", cnn())
+    with pytest.raises(ValueError, match="like: give the composed network"):
+        js.load(tmp_path / "net", like=js.deploy(js.quantize(8, None)(cnn())))
+
+
+def test_what_is_not_a_checkpoint_is_a_value_error(tmp_path):
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        js.load(tmp_path / "nowhere", like=cnn())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        js.load(tmp_path / "empty", like=cnn())
+
+
+def test_a_damaged_checkpoint_is_a_value_error(tmp_path):
+    rng = np.random.default_rng(0)
+    js.save(tmp_path / "net", cnn())
+    files = [p for p in (tmp_path / "net").rglob("*") if p.is_file() and p.stat().st_size]
+    for file in files:
+        content = file.read_bytes()
+        for damaged in (content[: len(content) // 2], rng.bytes(len(content))):
+            file.write_bytes(damaged)
+            try:
+                # some files are not needed to read the arrays; then they must be right
+                same(js.load(tmp_path / "net", like=cnn()).params, cnn().params)
+            except ValueError as error:
+                assert str(tmp_path / "net") in str(error)  # noqa: PT017
+        file.write_bytes(content)
+
+
+def test_another_format_is_refused(tmp_path):
+    js.save(tmp_path / "net", cnn())
+    file = tmp_path / "net" / "_CHECKPOINT_METADATA"
+    metadata = json.loads(file.read_text())
+    metadata["custom_metadata"]["format"] = 99
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="format 99, this version reads 1"):
+        js.load(tmp_path / "net", like=cnn())
+
+
+def test_a_trail_keeps_the_newest(tmp_path):
+    start = {"a": jnp.zeros(3)}
+    with trail(tmp_path / "run") as kept:
+        assert kept.newest(start) == (0, start)
+        kept.add(1, {"a": jnp.ones(3)})
+        kept.add(2, {"a": jnp.full(3, 2.0)})
+    with trail(tmp_path / "run") as kept:
+        step, tree = kept.newest(start)
+    assert step == 2
+    assert np.array_equal(tree["a"], jnp.full(3, 2.0))

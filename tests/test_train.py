@@ -1,0 +1,151 @@
+"""Training goes through what the cores do, and a run that was cut off ends as the whole one."""
+
+import dataclasses
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsim as js
+from jaxsim.data import fashion_mnist
+from jaxsim.demo import CALL, trained
+from jaxsim.models.resnet import ResNet
+from jaxsim.train import fit
+from tests.transforms.networks import X, cnn
+
+LABELS = np.arange(8) % 3
+RUN = {
+    "epochs": 3,
+    "optimizer": optax.adam(1e-2),
+    "key": jax.random.key(0),
+    "batch_size": 4,
+    "quiet": True,
+}
+
+
+def leaves(net):
+    return [np.asarray(p) for p in jax.tree.leaves((net.params, net.buffers))]
+
+
+def equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+def test_a_step_of_sgd_is_the_gradient_step():
+    net = cnn()
+
+    def loss(params):
+        logits = dataclasses.replace(net, params=params)(X)
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(8), LABELS])
+
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, net.params, jax.grad(loss)(net.params))
+    found = fit(
+        net, X, LABELS, **{**RUN, "epochs": 1, "batch_size": 8, "optimizer": optax.sgd(0.5)}
+    )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_training_through_noise_is_repeated_by_its_key():
+    noisy = js.compose(js.quantize(8, 8), js.analog(cells=js.cells.independent(0.1)))(cnn())
+    first = fit(noisy, X, LABELS, **RUN)
+    assert equal(first, fit(noisy, X, LABELS, **RUN))
+    assert not equal(first, fit(noisy, X, LABELS, **{**RUN, "key": jax.random.key(1)}))
+
+
+def test_pruned_weights_stay_pruned_through_momentum_and_decay():
+    sparse = js.prune(0.5)(cnn())
+    trained_on = fit(sparse, X, LABELS, **{**RUN, "optimizer": optax.adamw(1e-2, weight_decay=0.1)})
+    for name, mask in trained_on.masks.items():
+        layer, leaf = name.split("/")
+        assert not np.any(np.asarray(trained_on.masked_params()[layer][leaf])[~np.asarray(mask)])
+
+
+def test_batch_statistics_are_kept():
+    model, x = ResNet((1,), 4), np.asarray(X)
+    net = js.trace(model, model.init(jax.random.key(0), x), x)
+    after = fit(net, x, LABELS, call=CALL, **RUN)
+    assert not np.array_equal(*(jax.tree.leaves(n.buffers)[0] for n in (net, after)))
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    whole = fit(cnn(), X, LABELS, **RUN)
+    script = f"""
+        import os, signal
+        import jaxsim.checkpoint as checkpoint
+        from jaxsim.train import fit
+        from tests.test_train import LABELS, RUN
+        from tests.transforms.networks import X, cnn
+
+        add = checkpoint.Trail.add
+
+        def add_and_die(self, step, tree):
+            add(self, step, tree)
+            self.manager.wait_until_finished()
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.Trail.add = add_and_die
+        fit(cnn(), X, LABELS, checkpoints={str(tmp_path / "run")!r}, **RUN)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert killed.returncode == -9
+    assert equal(whole, fit(cnn(), X, LABELS, checkpoints=tmp_path / "run", **RUN))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 9}, "batch_size=9: must be from 1 to 8"),
+    ],
+)
+def test_settings_out_of_range_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        fit(cnn(), X, LABELS, **{**RUN, **change})
+
+
+def test_labels_that_do_not_fit_and_deployed_networks_are_refused():
+    with pytest.raises(ValueError, match="labels: 7 of them for 8 images"):
+        fit(cnn(), X, LABELS[:7], **RUN)
+    with pytest.raises(ValueError, match="net is deployed"):
+        fit(js.deploy(js.quantize(8, None)(cnn())), X, LABELS, **RUN)
+
+
+@pytest.mark.slow
+def test_four_bit_aware_training_recovers_three_points_and_the_chip_loses_at_most_one(tmp_path):
+    """The reduced form of `python -m benchmarks chips`, on the packaged subset."""
+    train, test = fashion_mnist("train", source="subset"), fashion_mnist("test", source="subset")
+    net, _ = trained(train, epochs=8, seed=0, cache=tmp_path, quiet=True)
+
+    def right(chip, seed=0):
+        chip = js.deploy(chip, key=jax.random.key(seed), calibrate=train.images[:256])
+        return np.mean(js.classify(chip, test.images) == test.labels)
+
+    plain = np.mean(js.classify(net, test.images) == test.labels)
+    composed = js.compose(
+        js.prune(0.1),
+        js.quantize(8, js.Grid(8, symmetric=False)),
+        js.slice_bits(2),
+        js.analog(adc=8, cells=js.cells.proportional(0.02)),
+    )(net)
+    assert np.mean([right(composed, seed) for seed in range(3)]) > plain - 0.01
+    four = js.quantize(weights=4, inputs=4)(net)
+    steps = 4 * (len(train.labels) // 128)
+    aware = fit(
+        four,
+        train.images,
+        train.labels,
+        epochs=4,
+        optimizer=optax.adamw(optax.cosine_decay_schedule(1e-3, steps)),
+        key=jax.random.key(7),
+        call=CALL,
+        quiet=True,
+    )
+    assert right(aware) > right(four) + 0.03
