@@ -95,6 +95,7 @@ def test_what_is_not_a_checkpoint_is_a_value_error(tmp_path):
         js.load(tmp_path / "empty", like=cnn())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_a_value_error(tmp_path):
     rng = np.random.default_rng(0)
     js.save(tmp_path / "net", cnn())
