@@ -505,12 +505,15 @@ class _Inner(NamedTuple):
     names: frozenset[str]
 
 
+_Entry = _Contraction | _Inner | None
+
+
 class _Plan(NamedTuple):
     """A jaxpr, and for each of its equations what the walk does there (None: bind it)."""
 
     jaxpr: Any
     consts: Sequence[Any]
-    entries: tuple[_Contraction | _Inner | None, ...]
+    entries: tuple[_Entry, ...]
     known: tuple[_Known | None, ...]
 
 
@@ -602,7 +605,7 @@ class _Planner:
         def tag(atom: Any) -> _Known | None:
             return _Known() if isinstance(atom, jex.Literal) else known[atom]
 
-        entries: list[_Contraction | _Inner | None] = []
+        entries: list[_Entry] = []
         for eqn in jaxpr.eqns:
             ins = [tag(atom) for atom in eqn.invars]
             entry, outs = None, [None] * len(eqn.outvars)
@@ -750,6 +753,24 @@ def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def _evaluate(
+    plan: _Plan,
+    values: Sequence[Any],
+    step: Callable[[Any, _Entry, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """The outputs of a jaxpr whose equations `step(equation, entry, operands)` computes."""
+    env = dict(zip(plan.jaxpr.invars, values, strict=True))
+    env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex.Literal) else env[atom]
+
+    for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
+        outs = step(eqn, entry, [read(atom) for atom in eqn.invars])
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in plan.jaxpr.outvars]
+
+
 def _site_key(key: Key[Array, ""] | None, name: str, indices: Iterable[Any]) -> Any:
     if key is None:
         return None
@@ -773,15 +794,9 @@ class _Writer:
 
         `values` holds None for what is not known, `indices` the iteration of each loop around.
         """
-        env = dict(zip(plan.jaxpr.invars, values, strict=True))
-        env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
         states: dict[str, State] = {}
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, jex.Literal) else env[atom]
-
-        for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
-            ins = [read(atom) for atom in eqn.invars]
+        def step(eqn: Any, entry: _Entry, ins: list[Any]) -> Sequence[Any]:
             outs: Sequence[Any] = [None] * len(eqn.outvars)
             if isinstance(entry, _Contraction):
                 self.write(entry, ins, indices, states)
@@ -790,8 +805,9 @@ class _Writer:
                 states.update(written)
             elif all(value is not None for value in ins):
                 outs = _bind(eqn, ins)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in plan.jaxpr.outvars], states
+            return outs
+
+        return _evaluate(plan, values, step), states
 
     def write(
         self,
@@ -883,27 +899,21 @@ class _Walk:
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
         """Outputs and states; `indices` holds the iteration of each loop around."""
-        env = dict(zip(plan.jaxpr.invars, values, strict=True))
-        env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
         states = dict(states)
 
-        def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, jex.Literal) else env[atom]
-
-        for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
-            ins = [read(atom) for atom in eqn.invars]
+        def step(eqn: Any, entry: _Entry, ins: list[Any]) -> Sequence[Any]:
             if isinstance(entry, _Contraction) and entry.site.name in self.cores:
                 y, state = self.site(entry, ins, states.get(entry.site.name), indices)
                 if state is not None:
                     states[entry.site.name] = state
-                outs = [y.astype(eqn.outvars[0].aval.dtype)]
-            elif isinstance(entry, _Inner) and not entry.names.isdisjoint(self.cores):
+                return [y.astype(eqn.outvars[0].aval.dtype)]
+            if isinstance(entry, _Inner) and not entry.names.isdisjoint(self.cores):
                 outs, updated = self.inner(eqn, entry, ins, states, indices)
                 states.update(updated)
-            else:
-                outs = _bind(eqn, ins)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in plan.jaxpr.outvars], states
+                return outs
+            return _bind(eqn, ins)
+
+        return _evaluate(plan, values, step), states
 
     def site(
         self, entry: _Contraction, ins: list[Any], state: State | None, indices: tuple[Any, ...]
