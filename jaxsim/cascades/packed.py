@@ -59,9 +59,7 @@ def sweep(g: ICGraph, live: Live, active: UInt32[Array, "n words"]) -> UInt32[Ar
     level = jnp.concatenate([*outs, none])
     done = [level[:-1]]
     for tables in g.pull.levels[1:]:
-        outs = [
-            _or_rows([level[rows[:, j]] for j in range(rows.shape[1])]) for rows in tables
-        ]
+        outs = [_or_rows([level[rows[:, j]] for j in range(rows.shape[1])]) for rows in tables]
         level = jnp.concatenate([*outs, none])
         done.append(level[:-1])
     return active | jnp.concatenate([*done, none])[g.pull.node_row]
