@@ -12,6 +12,9 @@ from jaxsim.cascades.reverse import RRSets
 BATCH = 8  # most promising nodes evaluated at a time
 
 
+_Loop = tuple[Array, Array, Array, Array, Array]
+
+
 class Cover(NamedTuple):
     """A greedy selection and what it covers."""
 
@@ -27,8 +30,8 @@ def max_cover(rr: RRSets, k: int) -> Cover:
     """Pick k nodes greedily, each covering the most sets not covered yet.
 
     Gains only shrink as nodes are picked, so only the nodes with the largest known gains are
-    evaluated again; one of them is picked once its gain is at least every other known one. Ties go to the lowest index, as in the plain
-    greedy algorithm, whose picks these are.
+    evaluated again; one of them is picked once its gain is at least every other known one. Ties
+    go to the lowest index, as in the plain greedy algorithm, whose picks these are.
 
     Args:
         rr: the sets.
@@ -57,10 +60,9 @@ def _gains(mem: Array, covered: Array) -> Int[Array, " n"]:
 
 @functools.partial(jax.jit, static_argnames="k")
 def _cover(rr: RRSets, k: int) -> Cover:
-    Loop = tuple[Array, Array, Array, Array, Array]
     batch = min(BATCH, rr.mem.shape[1])
 
-    def evaluate(loop: Loop) -> Loop:
+    def evaluate(loop: _Loop) -> _Loop:
         bound, covered, seeds, gains, i = loop
         # XLA's fast top-k takes floats only; rounding counts above 2^24 may cost an evaluation.
         hopeful = jax.lax.top_k(bound.astype(jnp.float32), batch)[1]

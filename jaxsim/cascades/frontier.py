@@ -36,6 +36,7 @@ def spread_frontier(
     t = bits.threshold(jnp.append(g.p[g.by_src], 0.0))
     start = jnp.append(seeds, False)
     opens = jnp.concatenate([jnp.array([True]), tail[1:] != tail[:-1]])
+    sends = jnp.zeros(g.n + 1, bool).at[tail[: g.m]].set(True)
     coins = bits.bernoulli(edge, t, salt) if stored else None
 
     def visit(i: Array, loop: tuple[Array, Array, Array], due: Array):
@@ -58,11 +59,11 @@ def spread_frontier(
         # Counting anew, rather than comparing with the old row, leaves `active` with one reader
         # and one writer at a time: XLA copies the whole buffer at every turn otherwise.
         total = jnp.bitwise_count(active[to]).sum(1, dtype=jnp.int32)
-        changed = changed.at[to].max(total != count[to])
+        changed = changed.at[to].max((total != count[to]) & sends[to])
         return active, changed, count.at[to].set(total)
 
     def level(loop: tuple[Array, Array, Array]):
-        active, changed, count = loop
+        changed = loop[1]
         is_due = changed[tail[: g.m]]
         place = jnp.cumsum(is_due.astype(jnp.int32)) - 1
         due = jnp.full(g.m + CHUNK, g.m, jnp.int32)
@@ -74,7 +75,7 @@ def spread_frontier(
 
     count = jnp.where(start, 32 * words, 0)
     active, _, count = jax.lax.while_loop(
-        lambda loop: loop[1].any(), level, (bits.spread(start, words), start, count)
+        lambda loop: loop[1].any(), level, (bits.spread(start, words), start & sends, count)
     )
     return active, count
 

@@ -3,11 +3,12 @@
 import dataclasses
 import warnings
 from os import PathLike
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 ROW_WIDTH = 16  # inputs a pull row may have; longer lists are split and merged again
@@ -68,7 +69,7 @@ class ICGraph:
         Raises:
             ValueError: a concrete `p` outside [0, 1] or of another shape.
         """
-        if not isinstance(p, jax.core.Tracer):
+        if not is_traced(p):
             _check_probability("p", np.asarray(p))
         value = jnp.asarray(p, jnp.float32)
         if value.ndim and value.shape != (self.m,):
@@ -350,7 +351,7 @@ def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
     Raises:
         ValueError: a concrete id outside that range.
     """
-    if not isinstance(seeds, jax.core.Tracer):
+    if not is_traced(seeds):
         ids = np.asarray(seeds)
         if ids.size and not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"seeds has dtype {ids.dtype}; allowed: integers")
@@ -361,6 +362,11 @@ def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
     return jnp.zeros(g.n, bool).at[jnp.where(ids < 0, g.n, ids)].set(True, mode="drop")
 
 
+def is_traced(x: object) -> bool:
+    """Whether `x` is a value that a transformation such as `jit` is tracing."""
+    return isinstance(x, Tracer)
+
+
 def concrete(x: Array) -> np.ndarray | None:
     """The value of `x` as numpy, or None where it is being traced."""
-    return None if isinstance(x, jax.core.Tracer) else cast(np.ndarray, np.asarray(x))
+    return None if is_traced(x) else np.asarray(x)

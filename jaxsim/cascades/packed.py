@@ -11,6 +11,7 @@ from jaxsim.cascades import bits
 from jaxsim.cascades.graph import ICGraph
 
 Live = tuple[UInt32[Array, "rows width words"], ...]
+_Loop = tuple[Array, Array, Int[Array, ""]]
 
 
 def slots(g: ICGraph) -> int:
@@ -78,13 +79,12 @@ def settle(
     Returns:
         Who is active in the end.
     """
-    Loop = tuple[Array, Array, Int[Array, ""]]
 
-    def unfinished(loop: Loop) -> Array:
+    def unfinished(loop: _Loop) -> Array:
         _, changed, t = loop
         return changed if max_steps is None else changed & (t < max_steps)
 
-    def advance(loop: Loop) -> Loop:
+    def advance(loop: _Loop) -> _Loop:
         old, _, t = loop
         new = step(old)
         return new, jnp.any(new != old), t + 1

@@ -80,14 +80,12 @@ def sample_cascades(
     memory.check(f"a record of t = {t} cascades over n = {g.n}", t * g.n * cells, "lower t")
     batches = -(-t // (32 * WORDS))
     out = _sample(g, jnp.broadcast_to(prob, (g.n,)), batch_keys(key, batches), record == "steps")
-    s0, s1, step, size = (None if x is None else x.reshape(-1, *x.shape[2:])[:t] for x in out)
-    assert s0 is not None and s1 is not None and size is not None
-    return Cascades(s0, s1, step, size)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:t], out)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def _sample(g: ICGraph, q: Array, keys: PRNGKeyArray, steps: bool):
-    def batch(key: PRNGKeyArray):
+def _sample(g: ICGraph, q: Array, keys: PRNGKeyArray, steps: bool) -> Cascades:
+    def batch(key: PRNGKeyArray) -> Cascades:
         for_seeds, for_edges = jax.random.split(key)
         s0 = bits.bernoulli(jnp.arange(g.n), bits.threshold(q), bits.salts(for_seeds, WORDS))
         live = packed.draw_live(g, bits.salts(for_edges, WORDS))
@@ -113,7 +111,7 @@ def _sample(g: ICGraph, q: Array, keys: PRNGKeyArray, steps: bool):
             step = step.T
         else:
             end = packed.settle(advance, after, None)
-        return (
+        return Cascades(
             bits.unpack(s0).T,
             bits.unpack(after & ~s0).T,
             step,

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from jaxsim.cascades import bits, frontier, memory, packed
-from jaxsim.cascades.graph import ICGraph, seed_mask
+from jaxsim.cascades.graph import ICGraph, is_traced, seed_mask
 
 Engine = Literal["auto", "packed", "frontier"]
 
@@ -88,7 +88,7 @@ def touched_share(g: ICGraph, seeds: Int[np.ndarray, " k"]) -> float:
 
 
 def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: bool) -> _Plan:
-    traced = any(isinstance(x, jax.core.Tracer) for x in (g.p, seeds))
+    traced = any(is_traced(x) for x in (g.p, seeds))
     share = 1.0
     choice = engine
     if engine == "auto":
@@ -212,7 +212,7 @@ def influence(
     Raises:
         ValueError: a seed outside the graph, or no simulations.
     """
-    sets = seed_sets if isinstance(seed_sets, jax.core.Tracer) else np.asarray(seed_sets)
+    sets = jnp.asarray(seed_sets)
     if sets.ndim != 2:
         raise ValueError(f"seed_sets has shape {sets.shape}; allowed: (sets, k)")
     if n_sims < 1:

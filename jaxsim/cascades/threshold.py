@@ -53,8 +53,10 @@ def simulate_lt(
     *,
     max_steps: int | None = None,
 ) -> Spread:
-    """Simulate linear threshold cascades: a node activates once its active in-weight passes a
-    threshold drawn uniformly from 0 to 1.
+    """Simulate linear threshold cascades from a seed set.
+
+    A node activates once the weights of its active in-neighbours pass a threshold that is drawn
+    uniformly from 0 to 1.
 
     Args:
         g: the graph; `p` holds the weights, whose sum into each node is at most 1 (as after
