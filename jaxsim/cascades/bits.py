@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 PLANES = 16  # random bits compared with a threshold; eight more of it are dithered per word
-BLOCK = 256  # rows added up before their counts are unpacked
+GROUP = 15  # rows added up before their counts are unpacked: what four bit planes can hold
 
 
 class Threshold(NamedTuple):
@@ -91,8 +91,8 @@ def pack(x: Bool[Array, "*items sims"]) -> UInt32[Array, "*items words"]:
 def count_per_simulation(x: UInt32[Array, "rows words"]) -> Int[Array, " sims"]:
     """Count the ones of each simulation over all rows.
 
-    Rows are added as bit planes (a tree of ripple adders over whole words), which costs a tenth
-    of unpacking every bit.
+    Rows are added 15 at a time into four bit planes, by whole words, and only these planes are
+    unpacked: a quarter of the work of unpacking every row.
 
     Args:
         x: one row per node.
@@ -101,20 +101,20 @@ def count_per_simulation(x: UInt32[Array, "rows words"]) -> Int[Array, " sims"]:
         Number of rows whose bit is one, per simulation.
     """
     rows, words = x.shape
-    blocks = -(-rows // BLOCK)
-    x = jnp.pad(x, ((0, blocks * BLOCK - rows), (0, 0))).reshape(blocks, BLOCK, words)
-    planes = [x]
-    while planes[0].shape[1] > 1:
-        half = planes[0].shape[1] // 2
-        carry = jnp.zeros_like(planes[0][:, :half])
+    groups = -(-rows // GROUP)
+    x = jnp.pad(x, ((0, groups * GROUP - rows), (0, 0))).reshape(groups, GROUP, words)
+
+    def add(i: Array, planes: tuple[Array, ...]) -> tuple[Array, ...]:
+        carry = jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False)
         added: list[Array] = []
         for plane in planes:
-            a, b = plane[:, :half], plane[:, half:]
-            added.append(a ^ b ^ carry)
-            carry = (a & b) | (carry & (a ^ b))
-        planes = [*added, carry]
-    total = jnp.zeros((blocks, words, 32), jnp.int32)
-    for i, plane in enumerate(planes):
-        bits = (plane[:, 0, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-        total = total + (bits.astype(jnp.int32) << i)
-    return total.sum(0).reshape(-1)
+            added.append(plane ^ carry)
+            carry = plane & carry
+        return tuple(added)
+
+    none = jnp.zeros((groups, words), jnp.uint32)
+    total = jnp.zeros((words, 32), jnp.int32)
+    for i, plane in enumerate(jax.lax.fori_loop(0, GROUP, add, (none,) * 4)):
+        bits = (plane[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        total = total + (bits.astype(jnp.int32).sum(0) << i)
+    return total.reshape(-1)

@@ -8,6 +8,7 @@ from jaxsim.cascades import bits
 from jaxsim.cascades.graph import ICGraph
 
 CHUNK = 256  # edges drawn at a time
+ROWS = 240  # rows counted at a time
 
 
 def spread_frontier(
@@ -94,11 +95,11 @@ def count_touched(
     """
     rows = active.shape[0] - 1
     touched = jnp.nonzero(count[:-1], size=rows, fill_value=rows)[0]
-    touched = jnp.pad(touched, (0, bits.BLOCK), constant_values=rows)
-    chunks = -(-jnp.sum(count[:-1] > 0, dtype=jnp.int32) // bits.BLOCK)
+    touched = jnp.pad(touched, (0, ROWS), constant_values=rows)
+    chunks = -(-jnp.sum(count[:-1] > 0, dtype=jnp.int32) // ROWS)
 
     def add(i: Array, total: Array) -> Array:
-        at = jax.lax.dynamic_slice_in_dim(touched, i * bits.BLOCK, bits.BLOCK)
+        at = jax.lax.dynamic_slice_in_dim(touched, i * ROWS, ROWS)
         return total + bits.count_per_simulation(active[at])
 
     return jax.lax.fori_loop(0, chunks, add, jnp.zeros(32 * active.shape[1], jnp.int32))

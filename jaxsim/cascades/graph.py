@@ -24,6 +24,8 @@ class Pull(NamedTuple):
     levels: tuple[tuple[Int[Array, "rows width"], ...], ...]
     """Per level, per width: input indices. Level 0 indexes edges (`m` = none), level i indexes
     the concatenated rows of level i-1 (their number = none)."""
+    tails: tuple[Int[Array, "rows width"], ...]
+    """Tail of each edge in level 0 (`n` = none)."""
     node_row: Int[Array, " n"]
     """Row that ends with each node's OR, counted over all levels; the total count = no in-edge."""
 
@@ -96,7 +98,7 @@ def _check_probability(name: str, p: np.ndarray) -> None:
         raise ValueError(f"{name}{list(map(int, where))} = {p[tuple(where)]}; allowed: 0 to 1")
 
 
-def _pull_rows(dst: np.ndarray, n: int) -> Pull:
+def _pull_rows(src: np.ndarray, dst: np.ndarray, n: int) -> Pull:
     """Lay out in-edges (sorted by `dst`) as a tree of rows of at most `ROW_WIDTH` inputs."""
     node_row = np.full(n, -1, np.int64)
     levels: list[tuple[np.ndarray, ...]] = []
@@ -131,6 +133,9 @@ def _pull_rows(dst: np.ndarray, n: int) -> Pull:
     node_row[node_row < 0] = base
     return Pull(
         tuple(tuple(jnp.asarray(rows) for rows in level) for level in levels),
+        tuple(jnp.asarray(np.append(src, n)[rows], jnp.int32) for rows in levels[0])
+        if levels
+        else (),
         jnp.asarray(node_row, jnp.int32),
     )
 
@@ -206,7 +211,7 @@ def from_edges(
         p=jnp.asarray(prob, jnp.float32),
         in_start=jnp.asarray(np.searchsorted(head, np.arange(size + 1)), jnp.int32),
         by_src=jnp.asarray(np.argsort(tail, kind="stable"), jnp.int32),
-        pull=_pull_rows(head, size),
+        pull=_pull_rows(tail, head, size),
         n=size,
     )
 

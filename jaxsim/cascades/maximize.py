@@ -120,10 +120,8 @@ def maximize_influence(
     theta = 2 * (limit * math.sqrt(log) + math.sqrt(limit * (_log_choose(n, k) + log))) ** 2
     rounds = max(1, math.ceil(math.log2(n / (k * eps**2))))
     # Sizes grow by factors of 3/2 and 4/3 in turn: 1, 1.5, 2, 3, 4, 6, ...
-    sizes = [
-        round_theta(math.ceil(theta * 2 ** (i // 2) * (1 + i % 2 / 2)))
-        for i in range(2 * rounds + 1)
-    ]
+    growth = [2 ** (i // 2) * (1 + i % 2 / 2) for i in range(2 * rounds + 1)]
+    sizes = sorted({round_theta(math.ceil(theta * factor)) for factor in growth})
     a = math.log(3 * len(sizes) / delta)
     if max_rr is not None:
         sizes = [s for s in sizes if 2 * s <= max_rr] or [max_rr // smallest * (smallest // 2)]

@@ -16,7 +16,7 @@ _Loop = tuple[Array, Array, Int[Array, ""]]
 
 def slots(g: ICGraph) -> int:
     """Number of live words one simulation word needs: edges, padded to row widths."""
-    return sum(rows.size for rows in g.pull.levels[0]) if g.pull.levels else 0
+    return sum(tails.size for tails in g.pull.tails)
 
 
 def draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> Live:
@@ -30,7 +30,12 @@ def draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> Live:
         Live bits in the pull layout.
     """
     coins = bits.bernoulli(jnp.arange(g.m + 1), bits.threshold(jnp.append(g.p, 0.0)), salt)
-    return tuple(coins[rows] for rows in g.pull.levels[0]) if g.pull.levels else ()
+    return tuple(_rows_at(coins, rows) for rows in g.pull.levels[0]) if g.pull.levels else ()
+
+
+def _rows_at(x: Array, i: Array) -> Array:
+    # Indices come from the layout; they need no check at every word.
+    return x.at[i].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
 def _or_rows(parts: list[Array]) -> Array:
@@ -52,18 +57,19 @@ def sweep(g: ICGraph, live: Live, active: UInt32[Array, "n words"]) -> UInt32[Ar
         return active
     none = jnp.zeros_like(active[:1])
     state = jnp.concatenate([active, none])
-    src = jnp.append(g.src, g.n)
     outs = [
-        _or_rows([state[src[rows[:, j]]] & bit[:, j] for j in range(rows.shape[1])])
-        for rows, bit in zip(g.pull.levels[0], live, strict=True)
+        _or_rows([_rows_at(state, tails[:, j]) & bit[:, j] for j in range(tails.shape[1])])
+        for tails, bit in zip(g.pull.tails, live, strict=True)
     ]
     level = jnp.concatenate([*outs, none])
     done = [level[:-1]]
     for tables in g.pull.levels[1:]:
-        outs = [_or_rows([level[rows[:, j]] for j in range(rows.shape[1])]) for rows in tables]
+        outs = [
+            _or_rows([_rows_at(level, rows[:, j]) for j in range(rows.shape[1])]) for rows in tables
+        ]
         level = jnp.concatenate([*outs, none])
         done.append(level[:-1])
-    return active | jnp.concatenate([*done, none])[g.pull.node_row]
+    return active | _rows_at(jnp.concatenate([*done, none]), g.pull.node_row)
 
 
 def settle(
