@@ -143,12 +143,12 @@ def against_ndlib(repeats: int) -> list[dict[str, Any]]:
     """The pure-Python peer on facebook WC; left out where it is not installed."""
     try:
         import ndlib.models.epidemics as epidemics
-        import ndlib.models.ModelConfig as configuration
+        from ndlib.models.ModelConfig import Configuration
     except ImportError:
         return []
     g, seeds = load("facebook"), SEEDS["facebook"]
     graph = as_networkx(g)
-    config = configuration.Configuration()
+    config = Configuration()
     config.add_model_initial_configuration("Infected", seeds)
     for u, v, data in graph.edges(data=True):
         config.add_edge_configuration("threshold", (u, v), data["activation_prob"])
@@ -182,7 +182,7 @@ def against_ndlib(repeats: int) -> list[dict[str, Any]]:
 
 
 def maximisation(repeats: int) -> list[dict[str, Any]]:
-    """k = 50 seeds with a certificate; the peer says what they are worth."""
+    """Fifty seeds with a certificate; the peer says what they are worth."""
     limits = {"facebook": (1160, 40), "wiki": (650, None), "email": (465, None)}
     limits["NetHEPT"] = (1250, 150)
     rows = []
@@ -214,7 +214,7 @@ def maximisation(repeats: int) -> list[dict[str, Any]]:
 
 
 def inference(repeats: int) -> dict[str, Any]:
-    """n = 1 000 nodes, t = 100 000 cascades."""
+    """A hundred thousand cascades over a thousand nodes."""
     n, t = 1000, 100_000
     rng = np.random.default_rng(0)
     s0 = jnp.asarray(rng.random((t, n), np.float32) < 0.1)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, UInt32
 from jaxsim.cascades.reverse import RRSets
 
 BATCH = 8  # most promising nodes evaluated at a time
+NEAR = 8  # nodes per seed evaluated for the upper bound
 
 
 _Loop = tuple[Array, Array, Array, Array, Array]
@@ -53,9 +54,14 @@ def max_cover(rr: RRSets, k: int) -> Cover:
     return _cover(rr, k)
 
 
-def _gains(mem: Array, covered: Array) -> Int[Array, " n"]:
-    new = jnp.bitwise_count(mem & ~covered[:, None])
+def _gains(sets: Array, covered: Array) -> Int[Array, " nodes"]:
+    new = jnp.bitwise_count(sets & ~covered[:, None])
     return new.astype(jnp.int32).sum((0, 2))
+
+
+def _largest(counts: Int[Array, " n"], k: int) -> Int[Array, " k"]:
+    # XLA's fast top-k takes floats only; counts below 2^24 stay exact.
+    return jax.lax.top_k(counts.astype(jnp.float32), k)[1]
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -64,10 +70,9 @@ def _cover(rr: RRSets, k: int) -> Cover:
 
     def evaluate(loop: _Loop) -> _Loop:
         bound, covered, seeds, gains, i = loop
-        # XLA's fast top-k takes floats only; rounding counts above 2^24 may cost an evaluation.
-        hopeful = jax.lax.top_k(bound.astype(jnp.float32), batch)[1]
+        hopeful = _largest(bound, batch)
         sets = rr.mem[:, hopeful]
-        exact = jnp.bitwise_count(sets & ~covered[:, None]).astype(jnp.int32).sum((0, 2))
+        exact = _gains(sets, covered)
         # Picked nodes stay at -1; they come up here only when fewer than `batch` are left.
         exact = jnp.where(bound[hopeful] < 0, -1, exact)
         bound = bound.at[hopeful].set(exact)
@@ -84,11 +89,16 @@ def _cover(rr: RRSets, k: int) -> Cover:
 
     none = jnp.zeros(k, jnp.int32)
     covered = jnp.zeros_like(rr.mem[:, 0])
-    first = _gains(rr.mem, covered)
+    first = jnp.bitwise_count(rr.mem).astype(jnp.int32).sum((0, 2))
     start = (first, covered, none, none, jnp.int32(0))
-    _, covered, seeds, gains, _ = jax.lax.while_loop(lambda s: s[-1] < k, evaluate, start)
-    left = jax.lax.top_k(_gains(rr.mem, covered), k)[0].sum()
-    at_most = jnp.minimum(gains.sum() + left, jax.lax.top_k(first, k)[0].sum())
+    bound, covered, seeds, gains, _ = jax.lax.while_loop(lambda s: s[-1] < k, evaluate, start)
+    # Any k nodes add at most the k largest gains that are left. Known gains bound true ones, so
+    # that it is enough to evaluate the most promising nodes.
+    near = _largest(bound, min(NEAR * k, rr.mem.shape[1]))
+    exact = _gains(rr.mem[:, near], covered)
+    bound = jnp.maximum(bound.at[near].set(exact), 0)
+    left = bound[_largest(bound, k)].sum()
+    at_most = jnp.minimum(gains.sum() + left, first[_largest(first, k)].sum())
     return Cover(seeds, gains, jnp.minimum(at_most, rr.theta))
 
 

@@ -110,7 +110,9 @@ def _count(s0: Bool[Array, "t n"], s1: Bool[Array, "t n"]) -> _Counts:
 
     square, line = jnp.zeros((n, n), jnp.int32), jnp.zeros(n, jnp.int32)
     full = t // CHUNK
-    total = jax.lax.fori_loop(0, full, step, _Counts(square, square, line, line, line))
+    total = _Counts(square, square, line, line, line)
+    if full:
+        total = jax.lax.fori_loop(0, full, step, total)
     rest = part(s0[full * CHUNK :], s1[full * CHUNK :])
     return jax.tree.map(jnp.add, total, rest)
 

@@ -52,6 +52,11 @@ class _Lanes(NamedTuple):
     turn: Array
 
 
+def empty_sets(g: ICGraph) -> RRSets:
+    """No sets yet."""
+    return RRSets(jnp.zeros((0, g.n, CHUNK_WORDS), jnp.uint32))
+
+
 def rr_sample(g: ICGraph, key: PRNGKeyArray, theta: int, lanes: int = 256) -> RRSets:
     """Sample reverse-reachable sets of uniformly random roots.
 

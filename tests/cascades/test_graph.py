@@ -1,3 +1,4 @@
+import jax
 import networkx as nx
 import numpy as np
 import pytest
@@ -5,7 +6,6 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jax
 import jaxsim.cascades as jc
 from jaxsim.cascades.graph import ROW_WIDTH
 
