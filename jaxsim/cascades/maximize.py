@@ -12,6 +12,7 @@ from jaxsim.cascades.cover import coverage, max_cover
 from jaxsim.cascades.graph import ICGraph
 from jaxsim.cascades.reverse import RRSets, empty_sets, round_theta, rr_sample
 
+FIRST = 3  # sets that seeds are picked on for each set that certifies them
 LEAP = 6  # sizes passed over at once: a factor of eight
 TYPICAL_RATIO = 0.75  # lower / upper that certificates of real graphs tend to
 
@@ -35,31 +36,40 @@ class IMResult(NamedTuple):
     """The ratio reached 1 - 1/e - eps."""
 
 
-class Bounds(NamedTuple):
-    """Confidence bounds on a spread, in nodes."""
-
-    lower: float
-    upper: float
-
-
-def opim_bounds(covered: int, at_most: int, theta: int, n: int, a: float) -> Bounds:
-    """Turn two coverages into bounds on influence.
+def spread_at_least(covered: int, theta: int, n: int, a: float) -> float:
+    """Bound the spread of given seeds from below.
 
     Args:
-        covered: sets of an independent sample that the seeds hit.
-        at_most: upper bound on the sets of the first sample that any k nodes hit.
-        theta: number of sets in each sample.
+        covered: sets that the seeds hit, in a sample that was not used to pick them.
+        theta: number of sets in that sample.
         n: number of nodes.
-        a: log of 1 / (failure probability of one bound).
+        a: log of 1 / (probability that the bound fails).
 
     Returns:
-        Lower bound for the seeds, upper bound for any k nodes.
+        Number of nodes.
 
     Source: Tang et al., "Online processing algorithms for influence maximization", SIGMOD 2018.
     """
-    low = (math.sqrt(covered + 2 * a / 9) - math.sqrt(a / 2)) ** 2 - a / 18
-    high = (math.sqrt(at_most + a / 2) + math.sqrt(a / 2)) ** 2
-    return Bounds(max(low, 0.0) * n / theta, min(high * n / theta, float(n)))
+    share = (math.sqrt(covered + 2 * a / 9) - math.sqrt(a / 2)) ** 2 - a / 18
+    return max(share, 0.0) * n / theta
+
+
+def spread_at_most(at_most: int, theta: int, n: int, a: float) -> float:
+    """Bound the spread of the best seeds from above.
+
+    Args:
+        at_most: no choice of seeds hits more sets than this.
+        theta: number of sets in the sample.
+        n: number of nodes.
+        a: log of 1 / (probability that the bound fails).
+
+    Returns:
+        Number of nodes.
+
+    Source: Tang et al., "Online processing algorithms for influence maximization", SIGMOD 2018.
+    """
+    share = (math.sqrt(at_most + a / 2) + math.sqrt(a / 2)) ** 2
+    return min(share * n / theta, float(n))
 
 
 def _log_choose(n: int, k: int) -> float:
@@ -67,8 +77,8 @@ def _log_choose(n: int, k: int) -> float:
 
 
 @jax.jit
-def _halves(first: RRSets, second: RRSets, new: RRSets) -> tuple[RRSets, RRSets]:
-    middle = new.mem.shape[0] // 2
+def _grow(first: RRSets, second: RRSets, new: RRSets) -> tuple[RRSets, RRSets]:
+    middle = new.mem.shape[0] * FIRST // (FIRST + 1)
     return (
         RRSets(jnp.concatenate([first.mem, new.mem[:middle]])),
         RRSets(jnp.concatenate([second.mem, new.mem[middle:]])),
@@ -88,8 +98,8 @@ def maximize_influence(
 ) -> IMResult:
     """Pick k seeds whose expected spread is provably near the maximum.
 
-    Two independent samples of reverse-reachable sets are doubled until the seeds that cover most
-    of the first are certified on the second.
+    Two independent samples of reverse-reachable sets grow until the seeds that cover most of the
+    first are certified on the second. The first is three times as large: it decides how good they are.
 
     Args:
         g: the graph (independent cascade).
@@ -119,39 +129,41 @@ def maximize_influence(
     delta = 1 / max(n, 2) if delta is None else delta
     if not 0 < delta < 1:
         raise ValueError(f"delta = {delta}; allowed: above 0, below 1")
-    smallest = 2 * round_theta(1)
+    parts = FIRST + 1
+    smallest = parts * round_theta(1)
     if max_rr is not None and max_rr < smallest:
-        raise ValueError(f"max_rr = {max_rr}; allowed: at least {smallest}, two chunks of sets")
+        raise ValueError(f"max_rr = {max_rr}; allowed: at least {smallest}, four chunks of sets")
 
     log = math.log(6 / delta)
-    theta = 2 * (limit * math.sqrt(log) + math.sqrt(limit * (_log_choose(n, k) + log))) ** 2
+    theta = 4 / parts * (limit * math.sqrt(log) + math.sqrt(limit * (_log_choose(n, k) + log))) ** 2
     rounds = max(1, math.ceil(math.log2(n / (k * eps**2))))
     # Sizes grow by factors of 3/2 and 4/3 in turn: 1, 1.5, 2, 3, 4, 6, ...
     growth = [2 ** (i // 2) * (1 + i % 2 / 2) for i in range(2 * rounds + 1)]
     sizes = sorted({round_theta(math.ceil(theta * factor)) for factor in growth})
     a = math.log(3 * len(sizes) / delta)
     if max_rr is not None:
-        sizes = [s for s in sizes if 2 * s <= max_rr] or [max_rr // smallest * (smallest // 2)]
+        sizes = [s for s in sizes if parts * s <= max_rr] or [max_rr // smallest * round_theta(1)]
 
     result = None
     first = second = empty_sets(g)
     i = 0
     while i < len(sizes):
         size = sizes[i]
-        # Both samples come from one call, so that one's long sets overlap the other's.
-        new = rr_sample(g, jax.random.fold_in(key, i), 2 * (size - first.theta), lanes)
-        first, second = _halves(first, second, new)
+        # Both samples come from one call, so that the long sets of one overlap the other's.
+        new = rr_sample(g, jax.random.fold_in(key, i), parts * (size - second.theta), lanes)
+        first, second = _grow(first, second, new)
         cover = max_cover(first, k)
         covered, at_most = jax.device_get((coverage(second, cover.seeds), cover.at_most))
-        bounds = opim_bounds(int(covered), int(at_most), size, n, a)
+        lower = spread_at_least(int(covered), size, n, a)
+        upper = spread_at_most(int(at_most), FIRST * size, n, a)
         result = IMResult(
             seeds=cover.seeds,
             spread=float(covered) * n / size,
-            lower=bounds.lower,
-            upper=bounds.upper,
-            ratio=bounds.lower / bounds.upper,
-            n_rr=2 * size,
-            certified=bounds.lower >= (limit - eps) * bounds.upper,
+            lower=lower,
+            upper=upper,
+            ratio=lower / upper,
+            n_rr=parts * size,
+            certified=lower >= (limit - eps) * upper,
         )
         if progress is not None:
             progress(result)

@@ -26,6 +26,7 @@ def spread(g, seeds):
     return float(jc.simulate_ic(g, seeds, jax.random.key(9), 2048).mean)
 
 
+@pytest.mark.slow
 def test_hubs_that_cannot_be_learned_are_found_and_survived():
     g, q = hard_instance()
     c = jc.sample_cascades(g, q, jax.random.key(0), 4000)
@@ -41,10 +42,9 @@ def test_hubs_that_cannot_be_learned_are_found_and_survived():
     assert best.branch == "observed"
     assert spread(g, best.seeds) >= 0.9 * HARD_OPTIMUM
     with pytest.warns(UserWarning, match="guarantee"):
-        mixed = [jc.ims(c, 20, jax.random.key(k), mode="mixed") for k in range(16)]
-    assert {m.branch for m in mixed} == {"learned", "observed"}
-    assert len({tuple(m.T2.tolist()) for m in mixed}) > 8
-    both = [np.mean([spread(g, m.T1), spread(g, m.T2)]) for m in mixed[:3]]
+        mixed = [jc.ims(c, 20, jax.random.key(k), mode="mixed") for k in range(3)]
+    assert len({tuple(m.T2.tolist()) for m in mixed}) == 3
+    both = [np.mean([spread(g, m.T1), spread(g, m.T2)]) for m in mixed]
     assert np.mean(both) >= 0.6 * HARD_OPTIMUM  # the coin is fair: test_the_coin_is_fair
     assert all(
         m.seeds.tolist() == (m.T1 if m.branch == "learned" else m.T2).tolist() for m in mixed
@@ -53,16 +53,17 @@ def test_hubs_that_cannot_be_learned_are_found_and_survived():
 
 def test_the_coin_is_fair_and_padding_has_no_repeats():
     c = jc.from_arrays(np.eye(4), np.zeros((4, 4)))
-    results = [jc.ims(c, 3, jax.random.key(k), mode="mixed") for k in range(60)]
+    results = [jc.ims(c, 3, jax.random.key(k), mode="mixed") for k in range(24)]
     heads = sum(r.branch == "learned" for r in results)
-    assert abs(heads - 30) < 4 * 60**0.5 / 2
+    assert abs(heads - 12) < 4 * 24**0.5 / 2
     for r in results:
         assert len(set(r.T2.tolist())) == 3
 
 
+@pytest.mark.slow
 def test_learning_is_nearly_optimal_on_small_graphs():
     ratios = []
-    for seed in range(6):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         n, m = 12, 11
         pair = rng.permutation([(u, v) for u in range(n) for v in range(n) if u != v])[:m]

@@ -68,11 +68,11 @@ def test_same_key_same_sets():
     assert (a != c).any()
 
 
-@given(st.integers(2, 40), st.floats(0.005, 0.4), st.integers(0, 2**20), st.data())
-@settings(max_examples=12, deadline=None)
-def test_lazy_cover_is_the_plain_greedy_cover(n, density, seed, data):
+@given(st.sampled_from([(5, 5), (30, 1), (30, 8)]), st.floats(0.005, 0.4), st.integers(0, 2**20))
+@settings(max_examples=25, deadline=None)
+def test_lazy_cover_is_the_plain_greedy_cover(sizes, density, seed):
+    n, k = sizes
     member = np.random.default_rng(seed).random((n, 1024)) < density
-    k = data.draw(st.sampled_from([1, min(3, n), n]))
     cover = jc.max_cover(as_sets(member), k)
     seeds, gains = greedy_cover(member, k)
     assert cover.seeds.tolist() == seeds
@@ -93,13 +93,16 @@ def test_bounds_hold_for_a_known_share():
     # Coverage is binomial: the bounds at a = ln 20 may fail one time in twenty each.
     rng = np.random.default_rng(0)
     share, theta, n = 0.03, 4096, 1000
-    draws = rng.binomial(theta, share, 4000)
-    bounds = [maximize.opim_bounds(int(c), int(c), theta, n, np.log(20)) for c in draws]
-    assert np.mean([b.lower > share * n for b in bounds]) <= 0.05
-    assert np.mean([b.upper < share * n for b in bounds]) <= 0.05
-    assert np.mean([b.lower for b in bounds]) > 0.75 * share * n
+    draws = rng.binomial(theta, share, 4000).tolist()
+    lower = np.array([maximize.spread_at_least(c, theta, n, np.log(20)) for c in draws])
+    upper = np.array([maximize.spread_at_most(c, theta, n, np.log(20)) for c in draws])
+    assert np.mean(lower > share * n) <= 0.05
+    assert np.mean(upper < share * n) <= 0.05
+    assert lower.mean() > 0.75 * share * n
+    assert upper.mean() < 1.3 * share * n
 
 
+@pytest.mark.slow
 def test_seeds_of_tiny_graphs_against_brute_force():
     ratios = []
     for seed in range(10):
@@ -130,16 +133,16 @@ def test_fifty_certified_seeds_of_real_graphs(name, least):
     assert float(spread.mean) >= least
     assert result.lower <= float(spread.mean) <= result.upper
     n = g.n
-    se = n * (result.spread / n * (1 - result.spread / n) / (result.n_rr / 2)) ** 0.5
+    se = n * (result.spread / n * (1 - result.spread / n) / (result.n_rr / 4)) ** 0.5
     assert abs(result.spread - float(spread.mean)) < 4 * np.hypot(se, float(spread.sem))
 
 
 def test_a_limit_on_sets_gives_an_uncertified_answer():
     g = jc.uniform(build([(i, i + 1, 0.1) for i in range(400)], 401), 0.1)
     states = []
-    result = jc.maximize_influence(g, 3, jax.random.key(0), max_rr=1024, progress=states.append)
+    result = jc.maximize_influence(g, 3, jax.random.key(0), max_rr=2500, progress=states.append)
     assert not result.certified
-    assert result.n_rr == 1024
+    assert result.n_rr == 2048
     assert states == [result] or states[-1] is result
 
 
