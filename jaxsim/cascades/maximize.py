@@ -99,7 +99,8 @@ def maximize_influence(
     """Pick k seeds whose expected spread is provably near the maximum.
 
     Two independent samples of reverse-reachable sets grow until the seeds that cover most of the
-    first are certified on the second. The first is three times as large: it decides how good they are.
+    first are certified on the second. The first is three times as large: it decides how good they
+    are.
 
     Args:
         g: the graph (independent cascade).

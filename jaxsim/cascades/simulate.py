@@ -43,7 +43,7 @@ def summary(samples: Int[Array, "*sets sims"]) -> Spread:
     return Spread(x.mean(-1), sem, samples)
 
 
-def word_count(rows: int, n_sims: int, *, budget: int = CACHE, most: int = 32) -> int:
+def word_count(rows: int, n_sims: int, *, budget: int = CACHE, most: int = 16) -> int:
     """Choose how many words of simulations run together.
 
     Args:
