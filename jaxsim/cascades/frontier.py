@@ -12,7 +12,7 @@ ROWS = 240  # rows counted at a time
 
 
 def spread_frontier(
-    g: ICGraph, seeds: Bool[Array, " n"], salt: UInt32[Array, "planes words"], stored: bool
+    g: ICGraph, seeds: Bool[Array, " n"], salt: UInt32[Array, "planes words"]
 ) -> tuple[UInt32[Array, "n+1 words"], Int[Array, " n+1"]]:
     """Run one batch of cascades to their end, flipping an edge's coins only once its tail changes.
 
@@ -24,8 +24,6 @@ def spread_frontier(
         g: the graph.
         seeds: who starts active in every simulation.
         salt: from `bits.salts`.
-        stored: flip all coins at the start and keep them, which pays where most edges are visited
-            several times and needs `4 * m * words` bytes.
 
     Returns:
         Who is active in the end, and in how many simulations each node is. Row n is padding.
@@ -38,7 +36,6 @@ def spread_frontier(
     start = jnp.append(seeds, False)
     opens = jnp.concatenate([jnp.array([True]), tail[1:] != tail[:-1]])
     sends = jnp.zeros(g.n + 1, bool).at[tail[: g.m]].set(True)
-    coins = bits.bernoulli(edge, t, salt) if stored else None
 
     def visit(i: Array, loop: tuple[Array, Array, Array], due: Array):
         active, changed, count = loop
@@ -46,10 +43,7 @@ def spread_frontier(
         to = head[at]
         # A tail is settled as its first edge is visited: what it gains later counts as a change.
         changed = changed.at[jnp.where(opens[at], tail[at], g.n)].set(False)
-        if coins is None:
-            live = bits.bernoulli(edge[at], bits.Threshold(t.high[at], t.low[at]), salt)
-        else:
-            live = coins[at]
+        live = bits.bernoulli(edge[at], bits.Threshold(t.high[at], t.low[at]), salt)
         message = active[tail[at]] & live
 
         def deliver(j: Array, active: Array) -> Array:

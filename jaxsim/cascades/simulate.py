@@ -1,6 +1,7 @@
 """How far given seeds spread: independent cascades counted in batches of words."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,7 +18,6 @@ Engine = Literal["auto", "packed", "frontier"]
 CACHE = 8 << 20  # bytes of live bits that packed sweeps keep close to the cores
 ROWS = 64 << 20  # bytes of active rows a frontier batch may take
 DENSE_SLOTS = 400_000  # edges up to which sweeps beat the frontier on cascades that reach most
-COINS = 128 << 20  # bytes of stored coins a frontier batch may take
 
 
 class Spread(NamedTuple):
@@ -32,7 +32,7 @@ class Spread(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    engine: Literal["packed", "frontier", "stored"]
+    engine: Literal["packed", "frontier"]
     words: int
 
 
@@ -89,7 +89,6 @@ def touched_share(g: ICGraph, seeds: Int[np.ndarray, " k"]) -> float:
 
 def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: bool) -> _Plan:
     traced = any(is_traced(x) for x in (g.p, seeds))
-    share = 1.0
     choice = engine
     if engine == "auto":
         if stepwise or traced or jax.default_backend() != "cpu":
@@ -101,9 +100,7 @@ def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: b
             choice = "packed" if dense else "frontier"
     if choice == "packed":
         return _Plan("packed", word_count(packed.slots(g), n_sims))
-    words = word_count(g.n, n_sims, budget=ROWS, most=128)
-    keep = share > 0.7 and 4 * words * g.m <= COINS
-    return _Plan("stored" if keep else "frontier", words)
+    return _Plan("frontier", word_count(g.n, n_sims, budget=ROWS, most=128))
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "max_steps"))
@@ -116,10 +113,26 @@ def _sizes(
             start = bits.spread(seeds, plan.words)
             end = packed.spread_packed(g, start, salt, max_steps)
             return bits.count_per_simulation(end)
-        active, count = frontier.spread_frontier(g, seeds, salt, plan.engine == "stored")
+        active, count = frontier.spread_frontier(g, seeds, salt)
         return frontier.count_touched(active, count)
 
     return jax.lax.map(batch, keys)
+
+
+@functools.cache
+def _divided(mesh: Mesh, plan: _Plan, max_steps: int | None) -> Callable[..., Array]:
+    split = PartitionSpec(mesh.axis_names[0])
+    # Loops start from values that are equal on all devices and go on with ones that are not,
+    # which the check for varying axes does not accept.
+    return jax.jit(
+        jax.shard_map(
+            functools.partial(_sizes, plan=plan, max_steps=max_steps),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), split),
+            out_specs=split,
+            check_vma=False,
+        )
+    )
 
 
 def batch_keys(key: PRNGKeyArray, batches: int) -> PRNGKeyArray:
@@ -177,24 +190,13 @@ def simulate_ic(
         "split the graph",
     )
     batches = -(-n_sims // (32 * plan.words))
-    run = functools.partial(_sizes, plan=plan, max_steps=max_steps)
     if mesh is None:
-        sizes = run(g, mask, batch_keys(key, batches))
+        sizes = _sizes(g, mask, batch_keys(key, batches), plan, max_steps)
     else:
         if len(mesh.axis_names) != 1:
             raise ValueError(f"mesh has axes {mesh.axis_names}; allowed: exactly one")
         batches = -(-batches // mesh.size) * mesh.size
-        split = PartitionSpec(mesh.axis_names[0])
-        # Loops start from values that are equal on all devices and go on with ones that are not,
-        # which the check for varying axes does not accept.
-        divided = jax.shard_map(
-            run,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(), split),
-            out_specs=split,
-            check_vma=False,
-        )
-        sizes = jax.jit(divided)(g, mask, batch_keys(key, batches))
+        sizes = _divided(mesh, plan, max_steps)(g, mask, batch_keys(key, batches))
     return summary(sizes.reshape(-1)[:n_sims])
 
 
