@@ -14,7 +14,8 @@ from jaxsim.cascades.reverse import RRSets, empty_sets, round_theta, rr_sample
 
 FIRST = 3  # sets that seeds are picked on for each set that certifies them
 LEAP = 6  # sizes passed over at once: a factor of eight
-TYPICAL_RATIO = 0.75  # lower / upper that certificates of real graphs tend to
+PER_SEED, ENOUGH = 128, 8192  # sets to pick on from the start: fewer certify, but worse seeds
+TYPICAL_RATIO = 0.72  # lower / upper that certificates of real graphs tend to
 
 
 class IMResult(NamedTuple):
@@ -137,6 +138,7 @@ def maximize_influence(
 
     log = math.log(6 / delta)
     theta = 4 / parts * (limit * math.sqrt(log) + math.sqrt(limit * (_log_choose(n, k) + log))) ** 2
+    theta = max(theta, min(PER_SEED * k, ENOUGH) / FIRST)
     rounds = max(1, math.ceil(math.log2(n / (k * eps**2))))
     # Sizes grow by factors of 3/2 and 4/3 in turn: 1, 1.5, 2, 3, 4, 6, ...
     growth = [2 ** (i // 2) * (1 + i % 2 / 2) for i in range(2 * rounds + 1)]

@@ -17,7 +17,7 @@ Engine = Literal["auto", "packed", "frontier"]
 
 CACHE = 8 << 20  # bytes of live bits that packed sweeps keep close to the cores
 ROWS = 64 << 20  # bytes of active rows a frontier batch may take
-DENSE_SLOTS = 400_000  # edges up to which sweeps beat the frontier on cascades that reach most
+DENSE_SLOTS = 400_000  # beyond this the live bits of a few words outgrow the cache
 
 
 class Spread(NamedTuple):
