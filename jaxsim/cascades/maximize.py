@@ -14,7 +14,7 @@ from jaxsim.cascades.reverse import RRSets, empty_sets, round_theta, rr_sample
 
 FIRST = 3  # sets that seeds are picked on for each set that certifies them
 LEAP = 6  # sizes passed over at once: a factor of eight
-PER_SEED, ENOUGH = 128, 8192  # sets to pick on from the start: fewer certify, but worse seeds
+PER_SEED, ENOUGH = 128, 8192  # sets to pick on from the start: fewer certify worse seeds
 TYPICAL_RATIO = 0.72  # lower / upper that certificates of real graphs tend to
 
 
@@ -111,7 +111,7 @@ def maximize_influence(
         delta: probability that the certificate is wrong; 1/n by default.
         max_rr: the most sets to sample in all; the result may then not be certified.
         lanes: see `rr_sample`.
-        progress: called after each doubling with the state of the search.
+        progress: after each growth of the samples, called with the state of the search.
 
     Returns:
         Seeds, bounds and whether they are certified.
@@ -141,8 +141,8 @@ def maximize_influence(
     theta = max(theta, min(PER_SEED * k, ENOUGH) / FIRST)
     rounds = max(1, math.ceil(math.log2(n / (k * eps**2))))
     # Sizes grow by factors of 3/2 and 4/3 in turn: 1, 1.5, 2, 3, 4, 6, ...
-    growth = [2 ** (i // 2) * (1 + i % 2 / 2) for i in range(2 * rounds + 1)]
-    sizes = sorted({round_theta(math.ceil(theta * factor)) for factor in growth})
+    factors = [2 ** (i // 2) * (1 + i % 2 / 2) for i in range(2 * rounds + 1)]
+    sizes = sorted({round_theta(math.ceil(theta * factor)) for factor in factors})
     a = math.log(3 * len(sizes) / delta)
     if max_rr is not None:
         sizes = [s for s in sizes if parts * s <= max_rr] or [max_rr // smallest * round_theta(1)]
