@@ -1,0 +1,84 @@
+"""Cascades on networks: simulate them, learn the network from them, pick the seeds that matter."""
+
+from jaxsim.cascades.cover import Cover, coverage, max_cover
+from jaxsim.cascades.exact import exact_influence
+from jaxsim.cascades.graph import (
+    ICGraph,
+    LabelledGraph,
+    from_edges,
+    from_networkx,
+    from_scipy,
+    load_edgelist,
+    trivalency,
+    uniform,
+    weighted_cascade,
+)
+from jaxsim.cascades.ims import IMSResult, ims
+from jaxsim.cascades.infer import (
+    Diagnosis,
+    NetworkEstimate,
+    diagnose,
+    infer_network,
+    mle_refine,
+    required_cascades,
+)
+from jaxsim.cascades.maximize import IMResult, maximize_influence
+from jaxsim.cascades.plot import plot_influence
+from jaxsim.cascades.reverse import RRSets, rr_sample
+from jaxsim.cascades.sample import (
+    Cascades,
+    LabelledCascades,
+    from_arrays,
+    from_events,
+    from_steps,
+    load_cascades,
+    sample_cascades,
+)
+from jaxsim.cascades.simulate import Spread, influence, simulate_ic
+from jaxsim.cascades.threshold import simulate_lt
+
+__all__ = [
+    # graphs
+    "ICGraph",
+    "LabelledGraph",
+    "from_edges",
+    "from_networkx",
+    "from_scipy",
+    "load_edgelist",
+    "weighted_cascade",
+    "uniform",
+    "trivalency",
+    # simulation
+    "Spread",
+    "simulate_ic",
+    "simulate_lt",
+    "influence",
+    "exact_influence",
+    # observed cascades
+    "Cascades",
+    "LabelledCascades",
+    "sample_cascades",
+    "from_steps",
+    "from_arrays",
+    "from_events",
+    "load_cascades",
+    # inference
+    "NetworkEstimate",
+    "Diagnosis",
+    "infer_network",
+    "diagnose",
+    "mle_refine",
+    "required_cascades",
+    # maximisation
+    "RRSets",
+    "rr_sample",
+    "Cover",
+    "max_cover",
+    "coverage",
+    "IMResult",
+    "maximize_influence",
+    "plot_influence",
+    # both
+    "IMSResult",
+    "ims",
+]

@@ -1,0 +1,120 @@
+"""Thirty-two simulations to a word: hashed Bernoulli bits and counts of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
+
+PLANES = 16  # random bits compared with a threshold; eight more of it are dithered per word
+GROUP = 15  # rows added up before their counts are unpacked: what four bit planes can hold
+
+
+class Threshold(NamedTuple):
+    """A probability in steps of 2^-24, cut in two; p = (256 high + low) / 2^24."""
+
+    high: UInt32[Array, "..."]
+    """At most 65535."""
+    low: UInt32[Array, "..."]
+    """At most 256 (which only p = 1 needs)."""
+
+
+def mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Scramble 32 bits so that each input bit changes each output bit about half the time.
+
+    Source: Appleby, MurmurHash3, the 32-bit finaliser.
+    """
+    h = h ^ (h >> 16)
+    h = h * jnp.uint32(0x85EBCA6B)
+    h = h ^ (h >> 13)
+    h = h * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+
+
+def threshold(p: Float[Array, "..."]) -> Threshold:
+    """Encode probabilities for `bernoulli`."""
+    q = jnp.round(p * 2.0**24).astype(jnp.uint32)
+    high = jnp.minimum(q >> 8, jnp.uint32(0xFFFF))
+    return Threshold(high, q - (high << 8))
+
+
+def salts(key: PRNGKeyArray, words: int) -> UInt32[Array, "planes words"]:
+    """Draw what makes one batch of `32 * words` simulations differ from the next."""
+    return jax.random.bits(key, (PLANES + 1, words), jnp.uint32)
+
+
+def bernoulli(
+    counter: Int[Array, "*items"], t: Threshold, salt: UInt32[Array, "planes words"]
+) -> UInt32[Array, "*items words"]:
+    """Draw independent bits that are one with the given probability, 32 to a word.
+
+    Bit i of the hashes and of the threshold are compared least significant first; starting from
+    all ones instead of zeros raises the threshold by one, which is how its low part is dithered.
+
+    Args:
+        counter: what the bits belong to, such as an edge index; equal counters get equal bits.
+        t: probability of each item.
+        salt: from `salts`.
+
+    Returns:
+        Words of bits.
+    """
+    base = mix(counter.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(1))[..., None]
+    dither = mix(base ^ salt[PLANES]) >> 24
+    full, none = jnp.uint32(0xFFFFFFFF), jnp.uint32(0)
+    out = jnp.where(dither < t.low[..., None], full, none)
+    for i in range(PLANES):
+        r = mix(base ^ salt[i])
+        bit = none - ((t.high >> i) & 1)[..., None]
+        out = (out & r) | (bit & (out | r))
+    return out
+
+
+def spread(mask: Bool[Array, "*items"], words: int) -> UInt32[Array, "*items words"]:
+    """Repeat a flag over all bits of `words` words."""
+    row = jnp.where(mask, jnp.uint32(0xFFFFFFFF), jnp.uint32(0))
+    return jnp.broadcast_to(row[..., None], (*mask.shape, words))
+
+
+def unpack(x: UInt32[Array, "*items words"]) -> Bool[Array, "*items sims"]:
+    """Lay the bits out as flags; simulation 32 w + b is bit b of word w."""
+    bits = (x[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return bits.reshape(*x.shape[:-1], -1).astype(bool)
+
+
+def pack(x: Bool[Array, "*items sims"]) -> UInt32[Array, "*items words"]:
+    """Undo `unpack`; the number of simulations is a multiple of 32."""
+    bits = x.reshape(*x.shape[:-1], -1, 32).astype(jnp.uint32)
+    return (bits << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
+
+
+def count_per_simulation(x: UInt32[Array, "rows words"]) -> Int[Array, " sims"]:
+    """Count the ones of each simulation over all rows.
+
+    Rows are added 15 at a time into four bit planes, by whole words, and only these planes are
+    unpacked: a quarter of the work of unpacking every row.
+
+    Args:
+        x: one row per node.
+
+    Returns:
+        Number of rows whose bit is one, per simulation.
+    """
+    rows, words = x.shape
+    groups = -(-rows // GROUP)
+    x = jnp.pad(x, ((0, groups * GROUP - rows), (0, 0))).reshape(groups, GROUP, words)
+
+    def add(i: Array, planes: tuple[Array, ...]) -> tuple[Array, ...]:
+        carry = jax.lax.dynamic_index_in_dim(x, i, 1, keepdims=False)
+        added: list[Array] = []
+        for plane in planes:
+            added.append(plane ^ carry)
+            carry = plane & carry
+        return tuple(added)
+
+    none = jnp.zeros((groups, words), jnp.uint32)
+    total = jnp.zeros((words, 32), jnp.int32)
+    for i, plane in enumerate(jax.lax.fori_loop(0, GROUP, add, (none,) * 4)):
+        bits = (plane[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        total = total + (bits.astype(jnp.int32).sum(0) << i)
+    return total.reshape(-1)

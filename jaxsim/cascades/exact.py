@@ -1,0 +1,46 @@
+"""Exact influence of a seed set on a tiny graph, by enumeration."""
+
+import itertools
+
+import numpy as np
+from jaxtyping import ArrayLike, Int
+
+from jaxsim.cascades.graph import ICGraph, seed_mask
+
+MAX_EDGES = 20
+
+
+def exact_influence(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> float:
+    """Sum reach times probability over all 2^m ways the edges can be live.
+
+    Args:
+        g: a graph of at most 20 edges whose probability is neither 0 nor 1.
+        seeds: node ids; -1 pads, repeated ids count once.
+
+    Returns:
+        Expected number of active nodes in the end.
+
+    Raises:
+        ValueError: too many edges, or a seed outside the graph.
+    """
+    src, dst = np.asarray(g.src), np.asarray(g.dst)
+    p = np.asarray(g.p, np.float64)
+    free = (p > 0) & (p < 1)
+    if free.sum() > MAX_EDGES:
+        raise ValueError(f"g has {int(free.sum())} uncertain edges; allowed: at most {MAX_EDGES}")
+    start = np.asarray(seed_mask(g, seeds))
+    sure = p >= 1
+    total = 0.0
+    for choice in itertools.product((False, True), repeat=int(free.sum())):
+        live = sure.copy()
+        live[free] = choice
+        weight = np.prod(np.where(choice, p[free], 1 - p[free]))
+        active = start
+        while True:
+            grown = active.copy()
+            grown[dst[live & active[src]]] = True
+            if (grown == active).all():
+                break
+            active = grown
+        total += float(weight) * int(active.sum())
+    return total

@@ -1,0 +1,377 @@
+"""The graph a cascade runs on: edges sorted by target, and the two layouts the engines read."""
+
+import dataclasses
+import warnings
+from os import PathLike
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+
+ROW_WIDTH = 16  # inputs a pull row may have; longer lists are split and merged again
+
+
+class Pull(NamedTuple):
+    """In-edges as short rows of equal width, so that an OR over in-neighbours has a static shape.
+
+    A node with at most `ROW_WIDTH` in-edges is one row. The rows of a larger node are the inputs
+    of rows on the next level, and so on until one row is left.
+    """
+
+    levels: tuple[tuple[Int[Array, "rows width"], ...], ...]
+    """Per level, per width: input indices. Level 0 indexes edges (`m` = none), level i indexes
+    the concatenated rows of level i-1 (their number = none)."""
+    tails: tuple[Int[Array, "rows width"], ...]
+    """Tail of each edge in level 0 (`n` = none)."""
+    node_row: Int[Array, " n"]
+    """Row that ends with each node's OR, counted over all levels; the total count = no in-edge."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ICGraph:
+    """A directed graph whose edges carry activation probabilities (or threshold weights).
+
+    Build it with `from_edges`, `from_networkx`, `from_scipy` or `load_edgelist`; these check the
+    input. Only `p` should be replaced afterwards (`with_p`): the other fields depend on each other.
+    """
+
+    src: Int[Array, " m"]
+    """Tail of each edge; edges are sorted by head, then tail."""
+    dst: Int[Array, " m"]
+    """Head of each edge."""
+    p: Float[Array, " m"]
+    """Probability that an active tail activates the head, in [0, 1]."""
+    in_start: Int[Array, " n+1"]
+    """In-edges of node v are `in_start[v]:in_start[v+1]`."""
+    by_src: Int[Array, " m"]
+    """The edges in order of tail."""
+    pull: Pull
+    """Row layout for bit-parallel sweeps."""
+    n: int = dataclasses.field(metadata={"static": True})
+    """Number of nodes."""
+
+    @property
+    def m(self) -> int:
+        """Number of edges."""
+        return self.src.shape[0]
+
+    def with_p(self, p: Float[ArrayLike, " m"]) -> "ICGraph":
+        """The same edges with other probabilities; `p` may be traced, so sweeps compile once.
+
+        Args:
+            p: probability per edge in this graph's edge order, or one for all.
+
+        Returns:
+            A new graph.
+
+        Raises:
+            ValueError: a concrete `p` outside [0, 1] or of another shape.
+        """
+        if not is_traced(p):
+            _check_probability("p", np.asarray(p))
+        value = jnp.asarray(p, jnp.float32)
+        if value.ndim and value.shape != (self.m,):
+            raise ValueError(f"p has shape {value.shape}; allowed: () or ({self.m},), one per edge")
+        return dataclasses.replace(self, p=jnp.broadcast_to(value, (self.m,)))
+
+    def in_degree(self) -> Int[Array, " n"]:
+        """Number of in-edges of each node."""
+        return jnp.diff(self.in_start)
+
+
+class LabelledGraph(NamedTuple):
+    """A graph and the names its nodes had in the file or object it came from."""
+
+    graph: ICGraph
+    labels: np.ndarray
+    """Original name of node i."""
+
+
+def _check_probability(name: str, p: np.ndarray) -> None:
+    bad = ~((p >= 0) & (p <= 1))
+    if bad.any():
+        where = np.argwhere(bad)[0]
+        raise ValueError(f"{name}{list(map(int, where))} = {p[tuple(where)]}; allowed: 0 to 1")
+
+
+def _pull_rows(src: np.ndarray, dst: np.ndarray, n: int) -> Pull:
+    """Lay out in-edges (sorted by `dst`) as a tree of rows of at most `ROW_WIDTH` inputs."""
+    node_row = np.full(n, -1, np.int64)
+    levels: list[tuple[np.ndarray, ...]] = []
+    owner, item, n_items, base = dst.astype(np.int64), np.arange(len(dst)), len(dst), 0
+    while len(owner):
+        counts = np.bincount(owner, minlength=n)
+        first = np.concatenate([[0], np.cumsum(counts)])
+        rank = np.arange(len(owner)) - first[owner]
+        opens = rank % ROW_WIDTH == 0
+        row_of_item = np.cumsum(opens) - 1
+        row_owner = owner[opens]
+        width = np.bincount(row_of_item)
+        bucket = np.ceil(np.log2(width)).astype(np.int64)
+        order = np.argsort(bucket, kind="stable")
+        new_id = np.empty_like(order)
+        new_id[order] = np.arange(len(order))
+        table = np.full((len(order), ROW_WIDTH), n_items, np.int32)
+        table[new_id[row_of_item], rank % ROW_WIDTH] = item
+        sizes = np.bincount(bucket)
+        ends = np.cumsum(sizes)
+        levels.append(
+            tuple(
+                table[end - size : end, : 1 << b]
+                for b, (size, end) in enumerate(zip(sizes, ends, strict=True))
+                if size
+            )
+        )
+        done = counts[row_owner] <= ROW_WIDTH
+        node_row[row_owner[done]] = base + new_id[done]
+        owner, item = row_owner[~done], new_id[~done]
+        n_items, base = len(order), base + len(order)
+    node_row[node_row < 0] = base
+    return Pull(
+        tuple(tuple(jnp.asarray(rows) for rows in level) for level in levels),
+        tuple(jnp.asarray(np.append(src, n)[rows], jnp.int32) for rows in levels[0])
+        if levels
+        else (),
+        jnp.asarray(node_row, jnp.int32),
+    )
+
+
+def from_edges(
+    src: Int[ArrayLike, " m"],
+    dst: Int[ArrayLike, " m"],
+    p: Float[ArrayLike, " m"] = 1.0,
+    n: int | None = None,
+    *,
+    undirected: bool = False,
+    parallel: Literal["error", "combine"] = "error",
+) -> ICGraph:
+    """Build a graph from concrete edge arrays.
+
+    Args:
+        src: tail of each edge, from 0.
+        dst: head of each edge, from 0.
+        p: activation probability of each edge, or one for all.
+        n: number of nodes; by default the largest id plus one.
+        undirected: add each edge's reverse with the same probability.
+        parallel: what repeated (src, dst) pairs are: an error, or one edge of probability
+            `1 - prod(1 - p)` (combine). `undirected` also makes a pair listed both ways a repeat.
+
+    Returns:
+        The graph. Self-loops can never matter and are dropped with a warning.
+
+    Raises:
+        ValueError: unequal lengths, an id outside [0, n), p outside [0, 1], a repeated edge.
+    """
+    tail, head = np.atleast_1d(np.asarray(src)), np.atleast_1d(np.asarray(dst))
+    if tail.shape != head.shape or tail.ndim != 1:
+        raise ValueError(f"src and dst have shapes {tail.shape}, {head.shape}; allowed: equal, 1-d")
+    if tail.size and not (
+        np.issubdtype(tail.dtype, np.integer) and np.issubdtype(head.dtype, np.integer)
+    ):
+        raise ValueError(f"src and dst have dtypes {tail.dtype}, {head.dtype}; allowed: integers")
+    prob = np.asarray(p, np.float64)
+    if prob.ndim and prob.shape != tail.shape:
+        raise ValueError(f"p has shape {prob.shape}; allowed: () or {tail.shape}")
+    _check_probability("p", prob)
+    prob = np.broadcast_to(prob, tail.shape)
+    tail, head = tail.astype(np.int64), head.astype(np.int64)
+    highest = int(max(tail.max(initial=-1), head.max(initial=-1)))
+    size = highest + 1 if n is None else n
+    lowest = int(min(tail.min(initial=0), head.min(initial=0)))
+    if lowest < 0 or highest >= size:
+        bad = lowest if lowest < 0 else highest
+        raise ValueError(f"src or dst holds node {bad}; allowed: 0 to {size - 1}")
+    loops = tail == head
+    if loops.any():
+        warnings.warn(f"{int(loops.sum())} self-loops dropped", stacklevel=2)
+        tail, head, prob = tail[~loops], head[~loops], prob[~loops]
+    if undirected:
+        tail, head = np.concatenate([tail, head]), np.concatenate([head, tail])
+        prob = np.concatenate([prob, prob])
+    order = np.argsort(head * size + tail, kind="stable")
+    tail, head, prob = tail[order], head[order], prob[order]
+    fresh = np.ones(len(tail), bool)
+    fresh[1:] = (tail[1:] != tail[:-1]) | (head[1:] != head[:-1])
+    if not fresh.all():
+        if parallel == "error":
+            at = int(np.argmin(fresh))
+            raise ValueError(
+                f"edge ({tail[at]}, {head[at]}) is repeated; allowed: distinct edges, "
+                'or parallel="combine"'
+            )
+        prob = 1 - np.multiply.reduceat(1 - prob, np.flatnonzero(fresh))
+        tail, head = tail[fresh], head[fresh]
+    return ICGraph(
+        src=jnp.asarray(tail, jnp.int32),
+        dst=jnp.asarray(head, jnp.int32),
+        p=jnp.asarray(prob, jnp.float32),
+        in_start=jnp.asarray(np.searchsorted(head, np.arange(size + 1)), jnp.int32),
+        by_src=jnp.asarray(np.argsort(tail, kind="stable"), jnp.int32),
+        pull=_pull_rows(tail, head, size),
+        n=size,
+    )
+
+
+def weighted_cascade(g: ICGraph) -> ICGraph:
+    """Give every edge probability 1 / in-degree of its head."""
+    return g.with_p(1 / g.in_degree().astype(jnp.float32)[g.dst])
+
+
+def uniform(g: ICGraph, p: float | Float[Array, ""]) -> ICGraph:
+    """Give every edge the same probability."""
+    return g.with_p(jnp.asarray(p, jnp.float32))
+
+
+def trivalency(
+    g: ICGraph, key: PRNGKeyArray, levels: tuple[float, ...] = (0.1, 0.01, 0.001)
+) -> ICGraph:
+    """Give every edge one of a few probabilities, drawn uniformly."""
+    return g.with_p(jax.random.choice(key, jnp.asarray(levels, jnp.float32), (g.m,)))
+
+
+def load_edgelist(
+    path: str | PathLike[str],
+    *,
+    undirected: bool = False,
+    probabilities: bool = False,
+    skip_lines: int = 0,
+    parallel: Literal["error", "combine"] = "combine",
+) -> LabelledGraph:
+    """Read an edge list in the manner of SNAP: one `src dst` or `src dst p` a line.
+
+    Args:
+        path: text file, columns separated by white space or commas; lines starting with # or %
+            are comments. Node names are integers and need not be consecutive.
+        undirected: each line is an edge both ways.
+        probabilities: take p from the third column; otherwise every p is 1 (follow with
+            `weighted_cascade`, `uniform` or `trivalency`).
+        skip_lines: lines to leave out at the start, such as a header of sizes.
+        parallel: see `from_edges`.
+
+    Returns:
+        The graph and the file's node names.
+
+    Raises:
+        ValueError: a line that does not parse, or a file without edges.
+        FileNotFoundError: no such file.
+    """
+    with open(path, encoding="utf-8") as file:
+        lines = file.readlines()[skip_lines:]
+    kept = [s for s in lines if s.strip() and s.lstrip()[0] not in "#%"]
+    if not kept:
+        raise ValueError(f"path = {path} holds no edge; allowed: at least one line `src dst`")
+    columns = 3 if probabilities else 2
+    text = (s.replace(",", " ") for s in kept)
+    try:
+        table = np.loadtxt(text, usecols=range(columns), dtype=np.float64, ndmin=2)
+    except ValueError as e:
+        raise ValueError(
+            f"path = {path}: {e}; allowed: {columns} numeric columns on every line"
+        ) from e
+    ends = table[:, :2]
+    if (ends != np.round(ends)).any():
+        raise ValueError(f"path = {path} holds a fractional node name; allowed: integers")
+    labels, ids = np.unique(ends.astype(np.int64), return_inverse=True)
+    src, dst = ids.reshape(-1, 2).T
+    p = table[:, 2] if probabilities else 1.0
+    graph = from_edges(src, dst, p, len(labels), undirected=undirected, parallel=parallel)
+    return LabelledGraph(graph, labels)
+
+
+def from_networkx(g: Any, p: str | float = 1.0) -> LabelledGraph:
+    """Convert a networkx graph; an undirected edge becomes two, a parallel edge is combined.
+
+    Args:
+        g: a networkx (Di/Multi)Graph.
+        p: probability of every edge, or the edge attribute that holds it.
+
+    Returns:
+        The graph and the networkx node of each index.
+
+    Raises:
+        ValueError: an edge without the attribute, or p outside [0, 1].
+    """
+    nodes = list(g.nodes)
+    index = {node: i for i, node in enumerate(nodes)}
+    edges = [(index[u], index[v], data) for u, v, data in g.edges(data=True)]
+    if isinstance(p, str):
+        for u, v, data in edges:
+            if p not in data:
+                raise ValueError(
+                    f"p = {p!r}: edge ({nodes[u]}, {nodes[v]}) lacks this attribute; "
+                    "allowed: an attribute of every edge, or a number"
+                )
+        prob = np.asarray([data[p] for *_, data in edges], np.float64)
+    else:
+        prob = np.full(len(edges), p, np.float64)
+    graph = from_edges(
+        np.asarray([u for u, *_ in edges], np.int64),
+        np.asarray([v for _, v, _ in edges], np.int64),
+        prob,
+        len(nodes),
+        undirected=not g.is_directed(),
+        parallel="combine",
+    )
+    labels = np.empty(len(nodes), object)
+    labels[:] = nodes
+    return LabelledGraph(graph, labels)
+
+
+def from_scipy(matrix: Any) -> ICGraph:
+    """Convert a scipy sparse matrix: entry (u, v) is the probability of the edge u -> v.
+
+    Args:
+        matrix: square sparse matrix with entries in [0, 1].
+
+    Returns:
+        The graph; explicit zeros stay edges of probability 0.
+
+    Raises:
+        ValueError: a matrix that is not square, or an entry outside [0, 1].
+    """
+    rows, columns = matrix.shape
+    if rows != columns:
+        raise ValueError(f"matrix has shape {matrix.shape}; allowed: square")
+    coo = matrix.tocoo()
+    coo.sum_duplicates()
+    return from_edges(
+        coo.row.astype(np.int64), coo.col.astype(np.int64), coo.data.astype(np.float64), rows
+    )
+
+
+def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
+    """Turn seed ids into a mask; -1 pads and repeated ids count once.
+
+    Args:
+        g: the graph.
+        seeds: node ids in [0, n), or -1; traced values are clipped to that by dropping the rest.
+
+    Returns:
+        True at each seed.
+
+    Raises:
+        ValueError: a concrete id outside that range.
+    """
+    if not is_traced(seeds):
+        ids = np.asarray(seeds)
+        if ids.size and not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"seeds has dtype {ids.dtype}; allowed: integers")
+        bad = (ids < -1) | (ids >= g.n)
+        if bad.any():
+            raise ValueError(f"seeds holds {ids[bad].flat[0]}; allowed: 0 to {g.n - 1}, -1 to pad")
+    ids = jnp.asarray(seeds, jnp.int32)
+    return jnp.zeros(g.n, bool).at[jnp.where(ids < 0, g.n, ids)].set(True, mode="drop")
+
+
+def is_traced(x: object) -> bool:
+    """Whether `x` is a value that a transformation such as `jit` is tracing."""
+    return isinstance(x, Tracer)
+
+
+def concrete(x: Array) -> np.ndarray | None:
+    """The value of `x` as numpy, or None where it is being traced."""
+    return None if is_traced(x) else np.asarray(x)

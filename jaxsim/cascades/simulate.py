@@ -1,0 +1,248 @@
+"""How far given seeds spread: independent cascades counted in batches of words."""
+
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+
+from jaxsim.cascades import bits, frontier, memory, packed
+from jaxsim.cascades.graph import ICGraph, is_traced, seed_mask
+
+Engine = Literal["auto", "packed", "frontier"]
+
+CACHE = 8 << 20  # bytes of live bits that packed sweeps keep close to the cores
+ROWS = 64 << 20  # bytes of active rows a frontier batch may take
+DENSE_SLOTS = 400_000  # beyond this the live bits of a few words outgrow the cache
+
+
+class Spread(NamedTuple):
+    """Number of active nodes in the end."""
+
+    mean: Float[Array, "*sets"]
+    """Average over simulations."""
+    sem: Float[Array, "*sets"]
+    """Standard error of that average; NaN for one simulation."""
+    samples: Int[Array, "*sets sims"]
+    """Each simulation's count."""
+
+
+class _Plan(NamedTuple):
+    engine: Literal["packed", "frontier"]
+    words: int
+
+
+def summary(samples: Int[Array, "*sets sims"]) -> Spread:
+    """Average final sizes over the last axis."""
+    x = samples.astype(jnp.float32)
+    sem = jnp.std(x, axis=-1, ddof=1) / samples.shape[-1] ** 0.5
+    return Spread(x.mean(-1), sem, samples)
+
+
+def word_count(rows: int, n_sims: int, *, budget: int = CACHE, most: int = 16) -> int:
+    """Choose how many words of simulations run together.
+
+    Args:
+        rows: words one word of simulations takes, over all arrays.
+        n_sims: simulations wanted.
+        budget: bytes for all of them.
+        most: largest answer.
+
+    Returns:
+        A power of two that fits the budget and is not mostly unused.
+    """
+    fit = max(1, budget // (4 * max(rows, 1)))
+    need = -(-n_sims // 32)
+    return 1 << min(fit.bit_length() - 1, most.bit_length() - 1, (need - 1).bit_length())
+
+
+def touched_share(g: ICGraph, seeds: Int[np.ndarray, " k"]) -> float:
+    """Estimate the share of edges that at least one in a few thousand cascades visits.
+
+    A few rounds of the mean-field recursion x_v = 1 - prod(1 - p x_u), which is never below the
+    true activation probability, tell which nodes are ever active.
+
+    Args:
+        g: a concrete graph.
+        seeds: node ids; -1 pads.
+
+    Returns:
+        A number from 0 to 1.
+    """
+    src, dst = np.asarray(g.src), np.asarray(g.dst)
+    p = np.minimum(np.asarray(g.p, np.float64), 1 - 2.0**-24)
+    start = np.zeros(g.n)
+    start[seeds[seeds >= 0]] = 1
+    x, share = start, 0.0
+    for _ in range(12):
+        miss = np.bincount(dst, np.log1p(-p * x[src]), g.n)
+        x = np.maximum(start, -np.expm1(miss))
+        share, before = float((x > 1e-3)[src].mean()) if len(src) else 0.0, share
+        if share > 0.7 or share == before:
+            break
+    return share
+
+
+def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: bool) -> _Plan:
+    traced = any(is_traced(x) for x in (g.p, seeds))
+    choice = engine
+    if engine == "auto":
+        if stepwise or traced or jax.default_backend() != "cpu":
+            # The frontier delivers messages one by one, which only a CPU does fast.
+            choice = "packed"
+        else:
+            share = touched_share(g, np.atleast_1d(np.asarray(seeds)))
+            dense = share > 0.7 and packed.slots(g) <= DENSE_SLOTS
+            choice = "packed" if dense else "frontier"
+    if choice == "packed":
+        return _Plan("packed", word_count(packed.slots(g), n_sims))
+    return _Plan("frontier", word_count(g.n, n_sims, budget=ROWS, most=128))
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "max_steps"))
+def _sizes(
+    g: ICGraph, seeds: Bool[Array, " n"], keys: PRNGKeyArray, plan: _Plan, max_steps: int | None
+) -> Int[Array, "batches sims"]:
+    def batch(key: PRNGKeyArray) -> Array:
+        salt = bits.salts(key, plan.words)
+        if plan.engine == "packed":
+            start = bits.spread(seeds, plan.words)
+            end = packed.spread_packed(g, start, salt, max_steps)
+            return bits.count_per_simulation(end)
+        active, count = frontier.spread_frontier(g, seeds, salt)
+        return frontier.count_touched(active, count)
+
+    return jax.lax.map(batch, keys)
+
+
+@functools.cache
+def _divided(mesh: Mesh, plan: _Plan, max_steps: int | None) -> Callable[..., Array]:
+    split = PartitionSpec(mesh.axis_names[0])
+    # Loops start from values that are equal on all devices and go on with ones that are not,
+    # which the check for varying axes does not accept.
+    return jax.jit(
+        jax.shard_map(
+            functools.partial(_sizes, plan=plan, max_steps=max_steps),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), split),
+            out_specs=split,
+            check_vma=False,
+        )
+    )
+
+
+def batch_keys(key: PRNGKeyArray, batches: int) -> PRNGKeyArray:
+    """Derive a key per batch; the first ones do not depend on how many there are."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batches))
+
+
+def simulate_ic(
+    g: ICGraph,
+    seeds: Int[ArrayLike, " k"],
+    key: PRNGKeyArray,
+    n_sims: int,
+    *,
+    engine: Engine = "auto",
+    max_steps: int | None = None,
+    mesh: Mesh | None = None,
+) -> Spread:
+    """Simulate independent cascades from a seed set.
+
+    Args:
+        g: the graph; its probabilities may be traced.
+        seeds: node ids; -1 pads, repeated ids count once.
+        key: random key; the result depends on it, the sizes and the engine, not on the mesh.
+        n_sims: number of simulations.
+        engine: "packed" sweeps all edges, one time step a sweep; "frontier" visits edges of nodes
+            that changed, which suits small cascades on a CPU; "auto" estimates which is faster,
+            and is "packed" for traced input, for `max_steps` and on accelerators.
+        max_steps: stop after so many time steps (packed only).
+        mesh: one-axis device mesh to divide the simulations over.
+
+    Returns:
+        Mean, standard error and each simulation's number of active nodes.
+
+    Raises:
+        ValueError: a seed outside the graph, or an option out of range.
+        MemoryError: one word of simulations does not fit.
+
+    Source: Kempe, Kleinberg, Tardos, "Maximizing the Spread of Influence", KDD 2003 (the model).
+    """
+    mask = seed_mask(g, seeds)
+    if n_sims < 1:
+        raise ValueError(f"n_sims = {n_sims}; allowed: at least 1")
+    if engine not in ("auto", "packed", "frontier"):
+        raise ValueError(f"engine = {engine!r}; allowed: 'auto', 'packed', 'frontier'")
+    if max_steps is not None and (max_steps < 0 or engine == "frontier"):
+        raise ValueError(
+            f"max_steps = {max_steps} with engine = {engine!r}; allowed: at least 0, and not with "
+            "'frontier', which keeps no time steps"
+        )
+    plan = _plan(g, seeds, n_sims, engine, max_steps is not None)
+    rows = packed.slots(g) + 4 * g.n if plan.engine == "packed" else 2 * g.n
+    memory.check(
+        f"one batch of {32 * plan.words} simulations over n = {g.n}, m = {g.m}",
+        4 * plan.words * rows,
+        "split the graph",
+    )
+    batches = -(-n_sims // (32 * plan.words))
+    if mesh is None:
+        sizes = _sizes(g, mask, batch_keys(key, batches), plan, max_steps)
+    else:
+        if len(mesh.axis_names) != 1:
+            raise ValueError(f"mesh has axes {mesh.axis_names}; allowed: exactly one")
+        batches = -(-batches // mesh.size) * mesh.size
+        sizes = _divided(mesh, plan, max_steps)(g, mask, batch_keys(key, batches))
+    return summary(sizes.reshape(-1)[:n_sims])
+
+
+def influence(
+    g: ICGraph, seed_sets: Int[ArrayLike, "sets k"], key: PRNGKeyArray, n_sims: int
+) -> Spread:
+    """Compare seed sets on the same random live edges, so that their differences are sharp.
+
+    Works under `jit`, and under `vmap` over the probabilities.
+
+    Args:
+        g: the graph.
+        seed_sets: one set a row; -1 pads, repeated ids count once.
+        key: random key.
+        n_sims: number of simulations, the same ones for every set.
+
+    Returns:
+        Mean, standard error and samples per set.
+
+    Raises:
+        ValueError: a seed outside the graph, or no simulations.
+    """
+    sets = jnp.asarray(seed_sets)
+    if sets.ndim != 2:
+        raise ValueError(f"seed_sets has shape {sets.shape}; allowed: (sets, k)")
+    if n_sims < 1:
+        raise ValueError(f"n_sims = {n_sims}; allowed: at least 1")
+    masks = jnp.stack([seed_mask(g, s) for s in sets]) if len(sets) else jnp.zeros((0, g.n), bool)
+    words = word_count(packed.slots(g), n_sims)
+    keys = batch_keys(key, -(-n_sims // (32 * words)))
+    sizes = _compare(g, masks, keys, words)
+    return summary(sizes.swapaxes(0, 1).reshape(len(masks), -1)[:, :n_sims])
+
+
+@functools.partial(jax.jit, static_argnames="words")
+def _compare(
+    g: ICGraph, masks: Bool[Array, "sets n"], keys: PRNGKeyArray, words: int
+) -> Int[Array, "batches sets sims"]:
+    def batch(key: PRNGKeyArray) -> Array:
+        live = packed.draw_live(g, bits.salts(key, words))
+
+        def one(mask: Array) -> Array:
+            start = bits.spread(mask, words)
+            end = packed.settle(lambda a: packed.sweep(g, live, a), start, None)
+            return bits.count_per_simulation(end)
+
+        return jax.lax.map(one, masks)
+
+    return jax.lax.map(batch, keys)

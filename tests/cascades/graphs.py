@@ -1,0 +1,41 @@
+"""Graphs that several test files use."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxsim.cascades as jc
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("JAXSIM_DATA", ROOT.parent / "shared" / "data")) / "influence"
+FILES = {
+    "email": ("email-Eu-core.txt", {}),
+    "facebook": ("facebook_combined.txt", {"undirected": True}),
+    "wiki": ("wiki-Vote.txt", {}),
+    "NetHEPT": ("NetHEPT.txt", {"skip_lines": 1}),
+}
+
+
+def real(name):
+    """One of the four graphs of the data folder, every p = 1; skips where it is absent."""
+    file, options = FILES[name]
+    if not (DATA / file).exists():
+        pytest.skip(f"{DATA / file} is absent; set JAXSIM_DATA")
+    return jc.load_edgelist(DATA / file, **options).graph
+
+
+def random_edges(seed, n=6, m=10):
+    """A random digraph as (u, v, p) triples, one of them certain and one impossible."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.permutation([(u, v) for u in range(n) for v in range(n) if u != v])[:m]
+    p = rng.uniform(0.05, 0.95, m)
+    p[0], p[1] = 0.0, 1.0
+    return [(int(u), int(v), float(np.float32(x))) for (u, v), x in zip(pairs, p, strict=True)]
+
+
+def build(edges, n):
+    """An ICGraph from (u, v, p) triples."""
+    u, v, p = (np.array(x) for x in zip(*edges, strict=True)) if edges else ([], [], [])
+    return jc.from_edges(np.asarray(u, int), np.asarray(v, int), np.asarray(p, float), n)
