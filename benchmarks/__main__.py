@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.record import write_tables
 
-NAMES = ("overhead", "chips")
+NAMES = ("overhead", "chips", "influence")
 
 
 def main(args: list[str]) -> int:

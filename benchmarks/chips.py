@@ -12,7 +12,7 @@ import optax
 import tyro
 
 import jaxsim as js
-from benchmarks.record import record
+from benchmarks.record import Table, record
 from jaxsim.compare import classify
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.demo import CALL, Demo, recipes, trained
@@ -68,10 +68,9 @@ def main(args: list[str]) -> None:
     rows.append(["4-bit: aware minus after training", "", _mean(won)])
     record(
         "chips",
+        Table(["network", "accuracy, %", "difference to float, points"], rows),
         question="What do the demo's chips lose, and what does training through them win back?",
         baseline="the same network in float32",
-        columns=["network", "accuracy, %", "difference to float, points"],
-        rows=rows,
         notes=f"Fashion-MNIST test set ({len(test.labels)} images), {settings.seeds} networks "
         f"trained from scratch, mean ± standard error over them; analog chips are the mean of "
         f"{settings.programmings} programmings. Ranges come from 256 training images; nothing was "

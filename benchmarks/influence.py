@@ -1,10 +1,7 @@
 """Cascades against CyNetDiff and NDlib, and the times that the documentation states."""
 
-import argparse
-import importlib.metadata
-import json
+import dataclasses
 import os
-import platform
 import resource
 import statistics
 import time
@@ -17,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import networkx as nx
 import numpy as np
+import tyro
 from cynetdiff.models import IndependentCascadeModel
 from cynetdiff.utils import networkx_to_ic_model
-from rich.console import Console
-from rich.table import Table
 
 import jaxsim.cascades as jc
+from benchmarks.record import Table, record
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("JAXSIM_DATA", ROOT.parent / "shared" / "data")) / "influence"
@@ -47,6 +44,14 @@ TARGETS = {
     ("NetHEPT", "WC"): 1.5,
 }
 WEIGHTS = ("WC", "p=.1", "p=.01")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of the run."""
+
+    repeats: int = 5
+    """Rounds in which the alternatives take turns, at least 5."""
 
 
 def load(name: str, weights: str = "WC") -> jc.ICGraph:
@@ -145,7 +150,7 @@ def against_ndlib(repeats: int) -> list[dict[str, Any]]:
         import ndlib.models.epidemics as epidemics
         from ndlib.models.ModelConfig import Configuration
     except ImportError:
-        return []
+        return [{"NDlib": "not installed"}]
     g, seeds = load("facebook"), SEEDS["facebook"]
     graph = as_networkx(g)
     config = Configuration()
@@ -256,49 +261,29 @@ def million_edges() -> dict[str, Any]:
     return out
 
 
-def show(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=title)
-    for name in rows[0]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()))
-    console.print(table)
+def table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Rows of results as a table."""
+    cells = [[f"{x:.4g}" if isinstance(x, float) else x for x in row.values()] for row in rows]
+    return Table([name.replace("_", " ") for name in rows[0]], cells, title)
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/influence.json")
-    args = parser.parse_args(argv)
-    console = Console(width=200)
-    inferred = inference(args.repeats)  # first, so that its peak memory is its own
-    record: dict[str, Any] = {
-        "machine": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "device": str(jax.devices()[0]),
-            "load_at_start": os.getloadavg(),
-        },
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "numpy", "cynetdiff")},
-        "inference": inferred,
-    }
-    show(console, "inference, closed form", [inferred])
-    record["simulation"] = simulation(args.repeats)
-    show(console, "simulations per second, 10 seeds", record["simulation"])
-    record["ndlib"] = against_ndlib(args.repeats)
-    if record["ndlib"]:
-        show(console, "against NDlib", record["ndlib"])
-    record["maximisation"] = maximisation(args.repeats)
-    show(console, "50 certified seeds, weighted cascade, eps = .1", record["maximisation"])
-    record["million_edges"] = million_edges()
-    show(console, "a million edges", [record["million_edges"]])
-    record["machine"]["load_at_end"] = os.getloadavg()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    console.print(f"written to {args.out}")
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1:])
+def main(args: list[str]) -> None:
+    """Measures inference, simulation and maximisation beside the peers."""
+    settings = tyro.cli(Settings, args=args)
+    inferred = inference(settings.repeats)  # first, so that its peak memory is its own
+    tables = [
+        table("Inference of all pairs, closed form", [inferred]),
+        table("Simulations a second, 10 seeds", simulation(settings.repeats)),
+        table("Simulations a second against NDlib", against_ndlib(settings.repeats)),
+        table("50 certified seeds, weighted cascade, eps = .1", maximisation(settings.repeats)),
+        table("A million edges", [million_edges()]),
+    ]
+    record(
+        "influence",
+        *tables,
+        question="Is the whole way from cascades to seeds as fast as what exists for its parts?",
+        baseline="CyNetDiff (one thread) and NDlib, in turn in one process; jaxsim uses all cores",
+        notes="Targets are those of the specification; σ is the mean spread, z its difference in "
+        "combined standard errors.",
+        settings=dataclasses.asdict(settings),
+    )

@@ -13,9 +13,21 @@ from flax import linen as nn
 from flax import nnx
 
 import jaxsim as js
-from benchmarks.record import record
+from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.models.resnet import ResNet
+
+COLUMNS = (
+    "model",
+    "ms",
+    "network / model",
+    "walked / model",
+    "network equal, bit for bit",
+    "walked equal",
+    "first call s: model",
+    "network",
+    "walked",
+)
 
 
 class Model(NamedTuple):
@@ -131,20 +143,9 @@ def main(args: list[str]) -> None:
         )
     record(
         "overhead",
+        Table(COLUMNS, rows),
         question="What does it cost to call a model through a Network?",
         baseline="the model's own jitted apply",
-        columns=[
-            "model",
-            "ms",
-            "network / model",
-            "walked / model",
-            "network equal, bit for bit",
-            "walked equal",
-            "first call s: model",
-            "network",
-            "walked",
-        ],
-        rows=rows,
         notes="*network* is untransformed. *walked* has a core that changes nothing at every "
         "site, so that every equation goes through the interpreter. First calls include tracing "
         "and compilation.",

@@ -9,49 +9,61 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
+class Table(NamedTuple):
+    """One table of a result.
+
+    Attributes:
+      columns: headings.
+      rows: cells, ready to print.
+      title: what it shows; empty where the benchmark has one table.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    title: str = ""
+
+
 def record(
     name: str,
-    *,
+    *tables: Table,
     question: str,
     baseline: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
     notes: str = "",
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Prints a table and writes it, with the machine it was measured on, to results/NAME.json.
+    """Prints tables and writes them, with the machine they were measured on, to results/NAME.json.
 
     Args:
       name: of the benchmark.
+      *tables: what was measured.
       question: what it answers, one sentence.
       baseline: what it is compared with.
-      columns: headings.
-      rows: cells, ready to print.
       notes: what a reader must know to judge it.
       settings: arguments of the run.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
-    table = Table(*columns, title=question, caption=notes)
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
+    for table in tables:
+        shown = RichTable(*table.columns, title=table.title or question)
+        for row in table.rows:
+            shown.add_row(*map(str, row))
+        Console().print(shown)
     result = {
         "name": name,
         "question": question,
         "baseline": baseline,
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
+        "load": os.getloadavg(),
         "settings": dict(settings or {}),
-        "columns": list(columns),
-        "rows": [list(row) for row in rows],
+        "tables": [table._asdict() for table in tables],
         "notes": notes,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -84,16 +96,17 @@ def write_tables() -> Path:
     ]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
-        head = "| " + " | ".join(result["columns"]) + " |"
-        rule = "|" + "---|" * len(result["columns"])
-        body = ["| " + " | ".join(map(str, row)) + " |" for row in result["rows"]]
-        parts += [
-            f"## {result['name']}",
-            f"{result['question']} Baseline: {result['baseline']}.",
-            "\n".join([head, rule, *body]),
-        ]
+        parts.append(f"## {result['name']}")
+        parts.append(f"{result['question']} Baseline: {result['baseline']}.")
+        for table in result["tables"]:
+            head = "| " + " | ".join(table["columns"]) + " |"
+            rule = "|" + "---|" * len(table["columns"])
+            body = ["| " + " | ".join(map(str, row)) + " |" for row in table["rows"]]
+            parts += [f"**{table['title']}**"] if table["title"] else []
+            parts.append("\n".join([head, rule, *body]))
         if result["notes"]:
             parts.append(result["notes"])
-        parts.append(f"*{result['date']}; {result['machine']}.*")
+        load = ", ".join(f"{x:.1f}" for x in result["load"])
+        parts.append(f"*{result['date']}; {result['machine']}; load average {load}.*")
     PAGE.write_text("\n\n".join(parts) + "\n")
     return PAGE

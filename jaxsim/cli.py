@@ -1,4 +1,9 @@
-"""The `jaxsim` command."""
+"""What a Flax model becomes on tomorrow's hardware.
+
+Examples:
+  jaxsim demo
+  jaxsim influence edges.txt --k 20 --plot spread.png
+"""
 
 from __future__ import annotations
 
@@ -7,16 +12,23 @@ import sys
 import tyro
 
 from jaxsim import demo
+from jaxsim.cascades import command
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs a subcommand; a bad value ends with its message and exit code 2."""
+    """Runs a subcommand; what it cannot do ends with a message and exit code 2."""
     chosen = tyro.extras.subcommand_cli_from_dict(
-        {"demo": demo.Demo}, prog="jaxsim", description=__doc__, args=args
+        {"demo": demo.Demo, "influence": command.Influence},
+        prog="jaxsim",
+        description=__doc__,
+        args=args,
     )
     try:
-        demo.run(chosen)
-    except ValueError as error:
+        if isinstance(chosen, demo.Demo):
+            demo.run(chosen)
+        else:
+            command.influence(chosen)
+    except (ValueError, OSError, MemoryError) as error:
         print(f"jaxsim: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -56,10 +56,10 @@ def test_cascades_become_seeds(tmp_path, capsys):
     assert "learned network" in capsys.readouterr().out
 
 
-def test_the_module_runs_and_reports_errors(tmp_path):
+def test_the_command_runs_and_reports_errors(tmp_path):
     def run(*words):
         return subprocess.run(
-            [sys.executable, "-m", "jaxsim.cascades", *map(str, words)],
+            [sys.executable, "-m", "jaxsim.cli", "influence", *map(str, words)],
             cwd=ROOT, env=os.environ | {"COLUMNS": "120"}, capture_output=True, text=True,
         )  # fmt: skip
 
