@@ -42,12 +42,14 @@ def test_twenty_random_graphs_against_enumeration(engine):
         exact = cascades_enumeration.influence(6, edges, [0, 1])
         g = build(edges, 6)
         assert abs(jc.exact_influence(g, [0, 1]) - exact) < 1e-6
-        got = jc.simulate_ic(g, [0, 1], jax.random.key(seed), 131_072, engine=engine)
-        if float(got.sem) == 0:
-            assert float(got.mean) == pytest.approx(exact)
-        else:
-            scores.append(z_score(got, exact))
-    assert len(scores) >= 15
+        # Of twenty scores alone, one key in twenty has a deviation outside the window.
+        for key in (seed, seed + 1000, seed + 2000):
+            got = jc.simulate_ic(g, [0, 1], jax.random.key(key), 131_072, engine=engine)
+            if float(got.sem) == 0:
+                assert float(got.mean) == pytest.approx(exact)
+            else:
+                scores.append(z_score(got, exact))
+    assert len(scores) >= 45
     assert max(map(abs, scores)) < 4
     assert 0.7 < np.std(scores) < 1.3
 
