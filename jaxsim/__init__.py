@@ -4,7 +4,7 @@ from jaxsim.checkpoint import load, save
 from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells
-from jaxsim.network import Network, Site, deploy, trace
+from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.compose import compose, rules, wrap
@@ -15,6 +15,7 @@ from jaxsim.transforms.slice_bits import slice_bits
 __all__ = [
     "trace",
     "deploy",
+    "widen_ranges",
     "compare",
     "classify",
     "save",

@@ -89,13 +89,18 @@ def compare(
       A row a network. Weight bits count at sites only; a site without a core stores floats.
 
     Raises:
-      ValueError: no data, lengths that differ, or a network whose outputs are not [N, classes].
+      ValueError: no data, lengths that differ, a network named "reference", or one whose outputs
+        are not [N, classes].
     """
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise ValueError("data: must be a tuple of inputs [N, ...] and labels [N]")
     inputs, labels = data
-    if len(inputs) == 0 or len(inputs) != len(labels):
-        raise ValueError(f"data: {len(inputs)} inputs and {len(labels)} labels")
+    if len(inputs) == 0 or np.shape(labels) != (len(inputs),):
+        raise ValueError(f"data: {len(inputs)} inputs and labels {list(np.shape(labels))}")
     if isinstance(networks, Network):
         networks = {"transformed": networks}
+    if not isinstance(networks, Mapping) or "reference" in networks:
+        raise ValueError("networks: must be a network, or a dict without the name 'reference'")
     expected, rows = None, list[Row]()
     for name, net in {"reference": reference, **networks}.items():
         answers = classify(net, inputs, key=key, batch_size=batch_size)

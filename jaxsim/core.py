@@ -110,17 +110,22 @@ class Wrapper:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={_short(v)}" for k, v in self.settings.items() if v is not None)
-        return f"{self.make.__name__}({shown})"
+        return f"{made_by(self.make)}({shown})"
 
     def signature(self) -> str:
         """What is static of it, the same in every process."""
         hidden = dataclasses.replace(self.parts, arrays=(math.nan,) * len(self.parts.arrays))
         shown = ", ".join(f"{k}={_short(v)}" for k, v in hidden.whole().items())
-        return f"{self.make.__module__}.{self.make.__qualname__}({shown})"
+        return f"{self.make.__module__}.{made_by(self.make)}({shown})"
+
+
+def made_by(make: Callable[..., Core]) -> str:
+    """The name of a function that wraps a core."""
+    return getattr(make, "__name__", repr(make))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, float | jax.Array | np.ndarray)
+    return isinstance(value, float | np.floating | jax.Array | np.ndarray)
 
 
 def _short(value: Any) -> str:

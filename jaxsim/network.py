@@ -117,6 +117,7 @@ class Network:
         Raises:
           ValueError: the model rejects the arguments, or a core needs a key.
         """
+        _check_key(key)
         arguments = _arguments(args, {**self.defaults.whole(), **kwargs})
         if not self.cores:
             with _explained(self.example, arguments):
@@ -150,7 +151,9 @@ class Network:
         Raises:
           ValueError: no pattern, or one that matches nothing within the focus.
         """
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+            raise ValueError(f"sites={patterns!r}: give a pattern or a list of patterns")
         if not patterns:
             raise ValueError("sites=[]: give at least one pattern")
         focus, asked = self.focus, self.focus is not None
@@ -167,7 +170,16 @@ class Network:
         return tuple(s for s in sites if s.name in chosen)
 
     def wrap(self, names: Iterable[str], wrapper: Wrapper) -> Network:
-        """This network with a wrapper placed innermost at each named site."""
+        """This network with a wrapper placed innermost at each named site.
+
+        Raises:
+          ValueError: it is deployed, or has no site of that name.
+        """
+        names = list(names)
+        if self.deployed:
+            raise ValueError(f"{wrapper!r} cannot follow deploy: the weights are written already")
+        if unknown := set(names) - {site.name for site in self.sites}:
+            raise ValueError(f"names={sorted(unknown)}: no such sites")
         added = {name: (*self.cores.get(name, ()), wrapper) for name in names}
         return dataclasses.replace(self, cores={**self.cores, **added})
 
@@ -175,15 +187,17 @@ class Network:
         """What one call spends, by site.
 
         Args:
-          *args: inputs (only shapes count); none of them for the traced example.
+          *args: inputs (only shapes count); without any, those of the traced example.
           **kwargs: keyword arguments, as in a call.
 
         Returns:
           Parameters, stored bits, multiply-accumulates and whatever the cores count. Loops of
-          unknown length count once.
+          unknown length count once, and traced masks as if nothing were pruned.
         """
-        given = _arguments(args, {**self.defaults.whole(), **kwargs})
-        arguments = _abstract_arguments(given) if args or kwargs else self.example
+        defaults = self.defaults.whole()
+        if not args:
+            args, defaults = self.example.whole()
+        arguments = _abstract_arguments(_arguments(args, {**defaults, **kwargs}))
         params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
         traced = _trace(self.fn, params, buffers, arguments, self.example)
         flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
@@ -201,13 +215,13 @@ class Network:
                     contraction.w,
                     name=site.name,
                     params=size,
-                    nonzero=size if mask is None or size == 0 else int(jnp.sum(mask)),
+                    nonzero=size if mask is None or size == 0 else _count(mask),
                     copies=0 if site.kind == "dynamic" else math.prod(site.stack),
                     runs=math.prod(site.lengths),
                 )
             )
         total = sum(int(np.prod(p.shape)) for p in flat.values())
-        pruned = sum(int(mask.size - jnp.sum(mask)) for mask in self.masks.values())
+        pruned = sum(mask.size - _count(mask) for mask in self.masks.values())
         return Cost(tuple(rows), params=total, nonzero=total - pruned)
 
     def __str__(self) -> str:
@@ -246,15 +260,19 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
       A network that computes exactly what the model does.
 
     Raises:
-      ValueError: the model has no sites, a weight is NaN, infinite or not a float, or the
-        variables do not fit the model.
+      ValueError: the model has no sites, a weight is NaN, infinite or not a float, the variables
+        do not fit the model, no input is an array, or a keyword argument is called `key`.
     """
+    if "key" in kwargs:
+        raise ValueError("key: a network's call keeps this name for its cores; give it by position")
     fn, params, buffers = _functional(model, variables)
     _check_params(params)
     arrays = {k: v for k, v in kwargs.items() if any(map(_is_array, jax.tree.leaves(v)))}
     defaults = Parts.of({k: v for k, v in kwargs.items() if k not in arrays}, _is_array)
     arguments = _arguments(args, kwargs)
     example = _abstract_arguments(arguments)
+    if not example.arrays:
+        raise ValueError("args: no array among them; lists and Python numbers are static")
     traced = _trace(fn, params, buffers, arguments, example)
     sites = tuple(c.site for c in _contractions(traced.plan))
     if not any(s.kind != "dynamic" for s in sites):
@@ -298,33 +316,59 @@ def deploy(
       states pass straight through rounding.
 
     Raises:
-      ValueError: nothing to deploy, already deployed, a core needs `key` or `calibrate`, or a site
-        whose range is to be stored did not run on `calibrate` (a branch not taken).
+      ValueError: nothing to deploy, already deployed, weights that became NaN or infinite, a core
+        needs `key` or `calibrate`, or what `widen_ranges` raises.
     """
+    if not isinstance(net, Network):
+        raise ValueError(f"net: a {type(net).__name__} is no Network; js.trace(model, …) makes one")
     if net.deployed:
         raise ValueError("net is deployed already; deploy the composed network again instead")
     if not net.cores:
         raise ValueError("net has no transformed sites to deploy; compose a transform first")
-    chip = dataclasses.replace(
-        net, states=write_states(net, key), deployed=True, calibrated=calibrate is not None
-    )
+    _check_key(key)
+    _check_params(net.params)
+    chip = dataclasses.replace(net, states=write_states(net, key), deployed=True)
     if calibrate is None:
         any_key = jax.eval_shape(lambda: jax.random.key(0))
         jax.eval_shape(_run, chip, net.example, any_key)
         return chip
     args = calibrate if isinstance(calibrate, tuple) else (calibrate,)
-    states = _calibrate(chip, _arguments(args, {**net.defaults.whole(), **kwargs}))
+    return widen_ranges(chip, *args, **kwargs)
+
+
+def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
+    """Calibrates a deployed network on more inputs: its ranges widen to hold them too.
+
+    Args:
+      chip: a deployed network.
+      *args: the model's inputs.
+      **kwargs: the model's keyword arguments.
+
+    Raises:
+      ValueError: not deployed; inputs that hold NaN or infinite values; or a site whose range is to
+        be stored did not run (a branch not taken).
+    """
+    if not chip.deployed:
+        raise ValueError(
+            "chip is not deployed: deploy(net, calibrate=inputs) sets its first ranges"
+        )
+    states = _calibrate(chip, _arguments(args, {**chip.defaults.whole(), **kwargs}))
     for name, state in states.items():
         for r in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Range)):
-            if isinstance(r, Range) and not is_traced(r.lo) and np.any(r.lo > r.hi):
+            if not isinstance(r, Range) or is_traced(r.lo):
+                continue
+            if np.any((r.lo == np.inf) & (r.hi == -np.inf)):
                 raise ValueError(f"calibrate: {name} did not run on it and has no range to store")
-    return dataclasses.replace(chip, states=states)
+            if not (np.isfinite(r.lo).all() and np.isfinite(r.hi).all()):
+                raise ValueError(f"calibrate: NaN or infinite values reach {name}")
+    return dataclasses.replace(chip, states=states, calibrated=True)
 
 
 @jax.jit
 def _run(net: Network, arguments: Parts, key: Any) -> Any:
     """A call of a transformed network, compiled as one even where the caller does not."""
     traced = _trace(net.fn, net.masked_params(), net.buffers, arguments, net.example)
+    _check_sites(net, traced.plan)
     ranges = "batch" if not net.deployed else "stored" if net.calibrated else "missing"
     walk = _Walk(net.cores, ranges, key, calibrating=False)
     outputs, _ = walk.run(traced.plan, traced.values, net.states, ())
@@ -350,6 +394,7 @@ def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
 def _calibrate(chip: Network, arguments: Parts) -> dict[str, State]:
     """Every transformed site's state after its ranges have seen the arguments."""
     traced = _trace(chip.fn, chip.masked_params(), chip.buffers, arguments, chip.example)
+    _check_sites(chip, traced.plan)
     walk = _Walk(chip.cores, "stored", None, calibrating=True)
     _, states = walk.run(traced.plan, traced.values, chip.states, ())
     return states
@@ -386,6 +431,10 @@ def path_name(path: Sequence[Any]) -> str:
     return "/".join(keys) or "params"
 
 
+def _count(mask: Array) -> int:
+    return mask.size if is_traced(mask) else int(jnp.sum(mask))
+
+
 def _matching(sites: Sequence[Site], pattern: str, *, dynamic: bool) -> set[str]:
     if pattern.startswith("re:"):
         try:
@@ -419,7 +468,7 @@ def _functional(model: Any, variables: Any) -> tuple[Callable[..., Any], PyTree,
             raise ValueError("variables: an NNX module holds its own; pass None")
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         return _nnx(graph, params, rest), nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-    if not callable(model):
+    if isinstance(model, type) or not callable(model):
         raise ValueError(f"model={model!r} is neither a Flax module nor a function")
     return _plain(model), variables, {}
 
@@ -473,6 +522,33 @@ def _check_params(params: PyTree) -> None:
             continue
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
             raise ValueError(f"variables: {name} holds NaN or infinite values")
+
+
+def _check_sites(net: Network, plan: _Plan) -> None:
+    """Checks that a call runs the sites that were traced: any other would silently stay float."""
+    known = {site.name: site for site in net.sites}
+    for contraction in _contractions(plan):
+        site = contraction.site
+        if site.kind == "dynamic":
+            continue
+        if site.name not in known:
+            raise ValueError(
+                f"args: {site.name} runs for these arguments and did not when the model was "
+                "traced; trace it with arguments of the same kind"
+            )
+        if net.deployed and site.name in net.cores and site.w_shape != known[site.name].w_shape:
+            raise ValueError(
+                f"args: the weight of {site.name} was written as {list(known[site.name].w_shape)} "
+                f"and these arguments make it {list(site.w_shape)}"
+            )
+
+
+def _check_key(key: Any) -> None:
+    if key is None:
+        return
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        raise ValueError(f"key={key!r}: must come from jax.random.key")
 
 
 class _Known(NamedTuple):
@@ -552,12 +628,12 @@ def _explained(example: Parts, arguments: Parts) -> Generator[None]:
 
     try:
         yield
+    except jax.errors.JAXTypeError:
+        raise
     except (FlaxError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"args={_shapes(arguments)}: the model does not accept them; it was traced with "
-            f"{_shapes(example)}. "
-            f"It says: {error}"
-        ) from error
+        given, traced = _shapes(arguments), _shapes(example)
+        was = "" if given == traced else f" (it was traced with {traced})"
+        raise ValueError(f"args={given}{was}: the model raised: {error}") from error
 
 
 def _contractions(plan: _Plan) -> Iterator[_Contraction]:

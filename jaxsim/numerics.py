@@ -47,32 +47,46 @@ def is_traced(value: Any) -> bool:
 def check_range(
     name: str, value: Any, lo: float, hi: float = math.inf, *, above: bool = False
 ) -> None:
-    """Checks that numbers are finite and in [lo, hi], or (lo, hi]; traced ones are not looked at.
+    """Checks that a number is finite and in [lo, hi], or (lo, hi]; a traced one is not looked at.
 
     Args:
       name: of the argument, for the error.
-      value: a number or an array of them.
+      value: a number, or an array that holds one.
       lo: lower end.
       hi: upper end.
       above: whether `lo` itself is out of range.
 
     Raises:
-      ValueError: they are not.
+      ValueError: it is not.
     """
     if is_traced(value):
         return
     number = np.asarray(value)
     if (
-        number.dtype.kind in "iuf"
-        and np.isfinite(number).all()
-        and (number > lo if above else number >= lo).all()
-        and (number <= hi).all()
+        number.ndim == 0
+        and number.dtype.kind in "iuf"
+        and np.isfinite(number)
+        and (number > lo if above else number >= lo)
+        and number <= hi
     ):
         return
     upper = "" if hi == math.inf else f" and at most {hi}"
     raise ValueError(
         f"{name}={value}: must be a number {'above' if above else 'of at least'} {lo}{upper}"
     )
+
+
+def checked_int(name: str, value: Any, lo: int, hi: int | None = None) -> int:
+    """A whole number in [lo, hi] as an int, numpy's included.
+
+    Raises:
+      ValueError: it is not one.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < lo or (hi is not None and value > hi):
+        allowed = f"of at least {lo}" if hi is None else f"from {lo} to {hi}"
+        raise ValueError(f"{name}={value!r}: must be an int {allowed}")
+    return int(value)
 
 
 def straight_through(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxsim.numerics import is_traced
+
 
 def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bool) -> Any:
     """A rich table of a network's sites.
@@ -35,7 +37,7 @@ def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bo
             f"{'×'.join(map(str, stack))} · {shape}" if stack else shape,
             "×".join(map(str, inputs)),
             si(macs),
-            "all" if mask is None else f"{float(mask.mean()):.1%}",
+            "all" if mask is None else "traced" if is_traced(mask) else f"{float(mask.mean()):.1%}",
             " → ".join(map(repr, wrappers)) or "float",
         )
     return table

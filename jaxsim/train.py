@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Mapping
+import hashlib
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxsim.checkpoint import trail
+from jaxsim.checkpoint import describe, trail
 from jaxsim.network import Network
 
 
@@ -27,6 +28,7 @@ def fit(
     key: Key[Array, ""],
     batch_size: int = 128,
     call: Mapping[str, Any] | None = None,
+    rngs: Sequence[str] = (),
     checkpoints: str | Path | None = None,
     label: str = "training",
     quiet: bool = False,
@@ -46,7 +48,8 @@ def fit(
       batch_size: images a step, at most N; an incomplete last batch is left out.
       call: keyword arguments of each call. With "mutable" in it, the model returns updates of its
         buffers as a second output and they are kept.
-      checkpoints: folder to write to after each epoch and to resume from.
+      rngs: Linen's random streams (`"dropout"`), given a new key at every step.
+      checkpoints: folder to write to after each epoch and to resume from; of this run only.
       label: what the progress bar says.
       quiet: show no progress bar.
 
@@ -54,7 +57,8 @@ def fit(
       The network with trained parameters and buffers.
 
     Raises:
-      ValueError: a deployed network, lengths that differ, epochs or batch_size out of range.
+      ValueError: a deployed network, lengths that differ, epochs or batch_size out of range, or
+        checkpoints of another run.
     """
     if net.deployed:
         raise ValueError("net is deployed: train the composed network, then deploy it")
@@ -68,7 +72,9 @@ def fit(
     steps = len(images) // batch_size
 
     def loss_of(params: Any, net: Network, x: Array, y: Array, key: Any) -> tuple[Array, Any]:
-        out = dataclasses.replace(net, params=params)(x, key=key, **options)
+        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
+        more = {"rngs": keys} if keys else {}
+        out = dataclasses.replace(net, params=params)(x, key=key, **options, **more)
         logits, updates = out if "mutable" in options else (out, {})
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
         return loss, updates
@@ -81,14 +87,15 @@ def fit(
         )
         changes, state = optimizer.update(grads, state, net.params)
         params = optax.apply_updates(net.params, changes)
-        buffers = {**net.buffers, **updates}
+        buffers = _merged(net.buffers, updates)
         return dataclasses.replace(net, params=params, buffers=buffers), state, loss
 
     state = optimizer.init(net.params)
     with contextlib.ExitStack() as stack:
         done, kept = None, None
         if checkpoints is not None:
-            kept = stack.enter_context(trail(checkpoints))
+            facts = (net, len(images), batch_size, labels, key)
+            kept = stack.enter_context(trail(checkpoints, run=_fingerprint(*facts)))
             done, (params, buffers, state) = kept.newest((net.params, net.buffers, state))
             net = dataclasses.replace(net, params=params, buffers=buffers)
         advance = stack.enter_context(_progress(label, epochs, steps, done or 0, quiet))
@@ -103,6 +110,23 @@ def fit(
             if kept is not None:
                 kept.add(epoch + 1, (net.params, net.buffers, state))
     return net
+
+
+def _merged(buffers: Any, updates: Any) -> Any:
+    """Buffers with updates put in, at any depth."""
+    if not isinstance(updates, Mapping):
+        return updates
+    return {**buffers, **{k: _merged(buffers.get(k, {}), v) for k, v in updates.items()}}
+
+
+def _fingerprint(net: Network, count: int, batch_size: int, labels: Any, key: Any) -> str:
+    """What tells one run from another: the network's sites and cores, the data and the key."""
+    facts = [*describe(net), str(count), str(batch_size)]
+    digest = hashlib.sha256("\n".join(facts).encode())
+    digest.update(np.asarray(labels).tobytes())
+    for leaf in (jax.random.key_data(key), *jax.tree.leaves(net.params)):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import textwrap
 
 import flax.nnx as nnx
 import jax
@@ -69,10 +73,15 @@ def test_integer_codes_are_stored_as_integers(tmp_path):
 
 def test_another_network_is_refused_with_the_first_difference(tmp_path):
     js.save(tmp_path / "net", js.quantize(8, 8)(cnn()))
-    with pytest.raises(ValueError, match=r"another network.*Conv_0/kernel.*int4"):
+    with pytest.raises(
+        ValueError,
+        match=r"it has Conv_0/kernel.*int8.*like has Conv_0/kernel.*int4",
+    ):
         js.load(tmp_path / "net", like=js.quantize(4, 8)(cnn()))
     with pytest.raises(ValueError, match="another network"):
         js.load(tmp_path / "net", like=js.quantize(8, 8)(stack()))
+    with pytest.raises(ValueError, match="like has mask of Conv_0/kernel"):
+        js.load(tmp_path / "net", like=js.compose(js.prune(0.5), js.quantize(8, 8))(cnn()))
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path):
@@ -124,11 +133,31 @@ def test_another_format_is_refused(tmp_path):
 
 def test_a_trail_keeps_the_newest(tmp_path):
     start = {"a": jnp.zeros(3)}
-    with trail(tmp_path / "run") as kept:
+    with trail(tmp_path / "run", run="a") as kept:
         assert kept.newest(start) == (0, start)
         kept.add(1, {"a": jnp.ones(3)})
         kept.add(2, {"a": jnp.full(3, 2.0)})
-    with trail(tmp_path / "run") as kept:
+    with trail(tmp_path / "run", run="a") as kept:
         step, tree = kept.newest(start)
+    with pytest.raises(ValueError, match="are of another run"), trail(tmp_path / "run", run="b"):
+        pass
     assert step == 2
     assert np.array_equal(tree["a"], jnp.full(3, 2.0))
+
+
+def test_arrays_come_back_to_the_devices_of_like(tmp_path):
+    script = f"""
+        import jax, jaxsim as js
+        from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+        from tests.transforms.networks import X, cnn
+
+        mesh = Mesh(jax.devices(), "d")
+        composed = js.quantize(8, 8)(jax.device_put(cnn(), NamedSharding(mesh, P())))
+        js.save({str(tmp_path / "chip")!r}, js.deploy(composed, calibrate=X))
+        chip = js.load({str(tmp_path / "chip")!r}, like=composed)
+        y = chip(jax.device_put(X, NamedSharding(mesh, P("d"))))
+        assert len(y.sharding.device_set) == 2
+    """
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    code = textwrap.dedent(script)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True)

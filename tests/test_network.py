@@ -191,6 +191,73 @@ def test_calibrated_ranges_are_those_computed_by_hand(dense):
     np.testing.assert_allclose(chip.states["b"].inputs.hi, hidden.max(), rtol=1e-6)
 
 
+def unrolled(params, xs):
+    for x in xs:
+        h = jnp.tanh(x @ params["w"])
+    return h
+
+
+def test_a_call_with_other_sites_than_the_trace_is_refused():
+    """They would silently stay float."""
+    net = js.quantize()(js.trace(unrolled, {"w": models.normal(4, 4)}, models.normal(2, 3, 4)))
+    with pytest.raises(ValueError, match="w#3 runs for these arguments and did not when"):
+        run(net, models.normal(3, 3, 4))
+
+
+def test_a_written_weight_that_the_arguments_change_is_named():
+    def queries(params, x):
+        q = jnp.broadcast_to(params["q"], (len(x), 3, 6))
+        return jnp.einsum("bnd,bmd->bnm", q, x)
+
+    x = models.normal(2, 5, 6)
+    net = js.quantize()(js.trace(queries, {"q": models.normal(3, 6)}, x))
+    chip = js.deploy(net, calibrate=x)
+    with pytest.raises(ValueError, match=r"weight of q was written as \[2, 3, 6\].*\[4, 3, 6\]"):
+        run(chip, models.normal(4, 5, 6))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_calibration_refuses_what_is_not_finite(dense, bad):
+    x = models.normal(3, 4).at[0, 0].set(bad)
+    with pytest.raises(ValueError, match="calibrate: NaN or infinite values reach a"):
+        js.deploy(js.quantize()(dense), calibrate=x)
+    broken = dataclasses.replace(dense, params={**dense.params, "b": bad * dense.params["b"]})
+    with pytest.raises(ValueError, match="variables: b holds NaN or infinite"):
+        js.deploy(js.quantize(8, None)(broken))
+
+
+def test_ranges_widen_with_more_inputs(dense):
+    x = models.normal(3, 4)
+    chip = js.widen_ranges(js.deploy(js.quantize()(dense), calibrate=x), 2 * x)
+    both = js.deploy(js.quantize()(dense), calibrate=jnp.concatenate([x, 2 * x]))
+    np.testing.assert_allclose(chip.states["a"].inputs.hi, both.states["a"].inputs.hi, rtol=1e-6)
+    with pytest.raises(ValueError, match="chip is not deployed"):
+        js.widen_ranges(dense, x)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net: net(X3, key=0), "key=0: must come from jax.random.key"),
+        (lambda net: js.deploy(js.quantize(8, None)(net), key=0), "key=0"),
+        (lambda net: js.deploy("model"), "net: a str is no Network"),
+        (lambda net: js.quantize()("model"), "quantize takes a Network, not str"),
+        (lambda net: net.wrap(["nope"], None), r"names=\['nope'\]: no such sites"),
+        (lambda net: net.select(3), "sites=3"),
+        (lambda net: js.wrap(identity, share=1.0), "make=.*share"),
+        (lambda net: js.wrap(3), "make=3"),
+        (lambda net: js.trace(lambda p, x, key: x @ p, jnp.ones((3, 2)), X3, key=X3), "key: "),
+        (lambda net: js.trace(lambda p, x: p, jnp.ones((3, 2)), [1.0]), "args: no array"),
+        (lambda net: js.trace(models.ResNet, None, X3), "neither a Flax module nor"),
+        (lambda net: js.prune(jnp.array([0.1, 0.2])), "sparsity="),
+        (lambda net: js.rules([js.quantize()]), "by_pattern="),
+    ],
+)
+def test_slips_are_named(dense, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(dense)
+
+
 def test_a_branch_that_calibration_did_not_take_is_named():
     case = models.CASES["cond"]()
     x, _ = case.args

@@ -5,17 +5,20 @@ import subprocess
 import sys
 import textwrap
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jaxsim as js
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import CALL, trained
 from jaxsim.models.resnet import ResNet
 from jaxsim.train import fit
+from tests.models import NnxCnn, normal
 from tests.transforms.networks import X, cnn
 
 LABELS = np.arange(8) % 3
@@ -96,6 +99,46 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
     assert killed.returncode == -9
     assert equal(whole, fit(cnn(), X, LABELS, checkpoints=tmp_path / "run", **RUN))
+
+
+def test_dropout_draws_anew_at_every_step():
+    """With rate one half and a zero learning rate, only the masks tell the losses apart."""
+    masks = []
+
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(16)(x.reshape(len(x), -1)))
+            jax.debug.callback(lambda m: masks.append(np.asarray(m)), x == 0)
+            return nn.Dense(3)(x)
+
+    model = Dropped()
+    x = np.asarray(X)
+    net = js.trace(model, model.init(jax.random.key(0), x, False), x, train=False)
+    fit(net, x, LABELS, call={"train": True}, rngs=("dropout",), **RUN)
+    jax.effects_barrier()
+    drawn = [m for m in masks if m.any()]
+    assert len({m.tobytes() for m in drawn}) == len(drawn) >= 6
+
+
+def test_updates_of_nested_nnx_buffers_are_merged():
+    model = NnxCnn(nnx.Rngs(0))
+    x = np.asarray(normal(8, 8, 8, 3))
+    net = js.trace(model, None, x)
+    after = fit(net, x, LABELS, call={"mutable": (nnx.BatchStat, nnx.RngState)}, **RUN)
+    assert jax.tree.structure(after.buffers) == jax.tree.structure(net.buffers)
+    means, counts = (
+        [read(n.buffers) for n in (net, after)]
+        for read in (lambda b: b["norm"]["mean"], lambda b: b["drop"]["rngs"]["count"])
+    )
+    assert not np.array_equal(*means)
+    assert counts[0] != counts[1]
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path):
+    fit(cnn(), X, LABELS, checkpoints=tmp_path / "run", **RUN)
+    with pytest.raises(ValueError, match="are of another run"):
+        fit(cnn(), X, LABELS[::-1], checkpoints=tmp_path / "run", **RUN)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from jaxsim.core import Wrapper
 from jaxsim.cores.cells import Device, held
 from jaxsim.cores.converter import converted
 from jaxsim.cores.mapping import differential, offset
+from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
 from jaxsim.network import Network
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, checked_int
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 
 
@@ -52,8 +53,7 @@ def analog(
     """
     if mapping not in ("differential", "offset"):
         raise ValueError(f"mapping={mapping!r}: must be 'differential' or 'offset'")
-    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-        raise ValueError(f"rows={rows}: must be an int of at least 1")
+    rows = checked_int("rows", rows, 1)
     signed = mapping == "differential"
     if adc is not None:
         check_range("adc", adc, 2 if signed else 1, 16)
@@ -75,14 +75,17 @@ def analog(
         cores = dict(net.cores)
         for site in transformable(net, "analog", sites):
             require_codes(net, site, "analog")
-            if tiled in makers(net, site):
+            made = makers(net, site)
+            if tiled in made:
                 raise ValueError(f"analog cannot follow analog at {site.name}")
-            codes, *slices = cores[site.name]
+            before, spread = list(cores[site.name]), list[Wrapper]()
             if signed:
-                array = [*slices, *tiling, *reading, Wrapper.of(differential), *holding]
+                array = [*tiling, *reading, Wrapper.of(differential), *holding]
             else:
-                array = [Wrapper.of(offset), *slices, *tiling, *holding, *reading]
-            cores[site.name] = (codes, *array)
+                at = made.index(sliced) if sliced in made else len(made)
+                before, spread = before[:at], [Wrapper.of(offset), *before[at:]]
+                array = [*tiling, *holding, *reading]
+            cores[site.name] = (*before, *spread, *array)
         return dataclasses.replace(net, cores=cores)
 
     return apply

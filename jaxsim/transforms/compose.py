@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxsim.core import Core, Wrapper
+from jaxsim.core import Core, Wrapper, float_core, made_by
 from jaxsim.cores.quantized import quantized
 from jaxsim.network import Network, Site
 
@@ -42,14 +43,14 @@ def rules(by_pattern: Mapping[str, Transform]) -> Transform:
 
     Args:
       by_pattern: globs or `re:` patterns (see `Network.select`) and what to apply there, in order
-        of precedence.
+        of precedence. "*" is for what the others leave, and may come to nothing.
 
     Raises:
       ValueError: no rules, or one that is not a function; when applied, a pattern that matches no
-        site.
+        site or only sites that earlier rules took.
     """
-    if not by_pattern:
-        raise ValueError("by_pattern={}: give at least one rule")
+    if not isinstance(by_pattern, Mapping) or not by_pattern:
+        raise ValueError(f"by_pattern={by_pattern!r}: give a dict of at least one rule")
     for pattern, transform in by_pattern.items():
         if not callable(transform):
             raise ValueError(f"by_pattern: {pattern!r} has {transform!r}, which is no transform")
@@ -58,6 +59,8 @@ def rules(by_pattern: Mapping[str, Transform]) -> Transform:
         outer, taken = net.focus, set[str]()
         for pattern, transform in by_pattern.items():
             names = tuple(s.name for s in net.select(pattern) if s.name not in taken)
+            if not names and pattern != "*":
+                raise ValueError(f"{pattern!r}: earlier rules take every site that it matches")
             taken.update(names)
             if names:
                 focused = transform(dataclasses.replace(net, focus=names))
@@ -76,10 +79,17 @@ def wrap(
       make: wraps a core; a function at module level, so that equal settings share a compilation.
       sites: patterns of the sites to wrap.
       **settings: its keyword arguments. Floats and arrays are traced, everything else is static.
+
+    Raises:
+      ValueError: `make` is not a function, or does not take these settings.
     """
+    try:
+        inspect.signature(make).bind(float_core, **settings)
+    except TypeError as error:
+        raise ValueError(f"make={make!r} with {settings}: {error}") from error
 
     def apply(net: Network) -> Network:
-        chosen = transformable(net, make.__name__, sites)
+        chosen = transformable(net, made_by(make), sites)
         return net.wrap((s.name for s in chosen), Wrapper.of(make, **settings))
 
     return apply
@@ -89,8 +99,12 @@ def transformable(net: Network, transform: str, sites: str | Sequence[str]) -> t
     """The sites a transform is to change, in a network that can still be changed.
 
     Raises:
-      ValueError: the network is deployed, or a pattern matches nothing.
+      ValueError: it is no network or a deployed one, or a pattern matches nothing.
     """
+    if not isinstance(net, Network):
+        raise ValueError(
+            f"{transform} takes a Network, not {type(net).__name__}: js.trace(model, …) makes one"
+        )
     if net.deployed:
         raise ValueError(f"{transform} cannot follow deploy: the weights are written already")
     return net.select(sites)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal, cast
 
-from jaxsim.core import Wrapper
+import numpy as np
+
+from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.quantized import quantized
 from jaxsim.network import Network
-from jaxsim.numerics import Grid, check_range
+from jaxsim.numerics import Grid, check_range, checked_int
 from jaxsim.transforms.compose import Transform, makers, transformable
 
 
@@ -38,8 +41,7 @@ def quantize(
 
     Source: Jacob et al. (2018), arXiv 1712.05877; Gholami et al. (2021), arXiv 2103.13630.
     """
-    w = Grid(weights, per="channel") if isinstance(weights, int) else weights
-    x = Grid(inputs) if isinstance(inputs, int) else inputs
+    w, x = _grid(weights, per="channel"), _grid(inputs, per="tensor")
     if w is None and x is None:
         raise ValueError("weights=None, inputs=None: nothing to quantise")
     w, x = _checked("weights", w), _checked("inputs", x)
@@ -53,12 +55,19 @@ def quantize(
         for site in chosen:
             if before := makers(net, site):
                 raise ValueError(
-                    f"quantize cannot follow {before[-1].__name__} at {site.name}: codes must be "
+                    f"quantize cannot follow {made_by(before[-1])} at {site.name}: codes must be "
                     "made before hardware stores them, and only once"
                 )
         return net.wrap((s.name for s in chosen), Wrapper.of(quantized, weights=w, inputs=x))
 
     return apply
+
+
+def _grid(bits: int | Grid | None, *, per: Literal["tensor", "channel"]) -> Grid | None:
+    """The grid that a number of bits stands for."""
+    if isinstance(bits, int | np.integer) and not isinstance(bits, bool):
+        return Grid(int(bits), per=per)
+    return cast("Grid | None", bits)
 
 
 def _checked(name: str, grid: Grid | None) -> Grid | None:
@@ -67,11 +76,10 @@ def _checked(name: str, grid: Grid | None) -> Grid | None:
         return None
     if not isinstance(grid, Grid):
         raise ValueError(f"{name}={grid!r}: must be an int, a Grid or None")
-    if isinstance(grid.bits, bool) or not isinstance(grid.bits, int) or not 2 <= grid.bits <= 8:
-        raise ValueError(f"{name}: bits={grid.bits}, must be an int from 2 to 8")
+    bits = checked_int(f"{name}: bits", grid.bits, 2, 8)
     if grid.per not in ("tensor", "channel"):
         raise ValueError(f"{name}: per={grid.per!r}, must be 'tensor' or 'channel'")
     if grid.percentile is None:
-        return grid
+        return dataclasses.replace(grid, bits=bits)
     check_range(f"{name}: percentile", grid.percentile, 0, 100, above=True)
-    return dataclasses.replace(grid, percentile=grid.percentile * 1.0)
+    return dataclasses.replace(grid, bits=bits, percentile=grid.percentile * 1.0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jaxsim.core import Wrapper
+from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.sliced import sliced
 from jaxsim.network import Network
+from jaxsim.numerics import checked_int
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 
 
@@ -23,8 +24,7 @@ def slice_bits(bits: int, *, sites: str | Sequence[str] = "*") -> Transform:
 
     Source: Xiao et al. (2022), arXiv 2109.01262, eq. 6–7.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 7:
-        raise ValueError(f"bits={bits}: must be an int from 1 to 7")
+    bits = checked_int("bits", bits, 1, 7)
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, "slice_bits", sites)
@@ -32,7 +32,7 @@ def slice_bits(bits: int, *, sites: str | Sequence[str] = "*") -> Transform:
             require_codes(net, site, "slice_bits")
             if len(before := makers(net, site)) > 1:
                 raise ValueError(
-                    f"slice_bits cannot follow {before[-1].__name__} at {site.name}: it must come "
+                    f"slice_bits cannot follow {made_by(before[-1])} at {site.name}: it must come "
                     "right after quantize"
                 )
         return net.wrap((s.name for s in chosen), Wrapper.of(sliced, bits=bits))

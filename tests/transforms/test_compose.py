@@ -52,6 +52,11 @@ def test_the_first_rule_that_matches_wins():
     assert set(bits_by_site(net).values()) == {3}
 
 
+def test_a_rule_that_others_leave_nothing_is_named():
+    with pytest.raises(ValueError, match="'Dense_1/kernel': earlier rules take every site"):
+        js.rules({"Dense*": js.quantize(6), "Dense_1/kernel": js.quantize(4)})(cnn())
+
+
 def test_rules_focus_whole_compositions_and_nest():
     inner = js.rules({"*_0*": js.quantize(4), "*": js.quantize(5)})
     analog = js.compose(js.quantize(8), js.analog(adc=6))
@@ -160,9 +165,9 @@ BAD_ARGUMENTS = {
     "is not a function": lambda: js.compose(Q(), 3),
     "by_pattern=": lambda: js.rules({}),
     "which is no transform": lambda: js.rules({"*": 3}),
-    "bits=1,": lambda: Q(1),
-    "bits=9,": lambda: Q(8, 9),
-    "bits=True": lambda: Q(True),
+    "bits=1: must": lambda: Q(1),
+    "bits=9: must": lambda: Q(8, 9),
+    "weights=True": lambda: Q(True),
     "bits=3.5": lambda: Q(js.Grid(3.5)),
     "weights='8'": lambda: Q("8"),
     "inputs=8.0": lambda: Q(8, 8.0),
@@ -225,7 +230,7 @@ BAD_ORDERS = {
     "key=None": lambda net: js.deploy(js.compose(Q(), A(cells=cells))(net), calibrate=X),
     "key=None:": lambda net: js.compose(Q(), A(cells=cells))(net)(X),
     "args=.*float32.2, 5.*traced with": lambda net: Q()(net)(X[0, :2, :5, 0]),
-    "args=.*traced with.*says": lambda net: net(X[..., :2]),
+    "args=.*traced with.*raised": lambda net: net(X[..., :2]),
     "calibrate|args=": lambda net: js.deploy(Q()(net), calibrate=X[..., :2]),
 }
 
@@ -289,7 +294,7 @@ BAD_MODELS = {
     "needs the dict that model.init": lambda: js.trace(Siteless(), {"weights": {}}, X),
     "variables=NoneType": lambda: js.trace(Siteless(), None, X),
     "an NNX module holds its own": lambda: js.trace(models.NnxCnn(nnx.Rngs(0)), {"params": {}}, X),
-    "args=.*does not accept": lambda: _trace(lambda p, x: x @ p["w"], {"w": jnp.ones((5, 4))}),
+    "args=.*the model raised": lambda: _trace(lambda p, x: x @ p["w"], {"w": jnp.ones((5, 4))}),
 }
 
 
