@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxsim.core import Meter, Op, Wrapper, build
+from jaxsim.table import cost_table, render
 
 
 class SiteCost(NamedTuple):
@@ -41,6 +42,12 @@ class Cost(NamedTuple):
     sites: tuple[SiteCost, ...]
     params: int
     nonzero: int
+
+    def __str__(self) -> str:
+        return render(self.__rich__())
+
+    def __rich__(self) -> Any:
+        return cost_table([(s.name, s.params, s.nonzero, s.spent) for s in self.sites])
 
     def total(self, what: str) -> float:
         """The sum of one column over all sites; 0 where no core counts it."""

@@ -43,6 +43,25 @@ def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bo
     return table
 
 
+def cost_table(rows: Sequence[tuple[str, int, int, dict[str, float]]]) -> Any:
+    """A rich table of what sites spend.
+
+    Args:
+      rows: (name, parameters, nonzero parameters, what is spent) by site.
+    """
+    from rich.table import Table
+
+    spent = list(dict.fromkeys(what for row in rows for what in row[3]))
+    table = Table(title="cost of one call, by site")
+    table.add_column("site", style="bold", overflow="fold")
+    for column in ("params", "nonzero", *spent):
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, params, nonzero, amounts in rows:
+        cells = [params, nonzero, *(amounts.get(what, 0) for what in spent)]
+        table.add_row(name, *map(si, cells))
+    return table
+
+
 def si(number: float) -> str:
     """A count with three digits and k, M, G or T behind it."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -115,3 +116,23 @@ def counting(core, *, price):
 def test_a_users_core_counts_what_it_likes():
     cost = js.wrap(counting, price=2.0)(stack()).cost()
     assert cost.total("energy") == 3 * 2 * 4 + 2 * 4
+
+
+def test_costs_print_by_site():
+    shown = str(js.compose(js.prune(0.5), js.quantize(), js.analog(adc=8))(cnn()).cost())
+    assert all(name in shown for name in (*SITES, "conversions", "weight bits"))
+
+
+def test_pruned_networks_print_and_cost_inside_jit():
+    seen = []
+
+    @jax.jit
+    def traced(sparsity):
+        net = js.prune(sparsity)(cnn())
+        seen.append((str(net), net.cost().nonzero))
+        return sparsity
+
+    traced(0.5)
+    ((shown, nonzero),) = seen
+    assert "traced" in shown
+    assert nonzero == sum(WEIGHTS) + BIASES
