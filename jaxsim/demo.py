@@ -41,7 +41,7 @@ class Demo:
     out: Path = Path("out")
     cache: Path = Path("~/.cache/jaxsim/demo")
     epochs: int = 4
-    images: int = 500
+    images: int = 400
     programmings: int = 3
     seed: int = 0
 
@@ -169,8 +169,8 @@ def sweep(
     """
     from rich.progress import track
 
-    bits = [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
-    sigmas = [0.0, 0.02, 0.05, 0.1, 0.2]
+    bits = [3.0, 4.0, 5.0, 6.0, 8.0]
+    sigmas = [0.01, 0.02, 0.05, 0.1]
     digital = js.compose(js.quantize(8, js.Grid(8, symmetric=False)), js.slice_bits(2))
     mappings: tuple[Literal["differential", "offset"], ...] = ("differential", "offset")
     devices = {"proportional": js.cells.proportional, "independent": js.cells.independent}
