@@ -106,7 +106,9 @@ def write_tables() -> Path:
             parts.append("\n".join([head, rule, *body]))
         if result["notes"]:
             parts.append(result["notes"])
-        load = ", ".join(f"{x:.1f}" for x in result["load"])
-        parts.append(f"*{result['date']}; {result['machine']}; load average {load}.*")
+        measured = f"{result['date']}; {result['machine']}"
+        if "load" in result:
+            measured += "; load average " + ", ".join(f"{x:.1f}" for x in result["load"])
+        parts.append(f"*{measured}.*")
     PAGE.write_text("\n\n".join(parts) + "\n")
     return PAGE
