@@ -367,8 +367,7 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
 @jax.jit
 def _run(net: Network, arguments: Parts, key: Any) -> Any:
     """A call of a transformed network, compiled as one even where the caller does not."""
-    traced = _trace(net.fn, net.masked_params(), net.buffers, arguments, net.example)
-    _check_sites(net, traced.plan)
+    traced = _trace_call(net, arguments)
     ranges = "batch" if not net.deployed else "stored" if net.calibrated else "missing"
     walk = _Walk(net.cores, ranges, key, calibrating=False)
     outputs, _ = walk.run(traced.plan, traced.values, net.states, ())
@@ -383,7 +382,7 @@ def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
       net: a composed network.
       key: for cores that draw random numbers when they write.
     """
-    traced = _trace(net.fn, net.masked_params(), net.buffers, net.example, net.example)
+    traced = _trace_call(net, net.example)
     known = traced.values[: len(traced.values) - len(net.example.arrays)]
     values = [*known, *[None] * len(net.example.arrays)]
     _, states = _Writer(net.cores, key).run(traced.plan, values, ())
@@ -393,8 +392,7 @@ def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
 @jax.jit
 def _calibrate(chip: Network, arguments: Parts) -> dict[str, State]:
     """Every transformed site's state after its ranges have seen the arguments."""
-    traced = _trace(chip.fn, chip.masked_params(), chip.buffers, arguments, chip.example)
-    _check_sites(chip, traced.plan)
+    traced = _trace_call(chip, arguments)
     walk = _Walk(chip.cores, "stored", None, calibrating=True)
     _, states = walk.run(traced.plan, traced.values, chip.states, ())
     return states
@@ -620,6 +618,13 @@ def _trace(
     plan = _Planner().plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
     values = jax.tree.leaves((params, buffers, arguments.arrays))
     return _Traced(plan, values, jax.tree.structure(out))
+
+
+def _trace_call(net: Network, arguments: Parts) -> _Traced:
+    """A call of a network, traced; its sites are those the network knows."""
+    traced = _trace(net.fn, net.masked_params(), net.buffers, arguments, net.example)
+    _check_sites(net, traced.plan)
+    return traced
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -64,8 +66,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             state, one = core.write(op, w, key), jnp.ones(outputs)
             return Quantized(state, one, jnp.zeros(outputs), op.column_sum(w), unseen)
         axes = op.geometry.contracted if weights.per == "channel" else tuple(range(w.ndim))
-        found = observe(w, axes=axes, percentile=weights.percentile, symmetric=weights.symmetric)
-        scale, zero = scale_and_zero(weights, found)
+        scale, zero = scale_and_zero(weights, _observed(weights, w, axes))
         codes = encode(weights, w, scale, zero)
         if op.integer:
             codes = codes.astype(code_dtype(*weights.code_range))
@@ -78,13 +79,8 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         op = inner_op(op)
         if inputs is None:
             return op, x.astype(jnp.float32), 1.0, 0.0
-        seen = inputs  # a local name, so that the closure below is known not to be None
-        x = x.astype(jnp.float32)
-
-        def batch() -> Range:
-            return observe(x, percentile=seen.percentile, symmetric=seen.symmetric)
-
-        stored = state.inputs
+        x, stored = x.astype(jnp.float32), state.inputs
+        batch = partial(_observed, inputs, x)
         r = batch() if stored is None else op.range("quantize(inputs=…)", stored, batch)
         scale, zero = scale_and_zero(inputs, r)
         if not inputs.symmetric:  # a padded zero is a code like any other
@@ -96,8 +92,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
 
     def calibrate(op: Op, state: Quantized, x: Array) -> Quantized:
         if inputs is not None and state.inputs is not None:
-            found = observe(x, percentile=inputs.percentile, symmetric=inputs.symmetric)
-            state = state._replace(inputs=widen(state.inputs, found))
+            state = state._replace(inputs=widen(state.inputs, _observed(inputs, x)))
         op, codes, _, _ = to_codes(op, state, x)
         return state._replace(inner=core.calibrate(op, state.inner, codes))
 
@@ -114,3 +109,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         return y.astype(jnp.float32) * (x_scale * op.to_output(state.scale))
 
     return Core(write, calibrate, read)
+
+
+def _observed(grid: Grid, x: Array, axes: Sequence[int] | None = None) -> Range:
+    return observe(x, axes=axes, percentile=grid.percentile, symmetric=grid.symmetric)

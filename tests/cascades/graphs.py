@@ -1,21 +1,10 @@
 """Graphs that several test files use."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("JAXSIM_DATA", ROOT.parent / "shared" / "data")) / "influence"
-FILES = {
-    "email": ("email-Eu-core.txt", {}),
-    "facebook": ("facebook_combined.txt", {"undirected": True}),
-    "wiki": ("wiki-Vote.txt", {}),
-    "NetHEPT": ("NetHEPT.txt", {"skip_lines": 1}),
-}
+from benchmarks.graphs import DATA, FILES
 
 
 def real(name):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
+from benchmarks.graphs import ROOT
 from jaxsim.cascades.command import Influence, influence
-from tests.cascades.graphs import ROOT
 
 
 def star(path):

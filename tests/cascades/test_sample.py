@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-from tests.cascades.graphs import DATA, build, random_edges
+from benchmarks.graphs import DATA
+from tests.cascades.graphs import build, random_edges
 from tests.oracles import cascades_networkx
 
 

@@ -10,17 +10,12 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxsim.cascades as jc
+from benchmarks.graphs import ROOT, SEEDS
 from jaxsim.cascades import memory, simulate
-from tests.cascades.graphs import ROOT, build, random_edges, real
+from tests.cascades.graphs import build, random_edges, real
 from tests.oracles import cascades_enumeration, cascades_networkx
 
 ENGINES = ("packed", "frontier")
-SEEDS = {
-    "facebook": [107, 1684, 1912, 3437, 0, 2543, 2347, 1888, 1800, 1663],
-    "wiki": [2356, 702, 8, 431, 2471, 1066, 1427, 1054, 1261, 1038],
-    "email": [160, 82, 121, 107, 86, 62, 13, 249, 183, 434],
-    "NetHEPT": [196, 267, 66, 287, 474, 14, 239, 326, 592, 192],
-}
 # Mean and standard error that CyNetDiff 0.1.18 gave, per weighting.
 SIGMA = {
     "facebook": {"WC": (773.1, 0.6), 0.1: (2947.4, 0.9), 0.01: (308.6, 0.4)},
