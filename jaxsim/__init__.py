@@ -4,6 +4,7 @@ from jaxsim.checkpoint import load, save
 from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells
+from jaxsim.cores.converter import fpg_bits
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
 from jaxsim.transforms.analog import analog
@@ -30,6 +31,7 @@ __all__ = [
     "slice_bits",
     "analog",
     "cells",
+    "fpg_bits",
     "Grid",
     "Core",
     "Op",
