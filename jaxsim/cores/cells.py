@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, is_traced
 
 Conductance = Float[Array, "..."]
 
@@ -36,9 +35,15 @@ class Device(NamedTuple):
     noise: Callable[[Conductance], Conductance] | None = None
 
     def __str__(self) -> str:
-        function = self.programme.func if isinstance(self.programme, partial) else self.programme
-        name = getattr(function, "__name__", "device").lstrip("_")
-        return name if self.on_off is None else f"{name}, on/off {self.on_off:.4g}"
+        function = getattr(self.programme, "func", self.programme)
+        if function is _gaussian:
+            terms = cast(Any, self.programme).keywords["terms"]
+            shown = "traced" if is_traced(terms) else _formula(np.asarray(terms))
+        else:
+            shown = getattr(function, "__name__", "device").lstrip("_")
+        if self.on_off is None:
+            return shown
+        return f"{shown}, on/off {'traced' if is_traced(self.on_off) else f'{self.on_off:.4g}'}"
 
 
 def independent(
@@ -56,7 +61,7 @@ def independent(
 
     Source: Xiao et al. (2022), arXiv 2109.01262, §5.
     """
-    return _gaussian(_independent, sigma, on_off, noise)
+    return _generic(0, sigma, on_off, noise)
 
 
 def proportional(
@@ -74,7 +79,7 @@ def proportional(
 
     Source: Xiao et al. (2022), arXiv 2109.01262, §5.
     """
-    return _gaussian(_proportional, sigma, on_off, noise)
+    return _generic(1, sigma, on_off, noise)
 
 
 def inverse(
@@ -90,7 +95,7 @@ def inverse(
     Raises:
       ValueError: sigma, on_off or noise out of range.
     """
-    return _gaussian(_inverse, sigma, on_off, noise)
+    return _generic(2, sigma, on_off, noise)
 
 
 def sonos(
@@ -294,54 +299,38 @@ def _saturating(current: Array, most: Any, scale: Any) -> Array:
     return jnp.maximum(most * (1 - jnp.exp(-current / scale)), 0)
 
 
-def _gaussian(
-    kind: Callable[..., Array],
-    sigma: float | Array,
-    on_off: float | Array | None,
-    noise: float | Array | None,
+def _generic(
+    term: int, sigma: float | Array, on_off: float | Array | None, noise: float | Array | None
 ) -> Device:
+    """A device with one term of `_spread`: all of them share a compiled programme."""
+
+    def terms(sigma: float | Array) -> Float[Array, "3"]:
+        return jnp.zeros(3).at[term].set(sigma)
+
     check_range("sigma", sigma, 0)
     if on_off is not None:
         check_range("on_off", on_off, 1, above=True)
         on_off = jnp.asarray(on_off, jnp.float32)
-    programme = jax.tree_util.Partial(kind, sigma=jnp.asarray(sigma, jnp.float32))
+    programme = jax.tree_util.Partial(_gaussian, terms=terms(sigma))
     if noise is None:
         return Device(programme, on_off)
     check_range("noise", noise, 0)
-    spread = jax.tree_util.Partial(_SPREADS[kind], sigma=jnp.asarray(noise, jnp.float32))
-    return Device(programme, on_off, spread)
+    return Device(programme, on_off, jax.tree_util.Partial(_spread, terms=terms(noise)))
 
 
-def _independent(g: Array, key: Key[Array, ""], *, sigma: Array) -> Array:
-    return g + sigma * normal(key, g.shape)
+def _gaussian(g: Array, key: Key[Array, ""], *, terms: Float[Array, "3"]) -> Array:
+    return g + _spread(g, terms=terms) * normal(key, g.shape)
 
 
-def _proportional(g: Array, key: Key[Array, ""], *, sigma: Array) -> Array:
-    return g * (1 + sigma * normal(key, g.shape))
-
-
-def _inverse(g: Array, key: Key[Array, ""], *, sigma: Array) -> Array:
-    return g + _inverse_spread(g, sigma=sigma) * normal(key, g.shape)
-
-
-def _constant_spread(g: Array, *, sigma: Array) -> Array:
-    return jnp.broadcast_to(sigma, g.shape)
-
-
-def _proportional_spread(g: Array, *, sigma: Array) -> Array:
-    return sigma * g
-
-
-def _inverse_spread(g: Array, *, sigma: Array) -> Array:
+def _spread(g: Array, *, terms: Float[Array, "3"]) -> Array:
+    """The deviation a + b g + c / g, the last where something is stored."""
     stored = g > 0
-    return jnp.where(stored, sigma / jnp.where(stored, g, 1), 0)
+    return terms[0] + terms[1] * g + jnp.where(stored, terms[2] / jnp.where(stored, g, 1), 0)
 
 
-_SPREADS = {
-    _independent: _constant_spread,
-    _proportional: _proportional_spread,
-    _inverse: _inverse_spread,
-}
+def _formula(terms: np.ndarray) -> str:
+    parts = [f"{c:.4g}{power}" for c, power in zip(terms, ("", " g", " / g"), strict=True) if c]
+    return "σ = " + (" + ".join(parts) or "0")
 
 
 def normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:

@@ -259,5 +259,18 @@ def test_noise_has_a_gradient_where_there_is_none_of_it():
 
 
 def test_devices_print_what_they_are():
-    assert str(cells.independent(0.1)) == "independent"
-    assert str(cells.proportional(0.1, on_off=10)) == "proportional, on/off 10"
+    assert str(cells.independent(0.1)) == "σ = 0.1"
+    assert str(cells.proportional(0.1, on_off=10)) == "σ = 0.1 g, on/off 10"
+    assert str(cells.inverse(0.5)) == "σ = 0.5 / g"
+    assert str(cells.sonos()) == "sonos, on/off 1e+07"
+    assert str(cells.Device(lambda g, key: g)) == "<lambda>"
+
+
+def test_errors_of_all_three_kinds_share_a_programme():
+    @jax.jit
+    def programmed(device, g):
+        return device.programme(g, KEY)
+
+    for kind in (cells.independent, cells.proportional, cells.inverse):
+        programmed(kind(0.1, on_off=7.0, noise=0.1), jnp.ones(5))
+    assert programmed._cache_size() == 1
