@@ -46,6 +46,7 @@ class Solution(NamedTuple):
     converged: Bool[Array, "..."]
 
 
+@jax.jit
 def transfer(
     g: Float[Array, "*arrays m n"], row: Float[Array, " n"], column: Float[Array, " m"]
 ) -> Float[Array, "*arrays m n"]:
@@ -74,6 +75,7 @@ def transfer(
     return done[: int(np.prod(lead))].reshape(g.shape)
 
 
+@partial(jax.jit, static_argnames="iterations")
 def solve(
     g: Float[Array, "*arrays m n"],
     v: Float[Array, "*arrays b m"],
@@ -119,7 +121,8 @@ def solve(
 
     def iterate(g: Array, b: Array) -> tuple[Array, Int[Array, ""]]:
         size = jnp.abs(g)
-        small = jnp.asarray(tolerance, b.dtype) ** 2 * dot(size, b, b)
+        # The residual that the iteration carries along drifts from the true one by rounding.
+        small = (jnp.asarray(tolerance, b.dtype) / 2) ** 2 * dot(size, b, b)
 
         def going(state: tuple[Array, ...]) -> Array:
             return (state[0] < iterations) & jnp.any(state[1])
@@ -167,9 +170,10 @@ def solve(
     return Solution(jnp.sum(g * e, -2), e, k, residual, residual <= tolerance)
 
 
+@jax.jit
 def norton(
     drive: Float[Array, "*arrays m n"],
-    load: Float[Array, "*arrays m n"],
+    load: Float[Array, "*arrays m n"] | None,
     x: Float[Array, "*arrays b m"],
     column: Float[Array, " m"],
 ) -> Float[Array, "*arrays b n"]:
@@ -180,15 +184,14 @@ def norton(
 
     Args:
       drive: the current of each cell when switched on, into a wire at zero.
-      load: its conductance.
+      load: its conductance; None if that is `drive`, from a supply of one.
       x: how far each cell is switched on, 0 to 1.
       column: resistances along the columns, at least 0.
     """
     lead = jnp.broadcast_shapes(drive.shape[:-2], x.shape[:-2])
     (b, m), n, size = x.shape[-2:], drive.shape[-1], int(np.prod(lead))
     x = jnp.broadcast_to(x, (*lead, b, m)).reshape(size, b, m)
-    same = drive is load
-    cells = [drive] if same else [drive, load]
+    cells = [drive] if load is None else [drive, load]
     cells = [jnp.broadcast_to(c, (*lead, m, n)).reshape(size, m, n) for c in cells]
     cells = [jnp.moveaxis(c, -2, 0)[..., None] for c in cells]  # [m, arrays, n, 1]
     count = min(b, max(16, LANES // max(1, size * n)))

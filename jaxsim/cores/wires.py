@@ -75,7 +75,8 @@ def input_source(
       interleaved: the positive and the negative cell of a pair lie on one column wire, with rows of
         their own that are driven with opposite signs; otherwise signs have arrays of their own.
       solver: "geff" computes the matrix that the array multiplies by, once for given conductances;
-        "cg" solves for each input; "auto" takes the faster.
+        "cg" solves for each input, and `solve` says how well; "auto" takes the faster, and the
+        first where the second does not converge.
 
     Raises:
       ValueError: a resistance is negative, or the solver is unknown.
@@ -187,7 +188,7 @@ def currents(g: Float[Array, "..."], v: Float[Array, "..."], wires: Wires) -> Fl
     """
     if wires.topology == "gated":
         _, column = _segments(wires, *g.shape[-2:])
-        drive, load = (g[0] - g[1], g[0] + g[1]) if wires.interleaved else (g, g)
+        drive, load = (g[0] - g[1], g[0] + g[1]) if wires.interleaved else (g, None)
 
         def applied(sign: int) -> Array:
             return nodal.norton(drive, load, jnp.maximum(sign * v, 0), column)
@@ -195,10 +196,14 @@ def currents(g: Float[Array, "..."], v: Float[Array, "..."], wires: Wires) -> Fl
         y = applied(1)
         y = lax.cond(jnp.any(v < 0), lambda y: y - applied(-1), lambda y: y, y)
         return _net(y) if wires.interleaved else y
-    if wires.solver == "cg" or (wires.solver == "auto" and v.shape[-2] <= FEW):
-        y = solve(g, v, wires).current
-        return _net(y) if wires.interleaved else y
-    return jnp.matmul(v, effective_conductance(g, wires), precision=lax.Precision.HIGHEST)
+    if wires.solver == "geff" or (wires.solver == "auto" and v.shape[-2] > FEW):
+        return jnp.matmul(v, effective_conductance(g, wires), precision=lax.Precision.HIGHEST)
+    found = solve(g, v, wires)
+    y = _net(found.current) if wires.interleaved else found.current
+    if wires.solver == "cg":
+        return y
+    direct = wires._replace(solver="geff")
+    return lax.cond(jnp.all(found.converged), lambda: y, lambda: currents(g, v, direct))
 
 
 def wired(core: Core, *, wires: Wires, redrawn: bool = False) -> Core:
