@@ -23,6 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 CHUNK = 2**19
 """Cells that `transfer` holds at a time, so that many arrays do not fill the memory."""
+CORNER = 4
+"""Cells along one side of the smallest block of `transfer`."""
 LANES = 2**15
 """Numbers that `norton` carries at a time, so that they stay in the cache."""
 
@@ -243,7 +245,7 @@ class _Blocks(NamedTuple):
 
 def _transfer(g: Array, row: Array, column: Array) -> Array:
     m, n = g.shape[-2:]
-    above, right = m % 2, n % 2  # what is added carries no current there
+    above, right = -m % CORNER, -n % CORNER  # what is added carries no current there
     g = jnp.pad(g, [(0, 0), (above, 0), (0, right)])
     blocks = _squares(g, jnp.pad(row, (0, right)), jnp.pad(column, (above, 0)))
     while (shape := blocks.maps.shape[1:3]) != (1, 1):
@@ -265,39 +267,39 @@ def _next_axis(R: int, C: int, size: dict[str, int]) -> int:
 
 
 def _squares(g: Array, row: Array, column: Array) -> _Blocks:
-    """Blocks of two by two cells, from their own equations: (1 + g Z) i = g (open voltage)."""
-    B, m, n = g.shape
-    R, C = m // 2, n // 2
-    g = jnp.swapaxes(g.reshape(B, R, 2, C, 2), 2, 3).reshape(B, R, C, 4, 1)
-    one, dtype = jnp.eye(2, dtype=g.dtype), g.dtype
-    across = jnp.cumsum(row.reshape(C, 2), 1).astype(dtype)  # from the left end to each cell
-    down = jnp.cumsum(column.reshape(R, 2)[:, ::-1], 1)[:, ::-1].astype(dtype)  # to the bottom
+    """The smallest blocks, from the equations of their cells: (1 + g Z) i = g (open voltage)."""
+    (B, m, n), k = g.shape, CORNER
+    R, C = m // k, n // k
+    g = jnp.swapaxes(g.reshape(B, R, k, C, k), 2, 3).reshape(B, R, C, k * k, 1)
+    one = jnp.eye(k, dtype=g.dtype)
+    across = jnp.cumsum(row.reshape(C, k), 1).astype(g.dtype)  # from the left end to each cell
+    down = jnp.cumsum(column.reshape(R, k)[:, ::-1], 1)[:, ::-1].astype(g.dtype)  # to the bottom
     shared_row = jnp.minimum(across[:, :, None], across[:, None, :])
     shared_column = jnp.minimum(down[:, :, None], down[:, None, :])
-    Z = jnp.einsum("ab,cjk->cajbk", one, shared_row)[None] + jnp.einsum(
-        "rab,jk->rajbk", shared_column, one
-    ).reshape(R, 1, 2, 2, 2, 2)
-    in_row, in_column = jnp.repeat(one, 2, 0), jnp.tile(one, (2, 1))  # [cell, wire]
-    by_row = jnp.tile(across, (1, 2))[None, :, :, None] * in_row
-    by_column = jnp.repeat(down, 2, 1)[:, None, :, None] * in_column
+    in_rows = jnp.einsum("ab,cjk->cajbk", one, shared_row)
+    in_columns = jnp.einsum("rab,jk->rajbk", shared_column, one)
+    Z = (in_rows + in_columns[:, None]).reshape(R, C, k * k, k * k)
+    in_row, in_column = jnp.repeat(one, k, 0), jnp.tile(one, (k, 1))  # [cell, wire]
+    by_row = jnp.tile(across, (1, k))[None, :, :, None] * in_row
+    by_column = jnp.repeat(down, k, 1)[:, None, :, None] * in_column
 
     def columns(*sides: Array) -> Array:
-        return jnp.concatenate([jnp.broadcast_to(s, (R, C, 4, 2)) for s in sides], -1)
+        return jnp.concatenate([jnp.broadcast_to(s, (R, C, k * k, k)) for s in sides], -1)
 
     opened = columns(in_row, -by_column, -in_column, -by_row)
     reached = columns(in_row, by_column, in_column, -by_row)
-    currents = _solved(jnp.eye(4, dtype=dtype) + g * Z.reshape(R, C, 4, 4), g * opened)
-    zero = jnp.zeros((R, C, 2, 2), dtype)
+    currents = _solved(jnp.eye(k * k, dtype=g.dtype) + g * Z, g * opened)
+    zero = jnp.zeros((R, C, k, k), g.dtype)
     through = zero + one
     rows = [
         [zero, zero, zero, through],
         [zero, down[:, None, :1, None] * one + zero, through, zero],
         [zero, through, zero, zero],
-        [through, zero, zero, -across[None, :, 1:, None] * one + zero],
+        [through, zero, zero, -across[None, :, -1:, None] * one + zero],
     ]
     direct = jnp.concatenate([jnp.concatenate(r, -1) for r in rows], -2)
     maps = _times(jnp.swapaxes(reached, -1, -2), currents) + direct
-    return _Blocks(maps, dict.fromkeys("LTBR", 2), "LTBR", "LTBR")
+    return _Blocks(maps, dict.fromkeys("LTBR", k), "LTBR", "LTBR")
 
 
 def _joined(blocks: _Blocks, axis: int, outs: str, ins: str) -> _Blocks:

@@ -109,16 +109,15 @@ def test_tiles_and_shifted_codes_are_arrays_of_their_own(solver):
         assert np.abs(y - exact).max() < 2e-5 * np.abs(exact).max()
 
 
-def test_cells_that_share_a_wire_lose_less():
+def test_pairs_that_share_a_wire_lose_less():
     """Their currents subtract before they reach the foot of the column."""
-    x, w = sites.operands(sites.DENSE)
-    on = np.ones_like(x)
-    ideal = sites.read_deployed(chain(differential, None), sites.DENSE, on, w, KEY)
+    codes = np.random.default_rng(0).normal(0, 0.3, (64, 8))
+    g = np.float32([np.maximum(codes, 0), np.maximum(-codes, 0)])
+    on = np.ones((1, 64), np.float32)
 
     def loss(interleaved):
-        settings = wires.gated(0.05, interleaved=interleaved)
-        y = sites.read_deployed(chain(differential, settings), sites.DENSE, on, w, KEY)
-        return np.abs(y - ideal).mean()
+        plus, minus = wires.currents(g, on, wires.gated(0.01, interleaved=interleaved))
+        return np.abs(plus - minus - on @ (g[0] - g[1])).mean()
 
     assert 0 < loss(True) < 0.8 * loss(False)
 
@@ -242,7 +241,7 @@ def test_wires_print_what_they_are():
     assert shown == "gated, interleaved, column 0.01, column end 0.1"
 
     def inside(r):
-        assert str(wires.input_source(r, 0.1)) == "input source, row traced, column 0.1"
+        assert "row traced" in str(wires.input_source(r))
         return r
 
     jax.eval_shape(inside, jax.ShapeDtypeStruct((), jnp.float32))

@@ -31,15 +31,6 @@ class Circuit:
         u[free] = splu(laplacian[free][:, free]).solve(-(laplacian[free][:, known] @ u[known]))
         return u
 
-    def current(self, u, a, b):
-        """What flows from one node into another."""
-        pair = (self.index[a], self.index[b])
-        total = 0.0
-        for ends, y in zip(self.ends, self.conductances, strict=True):
-            if ends in (pair, pair[::-1]):
-                total = total + y * (u[pair[0]] - u[pair[1]])
-        return total
-
 
 def segments(n, r, terminal=0.0):
     """Resistances of a wire's pieces, the terminal's before the first."""
@@ -61,13 +52,14 @@ def input_source(g, v, row, column):
     below = np.concatenate([U[1:], np.full((1, n), foot)])
     circuit = Circuit()
     circuit.index = {i: i for i in range(foot + 1)}
-    for ends, y in (
-        ((V, U), g),
-        ((left, V), np.broadcast_to(1 / np.asarray(row), (m, n))),
-        ((U, below), np.broadcast_to(1 / np.asarray(column)[:, None], (m, n))),
-    ):
-        circuit.ends += list(zip(*(e.ravel().tolist() for e in ends), strict=True))
-        circuit.conductances += y.ravel().tolist()
+    pieces = (
+        (V, U, g),
+        (left, V, np.broadcast_to(1 / np.asarray(row), (m, n))),
+        (U, below, np.broadcast_to(1 / np.asarray(column)[:, None], (m, n))),
+    )
+    ends = [np.stack([p.ravel(), q.ravel()], 1) for p, q, _ in pieces]
+    circuit.ends = np.concatenate(ends)
+    circuit.conductances = np.concatenate([y.ravel() for *_, y in pieces])
     u = circuit.voltages({**dict(zip(source.tolist(), v.T, strict=True)), foot: np.zeros(b)})
     return (u[U[-1]] / column[-1]).T, np.moveaxis(u[V] - u[U], -1, 0)
 
