@@ -65,9 +65,12 @@ def crosssim(
     try:
         sys.path.insert(0, str(folder))
         from simulator import CrossSimParameters
+        from simulator.backend import ComputeBackend
         from simulator.circuits.array.NonInterleaved_InputSource import (
             NoninterleavedInputSourceArray,
         )
+
+        ComputeBackend(use_gpu=False)
 
         def solver() -> Any:
             parameters = CrossSimParameters()
