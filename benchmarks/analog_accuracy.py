@@ -149,11 +149,6 @@ def cases() -> Iterator[Case]:
         yield Case("wires", 14, "differential, gated pairs", r, made, once=True, images=50)
 
 
-@jax.jit
-def _logits(net: js.Network, key: jax.Array, calibrate: Any, images: Any) -> jax.Array:
-    return js.deploy(net, key=key, calibrate=calibrate)(images)
-
-
 def measured(case: Case, net: js.Network, data: Pictures, settings: AnalogAccuracy) -> list[float]:
     """Accuracy of each programming: each half is classified with ranges from the other."""
     made = case.chip(net)
@@ -169,8 +164,8 @@ def measured(case: Case, net: js.Network, data: Pictures, settings: AnalogAccura
         for seen, tested in (halves, halves[::-1]):
             x, labels = data.images[tested][: images // 2], data.labels[tested][: images // 2]
             calibrate = data.images[seen][: settings.calibration]
-            y = _logits(made, jax.random.key(programming), calibrate, x)
-            right.append(np.mean(np.argmax(y, -1) == labels))
+            written = js.deploy(made, key=jax.random.key(programming), calibrate=calibrate)
+            right.append(np.mean(np.argmax(written(x), -1) == labels))
         scores.append(float(np.mean(right)))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_suffix(f".{os.getpid()}")

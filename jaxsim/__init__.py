@@ -3,7 +3,7 @@
 from jaxsim.checkpoint import load, save
 from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
-from jaxsim.cores import cells
+from jaxsim.cores import cells, wires
 from jaxsim.cores.converter import fpg_bits
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
@@ -31,6 +31,7 @@ __all__ = [
     "slice_bits",
     "analog",
     "cells",
+    "wires",
     "fpg_bits",
     "Grid",
     "Core",
