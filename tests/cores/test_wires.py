@@ -117,8 +117,8 @@ def test_gated_pairs_on_one_wire_and_on_two_differ_only_in_second_order():
     def differences(r):
         with jax.enable_x64(True):
             (plus, minus), (net, zero) = (
-                wires.currents(jnp.asarray(g), jnp.asarray(on), wires.gated(r, interleaved=pairs))
-                for pairs in (False, True)
+                map(np.asarray, wires.currents(*map(jnp.asarray, (g, on)), settings))
+                for settings in (wires.gated(r), wires.gated(r, interleaved=True))
             )
         two = plus - minus
         assert not zero.any()
