@@ -7,6 +7,7 @@ from jaxsim.cores import cells
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
 from jaxsim.transforms.analog import analog
+from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
@@ -27,6 +28,7 @@ __all__ = [
     "wrap",
     "prune",
     "quantize",
+    "block",
     "slice_bits",
     "analog",
     "cells",
