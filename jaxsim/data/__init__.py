@@ -2,5 +2,6 @@
 
 from jaxsim.data.fashion_mnist import Images, fashion_mnist
 from jaxsim.data.idx import read_idx
+from jaxsim.data.torch_weights import read_torch_weights
 
-__all__ = ["fashion_mnist", "Images", "read_idx"]
+__all__ = ["fashion_mnist", "Images", "read_idx", "read_torch_weights"]
