@@ -4,8 +4,10 @@ from jaxsim.checkpoint import load, save
 from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells
+from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
+from jaxsim.search import search_blocked
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
@@ -32,6 +34,8 @@ __all__ = [
     "slice_bits",
     "analog",
     "cells",
+    "Hardware",
+    "search_blocked",
     "Grid",
     "Core",
     "Op",

@@ -133,11 +133,12 @@ class Hardware:
     """A systolic array of precision-reconfigurable elements, as an analytic model.
 
     Sums stay in the elements (output-stationary). An element holds as many block multipliers as
-    take the area of one 8-bit multiplier, floor(64 / K²), and an array of plain 8-bit multipliers
-    is the baseline. Static blocks have fixed places; the product of dynamic ones is shifted by
-    their indices. The multiply-accumulates of pruned weights are gated, which saves energy and no
-    cycles, and their blocks are not stored, at one bit a weight to say which. The
-    energies are of 45 nm CMOS at 0.9 V; registers, control and leakage are not in the model.
+    take the area of one 8-bit multiplier, floor(64 / K²); an array of plain 8-bit multipliers is
+    the baseline. Block products of a code overlap in 2K bits, where they are added. Static blocks
+    have fixed places; the product of dynamic ones is shifted by their indices. The
+    multiply-accumulates of pruned weights are gated, which saves energy and no cycles, and their
+    blocks are not stored, at one bit a weight to say which. Energies are of 45 nm CMOS at 0.9 V;
+    registers, control and leakage are not in the model.
 
     Attributes:
       rows, columns: elements of the array. Own choice.
@@ -213,10 +214,9 @@ class Hardware:
         B, M, K, N = load.matmul
         row_tiles, column_tiles = -(-M // self.rows), -(-N // self.columns)
         blocks, (x_bits, w_bits) = load.blocks, load.bits
-        width, products, spread, shifted = 8, 1, 0, False
+        width, products, shifted = 8, 1, False
         if blocks is not None:
             width, products = int(blocks.width), int(blocks.products)
-            spread = (int(blocks.n_x) + int(blocks.n_w)) * int(blocks.K)
             shifted = bool(blocks.x_dynamic) or bool(blocks.w_dynamic)
             x_bits, w_bits = int(blocks.x_bits), int(blocks.w_bits)
         stored = w_bits if load.kept == 1 else min(w_bits, 1 + load.kept * w_bits)
@@ -229,7 +229,7 @@ class Hardware:
         ports = self.port * (self.rows + self.columns)
         return Spent(
             multiply=macs * products * self.multiply * width**2,
-            add=macs * self.add * ((products - 1) * spread + self.accumulator),
+            add=macs * self.add * ((products - 1) * 2 * width + self.accumulator),
             shift=self.add
             * ((macs * self.shifter if shifted else 0) + (8 * outputs if blocks else 0)),
             sram=moved * self.sram,
