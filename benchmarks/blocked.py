@@ -99,7 +99,7 @@ def kernels(settings: Blocked) -> list[Table]:
                 )
                 name = f"K={K}, {n} × {n} {mode}"
                 cuts = [
-                    jax.jit(c, static_argnums=1)(a, 8)
+                    jax.jit(partial(c, bits=8))(a)
                     for c, a in zip(blocks.rows[0], (x, w), strict=True)
                 ]
                 alternatives[f"{name}: both cut before"] = partial(_plain, *cuts)
