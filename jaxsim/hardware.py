@@ -249,7 +249,8 @@ def _widths(name: str, chain: tuple[Wrapper, ...]) -> tuple[int, int]:
     if not makers or makers[0] is not quantized:
         raise ValueError(f"net: {name} holds floats; put quantize(weights=…, inputs=…) before it")
     if makers[1:] not in ([], [blocked]):
-        raise ValueError(f"net: the array cannot hold {chain[-1]!r} at {name}")
+        other = next(w for w in chain[1:] if w.make is not blocked)
+        raise ValueError(f"net: the array cannot hold {other!r} at {name}")
     grids = [chain[0].settings[what] for what in ("inputs", "weights")]
     if None in grids:
         raise ValueError(f"net: {name} has floats for an operand; quantise inputs and weights")

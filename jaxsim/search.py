@@ -194,12 +194,12 @@ def search_blocked(
     names = tuple(s.name for s in net.sites if s.kind != "dynamic")
     record = _Record(log, _fingerprint(net, calibrate, candidates))
     with _progress(quiet) as advance:
-        exact = record.accuracy("exact", lambda: evaluate(deploy(net, calibrate=calibrate)))
+        plain = model.estimate(net)
         candidates, energy, cycles = _worth_having(
             candidates, *_modelled(net, names, candidates, model)
         )
-        plain = model.estimate(net)
         base = (sum(s.energy for s in plain.baseline), sum(s.cycles for s in plain.baseline))
+        exact = record.accuracy("exact", lambda: evaluate(deploy(net, calibrate=calibrate)))
 
         def choose(rows: Iterable[int]) -> Choice:
             """The evaluated choice of one candidate for each site."""
@@ -215,7 +215,7 @@ def search_blocked(
             return tried[key]
 
         tried: dict[str, Choice] = {}
-        harm = _harm(net, names, candidates, calibrate, advance)
+        harm = site_harm(net, names, candidates, calibrate, advance)
         totals = np.stack([energy.sum(0), harm.sum(0)], 1)
         front = [c for c in range(len(candidates)) if _undominated(totals, c)]
         single: list[Choice] = []
@@ -327,14 +327,25 @@ def measured(core: Core, *, reference: tuple[Wrapper, ...]) -> Core:
     return Core(write, calibrate, read)
 
 
-def _harm(
+def site_harm(
     net: Network,
     names: Sequence[str],
     candidates: Sequence[Config],
     calibrate: Any,
-    advance: Callable[[str], None],
+    advance: Callable[[str], None] = lambda what: None,
 ) -> Float[np.ndarray, "sites candidates"]:
-    """Error that each candidate at each site alone would make at the outputs, to first order."""
+    """The relative squared error of the outputs that each candidate would make at each site alone.
+
+    The error is measured where it is made, at all sites in one pass a candidate. How much of it
+    reaches the outputs is measured once for each site, and taken to be the same for all candidates.
+
+    Args:
+      net: quantised.
+      names: of the sites.
+      candidates: what is compared.
+      calibrate: inputs that set the ranges, and on which errors are measured.
+      advance: told what is being measured.
+    """
     watched = {n: (Wrapper.of(measured, reference=net.cores[n]), *net.cores[n]) for n in names}
     local = np.zeros((len(names), len(candidates)))
     for c, config in enumerate(candidates):
