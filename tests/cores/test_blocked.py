@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +33,18 @@ def kept(bits, K, n, mode, rounding="trunc"):
     return product_set(bits, K, (n, n), dynamic=(mode == "dynamic",) * 2, rounding=rounding)
 
 
-def read(blocks, geometry, x, w, bits=(8, 8)):
-    """What a core of float arithmetic's integers reads, the weights written before."""
-    core = sites.core_of((blocked, {"blocks": blocks, "bits": bits}))
+@functools.partial(jax.jit, static_argnums=1)
+def read(blocks, geometry, x, w):
+    """What a core reads of integer codes, the weights written before."""
+    core = sites.core_of((blocked, {"blocks": blocks, "bits": (8, 8)}))
     op = Op(geometry, integer=True)
-    state = jax.jit(lambda w: core.write(op, w, None))(w)
-    return jax.jit(lambda state, x: core.read(op, state, x, None))(state, x)
+    return core.read(op, core.write(op, w, None), x, None)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def cut_of(cut, codes, bits=8):
+    """What remains of codes."""
+    return cut(codes, bits)
 
 
 def contractions(blocks, geometry, x, w):
@@ -107,7 +114,7 @@ def test_every_code_is_cut_as_the_definition_says(mode, rounding, bits):
                 for q in codes
             ]
             for cut, q in zip(blocks.rows[0], (codes, codes.astype(np.float32)), strict=True):
-                cut_codes = cut(q, bits)
+                cut_codes = cut_of(cut, q, bits)
                 assert cut_codes.dtype == q.dtype
                 np.testing.assert_array_equal(cut_codes, expected)
 
@@ -117,7 +124,7 @@ def test_dropping_blocks_keeps_the_relative_error_within_its_bound():
         for n in range(1, oracle.count(K) + 1):
             cut = kept((8, 8), K, n, "dynamic").rows[0][0]
             magnitude = np.arange(1, 128)
-            lost = magnitude - np.asarray(cut(magnitude.astype(np.int8), 8)).astype(int)
+            lost = magnitude - np.asarray(cut_of(cut, magnitude.astype(np.int8))).astype(int)
             assert np.all(lost >= 0)
             assert np.all(lost * (2 ** (K * (n - 1)) + 1) < magnitude)
 
@@ -127,7 +134,7 @@ def test_blocks_in_their_places_add_up_to_the_code():
         N = oracle.count(K)
         for dynamic in (False, True):
             alone = [pair_set((8, 8), K, [(i, i)], dynamic=(dynamic,) * 2) for i in range(N)]
-            parts = [np.asarray(blocks.rows[0][0](CODES, 8)) for blocks in alone]
+            parts = [np.asarray(cut_of(blocks.rows[0][0], CODES)) for blocks in alone]
             np.testing.assert_array_equal(sum(parts), CODES)
             if not dynamic:
                 places = 2 ** (K * np.arange(N))[:, None]
