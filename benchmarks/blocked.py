@@ -170,7 +170,9 @@ def fashion(settings: Blocked) -> list[Table]:
             inputs,
             partial(_accuracy, data=held),
             drop=settings.drop,
-            log=settings.cache.expanduser() / "blocked" / f"fashion-{seed}.json",
+            log=settings.cache.expanduser()
+            / "blocked"
+            / f"fashion-{settings.held_out}-{seed}.json",
         )
         for name, choice in {"network": result.network, "layers": result.layers}.items():
             if choice is not None:

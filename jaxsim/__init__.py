@@ -4,6 +4,7 @@ from jaxsim.checkpoint import load, save
 from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells
+from jaxsim.cores.converter import fpg_bits
 from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
@@ -36,6 +37,7 @@ __all__ = [
     "cells",
     "Hardware",
     "search_blocked",
+    "fpg_bits",
     "Grid",
     "Core",
     "Op",

@@ -486,6 +486,8 @@ class Op:
       w_lo, w_hi: smallest and largest code of the weight, as arrays with one axis for each weight
         plane (of size 1 where all planes agree); None while the weight is a float.
       code_bits: bits that a stored code takes, where they are not those of its range.
+      x_lo, x_hi: smallest and largest code of the input; None while it is a float.
+      quiet: a read of calibration, in which nothing random happens.
       meter: where `count` adds, during a cost walk.
     """
 
@@ -495,6 +497,9 @@ class Op:
     w_lo: np.ndarray | None = None
     w_hi: np.ndarray | None = None
     code_bits: int | None = None
+    x_lo: int | None = None
+    x_hi: int | None = None
+    quiet: bool = False
     meter: Meter | None = None
 
     def contract(self, x: Num[Array, "..."], w: Num[Array, "..."]) -> Num[Array, "..."]:
@@ -522,8 +527,10 @@ class Op:
         common = jnp.promote_types(x.dtype, w.dtype)
         if common != jnp.int8:
             # Only 8-bit integers have a fast path; floats are exact below 2^24.
-            largest = 2**15 if self.w_hi is None else int(np.abs(self.w_hi).max())
-            if self.depth * 128 * largest < 2**24 and x.dtype == jnp.int8:
+            w_most = 2**15 if self.w_hi is None else int(np.abs(self.w_hi).max())
+            held = jnp.iinfo(x.dtype).max + 1
+            x_most = held if self.x_hi is None else max(abs(self.x_hi), abs(self.x_lo or 0))
+            if self.depth * x_most * w_most < 2**24:
                 y = self.geometry.apply(x.astype(jnp.float32), w.astype(jnp.float32), jnp.float32)
                 return y.astype(jnp.int32)
         return self.geometry.apply(x.astype(common), w.astype(common), jnp.int32)
@@ -574,6 +581,10 @@ class Op:
     def codes(self, lo: Any, hi: Any) -> Op:
         """This op with a weight of codes in [lo, hi], arrays over the planes."""
         return dataclasses.replace(self, w_lo=np.asarray(lo), w_hi=np.asarray(hi), code_bits=None)
+
+    def inputs(self, lo: int, hi: int) -> Op:
+        """This op with an input of codes in [lo, hi]."""
+        return dataclasses.replace(self, x_lo=lo, x_hi=hi)
 
     def range(self, what: str, stored: Range, batch: Callable[[], Range]) -> Range:
         """The range to use at this read.

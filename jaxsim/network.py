@@ -1013,7 +1013,8 @@ class _Walk:
             w, write_key, ranges, state_of = state, None, self.ranges, _stored
 
         def read(integer: bool) -> Callable[..., Array]:
-            op = dataclasses.replace(entry.op, integer=integer, ranges=ranges)
+            quiet = self.calibrating
+            op = dataclasses.replace(entry.op, integer=integer, ranges=ranges, quiet=quiet)
 
             def run(wrappers: Any, w: Any, x: Array, write_key: Any, read_key: Any) -> Array:
                 core = build(wrappers)

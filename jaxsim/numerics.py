@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 
 @jax.custom_jvp
@@ -266,6 +266,24 @@ def encode(
 ) -> Float[Array, "..."]:
     """Codes of `x`, as floats; the gradient passes inside the range and is zero outside."""
     return clip_through(round_through(x / scale) + zero, *grid.code_range)
+
+
+def digit(code: Num[Array, "..."], place: int, bits: int, count: int) -> Num[Array, "..."]:
+    """One digit of the magnitude of each code, with the code's sign.
+
+    Args:
+      code: whole numbers, as integers or floats.
+      place: value of the digit's place, a power of two.
+      bits: bits of a digit.
+      count: digits of a code; the gradient of each is an equal share of the code's.
+    """
+    if jnp.issubdtype(code.dtype, jnp.integer):
+        wide = code.astype(jnp.int32)
+        found = jnp.sign(wide) * ((jnp.abs(wide) // place) % 2**bits)
+        return found.astype(code_dtype(-(2**bits) + 1, 2**bits - 1))
+    magnitude = jnp.floor(jnp.abs(code) / place) % 2**bits
+    found = lax.stop_gradient(jnp.sign(code) * magnitude)
+    return found + (code - lax.stop_gradient(code)) / (place * count)
 
 
 def code_dtype(lo: int, hi: int) -> np.dtype[np.signedinteger]:

@@ -65,3 +65,40 @@ def accuracy_curves(
     figure.suptitle(title)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def accuracy_bars(
+    path: str | Path,
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    reference: float,
+    title: str,
+) -> None:
+    """Writes a figure of accuracies of several chips under several conditions to a PNG.
+
+    Args:
+      path: file to write.
+      groups: for each chip, the accuracies [trials] under each condition, as shares.
+      reference: accuracy of the float network, drawn across.
+      title: of the figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    conditions = list(dict.fromkeys(name for group in groups.values() for name in group))
+    figure = Figure(figsize=(1.6 + 1.5 * len(conditions), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    width = 0.8 / len(groups)
+    for i, (name, group) in enumerate(groups.items()):
+        places = [conditions.index(c) + (i - (len(groups) - 1) / 2) * width for c in group]
+        percent = [100 * np.asarray(trials) for trials in group.values()]
+        errors = [p.std(ddof=1) / np.sqrt(len(p)) if len(p) > 1 else 0.0 for p in percent]
+        ax.bar(places, [p.mean() for p in percent], width, yerr=errors, capsize=2, label=name)
+    ax.axhline(100 * reference, color="0.5", linestyle=":", label="float")
+    ax.set_xticks(range(len(conditions)), conditions)
+    ax.set_ylabel("accuracy, %")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(title)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""Codes as conductances of memory cells, which are never exactly what was asked for.
+"""Memory cells: what programming a conductance yields, and what reading it adds.
 
 Conductances are relative to the largest one: a cell holds g in [1 / on_off, 1].
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jaxsim.core import Core, Op, State
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, is_traced
+
+Conductance = Float[Array, "..."]
 
 
 class Device(NamedTuple):
@@ -26,108 +26,314 @@ class Device(NamedTuple):
       programme: `(g, key) -> g`, the conductances reached when [*] cells are programmed to g, with
         g and result in units of the largest conductance.
       on_off: ratio of the largest to the smallest conductance; None for infinity.
+      noise: `g -> sigma`, the standard deviation of [*] cells from one read to the next, in the
+        same units; None where reads repeat.
     """
 
-    programme: Callable[[Float[Array, "..."], Key[Array, ""]], Float[Array, "..."]]
+    programme: Callable[[Conductance, Key[Array, ""]], Conductance]
     on_off: float | Array | None = None
+    noise: Callable[[Conductance], Conductance] | None = None
 
     def __str__(self) -> str:
-        function = self.programme.func if isinstance(self.programme, partial) else self.programme
-        name = getattr(function, "__name__", "device").lstrip("_")
-        return name if self.on_off is None else f"{name}, on/off {self.on_off:.4g}"
+        function = getattr(self.programme, "func", self.programme)
+        if function is _gaussian:
+            terms = cast(Any, self.programme).keywords["terms"]
+            shown = "traced" if is_traced(terms) else _formula(np.asarray(terms))
+        else:
+            shown = getattr(function, "__name__", "device").lstrip("_")
+        if self.on_off is None:
+            return shown
+        return f"{shown}, on/off {'traced' if is_traced(self.on_off) else f'{self.on_off:.4g}'}"
 
 
-def independent(sigma: float | Array, *, on_off: float | Array | None = None) -> Device:
+def independent(
+    sigma: float | Array, *, on_off: float | Array | None = None, noise: float | Array | None = None
+) -> Device:
     """Errors that do not depend on the state: N(0, sigma) in units of the largest conductance.
 
     Args:
       sigma: standard deviation, at least 0. Traced.
       on_off: ratio of the largest to the smallest conductance, above 1; None for infinity. Traced.
+      noise: standard deviation from read to read, of the same kind; None for none. Traced.
 
     Raises:
-      ValueError: sigma or on_off out of range.
+      ValueError: sigma, on_off or noise out of range.
 
     Source: Xiao et al. (2022), arXiv 2109.01262, §5.
     """
-    return _gaussian(_independent, sigma, on_off)
+    return _generic(0, sigma, on_off, noise)
 
 
-def proportional(sigma: float | Array, *, on_off: float | Array | None = None) -> Device:
+def proportional(
+    sigma: float | Array, *, on_off: float | Array | None = None, noise: float | Array | None = None
+) -> Device:
     """Errors proportional to the state: N(0, sigma · g).
 
     Args:
       sigma: relative standard deviation, at least 0. Traced.
       on_off: ratio of the largest to the smallest conductance, above 1; None for infinity. Traced.
+      noise: relative standard deviation from read to read; None for none. Traced.
 
     Raises:
-      ValueError: sigma or on_off out of range.
+      ValueError: sigma, on_off or noise out of range.
 
     Source: Xiao et al. (2022), arXiv 2109.01262, §5.
     """
-    return _gaussian(_proportional, sigma, on_off)
+    return _generic(1, sigma, on_off, noise)
 
 
-def held(core: Core, *, device: Device) -> Core:
-    """Holds each code as a conductance, from 1 / on_off for zero to 1 for the largest code.
+def inverse(
+    sigma: float | Array, *, on_off: float | Array | None = None, noise: float | Array | None = None
+) -> Device:
+    """Errors inversely proportional to the state: N(0, sigma / g), none where nothing is stored.
 
     Args:
-      core: contracts inputs with conductances.
-      device: what programming a conductance yields.
+      sigma: standard deviation at the largest conductance, at least 0. Traced.
+      on_off: ratio of the largest to the smallest conductance, above 1; None for infinity. Traced.
+      noise: standard deviation from read to read, of the same kind; None for none. Traced.
+
+    Raises:
+      ValueError: sigma, on_off or noise out of range.
     """
-
-    def gmin() -> Float[Array, ""] | None:
-        return None if device.on_off is None else 1.0 / jnp.asarray(device.on_off, jnp.float32)
-
-    def largest(op: Op) -> np.ndarray:
-        """The largest code of each plane, at least 1: a plane may hold nothing."""
-        if op.w_lo is None or op.w_hi is None or op.w_lo.min() < 0:
-            raise ValueError("held: a cell holds no sign; wrap it in differential or offset")
-        return np.maximum(op.w_hi, 1).astype(np.float32)
-
-    def write(op: Op, w: Array, key: Any) -> State:
-        if key is None:
-            raise ValueError("key=None: cells with programming error need a key")
-        top = largest(op)
-        g = w.astype(jnp.float32) / top.reshape(*top.shape, *(1,) * (w.ndim - top.ndim))
-        low = gmin()
-        if low is not None:
-            g = low + (1 - low) * g
-        return core.write(op, device.programme(g, key), key)
-
-    def calibrate(op: Op, state: State, x: Array) -> State:
-        return core.calibrate(op, state, x.astype(jnp.float32))
-
-    def read(op: Op, state: State, x: Array, key: Any) -> Array:
-        x = x.astype(jnp.float32)
-        y = core.read(op, state, x, key)
-        top, low, planes = largest(op), gmin(), op.x_planes(x)
-        ones = (1,) * (y.ndim - planes - top.ndim)
-        if low is None:
-            return y * top.reshape(*top.shape, *ones)
-        ground = jnp.expand_dims(op.row_sum(x), tuple(range(planes, planes + top.ndim)))
-        return (y - low * ground) * (top.reshape(*top.shape, *ones) / (1 - low))
-
-    return Core(write, calibrate, read)
+    return _generic(2, sigma, on_off, noise)
 
 
-def _gaussian(
-    kind: Callable[..., Array], sigma: float | Array, on_off: float | Array | None
+def sonos(
+    largest: float | Array = 1600.0, *, on_off: float | Array = 1e7, days: float | Array = 0.0
 ) -> Device:
+    """A 40 nm SONOS charge trap, whose state is a current: spread, drift and read noise.
+
+    The spread and the drift of the mean after `days` are interpolated between those measured at 0,
+    1, … 5 days.
+
+    Args:
+      largest: current of a full cell in nA, above 0 and at most 3200; below 1800 once it has
+        drifted. Traced.
+      on_off: ratio of the largest to the smallest current, above 1. Traced.
+      days: since programming, 0 to 5. Traced.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: measurements of Agrawal et al. (2022), IEDM 21.7, figs. 10 and 11, as fitted in
+      CrossSim 3.2 (Sandia National Laboratories).
+    """
+    check_range("days", days, 0, 5)
+    check_range("largest", largest, 0, 3200, above=True)
+    if not _is_zero(days):
+        check_range("largest", largest, 0, 1800, above=True)
+    check_range("on_off", on_off, 1, above=True)
+    top, days = (jnp.asarray(v, jnp.float32) for v in (largest, days))
+    return Device(
+        jax.tree_util.Partial(_sonos, top=top, days=days),
+        jnp.asarray(on_off, jnp.float32),
+        jax.tree_util.Partial(_sonos_noise, top=top),
+    )
+
+
+def rram_milo(largest: float | Array = 225.0, *, on_off: float | Array = 4.5) -> Device:
+    """Resistive memory programmed with verification: errors shrink towards large conductances.
+
+    Args:
+      largest: conductance of a full cell in µS, above 0 and at most 225. Traced.
+      on_off: ratio of the largest to the smallest, above 1; the measurements end at 50 µS. Traced.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: measurements of Milo et al. (2021), IRPS, fig. 4 (IGVVA-100), as fitted in CrossSim 3.2.
+    """
+    return _measured((-0.009107, 4.782321), largest, 225.0, on_off)
+
+
+def rram_wan(largest: float | Array = 39.26, *, on_off: float | Array = 39.26) -> Device:
+    """Resistive memory of a compute-in-memory chip, one second after programming.
+
+    Args:
+      largest: conductance of a full cell in µS, above 0 and at most 39.26. Traced.
+      on_off: ratio of the largest to the smallest, above 1. Traced.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: measurements of Wan et al. (2022), Nature 608, extended data fig. 3, as fitted in
+      CrossSim 3.2.
+    """
+    return _measured((1.536e-4, -1.167e-2, 2.374e-1, 1.053), largest, 39.26, on_off)
+
+
+def pcm_joshi(largest: float | Array = 25.0, *, on_off: float | Array = 100.0) -> Device:
+    """Phase-change memory, 27 seconds after programming; no conductance falls below zero.
+
+    Args:
+      largest: conductance of a full cell in µS, above 0 and at most 25. Traced.
+      on_off: ratio of the largest to the smallest, above 1. Traced.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: measurements of Joshi et al. (2020), Nature Communications 11, 2473, fig. 3b, as fitted
+      in CrossSim 3.2.
+    """
+    fit = (-0.00178767, 0.07585724, 0.28638599)
+    return _measured(fit, largest, 25.0, on_off, floor=0.0)
+
+
+def _is_zero(value: float | Array) -> bool:
+    return isinstance(value, int | float) and value == 0
+
+
+def _measured(
+    fit: tuple[float, ...],
+    largest: float | Array,
+    limit: float,
+    on_off: float | Array,
+    floor: float = -math.inf,
+) -> Device:
+    check_range("largest", largest, 0, limit, above=True)
+    check_range("on_off", on_off, 1, above=True)
+    programme = jax.tree_util.Partial(
+        _fitted, top=jnp.asarray(largest, jnp.float32), fit=jnp.asarray(fit), floor=floor
+    )
+    return Device(programme, jnp.asarray(on_off, jnp.float32))
+
+
+def _fitted(g: Array, key: Key[Array, ""], *, top: Array, fit: Array, floor: float) -> Array:
+    """Spread of a polynomial of the conductance, highest power first, in µS."""
+    sigma = jnp.maximum(jnp.polyval(fit, g * top), 0)
+    return jnp.maximum(g + sigma / top * normal(key, g.shape), floor)
+
+
+# By day: spread A (1 - exp(-I / B)) in nA, and the drift of the mean, lowest power of I first.
+_SONOS_SPREAD = (
+    (19.88665, 176.3115),
+    (25.59102, 186.85544),
+    (28.72753, 193.56834),
+    (31.04318, 198.90332),
+    (33.76214, 204.77023),
+    (34.57909, 207.34309),
+)
+_SONOS_DRIFT = np.array(
+    [
+        *[0.0] * 11,  # by definition
+        1.72684e-01,
+        5.72552e-02,
+        -6.85715e-04,
+        3.50271e-06,
+        -9.37682e-09,
+        1.40575e-11,
+        -1.19803e-14,
+        5.41293e-18,
+        -8.85448e-22,
+        -1.66869e-25,
+        5.95180e-29,
+        2.50712e-01,
+        6.62195e-02,
+        -6.83218e-04,
+        2.99442e-06,
+        -6.78255e-09,
+        7.70482e-12,
+        -3.04983e-15,
+        -2.15919e-18,
+        2.94617e-21,
+        -1.23359e-24,
+        1.85329e-28,
+        -1.75300e-02,
+        9.76883e-02,
+        -9.63791e-04,
+        4.55551e-06,
+        -1.22391e-08,
+        1.93786e-11,
+        -1.85899e-14,
+        1.07659e-17,
+        -3.58211e-21,
+        5.96785e-25,
+        -3.30410e-29,
+        4.03338e-02,
+        1.03111e-01,
+        -1.04740e-03,
+        4.83961e-06,
+        -1.28132e-08,
+        1.99484e-11,
+        -1.85139e-14,
+        1.00008e-17,
+        -2.84944e-21,
+        3.01008e-25,
+        1.18747e-29,
+        3.19927e-01,
+        1.06596e-01,
+        -1.04054e-03,
+        4.50290e-06,
+        -1.10352e-08,
+        1.56477e-11,
+        -1.27592e-14,
+        5.45513e-18,
+        -7.26841e-22,
+        -2.43893e-25,
+        7.14608e-29,
+    ]
+).reshape(6, 11)
+_SONOS_NOISE = (12.58037, 215.36557)
+
+
+def _sonos(g: Array, key: Key[Array, ""], *, top: Array, days: Array) -> Array:
+    measured = jnp.arange(6.0)
+
+    def on_the_day(values: Any) -> Array:
+        return jnp.interp(days, measured, jnp.asarray(values, jnp.float32))
+
+    current = g * top
+    # powers of I / 1000: the smallest coefficients lie below the smallest normal float
+    drift = [on_the_day(_SONOS_DRIFT[:, power] * 1e3**power) for power in range(11)]
+    current = current + jnp.polyval(jnp.stack(drift[::-1]), current / 1e3)
+    spread = (on_the_day([day[i] for day in _SONOS_SPREAD]) for i in (0, 1))
+    sigma = _saturating(current, *spread)
+    return jnp.maximum(current + sigma * normal(key, g.shape), 0) / top
+
+
+def _sonos_noise(g: Array, *, top: Array) -> Array:
+    return _saturating(g * top, *_SONOS_NOISE) / top
+
+
+def _saturating(current: Array, most: Any, scale: Any) -> Array:
+    return jnp.maximum(most * (1 - jnp.exp(-current / scale)), 0)
+
+
+def _generic(
+    term: int, sigma: float | Array, on_off: float | Array | None, noise: float | Array | None
+) -> Device:
+    """A device with one term of `_spread`: all of them share a compiled programme."""
+
+    def terms(sigma: float | Array) -> Float[Array, "3"]:
+        return jnp.zeros(3).at[term].set(sigma)
+
     check_range("sigma", sigma, 0)
     if on_off is not None:
         check_range("on_off", on_off, 1, above=True)
-    programme = jax.tree_util.Partial(kind, sigma=jnp.asarray(sigma, jnp.float32))
-    return Device(programme, None if on_off is None else jnp.asarray(on_off, jnp.float32))
+        on_off = jnp.asarray(on_off, jnp.float32)
+    programme = jax.tree_util.Partial(_gaussian, terms=terms(sigma))
+    if noise is None:
+        return Device(programme, on_off)
+    check_range("noise", noise, 0)
+    return Device(programme, on_off, jax.tree_util.Partial(_spread, terms=terms(noise)))
 
 
-def _independent(g: Array, key: Key[Array, ""], *, sigma: Array) -> Array:
-    return g + sigma * _normal(key, g.shape)
+def _gaussian(g: Array, key: Key[Array, ""], *, terms: Float[Array, "3"]) -> Array:
+    return g + _spread(g, terms=terms) * normal(key, g.shape)
 
 
-def _proportional(g: Array, key: Key[Array, ""], *, sigma: Array) -> Array:
-    return g * (1 + sigma * _normal(key, g.shape))
+def _spread(g: Array, *, terms: Float[Array, "3"]) -> Array:
+    """The deviation a + b g + c / g, the last where something is stored."""
+    stored = g > 0
+    return terms[0] + terms[1] * g + jnp.where(stored, terms[2] / jnp.where(stored, g, 1), 0)
 
 
-def _normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+def _formula(terms: np.ndarray) -> str:
+    parts = [f"{c:.4g}{power}" for c, power in zip(terms, ("", " g", " / g"), strict=True) if c]
+    return "σ = " + (" + ".join(parts) or "0")
+
+
+def normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Independent standard normal numbers."""
     # Drawn flat: XLA's CPU backend takes ten times as long to compile a draw of several axes.
     return jax.random.normal(key, (math.prod(shape),)).reshape(shape)

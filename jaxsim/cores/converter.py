@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsim.core import Core, Op, State
-from jaxsim.numerics import Range, clip_through, no_range, observe, round_through, widen
+from jaxsim.numerics import (
+    Range,
+    checked_int,
+    clip_through,
+    is_traced,
+    no_range,
+    observe,
+    round_through,
+    widen,
+)
+
+RangeRule = Literal["calibrated", "max", "granular"]
 
 
 class Converter(NamedTuple):
@@ -16,22 +30,32 @@ class Converter(NamedTuple):
 
     Attributes:
       inner: what the array holds.
-      outputs: range of the ADC, one for each weight plane.
+      outputs: range of the values seen at calibration, one for each weight plane.
     """
 
     inner: State
     outputs: Range
 
 
-def converted(core: Core, *, bits: float | Array, percentile: float | Array, signed: bool) -> Core:
-    """Clips and rounds what `core` reads, as an ADC does, with one calibrated range a plane.
+def converted(
+    core: Core,
+    *,
+    bits: float | Array,
+    percentile: float | Array,
+    signed: bool,
+    rule: RangeRule = "calibrated",
+) -> Core:
+    """Clips and rounds what `core` reads, as an ADC does, with one range a weight plane.
 
     Args:
       core: computes the analog value.
       bits: resolution. Traced, so that a sweep over it compiles once.
-      percentile: share of the calibration values, in percent, inside the range. Traced.
+      percentile: share of the calibration values, in percent, inside a calibrated range. Traced.
       signed: sign and magnitude, symmetric with an exact zero, 2^bits - 2 steps; otherwise
         2^bits - 1 steps from the lower to the upper end.
+      rule: "calibrated" covers what was seen, the ranges of slices widened until they differ by
+        powers of two, so that shifts add them; "max" covers all that the array could yield;
+        "granular" makes a step one unit of input and weight codes and clips what lies beyond.
 
     Source: Xiao et al. (2022), arXiv 2109.01262, p. 39 (calibrated range).
     """
@@ -42,29 +66,89 @@ def converted(core: Core, *, bits: float | Array, percentile: float | Array, sig
         r = observe(y, axes=axes, percentile=percentile, symmetric=signed)
         return Range(*(jnp.squeeze(end, axes) for end in r))
 
+    def steps() -> Float[Array, ""]:
+        levels = 2.0 ** jnp.asarray(bits, jnp.float32)
+        return levels - 2 if signed else levels - 1
+
+    def range_of(op: Op, state: Converter, x: Array, y: Array) -> Range:
+        if rule == "calibrated":
+            r = op.range("analog(adc=…)", state.outputs, lambda: observed(op, x, y))
+            return _shifted_apart(r)
+        x_lo, x_hi, w_hi = _extremes(op)
+        if rule == "max":
+            lo, hi = op.depth * x_lo * w_hi, op.depth * x_hi * w_hi
+            if signed:
+                lo, hi = -np.maximum(-lo, hi), np.maximum(-lo, hi)
+        else:
+            below = jnp.floor(steps() / 2 + 0.5) if signed or x_lo < 0 else 0.0
+            lo, hi = -below + 0 * w_hi, steps() - below + 0 * w_hi
+        return Range(jnp.asarray(lo, jnp.float32), jnp.asarray(hi, jnp.float32))
+
     def write(op: Op, w: Array, key: Any) -> Converter:
         return Converter(core.write(op, w, key), no_range(op.w_planes(w)))
 
     def calibrate(op: Op, state: Converter, x: Array) -> Converter:
         inner = core.calibrate(op, state.inner, x)
-        y = core.read(op, inner, x, None).astype(jnp.float32)
+        y = core.read(dataclasses.replace(op, quiet=True), inner, x, None).astype(jnp.float32)
         return Converter(inner, widen(state.outputs, observed(op, x, y)))
 
     def read(op: Op, state: Converter, x: Array, key: Any) -> Array:
         y = core.read(op, state.inner, x, key).astype(jnp.float32)
         op.count("conversions", y.size)
-        r = op.range("analog(adc=…)", state.outputs, lambda: observed(op, x, y))
+        if not is_traced(bits):
+            op.count("conversion_steps", y.size * float(2 ** np.asarray(bits)))
         outputs = (1,) * (y.ndim - op.x_planes(x) - _planes(op))
-        lo, hi = (end.reshape(*end.shape, *outputs) for end in r)
-        levels = 2.0 ** jnp.asarray(bits, jnp.float32)
+        lo, hi = (end.reshape(*end.shape, *outputs) for end in range_of(op, state, x, y))
+        lsb = jnp.where(hi > lo, (hi - lo) / steps(), 1.0)
         if signed:
-            lsb = jnp.where(hi > 0, hi / (levels / 2 - 1), 1.0)
-            return clip_through(round_through(y / lsb), 1 - levels / 2, levels / 2 - 1) * lsb
-        lsb = jnp.where(hi > lo, (hi - lo) / (levels - 1), 1.0)
-        return lo + clip_through(round_through((y - lo) / lsb), 0, levels - 1) * lsb
+            return clip_through(round_through(y / lsb), -steps() / 2, steps() / 2) * lsb
+        return lo + clip_through(round_through((y - lo) / lsb), 0, steps()) * lsb
 
     return Core(write, calibrate, read)
 
 
+def fpg_bits(weight_bits: int, input_bits: int, rows: int) -> int:
+    """Bits that an unsigned column can need: with them a converter loses nothing.
+
+    The difference of a pair of columns needs one more, for its sign.
+
+    Args:
+      weight_bits: of one cell, at least 1.
+      input_bits: applied in one conversion, at least 1: of one digit, or of the whole input where
+        the digits are added before the converter.
+      rows: of the array, at least 1.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: Xiao et al. (2022), arXiv 2109.01262, eq. 2 and 3 (full-precision guarantee).
+    """
+    weight_bits = checked_int("weight_bits", weight_bits, 1)
+    input_bits = checked_int("input_bits", input_bits, 1)
+    rows = checked_int("rows", rows, 1)
+    both = weight_bits > 1 and input_bits > 1
+    return weight_bits + input_bits + math.ceil(math.log2(rows)) - (0 if both else 1)
+
+
 def _planes(op: Op) -> int:
     return 0 if op.w_hi is None else op.w_hi.ndim
+
+
+def _extremes(op: Op) -> tuple[int, int, np.ndarray]:
+    """Smallest and largest input code, and the largest weight code of each plane."""
+    if op.x_lo is None or op.x_hi is None or op.w_lo is None or op.w_hi is None:
+        raise ValueError("converted: a range without calibration needs inputs and weights as codes")
+    return op.x_lo, op.x_hi, np.maximum(np.abs(op.w_lo), np.abs(op.w_hi)).astype(np.float32)
+
+
+def _shifted_apart(r: Range) -> Range:
+    """Ranges widened until their widths are the widest divided by powers of two."""
+    if r.lo.ndim == 0:
+        return r
+    width = r.hi - r.lo
+    some = width > 0
+    widest = jnp.max(width)
+    ratio = jnp.where(some, widest / jnp.where(some, width, 1), 1)
+    wider = jnp.where(some, widest / 2.0 ** jnp.floor(jnp.log2(ratio)), width)
+    lo = jnp.where(r.lo == -r.hi, -wider / 2, r.lo)
+    return Range(lo, lo + wider)

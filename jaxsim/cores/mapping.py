@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxsim.core import Core, Op, State
+from jaxsim.core import Core, Matmul, Op, State
 from jaxsim.numerics import code_dtype
 
 
@@ -17,7 +19,8 @@ def differential(core: Core) -> Core:
     """Holds a code as the difference of two: positive part minus negative part.
 
     One of the two is always zero, so a zero code stores nothing: the mapping is proportional. The
-    two are weight planes, positive first.
+    two are weight planes, positive first, with one largest code: what their empty cells add is
+    the same.
 
     Source: Xiao et al. (2022), arXiv 2109.01262, fig. 5b.
     """
@@ -25,10 +28,8 @@ def differential(core: Core) -> Core:
     def parts(op: Op) -> Op:
         if op.w_lo is None or op.w_hi is None:
             return op
-        zero = np.zeros_like(op.w_hi)
-        return op.codes(
-            np.stack([zero, zero]), np.stack([np.maximum(op.w_hi, 0), np.maximum(-op.w_lo, 0)])
-        )
+        most = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi))
+        return op.codes(np.stack([0 * most, 0 * most]), np.stack([most, most]))
 
     def write(op: Op, w: Array, key: Any) -> State:
         inner = parts(op)
@@ -56,28 +57,84 @@ def offset(core: Core) -> Core:
     Source: Xiao et al. (2022), arXiv 2109.01262, fig. 5a.
     """
 
-    def shifted(op: Op) -> tuple[Op, int]:
-        if op.w_lo is None or op.w_hi is None:
-            raise ValueError("offset: the weight is a float; wrap it in quantized(weights=…)")
-        z = max(0, -int(op.w_lo.min()))
-        return op.codes(op.w_lo + z, op.w_hi + z), z
-
     def write(op: Op, w: Array, key: Any) -> State:
-        inner, z = shifted(op)
+        inner, z = _shifted(op)
         w = _with_room(w, inner)
         return core.write(inner, w + jnp.asarray(z, w.dtype), key)
 
     def calibrate(op: Op, state: State, x: Array) -> State:
-        return core.calibrate(shifted(op)[0], state, x)
+        return core.calibrate(_shifted(op)[0], state, x)
 
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
-        inner, z = shifted(op)
+        inner, z = _shifted(op)
         y = core.read(inner, state, x, key)
         planes = op.x_planes(x)
         total = jnp.expand_dims(op.row_sum(x), tuple(range(planes, planes + inner.w_hi.ndim)))  # pyright: ignore
         return y - z * total
 
     return Core(write, calibrate, read)
+
+
+class Referred(NamedTuple):
+    """State of an array with a column of zeros.
+
+    Attributes:
+      inner: what the inner core wrote of the shifted codes.
+      column: what it wrote of one more column, in which every code is zero.
+    """
+
+    inner: State
+    column: State
+
+
+def referred(core: Core) -> Core:
+    """Holds codes like `offset`, and subtracts the output of one more column that stores zeros.
+
+    The column goes through the same hardware: its cells have errors of their own, shared by all
+    outputs, and what empty cells add is taken off with it.
+
+    Source: Xiao et al. (2022), arXiv 2109.01262, fig. 5a (unit column).
+    """
+
+    def column(op: Op) -> tuple[Op, Matmul]:
+        matmul = op.geometry.as_matmul()
+        B, K, _ = matmul.geometry.w_shape
+        unit = dataclasses.replace(matmul.geometry, w_shape=(B, K, 1))
+        return dataclasses.replace(_shifted(op)[0], geometry=unit), matmul
+
+    def write(op: Op, w: Array, key: Any) -> Referred:
+        inner, z = _shifted(op)
+        w = _with_room(w, inner)
+        z = jnp.asarray(z, w.dtype)
+        own = None if key is None else jax.random.fold_in(key, 1)
+        unit = column(op)[0]
+        zeros = jnp.full(unit.geometry.w_shape, z)
+        return Referred(core.write(inner, w + z, key), core.write(unit, zeros, own))
+
+    def calibrate(op: Op, state: Referred, x: Array) -> Referred:
+        unit, matmul = column(op)
+        return Referred(
+            core.calibrate(_shifted(op)[0], state.inner, x),
+            core.calibrate(unit, state.column, matmul.x(x)),
+        )
+
+    def read(op: Op, state: Referred, x: Array, key: Any) -> Array:
+        unit, matmul = column(op)
+        own = None if key is None else jax.random.fold_in(key, 1)
+        y = core.read(_shifted(op)[0], state.inner, x, key)
+        zero = core.read(unit, state.column, matmul.x(x), own)
+        zero = jnp.broadcast_to(zero, (*zero.shape[:-1], matmul.geometry.w_shape[-1]))
+        return y - matmul.y(zero, x.shape[op.x_planes(x) :])
+
+    return Core(write, calibrate, read)
+
+
+def _shifted(op: Op) -> tuple[Op, int]:
+    """The op on codes moved up to zero, and by how much."""
+    if op.w_lo is None or op.w_hi is None:
+        raise ValueError("offset: the weight is a float; wrap it in quantized(weights=…)")
+    z = max(0, -int(op.w_lo.min()))
+    return op.codes(op.w_lo + z, op.w_hi + z), z
 
 
 def _with_room(w: Array, op: Op) -> Array:

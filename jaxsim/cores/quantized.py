@@ -56,7 +56,8 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
     """
 
     def inner_op(op: Op) -> Op:
-        return op if weights is None else op.codes(*map(np.asarray, weights.code_range))
+        op = op if weights is None else op.codes(*map(np.asarray, weights.code_range))
+        return op if inputs is None else op.inputs(*inputs.code_range)
 
     def write(op: Op, w: Array, key: Any) -> Quantized:
         outputs = op.per_output()

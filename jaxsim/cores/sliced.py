@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,19 +10,21 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxsim.core import Core, Op, State
-from jaxsim.numerics import code_dtype
+from jaxsim.numerics import digit
 
 
-def sliced(core: Core, *, bits: int) -> Core:
+def sliced(core: Core, *, bits: int, top: Literal["full_range", "padded"] = "full_range") -> Core:
     """Stores each code as digits of `bits` bits and adds their reads with shifts.
 
     A signed code is sliced as sign and magnitude, so every digit has its sign. The slices are
-    weight planes, least significant first: one contraction reads them all. The top slice holds the
-    bits that remain, and its largest digit is what those can reach.
+    weight planes, least significant first: one contraction reads them all.
 
     Args:
       core: stores and reads the digits.
       bits: magnitude bits of one cell, at least 1.
+      top: what the top slice, which holds the bits that remain, takes for its largest digit:
+        "full_range" what those can reach, so that its cells use all of their range; "padded" that
+        of the other slices.
 
     Source: Xiao et al. (2022), arXiv 2109.01262, eq. 6–7.
     """
@@ -34,15 +36,18 @@ def sliced(core: Core, *, bits: int) -> Core:
         largest = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi))
         count = max(1, -(-int(largest.max()).bit_length() // bits))
         shifts = [bits * i for i in range(count)]
-        tops = [np.minimum(largest >> shift, 2**bits - 1) for shift in shifts]
-        hi = np.stack([np.where(op.w_hi > 0, top, 0) for top in tops])
-        lo = np.stack([np.where(op.w_lo < 0, -top, 0) for top in tops])
+        full = 2**bits - 1
+        tops = [np.minimum(largest >> shift, full) for shift in shifts]
+        if top == "padded":
+            tops = [np.where(most > 0, full, 0) for most in tops]
+        hi = np.stack([np.where(op.w_hi > 0, most, 0) for most in tops])
+        lo = np.stack([np.where(op.w_lo < 0, -most, 0) for most in tops])
         return op.codes(lo, hi), [2**shift for shift in shifts]
 
     def write(op: Op, w: Array, key: Any) -> State:
         inner, places = digits_of(op)
         return core.write(
-            inner, jnp.stack([_digit(w, place, bits, places) for place in places]), key
+            inner, jnp.stack([digit(w, place, bits, len(places)) for place in places]), key
         )
 
     def calibrate(op: Op, state: State, x: Array) -> State:
@@ -56,13 +61,3 @@ def sliced(core: Core, *, bits: int) -> Core:
         return sum((s * place for s, place in zip(slices, places, strict=True)), start=jnp.int32(0))
 
     return Core(write, calibrate, read)
-
-
-def _digit(w: Array, place: int, bits: int, places: list[int]) -> Array:
-    """One signed digit of each code; its gradient is an equal share of the code's."""
-    if jnp.issubdtype(w.dtype, jnp.integer):
-        wide = w.astype(jnp.int32)
-        digit = jnp.sign(wide) * ((jnp.abs(wide) // place) % 2**bits)
-        return digit.astype(code_dtype(-(2**bits) + 1, 2**bits - 1))
-    digit = lax.stop_gradient(jnp.sign(w) * (jnp.floor(jnp.abs(w) / place) % 2**bits))
-    return digit + (w - lax.stop_gradient(w)) / (place * len(places))

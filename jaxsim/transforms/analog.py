@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.core import Wrapper
-from jaxsim.cores.cells import Device, held
-from jaxsim.cores.converter import converted
-from jaxsim.cores.mapping import differential, offset
+from jaxsim.cores.cells import Device
+from jaxsim.cores.converter import RangeRule, converted
+from jaxsim.cores.held import grounded, held
+from jaxsim.cores.inputs import lifted, serial
+from jaxsim.cores.mapping import differential, offset, referred
 from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
-from jaxsim.network import Network
+from jaxsim.network import Network, Site
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 
@@ -24,17 +26,21 @@ def analog(
     adc: float | Array | None = None,
     cells: Device | None = None,
     *,
-    mapping: Literal["differential", "offset"] = "differential",
+    mapping: Literal["differential", "offset", "unit_column"] = "differential",
     rows: int = 1152,
+    adc_range: RangeRule = "calibrated",
     percentile: float | Array = 99.98,
+    input_bits: int | None = None,
+    accumulate: Literal["digital", "analog"] = "digital",
     sites: str | Sequence[str] = "*",
 ) -> Transform:
     """Holds the codes in crossbar arrays and reads their columns through ADCs.
 
     With the differential mapping the currents of a pair are subtracted before the ADC, whose range
-    is symmetric; with the offset mapping the code is shifted before it is sliced, the ADC sees the
-    whole current and the offset is subtracted digitally. Without `adc` and `cells` the arithmetic
-    is exact.
+    is symmetric. With the other two the code is shifted before it is sliced, the ADC sees the whole
+    current, and the offset is subtracted digitally: "offset" computes it, "unit_column" reads it
+    from one more column of cells. Inputs on an affine grid are moved up to drive rows with one
+    sign. Without `adc` and `cells` the arithmetic is exact.
 
     Args:
       adc: bits of the ADC, 1 to 16 (at least 2 for the differential mapping); None for an ideal
@@ -42,34 +48,58 @@ def analog(
       cells: device of the cells, from `js.cells`; None for ideal ones.
       mapping: how signs are held.
       rows: rows of one array, at least 1; longer contractions are split over several.
-      percentile: share of the calibration values that the ADC range covers, in (0, 100]. Traced.
+      adc_range: "calibrated" covers what flows at calibration, "max" what an array could yield,
+        "granular" makes a step one unit of codes; see `fpg_bits`.
+      percentile: share of the calibration values that a calibrated range covers, in (0, 100].
+        Traced.
+      input_bits: bits of an input code that are applied at once, 1 to 8; None for all of them, as
+        an analog voltage.
+      accumulate: whether the parts of an input are added after the ADC or, as charge, before it.
       sites: patterns of the sites to hold in arrays.
 
     Raises:
-      ValueError: an argument out of range; when applied, a site whose weights are not quantised or
-        that is analog already.
+      ValueError: an argument out of range, or of no effect; when applied, a site whose weights are
+        not quantised (or its inputs, where `input_bits` or `adc_range` needs their codes), or that
+        is analog already.
 
     Source: Xiao et al. (2022), arXiv 2109.01262.
     """
-    if mapping not in ("differential", "offset"):
-        raise ValueError(f"mapping={mapping!r}: must be 'differential' or 'offset'")
+    if mapping not in ("differential", "offset", "unit_column"):
+        raise ValueError(f"mapping={mapping!r}: must be 'differential', 'offset' or 'unit_column'")
+    if adc_range not in ("calibrated", "max", "granular"):
+        raise ValueError(f"adc_range={adc_range!r}: must be 'calibrated', 'max' or 'granular'")
+    if accumulate not in ("digital", "analog"):
+        raise ValueError(f"accumulate={accumulate!r}: must be 'digital' or 'analog'")
     rows = checked_int("rows", rows, 1)
     signed = mapping == "differential"
     if adc is not None:
         check_range("adc", adc, 2 if signed else 1, 16)
+    elif adc_range != "calibrated":
+        raise ValueError(f"adc_range={adc_range!r}: has no effect with adc=None")
     check_range("percentile", percentile, 0, 100, above=True)
     if cells is not None and not isinstance(cells, Device):
         raise ValueError(f"cells={cells!r}: must be a device from js.cells, or None")
+    if input_bits is not None:
+        input_bits = checked_int("input_bits", input_bits, 1, 8)
+    elif accumulate == "analog":
+        raise ValueError("accumulate='analog': has no effect with input_bits=None")
 
-    tiling = [Wrapper.of(tiled, rows=rows)]
-    holding = [] if cells is None else [Wrapper.of(held, device=cells)]
+    steps = [] if input_bits is None else [Wrapper.of(serial, bits=input_bits)]
+    before, behind = (steps, []) if accumulate == "digital" else ([], steps)
+    sign = {"differential": differential, "offset": offset, "unit_column": referred}[mapping]
     reading: list[Wrapper] = []
     if adc is not None:
         traced = {
             k: jnp.asarray(v, jnp.float32)
             for k, v in {"bits": adc, "percentile": percentile}.items()
         }
-        reading = [Wrapper.of(converted, **traced, signed=signed)]
+        reading = [Wrapper.of(converted, **traced, signed=signed, rule=adc_range)]
+    holding = [] if cells is None else [Wrapper.of(held, device=cells)]
+    array = [*reading, *behind, *([Wrapper.of(sign)] if signed else []), *holding]
+    if cells is not None and mapping == "offset":
+        array = [Wrapper.of(grounded, device=cells), *array]
+    array = [Wrapper.of(tiled, rows=rows), *array]
+    outside = [] if signed else [Wrapper.of(sign)]
 
     def apply(net: Network) -> Network:
         cores = dict(net.cores)
@@ -78,14 +108,20 @@ def analog(
             made = makers(net, site)
             if tiled in made:
                 raise ValueError(f"analog cannot follow analog at {site.name}")
-            before, spread = list(cores[site.name]), list[Wrapper]()
-            if signed:
-                array = [*tiling, *reading, Wrapper.of(differential), *holding]
-            else:
-                at = made.index(sliced) if sliced in made else len(made)
-                before, spread = before[:at], [Wrapper.of(offset), *before[at:]]
-                array = [*tiling, *holding, *reading]
-            cores[site.name] = (*before, *spread, *array)
+            inputs = cores[site.name][0].settings["inputs"]
+            if inputs is None and (steps or adc_range != "calibrated"):
+                _refuse_floats(site, input_bits, adc_range)
+            at = made.index(sliced) if sliced in made else len(made)
+            lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(lifted)]
+            chain = cores[site.name]
+            cores[site.name] = (*chain[:at], *lift, *before, *outside, *chain[at:], *array)
         return dataclasses.replace(net, cores=cores)
 
     return apply
+
+
+def _refuse_floats(site: Site, input_bits: int | None, adc_range: RangeRule) -> None:
+    asked = f"adc_range={adc_range!r}" if input_bits is None else f"input_bits={input_bits}"
+    raise ValueError(
+        f"analog({asked}) at {site.name}: its inputs are floats; put quantize(inputs=…) before it"
+    )

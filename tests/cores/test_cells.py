@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,12 +8,14 @@ from jax.test_util import check_grads
 
 from jaxsim.core import Dot, Op
 from jaxsim.cores import cells
-from jaxsim.cores.cells import held
-from jaxsim.cores.mapping import differential, offset
+from jaxsim.cores.converter import converted
+from jaxsim.cores.held import grounded, held
+from jaxsim.cores.mapping import differential, offset, referred
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
 from jaxsim.numerics import Grid
 from tests import sites
+from tests.oracles import devices
 
 K, N, ALPHA = 400, 500, 0.01
 SQUARE = Dot((1,), (), (0,), (), 2, (K, N))
@@ -26,27 +30,38 @@ def weights():
     return (w / 127).astype(np.float32)
 
 
+def array(mapping, device):
+    """The chain of an array of cells."""
+    ground = [(grounded, {"device": device})] if offset in mapping else []
+    return [*mapping, *ground, (held, {"device": device})]
+
+
 def effective(mapping, device, w):
     """The weights that the cells really hold, seen by unit inputs."""
     unit = np.eye(K, dtype=np.float32)
-    return np.asarray(
-        sites.read([CODES, *mapping, (held, {"device": device})], SQUARE, unit, w, KEY)
-    )
+    return np.asarray(sites.read([CODES, *array(mapping, device)], SQUARE, unit, w, KEY))
 
 
 def laws(kind, mapping, w, gmin):
     """The standard deviation of a weight, of a largest weight of one (analog.md, 4.4)."""
     gr = 1 - gmin
-    if kind is cells.independent:
-        return np.full_like(w, (np.sqrt(2) if mapping is differential else 2) * ALPHA / gr)
+
+    def cell(level):
+        """Of one cell, whose level is in [0, 1]."""
+        g = gmin + gr * level
+        return ALPHA * {cells.independent: 1 + 0 * g, cells.proportional: g}.get(
+            kind, np.where(g > 0, 1 / np.where(g > 0, g, 1), 0)
+        )
+
     if mapping is differential:
-        return ALPHA / gr * np.sqrt((gmin + gr * np.abs(w)) ** 2 + gmin**2)
-    return 2 * ALPHA / gr * (gmin + gr * (w + 1) / 2)
+        return np.hypot(cell(np.abs(w)), cell(0 * w)) / gr
+    own = 2 / gr * cell((w + 1) / 2)
+    return np.hypot(own, 2 / gr * cell(0 * w + 0.5)) if mapping is referred else own
 
 
 @pytest.mark.parametrize("on_off", [None, 10.0])
 @pytest.mark.parametrize("mapping", [differential, offset])
-@pytest.mark.parametrize("kind", [cells.independent, cells.proportional])
+@pytest.mark.parametrize("kind", [cells.independent, cells.proportional, cells.inverse])
 def test_weight_errors_follow_their_law_at_every_weight(kind, mapping, on_off):
     w = weights()
     error = effective([mapping], kind(ALPHA, on_off=on_off), w) - w
@@ -60,16 +75,35 @@ def test_weight_errors_follow_their_law_at_every_weight(kind, mapping, on_off):
         assert abs(np.mean(scaled)) < 0.03
 
 
-def test_slices_divide_the_error_by_what_their_digits_carry():
-    """Digits of 2 bits with a top slice of one: 3·1, 3·4, 3·16 and 1·64 of 127."""
+@pytest.mark.parametrize("kind", [cells.independent, cells.proportional])
+def test_a_column_of_zeros_adds_its_own_error_to_every_output(kind):
+    w, unit = weights()[:, :2], np.eye(K, dtype=np.float32)
+    pair, device = Dot((1,), (), (0,), (), 2, (K, 2)), kind(ALPHA, on_off=10.0)
+    pieces = [CODES, *array([referred], device)]
+    keys = jax.random.split(KEY, 400)
+    error = jax.vmap(lambda key: sites.read(pieces, pair, unit, w, key))(keys) - w
+    scaled = error / laws(kind, referred, w, 0.1)
+    assert np.std(scaled) == pytest.approx(1, rel=0.01)
+    assert abs(np.mean(scaled)) < 0.02
+    # what the two outputs share is the column's
+    own, shared = laws(kind, offset, w, 0.1), laws(kind, offset, 0 * w, 0.1)
+    both = np.mean(error[..., 0] * error[..., 1])
+    assert both == pytest.approx(np.mean(shared[:, 0] ** 2), rel=0.05)
+    assert np.all(own > 0)
+
+
+@pytest.mark.parametrize(("top", "most"), [("full_range", 1), ("padded", 3)])
+def test_slices_divide_the_error_by_what_their_digits_carry(top, most):
+    """Digits of 2 bits and a top one of a single bit: 3·1, 3·4, 3·16 and 1·64 (or 3·64) of 127."""
     w = weights()
-    error = effective([(sliced, {"bits": 2}), differential], cells.independent(ALPHA), w) - w
-    law = np.sqrt(2) * ALPHA * np.sqrt(3**2 + 12**2 + 48**2 + 64**2) / 127
+    mapping = [(sliced, {"bits": 2, "top": top}), differential]
+    error = effective(mapping, cells.independent(ALPHA), w) - w
+    law = np.sqrt(2) * ALPHA * np.sqrt(3**2 + 12**2 + 48**2 + (most * 64) ** 2) / 127
     assert np.std(error) == pytest.approx(law, rel=0.03)
 
 
 @pytest.mark.parametrize(
-    "mapping", [[differential], [offset], [(sliced, {"bits": 3}), differential]]
+    "mapping", [[differential], [offset], [referred], [(sliced, {"bits": 3}), differential]]
 )
 @pytest.mark.parametrize("on_off", [None, 3.0])
 def test_perfect_cells_hold_the_codes(mapping, on_off):
@@ -114,6 +148,129 @@ def test_cells_hold_no_sign_and_no_floats():
         core.write(Op(sites.DENSE).codes(0, 1), w, None)
 
 
+def spread(device, level, count=40_000):
+    """Mean and deviation of cells programmed to one level."""
+    g = device.programme(jnp.full(count, level, jnp.float32), KEY)
+    return np.mean(g), np.std(g)
+
+
+LEVELS = (0.02, 0.1, 0.35, 0.7, 1.0)
+
+
+@pytest.mark.parametrize("name", ["rram_milo", "rram_wan", "pcm_joshi"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_measured_devices_spread_as_their_fit_says(name, level):
+    device = getattr(cells, name)()
+    top = {"rram_milo": 225.0, "rram_wan": 39.26, "pcm_joshi": 25.0}[name]
+    mean, deviation = spread(device, level)
+    sigma = devices.sigma(name, level * top) / top
+    if name == "pcm_joshi":  # what falls below zero stays there
+        mean_at_zero, sigma = devices.clipped_at_zero(level, sigma)
+        assert mean == pytest.approx(mean_at_zero, abs=0.02 * sigma)
+    else:
+        assert mean == pytest.approx(level, abs=0.02 * sigma)
+    assert deviation == pytest.approx(sigma, rel=0.02)
+
+
+@pytest.mark.parametrize("days", [0.0, 1.0, 2.5, 5.0])
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_sonos_drifts_and_spreads_as_its_fit_says(days, level):
+    mean, deviation = spread(cells.sonos(1600.0, days=days), level)
+    current, sigma = devices.sonos(round(level * 1600.0), days)
+    assert mean * 1600 == pytest.approx(current, abs=0.02 * sigma + 0.2)
+    assert deviation * 1600 == pytest.approx(sigma, rel=0.02)
+
+
+def test_no_conductance_of_phase_change_memory_is_negative():
+    g = cells.pcm_joshi().programme(jnp.linspace(0, 0.05, 20_000), KEY)
+    assert np.min(g) == 0
+
+
+NOISY = {
+    "independent": cells.independent(0.02, noise=0.1),
+    "proportional": cells.proportional(0.02, noise=0.1, on_off=5.0),
+    "inverse": cells.inverse(0.01, noise=0.01, on_off=5.0),
+    "sonos": cells.sonos(),
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_read_noise_is_that_of_cells_drawn_anew_for_every_vector(name):
+    """Compared with reads of as many arrays, whose cells are drawn one by one."""
+    device = NOISY[name]
+    x, w = sites.operands(sites.DENSE)
+    pieces, count = [CODES, *array([differential], device)], 4000
+    state = sites.deployed(pieces, sites.DENSE, x, w, KEY)
+    op, core = Op(sites.DENSE, integer=True, ranges="stored"), sites.core_of(*pieces)
+    many = jnp.tile(x[:1], (count, 1))
+    y = np.asarray(jax.jit(partial(core.read, op))(state, many, KEY))
+
+    plus, minus = np.asarray(state.inner.cells)
+    sigma = np.stack([np.asarray(device.noise(g)) for g in (plus, minus)])
+    rng = np.random.default_rng(0)
+    draws = np.stack([plus, minus]) + sigma * rng.normal(size=(count, 2, *plus.shape))
+    low = 0.0 if device.on_off is None else 1 / float(device.on_off)
+    scale = np.asarray(state.scale) * 127 / (1 - low)
+    expected = np.einsum("k,ckn->cn", x[0], draws[:, 0] - draws[:, 1]) * scale
+    error = expected.std(0) / np.sqrt(count)
+    np.testing.assert_allclose(y.mean(0), expected.mean(0), atol=6 * error.max())
+    np.testing.assert_allclose(y.std(0), expected.std(0), rtol=0.06)
+    correlation = np.corrcoef(y[:-1, 0], y[1:, 0])[0, 1]
+    assert abs(correlation) < 0.06
+
+
+def test_noise_redrawn_at_the_cells_is_one_draw_a_call():
+    device = cells.independent(0.0, noise=0.1)
+    x, w = sites.operands(sites.DENSE)
+    x = jnp.tile(x[:1], (3, 1))
+    pieces = [CODES, differential, (held, {"device": device, "redraw": True})]
+
+    def read(key):
+        return sites.read(pieces, sites.DENSE, x, w, key)
+
+    y = jax.vmap(read)(jax.random.split(KEY, 3000))
+    np.testing.assert_allclose(y[:, 0], y[:, 1], rtol=1e-5)
+    law = np.sqrt(2) * 0.1 * np.linalg.norm(x[0]) * np.abs(w).max()
+    np.testing.assert_allclose(np.std(y[:, 0], axis=0), law, rtol=0.06)
+
+
+def test_calibration_reads_without_noise_and_a_call_needs_a_key():
+    device = cells.independent(0.0, noise=1.0)
+    x, w = sites.operands(sites.DENSE)
+    converter = (converted, {"bits": 8.0, "percentile": 100.0, "signed": True})
+    pieces = [CODES, converter, differential, (held, {"device": device})]
+    state = sites.deployed(pieces, sites.DENSE, x, w, KEY)
+    exact = x @ np.asarray(np.round(w / np.asarray(state.scale)))
+    assert float(state.inner.outputs.hi) == pytest.approx(np.abs(exact).max(), rel=1e-5)
+    core, op = sites.core_of(*pieces), Op(sites.DENSE, ranges="stored")
+    with pytest.raises(ValueError, match="key=None: cells with read noise"):
+        core.read(op, state, x, None)
+
+
+def test_noise_has_a_gradient_where_there_is_none_of_it():
+    """A silent input has noise of variance zero, where a square root has no derivative."""
+    pieces = [CODES, differential, (held, {"device": cells.proportional(0.0, noise=0.1)})]
+    x, w = sites.operands(sites.DENSE)
+
+    def total(x):
+        return sites.read(pieces, sites.DENSE, x, w, KEY, integer=False).sum()
+
+    assert np.isfinite(jax.grad(total)(jnp.zeros_like(x))).all()
+
+
 def test_devices_print_what_they_are():
-    assert str(cells.independent(0.1)) == "independent"
-    assert str(cells.proportional(0.1, on_off=10)) == "proportional, on/off 10"
+    assert str(cells.independent(0.1)) == "σ = 0.1"
+    assert str(cells.proportional(0.1, on_off=10)) == "σ = 0.1 g, on/off 10"
+    assert str(cells.inverse(0.5)) == "σ = 0.5 / g"
+    assert str(cells.sonos()) == "sonos, on/off 1e+07"
+    assert str(cells.Device(lambda g, key: g)) == "<lambda>"
+
+
+def test_errors_of_all_three_kinds_share_a_programme():
+    @jax.jit
+    def programmed(device, g):
+        return device.programme(g, KEY)
+
+    for kind in (cells.independent, cells.proportional, cells.inverse):
+        programmed(kind(0.1, on_off=7.0, noise=0.1), jnp.ones(5))
+    assert programmed._cache_size() == 1

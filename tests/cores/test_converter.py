@@ -1,12 +1,15 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxsim.core import Dot, Op
-from jaxsim.cores.converter import converted
+from jaxsim.cores.converter import _shifted_apart, converted, fpg_bits
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
-from jaxsim.numerics import Grid
+from jaxsim.numerics import Grid, Range
 from tests import sites
 from tests.oracles import contraction, crossbar, quantiser
 
@@ -31,7 +34,7 @@ def test_slices_are_converted_each_over_its_own_range(geometry, bits):
     x, w, sums, _, scale = integers(geometry, 2)
     pieces = [sites.quantize(per="tensor"), (sliced, {"bits": 2}), converter(bits), differential]
     y = sites.read_deployed(pieces, geometry, x, w)
-    ends = [crossbar.adc_range(s, 100.0, signed=True) for s in sums]
+    ends = crossbar.power_of_two_apart([crossbar.adc_range(s, 100.0, signed=True) for s in sums])
     expected = sum(
         crossbar.adc(s, bits, *end, signed=True) * 4**i
         for i, (s, end) in enumerate(zip(sums, ends, strict=True))
@@ -60,6 +63,84 @@ def test_calibrated_ranges_cover_the_percentile_of_each_slice(percentile, signed
     state = sites.deployed(pieces, sites.CONV, x, w).inner
     expected = [crossbar.adc_range(s, percentile, signed=signed) for s in sums]
     np.testing.assert_allclose(np.stack(state.outputs, -1), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=5), st.data())
+def test_ranges_of_slices_differ_by_powers_of_two_and_cover_what_was_seen(signed, widths, data):
+    hi = np.float32(widths)
+    lo = -hi if signed else np.float32([width * data.draw(st.floats(-2, 1)) for width in widths])
+    r = _shifted_apart(Range(jnp.asarray(lo), jnp.asarray(lo + hi if not signed else hi)))
+    width, seen = np.asarray(r.hi - r.lo), np.asarray((hi - lo) if signed else (lo + hi) - lo)
+    assert np.all(width >= seen * (1 - 1e-5))
+    assert np.all((width < 2.0001 * seen) | (seen == 0))
+    ratios = np.log2(width.max() / width[width > 0])
+    np.testing.assert_allclose(ratios, np.round(ratios), atol=1e-3)
+    if signed:
+        np.testing.assert_allclose(r.lo, -r.hi, rtol=1e-6)
+
+
+def test_a_silent_slice_keeps_its_empty_range():
+    r = _shifted_apart(Range(jnp.float32([-3.0, 0.0]), jnp.float32([3.0, 0.0])))
+    np.testing.assert_array_equal(np.stack(r), [[-3, 0], [3, 0]])
+
+
+def fixed(rule, bits, *, signed):
+    settings = {"bits": float(bits), "percentile": 100.0, "signed": signed, "rule": rule}
+    return (converted, settings)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+def test_the_largest_range_holds_the_most_an_array_can_yield(geometry, bits, signed):
+    """Every product at its largest: the last level, and nothing saturates."""
+    sign = differential if signed else offset
+    pieces = [sites.quantize(8, bits, per="tensor"), fixed("max", 16, signed=signed), sign]
+    if not signed:
+        pieces = [pieces[0], sign, pieces[1]]
+    x, w = (np.ones(s, np.float32) for s in (sites.SHAPES[geometry], geometry.w_shape))
+    y = sites.read(pieces, geometry, x, w)
+    np.testing.assert_allclose(y, sites.read([pieces[0]], geometry, x, w), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("weight_bits", "input_bits", "rows", "expected"),
+    [(2, 2, 16, 8), (1, 2, 16, 6), (2, 1, 16, 6), (1, 1, 16, 5), (8, 8, 1152, 27), (1, 1, 1, 1)],
+)
+def test_the_full_precision_guarantee_counts_bits(weight_bits, input_bits, rows, expected):
+    assert fpg_bits(weight_bits, input_bits, rows) == expected
+
+
+@pytest.mark.parametrize(("weight_bits", "input_bits"), [(1, 1), (1, 3), (3, 1), (2, 2), (4, 3)])
+@pytest.mark.parametrize("rows", [8, 16])
+def test_guaranteed_bits_lose_nothing_and_one_less_does(weight_bits, input_bits, rows):
+    """Unsigned codes at their largest, on a converter whose step is one unit."""
+    geometry = Dot((1,), (), (0,), (), 2, (rows, 1))
+    w = np.full((rows, 1), 2**weight_bits - 1, np.int32)
+    x = np.full((1, rows), 2**input_bits - 1, np.int32)
+    op = Op(geometry, integer=True).codes(np.array(0), np.array(2**weight_bits - 1))
+    op = op.inputs(0, 2**input_bits - 1)
+    bits = fpg_bits(weight_bits, input_bits, rows)
+    exact = int((x @ w)[0, 0])
+    for given_bits, same in ((bits, True), (bits - 1, False)):
+        core = sites.core_of(fixed("granular", given_bits, signed=False))
+        y = core.read(op, core.write(op, w, None), x, None)
+        assert (int(y[0, 0]) == exact) is same
+
+
+def test_ranges_without_calibration_need_codes():
+    core = sites.core_of(fixed("max", 8, signed=True))
+    x, w = sites.operands(sites.DENSE)
+    op = Op(sites.DENSE)
+    with pytest.raises(ValueError, match="inputs and weights as codes"):
+        core.read(op, core.write(op, w, None), x, None)
+
+
+@pytest.mark.parametrize("arguments", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1.5, 1, 1)])
+def test_the_guarantee_of_no_array_is_an_error(arguments):
+    with pytest.raises(ValueError, match="must be an int"):
+        fpg_bits(*arguments)
 
 
 RAMP = Dot((1,), (), (0,), (), 2, (1, 1))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxsim.core import Op
-from jaxsim.cores.mapping import differential, offset
+from jaxsim.cores.mapping import differential, offset, referred
 from jaxsim.numerics import Grid
 from tests import sites
 from tests.oracles import quantiser
@@ -40,3 +40,20 @@ def test_differential_of_floats_is_their_difference():
     np.testing.assert_allclose(
         sites.read([differential], sites.DENSE, x, w), x @ w, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+def test_a_column_of_zeros_takes_the_offset_off_exactly(geometry):
+    x, w = sites.operands(geometry)
+    plain = sites.read_deployed([sites.quantize()], geometry, x, w)
+    y = sites.read_deployed([sites.quantize(), referred], geometry, x, w)
+    np.testing.assert_array_equal(y, plain)
+
+
+def test_the_column_of_zeros_is_one_for_all_outputs_and_stores_the_middle():
+    x, w = sites.operands(sites.CONV)
+    state = sites.deployed([sites.quantize(), referred], sites.CONV, x, w).inner
+    groups, depth = 2, 3 * 3 * 2
+    assert state.column.shape == (groups, depth, 1)
+    np.testing.assert_array_equal(state.column, 127)
+    assert state.inner.shape == sites.CONV.w_shape

@@ -32,3 +32,15 @@ def adc_range(y, percentile, *, signed):
         return -hi, hi
     tail = (100 - percentile) / 2
     return np.percentile(y, tail), np.percentile(y, 100 - tail)
+
+
+def power_of_two_apart(ends):
+    """Ranges widened until their widths are the widest divided by 1, 2, 4, …"""
+    widest = max(hi - lo for lo, hi in ends)
+    found = []
+    for lo, hi in ends:
+        width = widest
+        while width / 2 >= hi - lo > 0:
+            width /= 2
+        found.append((-width / 2, width / 2) if lo == -hi else (lo, lo + width))
+    return found

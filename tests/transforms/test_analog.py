@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,47 @@ def digital():
 def test_an_ideal_array_computes_the_same_bits(digital, mapping, slices, rows):
     y = run(chip(js.quantize(), *slices, js.analog(mapping=mapping, rows=rows)), X)
     np.testing.assert_array_equal(y, digital)
+
+
+@functools.cache
+def dense():
+    """One layer, whose inputs have no sign."""
+    net = js.trace(lambda params, x: x @ params["w"], {"w": models.normal(9, 4)}, jnp.ones((2, 9)))
+    return net, jnp.abs(models.normal(5, 9, seed=4))
+
+
+@pytest.mark.parametrize("mapping", ["differential", "offset", "unit_column"])
+@pytest.mark.parametrize("slices", [[], [js.slice_bits(4)], [js.slice_bits(2, top="padded")]])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    "inputs", [{}, {"input_bits": 1}, {"input_bits": 3, "accumulate": "analog"}]
+)
+def test_ideal_hardware_is_exact_however_it_is_laid_out(mapping, slices, inputs, symmetric):
+    """Signs, slices, digits of the input, and where the parts are added: all the same bits."""
+    net, x = dense()
+    codes = js.quantize(8, js.Grid(8, symmetric=symmetric))
+    analog = js.analog(mapping=mapping, rows=4, **inputs)
+    y = run(chip(codes, *slices, analog, net=net, calibrate=x), x)
+    np.testing.assert_array_equal(y, run(chip(codes, net=net, calibrate=x), x))
+
+
+@pytest.mark.parametrize("accumulate", ["digital", "analog"])
+@pytest.mark.parametrize("mapping", ["differential", "offset", "unit_column"])
+def test_guaranteed_bits_of_adc_are_exact_in_a_network(mapping, accumulate):
+    """Two-bit cells, one-bit inputs, four rows; a pair of columns has a sign as well."""
+    net, x = dense()
+    codes = js.quantize(8, js.Grid(8, symmetric=False))
+    guaranteed = js.fpg_bits(2, 1 if accumulate == "digital" else 8, 4)
+    guaranteed += mapping == "differential"
+    layout = {"mapping": mapping, "rows": 4, "adc_range": "granular", "input_bits": 1}
+    exact = run(chip(codes, net=net, calibrate=x), x)
+
+    def read(bits):
+        analog = js.analog(adc=bits, accumulate=accumulate, **layout)
+        return run(chip(codes, js.slice_bits(2), analog, net=net, calibrate=x), x)
+
+    np.testing.assert_allclose(read(guaranteed), exact, rtol=1e-6, atol=1e-6)
+    assert np.abs(read(guaranteed - 3) - exact).max() > 1e-2
 
 
 @pytest.mark.parametrize("mapping", ["differential", "offset"])
@@ -94,6 +136,35 @@ def test_an_undeployed_network_draws_the_chip_that_its_key_would_write(net, mapp
     composed = js.compose(js.quantize(), js.slice_bits(3), analog)(net())
     deployed = js.deploy(composed, key=KEY, calibrate=x)
     np.testing.assert_allclose(run(composed, x, key=KEY), run(deployed, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mapping", ["differential", "unit_column"])
+def test_every_read_of_noisy_cells_differs_and_needs_a_key(mapping):
+    cells = js.cells.independent(0.0, on_off=50.0, noise=0.02)
+    analog = js.analog(adc=8, cells=cells, mapping=mapping, input_bits=4)
+    noisy_chip = chip(
+        js.quantize(8, js.Grid(8, symmetric=False)), js.slice_bits(4), analog, key=KEY
+    )
+    first, second = (run(noisy_chip, X, key=jax.random.key(i)) for i in (0, 1))
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(run(noisy_chip, X, key=jax.random.key(0)), first)
+    with pytest.raises(ValueError, match="key=None: cells with read noise"):
+        noisy_chip(X)
+
+
+def test_what_is_a_number_shares_one_programme():
+    """Errors, drift, noise, converters: a sweep over them compiles once."""
+    jitted = jax.jit(lambda net, x, key: net(x, key=key))
+    for i in range(3):
+        cells = js.cells.sonos(1200.0 + i, on_off=1e6 + i, days=1.0 + i)
+        other = js.cells.inverse(0.01 * (i + 1), on_off=9.0 + i, noise=0.01 * (i + 1))
+        analog = js.compose(
+            js.analog(adc=6 + i, cells=cells, percentile=99.0 + i / 9, sites="Dense*"),
+            js.analog(adc=6 + i, cells=other, mapping="unit_column", sites="Conv*"),
+        )
+        jitted(js.compose(js.quantize(), analog)(cnn()), X, KEY).block_until_ready()
+    assert jitted._cache_size() == 1
 
 
 def test_training_through_noise_and_converters_has_gradients_everywhere():

@@ -191,6 +191,13 @@ BAD_ARGUMENTS = {
     "adc=17:": lambda: A(adc=17),
     "adc=eight:": lambda: A(adc="eight"),
     "mapping='both'": lambda: A(mapping="both"),
+    "adc_range='free'": lambda: A(adc=8, adc_range="free"),
+    "adc_range='max': has no effect": lambda: A(adc_range="max"),
+    "accumulate='both'": lambda: A(accumulate="both"),
+    "accumulate='analog': has no effect": lambda: A(adc=8, accumulate="analog"),
+    "input_bits=0:": lambda: A(input_bits=0),
+    "input_bits=9:": lambda: A(input_bits=9),
+    "top='half'": lambda: S(2, top="half"),
     "rows=0:": lambda: A(rows=0),
     "rows=1.5:": lambda: A(rows=1.5),
     "rows=True:": lambda: A(rows=True),
@@ -200,6 +207,13 @@ BAD_ARGUMENTS = {
     "sigma=-1:": lambda: js.cells.independent(-1),
     "sigma=inf:": lambda: js.cells.proportional(float("inf")),
     "sigma=big:": lambda: js.cells.proportional("big"),
+    "noise=-1:": lambda: js.cells.inverse(0.1, noise=-1),
+    "largest=3300": lambda: js.cells.sonos(3300),
+    "largest=2000": lambda: js.cells.sonos(2000, days=1),
+    "days=6": lambda: js.cells.sonos(days=6),
+    "largest=226": lambda: js.cells.rram_milo(226),
+    "largest=0": lambda: js.cells.rram_wan(0),
+    "on_off=0.5": lambda: js.cells.pcm_joshi(on_off=0.5),
     "on_off=1:": lambda: js.cells.independent(0.1, on_off=1),
     "on_off=nan:": lambda: js.cells.independent(0.1, on_off=float("nan")),
 }
@@ -225,6 +239,12 @@ BAD_ORDERS = {
     "quantize cannot follow scaled": lambda net: js.compose(js.wrap(scaled, by=1.0), Q())(net),
     "slice_bits cannot follow sliced": lambda net: js.compose(Q(), S(2), S(2))(net),
     "slice_bits cannot follow differential": lambda net: js.compose(Q(), A(), S(2))(net),
+    r"analog.input_bits=1. at Conv_0/kernel: its inputs are floats": (
+        lambda net: js.compose(Q(8, None), A(input_bits=1))(net)
+    ),
+    r"analog.adc_range='max'. at Conv_0/kernel": (
+        lambda net: js.compose(Q(8, None), A(adc=8, adc_range="max"))(net)
+    ),
     "analog cannot follow analog": lambda net: js.compose(Q(), A(), A())(net),
     "no transformed sites to deploy": lambda net: js.deploy(net),
     "key=None": lambda net: js.deploy(js.compose(Q(), A(cells=cells))(net), calibrate=X),

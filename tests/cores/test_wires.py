@@ -1,0 +1,247 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from jaxsim.core import Op
+from jaxsim.cores import cells, wires
+from jaxsim.cores.cells import held
+from jaxsim.cores.mapping import differential, offset
+from jaxsim.cores.quantized import quantized
+from jaxsim.cores.sliced import sliced
+from jaxsim.cores.tiled import tiled
+from jaxsim.cores.wires import wired
+from jaxsim.numerics import Grid
+from tests import sites
+from tests.oracles import resistors
+from tests.transforms.networks import X, cnn, run
+
+KEY = jax.random.key(5)
+DEVICE = (held, {"device": cells.proportional(0.05, on_off=20.0)})
+CODES = (quantized, {"weights": Grid(8), "inputs": None})
+R = {"row": 2**-8, "column": 2**-7, "row_terminal": 2**-6, "column_terminal": 2**-5}
+
+
+def pieces(K, N):
+    """The wires of `R` for an array of K rows and N columns."""
+    row = resistors.segments(N, R["row"], R["row_terminal"])
+    return row, resistors.segments(K, R["column"], R["column_terminal"])[::-1]
+
+
+def by_the_circuit(g, v, settings):
+    """Currents [*planes, B, M, N] of arrays [*planes, B, K, N] for inputs [B, M, K]."""
+    row, column = pieces(*g.shape[-2:])
+    out = np.zeros((*g.shape[:-2], v.shape[1], g.shape[-1]))
+    if settings.topology == "gated":
+        for at in np.ndindex(g.shape[1:-2]):
+            pair, nothing = g[(slice(None), *at)], np.zeros(g.shape[-2:])
+            alone = [(pair[0], nothing), (pair[1], nothing)]
+            for i, cells_on in enumerate([pair] if settings.interleaved else alone):
+                for m, x in enumerate(v[at[-1]]):
+                    out[(i, *at, m)] = resistors.gated(*cells_on, np.maximum(x, 0), column)
+                    out[(i, *at, m)] -= resistors.gated(*cells_on, np.maximum(-x, 0), column)
+        return out
+    if settings.interleaved:
+        for at in np.ndindex(g.shape[1:-2]):
+            pair = g[(slice(None), *at)]
+            out[(0, *at)] = resistors.interleaved(pair, v[at[-1]], row, column)
+        return out
+    for at in np.ndindex(g.shape[:-2]):
+        out[at] = resistors.input_source(g[at], v[at[-1]], row, column)[0]
+    return out
+
+
+def chain(mapping, settings, *, rows=None, **wiring):
+    """The wrappers of an analog site, the wires innermost; `settings` None for perfect ones."""
+    tiling = [] if rows is None else [(tiled, {"rows": rows})]
+    innermost = [] if settings is None else [(wired, {"wires": settings, **wiring})]
+    if mapping is offset:
+        return [CODES, offset, (sliced, {"bits": 3}), *tiling, DEVICE, *innermost]
+    return [CODES, (sliced, {"bits": 4}), *tiling, differential, DEVICE, *innermost]
+
+
+def reads(mapping, settings, geometry, x, w, *, rows=None, **wiring):
+    """What a site reads through wires, and what the circuit of its conductances says."""
+    y = sites.read_deployed(chain(mapping, settings, rows=rows, **wiring), geometry, x, w, KEY)
+
+    def write(op, w, key):
+        return w
+
+    def read(op, g, x, key):
+        matmul = op.geometry.as_matmul()
+        arrays, inputs = (np.asarray(a, float) for a in (matmul.w(g), matmul.x(x)))
+        planes = by_the_circuit(arrays, inputs, settings)
+        return matmul.y(jnp.asarray(planes, jnp.float32), x.shape)
+
+    def circuit(core):
+        return js.Core(write, lambda op, state, x: state, read)
+
+    op = Op(geometry, ranges="stored")
+    core = sites.core_of(*chain(mapping, None, rows=rows), circuit)
+    state = core.write(dataclasses.replace(op, integer=True), w, KEY)
+    return np.asarray(y), np.asarray(core.read(op, state, x, KEY))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wiring", [{}, {"redrawn": True}])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+def test_a_site_reads_what_the_circuit_of_its_cells_delivers(geometry, interleaved, wiring):
+    x, w = sites.operands(geometry)
+    settings = wires.input_source(**R, interleaved=interleaved)
+    y, exact = reads(differential, settings, geometry, x, w, **wiring)
+    ideal = sites.read_deployed(chain(differential, None), geometry, x, w, KEY)
+    largest = np.abs(exact).max()
+    assert np.abs(y - exact).max() < 2e-5 * largest
+    assert np.abs(ideal - exact).max() > 0.02 * largest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["geff", "cg"])
+def test_tiles_and_shifted_codes_are_arrays_of_their_own(solver):
+    x, w = sites.operands(sites.DENSE)
+    settings = wires.input_source(**R, solver=solver)
+    for mapping, rows in ((differential, 7), (offset, None)):
+        y, exact = reads(mapping, settings, sites.DENSE, x, w, rows=rows)
+        assert np.abs(y - exact).max() < 2e-5 * np.abs(exact).max()
+
+
+def test_pairs_that_share_a_wire_lose_less():
+    """Their currents subtract before they reach the foot of the column."""
+    codes = np.random.default_rng(0).normal(0, 0.3, (64, 8))
+    g = np.float32([np.maximum(codes, 0), np.maximum(-codes, 0)])
+    on = np.ones((1, 64), np.float32)
+
+    def loss(interleaved):
+        plus, minus = wires.currents(g, on, wires.gated(0.01, interleaved=interleaved))
+        return np.abs(plus - minus - on @ (g[0] - g[1])).mean()
+
+    assert 0 < loss(True) < 0.8 * loss(False)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+def test_gated_cells_take_signed_digits_in_two_passes(geometry, interleaved):
+    x, w = sites.operands(geometry)
+    settings = wires.gated(
+        R["column"], column_terminal=R["column_terminal"], interleaved=interleaved
+    )
+    y, exact = reads(differential, settings, geometry, np.sign(np.round(x)), w)
+    assert np.abs(y - exact).max() < 2e-5 * np.abs(exact).max()
+
+
+def composed(r, *, solver="auto", sites_="Dense_*"):
+    return js.compose(
+        js.quantize(),
+        js.analog(cells=js.cells.independent(0.02, on_off=50.0), rows=9),
+        js.wrap(wired, wires=wires.input_source(r, solver=solver), sites=sites_),
+    )(cnn())
+
+
+@pytest.mark.slow
+def test_a_sweep_over_resistance_compiles_once_and_loses_more_and_more():
+    @jax.jit
+    def outputs(net, x):
+        return net(x, key=KEY)
+
+    ideal = outputs(composed(0.0), X)
+    losses = [np.abs(outputs(composed(r), X) - ideal).max() for r in (1e-4, 1e-3, 1e-2)]
+    assert outputs._cache_size() == 1
+    assert 0 < losses[0] < losses[1] < losses[2]
+    swept = jax.jit(jax.vmap(lambda r: composed(r)(X, key=KEY)))(jnp.array([0.0, 1e-3]))
+    np.testing.assert_allclose(swept[0], ideal, atol=1e-4)
+    assert np.abs(swept[1] - ideal).max() == pytest.approx(losses[1], rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_deployed_network_reads_through_its_wires_and_trains_through_them_before():
+    net = composed(5e-3)
+    chip = js.deploy(net, key=KEY, calibrate=X)
+    np.testing.assert_allclose(run(chip, X), run(net, X, key=KEY), rtol=1e-4, atol=1e-5)
+    assert net.cost().total("cells") == composed(5e-3, solver="cg").cost().total("cells")
+    assert net.cost().total("macs") == composed(5e-3, solver="cg").cost().total("macs")
+
+    @jax.jit
+    @jax.grad
+    def slope(params):
+        return (dataclasses.replace(net, params=params)(X[:2], key=KEY) ** 2).sum()
+
+    for gradient, weight in zip(
+        *map(jax.tree.leaves, (slope(net.params), net.params)), strict=True
+    ):
+        assert np.isfinite(np.asarray(gradient)).all()
+        if weight.ndim > 1:
+            assert np.mean(np.asarray(gradient) != 0) > 0.3
+
+
+def test_few_vectors_are_solved_and_many_multiplied_with_the_same_result():
+    rng = np.random.default_rng(0)
+    g, v = rng.uniform(0, 1, (2, 9, 6)), rng.uniform(-1, 1, (40, 9))
+    for interleaved in (False, True):
+        auto, cg, geff = (
+            wires.input_source(0.02, 0.01, interleaved=interleaved, solver=solver)
+            for solver in ("auto", "cg", "geff")
+        )
+        many = wires.currents(g, v, geff)
+        assert many.shape == (2, 40, 6)
+        for settings, count in ((auto, 3), (cg, 3), (auto, 40)):
+            y = wires.currents(g, v[:count], settings)
+            np.testing.assert_allclose(y, many[:, :count], rtol=1e-4, atol=1e-5)
+
+
+def test_auto_does_not_return_what_has_not_converged():
+    rng = np.random.default_rng(0)
+    g, v = rng.uniform(0.1, 1, (40, 40)), rng.uniform(-1, 1, (3, 40))
+    settings = wires.input_source(100.0)
+    assert not wires.solve(g, v, settings, iterations=200).converged.all()
+    y = wires.currents(g, v, settings)
+    exact = resistors.input_source(g, v, np.full(40, 100.0), np.full(40, 100.0))[0]
+    assert np.abs(y - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: wires.input_source(-1e-3), "row=-0.001"),
+        (lambda: wires.input_source(0.0, np.nan), "column=nan"),
+        (lambda: wires.input_source(0.0, row_terminal=-1), "row_terminal=-1"),
+        (lambda: wires.gated(0.0, column_terminal=np.inf), "column_terminal=inf"),
+        (lambda: wires.input_source(0.0, solver="lu"), "solver='lu'"),
+    ],
+)
+def test_wires_out_of_range_are_refused(build, told):
+    with pytest.raises(ValueError, match=told):
+        build()
+
+
+def test_gated_wires_have_no_matrix():
+    g = np.ones((2, 2), np.float32)
+    for f in (wires.effective_conductance, lambda g, w: wires.solve(g, g, w)):
+        with pytest.raises(ValueError, match="gated"):
+            f(g, wires.gated(0.1))
+
+
+def test_wires_take_conductances_and_interleaved_ones_take_pairs():
+    settings = wires.input_source(0.1, interleaved=True)
+    core = sites.core_of((wired, {"wires": settings}))
+    w = np.ones((2, 20, 6), np.float32)
+    with pytest.raises(ValueError, match="int8 codes"):
+        core.write(Op(sites.DENSE), w.astype(np.int8), KEY)
+    for op in (Op(sites.DENSE), Op(sites.DENSE).codes([0, 0], [127, 128])):
+        with pytest.raises(ValueError, match="interleaved pairs"):
+            core.write(op, w, KEY)
+
+
+def test_wires_print_what_they_are():
+    assert str(wires.input_source(1e-3)) == "input source, row 0.001, column 0.001"
+    shown = str(wires.gated(0.01, column_terminal=0.1, interleaved=True))
+    assert shown == "gated, interleaved, column 0.01, column end 0.1"
+
+    def inside(r):
+        assert "row traced" in str(wires.input_source(r))
+        return r
+
+    jax.eval_shape(inside, jax.ShapeDtypeStruct((), jnp.float32))
