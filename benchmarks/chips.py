@@ -59,15 +59,19 @@ def main(args: list[str]) -> None:
     rows = []
     for name, values in found.items():
         scores = 100 * np.asarray(values)
-        rows.append([name, _mean(scores), _mean(scores - float_)])
+        rows.append([name, mean_and_error(scores), mean_and_error(scores - float_)])
     won = 100 * (np.asarray(found["4-bit, aware"]) - found["4-bit, after training"])
-    rows.append(["4-bit: aware minus after training", "", _mean(won)])
+    rows.append(["4-bit: aware minus after training", "", mean_and_error(won)])
     lost, kept = (
         float_ - 100 * np.asarray(found[f"cells off by 5 %, {how}"])
         for how in ("after training", "aware")
     )
     rows.append(
-        ["cells off by 5 %: share of the loss won back, %", "", _mean(100 * (1 - kept / lost))]
+        [
+            "cells off by 5 %: share of the loss won back, %",
+            "",
+            mean_and_error(100 * (1 - kept / lost)),
+        ]
     )
     record(
         "chips",
@@ -112,6 +116,7 @@ def accuracy(net: js.Network, test: Images) -> float:
     return float(np.mean(classify(net, test.images) == test.labels))
 
 
-def _mean(values: np.ndarray) -> str:
+def mean_and_error(values: np.ndarray) -> str:
+    """Mean and its standard error."""
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
     return f"{values.mean():.2f} ± {error:.2f}"

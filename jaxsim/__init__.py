@@ -5,9 +5,12 @@ from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells, wires
 from jaxsim.cores.converter import fpg_bits
+from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
+from jaxsim.search import search_blocked
 from jaxsim.transforms.analog import analog
+from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
@@ -28,10 +31,13 @@ __all__ = [
     "wrap",
     "prune",
     "quantize",
+    "block",
     "slice_bits",
     "analog",
     "cells",
     "wires",
+    "Hardware",
+    "search_blocked",
     "fpg_bits",
     "Grid",
     "Core",

@@ -485,6 +485,7 @@ class Op:
         deployment, and at dynamic sites), "missing" when deployed without calibration.
       w_lo, w_hi: smallest and largest code of the weight, as arrays with one axis for each weight
         plane (of size 1 where all planes agree); None while the weight is a float.
+      code_bits: bits that a stored code takes, where they are not those of its range.
       x_lo, x_hi: smallest and largest code of the input; None while it is a float.
       quiet: a read of calibration, in which nothing random happens.
       meter: where `count` adds, during a cost walk.
@@ -495,6 +496,7 @@ class Op:
     ranges: Literal["batch", "stored", "missing"] = "batch"
     w_lo: np.ndarray | None = None
     w_hi: np.ndarray | None = None
+    code_bits: int | None = None
     x_lo: int | None = None
     x_hi: int | None = None
     quiet: bool = False
@@ -578,7 +580,7 @@ class Op:
 
     def codes(self, lo: Any, hi: Any) -> Op:
         """This op with a weight of codes in [lo, hi], arrays over the planes."""
-        return dataclasses.replace(self, w_lo=np.asarray(lo), w_hi=np.asarray(hi))
+        return dataclasses.replace(self, w_lo=np.asarray(lo), w_hi=np.asarray(hi), code_bits=None)
 
     def inputs(self, lo: int, hi: int) -> Op:
         """This op with an input of codes in [lo, hi]."""
@@ -611,7 +613,7 @@ class Op:
 
 
 def _write_float(op: Op, w: Array, key: Any) -> Array:
-    bits = 8 * w.dtype.itemsize if op.w_hi is None or op.w_lo is None else None
+    bits = 8 * w.dtype.itemsize if op.w_hi is None or op.w_lo is None else op.code_bits
     if bits is None:
         levels = np.broadcast_to(op.w_hi - op.w_lo + 1, op.w_planes(w) or (1,))  # pyright: ignore
         op.count("weight_bits", float(np.ceil(np.log2(levels)).mean()) * w.size)

@@ -21,13 +21,18 @@ class SiteCost(NamedTuple):
       nonzero: those that pruning left.
       spent: what its core counts, by name. Always "macs" (multiply-accumulates in the hardware,
         all slices and signs), "cells" (stored numbers) and "weight_bits"; with an ADC
-        "conversions"; and whatever a user's core adds with `Op.count`.
+        "conversions"; at a blocked site "block_products"; and whatever a user's core adds with
+        `Op.count`.
+      matmul: sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N].
+      runs: executions in one call.
     """
 
     name: str
     params: int
     nonzero: int
     spent: dict[str, float]
+    matmul: tuple[int, int, int, int]
+    runs: int
 
 
 class Cost(NamedTuple):
@@ -90,4 +95,6 @@ def site_cost(
     spent = {what: amount * copies for what, amount in written.items()}
     for what, amount in read.items():
         spent[what] = spent.get(what, 0.0) + amount * runs
-    return SiteCost(name, params, nonzero, spent)
+    B, K, N = op.geometry.as_matmul().geometry.w_shape
+    outputs = jax.eval_shape(op.contract, x, w).size
+    return SiteCost(name, params, nonzero, spent, (B, outputs // max(B * N, 1), K, N), runs)

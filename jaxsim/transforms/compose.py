@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxsim.core import Core, Wrapper, float_core, made_by
+from jaxsim.cores.blocked import blocked
 from jaxsim.cores.quantized import quantized
 from jaxsim.network import Network, Site
 
@@ -116,10 +117,10 @@ def makers(net: Network, site: Site) -> list[Callable[..., Core]]:
 
 
 def require_codes(net: Network, site: Site, transform: str) -> None:
-    """Checks that a site's weights are stored as codes.
+    """Checks that a site's weights are stored as codes, one for each.
 
     Raises:
-      ValueError: they are floats, or the site has no weights to store.
+      ValueError: they are floats or pairs of blocks, or the site has no weights to store.
     """
     if site.kind == "dynamic":
         raise ValueError(
@@ -130,3 +131,9 @@ def require_codes(net: Network, site: Site, transform: str) -> None:
         raise ValueError(
             f"{transform} at {site.name}: its weights are floats; put quantize(weights=…) before it"
         )
+    for wrapper in chain:
+        if wrapper.make is blocked and len(wrapper.settings["blocks"].rows) > 1:
+            raise ValueError(
+                f"{transform} cannot follow block(pairs=…) at {site.name}: these pairs are no "
+                "product set, and a cell holds one code for all of them"
+            )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jaxsim.core import Wrapper, made_by
+from jaxsim.cores.blocked import blocked
 from jaxsim.cores.sliced import sliced
 from jaxsim.network import Network
 from jaxsim.numerics import checked_int
@@ -41,10 +42,10 @@ def slice_bits(
         chosen = transformable(net, "slice_bits", sites)
         for site in chosen:
             require_codes(net, site, "slice_bits")
-            if len(before := makers(net, site)) > 1:
+            if before := [make for make in makers(net, site)[1:] if make is not blocked]:
                 raise ValueError(
                     f"slice_bits cannot follow {made_by(before[-1])} at {site.name}: it must come "
-                    "right after quantize"
+                    "right after quantize, or block"
                 )
         return net.wrap((s.name for s in chosen), Wrapper.of(sliced, bits=bits, top=top))
 
