@@ -5,6 +5,7 @@ from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells, wires
 from jaxsim.cores.converter import fpg_bits
+from jaxsim.crossbar import Crossbar
 from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
@@ -37,6 +38,7 @@ __all__ = [
     "cells",
     "wires",
     "Hardware",
+    "Crossbar",
     "search_blocked",
     "fpg_bits",
     "Grid",
