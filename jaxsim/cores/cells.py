@@ -329,7 +329,8 @@ def _spread(g: Array, *, terms: Float[Array, "3"]) -> Array:
 
 
 def _formula(terms: np.ndarray) -> str:
-    parts = [f"{c:.4g}{power}" for c, power in zip(terms, ("", " g", " / g"), strict=True) if c]
+    powers = ("", " g", " / g")
+    parts = [f"{c:.4g}{power}" for c, power in zip(np.ravel(terms), powers, strict=False) if c]
     return "σ = " + (" + ".join(parts) or "0")
 
 
