@@ -8,6 +8,11 @@ from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.compose import compose, rules, wrap
+from jaxsim.transforms.pipeline_shard import (
+    pipeline_shard,
+    pipeline_value_and_grad,
+    simulate_schedule,
+)
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
 from jaxsim.transforms.slice_bits import slice_bits
@@ -29,6 +34,9 @@ __all__ = [
     "quantize",
     "slice_bits",
     "analog",
+    "pipeline_shard",
+    "pipeline_value_and_grad",
+    "simulate_schedule",
     "cells",
     "Grid",
     "Core",
