@@ -120,9 +120,7 @@ def programmes(
     read |= {cut.outputs[i] for i in losses}
     made: list[Programme] = []
     for k, (stage, place) in enumerate(zip(cut.stages, places, strict=True)):
-        wanted = tuple(
-            i for i, y in enumerate(stage.outputs) if (k, i) in read and is_inexact(y)
-        )
+        wanted = tuple(i for i, y in enumerate(stage.outputs) if (k, i) in read and is_inexact(y))
         made.append(_programme(stage, place, wanted, remat, ranges, count))
     return tuple(made)
 
@@ -277,9 +275,7 @@ class _Flow:
             self.sums[k] = programme.zeros(self.held[k])
         work, residuals = self.kept.pop((k, m))
         given = [self.cotangents.pop((k, at, m)) for at in programme.wanted]
-        self.sums[k], back = programme.backward(
-            self.held[k], work, residuals, given, self.sums[k]
-        )
+        self.sums[k], back = programme.backward(self.held[k], work, residuals, given, self.sums[k])
         inexact = [
             source
             for source, a in zip(programme.stage.sources, programme.stage.live, strict=True)
@@ -302,9 +298,7 @@ def _programme(
     def run(held: Held, work: Work) -> list[Array]:
         part = work.part if count > 1 else None
         arguments = [_own_key(a, part) for a in work.arguments]
-        return run_stage(
-            stage, held, arguments, work.live, ranges=ranges, key=work.key, part=part
-        )
+        return run_stage(stage, held, arguments, work.live, ranges=ranges, key=work.key, part=part)
 
     def differentiable(held: Held, work: Work) -> tuple[Callable[..., Any], list[Array]]:
         """The wanted outputs, and all of them, from the parameters and the inexact live values."""
@@ -312,8 +306,7 @@ def _programme(
         def call(params: dict[str, Array], live: list[Array]) -> tuple[list[Array], list[Array]]:
             moved = iter(live)
             values = [
-                next(moved) if moves else a
-                for a, moves in zip(work.live, movable, strict=True)
+                next(moved) if moves else a for a, moves in zip(work.live, movable, strict=True)
             ]
             outputs = run(held._replace(params=params), work._replace(live=values))
             return [outputs[i] for i in wanted], outputs
@@ -373,4 +366,3 @@ def _own_key(a: Any, part: Any) -> Any:
     if part is not None and a.ndim == 0 and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return jax.random.fold_in(a, part)
     return a
-

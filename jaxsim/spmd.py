@@ -82,9 +82,10 @@ def equal_blocks(line: Equations, stages: int) -> Blocks:
     for period in range(1, len(marks) // stages + 1):
         for start in range(len(marks)):
             same = 0
-            while start + same + period < len(marks) and marks[start + same] == marks[
-                start + same + period
-            ]:
+            while (
+                start + same + period < len(marks)
+                and marks[start + same] == marks[start + same + period]
+            ):
                 same += 1
             count = (same // period + 1) // stages * stages
             if count * period > best[0] and start + count * period <= len(marks):
@@ -173,13 +174,9 @@ def outputs_of(
         PartitionSpec() if axis is None else PartitionSpec(*[None] * (axis + 1), "data")
         for axis in axes
     ]
-    run = _shared(
-        net, blocks, divided, microbatches, places, remat, finish=gather, out_specs=specs
-    )
+    run = _shared(net, blocks, divided, microbatches, places, remat, finish=gather, out_specs=specs)
     values = run(arguments, [])
-    return [
-        v if axis is None else _unfold(v, axis) for v, axis in zip(values, axes, strict=True)
-    ]
+    return [v if axis is None else _unfold(v, axis) for v, axis in zip(values, axes, strict=True)]
 
 
 def loss_of(
@@ -318,7 +315,12 @@ def _shared(
         shared = jax.shard_map(
             local,
             mesh=mesh_of(places),
-            in_specs=(PartitionSpec("stage"), PartitionSpec(), spec(divided), spec(divided_targets)),
+            in_specs=(
+                PartitionSpec("stage"),
+                PartitionSpec(),
+                spec(divided),
+                spec(divided_targets),
+            ),
             out_specs=out_specs,
             check_vma=False,  # equations are bound as they are, without the casts it asks for
         )
@@ -364,8 +366,7 @@ def _check_links(blocks: Blocks) -> None:
         )
     if len(cut.stages[first + count - 1].outputs) != len(handed):
         raise ValueError(
-            "engine='spmd': the last block hands on other values than the others; use "
-            "engine='mpmd'"
+            "engine='spmd': the last block hands on other values than the others; use engine='mpmd'"
         )
 
 

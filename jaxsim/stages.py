@@ -479,9 +479,7 @@ def _opened(plan: Plan) -> Plan:
                     consts[stands_for[v]] = value
                 stands_for.update(zip(jaxpr.invars, ins, strict=True))
                 add(inner, fresh=True)
-                stands_for.update(
-                    zip(eqn.outvars, [at(v) for v in jaxpr.outvars], strict=True)
-                )
+                stands_for.update(zip(eqn.outvars, [at(v) for v in jaxpr.outvars], strict=True))
                 continue
             if fresh:
                 stands_for.update({v: jex.Var(v.aval) for v in eqn.outvars})
@@ -525,7 +523,9 @@ def _closure(
 def _in_valley(counts: Sequence[int], i: int) -> bool:
     """Whether the run of equal counts around i lies below whatever comes before and after it."""
     sides = (reversed(counts[:i]), iter(counts[i + 1 :]))
-    return all(next((c for c in side if c != counts[i]), counts[i] + 1) > counts[i] for side in sides)
+    return all(
+        next((c for c in side if c != counts[i]), counts[i] + 1) > counts[i] for side in sides
+    )
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:
@@ -567,7 +567,9 @@ def _flops(eqn: Any) -> int:
         return 2 * written * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
     if primitive is prims.conv_general_dilated_p:
         kernel = eqn.invars[1].aval.shape
-        return 2 * written * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        return (
+            2 * written * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        )
     if inner := inner_jaxprs(eqn):
         each = [sum(map(_flops, jaxpr.eqns)) for jaxpr, _ in inner]
         total = max(each) if primitive is prims.cond_p else sum(each)

@@ -623,7 +623,9 @@ def _spmd_call(net: Pipeline, plan: Prepared, arguments: Parts) -> list[Array]:
     options = _spmd_run(net, plan)
 
     def run(net: Pipeline, arrays: Any) -> list[Array]:
-        return spmd.outputs_of(net, arguments=arrays, divided=divided, axes=plan.joint.axes, **options)
+        return spmd.outputs_of(
+            net, arguments=arrays, divided=divided, axes=plan.joint.axes, **options
+        )
 
     given = (net, list(arguments.arrays))
     if any(map(is_traced, jax.tree.leaves(given))):
@@ -741,9 +743,7 @@ def _places(devices: Any, stages: int) -> tuple[Place, ...]:
         given = given[:stages]
     if len(given) != stages:
         raise ValueError(f"devices: {len(given)} of them for stages={stages}")
-    rows = [
-        tuple(row) if isinstance(row, list | tuple | np.ndarray) else (row,) for row in given
-    ]
+    rows = [tuple(row) if isinstance(row, list | tuple | np.ndarray) else (row,) for row in given]
     if any(len(row) != len(rows[0]) or len(set(row)) < len(row) or not row for row in rows):
         raise ValueError("devices: each stage needs equally many, and no device twice")
     return tuple(map(Place, rows))
@@ -786,7 +786,9 @@ def _block_seconds(
         work = Work(_ones(arguments), _ones(stage.live), key, np.int32(0))
         cotangents = _ones([stage.outputs[i] for i in programme.wanted])
 
-        def once(programme: Any = programme, own: Any = own, work: Any = work, c: Any = cotangents) -> float:
+        def once(
+            programme: Any = programme, own: Any = own, work: Any = work, c: Any = cotangents
+        ) -> float:
             sums = jax.block_until_ready(programme.zeros(own))
             start = time.perf_counter()
             jax.block_until_ready(programme.keep(own, work))
@@ -800,7 +802,9 @@ def _block_seconds(
 
 def _ones(shapes: Sequence[Any]) -> list[Array]:
     return [
-        jax.random.key(0) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else jnp.ones(a.shape, a.dtype)
+        jax.random.key(0)
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+        else jnp.ones(a.shape, a.dtype)
         for a in shapes
     ]
 
@@ -840,7 +844,10 @@ def _stage_memory(
     first, second = (step.compile().memory_analysis() for step in (keep, backward))
     params = sum(map(_nbytes, jax.tree.leaves(own.params)))
     kept = sum(map(_nbytes, (*work.live, *work.arguments, *residuals)))
-    into, back = sum(map(_nbytes, outputs)), sum(map(_nbytes, jax.tree.leaves(backward.out_info[1])))
+    into, back = (
+        sum(map(_nbytes, outputs)),
+        sum(map(_nbytes, jax.tree.leaves(backward.out_info[1]))),
+    )
     larger = max((first.temp_size_in_bytes, into), (second.temp_size_in_bytes, back), key=sum)
     return StageMemory(params, params, kept, in_flight, *larger)
 
