@@ -21,16 +21,16 @@ class Batch(NamedTuple):
 
     Attributes:
       size: of the mini-batch: the leading axis of the first argument that has one.
-      count: number of micro-batches.
+      microbatches: their number.
     """
 
     size: int
-    count: int
+    microbatches: int
 
     @property
     def micro(self) -> int:
         """Size of a micro-batch."""
-        return self.size // self.count
+        return self.size // self.microbatches
 
     def divides(self, a: Any) -> bool:
         """Whether an array is divided: whether its leading axis is the batch."""
@@ -43,9 +43,9 @@ class Batch(NamedTuple):
 
     def parts(self, arrays: Sequence[Any]) -> list[list[Any]]:
         """The arrays of each micro-batch; those without a batch axis are in all of them."""
-        divided = iter(_divided([a for a in arrays if self.divides(a)], self.count))
-        columns = [next(divided) if self.divides(a) else [a] * self.count for a in arrays]
-        return [[column[m] for column in columns] for m in range(self.count)]
+        divided = iter(_divided([a for a in arrays if self.divides(a)], self.microbatches))
+        columns = [next(divided) if self.divides(a) else [a] * self.microbatches for a in arrays]
+        return [[column[m] for column in columns] for m in range(self.microbatches)]
 
 
 def batch_of(arguments: Parts, count: int, replicas: int) -> Batch:
@@ -68,8 +68,8 @@ def batch_of(arguments: Parts, count: int, replicas: int) -> Batch:
         )
     if (sizes[0] // count) % replicas:
         raise ValueError(
-            f"args: micro-batches of {sizes[0] // count} are not divisible among {replicas} devices "
-            "a stage"
+            f"args: micro-batches of {sizes[0] // count} are not divisible among "
+            f"{replicas} devices a stage"
         )
     return Batch(sizes[0], count)
 

@@ -90,10 +90,10 @@ class Programme(NamedTuple):
     stage: Stage
     place: Place
     wanted: tuple[int, ...]
-    forward: Callable[..., Any]
-    keep: Callable[..., Any]
-    backward: Callable[..., Any]
-    zeros: Callable[..., Any]
+    forward: Any
+    keep: Any
+    backward: Any
+    zeros: Any
     inside: Callable[..., Any]
 
 
@@ -144,7 +144,7 @@ def forward(
       stages: the programmes.
     """
     flow = _Flow(net, cut, batch, arguments, key, stages)
-    for m in range(batch.count):
+    for m in range(batch.microbatches):
         for k in range(len(stages)):
             flow.forward(k, m)
     return flow.outputs
@@ -165,8 +165,13 @@ def value_and_grad(
     """The sum of the losses of the micro-batches, and its gradients.
 
     Args:
-      net, cut, batch, arguments, key, stages: as in `forward`.
+      net: the network.
+      cut: its stages.
+      batch: how the arguments and targets divide.
+      arguments: of the call.
       targets: arrays of the loss, divided like the arguments.
+      key: of the call.
+      stages: the programmes.
       schedule: order of the tasks.
       losses: which of the network's outputs the loss reads.
       loss_of: `(outputs, targets) -> (loss, cotangents of the inexact outputs)` of a micro-batch.
@@ -179,7 +184,7 @@ def value_and_grad(
     last, each = stages[-1].place, batch.parts(targets)
     total: Array | None = None
     ones = [1] * len(stages)
-    for task in run_through(schedule, batch.count, ones, [2] * len(stages)):
+    for task in run_through(schedule, batch.microbatches, ones, [2] * len(stages)):
         k, m = task.stage, task.microbatch
         if task.backward:
             flow.backward(k, m)
@@ -224,11 +229,13 @@ class _Flow:
         ]
         self.key = [None if key is None else jax.device_put(key, s.place.whole) for s in stages]
         self.arguments = batch.parts(arguments.arrays)
-        self.outputs: list[list[Any]] = [[None] * len(cut.outputs) for _ in range(batch.count)]
+        self.outputs: list[list[Any]] = [
+            [None] * len(cut.outputs) for _ in range(batch.microbatches)
+        ]
         self.live: dict[tuple[int, int], list[Any]] = {
             (k, m): [None] * len(stage.stage.sources)
             for k, stage in enumerate(stages)
-            for m in range(batch.count)
+            for m in range(batch.microbatches)
         }
         self.kept: dict[tuple[int, int], tuple[Work, Any]] = {}
         self.cotangents: dict[tuple[int, int, int], Array] = {}
@@ -346,14 +353,13 @@ def _programme(
         return jax.eval_shape(apart, held, work)[1]
 
     keep = (lambda held, work: (run(held, work), [])) if remat == "boundary" else apart
-    several = {"out_shardings": (place.whole, None)} if len(place.devices) > 1 else {}
     return Programme(
         stage=stage,
         place=place,
         wanted=wanted,
         forward=jax.jit(run),
         keep=jax.jit(keep),
-        backward=jax.jit(backward, donate_argnums=4, **several),
+        backward=jax.jit(backward, donate_argnums=4, out_shardings=(place.whole, None)),
         zeros=jax.jit(
             lambda held: jax.tree.map(jnp.zeros_like, held.params), out_shardings=place.whole
         ),

@@ -408,6 +408,7 @@ def call_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
 
 
 def abstract_arguments(arguments: Parts) -> Parts:
+    """Arguments of a call as shapes."""
     shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), a.dtype) for a in arguments.arrays)
     return dataclasses.replace(arguments, arrays=shapes)
 
@@ -547,6 +548,7 @@ def check_sites(net: Network, plan: Plan) -> None:
 
 
 def check_key(key: Any) -> None:
+    """Checks that a key is one, or None."""
     if key is None:
         return
     dtype = getattr(key, "dtype", None)
@@ -597,6 +599,8 @@ class Plan(NamedTuple):
 
 
 class Traced(NamedTuple):
+    """A call, traced: its plan, what the plan takes, and the structure of what it returns."""
+
     plan: Plan
     values: list[Any]
     out_tree: Any
@@ -609,6 +613,8 @@ def trace_plan(
     arguments: Parts,
     example: Parts,
 ) -> Traced:
+    """Traces a call of a model and plans it; arrays may be shapes."""
+
     def flat(params: PyTree, buffers: PyTree, arguments: Parts) -> Any:
         return _apply(arguments, fn, params, buffers)
 
@@ -647,6 +653,7 @@ def _explained(example: Parts, arguments: Parts) -> Generator[None]:
 
 
 def contractions(plan: Plan) -> Iterator[Contraction]:
+    """The sites of a plan, in order."""
     for entry in plan.entries:
         if isinstance(entry, Contraction):
             yield entry
@@ -973,7 +980,7 @@ class Walk:
         calibrating: bool = False,
         part: Any = None,
     ):
-        """Prepares to evaluate; `part` tells apart the noise of parts of one call, if it has any."""
+        """Prepares to evaluate; `part` tells apart the read noise of parts of one call."""
         self.cores = cores
         self.ranges: Literal["batch", "stored", "missing"] = ranges
         self.key = key
@@ -1067,6 +1074,7 @@ class Walk:
     def branch(
         self, plan: Plan, states: Mapping[str, State], indices: tuple[Any, ...], *ins: Any
     ) -> tuple[list[Any], dict[str, State]]:
+        """`run`, with the operands last."""
         return self.run(plan, ins, states, indices)
 
     def scan(

@@ -93,7 +93,8 @@ def run_through(
     Args:
       schedule: of the tasks.
       count: number of micro-batches.
-      forward, backward: durations by stage, whole numbers of any unit.
+      forward: durations by stage, whole numbers of any unit.
+      backward: the same of the backwards.
 
     Returns:
       The tasks in order of their starts, earlier stages first.
@@ -130,7 +131,8 @@ def simulate(
     Args:
       schedule: of the tasks.
       count: number of micro-batches.
-      forward, backward: durations by stage, whole numbers of any unit.
+      forward: durations by stage, whole numbers of any unit.
+      backward: the same of the backwards.
       kept: bytes that a stage keeps from a micro-batch's forward to its backward.
       inside: further bytes while a stage is differentiated.
     """

@@ -31,13 +31,13 @@ class Blocks(NamedTuple):
     Attributes:
       cut: the network cut at each block.
       first: position of the first block among its stages.
-      count: number of blocks.
+      number: of blocks.
       begins: the cut at which each group of blocks but the first begins.
     """
 
     cut: Stages
     first: int
-    count: int
+    number: int
     begins: tuple[Cut, ...]
 
     @property
@@ -78,31 +78,40 @@ def equal_blocks(line: Equations, stages: int) -> Blocks:
             "loop 10 to 100 times slower than outside; use engine='mpmd'"
         )
     marks = [_signature(stage) for stage in whole.stages]
-    best = (0, 0, 1)  # segments covered, where from, segments a block
-    for period in range(1, len(marks) // stages + 1):
-        for start in range(len(marks)):
+    ats = [0, *(place.at for place in places), len(line.active)]
+    best = (0, 0, 1, 0)  # segments covered, where from, segments a block, blocks
+    for period in range(1, len(marks)):
+        for start in range(len(marks) - period):
             same = 0
             while (
                 start + same + period < len(marks)
                 and marks[start + same] == marks[start + same + period]
             ):
                 same += 1
-            count = (same // period + 1) // stages * stages
-            if count * period > best[0] and start + count * period <= len(marks):
-                best = (count * period, start, period)
-    covered, start, period = best
-    if covered < 2 * period:
+            count = same // period + 1
+            if (
+                count > 1
+                and (count + 1) % stages == 0
+                and _one_more(line, ats, start, period, count)
+            ):
+                count += 1
+            count = count // stages * stages
+            if count > 1 and count * period > best[0]:
+                best = (count * period, start, period, count)
+    _, start, period, count = best
+    if not count:
         raise ValueError(
             f"engine='spmd': the network has no run of equal blocks for stages={stages}; use "
             "engine='mpmd'"
         )
-    ends = range(start, start + covered + 1, period)
-    begins = [places[i - 1] for i in ends if 0 < i < len(marks)]
-    count = covered // period
-    cut = split(line, begins)
-    first = 1 if start else 0
-    group = [places[ends[i] - 1] for i in range(count // stages, count, count // stages)]
-    blocks = Blocks(cut, first, count, tuple(group))
+    length = ats[start + period] - ats[start]
+    known = {place.at: place for place in places}
+    begins = [ats[start] + i * length for i in range(count + 1)]
+    inner = [
+        known.get(at, Cut("", at, 0, 0, minimal=True)) for at in begins if 0 < at < len(line.active)
+    ]
+    groups = [known[begins[i]] for i in range(count // stages, count, count // stages)]
+    blocks = Blocks(split(line, inner), 1 if start else 0, count, tuple(groups))
     _check_links(blocks)
     return blocks
 
@@ -196,10 +205,16 @@ def loss_of(
     """The loss of a mini-batch, to be differentiated.
 
     Args:
-      net, blocks, arguments, divided, microbatches, places, remat: as in `outputs_of`.
+      net: the network.
+      blocks: it, cut, for the share of a micro-batch that one device has.
+      arguments: of the call, whole.
       targets: arrays of the loss, whole.
       loss: `(outputs, targets) -> scalar` of one device's share of a micro-batch.
-      divided_targets: which targets have the batch as leading axis.
+      divided: which arguments have the batch as leading axis.
+      divided_targets: which targets have it.
+      microbatches: number of micro-batches.
+      places: of the stages.
+      remat: what is kept for the backward.
       mean: whether losses are averaged or added.
     """
     join = jnp.mean if mean else jnp.sum
@@ -239,7 +254,7 @@ def _shared(
     divided_targets: Sequence[bool] = (),
 ) -> Callable[..., Any]:
     """The whole pipeline under `shard_map`, and `finish` of its outputs [M, ...] and targets."""
-    cut, first, count, block = blocks.cut, blocks.first, blocks.count, blocks.block
+    cut, first, count, block = blocks.cut, blocks.first, blocks.number, blocks.block
     stages, M = len(places), microbatches
     all_held = [held(net, cut, stage) for stage in cut.stages]
     same = [
@@ -345,8 +360,20 @@ def _signature(stage: Stage) -> tuple[Any, ...]:
     return len(stage.params), len(stage.buffers), len(_inputs(stage)), text
 
 
+def _one_more(line: Equations, ats: Sequence[int], start: int, period: int, count: int) -> bool:
+    """Whether the equations after a run of blocks begin with one more of them."""
+    length = ats[start + period] - ats[start]
+    ends = [ats[start] + i * length for i in (0, 1, count, count + 1)]
+    if ends[-1] >= len(line.active):
+        return False
+    pieces = split(line, [Cut("", at, 0, 0, minimal=True) for at in ends if at])
+    first = 1 if start else 0
+    one, more = (pieces.stages[first + i] for i in (0, 2))
+    return _signature(one) == _signature(more)
+
+
 def _check_links(blocks: Blocks) -> None:
-    cut, first, count = blocks.cut, blocks.first, blocks.count
+    cut, first, count = blocks.cut, blocks.first, blocks.number
     carried, handed = blocks.carried, blocks.handed
     expected = _inputs(blocks.block)
     for j in range(1, count):

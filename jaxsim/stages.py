@@ -7,6 +7,7 @@ cut between any two sites where the fewest activations are live.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -192,7 +193,7 @@ def equations(net: Network, arguments: Parts) -> Equations:
 
 
 def cuts(line: Equations) -> tuple[Cut, ...]:
-    """The place of fewest live activations between each two sites that follow one another.
+    """The place of fewest live activations before each site and after the site before it.
 
     Among places with equally many, the one with the fewest bytes, and then the last.
     """
@@ -213,9 +214,11 @@ def cuts(line: Equations) -> tuple[Cut, ...]:
             change[last[variable] + 1] -= amount
     live = np.cumsum(change, 0)
     found: list[tuple[str, int]] = []
-    for (before, _), (after, name) in zip(sites, sites[1:], strict=False):
-        places = range(before + 1, after + 1)
-        found.append((name, min(places, key=lambda p: (*live[p], -p))))
+    before = 0
+    for after, name in sites:
+        if places := range(before + 1, after + 1):
+            found.append((name, min(places, key=lambda p: (*live[p], -p))))
+        before = after
     counts = [int(live[at][0]) for _, at in found]
     return tuple(
         Cut(name, at, count, int(live[at][1]), _in_valley(counts, i))
@@ -269,29 +272,25 @@ def balanced(weights: Sequence[float], stages: int) -> tuple[int, ...]:
     n = len(weights)
     upto = np.concatenate([[0.0], np.cumsum(np.asarray(weights, float))])
 
-    def best(limit: float, worth: Any, join: Any) -> tuple[float, list[int]]:
+    def best(limit: float, worth: Any, join: Any) -> tuple[float, tuple[int, ...]]:
         """Least joined worth of groups within the limit, by dynamic programming."""
-        row = [(worth(upto[i]), list[int]()) if upto[i] <= limit else None for i in range(n + 1)]
-        row[0] = None
-        for group in range(1, stages):
-            row = [
-                min(
-                    (
-                        (join(row[j][0], worth(upto[i] - upto[j])), [*row[j][1], j])
-                        for j in range(group, i)
-                        if row[j] is not None and upto[i] - upto[j] <= limit
-                    ),
-                    default=None,
-                )
-                for i in range(n + 1)
-            ]
-        found = row[n]
-        assert found is not None, "the limit is the largest sum of some partition"
-        return found
+        row = {i: (worth(upto[i]), ()) for i in range(1, n + 1) if upto[i] <= limit}
+        for _ in range(stages - 1):
+            longer: dict[int, Any] = {}
+            for i in range(1, n + 1):
+                options = [
+                    (join(value, worth(upto[i] - upto[j])), (*begins, j))
+                    for j, (value, begins) in row.items()
+                    if j < i and upto[i] - upto[j] <= limit
+                ]
+                if options:
+                    longer[i] = min(options)
+            row = longer
+        return row[n]
 
     largest, _ = best(math.inf, float, max)
     _, begins = best(largest * (1 + 1e-9), lambda s: s * s, lambda a, b: a + b)
-    return tuple(begins)
+    return begins
 
 
 def split(line: Equations, places: Sequence[Cut]) -> Stages:
@@ -303,7 +302,7 @@ def split(line: Equations, places: Sequence[Cut]) -> Stages:
     """
     jaxpr, entries = line.plan.jaxpr, line.plan.entries
     bounds = [0, *(cut.at for cut in places), len(line.active)]
-    ranges = [line.active[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    ranges = [line.active[a:b] for a, b in itertools.pairwise(bounds)]
     home: dict[Any, int] = {}  # the stage an active value is computed in
     maker: dict[Any, int] = {}  # the equation any value is computed by
     for i, eqn in enumerate(jaxpr.eqns):
@@ -313,18 +312,21 @@ def split(line: Equations, places: Sequence[Cut]) -> Stages:
     final = len(ranges) - 1
     ends = [home.get(v, final) if isinstance(v, jex.Var) else final for v in jaxpr.outvars]
 
-    needs: list[tuple[list[int], set[Any]]] = []
-    for stage, run in enumerate(ranges):
-        wanted = [v for i in run for v in _variables(jaxpr.eqns[i].invars)]
-        wanted += [v for v, s in zip(jaxpr.outvars, ends, strict=True) if s == stage]
-        needs.append(_closure(jaxpr, maker, home, run, stage, wanted))
-    takes = [[v for v in free if v in home] for _, free in needs]
-    gives: list[list[Any]] = [[] for _ in ranges]
-    for v in [v for taken in takes for v in taken] + [
-        v for v in jaxpr.outvars if isinstance(v, jex.Var) and v in home
-    ]:
-        if v not in gives[home[v]]:
-            gives[home[v]].append(v)
+    returned = [
+        _variables([v for v, s in zip(jaxpr.outvars, ends, strict=True) if s == stage])
+        for stage in range(len(ranges))
+    ]
+    needs = [
+        _closure(jaxpr, maker, home, run, stage, returned[stage])
+        for stage, run in enumerate(ranges)
+    ]
+    # In the order of their use and of their making, which equal blocks share.
+    takes = [
+        [v for v in dict.fromkeys(_inputs(jaxpr, order)) if v in free and v in home]
+        for order, free in needs
+    ]
+    read = {v for taken in takes for v in taken} | set(_variables(jaxpr.outvars))
+    gives = [[v for i in run for v in jaxpr.eqns[i].outvars if v in read] for run in ranges]
     gives[final] += [v for v in jaxpr.outvars if isinstance(v, jex.Literal) or v not in home]
     at = {v: (s, i) for s, g in enumerate(gives) for i, v in enumerate(g) if isinstance(v, jex.Var)}
     literals = {id(v): (final, i) for i, v in enumerate(gives[final])}
@@ -334,8 +336,7 @@ def split(line: Equations, places: Sequence[Cut]) -> Stages:
     stages: list[Stage] = []
     for run, (order, free), taken, given in zip(ranges, needs, takes, gives, strict=True):
         leaves = sorted(position[v] for v in free if v in position)
-        kinds = [[i for i in leaves if a <= i < b] for a, b in zip(first, first[1:], strict=False)]
-        taken = sorted(taken, key=lambda v: at[v])
+        kinds = [[i for i in leaves if a <= i < b] for a, b in itertools.pairwise(first)]
         consts = [v for v in jaxpr.constvars if v in free]
         values = dict(zip(jaxpr.constvars, line.plan.consts, strict=True))
         piece = jex.Jaxpr(
@@ -446,7 +447,7 @@ def sizes(line: Equations) -> list[int]:
 def blocks(places: Sequence[Cut], amounts: Sequence[int]) -> list[int]:
     """Amounts by equation summed between cuts."""
     bounds = [0, *(cut.at for cut in places), len(amounts)]
-    return [sum(amounts[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [sum(amounts[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
 def _opened(plan: Plan) -> Plan:
@@ -504,10 +505,10 @@ def _closure(
     home: Mapping[Any, int],
     run: Sequence[int],
     stage: int,
-    wanted: Sequence[Any],
+    returned: Sequence[Any],
 ) -> tuple[list[int], set[Any]]:
     """The equations a stage runs, those of weights and constants included, and what it takes."""
-    order, free, queue = set(run), set[Any](), _variables(wanted)
+    order, free, queue = set(run), set[Any](), [*returned, *_inputs(jaxpr, run)]
     while queue:
         v = queue.pop()
         if v in free or home.get(v) == stage:
@@ -526,6 +527,11 @@ def _in_valley(counts: Sequence[int], i: int) -> bool:
     return all(
         next((c for c in side if c != counts[i]), counts[i] + 1) > counts[i] for side in sides
     )
+
+
+def _inputs(jaxpr: Any, run: Sequence[int]) -> list[Any]:
+    """The variables that equations read."""
+    return [v for i in run for v in _variables(jaxpr.eqns[i].invars)]
 
 
 def _variables(atoms: Sequence[Any]) -> list[Any]:

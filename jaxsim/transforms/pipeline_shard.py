@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,6 @@ from jaxsim.stages import (
     equations,
     flops,
     held,
-    run_stage,
     sizes,
     split,
 )
@@ -266,12 +265,12 @@ class MemoryTable(NamedTuple):
 
     Attributes:
       rows: in order of execution.
-      count: number of micro-batches.
+      microbatches: their number.
       micro: size of each.
     """
 
     rows: tuple[StageMemory, ...]
-    count: int
+    microbatches: int
     micro: int
 
     @property
@@ -284,7 +283,7 @@ class MemoryTable(NamedTuple):
 
     def __rich__(self) -> Any:
         return memory_table(
-            [(*row, row.peak) for row in self.rows], count=self.count, micro=self.micro
+            [(*row, row.peak) for row in self.rows], count=self.microbatches, micro=self.micro
         )
 
 
@@ -539,28 +538,42 @@ def _prepared(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Prepare
     else:
         batch = batch_of(arguments, layout.microbatches, replicas)
     micro = dataclasses.replace(arguments, arrays=tuple(map(batch.shape, arguments.arrays)))
+    # What is compiled depends on the number of micro-batches only where they draw their own
+    # numbers, and never on their order.
+    draws = net.cores or any(jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in micro.arrays)
+    count = min(layout.microbatches, 2) if draws else 1
+    alike = layout._replace(microbatches=count, schedule="gpipe")
+    leaves, treedef = jax.tree.flatten((dataclasses.replace(net, layout=alike), micro))
+    return Prepared(
+        batch=batch, joint=joint_of(net, arguments, micro), **_compilable(treedef, tuple(leaves))
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _compilable(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
+    net, micro = jax.tree.unflatten(treedef, shapes)
+    layout = layout_of(net)
     line = equations(net, micro)
     places = chosen(cuts(line), layout.cuts)
     cut = split(line, places)
     numbered = jax.tree.unflatten(line.out_tree, range(line.out_tree.num_leaves))
-    losses, tree = jax.tree.flatten(numbered[0] if updates_buffers(arguments) else numbered)
-    return Prepared(
-        cut=cut,
-        places=places,
-        batch=batch,
-        joint=joint_of(net, arguments, micro),
-        losses=(tree, tuple(losses)),
-        programmes=programmes(
-            cut,
-            layout.places,
-            remat=layout.remat,
-            ranges=net.ranges,
-            count=batch.count,
-            losses=losses,
-        ),
-        blocks=spmd.equal_blocks(line, len(layout.places)) if layout.engine == "spmd" else None,
-        compiled={},
+    losses, tree = jax.tree.flatten(numbered[0] if updates_buffers(micro) else numbered)
+    made = programmes(
+        cut,
+        layout.places,
+        remat=layout.remat,
+        ranges=net.ranges,
+        count=layout.microbatches,
+        losses=losses,
     )
+    return {
+        "cut": cut,
+        "places": places,
+        "losses": (tree, tuple(losses)),
+        "programmes": made,
+        "blocks": spmd.equal_blocks(line, len(layout.places)) if layout.engine == "spmd" else None,
+        "compiled": {},
+    }
 
 
 def _inline(net: Pipeline, plan: Prepared, arguments: Parts, key: Any) -> list[list[Array]]:
@@ -631,7 +644,9 @@ def _spmd_call(net: Pipeline, plan: Prepared, arguments: Parts) -> list[Array]:
     if any(map(is_traced, jax.tree.leaves(given))):
         return run(*given)
     mesh = spmd.mesh_of(layout_of(net).places)
-    return _compiled(plan, "call", run)(*spmd.everywhere(given, mesh))
+    return _compiled(plan, ("call", layout_of(net).microbatches), run)(
+        *spmd.everywhere(given, mesh)
+    )
 
 
 def _spmd_step(
@@ -667,7 +682,14 @@ def _spmd_step(
 
     mesh = spmd.mesh_of(layout_of(net).places)
     given = spmd.everywhere((net, list(arguments.arrays), list(targets.arrays)), mesh)
-    label = ("step", loss_fn, reduction, targets.treedef, targets.static)
+    label = (
+        "step",
+        layout_of(net).microbatches,
+        loss_fn,
+        reduction,
+        targets.treedef,
+        targets.static,
+    )
     return jax.block_until_ready(_compiled(plan, label, run)(*given))
 
 
