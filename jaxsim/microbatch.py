@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from jaxsim.core import Parts
 from jaxsim.network import Network, abstract_arguments, path_name
+from jaxsim.numerics import is_traced
 
 
 class Batch(NamedTuple):
@@ -110,7 +111,7 @@ class Joint(NamedTuple):
                 mean, decay = self.means[i]
                 home = getattr(values[0], "sharding", None)
                 means = [part[mean] for part in parts]
-                if home is not None and not any(map(_is_traced, means)):
+                if home is not None and not any(map(is_traced, means)):
                     means = jax.device_put(means, home)
                 joined.append(_variance(values, means, decay))
             else:
@@ -200,7 +201,7 @@ def _batch_axis(name: str, large: tuple[int, ...], small: tuple[int, ...]) -> in
 
 def _filled(a: jax.ShapeDtypeStruct) -> Array:
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(a)), a.shape)
+        return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(cast(Any, a))), a.shape)
     return jnp.zeros(a.shape, a.dtype)
 
 
@@ -208,10 +209,6 @@ def _unit_tangent(a: jax.ShapeDtypeStruct) -> Any:
     if jnp.issubdtype(a.dtype, jnp.inexact):
         return jnp.ones(a.shape, a.dtype)
     return np.zeros(a.shape, jax.dtypes.float0)
-
-
-def _is_traced(a: Any) -> bool:
-    return isinstance(a, jax.core.Tracer)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -1,5 +1,7 @@
 """Models that pipelines are tried on, with a batch and a loss each."""
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -109,12 +111,14 @@ def squares(y, target):
     return jnp.mean((y - target) ** 2)
 
 
+@functools.cache
 def cnn(batch=8, dtype=jnp.float32, **kwargs):
     model, x = Cnn(dtype=dtype), normal(batch, 8, 8, 3, dtype=dtype)
     variables = _as(dtype, jax.jit(model.init)(jax.random.key(0), x))
     return Case(js.trace(model, variables, x, **kwargs), (x, jnp.arange(batch) % 3), entropy)
 
 
+@functools.cache
 def encoder(batch=8, dtype=jnp.float32):
     model = Encoder(dtype=dtype)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (batch, 6)))
@@ -123,6 +127,7 @@ def encoder(batch=8, dtype=jnp.float32):
     return Case(js.trace(model, variables, tokens, keep), ((tokens, keep), tokens), entropy)
 
 
+@functools.cache
 def mlp(batch=8, dtype=jnp.float32, **settings):
     model = Mlp(**settings, dtype=dtype, rngs=nnx.Rngs(0))
     x = normal(batch, settings.get("width", 12), dtype=dtype)
@@ -134,8 +139,6 @@ CASES = {"cnn": cnn, "encoder": encoder, "mlp": mlp}
 
 def plain(case, params=None, key=None):
     """Loss and gradients of the network as it is."""
-    import dataclasses
-
     inputs, targets = case.batch
     args = inputs if isinstance(inputs, tuple) else (inputs,)
 
