@@ -5,12 +5,14 @@ does; each prints the largest error it met.
 """
 
 import dataclasses
+import functools
 import itertools
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxsim as js
 from tests import pipelines
@@ -107,17 +109,39 @@ def raising() -> float:
     pipe = js.pipeline_shard(4, 5)(net)
     step = js.pipeline_value_and_grad(pipe, pipelines.squares)
     before = [np.array(p) for p in params]
-    try:
+    with pytest.raises(Exception, match="device lost"):
         step(params, (x, x))
-    except Exception as error:
-        assert "device lost" in str(error), error
-    else:
-        raise AssertionError("the step did not raise")
     assert all(np.array_equal(a, b) for a, b in zip(before, params, strict=True))
     lost.clear()
     _, grads = step(params, (x, x))  # and the pipeline goes on
     plain = jax.grad(lambda p: pipelines.squares(dataclasses.replace(net, params=p)(x), x))
     return pipelines.furthest(grads, plain(params))
+
+
+def refused() -> float:
+    """What one programme for all devices cannot run."""
+    spmd = functools.partial(js.pipeline_shard, 2, 2, engine="spmd")
+    with pytest.raises(ValueError, match="has convolutions, and XLA's CPU backend"):
+        spmd()(pipelines.cnn().net)
+    with pytest.raises(ValueError, match="schedule='1f1b': engine='spmd'"):
+        spmd(schedule="1f1b")(pipelines.mlp().net)
+    shapes = [(4, 8), (8, 6), (6, 4)]
+    params = [pipelines.normal(*shape) for shape in shapes]
+    unequal = js.trace(
+        lambda params, x: functools.reduce(jnp.matmul, params, x), params, pipelines.normal(8, 4)
+    )
+    with pytest.raises(ValueError, match="no run of equal blocks for stages=2"):
+        spmd()(unequal)
+    made, x = spmd()(pipelines.mlp().net), pipelines.mlp().batch[0]
+    with pytest.raises(ValueError, match="engine='spmd' takes no key"):
+        made(x, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="engine='spmd' has one programme"):
+        made.memory()
+    mixed = spmd()(js.quantize(8, None, sites="layers/3/*")(pipelines.mlp().net))
+    with pytest.raises(ValueError, match="the blocks differ in their hardware"):
+        mixed(x)
+    chip = js.deploy(js.compose(js.prune(0.5), js.quantize(8, 8))(pipelines.mlp().net), calibrate=x)
+    return 0.0 if np.allclose(spmd()(chip)(x), chip(x), atol=1e-5) else 1.0
 
 
 if __name__ == "__main__":

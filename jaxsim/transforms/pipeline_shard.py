@@ -301,7 +301,7 @@ def pipeline_shard(
 
     The model is cut between its sites where the fewest activations are live, so that the largest
     stage is as small as it can be. Outputs and gradients are those of the network, but for what
-    looks across the batch: batch statistics, and ranges before `deploy`, are of a micro-batch.
+    looks across the batch: batch statistics, and ranges that are not stored, are of a micro-batch.
 
     Args:
       stages: number of stages K, at least 1.
@@ -703,6 +703,8 @@ def _gradient(g: Array | None, p: Any) -> Array:
     if g is None:
         return jnp.zeros_like(p)
     placed = getattr(p, "sharding", None)
+    if not g.is_fully_addressable and (placed is None or placed.is_fully_addressable):
+        g = g.addressable_data(0)  # every process has a copy
     return g if placed is None else jax.device_put(g, placed)
 
 

@@ -4,6 +4,7 @@ One device stands for all of them here; `test_pipeline_devices.py` has several.
 """
 
 import dataclasses
+import time
 
 import flax.linen as nn
 import jax
@@ -112,7 +113,7 @@ def test_a_composed_network_pipelines(name):
 def test_a_deployed_chip_pipelines(sites):
     """Quantised, sliced and analog with programming errors: the same codes, ranges and cells."""
     if sites == "*":
-        net, x = cnn(), X
+        net, x, parts = cnn(), X, 4
         composed = js.compose(
             js.prune(0.3),
             js.quantize(8, 8),
@@ -120,11 +121,12 @@ def test_a_deployed_chip_pipelines(sites):
             js.analog(adc=8, cells=js.cells.proportional(0.05)),
         )(net)
     else:
-        net, x = attention(), normal(2, 5, 4)
+        # a contraction of two activations stores nothing and takes the range of its micro-batch
+        net, x, parts = attention(), normal(2, 5, 4), 1
         composed = js.quantize(None, 8, sites=["*", "dynamic*"])(net)
     chip = js.deploy(composed, key=jax.random.key(3), calibrate=x)
     np.testing.assert_allclose(
-        pipe(chip, 2)(x, key=jax.random.key(0)), chip(x, key=jax.random.key(0)), atol=2e-6
+        pipe(chip, 2, parts)(x, key=jax.random.key(0)), chip(x, key=jax.random.key(0)), atol=2e-6
     )
 
 
@@ -150,23 +152,24 @@ def test_noise_is_the_networks_for_one_micro_batch_and_differs_between_several()
     # programming errors are of the call, so they do not tell its micro-batches apart
     twice = np.asarray(pipe(noisy)(same, key=key))
     np.testing.assert_allclose(twice[:4], twice[4:], atol=1e-6)
-    dropped = js.trace(*_dropout(same))
-    halves = np.asarray(pipe(dropped, 2)(same, rngs={"dropout": key}))
-    assert np.abs(halves[:4] - halves[4:]).max() > 0.1
     with pytest.raises(ValueError, match="key"):
         pipe(noisy)(X)
 
 
-def _dropout(x):
+def test_dropout_differs_between_micro_batches():
     class Dropped(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.Dense(16)(x.reshape(len(x), -1))
+            x = nn.Dense(16)(x)
             return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(x))
 
-    model = Dropped()
-    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    return model, {"params": model.init(rngs, x)["params"]}, x
+    x, model, key = jnp.ones((8, 5)), Dropped(), jax.random.key(1)
+    variables = model.init({"params": key, "dropout": key}, x)
+    net = js.trace(model, variables, x, rngs={"dropout": key})
+    one = pipe(net, 2, 1)(x, rngs={"dropout": key})
+    np.testing.assert_allclose(one, net(x, rngs={"dropout": key}), atol=1e-6)
+    halves = np.asarray(pipe(net, 2)(x, rngs={"dropout": key}))
+    assert np.abs(halves[:4] - halves[4:]).max() > 0.1
 
 
 def test_under_jit_and_grad_it_is_the_same_function():
@@ -322,20 +325,22 @@ def test_stages_can_be_named_measured_or_weighed():
     assert "layers/3/kernel" in str(named.stages)
 
 
-def test_slow_layers_are_measured():
+def test_a_layer_that_takes_long_is_measured():
     def model(params, x):
         for i, w in enumerate(params):
             x = jnp.tanh(x @ w)
-            if i == 3:  # a loop that counts for little and takes long
-                x = jax.lax.while_loop(
-                    lambda c: c[0] < 3000, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x)
-                )[1]
+            if i == 3:
+                shape = jax.ShapeDtypeStruct((), x.dtype)
+                x = x + jax.pure_callback(wait, shape, jax.lax.stop_gradient(x[0, 0]))
         return x
 
+    def wait(number):
+        time.sleep(0.05)
+        return np.zeros_like(number)
+
     net = js.trace(model, [normal(16, 16, seed=i) for i in range(4)], normal(8, 16))
-    net = dataclasses.replace(net, fn=net.fn)
-    line = js.stages.equations(net, net.example)
-    assert len(js.stages.cuts(line)) == 3
+    assert pipe(net, 2, balance="flops").stages.rows[1].name == "2"
+    assert pipe(net, 2, balance="time").stages.rows[1].name == "3"
 
 
 def test_the_simulated_bubble_of_equal_stages_is_exact():
@@ -363,7 +368,8 @@ def test_memory_follows_the_formula_of_the_paper():
         assert 0.7 * layers <= inside[K, M] <= 2 * layers + 3 * boundary // M
         simulated = js.simulate_schedule(pipe(net, K, M), x).peak_bytes
         for row, peak in zip(table.rows, simulated, strict=True):
-            assert 0.6 * peak <= row.activations <= 1.7 * peak
+            # what the compiler shares between layers counts twice when simulated
+            assert row.activations <= 1.3 * peak <= 3 * row.activations
     assert inside[4, 16] < inside[1, 1] / 20
     early = pipe(net, 4, 16, schedule="1f1b").memory(x)
     assert [row.in_flight for row in early.rows] == [4, 3, 2, 1]
@@ -427,7 +433,7 @@ def test_what_a_call_or_step_cannot_take_is_named():
     with pytest.raises(ValueError, match=r"params: Conv_0/bias is \[1\], the network's is \[4\]"):
         step(wrong, (X, X))
     whole = jax.tree.map(lambda p: p.astype(int), made.params)
-    with pytest.raises(ValueError, match="has dtype int32 and no gradient"):
+    with pytest.raises(ValueError, match="params: Conv_0/bias is int32 and has no gradient"):
         step(whole, (X, X))
     rows = js.pipeline_value_and_grad(made, lambda y, t: y)
     with pytest.raises(ValueError, match=r"loss_fn: returned float32\[4, 3\]; a loss is one float"):
