@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.record import write_tables
 
-NAMES = ("overhead", "chips", "influence")
+NAMES = ("overhead", "chips", "influence", "pipeline")
 
 
 def main(args: list[str]) -> int:

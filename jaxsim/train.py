@@ -97,12 +97,13 @@ def fit(
 
     update = jax.jit(updated)
 
-    def pipelined(net: Pipeline, state: optax.OptState, x: Array, y: Array, key: Any) -> Any:
+    def pipelined(net: Network, state: optax.OptState, x: Any, y: Any, key: Any) -> Any:
         gradients = pipeline_value_and_grad(net, _entropy)
         out, grads = gradients(net.params, (x, y), key=key, **options, **streams(key))
         loss, updates = out if "mutable" in options else (out, {})
         return *update(net, state, grads, updates), loss
 
+    advanced = pipelined if isinstance(net, Pipeline) else step
     state = optimizer.init(net.params)
     with contextlib.ExitStack() as stack:
         done, kept = None, None
@@ -118,7 +119,6 @@ def fit(
             for i in range(steps):
                 rows = order[i * batch_size : (i + 1) * batch_size]
                 step_key = jax.random.fold_in(epoch_key, i)
-                advanced = pipelined if isinstance(net, Pipeline) else step
                 net, state, loss = advanced(net, state, images[rows], labels[rows], step_key)
                 advance(loss)
             if kept is not None:

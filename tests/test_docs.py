@@ -17,7 +17,7 @@ def blocks(path):
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["docs/concepts.md", "docs/extend.md"])
+@pytest.mark.parametrize("page", ["docs/concepts.md", "docs/extend.md", "docs/pipeline.md"])
 def test_every_block_of_a_page_runs_in_order(page):
     namespace = {}
     for block in blocks(page):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxsim.plot import gantt
 from jaxsim.schedule import run_through, simulate, tasks_of
 
 SCHEDULES = ("gpipe", "1f1b")
@@ -64,3 +65,8 @@ def test_a_slow_stage_makes_the_others_wait():
     odd = simulate("gpipe", 8, [1, 3], [2, 6], [0, 0], [0, 0])
     assert odd.bubble > even.bubble
     assert "bubble" in str(odd)
+
+
+def test_a_gantt_chart_is_drawn(tmp_path):
+    gantt(tmp_path / "out" / "step.png", simulate("1f1b", 6, [1] * 3, [2] * 3, [1] * 3, [1] * 3))
+    assert (tmp_path / "out" / "step.png").read_bytes().startswith(b"\x89PNG")
