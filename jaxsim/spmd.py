@@ -79,7 +79,7 @@ def equal_blocks(line: Equations, stages: int) -> Blocks:
         )
     marks = [_signature(stage) for stage in whole.stages]
     ats = [0, *(place.at for place in places), len(line.active)]
-    best = (0, 0, 1, 0)  # segments covered, where from, segments a block, blocks
+    best = (0, 0, 0, 0)  # equations covered, where from, equations a block, blocks
     for period in range(1, len(marks)):
         for start in range(len(marks) - period):
             same = 0
@@ -88,30 +88,30 @@ def equal_blocks(line: Equations, stages: int) -> Blocks:
                 and marks[start + same] == marks[start + same + period]
             ):
                 same += 1
-            count = same // period + 1
-            if (
-                count > 1
-                and (count + 1) % stages == 0
-                and _one_more(line, ats, start, period, count)
-            ):
+            begin, length, count = ats[start], ats[start + period] - ats[start], same // period + 1
+            if not same:
+                continue
+            # What precedes the first cut and follows the last may hold a block and more.
+            if count % stages and _same(line, begin, begin + count * length, length):
                 count += 1
+            if count % stages and _same(line, begin, begin - length, length):
+                begin, count = begin - length, count + 1
             count = count // stages * stages
-            if count > 1 and count * period > best[0]:
-                best = (count * period, start, period, count)
-    _, start, period, count = best
+            if count > 1 and count * length > best[0]:
+                best = (count * length, begin, length, count)
+    _, begin, length, count = best
     if not count:
         raise ValueError(
             f"engine='spmd': the network has no run of equal blocks for stages={stages}; use "
             "engine='mpmd'"
         )
-    length = ats[start + period] - ats[start]
     known = {place.at: place for place in places}
-    begins = [ats[start] + i * length for i in range(count + 1)]
+    begins = [begin + i * length for i in range(count + 1)]
     inner = [
         known.get(at, Cut("", at, 0, 0, minimal=True)) for at in begins if 0 < at < len(line.active)
     ]
     groups = [known[begins[i]] for i in range(count // stages, count, count // stages)]
-    blocks = Blocks(split(line, inner), 1 if start else 0, count, tuple(groups))
+    blocks = Blocks(split(line, inner), 1 if begin else 0, count, tuple(groups))
     _check_links(blocks)
     return blocks
 
@@ -360,16 +360,16 @@ def _signature(stage: Stage) -> tuple[Any, ...]:
     return len(stage.params), len(stage.buffers), len(_inputs(stage)), text
 
 
-def _one_more(line: Equations, ats: Sequence[int], start: int, period: int, count: int) -> bool:
-    """Whether the equations after a run of blocks begin with one more of them."""
-    length = ats[start + period] - ats[start]
-    ends = [ats[start] + i * length for i in (0, 1, count, count + 1)]
-    if ends[-1] >= len(line.active):
+def _same(line: Equations, known: int, at: int, length: int) -> bool:
+    """Whether the equations from `at` are the same block as those from `known`."""
+    if at < 0 or at + length > len(line.active):
         return False
-    pieces = split(line, [Cut("", at, 0, 0, minimal=True) for at in ends if at])
-    first = 1 if start else 0
-    one, more = (pieces.stages[first + i] for i in (0, 2))
-    return _signature(one) == _signature(more)
+    marks: list[Any] = []
+    for begin in (known, at):
+        ends = [end for end in (begin, begin + length) if 0 < end < len(line.active)]
+        pieces = split(line, [Cut("", end, 0, 0, minimal=True) for end in ends])
+        marks.append(_signature(pieces.stages[1 if begin else 0]))
+    return marks[0] == marks[1]
 
 
 def _check_links(blocks: Blocks) -> None:
