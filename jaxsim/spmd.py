@@ -7,7 +7,6 @@ JAX's own, so the backward runs through the same ticks in reverse.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +21,18 @@ from jaxsim.core import Conv
 from jaxsim.mpmd import Place, Remat
 from jaxsim.network import Network, contractions
 from jaxsim.schedule import Schedule
-from jaxsim.stages import Cut, Equations, Held, Stage, Stages, cuts, held, run_stage, split
+from jaxsim.stages import (
+    Cut,
+    Equations,
+    Held,
+    Stage,
+    Stages,
+    cuts,
+    held,
+    run_stage,
+    signature,
+    split,
+)
 
 
 class Blocks(NamedTuple):
@@ -77,7 +87,7 @@ def equal_blocks(line: Equations, stages: int) -> Blocks:
             "engine='spmd': the network has convolutions, and XLA's CPU backend runs those in a "
             "loop 10 to 100 times slower than outside; use engine='mpmd'"
         )
-    marks = [_signature(stage) for stage in whole.stages]
+    marks = [signature(stage) for stage in whole.stages]
     ats = [0, *(place.at for place in places), len(line.active)]
     best = (0, 0, 0, 0)  # equations covered, where from, equations a block, blocks
     for period in range(1, len(marks)):
@@ -354,12 +364,6 @@ def _inputs(stage: Stage) -> list[tuple[int, int]]:
     return [*((_ARGUMENT, i) for i in stage.arguments), *stage.sources]
 
 
-def _signature(stage: Stage) -> tuple[Any, ...]:
-    """What is equal for stages that differ in their parameters' values only."""
-    text = re.sub(r"0x[0-9a-f]+", "", str(stage.plan.jaxpr))
-    return len(stage.params), len(stage.buffers), len(_inputs(stage)), text
-
-
 def _same(line: Equations, known: int, at: int, length: int) -> bool:
     """Whether the equations from `at` are the same block as those from `known`."""
     if at < 0 or at + length > len(line.active):
@@ -368,7 +372,7 @@ def _same(line: Equations, known: int, at: int, length: int) -> bool:
     for begin in (known, at):
         ends = [end for end in (begin, begin + length) if 0 < end < len(line.active)]
         pieces = split(line, [Cut("", end, 0, 0, minimal=True) for end in ends])
-        marks.append(_signature(pieces.stages[1 if begin else 0]))
+        marks.append(signature(pieces.stages[1 if begin else 0]))
     return marks[0] == marks[1]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -368,6 +369,13 @@ def split(line: Equations, places: Sequence[Cut]) -> Stages:
         )
     outputs = tuple(at[v] if isinstance(v, jex.Var) else literals[id(v)] for v in jaxpr.outvars)
     return Stages(tuple(stages), outputs, line)
+
+
+def signature(stage: Stage) -> tuple[Any, ...]:
+    """What is equal for stages that differ in their parameters' values and names only."""
+    text = re.sub(r"0x[0-9a-f]+", "", str(stage.plan.jaxpr))
+    inputs = len(stage.arguments) + len(stage.sources)
+    return len(stage.params), len(stage.buffers), inputs, text
 
 
 def held(net: Network, cut: Stages, stage: Stage) -> Held:

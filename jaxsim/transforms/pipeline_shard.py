@@ -37,6 +37,7 @@ from jaxsim.stages import (
     equations,
     flops,
     held,
+    signature,
     sizes,
     split,
 )
@@ -182,14 +183,16 @@ class Pipeline(Network):
             raise ValueError("memory: engine='spmd' has one programme and no stages of its own")
         plan = prepared(self, arguments)
         flights = simulate_schedule(self, *args, **kwargs).in_flight
-        return MemoryTable(
-            tuple(
-                _stage_memory(self, plan, programme, n)
-                for programme, n in zip(plan.programmes, flights, strict=True)
-            ),
-            layout.microbatches,
-            plan.batch.micro,
-        )
+        rows: list[StageMemory] = []
+        seen: dict[Any, StageMemory] = {}  # equal stages are compiled once
+        for programme, n in zip(plan.programmes, flights, strict=True):
+            stage = programme.stage
+            named = (stage.sites, stage.params) if self.cores or self.masks else ()
+            alike = (signature(stage), programme.wanted, bool(stage.sources), named)
+            if alike not in seen:
+                seen[alike] = _stage_memory(self, plan, programme, n)
+            rows.append(seen[alike]._replace(in_flight=n))
+        return MemoryTable(tuple(rows), layout.microbatches, plan.batch.micro)
 
 
 class StageRow(NamedTuple):
