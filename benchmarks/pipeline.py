@@ -36,7 +36,7 @@ class Settings:
     """
 
     runs: int = 7
-    budget: int = 1024
+    budget: int = 2048
     only: str = "all"
 
 
