@@ -7,7 +7,15 @@ import sys
 
 from benchmarks.record import write_tables
 
-NAMES = ("overhead", "chips", "influence", "crossbar", "analog_accuracy", "blocked")
+NAMES = (
+    "overhead",
+    "chips",
+    "influence",
+    "crossbar",
+    "analog_accuracy",
+    "blocked",
+    "pipeline",
+)
 
 
 def main(args: list[str]) -> int:

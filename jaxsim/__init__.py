@@ -13,6 +13,11 @@ from jaxsim.search import search_blocked
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
+from jaxsim.transforms.pipeline_shard import (
+    pipeline_shard,
+    pipeline_value_and_grad,
+    simulate_schedule,
+)
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
 from jaxsim.transforms.slice_bits import slice_bits
@@ -35,6 +40,9 @@ __all__ = [
     "block",
     "slice_bits",
     "analog",
+    "pipeline_shard",
+    "pipeline_value_and_grad",
+    "simulate_schedule",
     "cells",
     "wires",
     "Hardware",

@@ -1,7 +1,7 @@
 """A Flax model as a Network: traced once, its contractions named, each one given to a core.
 
 This is the only file that touches jaxprs. A call traces the model for the shapes at hand, plans
-which equations are sites (`_plan`), and walks the equations (`_Walk`), handing each site to its
+which equations are sites (`_plan`), and walks the equations (`Walk`), handing each site to its
 core and binding every other equation as it is. Under `jit` none of this is left at run time.
 """
 
@@ -117,12 +117,17 @@ class Network:
         Raises:
           ValueError: the model rejects the arguments, or a core needs a key.
         """
-        _check_key(key)
-        arguments = _arguments(args, {**self.defaults.whole(), **kwargs})
+        check_key(key)
+        arguments = call_arguments(args, {**self.defaults.whole(), **kwargs})
         if not self.cores:
             with _explained(self.example, arguments):
                 return _apply(arguments, self.fn, self.masked_params(), self.buffers)
         return _run(self, arguments, key)
+
+    @property
+    def ranges(self) -> Literal["batch", "stored", "missing"]:
+        """Where calls take ranges from."""
+        return "batch" if not self.deployed else "stored" if self.calibrated else "missing"
 
     def masked_params(self) -> PyTree:
         """The parameters with pruned entries set to zero."""
@@ -197,12 +202,12 @@ class Network:
         defaults = self.defaults.whole()
         if not args:
             args, defaults = self.example.whole()
-        arguments = _abstract_arguments(_arguments(args, {**defaults, **kwargs}))
+        arguments = abstract_arguments(call_arguments(args, {**defaults, **kwargs}))
         params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
-        traced = _trace(self.fn, params, buffers, arguments, self.example)
+        traced = trace_plan(self.fn, params, buffers, arguments, self.example)
         flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
         rows: list[SiteCost] = []
-        for contraction in _contractions(traced.plan):
+        for contraction in contractions(traced.plan):
             site = contraction.site
             parameter = None if site.param is None else flat[site.param]
             size = 0 if parameter is None or "#" in site.name else int(np.prod(parameter.shape))
@@ -267,14 +272,14 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
         raise ValueError("key: a network's call keeps this name for its cores; give it by position")
     fn, params, buffers = _functional(model, variables)
     _check_params(params)
-    arrays = {k: v for k, v in kwargs.items() if any(map(_is_array, jax.tree.leaves(v)))}
-    defaults = Parts.of({k: v for k, v in kwargs.items() if k not in arrays}, _is_array)
-    arguments = _arguments(args, kwargs)
-    example = _abstract_arguments(arguments)
+    arrays = {k: v for k, v in kwargs.items() if any(map(is_array, jax.tree.leaves(v)))}
+    defaults = Parts.of({k: v for k, v in kwargs.items() if k not in arrays}, is_array)
+    arguments = call_arguments(args, kwargs)
+    example = abstract_arguments(arguments)
     if not example.arrays:
         raise ValueError("args: no array among them; lists and Python numbers are static")
-    traced = _trace(fn, params, buffers, arguments, example)
-    sites = tuple(c.site for c in _contractions(traced.plan))
+    traced = trace_plan(fn, params, buffers, arguments, example)
+    sites = tuple(c.site for c in contractions(traced.plan))
     if not any(s.kind != "dynamic" for s in sites):
         raise ValueError(
             f"model={model!r} has no sites: no dot_general or convolution of an input with a "
@@ -325,7 +330,7 @@ def deploy(
         raise ValueError("net is deployed already; deploy the composed network again instead")
     if not net.cores:
         raise ValueError("net has no transformed sites to deploy; compose a transform first")
-    _check_key(key)
+    check_key(key)
     _check_params(net.params)
     chip = dataclasses.replace(net, states=write_states(net, key), deployed=True)
     if calibrate is None:
@@ -352,7 +357,7 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
         raise ValueError(
             "chip is not deployed: deploy(net, calibrate=inputs) sets its first ranges"
         )
-    states = _calibrate(chip, _arguments(args, {**chip.defaults.whole(), **kwargs}))
+    states = _calibrate(chip, call_arguments(args, {**chip.defaults.whole(), **kwargs}))
     for name, state in states.items():
         for r in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Range)):
             if not isinstance(r, Range) or is_traced(r.lo):
@@ -368,8 +373,7 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
 def _run(net: Network, arguments: Parts, key: Any) -> Any:
     """A call of a transformed network, compiled as one even where the caller does not."""
     traced = _trace_call(net, arguments)
-    ranges = "batch" if not net.deployed else "stored" if net.calibrated else "missing"
-    walk = _Walk(net.cores, ranges, key, calibrating=False)
+    walk = Walk(net.cores, net.ranges, key)
     outputs, _ = walk.run(traced.plan, traced.values, net.states, ())
     return jax.tree.unflatten(traced.out_tree, outputs)
 
@@ -393,17 +397,18 @@ def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
 def _calibrate(chip: Network, arguments: Parts) -> dict[str, State]:
     """Every transformed site's state after its ranges have seen the arguments."""
     traced = _trace_call(chip, arguments)
-    walk = _Walk(chip.cores, "stored", None, calibrating=True)
+    walk = Walk(chip.cores, "stored", None, calibrating=True)
     _, states = walk.run(traced.plan, traced.values, chip.states, ())
     return states
 
 
-def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
+def call_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
     """Arguments of a call, arrays apart from what is static."""
-    return Parts.of((tuple(args), dict(kwargs)), _is_array)
+    return Parts.of((tuple(args), dict(kwargs)), is_array)
 
 
-def _abstract_arguments(arguments: Parts) -> Parts:
+def abstract_arguments(arguments: Parts) -> Parts:
+    """Arguments of a call as shapes."""
     shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), a.dtype) for a in arguments.arrays)
     return dataclasses.replace(arguments, arrays=shapes)
 
@@ -417,7 +422,8 @@ def _shapes(arguments: Parts) -> str:
     return "(" + ", ".join(f"{a.dtype}{list(np.shape(a))}" for a in arguments.arrays) + ")"
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf of a call's arguments is traced; anything else is static."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
@@ -514,7 +520,7 @@ def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
 def _check_params(params: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
-        if not _is_array(leaf):
+        if not is_array(leaf):
             raise ValueError(f"variables: {name}={leaf!r} is not an array")
         if is_traced(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
             continue
@@ -522,10 +528,10 @@ def _check_params(params: PyTree) -> None:
             raise ValueError(f"variables: {name} holds NaN or infinite values")
 
 
-def _check_sites(net: Network, plan: _Plan) -> None:
+def check_sites(net: Network, plan: Plan) -> None:
     """Checks that a call runs the sites that were traced: any other would silently stay float."""
     known = {site.name: site for site in net.sites}
-    for contraction in _contractions(plan):
+    for contraction in contractions(plan):
         site = contraction.site
         if site.kind == "dynamic":
             continue
@@ -541,7 +547,8 @@ def _check_sites(net: Network, plan: _Plan) -> None:
             )
 
 
-def _check_key(key: Any) -> None:
+def check_key(key: Any) -> None:
+    """Checks that a key is one, or None."""
     if key is None:
         return
     dtype = getattr(key, "dtype", None)
@@ -561,7 +568,7 @@ class _Known(NamedTuple):
     mapped: frozenset[int] = frozenset()
 
 
-class _Contraction(NamedTuple):
+class Contraction(NamedTuple):
     """An equation that is a site: its op, abstract operands and where they stand."""
 
     site: Site
@@ -572,38 +579,42 @@ class _Contraction(NamedTuple):
     w_at: int
 
 
-class _Inner(NamedTuple):
+class Inner(NamedTuple):
     """An equation whose inner jaxprs hold sites or pass known values on."""
 
-    plans: tuple[_Plan, ...]
+    plans: tuple[Plan, ...]
     names: frozenset[str]
 
 
-_Entry = _Contraction | _Inner | None
+Entry = Contraction | Inner | None
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """A jaxpr, and for each of its equations what the walk does there (None: bind it)."""
 
     jaxpr: Any
     consts: Sequence[Any]
-    entries: tuple[_Entry, ...]
+    entries: tuple[Entry, ...]
     known: tuple[_Known | None, ...]
 
 
-class _Traced(NamedTuple):
-    plan: _Plan
+class Traced(NamedTuple):
+    """A call, traced: its plan, what the plan takes, and the structure of what it returns."""
+
+    plan: Plan
     values: list[Any]
     out_tree: Any
 
 
-def _trace(
+def trace_plan(
     fn: Callable[..., Any],
     params: PyTree,
     buffers: PyTree,
     arguments: Parts,
     example: Parts,
-) -> _Traced:
+) -> Traced:
+    """Traces a call of a model and plans it; arrays may be shapes."""
+
     def flat(params: PyTree, buffers: PyTree, arguments: Parts) -> Any:
         return _apply(arguments, fn, params, buffers)
 
@@ -617,13 +628,13 @@ def _trace(
     unknown = [None] * len(arguments.arrays)
     plan = _Planner().plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
     values = jax.tree.leaves((params, buffers, arguments.arrays))
-    return _Traced(plan, values, jax.tree.structure(out))
+    return Traced(plan, values, jax.tree.structure(out))
 
 
-def _trace_call(net: Network, arguments: Parts) -> _Traced:
+def _trace_call(net: Network, arguments: Parts) -> Traced:
     """A call of a network, traced; its sites are those the network knows."""
-    traced = _trace(net.fn, net.masked_params(), net.buffers, arguments, net.example)
-    _check_sites(net, traced.plan)
+    traced = trace_plan(net.fn, net.masked_params(), net.buffers, arguments, net.example)
+    check_sites(net, traced.plan)
     return traced
 
 
@@ -641,16 +652,17 @@ def _explained(example: Parts, arguments: Parts) -> Generator[None]:
         raise ValueError(f"args={given}{was}: the model raised: {error}") from error
 
 
-def _contractions(plan: _Plan) -> Iterator[_Contraction]:
+def contractions(plan: Plan) -> Iterator[Contraction]:
+    """The sites of a plan, in order."""
     for entry in plan.entries:
-        if isinstance(entry, _Contraction):
+        if isinstance(entry, Contraction):
             yield entry
         elif entry is not None:
             for inner in entry.plans:
-                yield from _contractions(inner)
+                yield from contractions(inner)
 
 
-def _inner_jaxprs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
+def inner_jaxprs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
     """The jaxprs an equation runs, with their constants; none for opaque primitives."""
     params = eqn.params
     match eqn.primitive:
@@ -679,30 +691,30 @@ class _Planner:
         consts: Sequence[Any],
         tags: Sequence[_Known | None],
         lengths: tuple[int, ...],
-    ) -> _Plan:
+    ) -> Plan:
         known: dict[Any, _Known | None] = dict(zip(jaxpr.invars, tags, strict=True))
         known.update(dict.fromkeys(jaxpr.constvars, _Known()))
 
         def tag(atom: Any) -> _Known | None:
             return _Known() if isinstance(atom, jex.Literal) else known[atom]
 
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         for eqn in jaxpr.eqns:
             ins = [tag(atom) for atom in eqn.invars]
             entry, outs = None, [None] * len(eqn.outvars)
             sources = [t for t in ins if t is not None]
             if len(sources) == len(ins):
                 outs = [_merged(sources)] * len(eqn.outvars)
-            elif inner := _inner_jaxprs(eqn):
+            elif inner := inner_jaxprs(eqn):
                 plans, outs = self.inner(eqn, inner, ins, lengths)
-                names = frozenset(c.site.name for p in plans for c in _contractions(p))
+                names = frozenset(c.site.name for p in plans for c in contractions(p))
                 if names or any(t is not None for t in outs):
-                    entry = _Inner(plans, names)
+                    entry = Inner(plans, names)
             else:
                 entry = self.contraction(eqn, ins, lengths)
             entries.append(entry)
             known.update(zip(eqn.outvars, outs, strict=True))
-        return _Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
+        return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
 
     def inner(
         self,
@@ -710,7 +722,7 @@ class _Planner:
         inner: list[tuple[Any, Sequence[Any]]],
         ins: list[_Known | None],
         lengths: tuple[int, ...],
-    ) -> tuple[tuple[_Plan, ...], list[_Known | None]]:
+    ) -> tuple[tuple[Plan, ...], list[_Known | None]]:
         """Plans of an equation's jaxprs, and what is known of its outputs."""
         params = eqn.params
         if eqn.primitive is prims.scan_p:
@@ -741,7 +753,7 @@ class _Planner:
 
     def contraction(
         self, eqn: Any, ins: list[_Known | None], lengths: tuple[int, ...]
-    ) -> _Contraction | None:
+    ) -> Contraction | None:
         """The site an equation is, if it is one."""
         from_params = [i for i, t in enumerate(ins) if t is not None and t.param]
         if eqn.primitive is prims.dot_general_p:
@@ -775,7 +787,7 @@ class _Planner:
             lengths=lengths,
             stacked=tuple(depth in source.mapped for depth in range(len(lengths))),
         )
-        return _Contraction(site, Op(geometry), x, w, 1 - w_at, w_at)
+        return Contraction(site, Op(geometry), x, w, 1 - w_at, w_at)
 
 
 def _merged(sources: Sequence[_Known]) -> _Known:
@@ -835,9 +847,9 @@ def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
 
 
 def _evaluate(
-    plan: _Plan,
+    plan: Plan,
     values: Sequence[Any],
-    step: Callable[[Any, _Entry, list[Any]], Sequence[Any]],
+    step: Callable[[Any, Entry, list[Any]], Sequence[Any]],
 ) -> list[Any]:
     """The outputs of a jaxpr whose equations `step(equation, entry, operands)` computes."""
     env = dict(zip(plan.jaxpr.invars, values, strict=True))
@@ -869,7 +881,7 @@ class _Writer:
         self.key = key
 
     def run(
-        self, plan: _Plan, values: Sequence[Any], indices: tuple[Any, ...]
+        self, plan: Plan, values: Sequence[Any], indices: tuple[Any, ...]
     ) -> tuple[list[Any], dict[str, State]]:
         """Known outputs (None elsewhere) and the states written inside.
 
@@ -877,9 +889,9 @@ class _Writer:
         """
         states: dict[str, State] = {}
 
-        def step(eqn: Any, entry: _Entry, ins: list[Any]) -> Sequence[Any]:
+        def step(eqn: Any, entry: Entry, ins: list[Any]) -> Sequence[Any]:
             outs: Sequence[Any] = [None] * len(eqn.outvars)
-            if isinstance(entry, _Contraction):
+            if isinstance(entry, Contraction):
                 self.write(entry, ins, indices, states)
             elif entry is not None:
                 outs, written = self.inner(eqn, entry, ins, indices)
@@ -892,7 +904,7 @@ class _Writer:
 
     def write(
         self,
-        entry: _Contraction,
+        entry: Contraction,
         ins: list[Any],
         indices: tuple[Any, ...],
         states: dict[str, State],
@@ -905,7 +917,7 @@ class _Writer:
             states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
 
     def inner(
-        self, eqn: Any, entry: _Inner, ins: list[Any], indices: tuple[Any, ...]
+        self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
     ) -> tuple[Sequence[Any], dict[str, State]]:
         params, plans = eqn.params, entry.plans
         if eqn.primitive is prims.scan_p:
@@ -927,7 +939,7 @@ class _Writer:
         return self.run(plans[0], ins, indices)
 
     def scan(
-        self, eqn: Any, entry: _Inner, ins: list[Any], indices: tuple[Any, ...]
+        self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
     ) -> tuple[Sequence[Any], dict[str, State]]:
         """Writes inside a scan: one for each slice of a stacked weight, one for the others."""
         params, (plan,) = eqn.params, entry.plans
@@ -937,7 +949,7 @@ class _Writer:
             for value, tag in zip(ins[params["num_consts"] :], plan.known, strict=False)
         ][: params["num_carry"]]
         fixed, xs = [*ins[: params["num_consts"]], *carry], ins[first_x:]
-        sites = {c.site.name: c.site for c in _contractions(plan) if c.site.name in self.cores}
+        sites = {c.site.name: c.site for c in contractions(plan) if c.site.name in self.cores}
         axes = {
             name: 0 if site.stacked[len(indices)] else None
             for name, site in sites.items()
@@ -952,7 +964,7 @@ class _Writer:
         return [*carry, *[None] * (len(eqn.outvars) - len(carry))], states
 
 
-class _Walk:
+class Walk:
     """Evaluates a plan, handing each transformed site to its core.
 
     Every method threads the states of the sites inside: unchanged when reading, updated when
@@ -965,16 +977,19 @@ class _Walk:
         ranges: Literal["batch", "stored", "missing"],
         key: Key[Array, ""] | None,
         *,
-        calibrating: bool,
+        calibrating: bool = False,
+        part: Any = None,
     ):
+        """Prepares to evaluate; `part` tells apart the read noise of parts of one call."""
         self.cores = cores
         self.ranges: Literal["batch", "stored", "missing"] = ranges
         self.key = key
+        self.read_key = key if key is None or part is None else jax.random.fold_in(key, part)
         self.calibrating = calibrating
 
     def run(
         self,
-        plan: _Plan,
+        plan: Plan,
         values: Sequence[Any],
         states: Mapping[str, State],
         indices: tuple[Any, ...],
@@ -982,13 +997,13 @@ class _Walk:
         """Outputs and states; `indices` holds the iteration of each loop around."""
         states = dict(states)
 
-        def step(eqn: Any, entry: _Entry, ins: list[Any]) -> Sequence[Any]:
-            if isinstance(entry, _Contraction) and entry.site.name in self.cores:
+        def step(eqn: Any, entry: Entry, ins: list[Any]) -> Sequence[Any]:
+            if isinstance(entry, Contraction) and entry.site.name in self.cores:
                 y, state = self.site(entry, ins, states.get(entry.site.name), indices)
                 if state is not None:
                     states[entry.site.name] = state
                 return [y.astype(eqn.outvars[0].aval.dtype)]
-            if isinstance(entry, _Inner) and not entry.names.isdisjoint(self.cores):
+            if isinstance(entry, Inner) and not entry.names.isdisjoint(self.cores):
                 outs, updated = self.inner(eqn, entry, ins, states, indices)
                 states.update(updated)
                 return outs
@@ -997,12 +1012,12 @@ class _Walk:
         return _evaluate(plan, values, step), states
 
     def site(
-        self, entry: _Contraction, ins: list[Any], state: State | None, indices: tuple[Any, ...]
+        self, entry: Contraction, ins: list[Any], state: State | None, indices: tuple[Any, ...]
     ) -> tuple[Array, State | None]:
         """The site's output as its core computes it, and its state."""
         site, wrappers = entry.site, self.cores[entry.site.name]
         x, w = ins[entry.x_at], ins[entry.w_at]
-        read_key = _site_key(self.key, site.name + ":read", indices)
+        read_key = _site_key(self.read_key, site.name + ":read", indices)
         if state is None:
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             over = indices if site.kind == "dynamic" else over
@@ -1031,7 +1046,7 @@ class _Walk:
     def inner(
         self,
         eqn: Any,
-        entry: _Inner,
+        entry: Inner,
         ins: list[Any],
         states: Mapping[str, State],
         indices: tuple[Any, ...],
@@ -1058,14 +1073,15 @@ class _Walk:
                 return self.run(plans[0], ins, inside, indices)
 
     def branch(
-        self, plan: _Plan, states: Mapping[str, State], indices: tuple[Any, ...], *ins: Any
+        self, plan: Plan, states: Mapping[str, State], indices: tuple[Any, ...], *ins: Any
     ) -> tuple[list[Any], dict[str, State]]:
+        """`run`, with the operands last."""
         return self.run(plan, ins, states, indices)
 
     def scan(
         self,
         eqn: Any,
-        entry: _Inner,
+        entry: Inner,
         ins: list[Any],
         states: dict[str, State],
         indices: tuple[Any, ...],
@@ -1073,7 +1089,7 @@ class _Walk:
         """A scan: stacked states go in (and, calibrated, come out) slice by slice."""
         params, (plan,) = eqn.params, entry.plans
         n, carried = params["num_consts"], params["num_carry"]
-        sites = {c.site.name: c.site for c in _contractions(plan)}
+        sites = {c.site.name: c.site for c in contractions(plan)}
         stacked = {k: s for k, s in states.items() if sites[k].stacked[len(indices)]}
         fixed = {k: s for k, s in states.items() if k not in stacked}
 
@@ -1102,7 +1118,7 @@ class _Walk:
     def loop(
         self,
         eqn: Any,
-        entry: _Inner,
+        entry: Inner,
         ins: list[Any],
         states: dict[str, State],
         indices: tuple[Any, ...],

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.checkpoint import describe, trail
 from jaxsim.network import Network
+from jaxsim.transforms.pipeline_shard import Pipeline, pipeline_value_and_grad
 
 
 def fit(
@@ -39,7 +40,7 @@ def fit(
     an interrupted run that goes on from its checkpoint ends where the whole run would have.
 
     Args:
-      net: not deployed; its cores say what the training is aware of.
+      net: not deployed; its cores say what the training is aware of. A pipeline trains as one.
       images: [N, ...] inputs.
       labels: [N] classes.
       epochs: passes over the data, at least 1.
@@ -71,13 +72,20 @@ def fit(
     options = dict(call or {})
     steps = len(images) // batch_size
 
-    def loss_of(params: Any, net: Network, x: Array, y: Array, key: Any) -> tuple[Array, Any]:
+    def streams(key: Any) -> dict[str, Any]:
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
-        more = {"rngs": keys} if keys else {}
-        out = dataclasses.replace(net, params=params)(x, key=key, **options, **more)
+        return {"rngs": keys} if keys else {}
+
+    def loss_of(params: Any, net: Network, x: Array, y: Array, key: Any) -> tuple[Array, Any]:
+        out = dataclasses.replace(net, params=params)(x, key=key, **options, **streams(key))
         logits, updates = out if "mutable" in options else (out, {})
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-        return loss, updates
+        return _entropy(logits, y), updates
+
+    def updated(net: Network, state: optax.OptState, grads: Any, updates: Any) -> Any:
+        changes, state = optimizer.update(grads, state, net.params)
+        params = optax.apply_updates(net.params, changes)
+        buffers = _merged(net.buffers, updates)
+        return dataclasses.replace(net, params=params, buffers=buffers), state
 
     # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
     @jax.jit
@@ -85,11 +93,17 @@ def fit(
         (loss, updates), grads = jax.value_and_grad(loss_of, has_aux=True)(
             net.params, net, x, y, key
         )
-        changes, state = optimizer.update(grads, state, net.params)
-        params = optax.apply_updates(net.params, changes)
-        buffers = _merged(net.buffers, updates)
-        return dataclasses.replace(net, params=params, buffers=buffers), state, loss
+        return *updated(net, state, grads, updates), loss
 
+    update = jax.jit(updated)
+
+    def pipelined(net: Network, state: optax.OptState, x: Any, y: Any, key: Any) -> Any:
+        gradients = pipeline_value_and_grad(net, _entropy)
+        out, grads = gradients(net.params, (x, y), key=key, **options, **streams(key))
+        loss, updates = out if "mutable" in options else (out, {})
+        return *update(net, state, grads, updates), loss
+
+    advanced = pipelined if isinstance(net, Pipeline) else step
     state = optimizer.init(net.params)
     with contextlib.ExitStack() as stack:
         done, kept = None, None
@@ -105,11 +119,15 @@ def fit(
             for i in range(steps):
                 rows = order[i * batch_size : (i + 1) * batch_size]
                 step_key = jax.random.fold_in(epoch_key, i)
-                net, state, loss = step(net, state, images[rows], labels[rows], step_key)
+                net, state, loss = advanced(net, state, images[rows], labels[rows], step_key)
                 advance(loss)
             if kept is not None:
                 kept.add(epoch + 1, (net.params, net.buffers, state))
     return net
+
+
+def _entropy(logits: Array, labels: Array) -> Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def _merged(buffers: Any, updates: Any) -> Any:

@@ -17,9 +17,10 @@ def blocks(path):
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    "page", ["docs/concepts.md", "docs/extend.md", "docs/analog.md", "docs/parasitics.md"]
-)
+PAGES = ("concepts", "extend", "analog", "parasitics", "pipeline")
+
+
+@pytest.mark.parametrize("page", [f"docs/{page}.md" for page in PAGES])
 def test_every_block_of_a_page_runs_in_order(page):
     namespace = {}
     for block in blocks(page):

@@ -1,0 +1,87 @@
+"""Pipelines on several devices, each check in a process of its own: eight of the host's, or two
+processes on loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+# Compiling dominates; what is compiled is small.
+FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
+
+
+def start(module, *arguments, devices=8):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{FLAGS}{devices}"}
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out.split()
+
+
+def worst(*arguments):
+    """The largest error that a check met."""
+    *_, word, number = finished(start("tests.pipeline_grid", *arguments))
+    assert word == "worst"
+    return float(number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "encoder", "mlp"])
+def test_gradients_are_the_networks_for_any_stages_micro_batches_and_schedule(name):
+    assert worst("grid", name, "float32", "full") <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cnn", "encoder"])
+def test_gradients_are_the_networks_to_double_precision(name):
+    assert worst("grid", name, "float64", "part") <= 1e-12
+
+
+def test_gradients_of_equal_layers_are_the_networks_to_double_precision():
+    assert worst("grid", "mlp", "float64", "full") <= 1e-12
+
+
+@pytest.mark.parametrize("setting", ["mlp 8 2 1", "mlp 2 4 2"])
+def test_one_programme_for_all_devices_computes_the_same(setting):
+    assert worst("spmd", *setting.split()) <= 1e-5
+
+
+@pytest.mark.slow
+def test_one_programme_pipelines_an_encoder_with_its_mask():
+    assert worst("spmd", "encoder", 3, 2, 2) <= 1e-5
+
+
+@pytest.mark.slow
+def test_replicas_of_a_stage_share_each_micro_batch_and_its_batch_statistics():
+    assert worst("replicas", "cnn", "float64") <= 1e-12
+
+
+def test_parameters_and_gradients_stay_with_their_stages():
+    assert worst("placed") <= 1e-5
+
+
+def test_what_a_device_raises_surfaces_and_changes_nothing():
+    assert worst("raising") <= 1e-5
+
+
+def test_what_one_programme_cannot_do_is_named():
+    assert worst("refused") == 0
+
+
+def test_two_processes_compute_what_one_does():
+    """To the bit: the same programme, its collectives over loopback instead of memory."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair = [start("tests.pipeline_process", port, 2, i, devices=1) for i in range(2)]
+    first, second = map(finished, pair)
+    alone = finished(start("tests.pipeline_process", port, 1, 0, devices=2))
+    assert first[-3:] == second[-3:] == alone[-3:]
