@@ -172,7 +172,7 @@ def search_blocked(
       candidates: what to choose from; None for `configs()`.
       hardware: the model of energy; None for `Hardware()`.
       steps: bisection steps for each block size.
-      log: file of accuracies to write to and resume from; of this search only.
+      log: file of what was measured, to write to and resume from; of this search only.
       quiet: show no progress bar.
 
     Returns:
@@ -215,7 +215,7 @@ def search_blocked(
             return tried[key]
 
         tried: dict[str, Choice] = {}
-        harm = site_harm(net, names, candidates, calibrate, advance)
+        harm = record.harm(lambda: site_harm(net, names, candidates, calibrate, advance))
         totals = np.stack([energy.sum(0), harm.sum(0)], 1)
         front = [c for c in range(len(candidates)) if _undominated(totals, c)]
         single: list[Choice] = []
@@ -432,27 +432,41 @@ def _fingerprint(net: Network, calibrate: Any, candidates: Sequence[Config]) -> 
 
 
 class _Record:
-    """Accuracies by choice, kept in a file so that a search can go on where it was stopped."""
+    """What was measured, kept in a file so that a search can go on where it was stopped."""
 
     def __init__(self, log: str | Path | None, run: str):
         self.path, self.run = None if log is None else Path(log), run
         self.known: dict[str, float] = {}
+        self.errors: list[list[float]] | None = None
         if self.path is not None and self.path.exists():
             content = json.loads(self.path.read_text())
             if content["run"] != run:
                 raise ValueError(f"log={str(log)!r} is of another network, inputs or candidates")
-            self.known = content["accuracy"]
+            self.known, self.errors = content["accuracy"], content.get("harm")
 
     def accuracy(self, key: str, measure: Callable[[], float]) -> float:
         """What is known, or measured now and written down."""
         if key not in self.known:
             self.known[key] = float(measure())
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                part = self.path.with_name(f"{self.path.name}.part")
-                part.write_text(json.dumps({"run": self.run, "accuracy": self.known}))
-                os.replace(part, self.path)
+            self.write()
         return self.known[key]
+
+    def harm(self, measure: Callable[[], np.ndarray]) -> Float[np.ndarray, "sites candidates"]:
+        """The errors of the candidates, known or measured now and written down."""
+        if self.errors is None:
+            self.errors = measure().tolist()
+            self.write()
+        return np.asarray(self.errors)
+
+    def write(self) -> None:
+        """Replaces the file, whole or not at all."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f"{self.path.name}.part")
+        content = {"run": self.run, "accuracy": self.known, "harm": self.errors}
+        part.write_text(json.dumps(content))
+        os.replace(part, self.path)
 
 
 @contextlib.contextmanager

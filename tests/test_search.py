@@ -124,6 +124,8 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path, expected, found):
     again = search_blocked(eight(), X, evaluate, drop=0.2, candidates=FEW, log=log, quiet=True)
     assert again.layers.by_site == found[0].layers.by_site
     assert again.evaluations == found[0].evaluations == len(calls)
+    known = search_blocked(eight(), X, None, drop=0.2, candidates=FEW, log=log, quiet=True)
+    assert known.layers == again.layers  # nothing was left to measure
     with pytest.raises(ValueError, match="is of another network, inputs or candidates"):
         search_blocked(eight(), X + 1, evaluate, candidates=FEW, log=log, quiet=True)
 
