@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.record import write_tables
 
-NAMES = ("overhead", "chips", "influence", "crossbar", "blocked")
+NAMES = ("overhead", "chips", "influence", "crossbar", "analog_accuracy", "blocked")
 
 
 def main(args: list[str]) -> int:

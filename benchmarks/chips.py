@@ -82,8 +82,8 @@ def main(args: list[str]) -> None:
         f"trained from scratch, mean ± standard error over them; analog chips are the mean of "
         f"{settings.programmings} programmings. Ranges come from 256 training images; nothing was "
         f"chosen on the test set. The 4-bit network has symmetric grids for weights (per channel) "
-        f"and inputs; cells off by 5 % of the largest conductance hold 8-bit codes as pairs, "
-        f"unsliced, without an ADC. Aware: {settings.epochs} epochs of training through it.",
+        f"and inputs; cells off by 5 % of the largest conductance hold 8-bit codes as pairs, not "
+        f"sliced, without an ADC. Aware: {settings.epochs} epochs of training through it.",
         settings=dataclasses.asdict(settings) | {"cache": None},
     )
 

@@ -3,8 +3,9 @@
 from jaxsim.checkpoint import load, save
 from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
-from jaxsim.cores import cells
+from jaxsim.cores import cells, wires
 from jaxsim.cores.converter import fpg_bits
+from jaxsim.crossbar import Crossbar
 from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
@@ -35,7 +36,9 @@ __all__ = [
     "slice_bits",
     "analog",
     "cells",
+    "wires",
     "Hardware",
+    "Crossbar",
     "search_blocked",
     "fpg_bits",
     "Grid",

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 CHUNK = 2**19
 """Cells that `transfer` holds at a time, so that many arrays do not fill the memory."""
-CORNER = 4
+CORNER = 2
 """Cells along one side of the smallest block of `transfer`."""
 LANES = 2**15
 """Numbers that `norton` carries at a time, so that they stay in the cache."""
@@ -353,16 +353,32 @@ def _with_wires(blocks: _Blocks, axis: int) -> _Blocks:
 
 
 def _solved(a: Array, b: Array) -> Array:
-    """a⁻¹ b; small systems by elimination, whose pivots are at least one for such networks."""
-    k = a.shape[-1]
-    if k > 4:
-        return jnp.linalg.solve(a, b)
-    rows = jnp.concatenate([a, b], -1)
-    for i in range(k):
-        pivot = rows[..., i : i + 1, :] / rows[..., i : i + 1, i : i + 1]
-        rest = rows - rows[..., i : i + 1] * pivot
-        rows = jnp.where(jnp.arange(k)[:, None] == i, pivot, rest)
-    return rows[..., k:]
+    """The solution of a x = b for systems of joined networks, which need no pivoting."""
+    inverse = _inverse(lax.stop_gradient(a))
+    return lax.custom_linear_solve(
+        partial(_times, a),
+        b,
+        lambda _, b: _times(inverse, b),
+        lambda _, c: _times(jnp.swapaxes(inverse, -1, -2), c),
+    )
+
+
+def _inverse(a: Array) -> Array:
+    """The inverse, by Gauss-Jordan elimination in place, one wire connected after another.
+
+    A pivot is one plus resistance times conductance seen from either side of that wire, so at least
+    one. LAPACK, called for thousands of small blocks, is slower on a busy machine by far.
+    """
+    index = jnp.arange(a.shape[-1])
+
+    def connect(i: Array, a: Array) -> Array:
+        here, there = index == i, (index == i)[:, None]
+        row = lax.dynamic_slice_in_dim(a, i, 1, a.ndim - 2)
+        column = lax.dynamic_slice_in_dim(a, i, 1, a.ndim - 1)
+        row = jnp.where(here, 1, row) / lax.dynamic_slice_in_dim(row, i, 1, a.ndim - 1)
+        return jnp.where(there, row, jnp.where(here, 0, a) - column * row)
+
+    return lax.fori_loop(0, a.shape[-1], connect, a)
 
 
 def _times(a: Array, b: Array) -> Array:

@@ -20,7 +20,7 @@ from jaxsim.cores import nodal
 from jaxsim.cores.nodal import Solution
 from jaxsim.numerics import check_range, is_traced
 
-FEW = 16
+FEW = 8
 """Up to so many vectors for each set of conductances conjugate gradients are the faster solver."""
 
 

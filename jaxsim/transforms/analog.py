@@ -17,6 +17,7 @@ from jaxsim.cores.inputs import lifted, serial
 from jaxsim.cores.mapping import differential, offset, referred
 from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
+from jaxsim.cores.wires import Wires, wired
 from jaxsim.network import Network, Site
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
@@ -32,6 +33,7 @@ def analog(
     percentile: float | Array = 99.98,
     input_bits: int | None = None,
     accumulate: Literal["digital", "analog"] = "digital",
+    wires: Wires | None = None,
     sites: str | Sequence[str] = "*",
 ) -> Transform:
     """Holds the codes in crossbar arrays and reads their columns through ADCs.
@@ -55,6 +57,8 @@ def analog(
       input_bits: bits of an input code that are applied at once, 1 to 8; None for all of them, as
         an analog voltage.
       accumulate: whether the parts of an input are added after the ADC or, as charge, before it.
+      wires: resistance between the cells, from `js.wires`; None for none. Gated wires need
+        `input_bits=1`.
       sites: patterns of the sites to hold in arrays.
 
     Raises:
@@ -81,7 +85,9 @@ def analog(
         raise ValueError(f"cells={cells!r}: must be a device from js.cells, or None")
     if input_bits is not None:
         input_bits = checked_int("input_bits", input_bits, 1, 8)
-    elif accumulate == "analog":
+    if wires is not None:
+        _check_wires(wires, cells, mapping, input_bits)
+    if input_bits is None and accumulate == "analog":
         raise ValueError("accumulate='analog': has no effect with input_bits=None")
 
     steps = [] if input_bits is None else [Wrapper.of(serial, bits=input_bits)]
@@ -94,7 +100,12 @@ def analog(
             for k, v in {"bits": adc, "percentile": percentile}.items()
         }
         reading = [Wrapper.of(converted, **traced, signed=signed, rule=adc_range)]
-    holding = [] if cells is None else [Wrapper.of(held, device=cells)]
+    holding: list[Wrapper] = []
+    if cells is not None:
+        redrawn = wires is not None and cells.noise is not None
+        holding = [Wrapper.of(held, device=cells, redraw=redrawn)]
+        if wires is not None:
+            holding.append(Wrapper.of(wired, wires=wires, redrawn=redrawn))
     array = [*reading, *behind, *([Wrapper.of(sign)] if signed else []), *holding]
     if cells is not None and mapping == "offset":
         array = [Wrapper.of(grounded, device=cells), *array]
@@ -118,6 +129,19 @@ def analog(
         return dataclasses.replace(net, cores=cores)
 
     return apply
+
+
+def _check_wires(wires: Wires, cells: Device | None, mapping: str, input_bits: int | None) -> None:
+    if not isinstance(wires, Wires):
+        raise ValueError(f"wires={wires!r}: must be made by js.wires, or None")
+    if cells is None:
+        raise ValueError(f"wires={wires}: wires join cells; give cells=…, perfect ones if need be")
+    if wires.topology == "gated" and input_bits != 1:
+        raise ValueError(f"input_bits={input_bits}: must be 1, gated wires switch cells on and off")
+    if wires.interleaved and mapping != "differential":
+        raise ValueError(
+            f"mapping={mapping!r}: must be 'differential', interleaved wires join pairs"
+        )
 
 
 def _refuse_floats(site: Site, input_bits: int | None, adc_range: RangeRule) -> None:

@@ -109,17 +109,23 @@ def test_tiles_and_shifted_codes_are_arrays_of_their_own(solver):
         assert np.abs(y - exact).max() < 2e-5 * np.abs(exact).max()
 
 
-def test_pairs_that_share_a_wire_lose_less():
-    """Their currents subtract before they reach the foot of the column."""
+def test_gated_pairs_on_one_wire_and_on_two_differ_only_in_second_order():
+    """To first order both lose r (g+ g+ - g- g-), summed over the wire that two cells share."""
     codes = np.random.default_rng(0).normal(0, 0.3, (64, 8))
-    g = np.float32([np.maximum(codes, 0), np.maximum(-codes, 0)])
-    on = np.ones((1, 64), np.float32)
+    g, on = np.stack([np.maximum(codes, 0), np.maximum(-codes, 0)]), np.ones((1, 64))
 
-    def loss(interleaved):
-        plus, minus = wires.currents(g, on, wires.gated(0.01, interleaved=interleaved))
-        return np.abs(plus - minus - on @ (g[0] - g[1])).mean()
+    def differences(r):
+        with jax.enable_x64(True):
+            (plus, minus), (net, zero) = (
+                map(np.asarray, wires.currents(*map(jnp.asarray, (g, on)), settings))
+                for settings in (wires.gated(r), wires.gated(r, interleaved=True))
+            )
+        two = plus - minus
+        assert not zero.any()
+        return np.abs(net - two).mean() / np.abs(two - on @ (g[0] - g[1])).mean()
 
-    assert 0 < loss(True) < 0.8 * loss(False)
+    assert differences(1e-6) == pytest.approx(differences(1e-5) / 10, rel=0.1)
+    assert differences(1e-5) < 0.05
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
