@@ -168,9 +168,9 @@ def fashion(settings: Blocked) -> list[Table]:
         note("int8, statistics settled", eight, settled)
         for name, transform in FIXED.items():
             note(name, transform(eight))
-        coarse = js.block(4, 1, 1)(eight)
-        aware = retrained(coarse, seen, epochs=1, seed=seed)
-        note("K=4, 1 × 1 dynamic, trunc, one epoch aware of it", aware)
+        for name in ("K=4, 1 × 1 dynamic, trunc", "K=3, 2 × 2 static, rounded"):
+            aware = retrained(FIXED[name](eight), seen, epochs=1, seed=seed)
+            note(f"{name}, one epoch aware of it", aware)
         result = search_blocked(
             eight,
             inputs,
@@ -300,7 +300,7 @@ def _figure(name: str, shown: list[tuple[Choice, float]], reference: float, titl
                 xs, ys = zip(*points, strict=True)
                 curves[kind] = Curve(xs, np.array(ys)[:, None])
         panels[f"{label} gain over FxP8, analytic model"] = curves
-    accuracy_curves(IMAGES / name, panels, reference=reference, title=title)
+    accuracy_curves(IMAGES / name, panels, reference=reference, title=title, baseline="int8")
 
 
 def _accuracies(title: str, found: dict[str, list[float]], gains: dict[str, Any]) -> Table:

@@ -156,8 +156,9 @@ def search_blocked(
     1. The error of each candidate at each site, relative to the site's exact output, is measured
        on the calibration inputs, all sites in one pass; and how much of it reaches the outputs,
        once for each site.
-    2. Candidates that another beats in both modelled energy and summed error are dropped. The
-       others are evaluated on the whole network.
+    2. Candidates that nothing beats in both modelled energy and summed error, and those that
+       nothing else beats (the error predicts accuracy only roughly), are evaluated on the whole
+       network.
     3. For each block size, an integer programme chooses a candidate for each site, the least
        summed error within an energy budget, and bisection on the budget, with real evaluations,
        finds the smallest that is accurate enough.
@@ -217,9 +218,11 @@ def search_blocked(
         tried: dict[str, Choice] = {}
         harm = record.harm(lambda: site_harm(net, names, candidates, calibrate, advance))
         totals = np.stack([energy.sum(0), harm.sum(0)], 1)
-        front = [c for c in range(len(candidates)) if _undominated(totals, c)]
+        first = [c for c in range(len(candidates)) if _undominated(totals, c)]
+        rest = [c for c in range(len(candidates)) if c not in first]
+        second = [c for i, c in enumerate(rest) if _undominated(totals[rest], i)]
         single: list[Choice] = []
-        for c in sorted(front, key=lambda c: totals[c, 0]):
+        for c in sorted(first + second, key=lambda c: totals[c, 0]):
             advance(f"network: {candidates[c]}")
             single.append(choose([c] * len(names)))
         good = [choice for choice in single if choice.accuracy >= exact - drop]

@@ -130,14 +130,14 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path, expected, found):
         search_blocked(eight(), X + 1, evaluate, candidates=FEW, log=log, quiet=True)
 
 
-def test_the_proxy_ranks_candidates_as_their_outputs_do(found):
-    """The error it predicts for one configuration everywhere follows what the outputs show."""
+def test_configurations_on_two_fronts_are_evaluated_everywhere(found):
+    """What is dearer and predicted to err more than two others is not."""
     result, _, _ = found
-    single = [c for c in result.tried if len(set(c.by_site.values())) == 1]
-    by_energy = sorted(single, key=lambda choice: choice.energy)
-    # they are those that nothing beats by the proxy: dearer ones should be more accurate
-    order = np.argsort(np.argsort([choice.accuracy for choice in by_energy]))
-    assert np.corrcoef(order, np.arange(len(order)))[0, 1] > 0.8
+    single = {
+        next(iter(c.by_site.values())) for c in result.tried if len(set(c.by_site.values())) == 1
+    }
+    assert 4 < len(single) < len(FEW)
+    assert Config(3, 1, 1, ("dynamic", "dynamic")) in single
 
 
 def test_stacked_layers_are_chosen_together():
