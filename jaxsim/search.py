@@ -218,11 +218,8 @@ def search_blocked(
         tried: dict[str, Choice] = {}
         harm = record.harm(lambda: site_harm(net, names, candidates, calibrate, advance))
         totals = np.stack([energy.sum(0), harm.sum(0)], 1)
-        first = [c for c in range(len(candidates)) if _undominated(totals, c)]
-        rest = [c for c in range(len(candidates)) if c not in first]
-        second = [c for i, c in enumerate(rest) if _undominated(totals[rest], i)]
         single: list[Choice] = []
-        for c in sorted(first + second, key=lambda c: totals[c, 0]):
+        for c in two_fronts(totals):
             advance(f"network: {candidates[c]}")
             single.append(choose([c] * len(names)))
         good = [choice for choice in single if choice.accuracy >= exact - drop]
@@ -418,6 +415,21 @@ def _worth_having(
     kept = exact | (energy.sum(0) <= most)
     chosen = tuple(c for c, keep in zip(candidates, kept, strict=True) if keep)
     return chosen, energy[:, kept], cycles[:, kept]
+
+
+def two_fronts(points: Float[np.ndarray, "n 2"]) -> list[int]:
+    """The points that no other is below in both, and those only such points are below of.
+
+    Args:
+      points: two costs of each.
+
+    Returns:
+      Their indices, in order of the first cost.
+    """
+    first = [i for i in range(len(points)) if _undominated(points, i)]
+    rest = [i for i in range(len(points)) if i not in first]
+    second = [i for j, i in enumerate(rest) if _undominated(points[rest], j)]
+    return sorted(first + second, key=lambda i: points[i, 0])
 
 
 def _undominated(points: Float[np.ndarray, "n 2"], i: int) -> bool:

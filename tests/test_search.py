@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.search import Choice, Config, assign, configs, search_blocked, site_harm
+from jaxsim.search import Choice, Config, assign, configs, search_blocked, site_harm, two_fronts
 from tests import models
 from tests.transforms.networks import SITES, X, cnn, run, stack
 
@@ -130,14 +130,15 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path, expected, found):
         search_blocked(eight(), X + 1, evaluate, candidates=FEW, log=log, quiet=True)
 
 
-def test_configurations_on_two_fronts_are_evaluated_everywhere(found):
-    """What is dearer and predicted to err more than two others is not."""
-    result, _, _ = found
-    single = {
-        next(iter(c.by_site.values())) for c in result.tried if len(set(c.by_site.values())) == 1
-    }
-    assert 4 < len(single) < len(FEW)
-    assert Config(3, 1, 1, ("dynamic", "dynamic")) in single
+def test_two_fronts_hold_what_nothing_beats_and_what_only_that_beats():
+    points = np.array([[2, 1], [3, 3], [0, 3], [1, 3], [1, 2], [2, 2], [2, 3]], float)
+    assert [tuple(points[i]) for i in two_fronts(points)] == [
+        (0, 3),
+        (1, 3),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
 
 
 def test_stacked_layers_are_chosen_together():
