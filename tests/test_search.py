@@ -134,8 +134,8 @@ def test_two_fronts_hold_what_nothing_beats_and_what_only_that_beats():
     points = np.array([[2, 1], [3, 3], [0, 3], [1, 3], [1, 2], [2, 2], [2, 3]], float)
     assert [tuple(points[i]) for i in two_fronts(points)] == [
         (0, 3),
-        (1, 3),
         (1, 2),
+        (1, 3),
         (2, 1),
         (2, 2),
     ]
