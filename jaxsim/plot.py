@@ -30,14 +30,16 @@ def accuracy_curves(
     *,
     reference: float,
     title: str,
+    baseline: str = "float",
 ) -> None:
     """Writes a figure of accuracy curves with standard errors to a PNG.
 
     Args:
       path: file to write.
       panels: for each panel's horizontal axis, its curves by name.
-      reference: accuracy of the float network, drawn across.
+      reference: accuracy drawn across.
       title: of the figure.
+      baseline: what has that accuracy.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,7 +61,7 @@ def accuracy_curves(
                 capsize=3,
                 label=name,
             )
-        ax.axhline(100 * reference, color="0.5", linestyle=":", label="float")
+        ax.axhline(100 * reference, color="0.5", linestyle=":", label=baseline)
         ax.set_xlabel(label)
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
@@ -75,14 +77,16 @@ def accuracy_bars(
     *,
     reference: float,
     title: str,
+    baseline: str = "float",
 ) -> None:
     """Writes a figure of accuracies of several chips under several conditions to a PNG.
 
     Args:
       path: file to write.
       groups: for each chip, the accuracies [trials] under each condition, as shares.
-      reference: accuracy of the float network, drawn across.
+      reference: accuracy drawn across.
       title: of the figure.
+      baseline: what has that accuracy.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -97,7 +101,7 @@ def accuracy_bars(
         percent = [100 * np.asarray(trials) for trials in group.values()]
         errors = [p.std(ddof=1) / np.sqrt(len(p)) if len(p) > 1 else 0.0 for p in percent]
         ax.bar(places, [p.mean() for p in percent], width, yerr=errors, capsize=2, label=name)
-    ax.axhline(100 * reference, color="0.5", linestyle=":", label="float")
+    ax.axhline(100 * reference, color="0.5", linestyle=":", label=baseline)
     ax.set_xticks(range(len(conditions)), conditions)
     ax.set_ylabel("accuracy, %")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

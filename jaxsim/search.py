@@ -156,8 +156,9 @@ def search_blocked(
     1. The error of each candidate at each site, relative to the site's exact output, is measured
        on the calibration inputs, all sites in one pass; and how much of it reaches the outputs,
        once for each site.
-    2. Candidates that another beats in both modelled energy and summed error are dropped. The
-       others are evaluated on the whole network.
+    2. Candidates that nothing beats in both modelled energy and summed error, and those that
+       nothing else beats (the error predicts accuracy only roughly), are evaluated on the whole
+       network.
     3. For each block size, an integer programme chooses a candidate for each site, the least
        summed error within an energy budget, and bisection on the budget, with real evaluations,
        finds the smallest that is accurate enough.
@@ -172,7 +173,7 @@ def search_blocked(
       candidates: what to choose from; None for `configs()`.
       hardware: the model of energy; None for `Hardware()`.
       steps: bisection steps for each block size.
-      log: file of accuracies to write to and resume from; of this search only.
+      log: file of what was measured, to write to and resume from; of this search only.
       quiet: show no progress bar.
 
     Returns:
@@ -215,11 +216,10 @@ def search_blocked(
             return tried[key]
 
         tried: dict[str, Choice] = {}
-        harm = site_harm(net, names, candidates, calibrate, advance)
+        harm = record.harm(lambda: site_harm(net, names, candidates, calibrate, advance))
         totals = np.stack([energy.sum(0), harm.sum(0)], 1)
-        front = [c for c in range(len(candidates)) if _undominated(totals, c)]
         single: list[Choice] = []
-        for c in sorted(front, key=lambda c: totals[c, 0]):
+        for c in two_fronts(totals):
             advance(f"network: {candidates[c]}")
             single.append(choose([c] * len(names)))
         good = [choice for choice in single if choice.accuracy >= exact - drop]
@@ -417,6 +417,21 @@ def _worth_having(
     return chosen, energy[:, kept], cycles[:, kept]
 
 
+def two_fronts(points: Float[np.ndarray, "n 2"]) -> list[int]:
+    """The points that no other is below in both, and those only such points are below of.
+
+    Args:
+      points: two costs of each.
+
+    Returns:
+      Their indices, in order of the first cost.
+    """
+    first = [i for i in range(len(points)) if _undominated(points, i)]
+    rest = [i for i in range(len(points)) if i not in first]
+    second = [i for j, i in enumerate(rest) if _undominated(points[rest], j)]
+    return sorted(first + second, key=lambda i: points[i, 0])
+
+
 def _undominated(points: Float[np.ndarray, "n 2"], i: int) -> bool:
     """Whether no other point is at least as low in both, and lower or earlier in one."""
     at_least = (points <= points[i]).all(1)
@@ -432,27 +447,41 @@ def _fingerprint(net: Network, calibrate: Any, candidates: Sequence[Config]) -> 
 
 
 class _Record:
-    """Accuracies by choice, kept in a file so that a search can go on where it was stopped."""
+    """What was measured, kept in a file so that a search can go on where it was stopped."""
 
     def __init__(self, log: str | Path | None, run: str):
         self.path, self.run = None if log is None else Path(log), run
         self.known: dict[str, float] = {}
+        self.errors: list[list[float]] | None = None
         if self.path is not None and self.path.exists():
             content = json.loads(self.path.read_text())
             if content["run"] != run:
                 raise ValueError(f"log={str(log)!r} is of another network, inputs or candidates")
-            self.known = content["accuracy"]
+            self.known, self.errors = content["accuracy"], content.get("harm")
 
     def accuracy(self, key: str, measure: Callable[[], float]) -> float:
         """What is known, or measured now and written down."""
         if key not in self.known:
             self.known[key] = float(measure())
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                part = self.path.with_name(f"{self.path.name}.part")
-                part.write_text(json.dumps({"run": self.run, "accuracy": self.known}))
-                os.replace(part, self.path)
+            self.write()
         return self.known[key]
+
+    def harm(self, measure: Callable[[], np.ndarray]) -> Float[np.ndarray, "sites candidates"]:
+        """The errors of the candidates, known or measured now and written down."""
+        if self.errors is None:
+            self.errors = measure().tolist()
+            self.write()
+        return np.asarray(self.errors)
+
+    def write(self) -> None:
+        """Replaces the file, whole or not at all."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(f"{self.path.name}.part")
+        content = {"run": self.run, "accuracy": self.known, "harm": self.errors}
+        part.write_text(json.dumps(content))
+        os.replace(part, self.path)
 
 
 @contextlib.contextmanager

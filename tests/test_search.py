@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.search import Choice, Config, assign, configs, search_blocked, site_harm
+from jaxsim.search import Choice, Config, assign, configs, search_blocked, site_harm, two_fronts
 from tests import models
 from tests.transforms.networks import SITES, X, cnn, run, stack
 
@@ -124,18 +124,21 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path, expected, found):
     again = search_blocked(eight(), X, evaluate, drop=0.2, candidates=FEW, log=log, quiet=True)
     assert again.layers.by_site == found[0].layers.by_site
     assert again.evaluations == found[0].evaluations == len(calls)
+    known = search_blocked(eight(), X, None, drop=0.2, candidates=FEW, log=log, quiet=True)
+    assert known.layers == again.layers  # nothing was left to measure
     with pytest.raises(ValueError, match="is of another network, inputs or candidates"):
         search_blocked(eight(), X + 1, evaluate, candidates=FEW, log=log, quiet=True)
 
 
-def test_the_proxy_ranks_candidates_as_their_outputs_do(found):
-    """The error it predicts for one configuration everywhere follows what the outputs show."""
-    result, _, _ = found
-    single = [c for c in result.tried if len(set(c.by_site.values())) == 1]
-    by_energy = sorted(single, key=lambda choice: choice.energy)
-    # they are those that nothing beats by the proxy: dearer ones should be more accurate
-    order = np.argsort(np.argsort([choice.accuracy for choice in by_energy]))
-    assert np.corrcoef(order, np.arange(len(order)))[0, 1] > 0.8
+def test_two_fronts_hold_what_nothing_beats_and_what_only_that_beats():
+    points = np.array([[2, 1], [3, 3], [0, 3], [1, 3], [1, 2], [2, 2], [2, 3]], float)
+    assert [tuple(points[i]) for i in two_fronts(points)] == [
+        (0, 3),
+        (1, 2),
+        (1, 3),
+        (2, 1),
+        (2, 2),
+    ]
 
 
 def test_stacked_layers_are_chosen_together():
