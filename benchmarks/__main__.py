@@ -14,6 +14,7 @@ NAMES = (
     "crossbar",
     "analog_accuracy",
     "blocked",
+    "blocked_accuracy",
     "pipeline",
 )
 
