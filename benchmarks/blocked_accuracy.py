@@ -60,8 +60,8 @@ def main(args: list[str]) -> None:
         "blocked_accuracy",
         *tables,
         question="What do blocked products buy, and at what accuracy?",
-        baseline="the 8-bit network; energy and speed gains are of the analytic model, over an array "
-        "of plain 8-bit multipliers",
+        baseline="the 8-bit network; energy and speed gains are of the analytic model, over an "
+        "array of plain 8-bit multipliers",
         notes="Fashion-MNIST: networks are trained on all training images but the last "
         f"{settings.held_out}, on which the search evaluates; the test set is reported, mean ± "
         "standard error over networks. CIFAR-10: the search evaluates 400 of the 1000 images, "
