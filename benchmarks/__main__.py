@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.record import write_tables
 
-NAMES = ("overhead", "chips", "influence", "crossbar")
+NAMES = ("overhead", "chips", "influence", "crossbar", "efficientnet")
 
 
 def main(args: list[str]) -> int:

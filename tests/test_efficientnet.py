@@ -113,7 +113,7 @@ def test_cells_spread_what_the_network_says(tiny):
 
 
 def test_a_missing_tensor_is_an_error():
-    with pytest.raises(ValueError, match="_bn0.weight is missing"):
+    with pytest.raises(ValueError, match=r"_bn0\.weight is missing"):
         variables({"_conv_stem.weight": np.zeros((32, 3, 3, 3), np.float32)})
 
 
