@@ -16,6 +16,7 @@ NAMES = (
     "blocked",
     "blocked_accuracy",
     "pipeline",
+    "efficientnet",
 )
 
 

