@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.cores.converter import Converter
 
 ROWS, COLUMNS, VECTORS, LEVELS, ON_OFF = 144, 64, 256, 127, 100.0
 
@@ -61,13 +62,15 @@ def theirs(simulator, style, w, x, *, cell_bits, converter, lo, hi):
 
 
 def ours(mapping, on_off, w, x):
-    """What our chain computes, with one scale for all weights and the range of all it converts."""
+    """What our chain computes, one scale for all weights, and its converter's range in codes."""
     net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.asarray(w)}, jnp.asarray(x))
     cells = js.cells.independent(0.0, on_off=on_off)
     array = js.analog(adc=8, cells=cells, mapping=mapping, percentile=100.0)
     chip = js.compose(js.quantize(js.Grid(8), 8), array)(net)
     deployed = js.deploy(chip, key=jax.random.key(0), calibrate=jnp.asarray(x))
-    return np.asarray(deployed(jnp.asarray(x)))
+    states = jax.tree.leaves(deployed.states, is_leaf=lambda s: isinstance(s, Converter))
+    (state,) = (s for s in states if isinstance(s, Converter))
+    return np.asarray(deployed(jnp.asarray(x))), np.asarray(state.outputs, np.float64).reshape(2)
 
 
 def assert_the_same(a, b, lsb):
@@ -80,12 +83,12 @@ def assert_the_same(a, b, lsb):
 def test_a_differential_pair_computes_what_crosssim_does(crosssim, layer):
     """Seven bits a cell are the 127 magnitudes of our 8-bit codes."""
     w, x = layer
-    most = np.abs(codes(x) @ codes(w)).max() / LEVELS**2 * (1 - 1 / ON_OFF)
+    y, (lo, hi) = ours("differential", ON_OFF, w, x)
+    np.testing.assert_allclose([-lo, hi], np.abs(codes(x) @ codes(w)).max(), rtol=1e-6)
+    code = (1 - 1 / ON_OFF) / LEVELS**2  # of current, in that of a full cell
     balanced = crosssim.parameters.core_parameters.CoreStyle.BALANCED
-    settings = {"cell_bits": 7, "converter": "SignMagnitudeADC", "lo": -most, "hi": most}
-    expected = theirs(crosssim, balanced, w, x, **settings)
-    lsb = most / LEVELS / (1 - 1 / ON_OFF)
-    assert_the_same(ours("differential", ON_OFF, w, x), expected, lsb)
+    settings = {"cell_bits": 7, "converter": "SignMagnitudeADC", "lo": lo * code, "hi": hi * code}
+    assert_the_same(y, theirs(crosssim, balanced, w, x, **settings), hi / LEVELS**3)
 
 
 def test_an_offset_array_computes_what_crosssim_does(crosssim, layer):
@@ -94,14 +97,18 @@ def test_an_offset_array_computes_what_crosssim_does(crosssim, layer):
     Ours spreads the 255 codes over the whole of the cell. The cell that does what theirs does is
     one whose smallest conductance is theirs and one level more. CrossSim scales what it reads by
     the range of all 256 levels, which makes its outputs 254/255 of the product.
+
+    The range is what ours calibrated: an offset current is large beside the outputs, and a range
+    rounded otherwise in single precision would move every level by more than the bound.
     """
     w, x = layer
     lowest = 1 - (1 - 1 / ON_OFF) * 2 * LEVELS / (2 * LEVELS + 1)
+    y, (lo, hi) = ours("offset", 1 / lowest, w, x)
+    code = (1 - lowest) / (2 * LEVELS**2)
     g = lowest + (1 - lowest) * (codes(w) + LEVELS) / (2 * LEVELS)
     current = codes(x) @ g / LEVELS
+    np.testing.assert_allclose([lo * code, hi * code], [current.min(), current.max()], rtol=1e-5)
     offset = crosssim.parameters.core_parameters.CoreStyle.OFFSET
-    settings = {"cell_bits": 8, "converter": "QuantizerADC"}
-    settings |= {"lo": current.min(), "hi": current.max()}
+    settings = {"cell_bits": 8, "converter": "QuantizerADC", "lo": lo * code, "hi": hi * code}
     expected = theirs(crosssim, offset, w, x, **settings) * 255 / 254
-    lsb = (current.max() - current.min()) / 255 * 2 / (1 - lowest)
-    assert_the_same(ours("offset", 1 / lowest, w, x), expected, lsb)
+    assert_the_same(y, expected, (hi - lo) / 255 / LEVELS**2)
