@@ -288,7 +288,7 @@ def _drops(row: Array, column: Array) -> Callable[[Array], Array]:
 
     in_rows = jnp.tile(product(to_row), (M, 1, 1))
     in_columns = jnp.repeat(jnp.swapaxes(product(to_column), 1, 2), N, 0)
-    upper_rows, upper_columns = (np.triu(np.ones((k, k)), 1).astype(row.dtype) for k in (N, M))
+    upper_rows, upper_columns = (jnp.triu(jnp.ones((k, k), row.dtype), 1) for k in (N, M))
 
     def drops(current: Array) -> Array:
         shape = current.shape
