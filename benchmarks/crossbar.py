@@ -115,8 +115,8 @@ def solvers(n: int, r: float, settings: Settings) -> list[list[Any]]:
         return plus - minus
 
     @jax.jit
-    def cg(g: jax.Array, v: jax.Array) -> jax.Array:
-        plus, minus = wires.solve(g, v, arrays).current
+    def cg(g: jax.Array, v: jax.Array, tolerance: float) -> jax.Array:
+        plus, minus = wires.solve(g, v, arrays, tolerance=tolerance).current
         return plus - minus
 
     write = jax.jit(lambda g: wires.effective_conductance(g, arrays))
@@ -125,7 +125,10 @@ def solvers(n: int, r: float, settings: Settings) -> list[list[Any]]:
     alternatives: dict[str, Callable[[], Any]] = {
         "fixed point, numpy": fixed_point,
         "scipy sparse LU": exact,
-        "jaxsim, conjugate gradients": lambda: cg(g_, v_),
+        **{
+            f"jaxsim, conjugate gradients, {tolerance:g}": partial(cg, g_, v_, tolerance)
+            for tolerance in (1e-3, 1e-4, 1e-6)
+        },
         "jaxsim, effective conductance": lambda: read(write(g_), v_),
         "jaxsim, the same, written before": lambda: read(written, v_),
     }

@@ -11,7 +11,7 @@ of the largest one and resistances in units of its inverse.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,6 +25,10 @@ CHUNK = 2**19
 """Cells that `transfer` holds at a time, so that many arrays do not fill the memory."""
 CORNER = 2
 """Cells along one side of the smallest block of `transfer`."""
+BLOCK = 32
+"""Largest number of cells along one side of a block of `solve`."""
+CELLS = 2**18
+"""Cells times vectors that `solve` holds at a time, so that they stay in the cache."""
 LANES = 2**15
 """Numbers that `norton` carries at a time, so that they stay in the cache."""
 
@@ -107,69 +111,29 @@ def solve(
     Returns:
       The solution, finite and with its residual whether it converged or not.
     """
-    to_row, to_column = jnp.cumsum(row), jnp.cumsum(column[::-1])[::-1]
-    along_rows = jnp.minimum(to_row[:, None], to_row)
-    along_columns = jnp.minimum(to_column[:, None], to_column)
-    g = g[..., None, :, :]
+    lead = jnp.broadcast_shapes(g.shape[:-2], v.shape[:-2])
+    (b, m), n, size = v.shape[-2:], g.shape[-1], int(np.prod(lead))
+    vectors = min(b, max(1, CELLS // (m * n)))
+    arrays = min(size, max(1, CELLS // (b * m * n)))
+    x, y = -(-size // arrays), -(-b // vectors)
+    g = jnp.broadcast_to(g, (*lead, m, n)).reshape(size, m, n)
+    g = jnp.pad(g, [(0, x * arrays - size), (0, 0), (0, 0)]).reshape(x, arrays, m, n)
+    v = jnp.broadcast_to(v, (*lead, b, m)).reshape(size, b, m)
+    v = jnp.pad(v, [(0, x * arrays - size), (0, y * vectors - b), (0, 0)])
+    v = jnp.moveaxis(v.reshape(x, arrays, y, vectors, m), 2, 1)
+    run = partial(_solve, drops=_drops(row, column), tolerance=tolerance, iterations=iterations)
 
-    def drops(currents: Array) -> Array:
-        return _times(along_columns, currents) + _times(currents, along_rows)
+    def chunk(gv: tuple[Array, Array]) -> tuple[Array, ...]:
+        return lax.map(partial(run, gv[0]), gv[1])
 
-    def matvec(g: Array, e: Array) -> Array:
-        return e + drops(g * e)
+    def joined(part: Array) -> Array:
+        part = jnp.moveaxis(part, 1, 2)
+        part = part.reshape(x * arrays, y * vectors, *part.shape[4:])[:size, :b]
+        return part.reshape(*lead, *part.shape[1:])
 
-    def dot(weight: Array, a: Array, b: Array) -> Array:
-        return jnp.sum(weight * a * b, (-2, -1), keepdims=True)
-
-    def iterate(g: Array, b: Array) -> tuple[Array, Int[Array, ""]]:
-        size = jnp.abs(g)
-        # The residual that the iteration carries along drifts from the true one by rounding.
-        small = (jnp.asarray(tolerance, b.dtype) / 2) ** 2 * dot(size, b, b)
-
-        def going(state: tuple[Array, ...]) -> Array:
-            return (state[0] < iterations) & jnp.any(state[1])
-
-        def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-            k, active, e, r, p, rho = state
-            q = matvec(g, p)
-            alpha = _ratio(rho, dot(g, p, q))
-            better = r - alpha * q
-            norm = dot(size, better, better)
-            active = active & jnp.isfinite(norm)
-            e = jnp.where(active, e + alpha * p, e)
-            r = jnp.where(active, better, r)
-            after = dot(g, r, r)
-            p = jnp.where(active, r + _ratio(after, rho) * p, p)
-            return k + 1, active & (norm > small), e, r, p, after
-
-        rho = dot(g, b, b)
-        first = jnp.int32(0), dot(size, b, b) > 0, jnp.zeros_like(b), b, b, rho
-        k, _, e, *_ = lax.while_loop(going, step, first)
-        return e, k
-
-    def exact(g: Array, b: Array) -> tuple[Array, tuple[Array, Int[Array, ""]]]:
-        """The solution, and what is left of the equations before its last step."""
-        e, k = iterate(g, b)
-        after = b - drops(g * e)  # also right where no current flows, which the product ignores
-        size = jnp.abs(g)
-        left = dot(size, after - e, after - e) / _or_one(dot(size, b, b))
-        return after, (jnp.sqrt(left)[..., 0, 0], k)
-
-    def transposed(g: Array, c: Array) -> tuple[Array, tuple[Array, Int[Array, ""]]]:
-        e, aux = exact(g, drops(c))
-        return c - g * e, aux
-
-    b = jnp.broadcast_to(v[..., None], jnp.broadcast_shapes((*v.shape, 1), g.shape))
-    held = lax.stop_gradient(g)
-    e, (residual, k) = lax.custom_linear_solve(
-        partial(matvec, g),
-        b,
-        lambda _, b: exact(held, b),
-        lambda _, c: transposed(held, c),
-        has_aux=True,
-    )
-    residual = lax.stop_gradient(residual)
-    return Solution(jnp.sum(g * e, -2), e, k, residual, residual <= tolerance)
+    current, e, residual, k = lax.map(chunk, (g, v))
+    residual = lax.stop_gradient(joined(residual))
+    return Solution(joined(current), joined(e), jnp.max(k), residual, residual <= tolerance)
 
 
 @jax.jit
@@ -215,6 +179,134 @@ def norton(
     y = lax.map(jax.checkpoint(descend), jnp.transpose(x, (1, 3, 0, 2))[:, :, :, None, :])
     y = jnp.transpose(y, (1, 0, 3, 2)).reshape(size, chunks * count, n)
     return y[:, :b].reshape(*lead, b, n)
+
+
+def _solve(
+    g: Float[Array, "arrays m n"],
+    v: Float[Array, "arrays b m"],
+    *,
+    drops: Callable[[Array], Array],
+    tolerance: float | Array,
+    iterations: int,
+) -> tuple[Array, Array, Array, Array]:
+    """Currents, voltages, residuals and the number of iterations of a few arrays and vectors."""
+    m, n = g.shape[-2:]
+    g, v = _in_blocks(g[:, None]), _in_blocks(v[..., None])
+
+    def matvec(g: Array, e: Array) -> Array:
+        return e + drops(g * e)
+
+    def total(x: Array) -> Array:
+        """The sum over the cells, whole rows of vectors added first for the sake of speed."""
+        return jnp.sum(jnp.sum(x, (0, 1, 2), keepdims=True), -1, keepdims=True)
+
+    def iterate(g: Array, b: Array) -> tuple[Array, Int[Array, ""]]:
+        square = g * b * b
+        # The residual that the iteration carries along drifts from the true one by rounding.
+        small = (jnp.asarray(tolerance, b.dtype) / 2) ** 2 * total(jnp.abs(square))
+
+        def going(state: tuple[Array, ...]) -> Array:
+            return (state[0] < iterations) & jnp.any(state[1])
+
+        def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+            k, active, e, r, p, current, rho = state
+            q = p + drops(current)
+            alpha = _ratio(rho, total(current * q))
+            better = r - alpha * q
+            square = g * better * better
+            norm, after = total(jnp.abs(square)), total(square)
+            active = active & jnp.isfinite(norm)
+            e = jnp.where(active, e + alpha * p, e)
+            r = jnp.where(active, better, r)
+            p = jnp.where(active, r + _ratio(after, rho) * p, p)
+            return k + 1, active & (norm > small), e, r, p, g * p, after
+
+        first = jnp.int32(0), small > 0, jnp.zeros_like(b), b, b, g * b, total(square)
+        k, _, e, *_ = lax.while_loop(going, step, first)
+        return e, k
+
+    def exact(g: Array, b: Array) -> tuple[Array, tuple[Array, Int[Array, ""]]]:
+        """The solution, and what is left of the equations before its last step."""
+        e, k = iterate(g, b)
+        after = b - drops(g * e)  # also right where no current flows, which the product ignores
+        left = total(jnp.abs(g) * (after - e) ** 2) / _or_one(total(jnp.abs(g) * b * b))
+        return after, (jnp.sqrt(left).reshape(b.shape[3:5]), k)
+
+    def transposed(g: Array, c: Array) -> tuple[Array, tuple[Array, Int[Array, ""]]]:
+        e, aux = exact(g, drops(c))
+        return c - g * e, aux
+
+    applied = jnp.broadcast_to(v, jnp.broadcast_shapes(v.shape, g.shape))
+    held = lax.stop_gradient(g)
+    e, (residual, k) = lax.custom_linear_solve(
+        partial(matvec, g),
+        applied,
+        lambda _, b: exact(held, b),
+        lambda _, c: transposed(held, c),
+        has_aux=True,
+    )
+    current = jnp.moveaxis(jnp.sum(g * e, (0, 2)), 0, 2)
+    current = current.reshape(*current.shape[:2], -1)[..., :n]
+    return current, _from_blocks(e)[..., :m, :n], residual, k
+
+
+def _in_blocks(x: Float[Array, "arrays b m n"]) -> Float[Array, "M N s arrays b t"]:
+    """Cells in M × N blocks of s × t, padded with zeros at the bottom and the right."""
+    A, b, m, n = x.shape
+    (M, s), (N, t) = _cut(m), _cut(n)
+    x = jnp.pad(x, [(0, 0), (0, 0), (0, M * s - m), (0, N * t - n)])
+    return jnp.transpose(x.reshape(A, b, M, s, N, t), (2, 4, 3, 0, 1, 5))
+
+
+def _from_blocks(x: Float[Array, "M N s arrays b t"]) -> Float[Array, "arrays b m n"]:
+    M, N, s, A, b, t = x.shape
+    return jnp.transpose(x, (3, 4, 0, 2, 1, 5)).reshape(A, b, M * s, N * t)
+
+
+def _cut(size: int) -> tuple[int, int]:
+    """How many blocks an axis is cut into, and how long they are."""
+    count = -(-size // BLOCK)
+    return count, -(-size // count)
+
+
+def _drops(row: Array, column: Array) -> Callable[[Array], Array]:
+    """The voltages that currents of cells, in blocks, lose along the wires of both kinds: Z.
+
+    Two cells of a wire share the resistance from its end to the nearer one. Within a block that is
+    a small product; of another block nearer the end only its sum weighted by resistance matters,
+    and of one farther away its sum.
+    """
+    (M, s), (N, t) = _cut(column.size), _cut(row.size)
+    to_row = jnp.cumsum(jnp.pad(row, (0, N * t - row.size))).reshape(N, t)
+    to_column = jnp.pad(column, (0, M * s - column.size))[::-1]
+    to_column = jnp.cumsum(to_column)[::-1].reshape(M, s)
+
+    def product(to: Array) -> Array:
+        """[blocks, cells, cells + 2], what a block itself and two more columns contribute."""
+        shared = jnp.minimum(to[:, :, None], to[:, None, :])
+        return jnp.concatenate([shared, jnp.ones_like(to)[:, :, None], to[:, :, None]], 2)
+
+    in_rows = jnp.tile(product(to_row), (M, 1, 1))
+    in_columns = jnp.repeat(jnp.swapaxes(product(to_column), 1, 2), N, 0)
+    upper_rows, upper_columns = (jnp.triu(jnp.ones((k, k), row.dtype), 1) for k in (N, M))
+
+    def drops(current: Array) -> Array:
+        shape = current.shape
+        arrays, b = shape[3:5]
+        in_row = _times(current.reshape(M * N, -1, t), in_rows).reshape(*shape[:-1], t + 2)
+        in_column = _times(in_columns, current.reshape(M * N, s, -1))
+        in_column = in_column.reshape(M, N, s + 2, arrays, b, t)
+        weighted, plain = in_row[..., t + 1].reshape(M, N, -1), in_row[..., t].reshape(M, N, -1)
+        nearer = _times(upper_rows.T, weighted).reshape(*shape[:-1], 1)
+        farther = _times(upper_rows, plain).reshape(*shape[:-1], 1)
+        along_row = in_row[..., :t] + nearer + farther * to_row[:, None, None, None]
+        weighted, plain = in_column[:, :, s + 1].reshape(M, -1), in_column[:, :, s].reshape(M, -1)
+        nearer = _times(upper_columns, weighted).reshape(M, N, 1, arrays, b, t)
+        farther = _times(upper_columns.T, plain).reshape(M, N, 1, arrays, b, t)
+        down = to_column[:, None, :, None, None, None]
+        return along_row + in_column[:, :, :s] + nearer + farther * down
+
+    return drops
 
 
 class _Blocks(NamedTuple):

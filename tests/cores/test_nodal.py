@@ -78,6 +78,21 @@ def test_the_solution_holds_the_voltage_of_every_cell_and_every_pair_of_axes():
     np.testing.assert_allclose(both.current[0], current[:3], rtol=1e-4)
 
 
+def test_many_arrays_are_solved_as_each_alone():
+    """More than are held at a time, in blocks that do not fill the array."""
+    g = jnp.stack([jnp.float32(array(70, 40, seed)[0]) for seed in range(5)])
+    v = jax.random.uniform(jax.random.key(0), (5, 40, 70))
+    assert 1 < nodal.CELLS // v[0].size // 40 < 5
+    row, column = map(jnp.float32, wires(70, 40, 1e-3, 2e-3))
+    both = nodal.solve(g, v, row, column)
+    assert both.converged.all()
+    assert both.cell_voltage.shape == (5, 40, 70, 40)
+    for i in range(5):
+        exact, across = resistors.input_source(*map(np.float64, (g[i], v[i], row, column)))
+        assert relative(both.current[i], exact) < 1e-5
+        np.testing.assert_allclose(both.cell_voltage[i], across, atol=1e-5)
+
+
 def test_currents_are_conserved():
     """What the drivers supply is what the columns deliver."""
     g, v = array(7, 5)

@@ -8,7 +8,7 @@ import pytest
 import jaxsim as js
 from jaxsim.core import Op
 from jaxsim.cores import cells, wires
-from jaxsim.cores.cells import held
+from jaxsim.cores.held import held
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
