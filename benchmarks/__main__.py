@@ -10,6 +10,7 @@ from benchmarks.record import write_tables
 NAMES = (
     "overhead",
     "chips",
+    "noise_aware",
     "influence",
     "crossbar",
     "analog_accuracy",

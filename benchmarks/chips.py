@@ -48,11 +48,6 @@ def main(args: list[str]) -> None:
         for name, chip in {"4-bit, after training": four, "4-bit, aware": aware}.items():
             deployed = js.deploy(chip, calibrate=train.images[:256])
             scores[name] = accuracy(deployed, test)
-        noisy = js.compose(js.quantize(), js.analog(cells=js.cells.independent(0.05)))(net)
-        through = retrained(noisy, train, epochs=settings.epochs, seed=seed)
-        chips_of = {"cells off by 5 %, after training": noisy, "cells off by 5 %, aware": through}
-        for name, chip in chips_of.items():
-            scores[name] = programmed(chip, train, test, settings.programmings)
         for name, score in scores.items():
             found.setdefault(name, []).append(score)
     float_ = 100 * np.asarray(found["float"])
@@ -62,17 +57,6 @@ def main(args: list[str]) -> None:
         rows.append([name, mean_and_error(scores), mean_and_error(scores - float_)])
     won = 100 * (np.asarray(found["4-bit, aware"]) - found["4-bit, after training"])
     rows.append(["4-bit: aware minus after training", "", mean_and_error(won)])
-    lost, kept = (
-        float_ - 100 * np.asarray(found[f"cells off by 5 %, {how}"])
-        for how in ("after training", "aware")
-    )
-    rows.append(
-        [
-            "cells off by 5 %: share of the loss won back, %",
-            "",
-            mean_and_error(100 * (1 - kept / lost)),
-        ]
-    )
     record(
         "chips",
         Table(["network", "accuracy, %", "difference to float, points"], rows),
@@ -82,8 +66,7 @@ def main(args: list[str]) -> None:
         f"trained from scratch, mean ± standard error over them; analog chips are the mean of "
         f"{settings.programmings} programmings. Ranges come from 256 training images; nothing was "
         f"chosen on the test set. The 4-bit network has symmetric grids for weights (per channel) "
-        f"and inputs; cells off by 5 % of the largest conductance hold 8-bit codes as pairs, not "
-        f"sliced, without an ADC. Aware: {settings.epochs} epochs of training through it.",
+        f"and inputs; aware: {settings.epochs} epochs of training through it.",
         settings=dataclasses.asdict(settings) | {"cache": None},
     )
 

@@ -1,0 +1,65 @@
+"""How much of what inexact cells cost does training through them win back?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+import jaxsim as js
+from benchmarks.chips import accuracy, mean_and_error, programmed, retrained
+from benchmarks.record import Table, record
+from jaxsim.data import fashion_mnist
+from jaxsim.demo import Demo, trained
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseAware:
+    """Settings of the run."""
+
+    sigma: float = 0.05
+    """Error of every cell, as a share of the largest conductance."""
+    seeds: int = 3
+    """Networks trained from scratch."""
+    programmings: int = 5
+    """Times each chip is programmed."""
+    epochs: int = 1
+    """Epochs of training through the cells, each step with cells of its own."""
+    cache: Annotated[Path, tyro.conf.arg(help="folder of trained weights")] = Demo.cache
+
+
+def main(args: list[str]) -> None:
+    """Measures accuracy over seeds."""
+    settings = tyro.cli(NoiseAware, args=args)
+    train, test = fashion_mnist("train"), fashion_mnist("test")
+    cells = js.cells.independent(settings.sigma)
+    array = js.compose(js.quantize(), js.analog(cells=cells))
+    found: dict[str, list[float]] = {"float32": [], "after training": [], "aware": []}
+    for seed in range(settings.seeds):
+        net, _ = trained(train, epochs=Demo.epochs, seed=seed, cache=settings.cache)
+        plain = array(net)
+        aware = retrained(plain, train, epochs=settings.epochs, seed=seed)
+        found["float32"].append(accuracy(net, test))
+        for name, chip in {"after training": plain, "aware": aware}.items():
+            found[name].append(programmed(chip, train, test, settings.programmings))
+    scores = {name: 100 * np.asarray(values) for name, values in found.items()}
+    float_ = scores["float32"]
+    rows = [[name, mean_and_error(s), mean_and_error(s - float_)] for name, s in scores.items()]
+    lost, kept = float_ - scores["after training"], float_ - scores["aware"]
+    rows.append(["share of the loss won back, %", mean_and_error(100 * (1 - kept / lost)), ""])
+    record(
+        "noise_aware",
+        Table(["cells", "accuracy, %", "difference to float, points"], rows),
+        question="How much of what inexact cells cost does training through them win back?",
+        baseline="the same network in float32, and with cells it was not trained for",
+        notes=f"Fashion-MNIST test set ({len(test.labels)} images), {settings.seeds} networks "
+        "trained from scratch, mean ± standard error over them, each the mean of "
+        f"{settings.programmings} programmings. Cells are off by {settings.sigma:.0%} of the "
+        "largest conductance, whatever they hold; 8-bit codes, one scale a channel, as pairs, not "
+        f"sliced, no ADC. Aware: {settings.epochs} epoch of training through it. Ranges come from "
+        "256 training images; nothing was chosen on the test set.",
+        settings=dataclasses.asdict(settings) | {"cache": None},
+    )
