@@ -208,7 +208,7 @@ def test_fuzz(packed: bool):
         for _ in range(6000):
             array = rng.choice(arrays)
             content = write_idx(array)
-            mutant = _mutated(gzip.compress(content, mtime=0, mtime=0) if packed else content, rng)
+            mutant = _mutated(gzip.compress(content, mtime=0) if packed else content, rng)
             try:
                 result = read_idx(mutant)
             except ValueError as error:
