@@ -59,7 +59,7 @@ def load(path: str | Path, like: Network) -> Network:
         raise ValueError("like: give the composed network, not a deployed one")
     with _readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
-        if metadata.get("format") != _FORMAT:
+        if metadata.get("format") != _FORMAT or "network" not in metadata:
             raise ValueError(f"format {metadata.get('format')}, this version reads {_FORMAT}")
     saved, expected = metadata["network"], describe(like)
     if saved != expected:
