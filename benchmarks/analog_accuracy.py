@@ -168,8 +168,9 @@ def measured(case: Case, net: js.Network, data: Pictures, settings: AnalogAccura
         for seen, tested in (halves, halves[::-1]):
             x, labels = data.images[tested][: images // 2], data.labels[tested][: images // 2]
             calibrate = data.images[seen][: settings.calibration]
-            cells, reads = jax.random.split(jax.random.key(programming))
-            written = js.deploy(made, key=cells, calibrate=calibrate)
+            key = jax.random.key(programming)
+            reads = jax.random.fold_in(key, 1)
+            written = js.deploy(made, key=key, calibrate=calibrate)
             right.append(np.mean(np.argmax(written(x, key=reads), -1) == labels))
         scores.append(float(np.mean(right)))
     path.parent.mkdir(parents=True, exist_ok=True)

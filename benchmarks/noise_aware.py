@@ -15,7 +15,6 @@ from benchmarks.record import Table, record
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo, trained
 
-
 SEEN = 55_000
 """Training images used: those that `blocked_accuracy` trains its networks on, too."""
 
