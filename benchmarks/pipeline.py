@@ -20,7 +20,7 @@ import jaxsim as js
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.models.resnet import ResNet
-from jaxsim.transforms.pipeline_shard import Pipeline
+from jaxsim.pipeline import Pipeline
 
 MIB = 2**20
 

@@ -186,7 +186,7 @@ def test_under_jit_and_grad_it_is_the_same_function():
 
 
 def test_other_batch_sizes_need_no_new_trace_and_equal_shapes_compile_once():
-    from jaxsim.transforms.pipeline_shard import prepared
+    from jaxsim.pipeline import prepared
 
     case = pipelines.mlp()
     made = pipe(case.net)
