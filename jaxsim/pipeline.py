@@ -276,9 +276,18 @@ def _prepared(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Prepare
     count = min(layout.microbatches, 2) if draws else 1
     alike = layout._replace(microbatches=count, schedule="gpipe")
     leaves, treedef = jax.tree.flatten((dataclasses.replace(net, layout=alike), micro))
+    whole = jax.tree.flatten((dataclasses.replace(net, layout=None), arguments, micro))
     return Prepared(
-        batch=batch, joint=joint_of(net, arguments, micro), **_compilable(treedef, tuple(leaves))
+        batch=batch,
+        joint=_joined(whole[1], tuple(whole[0])),
+        **_compilable(treedef, tuple(leaves)),
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _joined(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Joint:
+    """How outputs join; the same for any stages."""
+    return joint_of(*jax.tree.unflatten(treedef, shapes))
 
 
 @functools.lru_cache(maxsize=64)

@@ -112,15 +112,15 @@ def squares(y, target):
 
 
 @functools.cache
-def cnn(batch=8, dtype=jnp.float32, **kwargs):
-    model, x = Cnn(dtype=dtype), normal(batch, 8, 8, 3, dtype=dtype)
+def cnn(batch=8, dtype=jnp.float32, blocks=6, **kwargs):
+    model, x = Cnn(blocks, dtype), normal(batch, 8, 8, 3, dtype=dtype)
     variables = _as(dtype, jax.jit(model.init)(jax.random.key(0), x))
     return Case(js.trace(model, variables, x, **kwargs), (x, jnp.arange(batch) % 3), entropy)
 
 
 @functools.cache
-def encoder(batch=8, dtype=jnp.float32):
-    model = Encoder(dtype=dtype)
+def encoder(batch=8, dtype=jnp.float32, layers=3):
+    model = Encoder(layers, dtype)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (batch, 6)))
     keep = jnp.arange(6) < 3 + jnp.arange(batch)[:, None] % 4
     variables = _as(dtype, jax.jit(model.init)(jax.random.key(0), tokens, keep))
