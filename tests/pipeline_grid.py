@@ -73,7 +73,7 @@ def spmd(name: str, K: str, M: str, replicas: str) -> float:
 def replicas(name: str, dtype: str) -> float:
     """Stages that two devices share, by a mesh; batch statistics are of the whole micro-batch."""
     mesh = jax.make_mesh((4, 2), ("stage", "data"))
-    case = pipelines.CASES[name](dtype=jnp.dtype(dtype))
+    case = SMALL[name](dtype=jnp.dtype(dtype))
     pipe = js.pipeline_shard(4, 2, devices=mesh)(case.net)
     single = js.pipeline_shard(4, 2)(case.net)
     results = []
@@ -87,7 +87,7 @@ def replicas(name: str, dtype: str) -> float:
 
 def placed() -> float:
     """Parameters and gradients stay on the devices of their stages; a tied one on the first."""
-    case = pipelines.encoder()
+    case = SMALL["encoder"]()
     pipe = js.pipeline_shard(4, 2)(case.net).placed()
     step = js.pipeline_value_and_grad(pipe, case.loss)
     _, grads = step(pipe.params, case.batch)
