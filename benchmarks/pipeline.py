@@ -20,7 +20,7 @@ import jaxsim as js
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.models.resnet import ResNet
-from jaxsim.transforms.pipeline_shard import Pipeline
+from jaxsim.pipeline import Pipeline
 
 MIB = 2**20
 
@@ -35,10 +35,12 @@ class Settings:
       only: "time", "memory" or "all".
     """
 
-    runs: int = 7
+    runs: int = 5
     budget: int = 2048
     only: str = "all"
 
+
+SECONDS = 300  # a process that takes longer is given up
 
 # One thread a device: what one of them computes cannot spill over to the other's core.
 FLAGS = (
@@ -81,7 +83,7 @@ def entropy(logits, labels):
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
 
 
-MODELS = {"dense": (dense, 256), "convolutional": (convolutional, 12)}
+MODELS = {"dense": (dense, 128), "convolutional": (convolutional, 6)}  # examples of a micro-batch
 
 
 def measure(name: str, microbatches: int, runs: int) -> dict[str, Any]:
@@ -127,6 +129,11 @@ def measure(name: str, microbatches: int, runs: int) -> dict[str, Any]:
 
 def timed(settings: Settings) -> Table:
     """Efficiency of two devices, each measured in a process with one thread a device."""
+    columns = (
+        *("model", "M", "ms a stage and micro-batch", "one device ms", "two devices ms"),
+        *("gain", "ideal", "efficiency", "of 1f1b", "gain, remat none", "gain of no pipeline"),
+        "gradient error",
+    )
     rows = []
     for name in MODELS:
         for M in (4, 8):
@@ -139,9 +146,18 @@ def timed(settings: Settings) -> Table:
                 str(settings.runs),
             ]
             environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, check=True
-            )
+            try:
+                done = subprocess.run(
+                    command,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    timeout=SECONDS,
+                )
+            except subprocess.SubprocessError as error:
+                rows.append([name, M, *[_failure(error)] * (len(columns) - 2)])
+                continue
             found = json.loads(done.stdout.splitlines()[-1])
             seconds = found["seconds"]
             ideal = min(2, os.cpu_count() or 1) * M / (M + 1)
@@ -162,12 +178,13 @@ def timed(settings: Settings) -> Table:
                     f"{found['error']:.0e}",
                 ]
             )
-    columns = (
-        *("model", "M", "ms a stage and micro-batch", "one device ms", "two devices ms"),
-        *("gain", "ideal", "efficiency", "of 1f1b", "gain, remat none", "gain of no pipeline"),
-        "gradient error",
-    )
     return Table(columns, rows, title="time of a training step, two devices of one thread")
+
+
+def _failure(error: Exception) -> str:
+    """What stands in the cells of a measurement that failed."""
+    output = str(getattr(error, "stderr", None) or error).strip()
+    return f"failed: {output.splitlines()[-1][:80]}" if output else "failed"
 
 
 def encoder(groups: int, each: int, width: int) -> tuple[Callable[..., Any], Any]:
@@ -212,9 +229,16 @@ def pipelined(
     return js.pipeline_shard(stages, microbatches, remat=remat, devices=devices)(net)
 
 
-def most(peak: Callable[[int], int], budget: int) -> int:
-    """The most layers within a budget, to 2 %: each guess from the two weighed last."""
-    weighed = {n: peak(n) for n in (1, 3)}
+def most(peak: Callable[[int], int], budget: int, near: int | None) -> int:
+    """The most layers within a budget, to 2 %: each guess from the two weighed last.
+
+    Args:
+      peak: bytes of so many layers.
+      budget: bytes.
+      near: an answer to begin with.
+    """
+    first = (1, 3) if near is None else (near, near + 1 + near // 50)
+    weighed = {n: peak(n) for n in first}
     while True:
         fit = max((n for n, size in weighed.items() if size <= budget), default=0)
         over = min((n for n, size in weighed.items() if size > budget), default=None)
@@ -233,6 +257,7 @@ def largest(settings: Settings) -> Table:
     size: dict[str, Any] = {"width": 256, "batch": 64, "tokens": 128}
     budget, rows = settings.budget * MIB, []
     base = None
+    found: dict[tuple[str, int], int] = {}  # stages of as many layers need about as much
     for remat in ("none", "boundary"):
         for K in (1, 2, 4, 8):
             M = 64 if remat == "boundary" else 1 if K == 1 else 64
@@ -240,7 +265,12 @@ def largest(settings: Settings) -> Table:
             def peak(each: int, K: int = K, M: int = M, remat: str = remat) -> int:
                 return pipelined(K, each, microbatches=M, remat=remat, **size).memory().peak
 
-            each = most(peak, budget)
+            try:
+                each = most(peak, budget, found.get((remat, M)))
+            except Exception as error:
+                rows.append([remat, K, M, *[_failure(error)] * 3])
+                continue
+            found[remat, M] = each
             params = K * each * 12 * size["width"] ** 2
             base = base or params
             rows.append([remat, K, M, K * each, f"{params / 1e6:.1f} M", f"{params / base:.1f}x"])

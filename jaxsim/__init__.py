@@ -9,15 +9,13 @@ from jaxsim.crossbar import Crossbar
 from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.numerics import Grid
+from jaxsim.pipeline import simulate_schedule
+from jaxsim.pipeline_gradient import pipeline_value_and_grad
 from jaxsim.search import search_blocked
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
-from jaxsim.transforms.pipeline_shard import (
-    pipeline_shard,
-    pipeline_value_and_grad,
-    simulate_schedule,
-)
+from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
 from jaxsim.transforms.slice_bits import slice_bits

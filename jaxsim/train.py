@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.checkpoint import describe, trail
 from jaxsim.network import Network
-from jaxsim.transforms.pipeline_shard import Pipeline, pipeline_value_and_grad
+from jaxsim.pipeline import Pipeline
+from jaxsim.pipeline_gradient import pipeline_value_and_grad
 
 
 def fit(

@@ -112,18 +112,18 @@ def squares(y, target):
 
 
 @functools.cache
-def cnn(batch=8, dtype=jnp.float32, **kwargs):
-    model, x = Cnn(dtype=dtype), normal(batch, 8, 8, 3, dtype=dtype)
-    variables = _as(dtype, jax.jit(model.init)(jax.random.key(0), x))
+def cnn(batch=8, dtype=jnp.float32, blocks=6, **kwargs):
+    model, x = Cnn(blocks, dtype), normal(batch, 8, 8, 3, dtype=dtype)
+    variables = _variables(model, dtype, x)
     return Case(js.trace(model, variables, x, **kwargs), (x, jnp.arange(batch) % 3), entropy)
 
 
 @functools.cache
-def encoder(batch=8, dtype=jnp.float32):
-    model = Encoder(dtype=dtype)
+def encoder(batch=8, dtype=jnp.float32, layers=3):
+    model = Encoder(layers, dtype)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (batch, 6)))
     keep = jnp.arange(6) < 3 + jnp.arange(batch)[:, None] % 4
-    variables = _as(dtype, jax.jit(model.init)(jax.random.key(0), tokens, keep))
+    variables = _variables(model, dtype, tokens, keep)
     return Case(js.trace(model, variables, tokens, keep), ((tokens, keep), tokens), entropy)
 
 
@@ -159,5 +159,14 @@ def furthest(found, expected):
     return max(errors)
 
 
-def _as(dtype, tree):
-    return jax.tree.map(lambda a: a.astype(dtype), tree)
+def _variables(model, dtype, *inputs):
+    """Variables of a Linen model by their shapes: its own initialisers take long to compile."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+
+    def filled(i, path, a):
+        if a.ndim > 1:
+            return normal(*a.shape, seed=i, dtype=dtype) / np.sqrt(np.prod(a.shape[:-1]))
+        return jnp.full(a.shape, path[-1].key in ("scale", "var"), dtype)
+
+    return jax.tree.unflatten(treedef, [filled(i, *leaf) for i, leaf in enumerate(leaves)])
