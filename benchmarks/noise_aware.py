@@ -29,7 +29,7 @@ class NoiseAware:
     """Networks trained from scratch."""
     programmings: int = 5
     """Times each chip is programmed."""
-    epochs: int = 1
+    epochs: int = 3
     """Epochs of training through the cells, each step with cells of its own."""
     cache: Annotated[Path, tyro.conf.arg(help="folder of trained weights")] = Demo.cache
 
@@ -63,7 +63,7 @@ def main(args: list[str]) -> None:
         f"trained from scratch on {SEEN} images, mean ± standard error over them, each the mean of "
         f"{settings.programmings} programmings. Cells are off by {settings.sigma:.0%} of the "
         "largest conductance, whatever they hold; 8-bit codes, one scale a channel, as pairs, not "
-        f"sliced, no ADC. Aware: {settings.epochs} epoch of training through it. Ranges come from "
+        f"sliced, no ADC. Aware: {settings.epochs} epochs of training through it. Ranges come from "
         "256 training images; nothing was chosen on the test set.",
         settings=dataclasses.asdict(settings) | {"cache": None},
     )
