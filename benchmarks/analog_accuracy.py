@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -190,7 +189,7 @@ def measured(case: Case, net: js.Network, data: Pictures, settings: AnalogAccura
 def main(args: list[str]) -> None:
     """Measures every point that an earlier run has not, and writes four figures."""
     settings = tyro.cli(AnalogAccuracy, args=args)
-    began, data, todo = time.perf_counter(), pictures(), list(cases())
+    data, todo = pictures(), list(cases())
     nets = {depth: resnet(depth) for depth in (14, 20)}
     floats = {depth: _float(net, data, settings) for depth, net in nets.items()}
     found: dict[str, dict[tuple[int, str], dict[Any, list[float]]]] = {}
@@ -211,8 +210,8 @@ def main(args: list[str]) -> None:
         f"percent, ± the standard error over {settings.programmings} programmings (none where "
         f"nothing random happens). Ranges come from {settings.calibration} images of the half that "
         "is not classified with them. 8-bit weights, one scale a layer; no ADC unless its bits are "
-        "given; cells do not clip. Gated wires: 50 images, inputs bit by bit. The whole run took "
-        f"{(time.perf_counter() - began) / 60:.1f} minutes (what the cache held is not in it).",
+        "given; cells do not clip. Gated wires: 50 images, inputs bit by bit. The horizontal "
+        "axis of wires is r = R · Gmax.",
         settings=dataclasses.asdict(settings) | {"cache": None},
     )
 
@@ -251,7 +250,8 @@ def _draw(figure: str, curves: dict[str, dict[Any, list[float]]], float_: float)
         accuracy_bars(path, curves, reference=float_, title=title)
         return
     log = figure != "ADC bits"
-    label = f"log₁₀ of {figure}" if log else figure
+    quantity = "r" if figure == "wires" else figure
+    label = f"log₁₀ of {quantity}" if log else figure
     lines = {
         curve: Curve(
             [float(np.log10(x)) if log else x for x in points],

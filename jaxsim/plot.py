@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -47,9 +48,9 @@ def accuracy_curves(
     figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    markers = ("o", "s", "^", "D")
+    markers = ("o", "s", "^", "D", "v", "P", "X")
     for ax, (label, curves) in zip(axes, panels.items(), strict=True):
-        for marker, (name, curve) in zip(markers, curves.items(), strict=False):
+        for marker, (name, curve) in zip(itertools.cycle(markers), curves.items(), strict=False):
             trials = curve.accuracy.shape[1]
             spread = curve.accuracy.std(1, ddof=1) if trials > 1 else np.zeros(len(curve.x))
             ax.errorbar(
@@ -102,7 +103,7 @@ def accuracy_bars(
         errors = [p.std(ddof=1) / np.sqrt(len(p)) if len(p) > 1 else 0.0 for p in percent]
         ax.bar(places, [p.mean() for p in percent], width, yerr=errors, capsize=2, label=name)
     ax.axhline(100 * reference, color="0.5", linestyle=":", label=baseline)
-    ax.set_xticks(range(len(conditions)), conditions)
+    ax.set_xticks(range(len(conditions)), [c.replace(", ", ",\n") for c in conditions])
     ax.set_ylabel("accuracy, %")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title)
