@@ -203,7 +203,7 @@ def main(args: list[str]) -> None:
         _draw(figure, {c: p for (depth, c), p in curves.items() if depth == 14}, floats[14])
     record(
         "analog_accuracy",
-        *(_table(figure, curves, floats) for figure, curves in found.items()),
+        *(_table(figure, curves) for figure, curves in found.items()),
         question="How do mapping, slicing, cells, converters and wires decide accuracy?",
         baseline=", ".join(f"ResNet-{d} in float32 {100 * a:.1f} %" for d, a in floats.items()),
         notes=f"CIFAR-10, {settings.images} test images that have been through JPEG; accuracy in "
@@ -221,19 +221,17 @@ def _float(net: js.Network, data: Pictures, settings: AnalogAccuracy) -> float:
     return float(np.mean(np.argmax(y, -1) == data.labels[: settings.images]))
 
 
-def _table(
-    figure: str, curves: dict[tuple[int, str], dict[Any, list[float]]], floats: dict[int, float]
-) -> Table:
+def _table(figure: str, curves: dict[tuple[int, str], dict[Any, list[float]]]) -> Table:
     xs = list(dict.fromkeys(x for points in curves.values() for x in points))
     rows = [
-        [f"ResNet-{depth}", curve, *(_cell(points.get(x), floats[depth]) for x in xs)]
+        [f"ResNet-{depth}", curve, *(_cell(points.get(x)) for x in xs)]
         for (depth, curve), points in curves.items()
     ]
     shown = ["∞" if x == NO_RATIO else f"{x:g}" if isinstance(x, float) else str(x) for x in xs]
     return Table(["network", "array", *shown], rows, figure)
 
 
-def _cell(scores: list[float] | None, float_: float) -> str:
+def _cell(scores: list[float] | None) -> str:
     if scores is None:
         return ""
     percent = 100 * np.asarray(scores)

@@ -542,9 +542,11 @@ class Op:
           x: input, with any leading planes.
 
         Returns:
-          `[*x planes, *y]`, broadcastable to the output without weight planes.
+          `[*x planes, *ones, *y]`, broadcastable to the output, a one for each weight plane.
         """
-        return self.geometry.row_sum(x, jnp.int32 if _is_integer(x) else None)
+        total = self.geometry.row_sum(x, jnp.int32 if _is_integer(x) else None)
+        first = self.x_planes(x)
+        return jnp.expand_dims(total, tuple(range(first, first + self.planes)))
 
     def column_sum(self, w: Num[Array, "..."]) -> Num[Array, "..."]:
         """The sum of the weights of each output, broadcastable to the output."""
@@ -564,6 +566,11 @@ class Op:
         """The input with its zero padding made explicit, and the op that pads nothing more."""
         x, geometry = self.geometry.pad(x)
         return x, dataclasses.replace(self, geometry=geometry)
+
+    @property
+    def planes(self) -> int:
+        """Number of leading plane axes of a weight of codes."""
+        return 0 if self.w_hi is None else self.w_hi.ndim
 
     @property
     def depth(self) -> int:

@@ -14,7 +14,7 @@ from jaxsim.core import Wrapper
 from jaxsim.cores.inputs import serial
 from jaxsim.cores.tiled import tiled
 from jaxsim.network import Network
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, digit_count
 from jaxsim.table import render, si
 
 
@@ -161,6 +161,6 @@ def _digits(chain: tuple[Wrapper, ...]) -> int:
     for wrapper in chain:
         if wrapper.make is serial:
             grid = chain[0].settings["inputs"]
-            width = grid.bits - 1 if grid.symmetric else grid.bits
-            return -(-width // wrapper.settings["bits"])
+            lo, hi = grid.code_range
+            return digit_count(hi if grid.symmetric else hi - lo, wrapper.settings["bits"])
     return 1

@@ -268,6 +268,11 @@ def encode(
     return clip_through(round_through(x / scale) + zero, *grid.code_range)
 
 
+def digit_count(largest: int, bits: int) -> int:
+    """Digits of `bits` bits that the magnitudes up to `largest` take, at least one."""
+    return max(1, -(-largest.bit_length() // bits))
+
+
 def digit(code: Num[Array, "..."], place: int, bits: int, count: int) -> Num[Array, "..."]:
     """One digit of the magnitude of each code, with the code's sign.
 
@@ -284,6 +289,11 @@ def digit(code: Num[Array, "..."], place: int, bits: int, count: int) -> Num[Arr
     magnitude = jnp.floor(jnp.abs(code) / place) % 2**bits
     found = lax.stop_gradient(jnp.sign(code) * magnitude)
     return found + (code - lax.stop_gradient(code)) / (place * count)
+
+
+def over_planes(values: Any, ndim: int) -> Array:
+    """One value a plane, as it broadcasts to an array of that rank which begins with the planes."""
+    return jnp.reshape(values, (*values.shape, *(1,) * (ndim - values.ndim)))
 
 
 def code_dtype(lo: int, hi: int) -> np.dtype[np.signedinteger]:

@@ -18,6 +18,7 @@ from jaxsim.numerics import (
     is_traced,
     no_range,
     observe,
+    over_planes,
     round_through,
     widen,
 )
@@ -61,8 +62,8 @@ def converted(
     """
 
     def observed(op: Op, x: Array, y: Float[Array, "..."]) -> Range:
-        planes, first = _planes(op), op.x_planes(x)
-        axes = [a for a in range(y.ndim) if not first <= a < first + planes]
+        first = op.x_planes(x)
+        axes = [a for a in range(y.ndim) if not first <= a < first + op.planes]
         r = observe(y, axes=axes, percentile=percentile, symmetric=signed)
         return Range(*(jnp.squeeze(end, axes) for end in r))
 
@@ -97,8 +98,8 @@ def converted(
         op.count("conversions", y.size)
         if not is_traced(bits):
             op.count("conversion_steps", y.size * float(2 ** np.asarray(bits)))
-        outputs = (1,) * (y.ndim - op.x_planes(x) - _planes(op))
-        lo, hi = (end.reshape(*end.shape, *outputs) for end in range_of(op, state, x, y))
+        rank = y.ndim - op.x_planes(x)
+        lo, hi = (over_planes(end, rank) for end in range_of(op, state, x, y))
         lsb = jnp.where(hi > lo, (hi - lo) / steps(), 1.0)
         if signed:
             return clip_through(round_through(y / lsb), -steps() / 2, steps() / 2) * lsb
@@ -128,10 +129,6 @@ def fpg_bits(weight_bits: int, input_bits: int, rows: int) -> int:
     rows = checked_int("rows", rows, 1)
     both = weight_bits > 1 and input_bits > 1
     return weight_bits + input_bits + math.ceil(math.log2(rows)) - (0 if both else 1)
-
-
-def _planes(op: Op) -> int:
-    return 0 if op.w_hi is None else op.w_hi.ndim
 
 
 def _extremes(op: Op) -> tuple[int, int, np.ndarray]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxsim.core import Core, Op, State
 from jaxsim.cores.cells import Device, normal
+from jaxsim.numerics import over_planes
 
 
 class Held(NamedTuple):
@@ -45,7 +46,7 @@ def held(core: Core, *, device: Device, redraw: bool = False) -> Core:
     def write(op: Op, w: Array, key: Any) -> State:
         if key is None:
             raise ValueError("key=None: cells with programming error need a key")
-        g = w.astype(jnp.float32) / _over_planes(largest(op), w.ndim)
+        g = w.astype(jnp.float32) / over_planes(largest(op), w.ndim)
         low = smallest(device)
         if low is not None:
             g = low + (1 - low) * g
@@ -82,8 +83,7 @@ def held(core: Core, *, device: Device, redraw: bool = False) -> Core:
             y = noisy(op, state, x, key)
         low = smallest(device)
         top = largest(op) if low is None else largest(op) / (1 - low)
-        planes = op.x_planes(x)
-        return y * _over_planes(top, y.ndim - planes)
+        return y * over_planes(top, y.ndim - op.x_planes(x))
 
     return Core(write, calibrate, read)
 
@@ -101,10 +101,8 @@ def grounded(core: Core, *, device: Device) -> Core:
         y = core.read(op, state, x, key)
         if low is None:
             return y
-        planes, top = op.x_planes(x), largest(op)
-        total = op.row_sum(x.astype(jnp.float32))
-        total = jnp.expand_dims(total, tuple(range(planes, planes + top.ndim)))
-        return y - _over_planes(top * low / (1 - low), y.ndim - planes) * total
+        ground = over_planes(largest(op) * low / (1 - low), y.ndim - op.x_planes(x))
+        return y - ground * op.row_sum(x.astype(jnp.float32))
 
     return Core(core.write, core.calibrate, read)
 
@@ -123,11 +121,6 @@ def largest(op: Op) -> np.ndarray:
     if op.w_lo is None or op.w_hi is None or op.w_lo.min() < 0:
         raise ValueError("held: a cell holds no sign; wrap it in differential or offset")
     return np.maximum(op.w_hi, 1).astype(np.float32)
-
-
-def _over_planes(values: Any, ndim: int) -> Array:
-    """One value a plane, as it broadcasts to an array of that rank which begins with the planes."""
-    return jnp.reshape(values, (*values.shape, *(1,) * (ndim - values.ndim)))
 
 
 def _root(variance: Float[Array, "..."]) -> Float[Array, "..."]:

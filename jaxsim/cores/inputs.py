@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Num
 
 from jaxsim.core import Core, Op, State
-from jaxsim.numerics import code_dtype, digit
+from jaxsim.numerics import code_dtype, digit, digit_count
 
 
 class Lifted(NamedTuple):
@@ -76,7 +76,7 @@ def serial(core: Core, *, bits: int) -> Core:
         if op.x_lo is None or op.x_hi is None:
             raise ValueError("serial: the input is a float; wrap it in quantized(inputs=…)")
         most = max(-op.x_lo, op.x_hi)
-        count = max(1, -(-most.bit_length() // bits))
+        count = digit_count(most, bits)
         full = min(most, 2**bits - 1)
         return op.inputs(-full if op.x_lo < 0 else 0, full), [2 ** (bits * i) for i in range(count)]
 

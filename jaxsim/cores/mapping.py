@@ -68,9 +68,7 @@ def offset(core: Core) -> Core:
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
         inner, z = _shifted(op)
         y = core.read(inner, state, x, key)
-        planes = op.x_planes(x)
-        total = jnp.expand_dims(op.row_sum(x), tuple(range(planes, planes + inner.w_hi.ndim)))  # pyright: ignore
-        return y - z * total
+        return y - z * op.row_sum(x)
 
     return Core(write, calibrate, read)
 
@@ -102,14 +100,16 @@ def referred(core: Core) -> Core:
         unit = dataclasses.replace(matmul.geometry, w_shape=(B, K, 1))
         return dataclasses.replace(_shifted(op)[0], geometry=unit), matmul
 
+    def own(key: Any) -> Any:
+        return None if key is None else jax.random.fold_in(key, 1)
+
     def write(op: Op, w: Array, key: Any) -> Referred:
         inner, z = _shifted(op)
         w = _with_room(w, inner)
         z = jnp.asarray(z, w.dtype)
-        own = None if key is None else jax.random.fold_in(key, 1)
         unit = column(op)[0]
         zeros = jnp.full(unit.geometry.w_shape, z)
-        return Referred(core.write(inner, w + z, key), core.write(unit, zeros, own))
+        return Referred(core.write(inner, w + z, key), core.write(unit, zeros, own(key)))
 
     def calibrate(op: Op, state: Referred, x: Array) -> Referred:
         unit, matmul = column(op)
@@ -120,9 +120,8 @@ def referred(core: Core) -> Core:
 
     def read(op: Op, state: Referred, x: Array, key: Any) -> Array:
         unit, matmul = column(op)
-        own = None if key is None else jax.random.fold_in(key, 1)
         y = core.read(_shifted(op)[0], state.inner, x, key)
-        zero = core.read(unit, state.column, matmul.x(x), own)
+        zero = core.read(unit, state.column, matmul.x(x), own(key))
         zero = jnp.broadcast_to(zero, (*zero.shape[:-1], matmul.geometry.w_shape[-1]))
         return y - matmul.y(zero, x.shape[op.x_planes(x) :])
 

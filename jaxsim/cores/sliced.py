@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxsim.core import Core, Op, State
-from jaxsim.numerics import digit
+from jaxsim.numerics import digit, digit_count
 
 
 def sliced(core: Core, *, bits: int, top: Literal["full_range", "padded"] = "full_range") -> Core:
@@ -34,7 +34,7 @@ def sliced(core: Core, *, bits: int, top: Literal["full_range", "padded"] = "ful
         if op.w_lo is None or op.w_hi is None:
             raise ValueError("sliced: the weight is a float; wrap it in quantized(weights=…)")
         largest = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi))
-        count = max(1, -(-int(largest.max()).bit_length() // bits))
+        count = digit_count(int(largest.max()), bits)
         shifts = [bits * i for i in range(count)]
         full = 2**bits - 1
         tops = [np.minimum(largest >> shift, full) for shift in shifts]

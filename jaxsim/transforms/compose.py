@@ -96,16 +96,25 @@ def wrap(
     return apply
 
 
+def require_network(net: Network, transform: str) -> None:
+    """Checks that a transform is given a network.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if not isinstance(net, Network):
+        raise ValueError(
+            f"{transform} takes a Network, not {type(net).__name__}: js.trace(model, …) makes one"
+        )
+
+
 def transformable(net: Network, transform: str, sites: str | Sequence[str]) -> tuple[Site, ...]:
     """The sites a transform is to change, in a network that can still be changed.
 
     Raises:
       ValueError: it is no network or a deployed one, or a pattern matches nothing.
     """
-    if not isinstance(net, Network):
-        raise ValueError(
-            f"{transform} takes a Network, not {type(net).__name__}: js.trace(model, …) makes one"
-        )
+    require_network(net, transform)
     if net.deployed:
         raise ValueError(f"{transform} cannot follow deploy: the weights are written already")
     return net.select(sites)

@@ -35,7 +35,7 @@ from jaxsim.stages import (
     sizes,
     split,
 )
-from jaxsim.transforms.compose import Transform
+from jaxsim.transforms.compose import Transform, require_network
 
 Balance = Literal["flops", "time", "bytes"] | Sequence[str]
 
@@ -100,11 +100,7 @@ def pipeline_shard(
         )
 
     def apply(net: Network) -> Network:
-        if not isinstance(net, Network):
-            raise ValueError(
-                f"pipeline_shard takes a Network, not {type(net).__name__}: js.trace(model, …) "
-                "makes one"
-            )
+        require_network(net, "pipeline_shard")
         if isinstance(net, Pipeline):
             raise ValueError("pipeline_shard cannot follow pipeline_shard: the network is cut")
         places = _places(devices, stages)
