@@ -1,14 +1,16 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
+from jaxsim import clipping
 from jaxsim.checkpoint import load, save
+from jaxsim.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells, wires
 from jaxsim.cores.converter import fpg_bits
 from jaxsim.crossbar import Crossbar
+from jaxsim.grid import Grid
 from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
-from jaxsim.numerics import Grid
 from jaxsim.pipeline import simulate_schedule
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
 from jaxsim.search import search_blocked
@@ -48,6 +50,11 @@ __all__ = [
     "search_blocked",
     "fpg_bits",
     "Grid",
+    "Codebook",
+    "Floating",
+    "nf4",
+    "fp4",
+    "clipping",
     "Core",
     "Op",
     "float_core",

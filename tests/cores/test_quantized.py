@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxsim import clipping
 from jaxsim.core import Conv, Dot, Op
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 from tests import sites
 from tests.geometries import geometries, seeds
 from tests.oracles import quantiser
@@ -98,7 +99,8 @@ def test_deployed_weights_are_stored_as_int8_codes():
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_calibration_stores_the_range_of_the_inputs(symmetric, percentile):
     x, w = sites.operands(sites.CONV)
-    grid = Grid(8, symmetric=symmetric, percentile=percentile)
+    clip = None if percentile is None else clipping.percentile(percentile)
+    grid = Grid(8, symmetric=symmetric, clip=clip)
     state = sites.deployed([(quantized, {"weights": None, "inputs": grid})], sites.CONV, x, w)
     expected = quantiser.observed(x, percentile=percentile, symmetric=symmetric)
     np.testing.assert_allclose(state.inputs, expected, rtol=1e-5)
@@ -109,7 +111,7 @@ def test_calibration_stores_the_range_of_the_inputs(symmetric, percentile):
 def test_undeployed_equals_deployed_when_calibrated_on_the_same_batch(geometry, symmetric):
     """Also where padding adds zeros that a percentile would otherwise count."""
     x, w = sites.operands(geometry)
-    pieces = [sites.quantize(symmetric=symmetric, percentile=80.0)]
+    pieces = [sites.quantize(symmetric=symmetric, clip=clipping.percentile(80.0))]
     np.testing.assert_array_equal(
         sites.read(pieces, geometry, x, w), sites.read_deployed(pieces, geometry, x, w)
     )

@@ -125,7 +125,7 @@ def test_a_sweep_composed_outside_jit_compiles_once(make):
 @pytest.mark.parametrize("values", [(90.0, 99.0), (90, 99), (90, 99.5)])
 def test_a_sweep_over_the_percentile_of_a_grid_compiles_once(values):
     evaluate, compiled = traces(lambda net, x: net(x))
-    grids = [js.Grid(8, percentile=p) for p in values]
+    grids = [js.Grid(8, clip=js.clipping.percentile(p)) for p in values]
     a, b = (evaluate(js.quantize(grid, grid)(stack()), SMALL) for grid in grids)
     assert compiled() == 1
     assert not np.array_equal(a, b)
@@ -173,9 +173,9 @@ BAD_ARGUMENTS = {
     "inputs=8.0": lambda: Q(8, 8.0),
     "nothing to quantise": lambda: Q(None, None),
     "per='row'": lambda: Q(js.Grid(8, per="row")),
-    r"weights: percentile=101": lambda: Q(js.Grid(8, percentile=101.0)),
-    "inputs: percentile=0": lambda: Q(8, js.Grid(8, percentile=0.0)),
-    "percentile=nan": lambda: Q(8, js.Grid(8, percentile=float("nan"))),
+    r"percentile: share=101": lambda: Q(js.Grid(8, clip=js.clipping.percentile(101.0))),
+    "percentile: share=0": lambda: Q(8, js.Grid(8, clip=js.clipping.percentile(0.0))),
+    "share=nan": lambda: js.clipping.percentile(float("nan")),
     r"weights=Grid\(dynamic=True\)": lambda: Q(Dynamic()),
     r"inputs=Grid\(per='channel'\)": lambda: Q(8, js.Grid(8, per="channel")),
     "bits=0:": lambda: S(0),

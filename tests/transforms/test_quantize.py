@@ -62,7 +62,7 @@ def test_a_quantised_dense_layer_is_its_exact_integers():
     net = js.trace(lambda p, x: x @ p["w"], params, x)
     grid = {
         "weights": js.Grid(5, symmetric=False, per="channel"),
-        "inputs": js.Grid(7, percentile=90.0),
+        "inputs": js.Grid(7, clip=js.clipping.percentile(90.0)),
     }
     y = run(js.deploy(js.quantize(**grid)(net), calibrate=x), x)
     (site,) = net.sites
