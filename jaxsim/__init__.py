@@ -13,10 +13,12 @@ from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.pipeline import simulate_schedule
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
+from jaxsim.precision import ablation_sensitivity, assign_bits, hessian_sensitivity
 from jaxsim.search import search_blocked
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
+from jaxsim.transforms.learn_ranges import learn_ranges
 from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
@@ -37,6 +39,7 @@ __all__ = [
     "wrap",
     "prune",
     "quantize",
+    "learn_ranges",
     "block",
     "slice_bits",
     "analog",
@@ -48,6 +51,9 @@ __all__ = [
     "Hardware",
     "Crossbar",
     "search_blocked",
+    "hessian_sensitivity",
+    "ablation_sensitivity",
+    "assign_bits",
     "fpg_bits",
     "Grid",
     "Codebook",

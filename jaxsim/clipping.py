@@ -88,6 +88,8 @@ def fixed(lo: float | Array, hi: float | Array) -> Clip:
 def learned(lo: float | Array, hi: float | Array) -> Clip:
     """This range to begin with, trained with the weights by the derivative of the rounding.
 
+    A symmetric grid takes its upper end alone.
+
     The derivative with respect to the step is scaled by 1/√(n · largest code), n being the number
     of values that share the step. `js.learn_ranges` sets it for a whole network.
 
@@ -166,12 +168,17 @@ def _learned(lo: Array, hi: Array, rows: Array, *, bits: int, symmetric: bool) -
     def scaled(end: Array) -> Array:
         return end * share + lax.stop_gradient(end * (1 - share))
 
-    return _fixed(scaled(lo), scaled(hi), rows, bits=bits, symmetric=symmetric)
+    low = -hi if symmetric else lo
+    return _fixed(scaled(low), scaled(hi), rows, bits=bits, symmetric=symmetric)
 
 
 def _pact(hi: Array, rows: Array, *, bits: int, symmetric: bool) -> Range:
     lo = -hi if symmetric else jnp.zeros_like(hi)
     return _fixed(lo, hi, rows, bits=bits, symmetric=symmetric)
+
+
+TRAINED = (_learned, _pact)
+"""Rules whose numbers derivatives reach."""
 
 
 def _sampled(rows: Array) -> Array:
