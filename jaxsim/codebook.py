@@ -150,22 +150,22 @@ def k_means(
     order = jnp.argsort(first)
     centres = x[order[((np.arange(size) + 0.5) * n / size).astype(np.int32)]]
 
-    def distances(centres: Array) -> Array:
-        return jnp.sum(centres**2, -1) - 2 * x @ centres.T
+    def assign(centres: Array) -> Array:
+        if length == 1:
+            return nearest(x[:, 0], centres[:, 0]).astype(jnp.int32)
+        return jnp.argmin(jnp.sum(centres**2, -1) - 2 * x @ centres.T, -1)
 
     def move(_: int, centres: Array) -> Array:
-        d = distances(centres)
-        index = jnp.argmin(d, -1)
+        index = assign(centres)
         sums = jnp.zeros((size, length)).at[index].add(x)
         counts = jnp.zeros(size).at[index].add(1.0)
-        worst = x[jnp.argmax(jnp.min(d, -1) + jnp.sum(x**2, -1))]
+        worst = x[jnp.argmax(jnp.sum((x - centres[index]) ** 2, -1))]
         empty = counts == 0
         first_empty = empty & (jnp.cumsum(empty) == 1)
         means = sums / jnp.maximum(counts, 1)[:, None]
         means = jnp.where(empty[:, None], centres, means)
-        return jnp.where(first_empty[:, None], worst, means)
+        moved = jnp.where(first_empty[:, None], worst, means)
+        return jnp.sort(moved, 0) if length == 1 else moved
 
     centres = lax.fori_loop(0, iterations, move, centres)
-    if length == 1:
-        centres = jnp.sort(centres, 0)
-    return centres, jnp.argmin(distances(centres), -1)
+    return centres, assign(centres)

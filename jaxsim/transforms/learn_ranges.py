@@ -66,8 +66,10 @@ def learn_ranges(
                 return grid.clip
             if name == "inputs":
                 return rule(*state.inputs)
-            ends = [np.squeeze((code - state.zero) * state.scale) for code in grid.code_range]
-            return rule(*((end.flat[0] for end in ends) if grid.per == "tensor" else ends))
+            ends = [np.asarray((code - state.zero) * state.scale) for code in grid.code_range]
+            if grid.per == "tensor":
+                return rule(*(end.flat[0] for end in ends))
+            return rule(*map(np.squeeze, ends))
 
         return _with_rules(net, chosen, learned)
 

@@ -122,3 +122,22 @@ def test_eight_bits_lose_little_and_fewer_lose_more():
     errors = [np.abs(run(js.quantize(b, b)(cnn()), X) - exact).max() for b in (8, 6, 4, 2)]
     assert errors == sorted(errors)
     assert errors[0] < 0.03 * np.abs(exact).max()
+
+
+FORMATS = {
+    "table": (js.nf4(), 8),
+    "groups": (js.Grid(4, per="group", rows=8), 8),
+    "vectors": (js.Codebook(size=8, length=3), None),
+    "short floats": (js.Floating(), js.Floating("float8_e5m2")),
+    "signs": (js.Grid(1, per="channel"), js.Grid(1)),
+    "powers": (js.Grid(4, per="channel", spacing="powers"), js.Grid(8, per="token")),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_deployed_formats_are_the_undeployed_ones(form):
+    net = cnn()
+    chip = js.quantize(*FORMATS[form])(net)
+    np.testing.assert_allclose(
+        run(js.deploy(chip, calibrate=X), X), run(chip, X), rtol=1e-4, atol=1e-5
+    )
