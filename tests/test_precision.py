@@ -74,7 +74,7 @@ def test_traces_are_those_of_the_dense_hessian():
         codes, step, _ = quantiser.quantise(js.Grid(3), params[name], 0)
         scale = 0.5 * float(((codes * step - params[name]) ** 2).sum()) / params[name].size
         expected = scale * np.trace(own)
-        assert found.loss[i, 0] == pytest.approx(expected, abs=5 * scale * error)
+        assert found.loss[i, 0] == pytest.approx(expected, abs=float(5 * scale * error))
 
 
 def test_rounding_errors_are_those_of_the_codes():
