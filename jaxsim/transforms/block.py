@@ -179,5 +179,10 @@ def _widths(net: Network, site: Site) -> tuple[int, int]:
                 f"block cannot follow an affine grid at {site.name}: blocks are of sign and "
                 f"magnitude; put quantize({name}={grid.bits}), which is symmetric, before it"
             )
+        if grid.spacing != "even":
+            raise ValueError(
+                f"block cannot follow spacing={grid.spacing!r} at {site.name}: a power of two has "
+                "one block that is not zero"
+            )
         widths.append(grid.bits)
     return widths[0], widths[1]

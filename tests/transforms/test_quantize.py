@@ -141,3 +141,31 @@ def test_deployed_formats_are_the_undeployed_ones(form):
     np.testing.assert_allclose(
         run(js.deploy(chip, calibrate=X), X), run(chip, X), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs"),
+    [
+        (js.Grid(4, per="group", rows=8), js.Grid(6, symmetric=False)),
+        (js.Grid(4, per="channel", spacing="powers"), js.Grid(6, per="token")),
+        (js.Grid(1, per="channel"), js.Grid(4, symmetric=False, per="token")),
+    ],
+)
+def test_hardware_holds_every_grid(weights, inputs):
+    """Slices, signs and tiles around the same codes change nothing."""
+    coded = js.quantize(weights, inputs)
+    held = js.compose(coded, js.slice_bits(2), js.analog(rows=6, mapping="offset"))
+    y, z = (run(js.deploy(make(cnn()), calibrate=X), X) for make in (coded, held))
+    np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
+
+
+def test_hardware_of_codes_refuses_tables_short_floats_and_blocks_of_powers():
+    for weights in (js.nf4(), js.Floating()):
+        with pytest.raises(ValueError, match="its weights are no integer codes"):
+            js.analog()(js.quantize(weights)(cnn()))
+    powers = js.quantize(js.Grid(4, per="channel", spacing="powers"))(cnn())
+    with pytest.raises(ValueError, match="cannot follow spacing='powers'"):
+        js.block(2, 1, 1, "dynamic")(powers)
+    net = attention()
+    with pytest.raises(ValueError, match="no weights to point"):
+        js.quantize(js.nf4(), 8, sites="dynamic/0")(net)
