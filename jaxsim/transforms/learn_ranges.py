@@ -58,7 +58,9 @@ def learn_ranges(
                     f"learn_ranges at {site.name}: a scan stacks {site.stack} layers, whose ranges "
                     "would be one"
                 )
-        states = deploy(_searched(net, chosen), calibrate=tuple(inputs), key=_KEY).states
+        # The key is for grids that round at random; their ranges do not depend on it.
+        probe = _searched(net, chosen)
+        states = deploy(probe, calibrate=tuple(inputs), key=jax.random.key(0)).states
 
         def learned(name: str, grid: Grid, site: Site) -> Clip | None:
             rule, state = weights if name == "weights" else activations, states[site.name]
@@ -74,9 +76,6 @@ def learn_ranges(
         return _with_rules(net, chosen, learned)
 
     return apply
-
-
-_KEY = jax.random.key(0)  # for grids that round at random; only their ranges are looked at
 
 
 def ranges(net: Network) -> dict[str, Array]:
