@@ -20,7 +20,7 @@ class Codebook:
     Attributes:
       levels: the table, for weights divided by the largest magnitude that shares a scale; None
         fits one to each tensor by k-means, and then there is no scale.
-      size: entries of a fitted table.
+      size: entries of a fitted table, where there are as many vectors.
       length: weights that point together, as one vector along the contracted axes (product
         quantisation); 1 for a table of numbers.
       per: "tensor" for one scale, "channel" for one an output channel; "group" for one for each
@@ -40,12 +40,6 @@ class Codebook:
         if self.levels is not None:
             return f"table of {len(self.levels)} per {self.per}"
         return f"k-means of {self.size}" + (f" × {self.length}" if self.length > 1 else "")
-
-    @property
-    def bits(self) -> int:
-        """Bits of an index."""
-        size = self.size if self.levels is None else len(self.levels)
-        return max(1, (size - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -123,6 +117,11 @@ def _normal_quantile(p: np.ndarray) -> np.ndarray:
     return np.asarray([NormalDist().inv_cdf(float(v)) for v in p])
 
 
+def index_bits(size: int) -> int:
+    """Bits of an index into a table."""
+    return max(1, (size - 1).bit_length())
+
+
 def nearest(x: Float[Array, "..."], levels: Float[Array, " size"]) -> Int[Array, "..."]:
     """Index of the level nearest to each value; levels rise."""
     between = (levels[1:] + levels[:-1]) / 2
@@ -139,8 +138,8 @@ def k_means(
     without a vector moves to the one that is served worst.
 
     Args:
-      x: vectors, more than `size`.
-      size: number of centres.
+      x: vectors.
+      size: number of centres, at most that of the vectors.
       iterations: of Lloyd's algorithm.
 
     Source: Lloyd (1982), Least squares quantization in PCM, IEEE Trans. Inf. Theory 28.

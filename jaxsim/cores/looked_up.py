@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jaxsim.codebook import Codebook, Floating, k_means, nearest
+from jaxsim.codebook import Codebook, Floating, index_bits, k_means, nearest
 from jaxsim.core import Core, Op, State
 
 
@@ -54,15 +54,11 @@ def looked_up(core: Core, *, weights: Codebook) -> Core:
         outputs = op.per_output()
         if weights.levels is None:
             rows = vectors(op, values)
-            if weights.size > rows.shape[0]:
-                raise ValueError(
-                    f"weights: size={weights.size} of a table for {rows.shape[0]} vectors; "
-                    "it must be at most their number"
-                )
-            levels, pointers = k_means(rows, size=weights.size, iterations=weights.iterations)
-            pointers = pointers.astype(jnp.uint8 if weights.size <= 256 else jnp.int32)
+            size = min(weights.size, len(rows))
+            levels, pointers = k_means(rows, size=size, iterations=weights.iterations)
+            pointers = pointers.astype(jnp.uint8 if size <= 256 else jnp.int32)
             state = LookedUp(pointers, levels, jnp.ones(outputs), passed)
-            op.count("weight_bits", 32 * levels.size + weights.bits * pointers.size)
+            op.count("weight_bits", 32 * levels.size + index_bits(size) * pointers.size)
             op.count("cells", pointers.size)
             return state
         levels = jnp.asarray(weights.levels, jnp.float32)
@@ -70,7 +66,7 @@ def looked_up(core: Core, *, weights: Codebook) -> Core:
         most = jnp.max(jnp.abs(values), axes, keepdims=True)
         largest = jnp.where(most > 0, most, 1.0)
         pointers = nearest(values / largest, levels)
-        op.count("weight_bits", weights.bits * w.size)
+        op.count("weight_bits", index_bits(levels.size) * w.size)
         op.count("cells", w.size)
         return LookedUp(pointers, levels, jnp.broadcast_to(largest, outputs), passed)
 
