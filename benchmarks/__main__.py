@@ -18,6 +18,8 @@ NAMES = (
     "blocked_accuracy",
     "pipeline",
     "efficientnet",
+    "qdcnn",
+    "coconet",
 )
 
 

@@ -141,10 +141,12 @@ class CoCoNet(nn.Module):
         refresh: bool = False,
     ) -> Float[Array, "B C"]:
         """Logits; arguments as in `CollaborativeHead`."""
-        features: Any = self.backbone(x)
-        if features.ndim == 4:
-            features = self.pool(features)
-        return self.head(features, labels, refresh=refresh)
+        return self.head(self.features(x), labels, refresh=refresh)
+
+    def features(self, x: Float[Array, "B ..."]) -> Float[Array, "B d"]:
+        """What the head sees."""
+        out: Any = self.backbone(x)
+        return self.pool(out) if out.ndim == 4 else out
 
 
 def refresh_dictionary(net: Network, x: Any, labels: Int[Array, " N"]) -> Network:
