@@ -19,7 +19,8 @@ Encoding = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 def ry(pixels: Float[Array, "..."]) -> Float[Array, "..."]:
     """The angle π·pixel, for pixels in [0, 1]; warns outside, where x and 2 − x look the same."""
     if not is_traced(pixels) and pixels.size:
-        lo, hi = float(jnp.min(pixels)), float(jnp.max(pixels))
+        known = np.asarray(pixels)
+        lo, hi = known.min(), known.max()
         if lo < 0 or hi > 1:
             warnings.warn(
                 f"x in [{lo:.3g}, {hi:.3g}]: RY(πx) cannot tell x from −x and 2 − x; scale pixels "
