@@ -18,8 +18,8 @@ from jaxsim.quantum.heisenberg import carried_back, pauli_coefficients, signs
 from jaxsim.quantum.noise import Channel
 
 Method = Literal["auto", "gemm", "pauli", "sparse"]
-SPARSE = 60
-"""Most coefficients of a polynomial that is evaluated term by term."""
+SPARSE = 400
+"""Most terms of a polynomial that is evaluated one by one: its programme grows with them."""
 _OUTCOMES = 5  # wires up to which a noisy circuit keeps the probability of every outcome
 _ZERO = 1e-13  # below what double precision leaves of a coefficient that is zero
 
@@ -35,7 +35,8 @@ class CircuitKernel:
 
     Attributes:
       unitary: [2^n, 2^n], complex; None of a noisy circuit.
-      coeffs: [n, 3^n] over {I, X, Z}^n: <Z_k> = Σ_P c_kP Π_q (1, sin θ_q, cos θ_q)_P.
+      coeffs: [n, 3^n] over {I, X, Z}^n: <Z_k> = Σ_P c_kP Π_q (1, sin θ_q, cos θ_q)_P; None of a
+        traced circuit that its matrix evaluates.
       outcomes: [2^n, 3^n], the same for the probability of each outcome; only of noisy circuits.
       n_wires: number of wires n; wire 0 is the most significant bit, and digit of P.
       method: "gemm", the state by one real matrix product; "pauli", the polynomial by one;
@@ -44,7 +45,7 @@ class CircuitKernel:
     """
 
     unitary: Complex[Array, "2^n 2^n"] | np.ndarray | None
-    coeffs: Float[Array, "n 3^n"] | np.ndarray
+    coeffs: Float[Array, "n 3^n"] | np.ndarray | None
     outcomes: Float[Array, "2^n 3^n"] | np.ndarray | None
     n_wires: int
     method: Literal["gemm", "pauli", "sparse"]
@@ -52,7 +53,8 @@ class CircuitKernel:
 
     @property
     def nnz(self) -> int:
-        """Number of coefficients that are not zero, of n · 3^n."""
+        """Number of coefficients that are not zero, of n · 3^n; of a circuit that is not traced."""
+        assert self.coeffs is not None
         return int(np.count_nonzero(np.abs(np.asarray(self.coeffs)) > _ZERO))
 
 
@@ -72,8 +74,9 @@ def compile_circuit(
       params: arguments of `qfunc`.
       noise: a channel of `jaxsim.quantum`; it is folded into the coefficients and costs nothing
         later.
-      method: how to evaluate; "auto" takes "sparse" where at most 60 coefficients are not zero,
-        otherwise "gemm", or "pauli" for a noisy circuit. Traced circuits cannot be "sparse".
+      method: how to evaluate; "auto" takes "sparse" up to a quarter as many terms as the matrix
+        has entries, and 400, otherwise "gemm", or "pauli" for a noisy circuit. Traced circuits
+        cannot be "sparse".
 
     Raises:
       ValueError: what `read_qfunc` raises, or a method that is none or does not fit.
@@ -90,31 +93,33 @@ def compile_circuit(
         circuit = read_qfunc(qfunc, 1 if n_wires is None else n_wires, *params)
     n = circuit.n_wires
     matrix = unitary(circuit) if noise is None else None
+    if is_traced(matrix) and method in ("auto", "gemm"):
+        return CircuitKernel(matrix, None, None, n, "gemm")
     outcomes = None
     if noise is not None and n <= _OUTCOMES:
         outcomes = pauli_coefficients(carried_back(circuit, noise, np.eye(2**n)))
         coeffs = signs(n).T @ outcomes
     else:
         coeffs = pauli_coefficients(carried_back(circuit, noise, signs(n).T))
-    return _planned(CircuitKernel(matrix, coeffs, outcomes, n, "pauli"), method)
+    return _planned(matrix, coeffs, outcomes, n, method)
 
 
-def _planned(kernel: CircuitKernel, method: Method) -> CircuitKernel:
+def _planned(matrix: Any, coeffs: Any, outcomes: Any, n: int, method: Method) -> CircuitKernel:
     """The kernel with its method chosen."""
     terms: tuple[tuple[int, int], ...] = ()
-    traced = is_traced(kernel.coeffs)
+    traced = is_traced(coeffs)
     if not traced:
-        where = np.argwhere(np.abs(kernel.coeffs) > _ZERO)
-        terms = tuple((int(k), int(p)) for k, p in where)
+        terms = tuple((int(k), int(p)) for k, p in np.argwhere(np.abs(coeffs) > _ZERO))
     if method == "sparse" and traced:
         raise ValueError("method='sparse': which terms are zero is not known of traced angles")
-    if method == "gemm" and kernel.unitary is None:
+    if method == "gemm" and matrix is None:
         raise ValueError("method='gemm': a noisy circuit has no unitary; use 'pauli' or 'auto'")
     if method == "auto":
-        dense = "pauli" if kernel.unitary is None else "gemm"
-        method = "sparse" if not traced and len(terms) <= SPARSE else dense
+        dense = "pauli" if matrix is None else "gemm"
+        few = len(terms) <= min(SPARSE, 4**n // 4)
+        method = "sparse" if few and not traced else dense
     kept = terms if method == "sparse" else ()
-    return dataclasses.replace(kernel, method=method, terms=kept)
+    return CircuitKernel(matrix, coeffs, outcomes, n, method, kept)
 
 
 def expval(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, "... n"]:
@@ -128,9 +133,10 @@ def expval(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, 
       ValueError: a last axis that is not n.
     """
     theta = checked_angles(kernel, theta)
-    cos, sin = trigonometry(kernel, theta)
-    wires = range(kernel.n_wires)
-    return contracted(kernel, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
+    if kernel.method == "gemm":
+        return from_states(kernel, states(theta))
+    cos, sin, wires = jnp.cos(theta), jnp.sin(theta), range(kernel.n_wires)
+    return from_cosines(kernel, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
 
 
 def checked_angles(kernel: CircuitKernel, theta: Any) -> Array:
@@ -147,16 +153,21 @@ def checked_angles(kernel: CircuitKernel, theta: Any) -> Array:
     return theta.astype(jnp.result_type(theta, jnp.float32))
 
 
-def trigonometry(kernel: CircuitKernel, theta: Array) -> tuple[Array, Array]:
-    """Cosine and sine as `contracted` takes them, of half the angle where it makes a state."""
-    half = theta / 2 if kernel.method == "gemm" else theta
-    return jnp.cos(half), jnp.sin(half)
+def states(theta: Float[Array, "..."]) -> Float[Array, "... 2"]:
+    """The state that RY(θ) makes of |0>, which is real."""
+    return jnp.stack([jnp.cos(theta / 2), jnp.sin(theta / 2)], -1)
 
 
-def contracted(
+def from_states(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "... n"]:
+    """<Z> of every wire from the state of each wire before the circuit; for "gemm"."""
+    read = jnp.asarray(np.tile(signs(kernel.n_wires), (2, 1)), pairs.dtype)
+    return (_squares(kernel, pairs) @ read).reshape(*pairs.shape[:-1])
+
+
+def from_cosines(
     kernel: CircuitKernel, cos: Sequence[Array], sin: Sequence[Array]
 ) -> Float[Array, "... n"]:
-    """<Z> of every wire from what `trigonometry` gives of each wire's angle.
+    """<Z> of every wire from cosine and sine of each angle; for "pauli" and "sparse".
 
     Args:
       kernel: from `compile_circuit`.
@@ -166,13 +177,9 @@ def contracted(
     Returns:
       That shape, and n.
     """
-    dtype = cos[0].dtype
-    if kernel.method == "gemm":
-        read = jnp.asarray(signs(kernel.n_wires), dtype)
-        return _probabilities(kernel, cos, sin) @ read
-    coeffs = jnp.asarray(kernel.coeffs, dtype)
+    coeffs = jnp.asarray(kernel.coeffs, cos[0].dtype)
     if kernel.method == "pauli":
-        return _folded(coeffs, kernel.n_wires, cos, sin)
+        return _folded(coeffs, cos, sin)
     return _polynomial(coeffs, kernel, cos, sin)
 
 
@@ -187,32 +194,28 @@ def probabilities(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[
       ValueError: a last axis that is not n, or a noisy circuit of more than 5 wires.
     """
     theta = checked_angles(kernel, theta)
-    wires = range(kernel.n_wires)
     if kernel.unitary is not None:
-        cos, sin = jnp.cos(theta / 2), jnp.sin(theta / 2)
-        return _probabilities(kernel, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
+        re, im = jnp.split(_squares(kernel, states(theta)), 2, -1)
+        return (re + im).reshape(*theta.shape[:-1], -1)
     if kernel.outcomes is None:
         raise ValueError(
             f"kernel: outcomes of a noisy circuit of {kernel.n_wires} wires were not kept; "
             f"allowed: at most {_OUTCOMES} wires"
         )
-    cos, sin = jnp.cos(theta), jnp.sin(theta)
-    return _folded(
-        jnp.asarray(kernel.outcomes, theta.dtype),
-        kernel.n_wires,
-        [cos[..., q] for q in wires],
-        [sin[..., q] for q in wires],
-    )
+    cos, sin, wires = jnp.cos(theta), jnp.sin(theta), range(kernel.n_wires)
+    outcomes = jnp.asarray(kernel.outcomes, theta.dtype)
+    return _folded(outcomes, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
 
 
-def _probabilities(kernel: CircuitKernel, cos: Sequence[Array], sin: Sequence[Array]) -> Array:
-    """|U v|² for the real product state v, real and imaginary part in one product."""
+def _squares(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "N 2*2^n"]:
+    """Squares of the real, then of the imaginary parts of the amplitudes, by one real product."""
     assert kernel.unitary is not None
     u = jnp.asarray(kernel.unitary)
-    both = jnp.concatenate([u.real.T, u.imag.T], 1).astype(cos[0].dtype)
-    state = _products([jnp.stack(pair, -1) for pair in zip(cos, sin, strict=True)])
-    amplitudes = state @ both
-    return amplitudes[..., : len(u)] ** 2 + amplitudes[..., len(u) :] ** 2
+    both = jnp.concatenate([u.real.T, u.imag.T], 1).astype(pairs.dtype)
+    state = _products([pairs[..., q, :] for q in range(kernel.n_wires)])
+    # one long axis: a sum over several of them, in the derivative, is far slower
+    amplitudes = state.reshape(-1, len(both)) @ both
+    return amplitudes * amplitudes
 
 
 def _products(factors: Sequence[Array]) -> Array:
@@ -224,8 +227,9 @@ def _products(factors: Sequence[Array]) -> Array:
     return (a[..., :, None] * b[..., None, :]).reshape(*a.shape[:-1], -1)
 
 
-def _folded(coeffs: Array, n: int, cos: Sequence[Array], sin: Sequence[Array]) -> Array:
+def _folded(coeffs: Array, cos: Sequence[Array], sin: Sequence[Array]) -> Array:
     """The polynomial: one product over the second half of the wires, a sum over the first."""
+    n = len(cos)
     ones = jnp.ones_like(cos[0])
     factors = [jnp.stack([ones, s, c], -1) for c, s in zip(cos, sin, strict=True)]
     if n == 1:

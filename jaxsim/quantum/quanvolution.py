@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim.numerics import checked_int
 from jaxsim.quantum.encoding import Encoding, ry
-from jaxsim.quantum.kernel import CircuitKernel, contracted, trigonometry
+from jaxsim.quantum.kernel import CircuitKernel, from_cosines, from_states, states
 from jaxsim.quantum.shots import sample
 
 Padding = Literal["VALID", "SAME"] | tuple[tuple[int, int], tuple[int, int]]
@@ -113,33 +113,35 @@ def quanv2d(
         raise ValueError(
             f"kernel: {kernel.n_wires} wires; kernel_size={spec.kernel_size} needs {taps}"
         )
-    angles = spec.encoding(x.astype(jnp.result_type(x, jnp.float32)))
+    angles = _padded(spec.encoding(x.astype(jnp.result_type(x, jnp.float32))), spec)
     if shots is not None:
         theta = jnp.stack(_taps(angles, spec), -1)
         out = sample(kernel, theta, shots, key, joint=joint)  # pyright: ignore[reportArgumentType]
+    # sines of pixels, not of taps: fewer by the number of wires
+    elif kernel.method == "gemm":
+        out = from_states(kernel, jnp.stack(_taps(states(angles), spec), -2))
     else:
-        # a sine a pixel, not one a tap
-        cos, sin = trigonometry(kernel, angles)
-        out = contracted(kernel, _taps(cos, spec, 1.0), _taps(sin, spec))
+        out = from_cosines(kernel, _taps(jnp.cos(angles), spec), _taps(jnp.sin(angles), spec))
     return out.reshape(*out.shape[:3], -1)
 
 
-def _taps(
-    maps: Float[Array, "B H W C"], spec: QuanvSpec, fill: float = 0.0
-) -> list[Float[Array, "B h w C"]]:
-    """What each wire sees, windows in their places; padding has angle 0."""
-    rows, columns = (_windows(maps.shape[1 + axis], axis, spec) for axis in (0, 1))
+def _padded(angles: Float[Array, "B H W C"], spec: QuanvSpec) -> Float[Array, "B P Q C"]:
+    rows, columns = (_windows(angles.shape[1 + axis], axis, spec) for axis in (0, 1))
     pads = [(0, 0), rows[:2], columns[:2], (0, 0)]
-    if any(map(any, pads)):
-        maps = jnp.pad(maps, pads, constant_values=fill)
+    return jnp.pad(angles, pads) if any(map(any, pads)) else angles
+
+
+def _taps(maps: Float[Array, "B P Q ..."], spec: QuanvSpec) -> list[Float[Array, "B h w ..."]]:
+    """What each wire sees of padded maps, windows in their places."""
     (kh, kw), (sh, sw), (dh, dw) = (
         _pair(name, getattr(spec, name)) for name in ("kernel_size", "stride", "dilation")
     )
+    last = [(n - 1) * d for n, d in ((kh, dh), (kw, dw))]
     return [
         maps[
             :,
-            i * dh : i * dh + (rows[2] - 1) * sh + 1 : sh,
-            j * dw : j * dw + (columns[2] - 1) * sw + 1 : sw,
+            i * dh : maps.shape[1] - last[0] + i * dh : sh,
+            j * dw : maps.shape[2] - last[1] + j * dw : sw,
         ]
         for i in range(kh)
         for j in range(kw)

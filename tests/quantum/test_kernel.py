@@ -32,12 +32,14 @@ def test_expectations_are_those_of_pennylane(n, family):
             assert np.abs(found - expected).max() < 1e-12
 
 
-@pytest.mark.parametrize("depth", [1, 4, 16])
-def test_the_method_is_chosen_by_the_terms(depth):
+@pytest.mark.parametrize(("depth", "method"), [(1, "sparse"), (4, "sparse"), (16, "gemm")])
+def test_the_method_is_chosen_by_the_terms(depth, method):
     kernel = jq.compile_circuit(random(4, depth)[0], 4)
-    assert kernel.method == ("sparse" if kernel.nnz <= 60 else "gemm")
-    assert (depth == 16) == (kernel.method == "gemm")
-    assert jq.compile_circuit(random(4, depth)[0], 4, noise=jq.depolarizing(0.1)).unitary is None
+    assert kernel.method == method
+    assert (kernel.nnz <= 64) == (method == "sparse")
+    noisy = jq.compile_circuit(random(4, depth)[0], 4, noise=jq.amplitude_damping(0.1))
+    assert noisy.unitary is None
+    assert noisy.method in ("sparse", "pauli")
 
 
 @pytest.mark.parametrize(
