@@ -24,9 +24,9 @@ def bilinear_pool(
 
     Source: Lin, RoyChowdhury and Maji (2015), arXiv 1504.07889.
     """
-    G = F if G is None else G
-    _check_maps(F, G)
-    return unit(signed_root(jnp.einsum("bhwi,bhwj->bij", F, G).reshape(len(F), -1)))
+    other = F if G is None else G
+    _check_maps(F, other)
+    return unit(signed_root(jnp.einsum("bhwi,bhwj->bij", F, other).reshape(len(F), -1)))
 
 
 def compact_bilinear_pool(
@@ -59,15 +59,15 @@ def tensor_sketch(x: Float[Array, "... C"], D: int, key: Key[Array, ""]) -> Floa
     Raises:
       ValueError: D out of range.
     """
-    D, C = checked_int("D", D, 1), x.shape[-1]
-    parts = []
+    width, C = checked_int("D", D, 1), x.shape[-1]
+    parts: list[Array] = []
     for part in jax.random.split(key):
         place, sign = jax.random.split(part)
-        to = jax.random.randint(place, (C,), 0, D)
+        to = jax.random.randint(place, (C,), 0, width)
         signed = x * jax.random.rademacher(sign, (C,), x.dtype)
-        parts.append(jnp.zeros((*x.shape[:-1], D), x.dtype).at[..., to].add(signed))
+        parts.append(jnp.zeros((*x.shape[:-1], width), x.dtype).at[..., to].add(signed))
     spectrum = jnp.fft.rfft(parts[0]) * jnp.fft.rfft(parts[1])
-    return jnp.fft.irfft(spectrum, D).astype(x.dtype)
+    return jnp.fft.irfft(spectrum, width).astype(x.dtype)
 
 
 def signed_root(x: Float[Array, "..."]) -> Float[Array, "..."]:

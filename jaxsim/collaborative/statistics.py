@@ -54,7 +54,7 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
         mean=float(difference.mean()),
         half_width=float(stats.t.ppf(0.975, n - 1)) * error,
         t_p=float(stats.ttest_rel(x, y).pvalue) if error else 0.0,
-        wilcoxon_p=float(stats.wilcoxon(difference).pvalue),
+        wilcoxon_p=float(tuple(stats.wilcoxon(difference))[1]),
         wins=int((difference > 0).sum()),
         n=n,
     )

@@ -69,7 +69,7 @@ def fit_stages(
     for i, stage in enumerate(stages):
         _check(i, stage)
         first, batches = jax.random.split(jax.random.fold_in(key, i))
-        variables = stage.model.init(first, jnp.asarray(stage.images[:1]))
+        variables: dict[str, Any] = {**stage.model.init(first, jnp.asarray(stage.images[:1]))}
         if "backbone" not in variables["params"]:
             raise ValueError(
                 f"stages[{i}].model: no part of it is named 'backbone', only "
@@ -118,6 +118,7 @@ def _fitted(stage: Stage, variables: dict[str, Any], key: Key[Array, ""]) -> dic
             return stage.loss(stage.model, {**variables, "params": params}, x, y)
 
         grads = jax.grad(loss)(variables["params"])
+        changes: Any
         changes, state = optimizer.update(grads, state, variables["params"])
         if stage.freeze:
             changes = {**changes, "backbone": jax.tree.map(jnp.zeros_like, changes["backbone"])}

@@ -164,8 +164,7 @@ def refresh_dictionary(net: Network, x: Any, labels: Int[Array, " N"]) -> Networ
     Raises:
       ValueError: labels outside [0, C) or of another number than the samples.
     """
-    labels = np.asarray(labels)
     if len(labels) != len(x):
         raise ValueError(f"labels: {len(labels)} of them for {len(x)} samples")
-    _, updates = net(x, labels, refresh=True, mutable=["dictionary"])
+    _, updates = net(x, np.asarray(labels), refresh=True, mutable=["dictionary"])
     return dataclasses.replace(net, buffers={**net.buffers, **updates})

@@ -62,7 +62,7 @@ def read_qfunc(qfunc: Callable[..., Any], n_wires: int, *params: Any) -> Circuit
     import pennylane as qml  # takes seconds to import, and only this front end needs it
 
     n_wires = checked_int("n_wires", n_wires, 1, MAX_WIRES)
-    tape = qml.tape.make_qscript(qfunc)(*params)
+    tape: Any = qml.tape.make_qscript(qfunc)(*params)  # pyright: ignore[reportAttributeAccessIssue]
     if tape.measurements:
         raise ValueError(
             f"qfunc: it measures {tape.measurements[0]}; give gates only, <Z> of every wire is read"

@@ -116,7 +116,7 @@ def quanv2d(
     angles = _padded(spec.encoding(x.astype(jnp.result_type(x, jnp.float32))), spec)
     if shots is not None:
         theta = jnp.stack(_taps(angles, spec), -1)
-        out = sample(kernel, theta, shots, key, joint=joint)  # pyright: ignore[reportArgumentType]
+        out = sample(kernel, theta, shots, key, joint=joint)
     # sines of pixels, not of taps: fewer by the number of wires
     elif kernel.method == "gemm":
         out = from_states(kernel, jnp.stack(_taps(states(angles), spec), -2))

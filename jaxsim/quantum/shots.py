@@ -17,7 +17,7 @@ def sample(
     kernel: CircuitKernel,
     theta: Float[Array, "... n"],
     shots: int,
-    key: Key[Array, ""],
+    key: Key[Array, ""] | None,
     *,
     joint: bool = False,
 ) -> Float[Array, "... n"]:
