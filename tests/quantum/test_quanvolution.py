@@ -56,7 +56,7 @@ paddings = st.one_of(
     padding=paddings,
     seed=st.integers(0, 100),
 )
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_windows_are_those_of_a_convolution(kernel_size, stride, dilation, padding, seed):
     """XLA's own patches, for every stride, dilation and padding, over two channels."""
     x = images(2, 8, 9, 2, seed=seed)
@@ -104,17 +104,17 @@ def test_encodings_are_functions_of_a_pixel():
 def test_derivatives_with_respect_to_pixels(method):
     kernel = jq.compile_circuit(strongly(2, 1)[0], 2, method=method)
     spec = jq.QuanvSpec((1, 2))
-    x = images(1, 2, 3)
+    x = 0.1 + 0.8 * images(1, 2, 3)
     check_grads(lambda x: jq.quanv2d(x, kernel, spec), (x,), 1, modes=["rev"], eps=1e-2, rtol=1e-2)
 
 
 def test_shots_of_a_layer_are_near_its_expectation():
     kernel = jq.compile_circuit(strongly(4)[0], 4)
-    x, spec = images(2, 6, 6), jq.QuanvSpec()
+    x, spec = images(1, 5, 5), jq.QuanvSpec()
     exact = jq.quanv2d(x, kernel, spec)
     for joint in (False, True):
-        drawn = jq.quanv2d(x, kernel, spec, shots=10_000, key=jax.random.key(0), joint=joint)
-        assert 0 < np.abs(drawn - exact).max() < 0.06
+        drawn = jq.quanv2d(x, kernel, spec, shots=2000, key=jax.random.key(0), joint=joint)
+        assert 0 < np.abs(drawn - exact).max() < 5 / 2000**0.5
 
 
 def test_pixels_beyond_the_range_of_the_angle_are_warned_of():
