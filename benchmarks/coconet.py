@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ from jaxsim.models.coconet import CoCoNet, CollaborativeHead, mean_pool
 
 TUNING = (100, 101, 102)
 """Seeds that hyper-parameters are chosen with; none of them is reported."""
-RATES = (1e-3, 4e-3)
+RATES = (1e-3, 4e-3, 1.6e-2)
 STEPS = 60
 
 
@@ -313,17 +313,31 @@ def second_stage(head: str, choice: Choice, task: Task, seed: int, backbone: Any
     return params
 
 
-def scored(head: str, choices: Sequence[Choice], task: Task, seed: int, stored: Any) -> list[float]:
-    """Accuracy on the images to report, for each choice; CRC shares the softmax networks."""
-    out = []
-    for choice in choices:
-        if head == "CRC after softmax":
-            model = _model("softmax", task.classes, 0.0)
-            params = stored(Choice(choice.rate, 1e-4))
-            lam: Any = choice.own
+class Seed:
+    """One seed of a task: what it needs is made when a score is not known yet."""
+
+    def __init__(self, name: str, seed: int, log: Log):
+        self.name, self.seed, self.log = name, seed, log
+        self.task = cache(partial(TASKS[name], seed))
+        self.backbone = cache(lambda: first_stage(self.task(), seed))
+        self.trained = cache(self._trained)
+
+    def score(self, head: str, choice: Choice) -> float:
+        """Accuracy of a head on the images to report."""
+        name = f"{self.name}, {self.seed}, {head}, {choice.rate:g}, {choice.own:g}"
+        return self.log.get(name, lambda: self._accuracy(head, choice))
+
+    def _trained(self, head: str, choice: Choice) -> Any:
+        return second_stage(head, choice, self.task(), self.seed, self.backbone())
+
+    def _accuracy(self, head: str, choice: Choice) -> float:
+        task = self.task()
+        if head == "CRC after softmax":  # shares the softmax networks
+            params = self.trained("softmax", Choice(choice.rate, HEADS["softmax"][1][0]))
+            model, lam = _model("softmax", task.classes, 0.0), choice.own
         else:
+            params = self.trained(head, choice)
             model = _model(head, task.classes, choice.own if head == "bilinear" else 0.0)
-            params = stored(choice, head)
             lam = jax.nn.softplus(params["head"]["lam"]) if isinstance(model, CoCoNet) else None
         _, features, logits, _ = _steps(model)
         if lam is None:
@@ -332,20 +346,7 @@ def scored(head: str, choices: Sequence[Choice], task: Task, seed: int, stored: 
             known, new = (jcol.unit(features(params, s.images)) for s in (task.train, task.report))
             made = jcol.make_dictionary(known, task.train.labels, task.classes, lam)
             found = jcol.dictionary_logits(made, new, 1.0)
-        out.append(float(np.mean(np.asarray(found).argmax(1) == task.report.labels)))
-    return out
-
-
-def one_seed(make: Callable[[int], Task], seed: int, wanted: dict[str, list[Choice]]) -> Any:
-    """Accuracies of one seed: for each head, one for each choice."""
-    task = make(seed)
-    backbone = first_stage(task, seed)
-
-    @cache
-    def stored(choice: Choice, head: str = "softmax") -> Any:
-        return second_stage(head, choice, task, seed, backbone)
-
-    return {head: scored(head, choices, task, seed, stored) for head, choices in wanted.items()}
+        return float(np.mean(np.asarray(found).argmax(1) == task.report.labels))
 
 
 def accuracy(settings: Settings) -> None:
@@ -353,27 +354,18 @@ def accuracy(settings: Settings) -> None:
     log = Log(settings.log)
     found: dict[tuple[str, str], list[float]] = {}
     picked = []
-    for name, make in TASKS.items():
-        grid = {
-            head: [Choice(r, own) for r in RATES for own in owns]
-            for head, (_, owns) in HEADS.items()
-        }
-        tuned = [
-            log.get(f"{name}, {seed}", lambda s=seed, m=make, g=grid: one_seed(m, s, g))
-            for seed in TUNING
-        ]
-        best = {
-            head: [choices[int(np.argmax(np.mean([t[head] for t in tuned], 0)))]]
-            for head, choices in grid.items()
-        }
-        for seed in range(settings.seeds):
-            scores = log.get(f"{name}, {seed}", lambda s=seed, m=make, b=best: one_seed(m, s, b))
-            for head in HEADS:
-                found.setdefault((name, head), []).append(100 * scores[head][0])
-        picked += [
-            [name, head, f"{best[head][0].rate:g}", f"{own} {best[head][0].own:g}"]
-            for head, (own, _) in HEADS.items()
-        ]
+    for name in TASKS:
+        tuning = [Seed(name, seed, log) for seed in TUNING]
+        best: dict[str, Choice] = {}
+        for head, (own, owns) in HEADS.items():
+            choices = [Choice(rate, o) for rate in RATES for o in owns]
+            means = [np.mean([seed.score(head, c) for seed in tuning]) for c in choices]
+            best[head] = choices[int(np.argmax(means))]
+            picked.append([name, head, f"{best[head].rate:g}", f"{own} {best[head].own:g}"])
+        for number in range(settings.seeds):
+            seed = Seed(name, number, log)
+            for head, choice in best.items():
+                found.setdefault((name, head), []).append(100 * seed.score(head, choice))
     sets = tuple(TASKS)
     rows = [[head, *(mean_and_deviation(found[name, head]) for name in sets)] for head in HEADS]
     record(
@@ -389,10 +381,12 @@ def accuracy(settings: Settings) -> None:
         "characters) and an initial backbone of its own, the same for every head. First stage: "
         "three convolutions, instance norm, on other classes with softmax; second: "
         f"{STEPS} full-batch steps on 10 images a class (Omniglot 5). Each head chooses among "
-        f"{len(RATES) * 2} settings, two rates and two of its own, by its mean accuracy on "
-        f"validation images with {len(TUNING)} other seeds; on Omniglot of another alphabet. "
+        f"{len(RATES) * 2} settings, {len(RATES)} rates and two of its own, by its mean accuracy "
+        f"on validation images with {len(TUNING)} other seeds; on Omniglot of another alphabet. "
         "Reported images of Fashion-MNIST (2000) and flowers (copies of training images left out) "
-        "are the same for all seeds: p values are about the few images and initial weights only.",
+        "are the same for all seeds: p values are about the few images and initial weights only. A "
+        "first run with the two smaller rates was set aside after it was seen, because "
+        "softmax chose the larger of them on every set; the third was added, for all heads.",
         settings={"seeds": settings.seeds},
     )
     figure(found, sets)
