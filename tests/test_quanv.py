@@ -133,6 +133,16 @@ def test_a_pipeline_has_its_outputs_and_gradients():
     assert np.any(found[1]["conv"]["weights"])
 
 
+def test_its_cost_is_counted():
+    """The matrix of a trained circuit is stored; a fixed one is a constant."""
+    cost = network().cost()
+    rows = {row.name: row for row in cost.sites}
+    assert rows["conv/weights"].params == 24
+    assert rows["conv/weights"].spent["cells"] == 16 * 32
+    assert rows["conv/weights"].spent["macs"] == 8 * 36 * 16 * 32
+    assert cost.params == sum(p.size for p in jax.tree.leaves(network().params))
+
+
 def test_training_through_eight_bits_moves_the_angles():
     net = js.quantize(8, 8)(network())
 

@@ -160,6 +160,18 @@ def test_a_drawing_shows_every_gate():
     ]
 
 
+def test_a_drawing_of_traced_angles_names_them():
+    drawn = []
+
+    @jax.jit
+    def trace(weights):
+        drawn.append(jq.draw(jq.basic_entangling(weights)))
+        return weights
+
+    trace(jnp.ones((1, 1)))
+    assert drawn == ["0: ─RX(θ)─"]
+
+
 def measured():
     qml.RX(0.1, wires=0)
     return qml.expval(qml.PauliZ(0))

@@ -175,6 +175,6 @@ def test_a_layer_takes_no_import_of_pennylane():
         "import sys, jax, jaxsim, jaxsim.quantum, jaxsim.models.quanv as q\n"
         "x = jax.numpy.zeros((1, 4, 4, 1))\n"
         "q.QuanvConv().init_with_output(jax.random.key(0), x)\n"
-        "assert 'pennylane' not in sys.modules and 'scipy' not in dir(jaxsim)\n"
+        "assert 'pennylane' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
