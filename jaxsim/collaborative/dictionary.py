@@ -69,6 +69,8 @@ def fingerprint(tree: Any) -> UInt32[Array, ""]:
 
 
 def _bits(x: Array) -> UInt32[Array, " n"]:
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag])
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x.ravel().astype(jnp.uint32)
     narrow = {2: jnp.uint16, 1: jnp.uint8}.get(x.dtype.itemsize, jnp.uint32)

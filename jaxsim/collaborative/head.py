@@ -51,6 +51,8 @@ def batch_logits(
     """
     codes = loo_codes(X, lam) if leave_one_out else ridge_codes(X, X, lam)
     onehot = one_hot(labels, num_classes, X.dtype)
+    if len(onehot) != len(X):
+        raise ValueError(f"labels: {len(onehot)} of them for {len(X)} features")
     if readout == "ridge":
         return scale * (codes @ onehot)
     products = X @ X.T

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from jaxsim.numerics import is_traced
-from jaxsim.quantum.circuit import Circuit, read_qfunc, unitary
+from jaxsim.quantum.circuit import MAX_WIRES, Circuit, read_qfunc, unitary
 from jaxsim.quantum.heisenberg import carried_back, pauli_coefficients, signs
 from jaxsim.quantum.noise import Channel
 
@@ -74,9 +74,9 @@ def compile_circuit(
       params: arguments of `qfunc`.
       noise: a channel of `jaxsim.quantum`; it is folded into the coefficients and costs nothing
         later.
-      method: how to evaluate; "auto" takes "sparse" up to a quarter as many terms as the matrix
-        has entries, and 400, otherwise "gemm", or "pauli" for a noisy circuit. Traced circuits
-        cannot be "sparse".
+      method: how to evaluate; "auto" takes "sparse" up to 400 terms, and a quarter as many as the
+        matrix has entries where there is one; otherwise "gemm", or "pauli" for a noisy circuit.
+        Traced circuits cannot be "sparse".
 
     Raises:
       ValueError: what `read_qfunc` raises, or a method that is none or does not fit.
@@ -89,8 +89,10 @@ def compile_circuit(
         circuit = qfunc
         if n_wires not in (None, circuit.n_wires) or len(params):
             raise ValueError(f"n_wires={n_wires}, params={params!r}: a Circuit has its own")
+    elif n_wires is None:
+        raise ValueError(f"n_wires=None: a quantum function needs it, from 1 to {MAX_WIRES}")
     else:
-        circuit = read_qfunc(qfunc, 1 if n_wires is None else n_wires, *params)
+        circuit = read_qfunc(qfunc, n_wires, *params)
     n = circuit.n_wires
     matrix = unitary(circuit) if noise is None else None
     if is_traced(matrix) and method in ("auto", "gemm"):
@@ -116,7 +118,7 @@ def _planned(matrix: Any, coeffs: Any, outcomes: Any, n: int, method: Method) ->
         raise ValueError("method='gemm': a noisy circuit has no unitary; use 'pauli' or 'auto'")
     if method == "auto":
         dense = "pauli" if matrix is None else "gemm"
-        few = len(terms) <= min(SPARSE, 4**n // 4)
+        few = len(terms) <= (SPARSE if matrix is None else min(SPARSE, 4**n // 4))
         method = "sparse" if few and not traced else dense
     kept = terms if method == "sparse" else ()
     return CircuitKernel(matrix, coeffs, outcomes, n, method, kept)

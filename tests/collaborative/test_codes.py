@@ -176,6 +176,7 @@ BAD = {
         GOOD, np.array([0, 1, 3]), 3, 0.1
     ),
     "labels: -1 among them": lambda: jcol.batch_logits(GOOD, np.array([0, 1, -1]), 3, 0.1, 1.0),
+    "labels: 1 of them for 3": lambda: jcol.batch_logits(GOOD, np.array([0]), 1, 0.1, 1.0),
     "labels: float64": lambda: jcol.make_dictionary(GOOD, np.zeros(3), 1, 0.1),
     "labels: 2 of them for 3": lambda: jcol.make_dictionary(GOOD, np.array([0, 0]), 1, 0.1),
     r"alpha\[3, 2\]": lambda: jcol.class_residuals(

@@ -38,8 +38,13 @@ def test_the_method_is_chosen_by_the_terms(depth, method):
     assert kernel.method == method
     assert (kernel.nnz <= 64) == (method == "sparse")
     noisy = jq.compile_circuit(random(4, depth)[0], 4, noise=jq.amplitude_damping(0.1))
-    assert noisy.unitary is None
-    assert noisy.method in ("sparse", "pauli")
+    assert (noisy.unitary, noisy.method) == (None, "sparse")
+
+
+def test_a_noisy_circuit_of_many_terms_is_one_product():
+    kernel = jq.compile_circuit(strongly(5)[0], 5, noise=jq.amplitude_damping(0.1))
+    assert kernel.nnz > 400
+    assert kernel.method == "pauli"
 
 
 @pytest.mark.parametrize(
@@ -179,6 +184,7 @@ def measured():
 
 BAD = {
     "n_wires=0: must be an int from 1 to 9": lambda: jq.compile_circuit(strongly(2)[0], 0),
+    "n_wires=None: a quantum function": lambda: jq.compile_circuit(strongly(2)[0]),
     "n_wires=10: must": lambda: jq.compile_circuit(strongly(2)[0], 10),
     "qfunc: it measures": lambda: jq.compile_circuit(measured, 1),
     "wire 2 of": lambda: jq.compile_circuit(lambda: qml.RX(0.1, wires=2), 2),
