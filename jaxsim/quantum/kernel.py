@@ -162,8 +162,9 @@ def states(theta: Float[Array, "..."]) -> Float[Array, "... 2"]:
 
 def from_states(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "... n"]:
     """<Z> of every wire from the state of each wire before the circuit; for "gemm"."""
-    read = jnp.asarray(np.tile(signs(kernel.n_wires), (2, 1)), pairs.dtype)
-    return (_squares(kernel, pairs) @ read).reshape(*pairs.shape[:-1])
+    read = jnp.asarray(np.tile(signs(kernel.n_wires).T, 2), pairs.dtype)
+    # a product with so few columns, and its derivative, are slower than a sum
+    return jnp.sum(_squares(kernel, pairs)[:, None] * read, -1).reshape(*pairs.shape[:-1])
 
 
 def from_cosines(
