@@ -137,7 +137,7 @@ def expval(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, 
     theta = checked_angles(kernel, theta)
     if kernel.method == "gemm":
         return from_states(kernel, states(theta))
-    cos, sin, wires = jnp.cos(theta), jnp.sin(theta), range(kernel.n_wires)
+    (cos, sin), wires = cosines(theta), range(kernel.n_wires)
     return from_cosines(kernel, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
 
 
@@ -165,6 +165,18 @@ def from_states(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[
     read = jnp.asarray(np.tile(signs(kernel.n_wires).T, 2), pairs.dtype)
     # a product with so few columns, and its derivative, are slower than a sum
     return jnp.sum(_squares(kernel, pairs)[:, None] * read, -1).reshape(*pairs.shape[:-1])
+
+
+def cosines(theta: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Cosine and sine, computed once.
+
+    XLA's CPU backend would compute them anew for each of the terms that they are read by, five
+    times slower in all. It fuses nothing with a product, be it with the identity.
+    """
+    both = jnp.stack([jnp.cos(theta), jnp.sin(theta)])
+    kept = jnp.matmul(jnp.eye(2, dtype=theta.dtype), both.reshape(2, -1), precision="highest")
+    cos, sin = kept.reshape(both.shape)
+    return cos, sin
 
 
 def from_cosines(
@@ -205,7 +217,7 @@ def probabilities(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[
             f"kernel: outcomes of a noisy circuit of {kernel.n_wires} wires were not kept; "
             f"allowed: at most {_OUTCOMES} wires"
         )
-    cos, sin, wires = jnp.cos(theta), jnp.sin(theta), range(kernel.n_wires)
+    (cos, sin), wires = cosines(theta), range(kernel.n_wires)
     outcomes = jnp.asarray(kernel.outcomes, theta.dtype)
     return _folded(outcomes, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
 

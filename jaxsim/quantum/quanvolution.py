@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim.numerics import checked_int
 from jaxsim.quantum.encoding import Encoding, ry
-from jaxsim.quantum.kernel import CircuitKernel, from_cosines, from_states, states
+from jaxsim.quantum.kernel import CircuitKernel, cosines, from_cosines, from_states, states
 from jaxsim.quantum.shots import sample
 
 Padding = Literal["VALID", "SAME"] | tuple[tuple[int, int], tuple[int, int]]
@@ -121,7 +121,8 @@ def quanv2d(
     elif kernel.method == "gemm":
         out = from_states(kernel, jnp.stack(_taps(states(angles), spec), -2))
     else:
-        out = from_cosines(kernel, _taps(jnp.cos(angles), spec), _taps(jnp.sin(angles), spec))
+        cos, sin = cosines(angles)
+        out = from_cosines(kernel, _taps(cos, spec), _taps(sin, spec))
     return out.reshape(*out.shape[:3], -1)
 
 
