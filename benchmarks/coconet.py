@@ -399,7 +399,7 @@ def figure(found: dict[tuple[str, str], list[float]], sets: tuple[str, ...]) -> 
     fig = Figure(figsize=(11, 4), layout="constrained")
     for ax, name in zip(fig.subplots(1, len(sets)), sets, strict=True):
         ax.boxplot([found[name, head] for head in HEADS], showmeans=True)
-        labels = [head.replace(" after", "\nafter").replace(", ", ",\n") for head in HEADS]
+        labels = [head.replace(" ", "\n") for head in HEADS]
         ax.set_xticks(range(1, len(HEADS) + 1), labels, fontsize=7)
         ax.set(title=name, ylabel="accuracy, %")
         ax.grid(alpha=0.3)

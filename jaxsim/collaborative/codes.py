@@ -32,11 +32,14 @@ def ridge_codes(
     """
     checked_features("X", X)
     checked_features("y", y, X.shape[1])
-    return y @ coder(X, lam).T
+    check_range("lam", lam, 0, above=True)
+    if X.shape[0] <= X.shape[1]:
+        return _solve(X @ X.T, lam, X @ y.T).T
+    return _solve(X.T @ X, lam, y.T).T @ X.T
 
 
 def coder(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N d"]:
-    """The matrix P with codes y Pᵀ.
+    """The matrix P with codes y Pᵀ: for a dictionary that is read many times.
 
     Args:
       X: features of the samples.
