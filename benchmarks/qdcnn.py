@@ -74,8 +74,8 @@ def timing(settings: Settings) -> None:
         training_times(settings, images),
         noise_times(images),
         question="What does a quantum dilated convolution cost to simulate?",
-        baseline="PennyLane's default.qubit under jax.jit(vmap) over the same windows, in turn in "
-        "one process",
+        baseline=f"default.qubit of PennyLane {qml.version()} under jax.jit(vmap) over the same "
+        "windows, in turn in one process",
         notes="256 Fashion-MNIST images, 4 wires, stride 1, dilation 2: 676 circuits an image, "
         "windows cut in the call. Ratio of medians. Differences are the largest of any output.",
         settings={"runs": settings.runs},
