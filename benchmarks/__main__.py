@@ -18,6 +18,7 @@ NAMES = (
     "blocked_accuracy",
     "pipeline",
     "efficientnet",
+    "quantization",
     "qdcnn",
     "coconet",
 )

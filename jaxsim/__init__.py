@@ -1,20 +1,24 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
+from jaxsim import clipping
 from jaxsim.checkpoint import load, save
+from jaxsim.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.compare import classify, compare
 from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells, wires
 from jaxsim.cores.converter import fpg_bits
 from jaxsim.crossbar import Crossbar
+from jaxsim.grid import Grid
 from jaxsim.hardware import Hardware
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
-from jaxsim.numerics import Grid
 from jaxsim.pipeline import simulate_schedule
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
+from jaxsim.precision import ablation_sensitivity, assign_bits, hessian_sensitivity
 from jaxsim.search import search_blocked
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
+from jaxsim.transforms.learn_ranges import learn_ranges
 from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
@@ -35,6 +39,7 @@ __all__ = [
     "wrap",
     "prune",
     "quantize",
+    "learn_ranges",
     "block",
     "slice_bits",
     "analog",
@@ -46,8 +51,16 @@ __all__ = [
     "Hardware",
     "Crossbar",
     "search_blocked",
+    "hessian_sensitivity",
+    "ablation_sensitivity",
+    "assign_bits",
     "fpg_bits",
     "Grid",
+    "Codebook",
+    "Floating",
+    "nf4",
+    "fp4",
+    "clipping",
     "Core",
     "Op",
     "float_core",

@@ -19,7 +19,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, Key, Num
 
-from jaxsim.numerics import Range, is_traced
+from jaxsim.grid import Range
+from jaxsim.numerics import is_traced
 
 State = Any
 """What a core stores for one site: a pytree of arrays."""
@@ -163,8 +164,17 @@ class Geometry(Protocol):
         """The contraction `[*x planes, *w planes, *output]`."""
         ...
 
+    @property
+    def x_summed(self) -> tuple[int, ...]:
+        """Axes of the input that an output mixes: all but one example's of a convolution."""
+        ...
+
     def to_output(self, s: Array) -> Array:
         """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
+        ...
+
+    def x_to_output(self, s: Array) -> Array:
+        """An input-shaped array, summed axes of size 1, as it broadcasts to the output."""
         ...
 
     def row_sum(self, x: Array, dtype: Any) -> Array:
@@ -264,6 +274,19 @@ class Dot:
         split = len(self.w_batch)
         free = s.shape[split:]
         return s.reshape(s.shape[:split] + (free + ones if self.weight_first else ones + free))
+
+    @property
+    def x_summed(self) -> tuple[int, ...]:
+        """Axes of the input that an output mixes."""
+        return self.x_contract
+
+    def x_to_output(self, s: Array) -> Array:
+        """An input-shaped array, summed axes of size 1, as it broadcasts to the output."""
+        order = self.x_batch + self.x_contract + self.x_free
+        first = len(self.x_batch)
+        s = jnp.squeeze(jnp.transpose(s, order), tuple(range(first, first + len(self.x_contract))))
+        ones, rows = (1,) * len(self.w_free), s.shape[first:]
+        return s.reshape(s.shape[:first] + (ones + rows if self.weight_first else rows + ones))
 
     def row_sum(self, x: Array, dtype: Any) -> Array:
         """The sum of the inputs of each output: the product with a weight of ones."""
@@ -381,6 +404,17 @@ class Conv:
         """A kernel-shaped array, contracted axes of size 1, as it broadcasts to the output."""
         shape = [1] * len(self.y_spec)
         shape[self.y_spec[1]] = s.size
+        return s.reshape(shape)
+
+    @property
+    def x_summed(self) -> tuple[int, ...]:
+        """All axes but the batch: windows overlap."""
+        return self.x_spec[1:]
+
+    def x_to_output(self, s: Array) -> Array:
+        """An input-shaped array, summed axes of size 1, as it broadcasts to the output."""
+        shape = [1] * len(self.y_spec)
+        shape[self.y_spec[0]] = s.size
         return s.reshape(shape)
 
     def row_sum(self, x: Array, dtype: Any) -> Array:

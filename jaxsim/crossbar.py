@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxsim.core import Wrapper
 from jaxsim.cores.inputs import serial
+from jaxsim.cores.quantized import quantizer
 from jaxsim.cores.tiled import tiled
 from jaxsim.network import Network
 from jaxsim.numerics import check_range, checked_int, digit_count
@@ -158,9 +159,10 @@ class Crossbar:
 
 def _digits(chain: tuple[Wrapper, ...]) -> int:
     """How many digits drive the rows for one input."""
+    coded = quantizer(chain)
     for wrapper in chain:
-        if wrapper.make is serial:
-            grid = chain[0].settings["inputs"]
+        if wrapper.make is serial and coded is not None:
+            grid = coded.settings["inputs"]
             lo, hi = grid.code_range
             return digit_count(hi if grid.symmetric else hi - lo, wrapper.settings["bits"])
     return 1

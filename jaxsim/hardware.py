@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxsim.core import Wrapper
 from jaxsim.cores.blocked import Blocks, blocked
-from jaxsim.cores.quantized import quantized
+from jaxsim.cores.quantized import quantized, quantizer
 from jaxsim.network import Network
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.table import render, si
@@ -245,13 +245,13 @@ def _widths(name: str, chain: tuple[Wrapper, ...]) -> tuple[int, int]:
     Raises:
       ValueError: it cannot.
     """
-    makers = [wrapper.make for wrapper in chain]
-    if not makers or makers[0] is not quantized:
+    coded = quantizer(chain)
+    if coded is None:
         raise ValueError(f"net: {name} holds floats; put quantize(weights=…, inputs=…) before it")
-    if makers[1:] not in ([], [blocked]):
-        other = next(w for w in chain[1:] if w.make is not blocked)
-        raise ValueError(f"net: the array cannot hold {other!r} at {name}")
-    grids = [chain[0].settings[what] for what in ("inputs", "weights")]
+    for other in chain:
+        if other.make not in (quantized, blocked):
+            raise ValueError(f"net: the array cannot hold {other!r} at {name}")
+    grids = [coded.settings[what] for what in ("inputs", "weights")]
     if None in grids:
         raise ValueError(f"net: {name} has floats for an operand; quantise inputs and weights")
     return grids[0].bits, grids[1].bits

@@ -27,7 +27,8 @@ from jaxtyping import Array, Key
 
 from jaxsim.core import Conv, Core, Dot, Op, Parts, State, Wrapper, build
 from jaxsim.cost import Cost, SiteCost, site_cost
-from jaxsim.numerics import Range, is_traced, straight_through
+from jaxsim.grid import Range
+from jaxsim.numerics import is_traced, straight_through
 from jaxsim.table import render, sites_table
 
 PyTree = Any

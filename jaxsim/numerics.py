@@ -1,12 +1,10 @@
-"""Rounding with a gradient, and the grids that numbers are stored on."""
+"""Rounding with a gradient, digits of codes, and the checks of arguments."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,63 +114,6 @@ def derivative_alone(y: Float[Array, "..."]) -> Float[Array, "..."]:
 derivative_alone.defjvps(lambda tangent, ans, y: tangent)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["percentile"],
-    meta_fields=["bits", "symmetric", "per", "dynamic"],
-)
-@dataclass(frozen=True)
-class Grid:
-    """The uniform grid a tensor is stored on.
-
-    Attributes:
-      bits: width of a stored code, 2 to 8.
-      symmetric: codes are ±(2^(bits-1) - 1) around an exact zero; otherwise the grid is affine and
-        a zero point places the range on all 2^bits codes.
-      per: "tensor" for one scale, "channel" for one scale an output channel (weights only).
-      percentile: share of the values, in percent, that the range covers; None for the exact
-        minimum and maximum. Traced, so a sweep over it compiles once.
-      dynamic: the range is taken from each batch rather than stored at calibration (inputs only).
-    """
-
-    bits: int = 8
-    symmetric: bool = True
-    per: Literal["tensor", "channel"] = "tensor"
-    percentile: float | None = None
-    dynamic: bool = False
-
-    def __str__(self) -> str:
-        parts = [f"int{self.bits}", "symmetric" if self.symmetric else "affine", f"per {self.per}"]
-        if self.percentile is not None:
-            parts.append("clipped")
-        if self.dynamic:
-            parts.append("dynamic")
-        return " ".join(parts)
-
-    @property
-    def code_range(self) -> tuple[int, int]:
-        """Smallest and largest code."""
-        half = 2 ** (self.bits - 1)
-        return (1 - half if self.symmetric else -half), half - 1
-
-
-class Range(NamedTuple):
-    """Lower and upper end of what a tensor takes; (inf, -inf) before anything was seen."""
-
-    lo: Float[Array, "..."]
-    hi: Float[Array, "..."]
-
-
-def no_range(shape: tuple[int, ...] = ()) -> Range:
-    """The empty range: every `widen` replaces it."""
-    return Range(jnp.full(shape, jnp.inf), jnp.full(shape, -jnp.inf))
-
-
-def widen(a: Range, b: Range) -> Range:
-    """The smallest range that holds both."""
-    return Range(jnp.minimum(a.lo, b.lo), jnp.maximum(a.hi, b.hi))
-
-
 def quantile(x: Float[Array, "*rows n"], q: Float[Array, ""]) -> Float[Array, "*rows"]:
     """The q-quantile along the last axis, interpolated between neighbours as numpy does.
 
@@ -204,68 +145,6 @@ def quantile(x: Float[Array, "*rows n"], q: Float[Array, ""]) -> Float[Array, "*
         for o in (found, above)
     )
     return lo + (hi - lo) * (position - below)
-
-
-def observe(
-    x: Float[Array, "..."],
-    *,
-    axes: Sequence[int] | None = None,
-    percentile: float | Array | None = None,
-    symmetric: bool = False,
-) -> Range:
-    """The range of `x`, to which no gradient flows.
-
-    Args:
-      x: the values.
-      axes: axes to reduce, kept with size 1; None reduces all of them to a scalar.
-      percentile: percent of the values to cover, None for all. An affine range leaves out the same
-        share below and above; a symmetric one leaves out the largest magnitudes.
-      symmetric: return (-r, r).
-
-    Returns:
-      The range, with the reduced axes of size 1 (or scalars).
-    """
-    x = lax.stop_gradient(x).astype(jnp.float32)
-    x = jnp.abs(x) if symmetric else x
-    summed = tuple(range(x.ndim)) if axes is None else tuple(axes)
-    kept = tuple(a for a in range(x.ndim) if a not in summed)
-    rows = jnp.transpose(x, kept + summed).reshape(*(x.shape[a] for a in kept), -1)
-    if percentile is None:
-        lo, hi = jnp.min(rows, -1), jnp.max(rows, -1)
-    else:
-        share = jnp.asarray(percentile, jnp.float32) / 100
-        hi = quantile(rows, share if symmetric else (1 + share) / 2)
-        lo = hi if symmetric else quantile(rows, (1 - share) / 2)
-    r = Range(-hi, hi) if symmetric else Range(lo, hi)
-    if axes is None:
-        return r
-    return Range(*(jnp.expand_dims(end, summed) for end in r))
-
-
-def scale_and_zero(grid: Grid, r: Range) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Step of the grid over a range, and the code of zero.
-
-    A range of zero width (an all-zero tensor) has step 1. An affine range is stretched to hold
-    zero, which then has a code of its own: padding and pruned weights stay exact.
-    """
-    qmin, qmax = grid.code_range
-    if grid.symmetric:
-        width = jnp.maximum(jnp.abs(r.lo), jnp.abs(r.hi))
-        scale = jnp.where(width > 0, width / qmax, 1.0)
-        return scale, jnp.zeros_like(scale)
-    lo, hi = jnp.minimum(r.lo, 0.0), jnp.maximum(r.hi, 0.0)
-    scale = jnp.where(hi > lo, (hi - lo) / (qmax - qmin), 1.0)
-    return scale, jnp.clip(jnp.round(qmin - lo / scale), qmin, qmax)
-
-
-def encode(
-    grid: Grid,
-    x: Float[Array, "..."],
-    scale: Float[Array, "..."],
-    zero: Float[Array, "..."],
-) -> Float[Array, "..."]:
-    """Codes of `x`, as floats; the gradient passes inside the range and is zero outside."""
-    return clip_through(round_through(x / scale) + zero, *grid.code_range)
 
 
 def digit_count(largest: int, bits: int) -> int:

@@ -12,18 +12,72 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxsim.checkpoint import describe, trail
 from jaxsim.network import Network
+from jaxsim.numerics import check_range
 from jaxsim.pipeline import Pipeline
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
+from jaxsim.transforms.learn_ranges import ranges, with_ranges
+
+
+def cross_entropy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, ""]:
+    """Mean cross-entropy with integer classes."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def distillation(
+    *, temperature: float = 4.0, weight: float = 0.9
+) -> Callable[[Array, Array], Array]:
+    """A loss for `fit` whose labels are a teacher's logits beside the class, [N, C + 1].
+
+    weight · T² · KL(teacher ‖ student), both at temperature T, and the rest cross-entropy with the
+    classes; T² keeps the size of the gradients when T changes. `taught` makes the labels.
+
+    Args:
+      temperature: T, above 0.
+      weight: share of the teacher, in [0, 1].
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: Hinton, Vinyals and Dean (2015), arXiv 1503.02531, section 2.
+    """
+    check_range("temperature", temperature, 0, above=True)
+    check_range("weight", weight, 0, 1)
+
+    def loss(logits: Array, labels: Array) -> Array:
+        teacher, classes = labels[:, :-1], labels[:, -1].astype(int)
+        if teacher.shape != logits.shape:
+            raise ValueError(
+                f"labels: {labels.shape} for logits of {logits.shape}; give taught(…), a teacher's "
+                "logits and the class"
+            )
+        soft = optax.kl_divergence(
+            jax.nn.log_softmax(logits / temperature), jax.nn.softmax(teacher / temperature)
+        )
+        return weight * temperature**2 * soft.mean() + (1 - weight) * cross_entropy(logits, classes)
+
+    return loss
+
+
+def taught(
+    logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]
+) -> Float[np.ndarray, "N C1"]:
+    """A teacher's logits with the class behind them: labels of `distillation`.
+
+    Args:
+      logits: [N, C] of the teacher.
+      labels: [N] classes.
+    """
+    return np.concatenate([np.asarray(logits, np.float32), np.asarray(labels)[:, None]], 1)
 
 
 def fit(
     net: Network,
     images: Float[np.ndarray, "N ..."],
-    labels: Int[np.ndarray, " N"],
+    labels: Num[np.ndarray, "N ..."],
     *,
     epochs: int,
     optimizer: optax.GradientTransformation,
@@ -31,11 +85,12 @@ def fit(
     batch_size: int = 128,
     call: Mapping[str, Any] | None = None,
     rngs: Sequence[str] = (),
+    loss: Callable[[Array, Array], Array] = cross_entropy,
     checkpoints: str | Path | None = None,
     label: str = "training",
     quiet: bool = False,
 ) -> Network:
-    """Minimises the cross-entropy of a network's logits by its own gradients.
+    """Minimises a loss of a network's logits, the cross-entropy unless said, by its own gradients.
 
     The order of the images and the noise of the cores in epoch e come from `fold_in(key, e)`, so
     an interrupted run that goes on from its checkpoint ends where the whole run would have.
@@ -43,14 +98,16 @@ def fit(
     Args:
       net: not deployed; its cores say what the training is aware of. A pipeline trains as one.
       images: [N, ...] inputs.
-      labels: [N] classes.
+      labels: [N] classes, or whatever `loss` compares with, an entry an image.
       epochs: passes over the data, at least 1.
-      optimizer: an optax transformation; it sees `net.params`.
+      optimizer: an optax transformation; it sees `net.params`, or after `js.learn_ranges`
+        `{"params": net.params, "ranges": …}`.
       key: for shuffling and for the cores.
       batch_size: images a step, at most N; an incomplete last batch is left out.
       call: keyword arguments of each call. With "mutable" in it, the model returns updates of its
         buffers as a second output and they are kept.
       rngs: Linen's random streams (`"dropout"`), given a new key at every step.
+      loss: mean over a batch of `(logits, labels)`, for instance `distillation(…)`.
       checkpoints: folder to write to after each epoch and to resume from; of this run only.
       label: what the progress bar says.
       quiet: show no progress bar.
@@ -77,42 +134,43 @@ def fit(
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
         return {"rngs": keys} if keys else {}
 
-    def loss_of(params: Any, net: Network, x: Array, y: Array, key: Any) -> tuple[Array, Any]:
-        out = dataclasses.replace(net, params=params)(x, key=key, **options, **streams(key))
+    def loss_of(values: Any, net: Network, x: Array, y: Array, key: Any) -> tuple[Array, Any]:
+        out = _with(net, values)(x, key=key, **options, **streams(key))
         logits, updates = out if "mutable" in options else (out, {})
-        return _entropy(logits, y), updates
+        return loss(logits, y), updates
 
     def updated(net: Network, state: optax.OptState, grads: Any, updates: Any) -> Any:
-        changes, state = optimizer.update(grads, state, net.params)
-        params = optax.apply_updates(net.params, changes)
-        buffers = _merged(net.buffers, updates)
-        return dataclasses.replace(net, params=params, buffers=buffers), state
+        changes, state = optimizer.update(grads, state, _trained(net))
+        net = _with(net, optax.apply_updates(_trained(net), changes))
+        return dataclasses.replace(net, buffers=_merged(net.buffers, updates)), state
 
     # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
     @jax.jit
     def step(net: Network, state: optax.OptState, x: Array, y: Array, key: Any) -> Any:
-        (loss, updates), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            net.params, net, x, y, key
+        (value, updates), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            _trained(net), net, x, y, key
         )
-        return *updated(net, state, grads, updates), loss
+        return *updated(net, state, grads, updates), value
 
     update = jax.jit(updated)
 
     def pipelined(net: Network, state: optax.OptState, x: Any, y: Any, key: Any) -> Any:
-        gradients = pipeline_value_and_grad(net, _entropy)
+        gradients = pipeline_value_and_grad(net, loss)
         out, grads = gradients(net.params, (x, y), key=key, **options, **streams(key))
-        loss, updates = out if "mutable" in options else (out, {})
-        return *update(net, state, grads, updates), loss
+        value, updates = out if "mutable" in options else (out, {})
+        return *update(net, state, grads, updates), value
 
     advanced = pipelined if isinstance(net, Pipeline) else step
-    state = optimizer.init(net.params)
+    if ranges(net) and isinstance(net, Pipeline):
+        raise ValueError("net: a pipeline with learned ranges; train them, then shard")
+    state = optimizer.init(_trained(net))
     with contextlib.ExitStack() as stack:
         done, kept = None, None
         if checkpoints is not None:
             facts = (net, len(images), batch_size, labels, key)
             kept = stack.enter_context(trail(checkpoints, run=_fingerprint(*facts)))
-            done, (params, buffers, state) = kept.newest((net.params, net.buffers, state))
-            net = dataclasses.replace(net, params=params, buffers=buffers)
+            done, (values, buffers, state) = kept.newest((_trained(net), net.buffers, state))
+            net = dataclasses.replace(_with(net, values), buffers=buffers)
         advance = stack.enter_context(_progress(label, epochs, steps, done or 0, quiet))
         for epoch in range(done or 0, epochs):
             epoch_key = jax.random.fold_in(key, epoch)
@@ -120,15 +178,24 @@ def fit(
             for i in range(steps):
                 rows = order[i * batch_size : (i + 1) * batch_size]
                 step_key = jax.random.fold_in(epoch_key, i)
-                net, state, loss = advanced(net, state, images[rows], labels[rows], step_key)
-                advance(loss)
+                net, state, value = advanced(net, state, images[rows], labels[rows], step_key)
+                advance(value)
             if kept is not None:
-                kept.add(epoch + 1, (net.params, net.buffers, state))
+                kept.add(epoch + 1, (_trained(net), net.buffers, state))
     return net
 
 
-def _entropy(logits: Array, labels: Array) -> Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def _trained(net: Network) -> Any:
+    """What the optimiser sees: the parameters, and ranges if they are learned."""
+    learned = ranges(net)
+    return {"params": net.params, "ranges": learned} if learned else net.params
+
+
+def _with(net: Network, values: Any) -> Network:
+    """The network with other values of `_trained`."""
+    if not ranges(net):
+        return dataclasses.replace(net, params=values)
+    return with_ranges(dataclasses.replace(net, params=values["params"]), values["ranges"])
 
 
 def _merged(buffers: Any, updates: Any) -> Any:

@@ -5,7 +5,7 @@ import numpy as np
 
 from jaxsim.core import Conv, Dot, Op, Wrapper, build
 from jaxsim.cores.quantized import quantized
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 
 DENSE = Dot((1,), (), (0,), (), 2, (20, 6))
 PLAIN = ((0, 1, 2, 3),) * 3

@@ -10,18 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxsim.clipping import percentile as covering
 from jaxsim.core import Core, Op, State
-from jaxsim.numerics import (
-    Range,
-    checked_int,
-    clip_through,
-    is_traced,
-    no_range,
-    observe,
-    over_planes,
-    round_through,
-    widen,
-)
+from jaxsim.grid import Range, no_range, observe, widen
+from jaxsim.numerics import checked_int, clip_through, is_traced, over_planes, round_through
 
 RangeRule = Literal["calibrated", "max", "granular"]
 
@@ -64,7 +56,7 @@ def converted(
     def observed(op: Op, x: Array, y: Float[Array, "..."]) -> Range:
         first = op.x_planes(x)
         axes = [a for a in range(y.ndim) if not first <= a < first + op.planes]
-        r = observe(y, axes=axes, percentile=percentile, symmetric=signed)
+        r = observe(y, axes=axes, clip=covering(percentile), symmetric=signed)
         return Range(*(jnp.squeeze(end, axes) for end in r))
 
     def steps() -> Float[Array, ""]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxsim.core import Core, Op, State
-from jaxsim.numerics import (
-    Grid,
-    Range,
-    code_dtype,
-    encode,
-    no_range,
-    observe,
-    scale_and_zero,
-    widen,
-)
+from jaxsim.clipping import cut
+from jaxsim.core import Core, Op, State, Wrapper
+from jaxsim.grid import Grid, Range, encode, no_range, observe, scale_and_zero, widen
+from jaxsim.numerics import code_dtype
 
 
 class Quantized(NamedTuple):
@@ -56,49 +52,59 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
     """
 
     def inner_op(op: Op) -> Op:
-        op = op if weights is None else op.codes(*map(np.asarray, weights.code_range))
+        if weights is not None:
+            op = op.codes(*map(np.asarray, weights.code_range))
+            op = dataclasses.replace(op, code_bits=weights.bits)
         return op if inputs is None else op.inputs(*inputs.code_range)
 
     def write(op: Op, w: Array, key: Any) -> Quantized:
         outputs = op.per_output()
-        unseen = None if inputs is None or inputs.dynamic else no_range()
+        unseen = no_range() if inputs is not None and stored(inputs) else None
         w = w.astype(jnp.float32)
         if weights is None:
             state, one = core.write(op, w, key), jnp.ones(outputs)
             return Quantized(state, one, jnp.zeros(outputs), op.column_sum(w), unseen)
-        axes = op.geometry.contracted if weights.per == "channel" else tuple(range(w.ndim))
-        scale, zero = scale_and_zero(weights, _observed(weights, w, axes))
-        codes = encode(weights, w, scale, zero)
+        axes = tuple(range(w.ndim)) if weights.per == "tensor" else op.geometry.contracted
+        w, r = cut(weights.clip, w, _observed(weights, w, axes))
+        scale, zero = scale_and_zero(weights, r)
+        codes = encode(weights, w, scale, zero, _rounding_key(weights, key, "weights"))
         if op.integer:
             codes = codes.astype(code_dtype(*weights.code_range))
         state = core.write(inner_op(op), codes, key)
         scale, zero = jnp.broadcast_to(scale, outputs), jnp.broadcast_to(zero, outputs)
         return Quantized(state, scale, zero, op.column_sum(codes), unseen)
 
-    def to_codes(op: Op, state: Quantized, x: Array) -> tuple[Op, Array, Any, Any]:
-        """The op on codes, the codes, and the scale and zero point of the inputs."""
+    def to_codes(op: Op, state: Quantized, x: Array, key: Any) -> tuple[Op, Array, Any, Any]:
+        """The op on codes, the codes, and scale and zero point as they broadcast to the output."""
         op = inner_op(op)
         if inputs is None:
             return op, x.astype(jnp.float32), 1.0, 0.0
-        x, stored = x.astype(jnp.float32), state.inputs
-        batch = partial(_observed, inputs, x)
-        r = batch() if stored is None else op.range("quantize(inputs=…)", stored, batch)
+        x = x.astype(jnp.float32)
+        axes = op.geometry.x_summed if inputs.per == "token" else None
+        batch = partial(_observed, inputs, x, axes)
+        held = state.inputs
+        r = batch() if held is None else op.range("quantize(inputs=…)", held, batch)
+        x, r = cut(inputs.clip, x, r)
         scale, zero = scale_and_zero(inputs, r)
         if not inputs.symmetric:  # a padded zero is a code like any other
             x, op = op.pad(x)
-        codes = encode(inputs, x, scale, zero)
+        codes = encode(inputs, x, scale, zero, key)
         if op.integer:
             codes, zero = codes.astype(code_dtype(*inputs.code_range)), zero.astype(jnp.int32)
+        if inputs.per == "token":
+            scale, zero = (op.geometry.x_to_output(a) for a in (scale, zero))
         return op, codes, scale, zero
 
     def calibrate(op: Op, state: Quantized, x: Array) -> Quantized:
         if inputs is not None and state.inputs is not None:
-            state = state._replace(inputs=widen(state.inputs, _observed(inputs, x)))
-        op, codes, _, _ = to_codes(op, state, x)
+            seen = _observed(inputs, x.astype(jnp.float32))
+            state = state._replace(inputs=widen(state.inputs, seen, inputs.average))
+        op, codes, _, _ = to_codes(op, state, x, None)
         return state._replace(inner=core.calibrate(op, state.inner, codes))
 
     def read(op: Op, state: Quantized, x: Array, key: Any) -> Array:
-        op, codes, x_scale, x_zero = to_codes(op, state, x)
+        draw = None if inputs is None or op.quiet else _rounding_key(inputs, key, "inputs")
+        op, codes, x_scale, x_zero = to_codes(op, state, x, draw)
         y = core.read(op, state.inner, codes, key)
         w_zero = op.to_output(state.zero)
         if inputs is not None and not inputs.symmetric:
@@ -112,5 +118,28 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
     return Core(write, calibrate, read)
 
 
+def quantizer(chain: Sequence[Wrapper]) -> Wrapper | None:
+    """Which of a site's wrappers turns numbers into codes; None where none does."""
+    return next((wrapper for wrapper in chain if wrapper.make is quantized), None)
+
+
+def stored(inputs: Grid) -> bool:
+    """Whether calibration stores a range of the inputs."""
+    return not inputs.dynamic and inputs.per != "token"
+
+
 def _observed(grid: Grid, x: Array, axes: Sequence[int] | None = None) -> Range:
-    return observe(x, axes=axes, percentile=grid.percentile, symmetric=grid.symmetric)
+    return observe(x, axes=axes, clip=grid.clip, bits=grid.bits, symmetric=grid.symmetric)
+
+
+def _rounding_key(grid: Grid, key: Any, name: str) -> Any:
+    """A key of its own for stochastic rounding; None where nothing is random.
+
+    Raises:
+      ValueError: it needs one and the caller gave none.
+    """
+    if grid.rounding == "nearest":
+        return None
+    if key is None:
+        raise ValueError(f"key=None: stochastic rounding of {name} needs a key")
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -66,6 +66,16 @@ def tiled(core: Core, *, rows: int) -> Core:
     return Core(write, calibrate, read)
 
 
+def grouped(core: Core, *, rows: int) -> Core:
+    """Gives each group of products of an output a core of its own: a scale, where it quantises.
+
+    Args:
+      core: of one group.
+      rows: products of a group, at least 1.
+    """
+    return tiled(core, rows=rows)
+
+
 def _cut(a: Array, axis: int, tiles: int, size: int) -> Array:
     """One axis, filled up with zeros, as two: tiles and their rows."""
     axis += a.ndim

@@ -115,11 +115,11 @@ def analog(
     def apply(net: Network) -> Network:
         cores = dict(net.cores)
         for site in transformable(net, "analog", sites):
-            require_codes(net, site, "analog")
             made = makers(net, site)
             if tiled in made:
                 raise ValueError(f"analog cannot follow analog at {site.name}")
-            inputs = cores[site.name][0].settings["inputs"]
+            coded = require_codes(net, site, "analog")
+            inputs = coded.settings["inputs"]
             if inputs is None and (steps or adc_range != "calibrated"):
                 _refuse_floats(site, input_bits, adc_range)
             at = made.index(sliced) if sliced in made else len(made)

@@ -11,9 +11,10 @@ from jaxtyping import Array, Int
 
 from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.blocked import Blocks, Pairs, Rounding, blocked, pair_set, product_set
-from jaxsim.cores.quantized import quantized
+from jaxsim.cores.quantized import quantized, quantizer
+from jaxsim.grid import Grid
 from jaxsim.network import Network, Site
-from jaxsim.numerics import Grid, checked_int, is_traced
+from jaxsim.numerics import checked_int, is_traced
 from jaxsim.transforms.compose import Transform, makers, transformable
 
 Mode = Literal["exact", "static", "dynamic"]
@@ -155,17 +156,17 @@ def _widths(net: Network, site: Site) -> tuple[int, int]:
     Raises:
       ValueError: it is not quantised right before, on symmetric grids.
     """
-    before = makers(net, site)
-    if not before or before[0] is not quantized:
+    coded, before = quantizer(net.cores.get(site.name, ())), makers(net, site)
+    if coded is None:
         raise ValueError(
             f"block at {site.name}: it holds floats; put quantize(weights=…, inputs=…) before it"
         )
-    if len(before) > 1:
+    if before[-1] is not quantized:
         raise ValueError(
             f"block cannot follow {made_by(before[-1])} at {site.name}: it must come right after "
             "quantize"
         )
-    grids = net.cores[site.name][0].settings
+    grids = coded.settings
     widths: list[int] = []
     for name in ("inputs", "weights"):
         grid: Grid | None = grids[name]
@@ -177,6 +178,11 @@ def _widths(net: Network, site: Site) -> tuple[int, int]:
             raise ValueError(
                 f"block cannot follow an affine grid at {site.name}: blocks are of sign and "
                 f"magnitude; put quantize({name}={grid.bits}), which is symmetric, before it"
+            )
+        if grid.spacing != "even":
+            raise ValueError(
+                f"block cannot follow spacing={grid.spacing!r} at {site.name}: a power of two has "
+                "one block that is not zero"
             )
         widths.append(grid.bits)
     return widths[0], widths[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxsim.core import Core, Wrapper, float_core, made_by
 from jaxsim.cores.blocked import blocked
-from jaxsim.cores.quantized import quantized
+from jaxsim.cores.quantized import quantizer
 from jaxsim.network import Network, Site
 
 Transform = Callable[[Network], Network]
@@ -125,24 +125,27 @@ def makers(net: Network, site: Site) -> list[Callable[..., Core]]:
     return [wrapper.make for wrapper in net.cores.get(site.name, ())]
 
 
-def require_codes(net: Network, site: Site, transform: str) -> None:
-    """Checks that a site's weights are stored as codes, one for each.
+def require_codes(net: Network, site: Site, transform: str) -> Wrapper:
+    """The wrapper that stores a site's weights as codes, one for each.
 
     Raises:
-      ValueError: they are floats or pairs of blocks, or the site has no weights to store.
+      ValueError: they are no codes or pairs of blocks, or the site has no weights to store.
     """
     if site.kind == "dynamic":
         raise ValueError(
             f"{transform} at {site.name}: it contracts two inputs and stores no weight"
         )
-    chain = net.cores.get(site.name, ())
-    if not chain or chain[0].make is not quantized or chain[0].settings["weights"] is None:
+    coded = quantizer(net.cores.get(site.name, ()))
+    if coded is None or coded.settings["weights"] is None:
+        held = "no integer codes" if makers(net, site) else "floats"
         raise ValueError(
-            f"{transform} at {site.name}: its weights are floats; put quantize(weights=…) before it"
+            f"{transform} at {site.name}: its weights are {held}; put quantize(weights=…) with "
+            "bits or a Grid before it"
         )
-    for wrapper in chain:
+    for wrapper in net.cores[site.name]:
         if wrapper.make is blocked and len(wrapper.settings["blocks"].rows) > 1:
             raise ValueError(
                 f"{transform} cannot follow block(pairs=…) at {site.name}: these pairs are no "
                 "product set, and a cell holds one code for all of them"
             )
+    return coded

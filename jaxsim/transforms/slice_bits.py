@@ -7,7 +7,9 @@ from typing import Literal
 
 from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.blocked import blocked
+from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
+from jaxsim.cores.tiled import grouped
 from jaxsim.network import Network
 from jaxsim.numerics import checked_int
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
@@ -42,7 +44,7 @@ def slice_bits(
         chosen = transformable(net, "slice_bits", sites)
         for site in chosen:
             require_codes(net, site, "slice_bits")
-            if before := [make for make in makers(net, site)[1:] if make is not blocked]:
+            if before := [m for m in makers(net, site) if m not in (grouped, quantized, blocked)]:
                 raise ValueError(
                     f"slice_bits cannot follow {made_by(before[-1])} at {site.name}: it must come "
                     "right after quantize, or block"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxsim.core import Dot, Op
 from jaxsim.cores.blocked import blocked, grouped, pair_set, product_set
 from jaxsim.cores.tiled import tiled
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 from tests import sites
 from tests.geometries import geometries, integers, seeds
 from tests.oracles import blocks as oracle

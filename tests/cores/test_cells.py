@@ -13,7 +13,7 @@ from jaxsim.cores.held import grounded, held
 from jaxsim.cores.mapping import differential, offset, referred
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 from tests import sites
 from tests.oracles import devices
 

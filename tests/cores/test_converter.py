@@ -9,7 +9,7 @@ from jaxsim.cores.converter import _shifted_apart, converted, fpg_bits
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
-from jaxsim.numerics import Grid, Range
+from jaxsim.grid import Grid, Range
 from tests import sites
 from tests.oracles import contraction, crossbar, quantiser
 

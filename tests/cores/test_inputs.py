@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxsim.core import Op
 from jaxsim.cores.converter import converted
 from jaxsim.cores.inputs import lifted, serial
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 from tests import sites
 from tests.oracles import crossbar
 

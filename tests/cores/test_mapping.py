@@ -3,7 +3,7 @@ import pytest
 
 from jaxsim.core import Op
 from jaxsim.cores.mapping import differential, offset, referred
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 from tests import sites
 from tests.oracles import quantiser
 

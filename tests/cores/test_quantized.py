@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxsim import clipping
 from jaxsim.core import Conv, Dot, Op
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
-from jaxsim.cores.tiled import tiled
-from jaxsim.numerics import Grid
+from jaxsim.cores.tiled import grouped, tiled
+from jaxsim.grid import Grid
 from tests import sites
 from tests.geometries import geometries, seeds
 from tests.oracles import quantiser
@@ -98,7 +99,8 @@ def test_deployed_weights_are_stored_as_int8_codes():
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_calibration_stores_the_range_of_the_inputs(symmetric, percentile):
     x, w = sites.operands(sites.CONV)
-    grid = Grid(8, symmetric=symmetric, percentile=percentile)
+    clip = None if percentile is None else clipping.percentile(percentile)
+    grid = Grid(8, symmetric=symmetric, clip=clip)
     state = sites.deployed([(quantized, {"weights": None, "inputs": grid})], sites.CONV, x, w)
     expected = quantiser.observed(x, percentile=percentile, symmetric=symmetric)
     np.testing.assert_allclose(state.inputs, expected, rtol=1e-5)
@@ -109,7 +111,7 @@ def test_calibration_stores_the_range_of_the_inputs(symmetric, percentile):
 def test_undeployed_equals_deployed_when_calibrated_on_the_same_batch(geometry, symmetric):
     """Also where padding adds zeros that a percentile would otherwise count."""
     x, w = sites.operands(geometry)
-    pieces = [sites.quantize(symmetric=symmetric, percentile=80.0)]
+    pieces = [sites.quantize(symmetric=symmetric, clip=clipping.percentile(80.0))]
     np.testing.assert_array_equal(
         sites.read(pieces, geometry, x, w), sites.read_deployed(pieces, geometry, x, w)
     )
@@ -197,3 +199,115 @@ def _faked(v, bits, axes=None):
     top = 2 ** (bits - 1) - 1
     scale = jax.lax.stop_gradient(jnp.abs(v).max(axes, keepdims=axes is not None)) / top
     return v + jax.lax.stop_gradient(jnp.round(v / scale) * scale - v)
+
+
+def values(grid, x, axes=None):
+    """An array on a grid, its range its own."""
+    codes, step, zero = quantiser.quantise(grid, x, axes)
+    return (codes - zero) * step
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+def test_tokens_have_ranges_of_their_own(geometry, symmetric):
+    """One input vector, or one image, far larger than the others changes nothing for them."""
+    x, w = sites.operands(geometry)
+    x[0] *= 100
+    tokens = (quantized, {"weights": None, "inputs": Grid(5, symmetric=symmetric, per="token")})
+    alone = (quantized, {"weights": None, "inputs": Grid(5, symmetric=symmetric)})
+    together = sites.read_deployed([tokens], geometry, x, w)
+    for i in range(len(x)):
+        y = sites.read([alone], geometry, x[i : i + 1], w)
+        np.testing.assert_allclose(together[i : i + 1], y, rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_of_a_weight_on_the_left_broadcast_to_its_outputs():
+    geometry = Dot((2,), (0,), (1,), (0,), 3, (2, 5, 4), weight_first=True)
+    x, w = sites.operands(geometry, x_shape=(2, 3, 5))
+    tokens = (quantized, {"weights": None, "inputs": Grid(8, per="token")})
+    on_grid = values(Grid(8), x, (2,))
+    np.testing.assert_allclose(
+        sites.read([tokens], geometry, x, w),
+        np.einsum("bmk,bkn->bnm", on_grid, w),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+def test_groups_have_scales_of_their_own(geometry):
+    """Rounding a group alone gives the same: sums over groups of separate products."""
+    x, w = sites.operands(geometry)
+    plain = (quantized, {"weights": Grid(3, per="channel"), "inputs": None})
+    y = sites.read_deployed([(grouped, {"rows": 4}), plain], geometry, x, w)
+    matmul = geometry.as_matmul()
+    rows, columns = np.asarray(matmul.x(x)), np.asarray(matmul.w(w))
+    groups = -(-rows.shape[-1] // 4)
+    size = -(-rows.shape[-1] // groups)
+    expected = 0
+    for start in range(0, rows.shape[-1], size):
+        part = columns[:, start : start + size]
+        expected = expected + rows[..., start : start + size] @ values(Grid(3), part, (1,))
+    np.testing.assert_allclose(y, matmul.y(jnp.asarray(expected), x.shape), rtol=1e-4, atol=1e-4)
+
+
+def test_one_bit_is_the_sign_times_the_mean_magnitude():
+    x, w = sites.operands(sites.DENSE)
+    plain = (quantized, {"weights": Grid(1, per="channel"), "inputs": None})
+    state = sites.deployed([plain], sites.DENSE, x, w)
+    np.testing.assert_array_equal(state.inner, np.where(w >= 0, 1, -1))
+    np.testing.assert_allclose(state.scale, np.abs(w).mean(0, keepdims=True), rtol=1e-6)
+    y = sites.read_deployed([plain], sites.DENSE, x, w)
+    np.testing.assert_allclose(y, x @ (np.sign(w) * np.abs(w).mean(0)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_powers_of_two_are_the_nearest_ones(bits):
+    x, w = sites.operands(sites.DENSE)
+    plain = (quantized, {"weights": Grid(bits, per="channel", spacing="powers"), "inputs": None})
+    state = sites.deployed([plain], sites.DENSE, x, w)
+    powers = 2.0 ** np.arange(2 ** (bits - 1) - 1)
+    levels = np.concatenate([-powers, [0], powers])
+    steps = w / np.asarray(state.scale)
+    nearest = levels[np.abs(steps[..., None] - levels).argmin(-1)]
+    np.testing.assert_array_equal(state.inner, nearest)
+    assert state.inner.dtype == jnp.int8
+
+
+@pytest.mark.parametrize("spacing", ["even", "powers"])
+def test_stochastic_rounding_is_right_on_average_and_one_of_the_neighbours(spacing):
+    _, w = sites.operands(sites.DENSE)
+    grid = Grid(4, per="channel", spacing=spacing, rounding="stochastic")
+    plain = (quantized, {"weights": grid, "inputs": None})
+    keys = jax.random.split(jax.random.key(0), 2000)
+    op, core = Op(sites.DENSE, integer=True), sites.core_of(plain)
+    codes = jax.jit(jax.vmap(lambda k: core.write(op, w, k).inner))(keys)
+    steps = w / np.asarray(core.write(op, w, keys[0]).scale)
+    gap, below = np.ones_like(steps), np.floor(steps)
+    if spacing == "powers":
+        gap = np.maximum(2 ** np.floor(np.log2(np.abs(steps) + 1e-9)), 1)
+        below = np.sign(steps) * np.where(np.abs(steps) < 1, 0, gap)
+    share = np.clip(np.abs(steps - below) / gap, 0, 1)
+    deviation = np.abs(np.asarray(codes, np.float64).mean(0) - steps)
+    n = len(keys)
+    assert (deviation <= gap * (5 * np.sqrt(share * (1 - share) / n) + 5 / n)).all()
+    assert (np.abs(np.asarray(codes) - steps) <= gap + 1e-4).all()
+
+
+def test_stochastic_rounding_asks_for_a_key_and_calibration_does_without():
+    x, w = sites.operands(sites.DENSE)
+    plain = (quantized, {"weights": None, "inputs": Grid(4, rounding="stochastic")})
+    with pytest.raises(ValueError, match="stochastic rounding of inputs needs a key"):
+        sites.read([plain], sites.DENSE, x, w)
+    sites.deployed([plain], sites.DENSE, x, w)
+
+
+def test_a_moving_average_of_ranges_begins_with_the_first_batch():
+    grid = Grid(8, average=0.75)
+    plain = (quantized, {"weights": None, "inputs": grid})
+    x, w = sites.operands(sites.DENSE)
+    op, core = Op(sites.DENSE, integer=True, ranges="stored"), sites.core_of(plain)
+    state = core.calibrate(op, core.write(op, w, None), x)
+    state = core.calibrate(op, state, 3 * x)
+    most = np.abs(x).max()
+    np.testing.assert_allclose(state.inputs.hi, 0.75 * most + 0.25 * 3 * most, rtol=1e-5)

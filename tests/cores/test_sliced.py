@@ -4,7 +4,7 @@ import pytest
 from jaxsim.core import Op
 from jaxsim.cores.mapping import differential
 from jaxsim.cores.sliced import sliced
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 from tests import sites
 from tests.oracles import crossbar, quantiser
 

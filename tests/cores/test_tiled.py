@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from jaxsim.cores.tiled import tiled
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 from tests import sites
 from tests.oracles import quantiser
 

@@ -14,7 +14,7 @@ from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wires import wired
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 from tests import sites
 from tests.oracles import resistors
 from tests.transforms.networks import X, cnn, run

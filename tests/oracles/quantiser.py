@@ -45,7 +45,8 @@ def codes(grid, x, step, zero):
 
 def quantise(grid, x, axes=None):
     """Codes, step and zero point of an array, its range taken from itself."""
-    lo, hi = observed(x, axes=axes, percentile=grid.percentile, symmetric=grid.symmetric)
+    share = None if grid.clip is None else float(grid.clip.args[0])
+    lo, hi = observed(x, axes=axes, percentile=share, symmetric=grid.symmetric)
     step, zero = grid_of(grid, lo, hi)
     return codes(grid, x, step, zero), step, zero
 

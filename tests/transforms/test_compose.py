@@ -125,7 +125,7 @@ def test_a_sweep_composed_outside_jit_compiles_once(make):
 @pytest.mark.parametrize("values", [(90.0, 99.0), (90, 99), (90, 99.5)])
 def test_a_sweep_over_the_percentile_of_a_grid_compiles_once(values):
     evaluate, compiled = traces(lambda net, x: net(x))
-    grids = [js.Grid(8, percentile=p) for p in values]
+    grids = [js.Grid(8, clip=js.clipping.percentile(p)) for p in values]
     a, b = (evaluate(js.quantize(grid, grid)(stack()), SMALL) for grid in grids)
     assert compiled() == 1
     assert not np.array_equal(a, b)
@@ -165,7 +165,7 @@ BAD_ARGUMENTS = {
     "is not a function": lambda: js.compose(Q(), 3),
     "by_pattern=": lambda: js.rules({}),
     "which is no transform": lambda: js.rules({"*": 3}),
-    "bits=1: must": lambda: Q(1),
+    "bits=0: must": lambda: Q(0),
     "bits=9: must": lambda: Q(8, 9),
     "weights=True": lambda: Q(True),
     "bits=3.5": lambda: Q(js.Grid(3.5)),
@@ -173,11 +173,32 @@ BAD_ARGUMENTS = {
     "inputs=8.0": lambda: Q(8, 8.0),
     "nothing to quantise": lambda: Q(None, None),
     "per='row'": lambda: Q(js.Grid(8, per="row")),
-    r"weights: percentile=101": lambda: Q(js.Grid(8, percentile=101.0)),
-    "inputs: percentile=0": lambda: Q(8, js.Grid(8, percentile=0.0)),
-    "percentile=nan": lambda: Q(8, js.Grid(8, percentile=float("nan"))),
-    r"weights=Grid\(dynamic=True\)": lambda: Q(Dynamic()),
-    r"inputs=Grid\(per='channel'\)": lambda: Q(8, js.Grid(8, per="channel")),
+    r"percentile: share=101": lambda: Q(js.Grid(8, clip=js.clipping.percentile(101.0))),
+    "percentile: share=0": lambda: Q(8, js.Grid(8, clip=js.clipping.percentile(0.0))),
+    "share=nan": lambda: js.clipping.percentile(float("nan")),
+    "dynamic, average and per='token' are for inputs": lambda: Q(Dynamic()),
+    "weights=int8 symmetric per token": lambda: Q(js.Grid(8, per="token")),
+    "inputs: per='channel'": lambda: Q(8, js.Grid(8, per="channel")),
+    r"inputs=Codebook\(levels": lambda: Q(8, js.nf4()),
+    "average=2": lambda: Q(8, js.Grid(8, average=2)),
+    "average=0.5 has no effect": lambda: Q(8, js.Grid(8, average=0.5, dynamic=True)),
+    "spacing='odd'": lambda: Q(js.Grid(4, spacing="odd")),
+    "bits=5 of powers of two": lambda: Q(js.Grid(5, spacing="powers")),
+    "symmetric=False with bits=1": lambda: Q(8, js.Grid(1, symmetric=False)),
+    "rounding='up'": lambda: Q(js.Grid(4, rounding="up")),
+    "a sign has no fraction": lambda: Q(js.Grid(1, rounding="stochastic")),
+    "clip=0.9": lambda: Q(js.Grid(4, clip=0.9)),
+    "rows=None with per='group'": lambda: Q(js.Grid(4, per="group")),
+    "rows=32 with per='tensor'": lambda: Q(js.Grid(4, rows=32)),
+    "weights: rows=0:": lambda: Q(js.Grid(4, per="group", rows=0)),
+    "dtype='float4'": lambda: Q(js.Floating("float4")),
+    "weights: per='group', must": lambda: Q(js.Floating(per="group")),
+    "levels=": lambda: Q(js.Codebook((1.0, 0.0))),
+    "only fitted tables hold vectors": lambda: Q(js.Codebook((0.0, 1.0), length=2)),
+    "size=1:": lambda: Q(js.Codebook(size=1)),
+    "a fitted table is one a tensor": lambda: Q(js.Codebook(per="group", rows=4)),
+    "nothing to learn": lambda: js.learn_ranges(1, weights=None, activations=None),
+    "give the arguments of a call": lambda: js.learn_ranges(),
     "bits=0:": lambda: S(0),
     "bits=8:": lambda: S(8),
     "bits=2.0:": lambda: S(2.0),

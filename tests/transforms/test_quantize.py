@@ -62,7 +62,7 @@ def test_a_quantised_dense_layer_is_its_exact_integers():
     net = js.trace(lambda p, x: x @ p["w"], params, x)
     grid = {
         "weights": js.Grid(5, symmetric=False, per="channel"),
-        "inputs": js.Grid(7, percentile=90.0),
+        "inputs": js.Grid(7, clip=js.clipping.percentile(90.0)),
     }
     y = run(js.deploy(js.quantize(**grid)(net), calibrate=x), x)
     (site,) = net.sites
@@ -122,3 +122,50 @@ def test_eight_bits_lose_little_and_fewer_lose_more():
     errors = [np.abs(run(js.quantize(b, b)(cnn()), X) - exact).max() for b in (8, 6, 4, 2)]
     assert errors == sorted(errors)
     assert errors[0] < 0.03 * np.abs(exact).max()
+
+
+FORMATS = {
+    "table": (js.nf4(), 8),
+    "groups": (js.Grid(4, per="group", rows=8), 8),
+    "vectors": (js.Codebook(size=8, length=3), None),
+    "short floats": (js.Floating(), js.Floating("float8_e5m2")),
+    "signs": (js.Grid(1, per="channel"), js.Grid(1)),
+    "powers": (js.Grid(4, per="channel", spacing="powers"), js.Grid(8, per="token")),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_deployed_formats_are_the_undeployed_ones(form):
+    net = cnn()
+    chip = js.quantize(*FORMATS[form])(net)
+    np.testing.assert_allclose(
+        run(js.deploy(chip, calibrate=X), X), run(chip, X), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs"),
+    [
+        (js.Grid(4, per="group", rows=8), js.Grid(6, symmetric=False)),
+        (js.Grid(4, per="channel", spacing="powers"), js.Grid(6, per="token")),
+        (js.Grid(1, per="channel"), js.Grid(4, symmetric=False, per="token")),
+    ],
+)
+def test_hardware_holds_every_grid(weights, inputs):
+    """Slices, signs and tiles around the same codes change nothing."""
+    coded = js.quantize(weights, inputs)
+    held = js.compose(coded, js.slice_bits(2), js.analog(rows=6, mapping="offset"))
+    y, z = (run(js.deploy(make(cnn()), calibrate=X), X) for make in (coded, held))
+    np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
+
+
+def test_hardware_of_codes_refuses_tables_short_floats_and_blocks_of_powers():
+    for weights in (js.nf4(), js.Floating()):
+        with pytest.raises(ValueError, match="its weights are no integer codes"):
+            js.analog()(js.quantize(weights)(cnn()))
+    powers = js.quantize(js.Grid(4, per="channel", spacing="powers"))(cnn())
+    with pytest.raises(ValueError, match="cannot follow spacing='powers'"):
+        js.block(2, 1, 1, "dynamic")(powers)
+    net = attention()
+    with pytest.raises(ValueError, match="no weights to point"):
+        js.quantize(js.nf4(), 8, sites="dynamic/0")(net)

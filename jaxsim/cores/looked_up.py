@@ -1,0 +1,166 @@
+"""Weights that point into a table, and numbers held as short floats."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxsim.codebook import Codebook, Floating, index_bits, k_means, nearest
+from jaxsim.core import Core, Op, State
+
+
+class LookedUp(NamedTuple):
+    """State of weights that point into a table.
+
+    Attributes:
+      pointers: index of each weight, in its shape; of each vector [n], where they point together.
+      levels: the table: numbers [size], or vectors [size, length].
+      scale: what the numbers are multiplied by, of the weight's rank, contracted axes of size 1.
+      passed: what lends the weight its derivative before deployment; None after it.
+    """
+
+    pointers: Int[Array, "..."]
+    levels: Float[Array, "size ..."]
+    scale: Float[Array, "..."]
+    passed: Array | None
+
+
+def looked_up(core: Core, *, weights: Codebook) -> Core:
+    """Holds weights as indices into a table, and looks them up at each read.
+
+    Args:
+      core: contracts the values.
+      weights: the table.
+
+    Source: Han et al. (2016), arXiv 1510.00149, section 3 (k-means); Jégou et al. (2011), Product
+    quantization for nearest neighbor search, and Stock et al. (2020), arXiv 1907.05686 (vectors).
+    """
+
+    def vectors(op: Op, w: Array) -> Array:
+        """Weights [n, length], the contracted axes last, filled up with zeros."""
+        w = _contracted_last(op, w)
+        short = -w.shape[-1] % weights.length
+        return jnp.pad(w, ((0, 0), (0, short))).reshape(-1, weights.length)
+
+    def write(op: Op, w: Array, key: Any) -> LookedUp:
+        w = w.astype(jnp.float32)
+        passed = None if op.integer else w
+        values = lax.stop_gradient(w)
+        outputs = op.per_output()
+        if weights.levels is None:
+            rows = vectors(op, values)
+            size = min(weights.size, len(rows))
+            levels, pointers = k_means(rows, size=size, iterations=weights.iterations)
+            pointers = pointers.astype(jnp.uint8 if size <= 256 else jnp.int32)
+            state = LookedUp(pointers, levels, jnp.ones(outputs), passed)
+            op.count("weight_bits", 32 * levels.size + index_bits(size) * pointers.size)
+            op.count("cells", pointers.size)
+            return state
+        levels = jnp.asarray(weights.levels, jnp.float32)
+        axes = tuple(range(w.ndim)) if weights.per == "tensor" else op.geometry.contracted
+        most = jnp.max(jnp.abs(values), axes, keepdims=True)
+        largest = jnp.where(most > 0, most, 1.0)
+        pointers = nearest(values / largest, levels)
+        op.count("weight_bits", index_bits(levels.size) * w.size)
+        op.count("cells", w.size)
+        return LookedUp(pointers, levels, jnp.broadcast_to(largest, outputs), passed)
+
+    def weight(op: Op, state: LookedUp) -> Array:
+        values = jnp.take(state.levels, state.pointers.astype(jnp.int32), axis=0)
+        if weights.levels is None:
+            values = _contracted_home(op, values)
+        values = values * state.scale
+        if state.passed is None:
+            return values
+        return state.passed + lax.stop_gradient(values - state.passed)
+
+    def calibrate(op: Op, state: LookedUp, x: Array) -> LookedUp:
+        return state
+
+    def read(op: Op, state: LookedUp, x: Array, key: Any) -> Array:
+        silent = dataclasses.replace(op, meter=None)
+        return core.read(op, core.write(silent, weight(op, state), None), x, key)
+
+    return Core(write, calibrate, read)
+
+
+class Floated(NamedTuple):
+    """State of a site of short floats.
+
+    Attributes:
+      inner: what the inner core wrote of the scaled weights.
+      scale: of the weights, of their rank, contracted axes of size 1.
+    """
+
+    inner: State
+    scale: Float[Array, "..."]
+
+
+def floated(core: Core, *, weights: Floating | None, inputs: Floating | None) -> Core:
+    """Rounds weights and inputs to short floats, scaled to their largest magnitude.
+
+    The scale of the inputs is the batch's. Products are summed in float32.
+
+    Args:
+      core: contracts the numbers.
+      weights: format of the weights; None leaves them.
+      inputs: format of the inputs; None leaves them.
+
+    Source: Micikevicius et al. (2022), FP8 formats for deep learning, arXiv 2209.05433.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> Floated:
+        w = w.astype(jnp.float32)
+        if weights is None:
+            return Floated(core.write(op, w, key), jnp.ones(op.per_output()))
+        axes = tuple(range(w.ndim)) if weights.per == "tensor" else op.geometry.contracted
+        stored, scale = _rounded(weights, w, axes)
+        if op.integer:
+            stored = stored.astype(weights.dtype)
+        state = core.write(dataclasses.replace(op, code_bits=weights.bits), stored, key)
+        return Floated(state, jnp.broadcast_to(scale, op.per_output()))
+
+    def calibrate(op: Op, state: Floated, x: Array) -> Floated:
+        return state
+
+    def read(op: Op, state: Floated, x: Array, key: Any) -> Array:
+        x, scale = x.astype(jnp.float32), op.to_output(state.scale)
+        if inputs is not None:
+            x, x_scale = _rounded(inputs, x, tuple(range(x.ndim)))
+            scale = scale * jnp.reshape(x_scale, ())
+        # Not every backend multiplies short floats; float32 holds each of them.
+        inner = state.inner if weights is None else state.inner.astype(jnp.float32)
+        return core.read(op, inner, x, key).astype(jnp.float32) * scale
+
+    return Core(write, calibrate, read)
+
+
+def _rounded(form: Floating, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """Values that the format has, as float32 with the derivative of `x / scale`, and the scale."""
+    most = jnp.max(jnp.abs(lax.stop_gradient(x)), axes, keepdims=True)
+    scale = jnp.where(most > 0, most, 1.0) / form.largest
+    steps = x / scale
+    near = lax.stop_gradient(steps).astype(form.dtype).astype(jnp.float32)
+    return steps + lax.stop_gradient(near - steps), scale
+
+
+def _contracted_last(op: Op, w: Array) -> Array:
+    axes = op.geometry.contracted
+    kept = tuple(a for a in range(w.ndim) if a not in axes)
+    return jnp.transpose(w, kept + axes).reshape(math.prod(w.shape[a] for a in kept), -1)
+
+
+def _contracted_home(op: Op, values: Array) -> Array:
+    """The inverse of `_contracted_last`, from vectors [n, length] with their filling."""
+    shape, axes = op.geometry.w_shape, op.geometry.contracted
+    kept = tuple(a for a in range(len(shape)) if a not in axes)
+    outputs, depth = (math.prod(shape[a] for a in some) for some in (kept, axes))
+    rows = values.reshape(outputs, -1)[:, :depth]
+    rows = rows.reshape(*(shape[a] for a in kept + axes))
+    home = sorted(range(len(shape)), key=lambda i: (kept + axes)[i])
+    return jnp.transpose(rows, home)

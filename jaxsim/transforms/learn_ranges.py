@@ -1,0 +1,151 @@
+"""Ranges of grids as parameters, trained together with the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from jaxsim import clipping
+from jaxsim.core import Wrapper
+from jaxsim.cores.quantized import quantized, quantizer, stored
+from jaxsim.grid import Clip, Grid
+from jaxsim.network import Network, Site, deploy
+from jaxsim.transforms.compose import Transform, transformable
+
+
+def learn_ranges(
+    *inputs: Any,
+    weights: Callable[[Any, Any], Clip] | None = clipping.learned,
+    activations: Callable[[Any, Any], Clip] | None = clipping.learned,
+    sites: str | Sequence[str] = "*",
+) -> Transform:
+    """Makes the ranges of a quantised network parameters, which `jaxsim.train.fit` trains.
+
+    They begin where the squared error of the weights, and of what flows for `inputs`, is smallest.
+
+    Args:
+      *inputs: positional arguments of the network, to begin with.
+      weights: rule of the weights from the ends of a range, `js.clipping.learned` for LSQ; None
+        leaves them.
+      activations: rule of the inputs; `lambda lo, hi: js.clipping.pact(hi)` for PACT; None leaves
+        them.
+      sites: patterns of the sites.
+
+    Raises:
+      ValueError: no inputs, or neither rule; when applied, a site that is not quantised on grids,
+        or is one of several layers that a scan stacks.
+    """
+    if not inputs:
+        raise ValueError("inputs=(): give the arguments of a call, to begin from what flows")
+    if weights is None and activations is None:
+        raise ValueError("weights=None, activations=None: nothing to learn")
+
+    def apply(net: Network) -> Network:
+        chosen = transformable(net, "learn_ranges", sites)
+        for site in chosen:
+            if quantizer(net.cores.get(site.name, ())) is None:
+                raise ValueError(
+                    f"learn_ranges at {site.name}: it is not on a grid; put quantize before it"
+                )
+            if site.stack:
+                raise ValueError(
+                    f"learn_ranges at {site.name}: a scan stacks {site.stack} layers, whose ranges "
+                    "would be one"
+                )
+        # The key is for grids that round at random; their ranges do not depend on it.
+        probe = _searched(net, chosen)
+        states = deploy(probe, calibrate=tuple(inputs), key=jax.random.key(0)).states
+
+        def learned(name: str, grid: Grid, site: Site) -> Clip | None:
+            rule, state = weights if name == "weights" else activations, states[site.name]
+            if rule is None or (name == "inputs" and not stored(grid)):
+                return grid.clip
+            if name == "inputs":
+                return rule(*state.inputs)
+            ends = [np.asarray((code - state.zero) * state.scale) for code in grid.code_range]
+            if grid.per == "tensor":
+                return rule(*(end.flat[0] for end in ends))
+            return rule(*map(np.squeeze, ends))
+
+        return _with_rules(net, chosen, learned)
+
+    return apply
+
+
+def ranges(net: Network) -> dict[str, Array]:
+    """The trained numbers of a network's ranges, by site, operand and position.
+
+    Args:
+      net: any network; it has some after `learn_ranges`.
+    """
+    found: dict[str, Array] = {}
+    for name, chain in net.cores.items():
+        for operand, rule in _rules(chain):
+            found |= {f"{name} {operand} {i}": a for i, a in enumerate(rule.args)}
+    return found
+
+
+def with_ranges(net: Network, values: Mapping[str, Array]) -> Network:
+    """A network with the numbers of `ranges` replaced."""
+
+    def clip(operand: str, grid: Grid, site: str) -> Clip | None:
+        if not _trained(grid.clip):
+            return grid.clip
+        rule = cast(Partial, grid.clip)
+        kept = [values[f"{site} {operand} {i}"] for i in range(len(rule.args))]
+        return Partial(rule.func, *kept)
+
+    return _with_rules(net, net.cores, clip)
+
+
+def _trained(rule: Any) -> bool:
+    return isinstance(rule, Partial) and rule.func in clipping.TRAINED
+
+
+def _rules(chain: Sequence[Wrapper]) -> list[tuple[str, Any]]:
+    """The trained rules of a site's chain, by operand."""
+    coded = quantizer(chain)
+    if coded is None:
+        return []
+    grids = ((name, coded.settings[name]) for name in ("weights", "inputs"))
+    return [(name, g.clip) for name, g in grids if g is not None and _trained(g.clip)]
+
+
+def _searched(net: Network, chosen: Sequence[Site]) -> Network:
+    """The network without what follows its grids, whose ranges err least."""
+    kept = dict(net.cores)
+    for site in chosen:
+        chain = kept[site.name]
+        kept[site.name] = chain[: 1 + next(i for i, w in enumerate(chain) if w.make is quantized)]
+    short = dataclasses.replace(net, cores=kept)
+    names = [site.name for site in chosen]
+    return _with_rules(short, names, lambda *_: clipping.least_squares())
+
+
+def _with_rules(
+    net: Network, sites: Iterable[Any], clip: Callable[[str, Grid, Any], Clip | None]
+) -> Network:
+    """A network whose grids have other rules: `clip(operand, grid, site)`."""
+    cores = dict(net.cores)
+    for site in sites:
+        name = site if isinstance(site, str) else site.name
+
+        def changed(wrapper: Wrapper, site: Any = site) -> Wrapper:
+            if wrapper.make is not quantized:
+                return wrapper
+            grids = {
+                operand: None
+                if grid is None
+                else dataclasses.replace(grid, clip=clip(operand, grid, site))
+                for operand, grid in wrapper.settings.items()
+            }
+            return Wrapper.of(quantized, **grids)
+
+        cores[name] = tuple(map(changed, cores[name]))
+    return dataclasses.replace(net, cores=cores)

@@ -1,0 +1,133 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsim as js
+from jaxsim.train import distillation, fit, taught
+from jaxsim.transforms.learn_ranges import ranges, with_ranges
+from tests import models
+from tests.transforms.networks import SITES, X, cnn, run
+
+LABELS = np.arange(len(X)) % 3
+
+
+def coarse(**more):
+    return js.learn_ranges(X, **more)(js.quantize(3, js.Grid(4, symmetric=False))(cnn()))
+
+
+def test_ranges_begin_where_the_error_is_smallest():
+    net = coarse()
+    grid = js.Grid(3, per="channel", clip=js.clipping.least_squares())
+    chip = js.deploy(js.quantize(grid, js.Grid(4, symmetric=False))(cnn()), calibrate=X)
+    for name in SITES:
+        top = np.squeeze(chip.states[name].scale) * 3
+        np.testing.assert_allclose(ranges(net)[f"{name} weights 1"], top, rtol=1e-5)
+    assert len(ranges(net)) == 4 * len(SITES)
+
+
+def test_deployed_it_reads_as_it_was_trained():
+    net = coarse()
+    np.testing.assert_allclose(
+        run(js.deploy(net, calibrate=X), X), run(net, X), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_derivatives_of_ranges_are_those_of_the_rule_by_hand():
+    """One dense layer: the chain rule through one quantiser, written out."""
+    w, x = models.normal(6, 3), models.normal(20, 6)
+    net = js.trace(lambda p, x: x @ p["w"], {"w": w}, x)
+    net = js.learn_ranges(x, activations=None)(js.quantize(js.Grid(3), None)(net))
+    values = ranges(net)
+
+    def loss(values):
+        return jnp.sum(with_ranges(net, values)(x) ** 2)
+
+    found = jax.grad(loss)(values)
+    hi = float(values["w weights 1"])
+    step = hi / 3
+    codes = np.clip(np.rint(w / step), -3, 3)
+    by_step = np.where(np.abs(np.rint(w / step)) <= 3, codes - w / step, codes)
+    slope = np.sum(2 * (x @ (codes * step)) * (x @ by_step)) / 3 / np.sqrt(3 * w.size)
+    assert float(found["w weights 1"]) == pytest.approx(float(slope), rel=1e-3)
+    assert float(found["w weights 0"]) == 0
+
+
+def test_training_moves_weights_and_ranges_and_is_the_same_after_an_interruption(tmp_path):
+    net, key = coarse(), jax.random.key(0)
+    settings = {"optimizer": optax.adam(1e-2), "key": key, "batch_size": 4, "quiet": True}
+    whole = fit(net, X, LABELS, epochs=3, **settings)
+    fit(net, X, LABELS, epochs=2, checkpoints=tmp_path, **settings)
+    resumed = fit(net, X, LABELS, epochs=3, checkpoints=tmp_path, **settings)
+    for name, value in ranges(whole).items():
+        np.testing.assert_array_equal(value, ranges(resumed)[name])
+    moved = [n for n, v in ranges(whole).items() if not np.array_equal(v, ranges(net)[n])]
+    assert {n.rsplit(" ", 1)[0] for n in moved} == {
+        f"{site} {operand}" for site in SITES for operand in ("weights", "inputs")
+    }
+
+
+def test_pact_keeps_zero_and_trains_the_upper_end():
+    net = js.learn_ranges(X, weights=None, activations=lambda lo, hi: js.clipping.pact(hi))(
+        js.quantize(8, js.Grid(4, symmetric=False))(cnn())
+    )
+    assert set(ranges(net)) == {f"{name} inputs 0" for name in SITES}
+    found = jax.grad(lambda v: jnp.sum(with_ranges(net, v)(X) ** 2))(ranges(net))
+    assert any(float(g) != 0 for g in found.values())
+
+
+def test_changed_ranges_share_a_compilation():
+    net, seen = coarse(), []
+
+    @jax.jit
+    def call(net, x):
+        seen.append(None)
+        return net(x)
+
+    for factor in (1.0, 1.5):
+        call(with_ranges(net, {k: v * factor for k, v in ranges(net).items()}), X)
+    assert len(seen) == 1
+
+
+def test_networks_without_codes_or_with_stacked_layers_are_refused():
+    with pytest.raises(ValueError, match="Conv_0/kernel: it is not on a grid"):
+        js.learn_ranges(X)(cnn())
+    case = models.CASES["nested scans"]()
+    net = js.quantize(8, None)(js.trace(case.model, case.variables, *case.args))
+    with pytest.raises(ValueError, match="a scan stacks"):
+        js.learn_ranges(*case.args)(net)
+
+
+def test_distillation_is_the_divergence_at_a_temperature_and_the_cross_entropy():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    classes = np.arange(5) % 4
+
+    def soft(z, t):
+        e = np.exp(z / t - (z / t).max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    p, q = soft(teacher, 3), soft(student, 3)
+    divergence = (p * np.log(p / q)).sum(-1).mean()
+    entropy = -np.log(soft(student, 1)[np.arange(5), classes]).mean()
+    loss = distillation(temperature=3, weight=0.7)(student, taught(teacher, classes))
+    assert float(loss) == pytest.approx(0.7 * 9 * divergence + 0.3 * entropy, rel=1e-5)
+
+
+def test_a_student_that_is_its_teacher_learns_from_the_classes_alone():
+    logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    loss = distillation(weight=1.0)
+    slope = jax.grad(lambda z: loss(z, taught(logits, np.arange(5) % 4)))(logits)
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
+    with pytest.raises(ValueError, match="a teacher's logits"):
+        loss(logits, logits)
+
+
+def test_a_pipeline_does_not_train_ranges():
+    net = js.pipeline_shard(1, 1, devices=jax.devices()[:1])(coarse())
+    with pytest.raises(ValueError, match="a pipeline with learned ranges"):
+        fit(net, X, LABELS, epochs=1, optimizer=optax.sgd(0.1), key=jax.random.key(0), batch_size=8)
+    assert dataclasses.is_dataclass(net)
