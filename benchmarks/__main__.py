@@ -19,6 +19,8 @@ NAMES = (
     "pipeline",
     "efficientnet",
     "quantization",
+    "qdcnn",
+    "coconet",
 )
 
 

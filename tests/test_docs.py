@@ -17,7 +17,16 @@ def blocks(path):
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 
 
-PAGES = ("concepts", "extend", "quantization", "analog", "parasitics", "pipeline")
+PAGES = (
+    "concepts",
+    "extend",
+    "quantization",
+    "analog",
+    "parasitics",
+    "pipeline",
+    "quantum",
+    "collaborative",
+)
 
 
 @pytest.mark.parametrize("page", [f"docs/{page}.md" for page in PAGES])

@@ -1,0 +1,101 @@
+"""Ridge codes: a feature as a linear combination of the features of labelled samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsim.numerics import check_range, is_traced
+
+
+def ridge_codes(
+    X: Float[Array, "N d"], y: Float[Array, "Q d"], lam: float | Array
+) -> Float[Array, "Q N"]:
+    """The codes α that minimise ‖y − αX‖² + λ‖α‖², one for each row of y.
+
+    Solved in the smaller of N and d dimensions, which is known of the shapes.
+
+    Args:
+      X: features of the samples, the dictionary; one a row.
+      y: features to explain.
+      lam: λ, above 0. Traced.
+
+    Raises:
+      ValueError: λ out of range, widths that differ, or features that are not finite.
+
+    Source: Zhang, Yang and Feng (2011), ICCV, "Sparse representation or collaborative
+      representation".
+    """
+    checked_features("X", X)
+    checked_features("y", y, X.shape[1])
+    check_range("lam", lam, 0, above=True)
+    if X.shape[0] <= X.shape[1]:
+        return _solve(X @ X.T, lam, X @ y.T).T
+    return _solve(X.T @ X, lam, y.T).T @ X.T
+
+
+def coder(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N d"]:
+    """The matrix P with codes y Pᵀ: for a dictionary that is read many times.
+
+    Args:
+      X: features of the samples.
+      lam: λ, above 0. Traced.
+
+    Raises:
+      ValueError: λ out of range.
+    """
+    check_range("lam", lam, 0, above=True)
+    N, d = X.shape
+    if d >= N:
+        return _solve(X @ X.T, lam, X)
+    return _solve(X.T @ X, lam, X.T).T
+
+
+def loo_codes(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N N"]:
+    """Row i is the code of sample i from all the others; the diagonal is zero.
+
+    All of them come from one factorisation: of the N × N system where N ≤ d, of the d × d system
+    where N > d. The second form loses digits in float32 where N ≤ d and λ is small.
+
+    Args:
+      X: features of the samples.
+      lam: λ, above 0. Traced.
+
+    Raises:
+      ValueError: λ out of range, or features that are not finite.
+
+    Source: the leave-one-out identity of ridge regression, Cook and Weisberg (1982), §2.2.
+    """
+    checked_features("X", X)
+    check_range("lam", lam, 0, above=True)
+    N, d = X.shape
+    if d >= N:
+        inverse = _solve(X @ X.T, lam, jnp.eye(N, dtype=X.dtype))
+        codes = -inverse / jnp.diagonal(inverse)[:, None]
+    else:
+        hat = X @ _solve(X.T @ X, lam, X.T)
+        codes = hat / (1 - jnp.diagonal(hat))[:, None]
+    return jnp.where(jnp.eye(N, dtype=bool), 0, codes)
+
+
+def _solve(gram: Array, lam: float | Array, right: Array) -> Array:
+    """(gram + λI)⁻¹ right, by Cholesky."""
+    shifted = gram + lam * jnp.eye(len(gram), dtype=gram.dtype)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(shifted), right)
+
+
+def checked_features(name: str, x: Any, width: int | None = None) -> None:
+    """Checks features of samples.
+
+    Raises:
+      ValueError: not a matrix, of another width, or not finite (where that is known).
+    """
+    if np.ndim(x) != 2 or (width is not None and x.shape[1] != width):
+        wanted = "[rows, d]" if width is None else f"[rows, {width}]"
+        raise ValueError(f"{name}{list(np.shape(x))}: must be {wanted}")
+    if not is_traced(x) and not np.isfinite(np.asarray(x)).all():
+        raise ValueError(f"{name}: holds NaN or infinite values")

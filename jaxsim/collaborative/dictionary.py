@@ -1,0 +1,77 @@
+"""Labelled features, factorised once: what a collaborative head reads at inference."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt32
+
+from jaxsim.collaborative.codes import checked_features, coder
+from jaxsim.collaborative.residuals import one_hot, same_class_gram
+
+
+class Dictionary(NamedTuple):
+    """Samples of every class, and what solves for codes over them.
+
+    Attributes:
+      atoms: features of the samples [N, d].
+      coder: codes of y are y coderᵀ [N, d].
+      onehot: their classes [N, C].
+      gram: their inner products, zero between classes [N, N].
+    """
+
+    atoms: Float[Array, "N d"]
+    coder: Float[Array, "N d"]
+    onehot: Float[Array, "N C"]
+    gram: Float[Array, "N N"]
+
+
+def make_dictionary(
+    X: Float[Array, "N d"], labels: Int[Array, " N"], num_classes: int, lam: float | Array
+) -> Dictionary:
+    """Factorises samples.
+
+    Args:
+      X: their features.
+      labels: their classes.
+      num_classes: C.
+      lam: λ, above 0. Traced.
+
+    Raises:
+      ValueError: λ out of range, labels outside [0, C) or of another number, or features that are
+        not finite.
+    """
+    checked_features("X", X)
+    onehot = one_hot(labels, num_classes, X.dtype)
+    if len(onehot) != len(X):
+        raise ValueError(f"labels: {len(onehot)} of them for {len(X)} features")
+    return Dictionary(X, coder(X, lam), onehot, same_class_gram(X, onehot))
+
+
+def fingerprint(tree: Any) -> UInt32[Array, ""]:
+    """A number that any change of any one entry of a tree of arrays changes.
+
+    Every entry's bits are multiplied by an odd number of its own and added up modulo 2^32.
+    """
+    total = jnp.uint32(0)
+    for i, leaf in enumerate(jax.tree.leaves(tree)):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        bits = _bits(lax.stop_gradient(jnp.asarray(leaf)))
+        place = jnp.arange(bits.size, dtype=jnp.uint32) + jnp.uint32(i)
+        total = total * jnp.uint32(0x9E3779B1) + jnp.sum(
+            bits * (2 * place * jnp.uint32(0x85EBCA6B) + 1), dtype=jnp.uint32
+        )
+    return total
+
+
+def _bits(x: Array) -> UInt32[Array, " n"]:
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        x = jnp.stack([x.real, x.imag])
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x.ravel().astype(jnp.uint32)
+    narrow = {2: jnp.uint16, 1: jnp.uint8}.get(x.dtype.itemsize, jnp.uint32)
+    return lax.bitcast_convert_type(x, narrow).ravel().astype(jnp.uint32)

@@ -1,0 +1,110 @@
+"""Logits of a collaborative representation, and the loss they are trained with."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxsim.collaborative.codes import loo_codes, ridge_codes
+from jaxsim.collaborative.dictionary import Dictionary
+from jaxsim.collaborative.residuals import one_hot, residuals_of
+from jaxsim.numerics import is_traced
+
+Readout = Literal["residual", "ridge"]
+
+
+def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Features of length one; near zero they, and their derivative, stay finite."""
+    return x * jax.lax.rsqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-12)
+
+
+def batch_logits(
+    X: Float[Array, "N d"],
+    labels: Int[Array, " N"],
+    num_classes: int,
+    lam: float | Array,
+    scale: float | Array,
+    *,
+    readout: Readout = "residual",
+    leave_one_out: bool = True,
+) -> Float[Array, "N C"]:
+    """Logits of samples of which each is explained by the others: what training needs.
+
+    A sample in its own dictionary explains itself, and nothing is left to learn from.
+
+    Args:
+      X: features of the samples.
+      labels: their classes.
+      num_classes: C.
+      lam: λ, above 0. Traced.
+      scale: of the logits. Traced.
+      readout: "residual", minus each class's residual; "ridge", each class's sum of codes.
+      leave_one_out: False keeps every sample in its own dictionary, for comparison.
+
+    Raises:
+      ValueError: λ out of range, labels outside [0, C), or features that are not finite.
+    """
+    codes = loo_codes(X, lam) if leave_one_out else ridge_codes(X, X, lam)
+    onehot = one_hot(labels, num_classes, X.dtype)
+    if len(onehot) != len(X):
+        raise ValueError(f"labels: {len(onehot)} of them for {len(X)} features")
+    if readout == "ridge":
+        return scale * (codes @ onehot)
+    products = X @ X.T
+    return -scale * residuals_of(products * (onehot @ onehot.T), onehot, X, products, codes)
+
+
+def dictionary_logits(
+    dictionary: Dictionary,
+    y: Float[Array, "Q d"],
+    scale: float | Array,
+    *,
+    readout: Readout = "residual",
+) -> Float[Array, "Q C"]:
+    """Logits of new samples.
+
+    Args:
+      dictionary: from `make_dictionary`.
+      y: features.
+      scale: of the logits. Traced.
+      readout: as in `batch_logits`.
+
+    Raises:
+      ValueError: features of another width.
+    """
+    if y.shape[-1] != dictionary.atoms.shape[1]:
+        raise ValueError(
+            f"y{list(y.shape)}: the dictionary's features have width {dictionary.atoms.shape[1]}"
+        )
+    codes = y @ dictionary.coder.T
+    if readout == "ridge":
+        return scale * (codes @ dictionary.onehot)
+    products = y @ dictionary.atoms.T
+    return -scale * residuals_of(dictionary.gram, dictionary.onehot, y, products, codes)
+
+
+def leave_one_out_entropy(
+    logits: Float[Array, "N C"], labels: Int[Array, " N"]
+) -> Float[Array, ""]:
+    """Mean cross-entropy over the samples whose class has another sample in the batch.
+
+    Of a class with one sample that sample has nothing to be explained by; it is left out, and
+    warned of where labels are known.
+
+    Args:
+      logits: from `batch_logits` with leave_one_out.
+      labels: classes.
+    """
+    counts = jnp.zeros(logits.shape[1], logits.dtype).at[labels].add(1)
+    if not is_traced(labels):
+        alone = np.flatnonzero(np.bincount(np.asarray(labels)) == 1)
+        if alone.size:
+            warnings.warn(f"labels: one sample of class {alone[0]}; it is left out", stacklevel=2)
+    kept = (counts[labels] > 1).astype(logits.dtype)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
+    return -jnp.sum(kept * chosen) / jnp.maximum(jnp.sum(kept), 1)

@@ -1,0 +1,93 @@
+"""How well each class of a dictionary explains a feature."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxsim.collaborative.codes import checked_features
+from jaxsim.numerics import checked_int, is_traced
+
+
+def class_residuals(
+    X: Float[Array, "N d"],
+    labels: Int[Array, " N"],
+    y: Float[Array, "Q d"],
+    alpha: Float[Array, "Q N"],
+    num_classes: int,
+    *,
+    normalize: bool = False,
+) -> Float[Array, "Q C"]:
+    """‖y − α_c X_c‖² for each class c, from Gram matrices: nothing of size Q × C × d is made.
+
+    Args:
+      X: features of the samples.
+      labels: their classes.
+      y: features to explain.
+      alpha: their codes.
+      num_classes: C.
+      normalize: divide by ‖α_c‖².
+
+    Raises:
+      ValueError: a label outside [0, C), shapes that differ, or features that are not finite.
+    """
+    checked_features("X", X)
+    checked_features("y", y, X.shape[1])
+    onehot = one_hot(labels, num_classes, X.dtype)
+    if onehot.shape[0] != X.shape[0] or alpha.shape != (y.shape[0], X.shape[0]):
+        raise ValueError(
+            f"alpha{list(alpha.shape)}, labels[{onehot.shape[0]}]: must be "
+            f"[{y.shape[0]}, {X.shape[0]}] and [{X.shape[0]}]"
+        )
+    return residuals_of(same_class_gram(X, onehot), onehot, y, y @ X.T, alpha, normalize=normalize)
+
+
+def same_class_gram(X: Float[Array, "N d"], onehot: Float[Array, "N C"]) -> Float[Array, "N N"]:
+    """Inner products of samples of one class; zero between classes."""
+    return (X @ X.T) * (onehot @ onehot.T)
+
+
+def residuals_of(
+    gram: Float[Array, "N N"],
+    onehot: Float[Array, "N C"],
+    y: Float[Array, "Q d"],
+    products: Float[Array, "Q N"],
+    alpha: Float[Array, "Q N"],
+    *,
+    normalize: bool = False,
+) -> Float[Array, "Q C"]:
+    """Residuals from what `same_class_gram` gives and the products of y with the samples."""
+    size = jnp.sum(y**2, 1, keepdims=True)
+    left = size - 2 * (alpha * products) @ onehot + (alpha * (alpha @ gram)) @ onehot
+    # a difference of near numbers may come out below zero
+    left = jnp.maximum(left, 0)
+    if not normalize:
+        return left
+    return left / ((alpha**2) @ onehot + jnp.finfo(left.dtype).tiny)
+
+
+def one_hot(labels: Any, num_classes: int, dtype: Any = jnp.float32) -> Float[Array, "N C"]:
+    """Classes as rows of a unit matrix.
+
+    A class without a sample is warned of: its residual is ‖y‖², whatever y is.
+
+    Raises:
+      ValueError: labels that are not integers in [0, num_classes), where that is known.
+    """
+    num_classes = checked_int("num_classes", num_classes, 1)
+    labels = labels if is_traced(labels) else np.asarray(labels)
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels: {labels.dtype}{list(labels.shape)}, must be a vector of ints")
+    if not is_traced(labels):
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        if wrong.size:
+            raise ValueError(f"labels: {int(wrong[0])} among them; allowed: 0 to {num_classes - 1}")
+        missing = sorted(set(range(num_classes)) - set(labels.tolist()))
+        if missing:
+            warnings.warn(f"labels: no sample of class {missing[0]}", stacklevel=2)
+    return jax.nn.one_hot(labels, num_classes, dtype=dtype)

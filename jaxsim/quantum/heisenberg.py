@@ -1,0 +1,73 @@
+"""Observables carried backwards through a circuit, noise included, and their Pauli coefficients.
+
+The encoding makes a product state without Y components, so that of an observable only its part
+over {I, X, Z}^n is ever read: 3^n real numbers, whatever the circuit and its noise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from jaxsim.quantum.circuit import Circuit, namespace, on_axes
+from jaxsim.quantum.noise import Channel
+
+_HALVES = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[1, 0], [0, -1]]]) / 2
+
+
+def signs(n: int) -> np.ndarray:
+    """The sign of each basis state under Z of each wire [2^n, n]; wire 0 is the highest bit."""
+    return 1.0 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n - 1, -1, -1)) & 1)
+
+
+def carried_back(
+    circuit: Circuit, channel: Channel | None, observables: Float[np.ndarray, "m 2^n"]
+) -> Complex[Array, "m 2^n 2^n"]:
+    """What diagonal observables, read after the circuit, are before it.
+
+    Args:
+      circuit: n wires.
+      channel: noise on the way, or None.
+      observables: diagonals.
+
+    Returns:
+      Σ over paths of K† … O … K: exact, as any channel acts on an observable by its adjoint.
+    """
+    n, count = circuit.n_wires, len(observables)
+    operators = [] if channel is None else [channel.operators]
+    xp = namespace([*(gate.matrix for gate in circuit.gates), *operators])
+    dtype = xp.result_type(*(gate.matrix for gate in circuit.gates), *operators, xp.complex64)
+    eye = np.eye(2**n)
+    held = xp.asarray(observables[:, :, None] * eye, dtype).reshape((count,) + (2,) * 2 * n)
+
+    def between(matrix: Any, wires: tuple[int, ...]) -> Any:
+        rows = [1 + w for w in wires]
+        left = on_axes(xp, matrix.conj().T, held, rows)
+        return on_axes(xp, matrix.T, left, [n + r for r in rows])
+
+    def decayed(wire: int) -> Any:
+        assert channel is not None
+        return sum(between(operator, (wire,)) for operator in channel.operators)
+
+    if channel is not None and channel.where == "end":
+        for wire in range(n):
+            held = decayed(wire)
+    for gate in reversed(circuit.gates):
+        if channel is not None and channel.where == "gates":
+            for wire in gate.wires:
+                held = decayed(wire)
+        held = between(gate.matrix, gate.wires)
+    return held.reshape(count, 2**n, 2**n)
+
+
+def pauli_coefficients(observables: Complex[Array, "m 2^n 2^n"]) -> Float[Array, "m 3^n"]:
+    """Tr(P O) / 2^n over all P in {I, X, Z}^n; wire 0 is the most significant digit."""
+    xp = namespace([observables])
+    count, size = observables.shape[:2]
+    n = size.bit_length() - 1
+    left = observables.reshape((count,) + (2,) * 2 * n)
+    for remaining in range(n, 0, -1):
+        left = xp.tensordot(left, _HALVES, ((1, 1 + remaining), (2, 1)))
+    return left.reshape(count, 3**n).real

@@ -1,0 +1,281 @@
+"""A circuit compiled to what its expectation values are as a function of encoded angles."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from jaxsim.numerics import is_traced
+from jaxsim.quantum.circuit import MAX_WIRES, Circuit, read_qfunc, unitary
+from jaxsim.quantum.heisenberg import carried_back, pauli_coefficients, signs
+from jaxsim.quantum.noise import Channel
+
+Method = Literal["auto", "gemm", "pauli", "sparse"]
+SPARSE = 400
+"""Most terms of a polynomial that is evaluated one by one: its programme grows with them."""
+_OUTCOMES = 5  # wires up to which a noisy circuit keeps the probability of every outcome
+_ZERO = 1e-13  # below what double precision leaves of a coefficient that is zero
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["unitary", "coeffs", "outcomes"],
+    meta_fields=["n_wires", "method", "terms"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class CircuitKernel:
+    """<Z> of every wire after RY(θ_q) on wire q and a circuit.
+
+    Attributes:
+      unitary: [2^n, 2^n], complex; None of a noisy circuit.
+      coeffs: [n, 3^n] over {I, X, Z}^n: <Z_k> = Σ_P c_kP Π_q (1, sin θ_q, cos θ_q)_P; None of a
+        traced circuit that its matrix evaluates.
+      outcomes: [2^n, 3^n], the same for the probability of each outcome; only of noisy circuits.
+      n_wires: number of wires n; wire 0 is the most significant bit, and digit of P.
+      method: "gemm", the state by one real matrix product; "pauli", the polynomial by one;
+        "sparse", the polynomial term by term.
+      terms: (k, P) of the coefficients that are not zero; empty unless "sparse".
+    """
+
+    unitary: Complex[Array, "2^n 2^n"] | np.ndarray | None
+    coeffs: Float[Array, "n 3^n"] | np.ndarray | None
+    outcomes: Float[Array, "2^n 3^n"] | np.ndarray | None
+    n_wires: int
+    method: Literal["gemm", "pauli", "sparse"]
+    terms: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def nnz(self) -> int:
+        """Number of coefficients that are not zero, of n · 3^n; of a circuit that is not traced."""
+        assert self.coeffs is not None
+        return int(np.count_nonzero(np.abs(np.asarray(self.coeffs)) > _ZERO))
+
+
+def compile_circuit(
+    qfunc: Callable[..., Any] | Circuit,
+    n_wires: int | None = None,
+    *,
+    params: Sequence[Any] = (),
+    noise: Channel | None = None,
+    method: Method = "auto",
+) -> CircuitKernel:
+    """Compiles a circuit; pure, so that angles and noise may be traced and have derivatives.
+
+    Args:
+      qfunc: a PennyLane quantum function without encoding and measurement, or a `Circuit`.
+      n_wires: number of wires n, 1 to 9; None for a `Circuit`, which has its own.
+      params: arguments of `qfunc`.
+      noise: a channel of `jaxsim.quantum`; it is folded into the coefficients and costs nothing
+        later.
+      method: how to evaluate; "auto" takes "sparse" up to 400 terms, and a quarter as many as the
+        matrix has entries where there is one; otherwise "gemm", or "pauli" for a noisy circuit.
+        Traced circuits cannot be "sparse".
+
+    Raises:
+      ValueError: what `read_qfunc` raises, or a method that is none or does not fit.
+    """
+    if noise is not None and not isinstance(noise, Channel):
+        raise ValueError(f"noise={noise!r}: must be a channel of jaxsim.quantum, or None")
+    if method not in ("auto", "gemm", "pauli", "sparse"):
+        raise ValueError(f"method={method!r}: must be 'auto', 'gemm', 'pauli' or 'sparse'")
+    if isinstance(qfunc, Circuit):
+        circuit = qfunc
+        if n_wires not in (None, circuit.n_wires) or len(params):
+            raise ValueError(f"n_wires={n_wires}, params={params!r}: a Circuit has its own")
+    elif n_wires is None:
+        raise ValueError(f"n_wires=None: a quantum function needs it, from 1 to {MAX_WIRES}")
+    else:
+        circuit = read_qfunc(qfunc, n_wires, *params)
+    n = circuit.n_wires
+    matrix = unitary(circuit) if noise is None else None
+    if is_traced(matrix) and method in ("auto", "gemm"):
+        return CircuitKernel(matrix, None, None, n, "gemm")
+    outcomes = None
+    if noise is not None and n <= _OUTCOMES:
+        outcomes = pauli_coefficients(carried_back(circuit, noise, np.eye(2**n)))
+        coeffs = signs(n).T @ outcomes
+    else:
+        coeffs = pauli_coefficients(carried_back(circuit, noise, signs(n).T))
+    return _planned(matrix, coeffs, outcomes, n, method)
+
+
+def _planned(matrix: Any, coeffs: Any, outcomes: Any, n: int, method: Method) -> CircuitKernel:
+    """The kernel with its method chosen."""
+    terms: tuple[tuple[int, int], ...] = ()
+    traced = is_traced(coeffs)
+    if not traced:
+        terms = tuple((int(k), int(p)) for k, p in np.argwhere(np.abs(coeffs) > _ZERO))
+    if method == "sparse" and traced:
+        raise ValueError("method='sparse': which terms are zero is not known of traced angles")
+    if method == "gemm" and matrix is None:
+        raise ValueError("method='gemm': a noisy circuit has no unitary; use 'pauli' or 'auto'")
+    if method == "auto":
+        dense = "pauli" if matrix is None else "gemm"
+        few = len(terms) <= (SPARSE if matrix is None else min(SPARSE, 4**n // 4))
+        method = "sparse" if few and not traced else dense
+    kept = terms if method == "sparse" else ()
+    return CircuitKernel(matrix, coeffs, outcomes, n, method, kept)
+
+
+def expval(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, "... n"]:
+    """<Z> of every wire.
+
+    Args:
+      kernel: from `compile_circuit`.
+      theta: angle of RY on each wire.
+
+    Raises:
+      ValueError: a last axis that is not n.
+    """
+    theta = checked_angles(kernel, theta)
+    if kernel.method == "gemm":
+        return from_states(kernel, states(theta))
+    (cos, sin), wires = cosines(theta), range(kernel.n_wires)
+    return from_cosines(kernel, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
+
+
+def checked_angles(kernel: CircuitKernel, theta: Any) -> Array:
+    """Angles as an array of floats with one for each wire.
+
+    Raises:
+      ValueError: a last axis that is not n.
+    """
+    theta = jnp.asarray(theta)
+    if theta.ndim == 0 or theta.shape[-1] != kernel.n_wires:
+        raise ValueError(
+            f"theta{list(theta.shape)}: its last axis must be {kernel.n_wires}, one angle a wire"
+        )
+    return theta.astype(jnp.result_type(theta, jnp.float32))
+
+
+def states(theta: Float[Array, "..."]) -> Float[Array, "... 2"]:
+    """The state that RY(θ) makes of |0>, which is real."""
+    return jnp.stack([jnp.cos(theta / 2), jnp.sin(theta / 2)], -1)
+
+
+def from_states(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "... n"]:
+    """<Z> of every wire from the state of each wire before the circuit; for "gemm"."""
+    read = jnp.asarray(np.tile(signs(kernel.n_wires).T, 2), pairs.dtype)
+    # a product with so few columns, and its derivative, are slower than a sum
+    return jnp.sum(_squares(kernel, pairs)[:, None] * read, -1).reshape(*pairs.shape[:-1])
+
+
+def cosines(theta: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Cosine and sine, computed once.
+
+    XLA's CPU backend would compute them anew for each of the terms that they are read by, five
+    times slower in all. It fuses nothing with a product, be it with the identity.
+    """
+    both = jnp.stack([jnp.cos(theta), jnp.sin(theta)])
+    kept = jnp.matmul(jnp.eye(2, dtype=theta.dtype), both.reshape(2, -1), precision="highest")
+    cos, sin = kept.reshape(both.shape)
+    return cos, sin
+
+
+def from_cosines(
+    kernel: CircuitKernel, cos: Sequence[Array], sin: Sequence[Array]
+) -> Float[Array, "... n"]:
+    """<Z> of every wire from cosine and sine of each angle; for "pauli" and "sparse".
+
+    Args:
+      kernel: from `compile_circuit`.
+      cos: an array for each wire, all of one shape.
+      sin: likewise.
+
+    Returns:
+      That shape, and n.
+    """
+    coeffs = jnp.asarray(kernel.coeffs, cos[0].dtype)
+    if kernel.method == "pauli":
+        return _folded(coeffs, cos, sin)
+    return _polynomial(coeffs, kernel, cos, sin)
+
+
+def probabilities(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, "... 2^n"]:
+    """Probability of every outcome; wire 0 is the most significant bit.
+
+    Args:
+      kernel: from `compile_circuit`.
+      theta: angle of RY on each wire.
+
+    Raises:
+      ValueError: a last axis that is not n, or a noisy circuit of more than 5 wires.
+    """
+    theta = checked_angles(kernel, theta)
+    if kernel.unitary is not None:
+        re, im = jnp.split(_squares(kernel, states(theta)), 2, -1)
+        return (re + im).reshape(*theta.shape[:-1], -1)
+    if kernel.outcomes is None:
+        raise ValueError(
+            f"kernel: outcomes of a noisy circuit of {kernel.n_wires} wires were not kept; "
+            f"allowed: at most {_OUTCOMES} wires"
+        )
+    (cos, sin), wires = cosines(theta), range(kernel.n_wires)
+    outcomes = jnp.asarray(kernel.outcomes, theta.dtype)
+    return _folded(outcomes, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
+
+
+def _squares(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "N 2*2^n"]:
+    """Squares of the real, then of the imaginary parts of the amplitudes, by one real product."""
+    assert kernel.unitary is not None
+    u = jnp.asarray(kernel.unitary)
+    both = jnp.concatenate([u.real.T, u.imag.T], 1).astype(pairs.dtype)
+    state = _products([pairs[..., q, :] for q in range(kernel.n_wires)])
+    # one long axis: a sum over several of them, in the derivative, is far slower
+    amplitudes = state.reshape(-1, len(both)) @ both
+    return amplitudes * amplitudes
+
+
+def _products(factors: Sequence[Array]) -> Array:
+    """The outer product over wires [..., b^n] of [..., b] each, joined in halves."""
+    if len(factors) == 1:
+        return factors[0]
+    middle = len(factors) // 2
+    a, b = _products(factors[:middle]), _products(factors[middle:])
+    return (a[..., :, None] * b[..., None, :]).reshape(*a.shape[:-1], -1)
+
+
+def _folded(coeffs: Array, cos: Sequence[Array], sin: Sequence[Array]) -> Array:
+    """The polynomial: one product over the second half of the wires, a sum over the first."""
+    n = len(cos)
+    ones = jnp.ones_like(cos[0])
+    factors = [jnp.stack([ones, s, c], -1) for c, s in zip(cos, sin, strict=True)]
+    if n == 1:
+        return factors[0] @ coeffs.T
+    first, second = _products(factors[: n // 2]), _products(factors[n // 2 :])
+    a, b = first.shape[-1], second.shape[-1]
+    inner = second @ coeffs.reshape(-1, a, b).transpose(2, 0, 1).reshape(b, -1)
+    inner = inner.reshape(*inner.shape[:-1], -1, a)
+    return jnp.sum(inner * first[..., None, :], -1)
+
+
+def _polynomial(
+    coeffs: Array, kernel: CircuitKernel, cos: Sequence[Array], sin: Sequence[Array]
+) -> Array:
+    """The polynomial, term by term; products of the first wires are shared."""
+    made: dict[tuple[int, ...], Array | None] = {(): None}
+
+    def product(digits: tuple[int, ...]) -> Array | None:
+        if digits not in made:
+            before, wire = product(digits[:-1]), len(digits) - 1
+            factor = (None, sin[wire], cos[wire])[digits[-1]]
+            if before is None or factor is None:
+                made[digits] = factor if before is None else before
+            else:
+                made[digits] = before * factor
+        return made[digits]
+
+    n = kernel.n_wires
+    outs = [jnp.zeros_like(cos[0])] * n
+    for k, p in kernel.terms:
+        digits = tuple(int(p // 3 ** (n - 1 - q) % 3) for q in range(n))
+        value = product(digits)
+        outs[k] = outs[k] + (coeffs[k, p] if value is None else coeffs[k, p] * value)
+    return jnp.stack(outs, -1)

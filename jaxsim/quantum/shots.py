@@ -1,0 +1,61 @@
+"""Expectation values from a finite number of shots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxsim.numerics import checked_int
+from jaxsim.quantum.heisenberg import signs
+from jaxsim.quantum.kernel import CircuitKernel, expval, probabilities
+
+
+def sample(
+    kernel: CircuitKernel,
+    theta: Float[Array, "... n"],
+    shots: int,
+    key: Key[Array, ""] | None,
+    *,
+    joint: bool = False,
+) -> Float[Array, "... n"]:
+    """The mean of Z of every wire over a number of shots.
+
+    Args:
+      kernel: from `compile_circuit`.
+      theta: angle of RY on each wire.
+      shots: at least 1.
+      key: to draw with.
+      joint: whether all wires are read in the same shots, as on a device, so that their errors are
+        correlated; otherwise each wire has shots of its own. The distribution of each mean is the
+        same.
+
+    Raises:
+      ValueError: shots below 1, no key, what `expval` or `probabilities` raise, or a derivative:
+        a sample has none.
+    """
+    shots = checked_int("shots", shots, 1)
+    if key is None:
+        raise ValueError("key=None: shots need a key of jax.random")
+    if joint:
+        chance = jnp.clip(_without_derivative(probabilities(kernel, theta)), 0, 1)
+        chance = chance / chance.sum(-1, keepdims=True)
+        counts = jax.random.multinomial(key, shots, chance, dtype=chance.dtype)
+        return counts @ jnp.asarray(signs(kernel.n_wires), chance.dtype) / shots
+    mean = _without_derivative(expval(kernel, theta))
+    up = jax.random.binomial(key, shots, jnp.clip((1 + mean) / 2, 0, 1), dtype=mean.dtype)
+    return 2 * up / shots - 1
+
+
+@jax.custom_jvp
+def _without_derivative(y: Any) -> Any:
+    return y
+
+
+@_without_derivative.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+        "shots: a sampled expectation value has no derivative; differentiate without shots"
+    )

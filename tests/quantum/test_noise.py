@@ -1,0 +1,73 @@
+"""Noise folded into coefficients is the noise of a density matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pennylane as qml
+import pytest
+
+import jaxsim.quantum as jq
+from tests.oracles.circuits import expectations, noisy_expectations
+from tests.quantum.circuits import angles, random, strongly
+
+BIT_FLIP = [np.sqrt(0.8) * np.eye(2), np.sqrt(0.2) * np.array([[0, 1], [1, 0]])]
+CHANNELS = {
+    "depolarising": (jq.depolarizing, lambda p: lambda w: qml.DepolarizingChannel(p, wires=w)),
+    "amplitude damping": (
+        jq.amplitude_damping,
+        lambda p: lambda w: qml.AmplitudeDamping(p, wires=w),
+    ),
+    "user": (
+        lambda p, where: jq.kraus(BIT_FLIP, where),
+        lambda p: lambda w: qml.BitFlip(0.2, wires=w),
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ["gates", "end"])
+@pytest.mark.parametrize("name", CHANNELS)
+def test_noise_is_that_of_the_density_matrix(name, where):
+    ours, theirs = CHANNELS[name]
+    theta = angles(3, 20)
+    for p in (0.01, 0.1):
+        for qfunc in (strongly(3, 1)[0], random(3)[0]):
+            gates = jq.read_qfunc(qfunc, 3).gates
+            expected = noisy_expectations(gates, theirs(p), theta, where)
+            for method in ("pauli", "sparse"):
+                kernel = jq.compile_circuit(qfunc, 3, noise=ours(p, where), method=method)
+                assert np.abs(jq.expval(kernel, theta) - expected).max() < 1e-6
+
+
+def test_depolarising_at_the_end_scales():
+    qfunc, _ = strongly(6)
+    theta, p = angles(6, 10), 0.1
+    kernel = jq.compile_circuit(qfunc, 6, noise=jq.depolarizing(p, "end"))
+    expected = (1 - 4 * p / 3) * expectations(qfunc, theta)
+    np.testing.assert_allclose(jq.expval(kernel, theta), expected, atol=1e-6)
+
+
+def test_a_sweep_over_noise_compiles_once_and_has_a_derivative():
+    theta = jnp.asarray(angles(3, 4), jnp.float32)
+    _, weights = strongly(3)
+
+    @jax.jit
+    def noisy(p):
+        circuit = jq.strongly_entangling(weights)
+        return jq.expval(jq.compile_circuit(circuit, noise=jq.depolarizing(p, "end")), theta)
+
+    exact = jq.expval(jq.compile_circuit(jq.strongly_entangling(weights)), theta)
+    for p in (0.0, 0.1, 0.3):
+        np.testing.assert_allclose(noisy(p), (1 - 4 * p / 3) * exact, atol=1e-6)
+    assert noisy._cache_size() == 1
+    slope = jax.jacobian(noisy)(0.1)
+    np.testing.assert_allclose(slope, -4 / 3 * exact, atol=1e-5)
+
+
+def test_outcomes_of_a_noisy_circuit_have_its_expectations():
+    kernel = jq.compile_circuit(strongly(2)[0], 2, noise=jq.amplitude_damping(0.2))
+    theta = angles(2, 10)
+    chance = np.asarray(jq.probabilities(kernel, theta))
+    assert chance.min() > -1e-6
+    np.testing.assert_allclose(chance.sum(1), 1, atol=1e-6)
+    expected = chance @ np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    np.testing.assert_allclose(expected, jq.expval(kernel, theta), atol=1e-6)
