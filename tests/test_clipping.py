@@ -47,6 +47,14 @@ def test_the_entropy_threshold_is_that_of_a_search_by_hand(bits, symmetric):
     assert by_threshold[nearest] <= min(by_threshold.values()) + 2e-6
 
 
+def test_zeros_do_not_move_the_entropy_threshold():
+    x = np.maximum(LAPLACE, 0)
+    with_zeros, without = (
+        observe(jnp.asarray(v), clip=clipping.entropy(), bits=4) for v in (x, x[x > 0])
+    )
+    assert with_zeros.hi == without.hi
+
+
 def test_entropy_cuts_a_lone_outlier_off():
     x = np.append(LAPLACE, np.float32(1000))
     r = observe(jnp.asarray(x), clip=clipping.entropy(), bits=8, symmetric=True)

@@ -24,7 +24,7 @@ def least_error(x, grid, candidates=2000):
 def divergences(x, bits, symmetric, bins=2048):
     """Kullback-Leibler divergence of the coded histogram by threshold, as TensorRT counts it."""
     levels = 2 ** (bits - 1) if symmetric else 2**bits
-    magnitude = np.abs(x)
+    magnitude = np.abs(x[x != 0])
     width = np.float32(magnitude.max()) / np.float32(bins)
     place = np.minimum((magnitude / width).astype(np.int64), bins - 1)
     counts = np.bincount(place, minlength=bins).astype(np.float64)
