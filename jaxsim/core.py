@@ -181,8 +181,8 @@ class Geometry(Protocol):
         """The sum of the inputs of each output, broadcastable to the output."""
         ...
 
-    def pad(self, x: Array) -> tuple[Array, Geometry]:
-        """The input with zeros where the primitive pads, and the geometry that pads nothing."""
+    def pad(self, x: Array, zero: Any = 0) -> tuple[Array, Geometry]:
+        """The input with `zero` where the primitive pads, and the geometry that pads nothing."""
         ...
 
     def as_matmul(self) -> Matmul:
@@ -293,7 +293,7 @@ class Dot:
         unit = tuple(1 if a in self.w_free else n for a, n in enumerate(self.w_shape))
         return self.apply(x, jnp.ones(unit, x.dtype), dtype)
 
-    def pad(self, x: Array) -> tuple[Array, Dot]:
+    def pad(self, x: Array, zero: Any = 0) -> tuple[Array, Dot]:
         """Nothing to pad."""
         return x, self
 
@@ -427,7 +427,7 @@ class Conv:
         features = y.ndim - self.x_ndim + self.y_spec[1]
         return jnp.repeat(y, self.w_shape[out] // self.groups, axis=features)
 
-    def pad(self, x: Array) -> tuple[Array, Conv]:
+    def pad(self, x: Array, zero: Any = 0) -> tuple[Array, Conv]:
         """The padded and dilated input, and the convolution that pads nothing."""
         config = [(0, 0, 0)] * self.x_ndim
         for axis, (lo, hi), dilation in zip(
@@ -435,7 +435,7 @@ class Conv:
         ):
             config[axis] = (lo, hi, dilation - 1)
         lead = x.ndim - self.x_ndim
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * lead + config)
+        x = lax.pad(x, jnp.asarray(zero, x.dtype), [(0, 0, 0)] * lead + config)
         spatial = len(self.strides)
         plain = dataclasses.replace(self, padding=((0, 0),) * spatial, lhs_dilation=(1,) * spatial)
         return x, plain
@@ -521,6 +521,7 @@ class Op:
         plane (of size 1 where all planes agree); None while the weight is a float.
       code_bits: bits that a stored code takes, where they are not those of its range.
       x_lo, x_hi: smallest and largest code of the input; None while it is a float.
+      carried: integers may be carried as floats through a contraction, where that is exact.
       quiet: a read of calibration, in which nothing random happens.
       meter: where `count` adds, during a cost walk.
     """
@@ -533,6 +534,7 @@ class Op:
     code_bits: int | None = None
     x_lo: int | None = None
     x_hi: int | None = None
+    carried: bool = True
     quiet: bool = False
     meter: Meter | None = None
 
@@ -559,7 +561,7 @@ class Op:
     def _exact(self, x: Int[Array, "..."], w: Int[Array, "..."]) -> Int[Array, "..."]:
         """An integer contraction, in the fastest arithmetic that is exact."""
         common = jnp.promote_types(x.dtype, w.dtype)
-        if common != jnp.int8:
+        if common != jnp.int8 and self.carried:
             # Only 8-bit integers have a fast path; floats are exact below 2^24.
             w_most = 2**15 if self.w_hi is None else int(np.abs(self.w_hi).max())
             held = jnp.iinfo(x.dtype).max + 1
@@ -596,9 +598,14 @@ class Op:
         """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
         return self.geometry.to_output(s)
 
-    def pad(self, x: Num[Array, "..."]) -> tuple[Num[Array, "..."], Op]:
-        """The input with its zero padding made explicit, and the op that pads nothing more."""
-        x, geometry = self.geometry.pad(x)
+    def pad(self, x: Num[Array, "..."], zero: Any = 0) -> tuple[Num[Array, "..."], Op]:
+        """The input with its padding made explicit, and the op that pads nothing more.
+
+        Args:
+          x: input, with any leading planes.
+          zero: what stands for zero in it.
+        """
+        x, geometry = self.geometry.pad(x, zero)
         return x, dataclasses.replace(self, geometry=geometry)
 
     @property

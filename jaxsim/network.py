@@ -841,7 +841,8 @@ def _conv(eqn: Any) -> Conv:
     )
 
 
-def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation on these operands."""
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
@@ -898,7 +899,7 @@ class _Writer:
                 outs, written = self.inner(eqn, entry, ins, indices)
                 states.update(written)
             elif all(value is not None for value in ins):
-                outs = _bind(eqn, ins)
+                outs = bind(eqn, ins)
             return outs
 
         return _evaluate(plan, values, step), states
@@ -1008,7 +1009,7 @@ class Walk:
                 outs, updated = self.inner(eqn, entry, ins, states, indices)
                 states.update(updated)
                 return outs
-            return _bind(eqn, ins)
+            return bind(eqn, ins)
 
         return _evaluate(plan, values, step), states
 

@@ -28,3 +28,12 @@ def requantised(q, scale, offset, lo, hi):
         b, added, c = known[s, o]
         out.append(min(max((int(value) * b + added) >> c, int(low)), int(high)))
     return np.array(out, np.int64).reshape(q.shape)
+
+
+def in_float64(q, scale, offset, lo, hi):
+    """The same in float64, where products of 46 bits are exact: the simulated twin."""
+    scale, offset = np.broadcast_arrays(scale, offset)
+    cases = [fraction(s, o) for s, o in zip(scale.ravel(), offset.ravel(), strict=True)]
+    b, added, c = (np.array(a, np.float64).reshape(scale.shape) for a in zip(*cases, strict=True))
+    found = np.floor((np.asarray(q, np.float64) * b + added) / 2**c)
+    return np.clip(found, lo, hi).astype(np.int64)
