@@ -117,7 +117,7 @@ class _Raw(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["cores", "states", "constants"],
-    meta_fields=["fn", "held", "defaults", "example", "steps", "outputs", "pure"],
+    meta_fields=["fn", "held", "defaults", "example", "steps", "outputs"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class IntegerNetwork:
@@ -133,7 +133,6 @@ class IntegerNetwork:
       example: shapes of the arguments it was traced with.
       steps: in order of execution.
       outputs: how each output is taken, and the position of its scale among the constants.
-      pure: whether integers are never carried as floats.
     """
 
     cores: dict[str, tuple[Wrapper, ...]]
@@ -145,7 +144,6 @@ class IntegerNetwork:
     example: Parts
     steps: tuple[Step, ...]
     outputs: tuple[tuple[Take, Take], ...]
-    pure: bool
 
     def __call__(self, *args: Any, key: Any = None, **kwargs: Any) -> Any:
         """The outputs of the model: the same integers on every machine, times a scale.
@@ -162,7 +160,7 @@ class IntegerNetwork:
         return _run(self, call_arguments(args, {**self.defaults.whole(), **kwargs}))
 
 
-def integer_only(chip: Network, *, pure: bool = False) -> IntegerNetwork:
+def integer_only(chip: Network) -> IntegerNetwork:
     """A deployed and calibrated network as integers alone.
 
     Between the quantised inputs and the outputs there are int8 codes, int32 accumulators and
@@ -173,8 +171,6 @@ def integer_only(chip: Network, *, pure: bool = False) -> IntegerNetwork:
     Args:
       chip: every site quantised by `quantize`, `block` and `slice_bits` at most after it, with
         symmetric weights and stored input ranges.
-      pure: integers stay integers in every equation. Otherwise a contraction may carry them as
-        floats where that is exact and faster; the results are equal.
 
     Returns:
       A function of the model's arguments whose outputs are floats again: integers times one scale.
@@ -207,7 +203,6 @@ def integer_only(chip: Network, *, pure: bool = False) -> IntegerNetwork:
         example=chip.example,
         steps=tuple(converter.steps),
         outputs=outputs,
-        pure=pure,
     )
 
 
@@ -424,9 +419,8 @@ def _clip(self: _Converter, eqn: Any, ins: list[Any], shape: Any) -> list[Affine
         lo, hi = (end, np.inf) if eqn.primitive.name == "max" else (-np.inf, end)
     if isinstance(lo, Affine) or isinstance(hi, Affine) or not isinstance(value, Affine):
         raise _refused(eqn, "clips by an activation")
-    return [
-        self.alias(eqn, ins, clipped(value, *(compact(e, len(shape)) for e in (lo, hi)), shape))
-    ]
+    lo, hi = compact(lo, len(shape)), compact(hi, len(shape))
+    return [self.alias(eqn, ins, clipped(value, lo, hi, shape))]
 
 
 def _layout(self: _Converter, eqn: Any, ins: list[Any], shape: Any) -> list[Affine]:
@@ -629,7 +623,7 @@ def _contracted(net: IntegerNetwork, entry: Contraction, step: Step, x: Any) -> 
     wrapper, *inner = net.cores[entry.site.name]
     weights, inputs = (wrapper.settings[k] for k in ("weights", "inputs"))
     codes = _taken(net, x, take).astype(jnp.int8)
-    op = dataclasses.replace(entry.op, integer=True, ranges="stored", carried=not net.pure)
+    op = dataclasses.replace(entry.op, integer=True, ranges="stored")
     op = op.codes(*map(np.asarray, weights.code_range)).inputs(*inputs.code_range)
     if pad:
         codes, op = op.pad(codes, net.constants[pad[0].at])
