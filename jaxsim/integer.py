@@ -34,9 +34,10 @@ from jaxsim.affine import (
 )
 from jaxsim.core import Parts, State, Wrapper, build
 from jaxsim.cores.blocked import blocked
-from jaxsim.cores.quantized import Quantized, quantized
+from jaxsim.cores.quantized import Quantized, quantized, stored
 from jaxsim.cores.sliced import sliced
 from jaxsim.dyadic import dyadic, rescale
+from jaxsim.grid import Grid, scale_and_zero
 from jaxsim.network import (
     Contraction,
     Inner,
@@ -49,7 +50,6 @@ from jaxsim.network import (
     is_array,
     trace_plan,
 )
-from jaxsim.numerics import Grid, scale_and_zero
 
 FINE = 2.0**23
 """Codes of the grids between sites, on which residuals are added and outputs returned."""
@@ -310,8 +310,12 @@ class _Converter:
                 raise _refused(eqn, f"({name}) has float {what}")
         if not weights.symmetric:
             raise _refused(eqn, f"({name}) has weights with a zero point; make them symmetric")
-        if inputs.dynamic:
+        if not stored(inputs):
             raise _refused(eqn, f"({name}) takes its input range from each batch")
+        if inputs.bits == 1 or inputs.spacing == "powers" or inputs.rounding == "stochastic":
+            raise _refused(
+                eqn, f"({name}) rounds inputs to {inputs}, not to the nearest of even codes"
+            )
         return weights, inputs
 
     def codes(self, eqn: Any, x: Any, grid: Grid, step: Any, zero: Any) -> Take:

@@ -278,11 +278,13 @@ def test_chips_that_are_not_whole_integers_are_refused():
         "has float inputs": js.rules({"Dense_0*": js.quantize(8, None), "*": js.quantize(8, 8)}),
         "has weights with a zero point": js.quantize(unsigned, 8),
         "takes its input range from each batch": js.quantize(8, js.Grid(8, dynamic=True)),
+        "takes its input range from each ": js.quantize(8, js.Grid(8, per="token")),
+        "rounds inputs to int8 symmetric": js.quantize(8, js.Grid(8, rounding="stochastic")),
         r"reads tiled": js.compose(js.quantize(8, 8), js.analog()),
     }
     for message, transform in cases.items():
         with pytest.raises(ValueError, match=message):
-            js.integer_only(js.deploy(transform(net), calibrate=X))
+            js.integer_only(js.deploy(transform(net), key=jax.random.key(0), calibrate=X))
     x = normal(2, 5, 4)
     both = js.compose(js.quantize(), js.quantize(8, 8, sites="dynamic/*"))(attention())
     with pytest.raises(ValueError, match="contracts two activations"):
