@@ -6,13 +6,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import jaxsim as js
+from jaxsim.data import fashion_mnist
+from jaxsim.demo import CALL
 from jaxsim.models.efficientnet_lite import InvertedResidual
 from jaxsim.models.resnet import ResNet
 from jaxsim.network import contractions, trace_plan
+from jaxsim.train import fit
 from tests import models
 from tests.models import normal
 from tests.oracles import integer_graph, requantiser
@@ -198,6 +202,36 @@ def test_no_float_lies_between_the_quantised_input_and_the_logits(name):
     assert contracted
     assert all(v.aval.dtype == jnp.int8 for e in contracted for v in e.invars)
     assert all(e.outvars[0].aval.dtype == jnp.int32 for e in contracted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_trained_network_answers_as_its_simulation_does(bits):
+    net, data = fashion_net()
+    chip = deployed(net, data.images[:128], bits, js.Grid(bits, symmetric=False))
+    simulated = js.classify(chip, data.images)
+    found = js.classify(js.integer_only(chip), data.images)
+    assert np.mean(js.classify(net, data.images) == data.labels) > 0.7
+    assert np.mean(found == simulated) >= 0.995
+
+
+@functools.cache
+def fashion_net():
+    train, test = (fashion_mnist(split, source="subset") for split in ("train", "test"))
+    model = ResNet(stages=(1, 1), features=8, stem_stride=2)
+    init = jax.jit(model.init)(jax.random.key(0), train.images[:1])
+    net = fit(
+        js.trace(model, init, train.images[:1]),
+        train.images,
+        train.labels,
+        epochs=3,
+        batch_size=64,
+        optimizer=optax.adam(4e-3),
+        key=jax.random.key(1),
+        call=CALL,
+        quiet=True,
+    )
+    return net, test
 
 
 def test_weights_are_held_as_int8_and_the_floats_are_left_behind():
