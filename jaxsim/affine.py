@@ -74,7 +74,7 @@ def affine(shape: Sequence[int], scale: Any, shift: Any, least: Any, most: Any) 
 
 
 def compact(a: Any, ndim: int) -> Numbers:
-    """An array with one entry along the axes it does not vary over; a scalar takes any rank."""
+    """An array of rank `ndim`, or a scalar, with one entry along the axes it does not vary over."""
     a = np.asarray(a, np.float64)
     a = a.reshape((1,) * ndim) if a.ndim == 0 else a
     for axis in range(a.ndim):

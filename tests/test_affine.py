@@ -14,7 +14,7 @@ def value(seed):
     """Integers with a scale and a shift a channel, and what they are."""
     rng = np.random.default_rng(seed)
     q = rng.integers(-9, 10, SHAPE)
-    found = affine(SHAPE, rng.choice([-2, 0, 0.5, 3], 4)[None, None], rng.normal(size=1), -9, 9)
+    found = affine(SHAPE, rng.choice([-2, 0, 0.5, 3], 4)[None, None], rng.normal(), -9, 9)
     return rng, q, found
 
 
