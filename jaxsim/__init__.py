@@ -10,6 +10,7 @@ from jaxsim.cores.converter import fpg_bits
 from jaxsim.crossbar import Crossbar
 from jaxsim.grid import Grid
 from jaxsim.hardware import Hardware
+from jaxsim.integer import IntegerNetwork, integer_only
 from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.pipeline import simulate_schedule
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
@@ -27,12 +28,14 @@ from jaxsim.transforms.slice_bits import slice_bits
 __all__ = [
     "trace",
     "deploy",
+    "integer_only",
     "widen_ranges",
     "compare",
     "classify",
     "save",
     "load",
     "Network",
+    "IntegerNetwork",
     "Site",
     "compose",
     "rules",

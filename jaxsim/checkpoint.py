@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,19 +12,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from jaxsim.network import Network, path_name, write_states
+from jaxsim.network import Network, param_names, params_read, path_name, write_states
+from jaxsim.packing import Form, pack, unpack
 
 _FORMAT = 1
+_PACKED = 2
+"""Format of a deployed network, whose arrays are packed into one of bytes."""
 
 
 def save(path: str | Path, net: Network) -> None:
     """Writes a network's parameters, buffers, masks, settings and states to a new folder.
 
+    A deployed network is packed: codes of b bits take b bits, and parameters that its calls read no
+    more, because their sites read what was written, are left out.
+
     Args:
       path: folder to make. It appears when it is complete and not before.
-      net: deployed or not.
+      net: deployed or not. Arrays of a deployed one must be on devices of this process.
 
     Raises:
       ValueError: the folder exists.
@@ -32,10 +41,19 @@ def save(path: str | Path, net: Network) -> None:
     folder = Path(path).absolute()
     if folder.exists():
         raise ValueError(f"path={str(path)!r} exists; choose a new folder")
-    stage = {"deployed": net.deployed, "calibrated": net.calibrated}
-    metadata = {"format": _FORMAT, "network": describe(net), **stage}
+    metadata: dict[str, Any] = {
+        "network": describe(net),
+        "deployed": net.deployed,
+        "calibrated": net.calibrated,
+    }
+    content = _boxed(_content(net))
+    if net.deployed:
+        content = pack([np.asarray(leaf) for leaf in _boxed(_stored(net))["leaves"]])
+        metadata["check"] = _check(content, metadata)
+        content = {"packed": jnp.frombuffer(content, jnp.uint8)}
+    metadata["format"] = _PACKED if net.deployed else _FORMAT
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, _boxed(_content(net)), custom_metadata=metadata)
+        checkpointer.save(folder, content, custom_metadata=metadata)
 
 
 def load(path: str | Path, like: Network) -> Network:
@@ -47,7 +65,8 @@ def load(path: str | Path, like: Network) -> Network:
         which is not checked beyond its sites, and the devices; every array comes from the folder.
 
     Returns:
-      The network as it was saved, deployed if it was.
+      The network as it was saved, deployed if it was. Parameters that a deployed one reads no more
+      are not stored, and are NaN.
 
     Raises:
       ValueError: no such checkpoint, or one of another model or composition.
@@ -59,8 +78,9 @@ def load(path: str | Path, like: Network) -> Network:
         raise ValueError("like: give the composed network, not a deployed one")
     with _readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
-        if metadata.get("format") != _FORMAT or "network" not in metadata:
-            raise ValueError(f"format {metadata.get('format')}, this version reads {_FORMAT}")
+        form = metadata.get("format")
+        if form not in (_FORMAT, _PACKED) or not {"network", "deployed"} <= set(metadata):
+            raise ValueError(f"format {form}, this version reads {_FORMAT} and {_PACKED}")
     saved, expected = metadata["network"], describe(like)
     if saved != expected:
         mine, theirs = (
@@ -75,11 +95,50 @@ def load(path: str | Path, like: Network) -> Network:
         like = dataclasses.replace(
             like, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
+    if form == _PACKED:
+        return _unpacked(path, like, metadata)
     content = _content(like)
     target = _abstract(content, _home(like))
     with _readable(path), ocp.StandardCheckpointer() as checkpointer:
         content = _unboxed(content, checkpointer.restore(folder, _boxed(target)))
     return dataclasses.replace(like, **content)
+
+
+def _unpacked(path: str | Path, like: Network, metadata: dict[str, Any]) -> Network:
+    """A deployed network from its packed arrays."""
+    import orbax.checkpoint as ocp
+
+    target = _abstract(_stored(like), _home(like))
+    leaves = _boxed(target)["leaves"]
+    forms = [Form(tuple(leaf.shape), leaf.dtype) for leaf in leaves]
+    with _readable(path), ocp.StandardCheckpointer() as checkpointer:
+        packed = checkpointer.restore(Path(path).absolute())["packed"]
+        content = np.asarray(packed).tobytes()
+        if metadata.get("check") != _check(content, metadata):
+            raise ValueError("its bytes are not those that were written")
+        arrays = unpack(content, forms)
+    placed = [jax.device_put(a, leaf.sharding) for a, leaf in zip(arrays, leaves, strict=True)]
+    found = _unboxed(target, {"leaves": placed})
+    kept = found["params"]
+    params = [
+        kept.get(name, jnp.full(jnp.shape(leaf), jnp.nan, jnp.result_type(leaf)))
+        for name, leaf in zip(param_names(like), jax.tree.leaves(like.params), strict=True)
+    ]
+    found["params"] = jax.tree.unflatten(jax.tree.structure(like.params), params)
+    return dataclasses.replace(like, **found)
+
+
+def _stored(net: Network) -> dict[str, Any]:
+    """What is stored of a deployed network: all but the parameters that it does not read."""
+    read = params_read(net)
+    leaves = zip(param_names(net), jax.tree.leaves(net.params), strict=True)
+    return {**_content(net), "params": {name: leaf for name, leaf in leaves if name in read}}
+
+
+def _check(content: bytes, metadata: dict[str, Any]) -> int:
+    """A checksum of the packed arrays and of what is said of them."""
+    said = [metadata[k] for k in ("network", "deployed", "calibrated")]
+    return zlib.crc32(content, zlib.crc32(json.dumps(said).encode()))
 
 
 class Trail(NamedTuple):

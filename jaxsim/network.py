@@ -529,6 +529,39 @@ def _check_params(params: PyTree) -> None:
             raise ValueError(f"variables: {name} holds NaN or infinite values")
 
 
+def param_names(net: Network) -> list[str]:
+    """Paths of the leaves of a network's parameters."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(net.params)]
+
+
+def params_read(net: Network) -> set[str]:
+    """Paths of the parameters that calls read; a deployed site reads its state instead.
+
+    Found for the arguments the network was traced with. A parameter that a loop around a site
+    carries counts as read.
+    """
+    shapes = jax.eval_shape(lambda: (net.params, net.buffers))
+    plan = trace_plan(net.fn, shapes[0], shapes[1], net.example, net.example).plan
+    live = _live(plan, set(net.states))
+    return {name for name, is_read in zip(param_names(net), live, strict=False) if is_read}
+
+
+def _live(plan: Plan, written: set[str]) -> list[bool]:
+    """Which inputs of a plan its outputs depend on, where written sites read no weight."""
+    live = {v for v in plan.jaxpr.outvars if isinstance(v, jex.Var)}
+    for eqn, entry in zip(reversed(plan.jaxpr.eqns), reversed(plan.entries), strict=True):
+        if not (eqn.effects or any(v in live for v in eqn.outvars)):
+            continue
+        needed = [True] * len(eqn.invars)
+        if isinstance(entry, Contraction) and entry.site.name in written:
+            needed[entry.w_at] = False
+        elif isinstance(entry, Inner) and len(entry.plans) == 1:
+            needed = _live(entry.plans[0], written)
+        used = (v for v, need in zip(eqn.invars, needed, strict=True) if need)
+        live.update(v for v in used if isinstance(v, jex.Var))
+    return [v in live for v in plan.jaxpr.invars]
+
+
 def check_sites(net: Network, plan: Plan) -> None:
     """Checks that a call runs the sites that were traced: any other would silently stay float."""
     known = {site.name: site for site in net.sites}
@@ -841,7 +874,8 @@ def _conv(eqn: Any) -> Conv:
     )
 
 
-def _bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation on these operands."""
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
@@ -898,7 +932,7 @@ class _Writer:
                 outs, written = self.inner(eqn, entry, ins, indices)
                 states.update(written)
             elif all(value is not None for value in ins):
-                outs = _bind(eqn, ins)
+                outs = bind(eqn, ins)
             return outs
 
         return _evaluate(plan, values, step), states
@@ -1008,7 +1042,7 @@ class Walk:
                 outs, updated = self.inner(eqn, entry, ins, states, indices)
                 states.update(updated)
                 return outs
-            return _bind(eqn, ins)
+            return bind(eqn, ins)
 
         return _evaluate(plan, values, step), states
 

@@ -11,12 +11,14 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import jaxsim as js
-from jaxsim.checkpoint import trail
-from tests.models import NnxCnn, normal
-from tests.transforms.networks import SITES, X, cnn, stack
+from jaxsim.checkpoint import describe, trail
+from jaxsim.network import params_read, path_name
+from tests.models import CASES, NnxCnn, normal
+from tests.transforms.networks import SITES, X, cnn, run, stack
 
 CHIP = js.compose(
     js.prune(0.5),
@@ -32,7 +34,7 @@ def same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert jnp.result_type(x) == jnp.result_type(y)
-        assert np.array_equal(np.asarray(x), np.asarray(y))
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 @pytest.mark.parametrize("net", [cnn, stack])
@@ -42,7 +44,14 @@ def test_a_deployed_network_comes_back_whole(tmp_path, net):
     js.save(tmp_path / "chip", chip)
     # other numbers of the same kind, to see that none of them is kept
     other = dataclasses.replace(composed, params=jax.tree.map(jnp.zeros_like, composed.params))
-    same(js.load(tmp_path / "chip", like=other), chip)
+    loaded = js.load(tmp_path / "chip", like=other)
+    read = params_read(chip)
+    assert read.isdisjoint(chip.cores)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, p: p if path_name(path) in read else jnp.full_like(p, jnp.nan), chip.params
+    )
+    same(loaded, dataclasses.replace(chip, params=params))
+    np.testing.assert_array_equal(run(loaded, INPUTS[net]), run(chip, INPUTS[net]))
 
 
 def test_a_network_before_deployment_comes_back(tmp_path):
@@ -69,6 +78,94 @@ def test_integer_codes_are_stored_as_integers(tmp_path):
     js.save(tmp_path / "chip", chip)
     codes = js.load(tmp_path / "chip", like=js.quantize(8, None)(cnn())).states[SITES[0]].inner
     assert codes.dtype == jnp.int8
+
+
+def size_of(folder):
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_four_bit_codes_take_four_bits(tmp_path):
+    """All of the folder, scales and biases included, beside that of the floats."""
+    net = js.trace(lambda p, x: x @ p["w"] + p["b"], WIDE, normal(2, 512))
+    js.save(tmp_path / "float", net)
+    js.save(tmp_path / "chip", js.deploy(js.quantize(4, 8)(net), calibrate=normal(2, 512)))
+    assert size_of(tmp_path / "chip") <= size_of(tmp_path / "float") / 7
+
+
+WIDE = {"w": normal(512, 512), "b": normal(512)}
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_of_every_width_come_back(tmp_path, bits):
+    net = js.quantize(bits, bits)(cnn())
+    chip = js.deploy(net, calibrate=X)
+    js.save(tmp_path / "chip", chip)
+    same(js.load(tmp_path / "chip", like=net).states, chip.states)
+
+
+def test_a_parameter_that_is_read_elsewhere_too_is_stored(tmp_path):
+    """The embedding is looked up, and multiplied by at a site; gains and biases are read."""
+    case = CASES["transformer"]()
+    net = js.quantize(8, None)(js.trace(case.model, case.variables, *case.args))
+    chip = js.deploy(net)
+    read = params_read(chip)
+    assert "Embed_0/embedding" in read
+    assert "stack/Dense_1/kernel" not in read
+    assert "stack/Dense_1/bias" in read
+    js.save(tmp_path / "chip", chip)
+    loaded = js.load(tmp_path / "chip", like=net)
+    np.testing.assert_array_equal(run(loaded, *case.args), run(chip, *case.args))
+
+
+def test_every_parameter_is_read_before_deployment():
+    net = js.quantize(8, 8)(cnn())
+    assert params_read(net) == {
+        path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(net.params)
+    }
+
+
+def test_a_deployed_checkpoint_of_the_first_format_still_loads(tmp_path):
+    net = js.quantize(4, 8)(cnn())
+    chip = js.deploy(net, calibrate=X)
+    content = {k: getattr(chip, k) for k in ("params", "buffers", "masks", "cores", "states")}
+    metadata = {"format": 1, "network": describe(chip), "deployed": True, "calibrated": True}
+    with ocp.StandardCheckpointer() as checkpointer:
+        boxed = {"leaves": jax.tree.leaves(content)}
+        checkpointer.save(tmp_path / "chip", boxed, custom_metadata=metadata)
+    same(js.load(tmp_path / "chip", like=net), chip)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_mutations_of_a_packed_network_are_refused_or_change_nothing(tmp_path):
+    """Bits flipped, bytes replaced, cut and put in, in every file."""
+    rng = np.random.default_rng(0)
+    net = js.quantize(4, 8)(cnn())
+    chip = js.deploy(net, calibrate=X)
+    js.save(tmp_path / "chip", chip)
+    original = js.load(tmp_path / "chip", like=net)
+    refused = 0
+    files = [p for p in (tmp_path / "chip").rglob("*") if p.is_file() and p.stat().st_size]
+    for _ in range(300):
+        file = files[rng.integers(len(files))]
+        content = bytearray(file.read_bytes())
+        kept, at = bytes(content), int(rng.integers(len(content)))
+        match rng.integers(4):
+            case 0:
+                content[at] ^= 1 << rng.integers(8)
+            case 1:
+                content[at : at + 8] = rng.bytes(8)
+            case 2:
+                del content[at : at + int(rng.integers(1, 9))]
+            case _:
+                content[at:at] = rng.bytes(int(rng.integers(1, 9)))
+        file.write_bytes(content)
+        try:
+            same(js.load(tmp_path / "chip", like=net), original)
+        except ValueError:
+            refused += 1
+        file.write_bytes(kept)
+    assert refused > 100
 
 
 def test_another_network_is_refused_with_the_first_difference(tmp_path):
@@ -127,7 +224,7 @@ def test_another_format_is_refused(tmp_path):
     metadata = json.loads(file.read_text())
     metadata["custom_metadata"]["format"] = 99
     file.write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match="format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="format 99, this version reads 1 and 2"):
         js.load(tmp_path / "net", like=cnn())
 
 

@@ -128,3 +128,26 @@ def test_weight_bits_hold_every_level(hi, lo):
     float_core.write(op, jnp.zeros((4, 3)), None)
     bits = (hi + lo).bit_length()  # codes -lo..hi count hi + lo + 1 levels
     assert meter == {"weight_bits": 12 * bits, "cells": 12}
+
+
+SMALL = {
+    "depthwise": ((3, 3, 1, 6), 6),
+    "depthwise, two features each": ((2, 3, 1, 12), 6),
+    "grouped": ((3, 3, 3, 8), 2),
+    "few features": ((3, 3, 6, 8), 1),
+    "pointwise": ((1, 1, 6, 48), 1),
+    "many features": ((3, 2, 6, 48), 1),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("w_planes", [(), (2,)])
+def test_convolutions_of_codes_are_exact_whatever_computes_them(name, w_planes):
+    """Depthwise filters by taps, few features and groups by patches, others as they are."""
+    w_shape, groups = SMALL[name]
+    specs = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+    geometry = Conv((2, 1), ((1, 2), (0, 1)), (1, 2), (2, 1), groups, *specs, w_shape=w_shape)
+    x, w = integers(1, (2, 3, 7, 6, 6)), integers(2, (*w_planes, *w_shape))
+    y = jax.jit(Op(geometry).contract)(x, w)
+    assert y.dtype == jnp.int32
+    np.testing.assert_array_equal(y, contraction.over_planes(geometry, x, w))
