@@ -324,8 +324,8 @@ def qwix(settings: Quantization) -> None:
         question="Does int8 answer as qwix's does?",
         baseline="qwix's PTQ of the same model, whose input ranges are each batch's",
         notes="Share of the 10000 test images of Fashion-MNIST classified alike. qwix takes a "
-        "range for each image and divides the largest magnitude by 127.5 before it clips to 127; ours "
-        "stores one range and divides by 127. *On its grids* does as qwix does.",
+        "range for each image and divides the largest magnitude by 127.5 before it clips to 127; "
+        "ours stores one range and divides by 127. *On its grids* does as qwix does.",
         settings={"seeds": settings.seeds},
     )
 
