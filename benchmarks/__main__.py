@@ -16,6 +16,7 @@ NAMES = (
     "analog_accuracy",
     "blocked",
     "blocked_accuracy",
+    "rounding",
     "pipeline",
     "efficientnet",
     "quantization",

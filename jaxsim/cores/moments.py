@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxsim.core import Core, Op, State, float_core
 from jaxsim.cores.quantized import quantized
-from jaxsim.numerics import Grid
+from jaxsim.grid import Grid
 
 
 class Moments(NamedTuple):
@@ -22,7 +22,7 @@ class Moments(NamedTuple):
       w: weights [B, K, N].
       scale: step of the grid at each weight, [B, K, N].
       zero: code of zero at each weight, [B, K, N].
-      ends: values of the smallest and the largest code, as they broadcast to the site's weight.
+      ends: values of the smallest and the largest code, for each output or one for all.
       gram: sum of the outer products of the inputs, [B, K, K].
       seen: how many inputs that were.
     """
@@ -53,9 +53,11 @@ def moments(core: Core, *, weights: Grid) -> Core:
         def spread(s: Array) -> Array:
             return matmul.w(jnp.broadcast_to(s, w.shape))
 
-        lo, hi = ((code - on.zero) * on.scale for code in weights.code_range)
+        summed = op.geometry.contracted
+        scale, zero = (jnp.squeeze(a, summed) for a in (on.scale, on.zero))
         if weights.per == "tensor":
-            lo, hi = (end[(slice(1),) * w.ndim] for end in (lo, hi))
+            scale, zero = (a.reshape(-1)[0] for a in (scale, zero))
+        lo, hi = ((code - zero) * scale for code in weights.code_range)
         return Moments(
             inner=core.write(op, w, key),
             w=matmul.w(w),

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsim.clipping import fixed
 from jaxsim.core import Wrapper
-from jaxsim.cores.digital import biased, inside
+from jaxsim.cores.digital import biased
 from jaxsim.cores.moments import Moments, moments
+from jaxsim.cores.quantized import quantized
+from jaxsim.grid import Grid
 from jaxsim.network import Network, Site, path_name, write_states
-from jaxsim.numerics import Grid
 from jaxsim.rounding import Layer, Rounding, rounded
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 from jaxsim.transforms.measure import measured, require_run
@@ -50,22 +52,28 @@ def round_weights(
         raise ValueError(f"rounding={rounding!r}: must be a function, such as js.rounding.gptq()")
 
     def apply(net: Network) -> Network:
-        chosen = transformable(net, "round_weights", sites)
+        chosen, grids = transformable(net, "round_weights", sites), dict[str, Grid]()
         for site in chosen:
-            require_codes(net, site, "round_weights")
+            grid = require_codes(net, site, "round_weights").settings["weights"]
+            if grid.bits == 1 or grid.spacing != "even" or grid.rounding != "nearest":
+                raise ValueError(
+                    f"round_weights at {site.name}: its weights are on {grid}; it rounds to the "
+                    "nearest of evenly spaced codes of at least 2 bits"
+                )
             if biased in makers(net, site):
                 raise ValueError(
                     f"round_weights cannot follow correct_bias at {site.name}: the correction is "
                     "for other weights; put it before"
                 )
-        probes = {site.name: _probe(net, site) for site in chosen}
+            grids[site.name] = grid
+        probes = {name: _probe(net.cores[name], grid) for name, grid in grids.items()}
         states: dict[str, Moments] = measured(net, probes, inputs)
         for site in chosen:
             require_run(site, states[site.name].seen, states[site.name].gram)
         params = _params_of(net, chosen)
         of = partial(_matrices, net, probes)
         units = of(jax.tree.map(jnp.ones_like, params))
-        layers = {s.name: _layer(states[s.name], _grid(net, s), units[s.name]) for s in chosen}
+        layers = {s.name: _layer(states[s.name], grids[s.name], units[s.name]) for s in chosen}
         found: dict[str, Any] = {}
         for group in _same(chosen, layers):
             gram = sum((layers[name].gram for name in group), jnp.float32(0))
@@ -78,21 +86,27 @@ def round_weights(
                     f"round_weights at {name}: no value of its parameter gives the rounded "
                     "weights; they are computed from it, or it is used in two ways"
                 )
-        return _fixed(_with_params(net, params), chosen, states)
+        cores = {n: _fixed(net.cores[n], grids[n], states[n].ends) for n in probes}
+        return dataclasses.replace(_with_params(net, params), cores={**net.cores, **cores})
 
     return apply
 
 
-def _grid(net: Network, site: Site) -> Grid:
-    """The grid of a site's weights."""
-    return inside(net.cores[site.name])[0].settings["weights"]
+def _place(chain: tuple[Wrapper, ...]) -> int:
+    """Where in a chain the codes are made."""
+    return [wrapper.make for wrapper in chain].index(quantized)
 
 
-def _probe(net: Network, site: Site) -> tuple[Wrapper, ...]:
-    """A chain that measures what the site's quantiser sees."""
-    chain = net.cores[site.name]
-    outside = chain[: len(chain) - len(inside(chain))]
-    return (*outside, Wrapper.of(moments, weights=_grid(net, site)))
+def _probe(chain: tuple[Wrapper, ...], grid: Grid) -> tuple[Wrapper, ...]:
+    """A chain that measures what the quantiser of another sees."""
+    return (*chain[: _place(chain)], Wrapper.of(moments, weights=grid))
+
+
+def _fixed(chain: tuple[Wrapper, ...], grid: Grid, ends: Any) -> tuple[Wrapper, ...]:
+    """A chain whose weights' grid has the range it is measured to have, whatever the weights."""
+    at = _place(chain)
+    settings = {**chain[at].settings, "weights": dataclasses.replace(grid, clip=fixed(*ends))}
+    return (*chain[:at], Wrapper.of(quantized, **settings), *chain[at + 1 :])
 
 
 def _layer(state: Moments, grid: Grid, unit: Array) -> Layer:
@@ -156,8 +170,3 @@ def _solved(
         name: jnp.where(share[name] != 0, values[name] / share[name], p).astype(p.dtype)
         for name, p in params.items()
     }
-
-
-def _fixed(net: Network, sites: Iterable[Site], states: dict[str, Moments]) -> Network:
-    """The network with its weights' grids fixed at the ranges they had."""
-    return net

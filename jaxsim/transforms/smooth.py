@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from jaxsim.clipping import fixed, learned
 from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased, smoothed
 from jaxsim.cores.moments import Peaks, peaks
@@ -36,7 +38,7 @@ def smooth(
 
     Raises:
       ValueError: alpha out of range; when applied, a site whose weights are not quantised, that
-        did not run, or that is smoothed, rounded or corrected already.
+        did not run, that is smoothed or corrected already, or the range of whose weights is set.
 
     Source: Xiao et al. (2023), arXiv 2211.10438, eq. 4.
     """
@@ -45,7 +47,12 @@ def smooth(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "smooth", sites)
         for site in chosen:
-            require_codes(net, site, "smooth")
+            clip = require_codes(net, site, "smooth").settings["weights"].clip
+            if isinstance(clip, Partial) and clip.func in _SET:
+                raise ValueError(
+                    f"smooth at {site.name}: the range of its weights is set, by round_weights or "
+                    "otherwise, and smoothing changes the weights"
+                )
             for other in (smoothed, biased):
                 if other in makers(net, site):
                     raise ValueError(f"smooth cannot follow {other.__name__} at {site.name}")
@@ -60,6 +67,9 @@ def smooth(
         return dataclasses.replace(net, cores=cores)
 
     return apply
+
+
+_SET = [rule.func for rule in (fixed(0.0, 0.0), learned(0.0, 0.0)) if isinstance(rule, Partial)]
 
 
 @jax.jit

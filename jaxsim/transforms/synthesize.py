@@ -85,9 +85,9 @@ def synthesize_inputs(
 
     # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
     @jax.jit
-    def step(x: Array, state: optax.OptState) -> tuple[Array, optax.OptState]:
+    def step(x: Array, state: optax.OptState) -> tuple[Any, optax.OptState]:
         changes, state = optimizer.update(jax.grad(loss)(x), state)
-        return x + changes, state
+        return optax.apply_updates(x, changes), state
 
     state = optimizer.init(x)
     for _ in range(steps):
