@@ -206,7 +206,7 @@ class Hardware:
                 runs=cost.runs,
                 kept=1.0 if mask is None else float(mask.mean()),
                 bits=_widths(site.name, chain),
-                blocks=chain[1].settings["blocks"] if len(chain) > 1 else None,
+                blocks=next((w.settings["blocks"] for w in chain if w.make is blocked), None),
             )
         return found
 

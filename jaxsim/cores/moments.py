@@ -90,11 +90,13 @@ class Peaks(NamedTuple):
       inner: what the inner core wrote.
       w: largest magnitude of the weights of each input channel, [B, C].
       x: largest magnitude of each input channel, [B, C].
+      seen: how many calls that is of.
     """
 
     inner: State
     w: Float[Array, "B C"]
     x: Float[Array, "B C"]
+    seen: Float[Array, ""]
 
 
 def peaks(core: Core) -> Core:
@@ -106,11 +108,12 @@ def peaks(core: Core) -> Core:
 
     def write(op: Op, w: Array, key: Any) -> Peaks:
         most = _by_channel(op, jnp.abs(op.geometry.as_matmul().w(w)).max(-1))
-        return Peaks(core.write(op, w, key), most, jnp.zeros_like(most))
+        return Peaks(core.write(op, w, key), most, jnp.zeros_like(most), jnp.zeros(()))
 
     def calibrate(op: Op, state: Peaks, x: Array) -> Peaks:
         most = _by_channel(op, jnp.abs(op.geometry.as_matmul().x(x)).max(-2))
-        return Peaks(core.calibrate(op, state.inner, x), state.w, jnp.maximum(state.x, most))
+        inner, most = core.calibrate(op, state.inner, x), jnp.maximum(state.x, most)
+        return Peaks(inner, state.w, most, state.seen + 1)
 
     def read(op: Op, state: Peaks, x: Array, key: Any) -> Array:
         return core.read(op, state.inner, x, key)

@@ -76,8 +76,9 @@ def layers(net: Network, transform: str, sites: str | Sequence[str]) -> list[Lay
     Raises:
       ValueError: a site is transformed already.
     """
+    chosen = transformable(net, transform, sites)
     held, found = tensors(net), dict[str, Layer]()
-    for site in transformable(net, transform, sites):
+    for site in chosen:
         if site.param is None:
             continue
         if site.name in net.cores:

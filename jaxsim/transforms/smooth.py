@@ -60,8 +60,8 @@ def smooth(
         found: dict[str, Peaks] = measured(net, probes, inputs)
         cores = dict(net.cores)
         for site in chosen:
-            x, w = found[site.name].x, found[site.name].w
-            require_run(site, x.max(), x)
+            _, w, x, seen = found[site.name]
+            require_run(site, seen, x)
             channels = channel_scales(x, w, alpha)
             cores[site.name] = (Wrapper.of(smoothed, channels=channels), *cores[site.name])
         return dataclasses.replace(net, cores=cores)
