@@ -132,6 +132,8 @@ def _is_number(value: Any) -> bool:
 def _short(value: Any) -> str:
     if _is_number(value) and np.ndim(value) == 0:
         return "traced" if is_traced(value) else f"{value:.4g}"
+    if _is_number(value):
+        return f"array{list(np.shape(value))}"
     if isinstance(value, str) or not callable(value):
         return str(value)
     return getattr(value, "__name__", repr(value))

@@ -23,6 +23,7 @@ from jaxsim.transforms.layers import (
     norms,
     on_outputs,
     tensors,
+    trials_of,
     with_tensors,
 )
 
@@ -65,7 +66,7 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
     check_range("epsilon", epsilon, 0, 1, above=True)
 
     def apply(net: Network) -> Network:
-        free, trials = layers(net, "equalize", sites), Trials(net, inputs)
+        free, trials = layers(net, "equalize", sites), trials_of(net, inputs)
         found = pairs(net, free, trials, epsilon)
         if not found:
             raise ValueError(

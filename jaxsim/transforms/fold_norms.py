@@ -12,12 +12,12 @@ from jaxsim.numerics import check_range
 from jaxsim.transforms.compose import Transform
 from jaxsim.transforms.layers import (
     TOLERANCE,
-    Trials,
     layers,
     norm_behind,
     norms,
     on_outputs,
     tensors,
+    trials_of,
     with_tensors,
 )
 
@@ -50,7 +50,7 @@ def fold_norms(
     check_range("epsilon", epsilon, 0, 1, above=True)
 
     def apply(net: Network) -> Network:
-        free, trials = layers(net, "fold_norms", sites), Trials(net, inputs)
+        free, trials = layers(net, "fold_norms", sites), trials_of(net, inputs)
         held, changes, left = tensors(net), {}, norms(net)
         for layer in free:
             norm = norm_behind(layer, left, trials, epsilon)

@@ -113,35 +113,49 @@ def norms(net: Network) -> list[Norm]:
     return found
 
 
-class Trials:
-    """A network on some inputs, to see whether changed tensors leave its outputs as they are."""
+class Trials(NamedTuple):
+    """A network on some inputs, to see whether changed tensors leave its outputs; see `trials_of`.
 
-    def __init__(self, net: Network, inputs: Any):
-        self.net = net
-        self.inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-        self.expected = self.outputs({})
-        if not all(np.isfinite(y).all() for y in self.expected):
-            raise ValueError("inputs: the network's outputs hold NaN or infinite values")
+    Attributes:
+      net: the network.
+      inputs: its positional arguments.
+      expected: its float outputs.
+    """
 
-    def outputs(self, changes: Mapping[str, Array]) -> list[np.ndarray]:
-        """The float outputs with some tensors replaced."""
-        found = _run(with_tensors(self.net, changes), self.inputs)
-        return [
-            np.asarray(y, np.float32)
-            for y in jax.tree.leaves(found)
-            if jnp.issubdtype(y.dtype, jnp.floating)
-        ]
+    net: Network
+    inputs: tuple[Any, ...]
+    expected: list[np.ndarray]
 
     def off(self, changes: Mapping[str, Array]) -> float:
-        """Largest difference of an output, as a share of the largest output."""
+        """Largest difference of an output with some tensors replaced, as a share of the largest."""
+        found = _outputs(with_tensors(self.net, changes), self.inputs)
         return max(
             float(np.abs(y - z).max(initial=0) / max(np.abs(y).max(initial=0), 1e-30))
-            for y, z in zip(self.expected, self.outputs(changes), strict=True)
+            for y, z in zip(self.expected, found, strict=True)
         )
 
     def same(self, changes: Mapping[str, Array]) -> bool:
         """Whether the outputs stay."""
         return self.off(changes) <= TOLERANCE
+
+
+def trials_of(net: Network, inputs: Any) -> Trials:
+    """Trials of a network on one array or a tuple of its positional arguments.
+
+    Raises:
+      ValueError: its outputs are not finite.
+    """
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    expected = _outputs(net, inputs)
+    if not all(np.isfinite(y).all() for y in expected):
+        raise ValueError("inputs: the network's outputs hold NaN or infinite values")
+    return Trials(net, inputs, expected)
+
+
+def _outputs(net: Network, inputs: tuple[Any, ...]) -> list[np.ndarray]:
+    """The float outputs."""
+    leaves = jax.tree.leaves(_run(net, inputs))
+    return [np.asarray(y, np.float32) for y in leaves if jnp.issubdtype(y.dtype, jnp.floating)]
 
 
 @jax.jit

@@ -15,7 +15,7 @@ from jaxsim.cores.moments import Outputs, outputs
 from jaxsim.network import Network, deploy, widen_ranges
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.transforms.compose import require_network
-from jaxsim.transforms.layers import Trials, layers, norm_behind, norms, tensors
+from jaxsim.transforms.layers import layers, norm_behind, norms, tensors, trials_of
 
 
 def synthesize_inputs(
@@ -60,7 +60,7 @@ def synthesize_inputs(
     first, noise = jax.random.split(key)
     x = jax.random.normal(noise, (count, *args[0].shape[1:]), args[0].dtype)
     # what the norms are paired by must reach all of them, so it is noise too
-    trials = Trials(net, jax.random.normal(first, (8, *x.shape[1:]), x.dtype))
+    trials = trials_of(net, jax.random.normal(first, (8, *x.shape[1:]), x.dtype))
     held, left, watched = tensors(net), norms(net), dict[str, Any]()
     for layer in layers(net, "synthesize_inputs", "*"):
         if norm := norm_behind(layer, left, trials, epsilon):

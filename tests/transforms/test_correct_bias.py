@@ -80,6 +80,15 @@ def test_hardware_may_follow_and_computes_the_same():
     assert estimates[0].energy_gain == estimates[1].energy_gain
 
 
+def test_a_corrected_network_is_shown_and_kept_on_disk(tmp_path):
+    like = js.compose(js.smooth(X), js.correct_bias(X))(js.quantize(4, 8)(cnn()))
+    assert "biased(bias=array[1, 1, 1, 4])" in repr(like.cores[SITES[0]])
+    chip = js.deploy(like, calibrate=X)
+    js.save(tmp_path / "chip", chip)
+    other = dataclasses.replace(like, params=jax.tree.map(jnp.zeros_like, like.params))
+    np.testing.assert_array_equal(run(js.load(tmp_path / "chip", other), X), run(chip, X))
+
+
 def test_gradients_pass_through_a_corrected_network():
     net = js.correct_bias(X)(js.quantize(4, 8)(cnn()))
     slope = jax.grad(lambda p: (dataclasses.replace(net, params=p)(X) ** 2).sum())(net.params)

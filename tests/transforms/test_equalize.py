@@ -8,7 +8,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim.transforms.equalize import pairs
-from jaxsim.transforms.layers import Trials, layers
+from jaxsim.transforms.layers import layers, trials_of
 from tests.models import normal
 from tests.transforms.networks import X, cnn, run
 from tests.transforms.test_fold_norms import uneven
@@ -43,7 +43,7 @@ JOINED = [("Conv_0", "Conv_1", 1), ("Conv_1", "Conv_2", 2), ("Conv_2", "Dense_0"
 
 def test_layers_joined_by_functions_that_let_factors_through_are_found_and_no_others():
     """gelu lets none through, so the two dense layers are no pair."""
-    found = pairs(chain(), layers(chain(), "equalize", "*"), Trials(chain(), X), 1e-5)
+    found = pairs(chain(), layers(chain(), "equalize", "*"), trials_of(chain(), X), 1e-5)
     names = [(p.first.name.split("/")[0], p.second.name.split("/")[0]) for p in found]
     assert names == [pair[:2] for pair in JOINED]
 
