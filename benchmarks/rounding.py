@@ -88,12 +88,6 @@ def cases() -> Iterator[Case]:
         for more, steps in ways.items():
             made = deployed(stored(bits), *steps)
             yield Case("weights", f"{name}, {more}", made, f"{name}, nearest")
-    for bits in (3, 2):
-        name, grid = f"{bits} bits, least squares", js.Grid(bits, per="channel", clip=best)
-        yield Case("weights", f"{name}, nearest", deployed(stored(grid)))
-        for more, step in {"GPTQ": gptq, "AdaRound": adaround}.items():
-            made = deployed(stored(grid), step)
-            yield Case("weights", f"{name}, {more}", made, f"{name}, nearest")
 
     def folds(x: Any, net: js.Network) -> js.Transform:
         return js.fold_norms(x[:8])
@@ -140,6 +134,11 @@ def cases() -> Iterator[Case]:
         for source, inputs in {"real": real, "made up": made_up, "noise": noise}.items():
             null = None if source == "real" else f"{what} of real inputs"
             yield Case("data", f"{what} of {source} inputs", calibrated(bits, inputs), null)
+    name, grid = "2 bits, least squares", js.Grid(2, per="channel", clip=best)
+    yield Case("weights", f"{name}, nearest", deployed(stored(grid)))
+    for more, step in {"GPTQ": gptq, "AdaRound": adaround}.items():
+        made = deployed(stored(grid), step)
+        yield Case("weights", f"{name}, {more}", made, f"{name}, nearest")
 
 
 def spoiled(net: js.Network) -> js.Network:
