@@ -17,6 +17,7 @@ NAMES = (
     "blocked",
     "blocked_accuracy",
     "integer",
+    "rounding",
     "pipeline",
     "efficientnet",
     "quantization",

@@ -1,6 +1,6 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
-from jaxsim import clipping
+from jaxsim import clipping, rounding
 from jaxsim.checkpoint import load, save
 from jaxsim.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.compare import classify, compare
@@ -19,11 +19,17 @@ from jaxsim.search import search_blocked
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
+from jaxsim.transforms.correct_bias import correct_bias
+from jaxsim.transforms.equalize import equalize
+from jaxsim.transforms.fold_norms import fold_norms
 from jaxsim.transforms.learn_ranges import learn_ranges
 from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
+from jaxsim.transforms.round_weights import round_weights
 from jaxsim.transforms.slice_bits import slice_bits
+from jaxsim.transforms.smooth import smooth
+from jaxsim.transforms.synthesize import synthesize_inputs
 
 __all__ = [
     "trace",
@@ -43,6 +49,13 @@ __all__ = [
     "prune",
     "quantize",
     "learn_ranges",
+    "fold_norms",
+    "equalize",
+    "smooth",
+    "round_weights",
+    "correct_bias",
+    "synthesize_inputs",
+    "rounding",
     "block",
     "slice_bits",
     "analog",

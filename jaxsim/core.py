@@ -133,6 +133,8 @@ def _is_number(value: Any) -> bool:
 def _short(value: Any) -> str:
     if _is_number(value) and np.ndim(value) == 0:
         return "traced" if is_traced(value) else f"{value:.4g}"
+    if _is_number(value):
+        return f"array{list(np.shape(value))}"
     if isinstance(value, str) or not callable(value):
         return str(value)
     return getattr(value, "__name__", repr(value))
@@ -159,6 +161,19 @@ class Geometry(Protocol):
     @property
     def dtype(self) -> Any:
         """Accumulation dtype of floats, None for theirs."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Input channels of each group or batch entry."""
+        ...
+
+    def to_x(self, s: Array) -> Array:
+        """One number an input channel [B, C] as it broadcasts to the input."""
+        ...
+
+    def to_w(self, s: Array) -> Array:
+        """One number an input channel [B, C] as it broadcasts to the weight."""
         ...
 
     def apply(self, x: Array, w: Array, dtype: Any) -> Array:
@@ -264,6 +279,25 @@ class Dot:
             x_axes = [batch + i for i in x_axes]
             w_axes = [batch + xp + len(self.x_free) + i for i in w_axes]
         return jnp.moveaxis(y, x_axes + w_axes, range(xp + wp))
+
+    @property
+    def channels(self) -> int:
+        """Products of a sum: each is a channel."""
+        return math.prod(self.w_shape[a] for a in self.w_contract)
+
+    def to_x(self, s: Array) -> Array:
+        """One number an input channel [B, C] as it broadcasts to the input."""
+        return self._placed(s, self.x_batch + self.x_contract, self.x_ndim)
+
+    def to_w(self, s: Array) -> Array:
+        """One number an input channel [B, C] as it broadcasts to the weight."""
+        return self._placed(s, self.w_batch + self.w_contract, len(self.w_shape))
+
+    def _placed(self, s: Array, axes: tuple[int, ...], ndim: int) -> Array:
+        s = s.reshape([self.w_shape[a] for a in self.w_batch + self.w_contract])
+        return jnp.expand_dims(
+            jnp.transpose(s, sorted(range(s.ndim), key=axes.__getitem__)), _others(ndim, axes)
+        )
 
     def to_output(self, s: Array) -> Array:
         """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
@@ -453,6 +487,21 @@ class Conv:
         order = (self.y_spec[0], *self.y_spec[2:], self.y_spec[1])
         return _permute_last(y, tuple(int(a) for a in np.argsort(order)))
 
+    @property
+    def channels(self) -> int:
+        """Features of each group."""
+        return self.w_shape[self.w_spec[1]]
+
+    def to_x(self, s: Array) -> Array:
+        """One number an input channel [groups, C] as it broadcasts to the input."""
+        return jnp.expand_dims(s.reshape(-1), _others(self.x_ndim, self.x_spec[1:2]))
+
+    def to_w(self, s: Array) -> Array:
+        """One number an input channel [groups, C] as it broadcasts to the kernel."""
+        s = jnp.repeat(s, self.w_shape[self.w_spec[0]] // self.groups, axis=0)
+        s = s if self.w_spec[0] < self.w_spec[1] else s.T
+        return jnp.expand_dims(s, self.w_spec[2:])
+
     def to_output(self, s: Array) -> Array:
         """A kernel-shaped array, contracted axes of size 1, as it broadcasts to the output."""
         shape = [1] * len(self.y_spec)
@@ -561,6 +610,7 @@ class Op:
       code_bits: bits that a stored code takes, where they are not those of its range.
       x_lo, x_hi: smallest and largest code of the input; None while it is a float.
       quiet: a read of calibration, in which nothing random happens.
+      at: which slice of a stacked weight this is, an index for each axis of the stack.
       meter: where `count` adds, during a cost walk.
     """
 
@@ -573,6 +623,7 @@ class Op:
     x_lo: int | None = None
     x_hi: int | None = None
     quiet: bool = False
+    at: tuple[Any, ...] = ()
     meter: Meter | None = None
 
     def contract(self, x: Num[Array, "..."], w: Num[Array, "..."]) -> Num[Array, "..."]:
@@ -670,6 +721,10 @@ class Op:
     def inputs(self, lo: int, hi: int) -> Op:
         """This op with an input of codes in [lo, hi]."""
         return dataclasses.replace(self, x_lo=lo, x_hi=hi)
+
+    def own(self, setting: Array) -> Array:
+        """This slice's part of a setting whose leading axes are those of the weight's stack."""
+        return setting[self.at]
 
     def range(self, what: str, stored: Range, batch: Callable[[], Range]) -> Range:
         """The range to use at this read.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxsim.core import Wrapper
 from jaxsim.cores.blocked import Blocks, blocked
+from jaxsim.cores.digital import DIGITAL
 from jaxsim.cores.quantized import quantized, quantizer
 from jaxsim.network import Network
 from jaxsim.numerics import check_range, checked_int
@@ -205,7 +206,7 @@ class Hardware:
                 runs=cost.runs,
                 kept=1.0 if mask is None else float(mask.mean()),
                 bits=_widths(site.name, chain),
-                blocks=chain[1].settings["blocks"] if len(chain) > 1 else None,
+                blocks=next((w.settings["blocks"] for w in chain if w.make is blocked), None),
             )
         return found
 
@@ -249,7 +250,7 @@ def _widths(name: str, chain: tuple[Wrapper, ...]) -> tuple[int, int]:
     if coded is None:
         raise ValueError(f"net: {name} holds floats; put quantize(weights=…, inputs=…) before it")
     for other in chain:
-        if other.make not in (quantized, blocked):
+        if other.make not in (*DIGITAL, quantized, blocked):
             raise ValueError(f"net: the array cannot hold {other!r} at {name}")
     grids = [coded.settings[what] for what in ("inputs", "weights")]
     if None in grids:

@@ -215,7 +215,7 @@ class Network:
             mask = None if site.param is None else self.masks.get(site.param)
             rows.append(
                 site_cost(
-                    contraction.op,
+                    dataclasses.replace(contraction.op, at=(0,) * len(site.stack)),
                     self.cores.get(site.name, ()),
                     contraction.x,
                     contraction.w,
@@ -948,7 +948,7 @@ class _Writer:
         if site.name in self.cores and site.kind != "dynamic":
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             key = _site_key(self.key, site.name, over)
-            op = dataclasses.replace(entry.op, integer=True)
+            op = dataclasses.replace(entry.op, integer=True, at=tuple(over))
             states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
 
     def inner(
@@ -1053,9 +1053,9 @@ class Walk:
         site, wrappers = entry.site, self.cores[entry.site.name]
         x, w = ins[entry.x_at], ins[entry.w_at]
         read_key = _site_key(self.read_key, site.name + ":read", indices)
+        at = tuple(i for i, stacked in zip(indices, site.stacked, strict=True) if stacked)
         if state is None:
-            over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
-            over = indices if site.kind == "dynamic" else over
+            over = indices if site.kind == "dynamic" else at
             write_key = _site_key(self.key, site.name, over)
             ranges = "batch"
             state_of = _written
@@ -1064,18 +1064,20 @@ class Walk:
 
         def read(integer: bool) -> Callable[..., Array]:
             quiet = self.calibrating
-            op = dataclasses.replace(entry.op, integer=integer, ranges=ranges, quiet=quiet)
+            still = dataclasses.replace(entry.op, integer=integer, ranges=ranges, quiet=quiet)
 
-            def run(wrappers: Any, w: Any, x: Array, write_key: Any, read_key: Any) -> Array:
-                core = build(wrappers)
+            def run(
+                wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any
+            ) -> Array:
+                core, op = build(wrappers), dataclasses.replace(still, at=at)
                 return core.read(op, state_of(core, op, w, write_key), x, read_key)
 
             return run
 
         if self.calibrating and state is not None:
-            op = dataclasses.replace(entry.op, integer=True, ranges="stored")
+            op = dataclasses.replace(entry.op, integer=True, ranges="stored", at=at)
             w = state = build(wrappers).calibrate(op, state, x)
-        y = straight_through(read(True), read(False))(wrappers, w, x, write_key, read_key)
+        y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
         return y, state
 
     def inner(

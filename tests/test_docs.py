@@ -21,6 +21,7 @@ PAGES = (
     "concepts",
     "extend",
     "quantization",
+    "rounding",
     "analog",
     "parasitics",
     "pipeline",

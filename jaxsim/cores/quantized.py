@@ -65,7 +65,11 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             state, one = core.write(op, w, key), jnp.ones(outputs)
             return Quantized(state, one, jnp.zeros(outputs), op.column_sum(w), unseen)
         axes = tuple(range(w.ndim)) if weights.per == "tensor" else op.geometry.contracted
-        w, r = cut(weights.clip, w, _observed(weights, w, axes))
+        # a clip whose arrays have the axes of the weight's stack has a range for each slice
+        clip = jax.tree.map(
+            lambda a: op.own(a) if jnp.ndim(a) > w.ndim - len(axes) else a, weights.clip
+        )
+        w, r = cut(clip, w, _observed(dataclasses.replace(weights, clip=clip), w, axes))
         scale, zero = scale_and_zero(weights, r)
         codes = encode(weights, w, scale, zero, _rounding_key(weights, key, "weights"))
         if op.integer:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.blocked import blocked
+from jaxsim.cores.digital import DIGITAL
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import grouped
@@ -44,7 +45,8 @@ def slice_bits(
         chosen = transformable(net, "slice_bits", sites)
         for site in chosen:
             require_codes(net, site, "slice_bits")
-            if before := [m for m in makers(net, site) if m not in (grouped, quantized, blocked)]:
+            allowed = (*DIGITAL, grouped, quantized, blocked)
+            if before := [make for make in makers(net, site) if make not in allowed]:
                 raise ValueError(
                     f"slice_bits cannot follow {made_by(before[-1])} at {site.name}: it must come "
                     "right after quantize, or block"

@@ -1,0 +1,75 @@
+"""The mean error of each output, taken off."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxsim.core import Wrapper
+from jaxsim.cores.digital import biased
+from jaxsim.cores.moments import Outputs, outputs
+from jaxsim.network import Network
+from jaxsim.transforms.compose import Transform, makers, require_network, transformable
+from jaxsim.transforms.measure import measured, require_run
+
+
+def correct_bias(
+    inputs: Any, *, reference: Network | None = None, sites: str | Sequence[str] = "*"
+) -> Transform:
+    """Adds to each output channel of a site what its mean has lost to quantisation.
+
+    Rounding and clipping shift the means of outputs, and the shifts add up from site to site. Each
+    site is corrected as the inputs reach it, so the sites that follow see what a corrected network
+    hands on. With several batches a correction is that of all of them so far.
+
+    Args:
+      inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
+        or a list of either, of which one at a time is in memory.
+      reference: network whose means the outputs are to have, with the same sites; None for this
+        network in floats. After `round_weights`, which changes parameters, give the network before.
+      sites: patterns of the sites to correct.
+
+    Raises:
+      ValueError: `reference` is no network; when applied, a site that nothing transforms, that
+        contracts two inputs, is corrected already, did not run, or is not in the reference.
+
+    Source: Nagel et al. (2019), arXiv 1906.04721, §4.2 (empirical); Banner et al. (2019),
+    arXiv 1810.05723.
+    """
+    if reference is not None:
+        require_network(reference, "correct_bias(reference=…)")
+
+    def apply(net: Network) -> Network:
+        exact = net if reference is None else reference
+        known = {(site.name, site.w_shape, site.stack) for site in exact.sites}
+        chosen = transformable(net, "correct_bias", sites)
+        for site in chosen:
+            made = makers(net, site)
+            if site.kind == "dynamic":
+                raise ValueError(f"correct_bias at {site.name}: it contracts two inputs")
+            if not made:
+                raise ValueError(
+                    f"correct_bias at {site.name}: it computes in floats; put quantize before it"
+                )
+            if biased in made:
+                raise ValueError(f"correct_bias cannot follow correct_bias at {site.name}")
+            if (site.name, site.w_shape, site.stack) not in known:
+                raise ValueError(f"reference: it has no site {site.name} like that of the network")
+        floats: dict[str, Outputs] = measured(
+            exact, {site.name: (Wrapper.of(outputs),) for site in chosen}, inputs
+        )
+        for site in chosen:
+            require_run(site, floats[site.name].seen, floats[site.name].total)
+        probes = {
+            site.name: (Wrapper.of(outputs, target=floats[site.name].mean), *net.cores[site.name])
+            for site in chosen
+        }
+        found: dict[str, Outputs] = measured(net, {**net.cores, **probes}, inputs)
+        cores = dict(net.cores)
+        for site in chosen:
+            bias = floats[site.name].mean - found[site.name].mean
+            cores[site.name] = (Wrapper.of(biased, bias=bias), *cores[site.name])
+        return dataclasses.replace(net, cores=cores)
+
+    return apply

@@ -1,0 +1,172 @@
+"""How weights are rounded: so that the outputs change least, not each weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsim.clipping import fixed
+from jaxsim.core import Wrapper
+from jaxsim.cores.digital import biased
+from jaxsim.cores.moments import Moments, moments
+from jaxsim.cores.quantized import quantized
+from jaxsim.grid import Grid
+from jaxsim.network import Network, Site, path_name, write_states
+from jaxsim.rounding import Layer, Rounding, rounded
+from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
+from jaxsim.transforms.measure import measured, require_run
+
+
+def round_weights(
+    rounding: Rounding, inputs: Any, *, sites: str | Sequence[str] = "*"
+) -> Transform:
+    """Moves weights onto their grids, so that the outputs of their sites change least.
+
+    The parameters become values that the grid holds, and the grid is fixed at the range it had:
+    `deploy` then stores these codes, whatever follows. Where a parameter is read elsewhere too
+    (an embedding), it is read there as rounded.
+
+    What flows into a site is taken from the network with float weights and inputs. Pruned weights
+    stay zero.
+
+    Args:
+      rounding: `js.rounding.gptq()`, `js.rounding.adaround()`, or a function of your own.
+      inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
+        or a list of either, of which one at a time is in memory.
+      sites: patterns of the sites whose weights to round.
+
+    Raises:
+      ValueError: `rounding` is no function; when applied, a site whose weights are not quantised,
+        that did not run, whose bias is corrected already, or whose weight is computed from its
+        parameter in a way that cannot be undone.
+
+    Source: Frantar et al. (2023), arXiv 2210.17323; Nagel et al. (2020), arXiv 2004.10568.
+    """
+    if not callable(rounding):
+        raise ValueError(f"rounding={rounding!r}: must be a function, such as js.rounding.gptq()")
+
+    def apply(net: Network) -> Network:
+        chosen, grids = transformable(net, "round_weights", sites), dict[str, Grid]()
+        for site in chosen:
+            grid = require_codes(net, site, "round_weights").settings["weights"]
+            if grid.bits == 1 or grid.spacing != "even" or grid.rounding != "nearest":
+                raise ValueError(
+                    f"round_weights at {site.name}: its weights are on {grid}; it rounds to the "
+                    "nearest of evenly spaced codes of at least 2 bits"
+                )
+            if biased in makers(net, site):
+                raise ValueError(
+                    f"round_weights cannot follow correct_bias at {site.name}: the correction is "
+                    "for other weights; put it before"
+                )
+            grids[site.name] = grid
+        probes = {name: _probe(net.cores[name], grid) for name, grid in grids.items()}
+        states: dict[str, Moments] = measured(net, probes, inputs)
+        for site in chosen:
+            require_run(site, states[site.name].seen, states[site.name].gram)
+        params = _params_of(net, chosen)
+        of = partial(_matrices, net, probes)
+        units = of(jax.tree.map(jnp.ones_like, params))
+        layers = {s.name: _layer(states[s.name], grids[s.name], units[s.name]) for s in chosen}
+        found: dict[str, Any] = {}
+        for group in _same(chosen, layers):
+            gram = sum((layers[name].gram for name in group), jnp.float32(0))
+            found |= dict.fromkeys(group, rounded(rounding, layers[group[0]]._replace(gram=gram)))
+        targets = {name: w.reshape(states[name].w.shape) for name, w in found.items()}
+        params = _solved(of, params, targets)
+        for name, w in of(params).items():
+            if not jnp.all(jnp.abs(w - targets[name]) < 0.4 * states[name].scale):
+                raise ValueError(
+                    f"round_weights at {name}: no value of its parameter gives the rounded "
+                    "weights; they are computed from it, or it is used in two ways"
+                )
+        cores = {n: _fixed(net.cores[n], grids[n], states[n].ends) for n in probes}
+        return dataclasses.replace(_with_params(net, params), cores={**net.cores, **cores})
+
+    return apply
+
+
+def _place(chain: tuple[Wrapper, ...]) -> int:
+    """Where in a chain the codes are made."""
+    return [wrapper.make for wrapper in chain].index(quantized)
+
+
+def _probe(chain: tuple[Wrapper, ...], grid: Grid) -> tuple[Wrapper, ...]:
+    """A chain that measures what the quantiser of another sees."""
+    return (*chain[: _place(chain)], Wrapper.of(moments, weights=grid))
+
+
+def _fixed(chain: tuple[Wrapper, ...], grid: Grid, ends: Any) -> tuple[Wrapper, ...]:
+    """A chain whose weights' grid has the range it is measured to have, whatever the weights."""
+    at = _place(chain)
+    settings = {**chain[at].settings, "weights": dataclasses.replace(grid, clip=fixed(*ends))}
+    return (*chain[:at], Wrapper.of(quantized, **settings), *chain[at + 1 :])
+
+
+def _layer(state: Moments, grid: Grid, unit: Array) -> Layer:
+    """What is to be rounded at a site, the slices of a stack side by side."""
+    seen = state.seen.reshape(*state.seen.shape, *(1,) * 3)
+    lo, hi = grid.code_range
+    measured = (state.w, state.gram / seen, state.scale, state.zero, unit != 0)
+    w, gram, scale, zero, free = (a.reshape(-1, *a.shape[-2:]) for a in measured)
+    return Layer(w, gram, scale, zero, free, jnp.float32(lo), jnp.float32(hi))
+
+
+def _same(sites: Iterable[Site], layers: dict[str, Layer]) -> list[list[str]]:
+    """Names of sites that use one weight: they must have the same codes."""
+    groups: list[list[str]] = []
+    first: list[Site] = []
+    for site in sites:
+        for other, group in zip(first, groups, strict=True):
+            a, b = layers[site.name].w, layers[other.name].w
+            if site.param == other.param and a.shape == b.shape and bool((a == b).all()):
+                group.append(site.name)
+                break
+        else:
+            first.append(site)
+            groups.append([site.name])
+    return groups
+
+
+def _params_of(net: Network, sites: Iterable[Site]) -> dict[str, Array]:
+    """The parameters that sites are named by."""
+    names = {site.param for site in sites}
+    leaves = jax.tree_util.tree_leaves_with_path(net.params)
+    return {name: p for path, p in leaves if (name := path_name(path)) in names}
+
+
+def _with_params(net: Network, params: dict[str, Array]) -> Network:
+    changed = jax.tree_util.tree_map_with_path(
+        lambda path, p: params.get(path_name(path), p), net.params
+    )
+    return dataclasses.replace(net, params=changed)
+
+
+def _matrices(
+    net: Network, probes: dict[str, tuple[Wrapper, ...]], params: dict[str, Array]
+) -> dict[str, Array]:
+    """The weights of sites as batches of matrices, some parameters replaced."""
+    states = write_states(dataclasses.replace(_with_params(net, params), cores=probes), None)
+    return {name: state.w for name, state in states.items()}
+
+
+def _solved(
+    of: Callable[[dict[str, Array]], dict[str, Array]],
+    params: dict[str, Array],
+    targets: dict[str, Array],
+) -> dict[str, Array]:
+    """Parameters that give these weights, if each weight is a multiple of one parameter."""
+    weights, back = jax.vjp(of, params)
+    units = of(jax.tree.map(jnp.ones_like, params))
+    cast = {name: w.astype(weights[name].dtype) for name, w in targets.items()}
+    (share,), (values,) = back(units), back(cast)
+    return {
+        name: jnp.where(share[name] != 0, values[name] / share[name], p).astype(p.dtype)
+        for name, p in params.items()
+    }

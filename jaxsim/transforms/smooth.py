@@ -1,0 +1,88 @@
+"""Large input channels made smaller, their weights larger."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from jaxsim.clipping import fixed, learned
+from jaxsim.core import Wrapper
+from jaxsim.cores.digital import biased, smoothed
+from jaxsim.cores.moments import Peaks, peaks
+from jaxsim.network import Network
+from jaxsim.numerics import check_range
+from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
+from jaxsim.transforms.measure import measured, require_run
+
+
+def smooth(
+    inputs: Any, alpha: float | Array = 0.5, *, sites: str | Sequence[str] = "*"
+) -> Transform:
+    """Divides each input channel of a site by s and multiplies its weights by s, before rounding.
+
+    With s = max |x|^alpha / max |w|^(1 - alpha) for each channel, a share of what makes inputs hard
+    to hold on one grid moves into the weights, which often have room for it. Channels are the
+    products of a sum, or the input features of a convolution.
+
+    Args:
+      inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
+        or a list of either, of which one at a time is in memory.
+      alpha: share that moves, in [0, 1]: at 1 all inputs peak at 1, at 0 all weights do. Traced.
+      sites: patterns of the sites to smooth.
+
+    Raises:
+      ValueError: alpha out of range; when applied, a site whose weights are not quantised, that
+        did not run, that is smoothed or corrected already, or the range of whose weights is set.
+
+    Source: Xiao et al. (2023), arXiv 2211.10438, eq. 4.
+    """
+    check_range("alpha", alpha, 0, 1)
+
+    def apply(net: Network) -> Network:
+        chosen = transformable(net, "smooth", sites)
+        for site in chosen:
+            clip = require_codes(net, site, "smooth").settings["weights"].clip
+            if isinstance(clip, Partial) and clip.func in _SET:
+                raise ValueError(
+                    f"smooth at {site.name}: the range of its weights is set, by round_weights or "
+                    "otherwise, and smoothing changes the weights"
+                )
+            for other in (smoothed, biased):
+                if other in makers(net, site):
+                    raise ValueError(f"smooth cannot follow {other.__name__} at {site.name}")
+        probes = {site.name: (Wrapper.of(peaks),) for site in chosen}
+        found: dict[str, Peaks] = measured(net, probes, inputs)
+        cores = dict(net.cores)
+        for site in chosen:
+            _, w, x, seen = found[site.name]
+            require_run(site, seen, x)
+            channels = channel_scales(x, w, alpha)
+            cores[site.name] = (Wrapper.of(smoothed, channels=channels), *cores[site.name])
+        return dataclasses.replace(net, cores=cores)
+
+    return apply
+
+
+_SET = [rule.func for rule in (fixed(0.0, 0.0), learned(0.0, 0.0)) if isinstance(rule, Partial)]
+
+
+@jax.jit
+def channel_scales(
+    x: Float[Array, "... C"], w: Float[Array, "... C"], alpha: float | Array
+) -> Float[Array, "... C"]:
+    """What each input channel is divided by; 1 where the channel or its weights are zero.
+
+    Args:
+      x: largest magnitude of each channel.
+      w: largest magnitude of its weights.
+      alpha: share of the inputs' size that moves into the weights.
+    """
+    used = (x > 0) & (w > 0)
+    x, w = jnp.where(used, x, 1), jnp.where(used, w, 1)
+    return x**alpha / w ** (1 - alpha)
