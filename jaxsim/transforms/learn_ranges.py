@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-import jax
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
@@ -15,12 +14,14 @@ from jaxsim import clipping
 from jaxsim.core import Wrapper
 from jaxsim.cores.quantized import quantized, quantizer, stored
 from jaxsim.grid import Clip, Grid
-from jaxsim.network import Network, Site, deploy
+from jaxsim.network import Network, Site
 from jaxsim.transforms.compose import Transform, transformable
+from jaxsim.transforms.measure import measured
 
 
 def learn_ranges(
-    *inputs: Any,
+    inputs: Any,
+    *,
     weights: Callable[[Any, Any], Clip] | None = clipping.learned,
     activations: Callable[[Any, Any], Clip] | None = clipping.learned,
     sites: str | Sequence[str] = "*",
@@ -30,7 +31,8 @@ def learn_ranges(
     They begin where the squared error of the weights, and of what flows for `inputs`, is smallest.
 
     Args:
-      *inputs: positional arguments of the network, to begin with.
+      inputs: what to begin with: one array, a tuple of the model's positional arguments, or a list
+        of either.
       weights: rule of the weights from the ends of a range, `js.clipping.learned` for LSQ; None
         leaves them.
       activations: rule of the inputs; `lambda lo, hi: js.clipping.pact(hi)` for PACT; None leaves
@@ -38,11 +40,9 @@ def learn_ranges(
       sites: patterns of the sites.
 
     Raises:
-      ValueError: no inputs, or neither rule; when applied, a site that is not quantised on grids,
+      ValueError: neither rule; when applied, a site that is not quantised on grids,
         or is one of several layers that a scan stacks.
     """
-    if not inputs:
-        raise ValueError("inputs=(): give the arguments of a call, to begin from what flows")
     if weights is None and activations is None:
         raise ValueError("weights=None, activations=None: nothing to learn")
 
@@ -58,9 +58,7 @@ def learn_ranges(
                     f"learn_ranges at {site.name}: a scan stacks {site.stack} layers, whose ranges "
                     "would be one"
                 )
-        # The key is for grids that round at random; their ranges do not depend on it.
-        probe = _searched(net, chosen)
-        states = deploy(probe, calibrate=tuple(inputs), key=jax.random.key(0)).states
+        states = measured(net, {site.name: _probe(net.cores[site.name]) for site in chosen}, inputs)
 
         def learned(name: str, grid: Grid, site: Site) -> Clip | None:
             rule, state = weights if name == "weights" else activations, states[site.name]
@@ -117,15 +115,15 @@ def _rules(chain: Sequence[Wrapper]) -> list[tuple[str, Any]]:
     return [(name, g.clip) for name, g in grids if g is not None and _trained(g.clip)]
 
 
-def _searched(net: Network, chosen: Sequence[Site]) -> Network:
-    """The network without what follows its grids, whose ranges err least."""
-    kept = dict(net.cores)
-    for site in chosen:
-        chain = kept[site.name]
-        kept[site.name] = chain[: 1 + next(i for i, w in enumerate(chain) if w.make is quantized)]
-    short = dataclasses.replace(net, cores=kept)
-    names = [site.name for site in chosen]
-    return _with_rules(short, names, lambda *_: clipping.least_squares())
+def _probe(chain: Sequence[Wrapper]) -> tuple[Wrapper, ...]:
+    """A chain that ends with the grids, their ranges those that err least."""
+    at = [wrapper.make for wrapper in chain].index(quantized)
+    grids = {
+        operand: grid
+        and dataclasses.replace(grid, clip=clipping.least_squares(), rounding="nearest")
+        for operand, grid in chain[at].settings.items()
+    }
+    return (*chain[:at], Wrapper.of(quantized, **grids))
 
 
 def _with_rules(

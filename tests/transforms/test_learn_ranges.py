@@ -98,7 +98,7 @@ def test_networks_without_codes_or_with_stacked_layers_are_refused():
     case = models.CASES["nested scans"]()
     net = js.quantize(8, None)(js.trace(case.model, case.variables, *case.args))
     with pytest.raises(ValueError, match="a scan stacks"):
-        js.learn_ranges(*case.args)(net)
+        js.learn_ranges(case.args)(net)
 
 
 def test_distillation_is_the_divergence_at_a_temperature_and_the_cross_entropy():
