@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from jaxsim.core import Core, Wrapper
+from jaxsim.core import Core, Op, State, Wrapper
 from jaxsim.cores.quantized import quantized
 from jaxsim.grid import Grid
 from jaxsim.network import Network, path_name, write_states
@@ -109,25 +108,32 @@ def ablation_sensitivity(
     loss: Callable[[Network], Float[Array, ""]],
     *,
     bits: Sequence[int] = (2, 3, 4, 6, 8),
-    inputs: Any = None,
 ) -> Sensitivity:
-    """The increase of the loss when one site alone is rounded, measured.
+    """The increase of the loss when one site's weights alone are rounded, measured.
+
+    Which site and how many bits is traced, so that all of it compiles once.
 
     Args:
       net: the float network.
       loss: of a network.
       bits: widths to judge, each from 2 to 8.
-      inputs: as in `quantize`.
 
     Raises:
       ValueError: an argument out of range, or a network that is transformed already.
     """
     widths, facts = _checked(net, bits), _facts(net)
-    base, measured = loss(net), jax.jit(loss)
-    found = [
-        [float(measured(quantize(b, inputs, sites=_exactly(f.name))(net)) - base) for b in widths]
-        for f in facts
-    ]
+    measured = jax.jit(loss)
+
+    def rounded(name: str, bits: int) -> float:
+        """The loss with one site rounded; of no bits, with none."""
+        cores = {
+            f.name: (Wrapper.of(coarse, top=float(2 ** (bits - 1) - 1 if f.name == name else 0)),)
+            for f in facts
+        }
+        return float(measured(dataclasses.replace(net, cores=cores)))
+
+    base = rounded("", 1)
+    found = [[rounded(f.name, b) - base for b in widths] for f in facts]
     return _sensitivity(facts, widths, np.asarray(found))
 
 
@@ -193,6 +199,22 @@ def rounding_errors(net: Network, bits: Sequence[int]) -> dict[str, Float[np.nda
     return {name: np.asarray(errors) for name, errors in found.items()}
 
 
+def coarse(core: Core, *, top: float | Array) -> Core:
+    """Rounds weights to the symmetric grid of a channel whose largest code is `top`; 0 leaves them.
+
+    Args:
+      core: contracts the rounded weights.
+      top: traced, unlike the bits of a `Grid`.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        most = jnp.max(jnp.abs(w), op.geometry.contracted, keepdims=True)
+        step = jnp.where((most > 0) & (top > 0), most / jnp.maximum(top, 1), 1)
+        return core.write(op, jnp.where(top > 0, jnp.round(w / step) * step, w), key)
+
+    return Core(write, core.calibrate, core.read)
+
+
 def unchanged(core: Core) -> Core:
     """The core itself: its state is the weight."""
     return core
@@ -227,10 +249,6 @@ def _checked(net: Network, bits: Sequence[int]) -> tuple[int, ...]:
     if not widths:
         raise ValueError("bits=(): give at least one width")
     return widths
-
-
-def _exactly(name: str) -> str:
-    return f"re:{re.escape(name)}"
 
 
 def _states(net: Network, wrapper: Wrapper) -> Mapping[str, Any]:

@@ -102,6 +102,17 @@ def test_ablation_is_the_loss_with_one_site_rounded():
     assert found.loss[1, 0] == pytest.approx(float(expected), rel=1e-3)
 
 
+def test_ablation_compiles_once():
+    seen = []
+
+    def counted(net):
+        seen.append(None)
+        return loss(net)
+
+    js.ablation_sensitivity(cnn(), counted, bits=[2, 3, 4])
+    assert len(seen) == 1
+
+
 def test_an_assignment_quantises_each_site_to_its_bits():
     net = cnn()
     sensitivity = js.hessian_sensitivity(net, loss, key=jax.random.key(0), bits=[2, 4, 8])
