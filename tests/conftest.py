@@ -2,6 +2,8 @@
 
 import os
 
+import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 # A first example compiles: that takes as long as it takes. CI judges a change by the same examples
@@ -13,3 +15,14 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("jaxsim")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten():
+    """Drops what a module's tests compiled.
+
+    Each programme takes memory maps, and Linux allows a process 65530 of them: a worker that kept
+    those of a thousand tests died in the compiler.
+    """
+    yield
+    jax.clear_caches()

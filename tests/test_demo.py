@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
@@ -31,6 +32,13 @@ def test_the_demo_writes_its_table_and_figure_and_is_faster_the_second_time(tmp_
     assert np.ndim(matplotlib.image.imread(tmp_path / "out" / "sweep.png")) == 3
     monkeypatch.setattr("jaxsim.demo.fit", None)  # the second run trains nothing
     assert run(demo) == first
+
+
+@pytest.fixture(autouse=True)
+def uncached():
+    """Later tests do not write what they compile into the demo's cache."""
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.mark.parametrize("name", ["epochs", "images", "programmings"])

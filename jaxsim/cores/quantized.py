@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from jaxsim.clipping import cut
-from jaxsim.core import Core, Op, State, Wrapper
+from jaxsim.core import Core, Op, State, Wrapper, float_core
 from jaxsim.grid import Grid, Range, encode, no_range, observe, scale_and_zero, widen
 from jaxsim.numerics import code_dtype
 
@@ -79,25 +79,31 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         return Quantized(state, scale, zero, op.column_sum(codes), unseen)
 
     def to_codes(op: Op, state: Quantized, x: Array, key: Any) -> tuple[Op, Array, Any, Any]:
-        """The op on codes, the codes, and scale and zero point as they broadcast to the output."""
+        """The op on codes, the codes, and scale and zero point as they broadcast to the output.
+
+        The zero point is None where the codes have none.
+        """
         op = inner_op(op)
         if inputs is None:
-            return op, x.astype(jnp.float32), 1.0, 0.0
+            return op, x.astype(jnp.float32), 1.0, None
         x = x.astype(jnp.float32)
-        axes = op.geometry.x_summed if inputs.per == "token" else None
+        per_token = inputs.per == "token"
+        axes = op.geometry.x_summed if per_token else None
         batch = partial(_observed, inputs, x, axes)
         held = state.inputs
         r = batch() if held is None else op.range("quantize(inputs=…)", held, batch)
         x, r = cut(inputs.clip, x, r)
         scale, zero = scale_and_zero(inputs, r)
+        scales, zeros = (op.geometry.x_to_output(a) if per_token else a for a in (scale, zero))
+        if core is float_core and not op.integer:
+            # Nothing holds the codes: less their zero point, padding is zero and needs no sums.
+            return op, encode(inputs, x, scale, zero, key) - zero, scales, None
         if not inputs.symmetric:  # a padded zero is a code like any other
             x, op = op.pad(x)
         codes = encode(inputs, x, scale, zero, key)
         if op.integer:
-            codes, zero = codes.astype(code_dtype(*inputs.code_range)), zero.astype(jnp.int32)
-        if inputs.per == "token":
-            scale, zero = (op.geometry.x_to_output(a) for a in (scale, zero))
-        return op, codes, scale, zero
+            codes, zeros = codes.astype(code_dtype(*inputs.code_range)), zeros.astype(jnp.int32)
+        return op, codes, scales, None if inputs.symmetric else zeros
 
     def calibrate(op: Op, state: Quantized, x: Array) -> Quantized:
         if inputs is not None and state.inputs is not None:
@@ -111,12 +117,13 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         op, codes, x_scale, x_zero = to_codes(op, state, x, draw)
         y = core.read(op, state.inner, codes, key)
         w_zero = op.to_output(state.zero)
-        if inputs is not None and not inputs.symmetric:
+        if x_zero is not None:
             y = y - x_zero * state.total
         if weights is not None and not weights.symmetric:
             if jnp.issubdtype(y.dtype, jnp.integer):
                 w_zero = w_zero.astype(jnp.int32)
-            y = y - w_zero * (op.row_sum(codes) - x_zero * op.depth)
+            inside = op.row_sum(codes)
+            y = y - w_zero * (inside if x_zero is None else inside - x_zero * op.depth)
         return y.astype(jnp.float32) * (x_scale * op.to_output(state.scale))
 
     return Core(write, calibrate, read)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Key
 
 from jaxsim.core import Wrapper
@@ -50,6 +49,8 @@ def synthesize_inputs(
 
     Source: Cai et al. (2020), arXiv 2001.00281, eq. 4.
     """
+    import optax
+
     require_network(net, "synthesize_inputs")
     count, steps = checked_int("count", count, 2), checked_int("steps", steps, 1)
     check_range("rate", rate, 0, above=True)
@@ -85,7 +86,7 @@ def synthesize_inputs(
 
     # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
     @jax.jit
-    def step(x: Array, state: optax.OptState) -> tuple[Any, optax.OptState]:
+    def step(x: Array, state: Any) -> tuple[Any, Any]:
         changes, state = optimizer.update(jax.grad(loss)(x), state)
         return optax.apply_updates(x, changes), state
 
