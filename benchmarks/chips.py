@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -71,8 +71,8 @@ def main(args: list[str]) -> None:
     )
 
 
-def retrained(net: js.Network, train: Images, *, epochs: int, seed: int) -> js.Network:
-    """A composed network trained on by its own gradients."""
+def retrained(net: js.Network, train: Images, *, epochs: int, seed: int, **more: Any) -> js.Network:
+    """A composed network trained on by its own gradients; `more` goes to `fit`."""
     steps = epochs * (len(train.labels) // 128)
     return fit(
         net,
@@ -83,6 +83,7 @@ def retrained(net: js.Network, train: Images, *, epochs: int, seed: int) -> js.N
         key=jax.random.key(seed + 7),
         call=CALL,
         label=f"aware, seed {seed}",
+        **more,
     )
 
 

@@ -16,7 +16,8 @@ import tyro
 from flax import linen as nn
 
 import jaxsim.collaborative as jcol
-from benchmarks.qdcnn import DATA, IMAGES, Log, Split, comparisons, mean_and_deviation
+from benchmarks.log import Log
+from benchmarks.qdcnn import DATA, IMAGES, Split, comparisons, mean_and_deviation
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.data import fashion_mnist

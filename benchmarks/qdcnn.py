@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +19,7 @@ from jax import lax
 
 import jaxsim.quantum as jq
 from benchmarks.graphs import ROOT
+from benchmarks.log import Log
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.collaborative.statistics import holm, paired_test
@@ -470,26 +470,6 @@ COMPARISONS = (
     ("trained quantum d2", "quanvolution s1 d2"),
 )
 """Fixed before anything was run; all of them, on both sets, are corrected together."""
-
-
-class Log:
-    """Scores by name, kept in a file after each."""
-
-    def __init__(self, path: Path):
-        self.path = path.expanduser()
-        self.scores: dict[str, Any] = (
-            json.loads(self.path.read_text()) if self.path.exists() else {}
-        )
-
-    def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """A score, made if it is not known."""
-        if name not in self.scores:
-            self.scores[name] = make()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial_path = self.path.with_suffix(".part")
-            partial_path.write_text(json.dumps(self.scores, indent=1))
-            partial_path.replace(self.path)
-        return self.scores[name]
 
 
 def accuracy(settings: Settings) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,8 @@ from jax.tree_util import Partial
 from scipy import stats
 
 import jaxsim as js
-from benchmarks.chips import accuracy, mean_and_error
+from benchmarks.chips import accuracy, mean_and_error, retrained
+from benchmarks.log import Log
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.compare import classify
@@ -26,7 +26,7 @@ from jaxsim.data import Images, fashion_mnist
 from jaxsim.demo import CALL, Demo, trained
 from jaxsim.grid import Clip, Range
 from jaxsim.models.resnet import ResNet
-from jaxsim.train import distillation, fit, taught
+from jaxsim.train import distillation, taught
 
 PARTS = ("formats", "clipping", "training", "mixed", "qwix", "timing")
 CALIBRATION = 256  # training images that set the ranges
@@ -169,6 +169,12 @@ def training(settings: Quantization) -> None:
         "learned ranges (LSQ)": lambda net: js.learn_ranges(batch)(three(net)),
         "LSQ weights, PACT inputs": lambda net: pact(three(net)),
     }
+    log = Log(settings.cache / "quantization.json")
+
+    def kept(name: str, measure: Callable[[], float]) -> float:
+        return log.get(f"{name}, {settings.epochs} epochs", measure)
+
+    again = partial(retrained, epochs=settings.epochs, quiet=True)
     scores: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -176,27 +182,27 @@ def training(settings: Quantization) -> None:
 
     for seed in range(settings.seeds):
         net = _net(train, seed, settings)
-        base = _kept(settings, f"float-{seed}", lambda net=net: accuracy(net, test))
+        base = kept(f"float-{seed}", lambda net=net: accuracy(net, test))
         note("float", base)
 
         def longer(net: js.Network = net, seed: int = seed) -> float:
-            return accuracy(_aware(net, train, settings, seed), test)
+            return accuracy(again(net, train, seed=seed), test)
 
-        note("float, trained on as long", _kept(settings, f"longer-{seed}", longer))
+        note("float, trained on as long", kept(f"longer-{seed}", longer))
 
         def after(net: js.Network = net) -> float:
             return accuracy(js.deploy(three(net), calibrate=batch), test)
 
-        note("3 bits, after training", _kept(settings, f"after-{seed}", after))
+        note("3 bits, after training", kept(f"after-{seed}", after))
         for name, way in ways.items():
 
             def aware(
                 net: js.Network = net, seed: int = seed, way: Callable[..., Any] = way
             ) -> float:
-                tuned = _aware(way(net), train, settings, seed)
+                tuned = again(way(net), train, seed=seed)
                 return accuracy(js.deploy(tuned, calibrate=batch), test)
 
-            note(f"3 bits, {name}", _kept(settings, f"{name}-{seed}", aware))
+            note(f"3 bits, {name}", kept(f"{name}-{seed}", aware))
 
         def distilled(net: js.Network = net, seed: int = seed) -> float:
             logits = np.concatenate(
@@ -204,10 +210,10 @@ def training(settings: Quantization) -> None:
             )
             labels = taught(logits, train.labels)
             way = js.learn_ranges(batch)(three(net))
-            tuned = _aware(way, train._replace(labels=labels), settings, seed, loss=distillation())
+            tuned = again(way, train._replace(labels=labels), seed=seed, loss=distillation())
             return accuracy(js.deploy(tuned, calibrate=batch), test)
 
-        note("3 bits, LSQ, distilled from float", _kept(settings, f"distilled-{seed}", distilled))
+        note("3 bits, LSQ, distilled from float", kept(f"distilled-{seed}", distilled))
     base = np.asarray(scores["float"])
     rows = [
         [name, mean_and_error(np.asarray(v)), mean_and_error(np.asarray(v) - base)]
@@ -405,38 +411,6 @@ def _data() -> tuple[Images, Images]:
 def _net(train: Images, seed: int, settings: Quantization) -> js.Network:
     """A trained network of the demo."""
     return trained(train, epochs=Demo.epochs, seed=seed, cache=settings.cache)[0]
-
-
-def _aware(
-    net: js.Network, train: Images, settings: Quantization, seed: int, **more: Any
-) -> js.Network:
-    steps = settings.epochs * (len(train.labels) // 128)
-    return fit(
-        net,
-        train.images,
-        train.labels,
-        epochs=settings.epochs,
-        optimizer=optax.adamw(optax.cosine_decay_schedule(1e-3, steps)),
-        key=jax.random.key(seed + 7),
-        call=CALL,
-        label=f"aware, seed {seed}",
-        quiet=True,
-        **more,
-    )
-
-
-def _kept(settings: Quantization, name: str, measure: Callable[[], float]) -> float:
-    """A figure from the cache, or measured and put there."""
-    facts = f"{name}-{settings.epochs}".replace(" ", "_").replace("(", "").replace(")", "")
-    path = settings.cache.expanduser() / "quantization" / f"{facts}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    value = float(measure())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".part")
-    partial_path.write_text(json.dumps(value))
-    partial_path.replace(path)
-    return value
 
 
 def _protocol(seeds: int) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,6 +13,7 @@ import tyro
 
 import jaxsim as js
 from benchmarks.chips import accuracy, mean_and_error
+from benchmarks.log import Log
 from benchmarks.record import Table, record
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.demo import Demo, trained
@@ -209,11 +208,6 @@ def measured(
 ) -> float:
     """Accuracy of a case, from the cache where an earlier run has measured it."""
     told = repr((case.name, seed, settings.images, len(data.labels), len(seen.labels)))
-    folder = settings.cache.expanduser() / "rounding"
-    path = folder / hashlib.sha256(told.encode()).hexdigest()[:16]
-    if path.exists():
-        return json.loads(path.read_text())["accuracy"]
-    score = accuracy(case.chip(net, seen.images[: settings.images], seed), data)
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"case": told, "accuracy": score}))
-    return score
+    return Log(settings.cache / "rounding.json").get(
+        told, lambda: accuracy(case.chip(net, seen.images[: settings.images], seed), data)
+    )

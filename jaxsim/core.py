@@ -682,6 +682,14 @@ class Op:
         summed = self.geometry.contracted
         return tuple(1 if a in summed else n for a, n in enumerate(self.geometry.w_shape))
 
+    def sharing(self, per: str) -> tuple[int, ...]:
+        """Axes of the weight that share a scale: all of them per "tensor", else the contracted."""
+        return (
+            tuple(range(len(self.geometry.w_shape)))
+            if per == "tensor"
+            else self.geometry.contracted
+        )
+
     def to_output(self, s: Num[Array, "..."]) -> Num[Array, "..."]:
         """A weight-shaped array, contracted axes of size 1, as it broadcasts to the output."""
         return self.geometry.to_output(s)

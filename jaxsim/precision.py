@@ -12,8 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.core import Core, Op, State, Wrapper
-from jaxsim.cores.quantized import quantized
-from jaxsim.grid import Grid
 from jaxsim.network import Network, path_name, write_states
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.table import render
@@ -189,13 +187,11 @@ def rounding_errors(net: Network, bits: Sequence[int]) -> dict[str, Float[np.nda
       net: the float network.
       bits: widths.
     """
-    plain = _states(net, Wrapper.of(unchanged))
+    plain = _rounded_weights(net, 0)
     found: dict[str, list[float]] = {name: [] for name in plain}
     for width in bits:
-        grid = Grid(width, per="channel")
-        for name, state in _states(net, Wrapper.of(quantized, weights=grid, inputs=None)).items():
-            decoded = (state.inner.astype(jnp.float32) - state.zero) * state.scale
-            found[name].append(float(jnp.sum((decoded - plain[name]) ** 2)))
+        for name, w in _rounded_weights(net, 2 ** (width - 1) - 1).items():
+            found[name].append(float(jnp.sum((w - plain[name]) ** 2)))
     return {name: np.asarray(errors) for name, errors in found.items()}
 
 
@@ -213,11 +209,6 @@ def coarse(core: Core, *, top: float | Array) -> Core:
         return core.write(op, jnp.where(top > 0, jnp.round(w / step) * step, w), key)
 
     return Core(write, core.calibrate, core.read)
-
-
-def unchanged(core: Core) -> Core:
-    """The core itself: its state is the weight."""
-    return core
 
 
 class _Fact(NamedTuple):
@@ -251,9 +242,10 @@ def _checked(net: Network, bits: Sequence[int]) -> tuple[int, ...]:
     return widths
 
 
-def _states(net: Network, wrapper: Wrapper) -> Mapping[str, Any]:
+def _rounded_weights(net: Network, top: int) -> Mapping[str, Array]:
+    """Each site's weights on the grid whose largest code is `top`; 0 leaves them."""
     names = [f.name for f in _facts(net)]
-    return write_states(net.wrap(names, wrapper), None)
+    return write_states(net.wrap(names, Wrapper.of(coarse, top=float(top))), None)
 
 
 def _traces(

@@ -62,7 +62,7 @@ def looked_up(core: Core, *, weights: Codebook) -> Core:
             op.count("cells", pointers.size)
             return state
         levels = jnp.asarray(weights.levels, jnp.float32)
-        axes = tuple(range(w.ndim)) if weights.per == "tensor" else op.geometry.contracted
+        axes = op.sharing(weights.per)
         most = jnp.max(jnp.abs(values), axes, keepdims=True)
         largest = jnp.where(most > 0, most, 1.0)
         pointers = nearest(values / largest, levels)
@@ -118,7 +118,7 @@ def floated(core: Core, *, weights: Floating | None, inputs: Floating | None) ->
         w = w.astype(jnp.float32)
         if weights is None:
             return Floated(core.write(op, w, key), jnp.ones(op.per_output()))
-        axes = tuple(range(w.ndim)) if weights.per == "tensor" else op.geometry.contracted
+        axes = op.sharing(weights.per)
         stored, scale = _rounded(weights, w, axes)
         if op.integer:
             stored = stored.astype(weights.dtype)

@@ -64,7 +64,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         if weights is None:
             state, one = core.write(op, w, key), jnp.ones(outputs)
             return Quantized(state, one, jnp.zeros(outputs), op.column_sum(w), unseen)
-        axes = tuple(range(w.ndim)) if weights.per == "tensor" else op.geometry.contracted
+        axes = op.sharing(weights.per)
         # a clip whose arrays have the axes of the weight's stack has a range for each slice
         clip = jax.tree.map(
             lambda a: op.own(a) if jnp.ndim(a) > w.ndim - len(axes) else a, weights.clip
@@ -132,6 +132,11 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
 def quantizer(chain: Sequence[Wrapper]) -> Wrapper | None:
     """Which of a site's wrappers turns numbers into codes; None where none does."""
     return next((wrapper for wrapper in chain if wrapper.make is quantized), None)
+
+
+def quantizer_place(chain: Sequence[Wrapper]) -> int:
+    """Where in a chain that has one the quantiser stands."""
+    return [wrapper.make for wrapper in chain].index(quantized)
 
 
 def stored(inputs: Grid) -> bool:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxsim import clipping
 from jaxsim.core import Wrapper
-from jaxsim.cores.quantized import quantized, quantizer, stored
+from jaxsim.cores.quantized import quantized, quantizer, quantizer_place, stored
 from jaxsim.grid import Clip, Grid
 from jaxsim.network import Network, Site
 from jaxsim.transforms.compose import Transform, transformable
@@ -117,7 +117,7 @@ def _rules(chain: Sequence[Wrapper]) -> list[tuple[str, Any]]:
 
 def _probe(chain: Sequence[Wrapper]) -> tuple[Wrapper, ...]:
     """A chain that ends with the grids, their ranges those that err least."""
-    at = [wrapper.make for wrapper in chain].index(quantized)
+    at = quantizer_place(chain)
     grids = {
         operand: grid
         and dataclasses.replace(grid, clip=clipping.least_squares(), rounding="nearest")

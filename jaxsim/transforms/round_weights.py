@@ -15,7 +15,7 @@ from jaxsim.clipping import fixed
 from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased
 from jaxsim.cores.moments import Moments, moments
-from jaxsim.cores.quantized import quantized
+from jaxsim.cores.quantized import quantized, quantizer_place
 from jaxsim.grid import Grid
 from jaxsim.network import Network, Site, path_name, write_states
 from jaxsim.rounding import Layer, Rounding, rounded
@@ -92,19 +92,14 @@ def round_weights(
     return apply
 
 
-def _place(chain: tuple[Wrapper, ...]) -> int:
-    """Where in a chain the codes are made."""
-    return [wrapper.make for wrapper in chain].index(quantized)
-
-
 def _probe(chain: tuple[Wrapper, ...], grid: Grid) -> tuple[Wrapper, ...]:
     """A chain that measures what the quantiser of another sees."""
-    return (*chain[: _place(chain)], Wrapper.of(moments, weights=grid))
+    return (*chain[: quantizer_place(chain)], Wrapper.of(moments, weights=grid))
 
 
 def _fixed(chain: tuple[Wrapper, ...], grid: Grid, ends: Any) -> tuple[Wrapper, ...]:
     """A chain whose weights' grid has the range it is measured to have, whatever the weights."""
-    at = _place(chain)
+    at = quantizer_place(chain)
     settings = {**chain[at].settings, "weights": dataclasses.replace(grid, clip=fixed(*ends))}
     return (*chain[:at], Wrapper.of(quantized, **settings), *chain[at + 1 :])
 
