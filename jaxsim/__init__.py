@@ -1,6 +1,6 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
-from jaxsim import clipping, rounding
+from jaxsim import clipping, rounding, sparsity
 from jaxsim.checkpoint import load, save
 from jaxsim.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.compare import classify, compare
@@ -56,6 +56,7 @@ __all__ = [
     "correct_bias",
     "synthesize_inputs",
     "rounding",
+    "sparsity",
     "block",
     "slice_bits",
     "analog",
