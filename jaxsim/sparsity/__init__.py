@@ -13,7 +13,11 @@ from jaxsim.sparsity.criterion import (
     taylor,
 )
 from jaxsim.sparsity.distribution import Distribution, er, erk, global_, lamp, uniform
+from jaxsim.sparsity.growth import momentum_growth, rigl, sparse_evolution
+from jaxsim.sparsity.lottery import lottery
+from jaxsim.sparsity.masked import SparseState, fixed, gradual, masks_of
 from jaxsim.sparsity.pattern import Pattern, block, channel, head, n_of_m, unstructured
+from jaxsim.sparsity.schedule import Schedule, cubic, iterative, one_shot
 
 __all__ = [
     # patterns
@@ -41,4 +45,17 @@ __all__ = [
     "er",
     "erk",
     "lamp",
+    # training
+    "Schedule",
+    "one_shot",
+    "iterative",
+    "cubic",
+    "SparseState",
+    "masks_of",
+    "fixed",
+    "gradual",
+    "lottery",
+    "rigl",
+    "sparse_evolution",
+    "momentum_growth",
 ]

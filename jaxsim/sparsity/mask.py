@@ -26,15 +26,14 @@ def by_name(tree: Any) -> dict[str, Array]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def times(tree: Any, masks: Mapping[str, Array]) -> Any:
-    """A tree of parameters, or of what is of their shape, zero where a mask is."""
+def chosen(masks: Mapping[str, Array], tree: Any, other: Any) -> Any:
+    """A tree of parameters, or of what is of their shape, the other one where a mask is zero."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, a: (
-            jnp.where(masks[name], a, jnp.zeros_like(a))
-            if (name := path_name(path)) in masks
-            else a
+        lambda path, a, b: (
+            jnp.where(masks[name], a, b) if (name := path_name(path)) in masks else a
         ),
         tree,
+        other,
     )
 
 
@@ -174,12 +173,15 @@ def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, 
             index = np.arange(p.shape[at]).reshape(-1, *[1] * (np.ndim(p) - at - 1))
             return np.broadcast_to(index, p.shape).astype(p.dtype)
 
+        # the answer is needed now, also where the network itself is traced
         with jax.ensure_compile_time_eval():
             params = jax.tree_util.tree_map_with_path(varying, net.params)
-            written = write_states(dataclasses.replace(probed, params=params), None)
-        for name, site in sites.items():
-            if name is not None and bool(jnp.ptp(written[site.name], axis=-2).any()):
-                found[name].append(axis)
+            buffers = jax.tree.map(lambda b: jnp.zeros(b.shape, b.dtype), net.buffers)
+            still = dataclasses.replace(probed, params=params, buffers=buffers)
+            written = write_states(still, None)
+            for name, site in sites.items():
+                if name is not None and bool(jnp.ptp(written[site.name], axis=-2).any()):
+                    found[name].append(axis)
     return {name: tuple(axes) for name, axes in found.items()}
 
 
@@ -205,5 +207,5 @@ def check_sparsity(sparsity: float | Array | None, pattern: Pattern) -> None:
     if sparsity is None:
         raise ValueError("sparsity=None: give one in [0, 1); this pattern does not fix it")
     check_range("sparsity", sparsity, 0, 1)
-    if not is_traced(sparsity) and jnp.any(jnp.asarray(sparsity) >= 1):
+    if not is_traced(sparsity) and np.any(np.asarray(sparsity) >= 1):
         raise ValueError(f"sparsity={sparsity}: must be below 1")
