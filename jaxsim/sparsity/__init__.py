@@ -13,11 +13,23 @@ from jaxsim.sparsity.criterion import (
     taylor,
 )
 from jaxsim.sparsity.distribution import Distribution, er, erk, global_, lamp, uniform
+from jaxsim.sparsity.ephemeral import topk, topk_gradient, topk_inputs
+from jaxsim.sparsity.gates import (
+    Gates,
+    closed,
+    gated,
+    hard_concrete,
+    penalized,
+    soft_threshold,
+    variational_dropout,
+)
 from jaxsim.sparsity.growth import momentum_growth, rigl, sparse_evolution
 from jaxsim.sparsity.lottery import lottery
 from jaxsim.sparsity.masked import SparseState, fixed, gradual, masks_of
 from jaxsim.sparsity.pattern import Pattern, block, channel, head, n_of_m, unstructured
 from jaxsim.sparsity.schedule import Schedule, cubic, iterative, one_shot
+from jaxsim.sparsity.second_order import fisher, obd, wood_fisher
+from jaxsim.sparsity.surgeon import prune_layer
 
 __all__ = [
     # patterns
@@ -38,6 +50,10 @@ __all__ = [
     "grasp",
     "synflow",
     "movement",
+    "fisher",
+    "wood_fisher",
+    "obd",
+    "prune_layer",
     # distributions
     "Distribution",
     "global_",
@@ -58,4 +74,16 @@ __all__ = [
     "rigl",
     "sparse_evolution",
     "momentum_growth",
+    # gates
+    "Gates",
+    "gated",
+    "penalized",
+    "closed",
+    "hard_concrete",
+    "soft_threshold",
+    "variational_dropout",
+    # for one input
+    "topk",
+    "topk_inputs",
+    "topk_gradient",
 ]

@@ -52,3 +52,36 @@ def lamp(scores):
     """LAMP of one layer's magnitudes, weight by weight."""
     flat = np.asarray(scores, np.float64).ravel() ** 2
     return np.array([s / flat[flat >= s].sum() for s in flat])
+
+
+def constrained(w, gram, gone):
+    """The weights nearest to w in the metric H that are zero at `gone`, by least squares."""
+    root = np.linalg.cholesky(gram).T
+    kept = [i for i in range(len(w)) if i not in gone]
+    q = np.zeros(len(w))
+    q[kept] = np.linalg.lstsq(root[:, kept], root @ w, rcond=None)[0]
+    return q, float(np.sum((root @ (w - q)) ** 2))
+
+
+def surgeon(w, gram, sparsity, block, keep=None):
+    """SparseGPT by eliminating one row and column of the inverse Hessian after the other."""
+    w = np.array(w, np.float64)
+    K, N = w.shape
+    inverses, inverse = [], np.linalg.inv(gram)
+    for _ in range(K):
+        inverses.append(inverse)
+        inverse = (inverse - np.outer(inverse[:, 0], inverse[0]) / inverse[0, 0])[1:, 1:]
+    stays = np.ones((K, N), bool)
+    for start in range(0, K, block):
+        stop = min(start + block, K)
+        scores = np.array([w[i] ** 2 / inverses[i][0, 0] for i in range(start, stop)])
+        if keep is None:
+            count = int(np.rint(sparsity * stop * N) - np.rint(sparsity * start * N))
+            stays[start:stop] = lowest_go(scores, count)
+        else:
+            stays[start:stop] = n_of_m(scores, *keep, 0)
+        for i in range(start, stop):
+            error = np.where(stays[i], 0, w[i]) / inverses[i][0, 0]
+            w[i:] -= np.outer(inverses[i][:, 0], error)
+            w[i] = np.where(stays[i], w[i], 0)
+    return w, stays
