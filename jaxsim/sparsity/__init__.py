@@ -29,6 +29,7 @@ from jaxsim.sparsity.masked import SparseState, fixed, gradual, masks_of
 from jaxsim.sparsity.pattern import Pattern, block, channel, head, n_of_m, unstructured
 from jaxsim.sparsity.schedule import Schedule, cubic, iterative, one_shot
 from jaxsim.sparsity.second_order import fisher, obd, wood_fisher
+from jaxsim.sparsity.structured import activation_variance, activity, batch_norm_scale, redundancy
 from jaxsim.sparsity.surgeon import prune_layer
 
 __all__ = [
@@ -54,6 +55,10 @@ __all__ = [
     "wood_fisher",
     "obd",
     "prune_layer",
+    "batch_norm_scale",
+    "redundancy",
+    "activation_variance",
+    "activity",
     # distributions
     "Distribution",
     "global_",
