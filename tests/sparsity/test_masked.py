@@ -254,3 +254,22 @@ def test_seeds_run_side_by_side():
 def test_settings_that_cannot_be_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_sweep_of_sparsities_compiles_one_step():
+    """Schedules, fractions and steps are traced, so that a step serves every run."""
+
+    @jax.jit
+    def step(params, state, sparsity, every):
+        schedule = sp.cubic(sparsity, begin=0, every=every, updates=1)
+        tx = sp.gradual(ADAM, cnn(), schedule)
+        state = tx.init(params) if state is None else state
+        updates, state = tx.update(jax.grad(loss, argnums=1)(cnn(), params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for sparsity, every in ((0.5, 1), (0.8, 2)):
+        params, state = step(cnn().params, None, sparsity, every)
+        for _ in range(every):
+            params, state = step(params, state, sparsity, every)
+        assert sum(nnz(state).values()) == SIZE - round(np.float32(sparsity) * SIZE)
+    assert step._cache_size() == 2  # with and without a state
