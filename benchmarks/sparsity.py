@@ -378,12 +378,7 @@ def curves(settings: Sparsity) -> None:
             ["network", "parameters", "accuracy, %"],
             [
                 ["dense", full, mean_and_error(100 * controls["dense"])],
-                [
-                    "small, from scratch",
-                    small,
-                    mean_and_error(100 * controls["small"]),
-                    rates["small"],
-                ],
+                ["small, from scratch", small, mean_and_error(100 * controls["small"])],
             ],
             "controls, as many steps",
         ),
