@@ -1,6 +1,6 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
-from jaxsim import clipping, rounding
+from jaxsim import clipping, rounding, sparsity
 from jaxsim.checkpoint import load, save
 from jaxsim.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.compare import classify, compare
@@ -25,6 +25,7 @@ from jaxsim.transforms.fold_norms import fold_norms
 from jaxsim.transforms.learn_ranges import learn_ranges
 from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
+from jaxsim.transforms.prune_layers import prune_layers
 from jaxsim.transforms.quantize import quantize
 from jaxsim.transforms.round_weights import round_weights
 from jaxsim.transforms.slice_bits import slice_bits
@@ -47,6 +48,7 @@ __all__ = [
     "rules",
     "wrap",
     "prune",
+    "prune_layers",
     "quantize",
     "learn_ranges",
     "fold_norms",
@@ -56,6 +58,7 @@ __all__ = [
     "correct_bias",
     "synthesize_inputs",
     "rounding",
+    "sparsity",
     "block",
     "slice_bits",
     "analog",

@@ -304,6 +304,17 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
     )
 
 
+def retraced(net: Network, fn: Callable[..., Any]) -> Network:
+    """A network of another function of the same arguments, its sites found anew.
+
+    Args:
+      net: parameters and buffers of `fn`, and the arguments it is traced with.
+      fn: `(params, buffers, *args, **kwargs) -> outputs`.
+    """
+    traced = trace_plan(fn, net.params, net.buffers, net.example, net.example)
+    return dataclasses.replace(net, fn=fn, sites=tuple(c.site for c in contractions(traced.plan)))
+
+
 def deploy(
     net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None, **kwargs: Any
 ) -> Network:

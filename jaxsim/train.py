@@ -19,6 +19,8 @@ from jaxsim.network import Network
 from jaxsim.numerics import check_range
 from jaxsim.pipeline import Pipeline
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
+from jaxsim.sparsity.mask import chosen
+from jaxsim.sparsity.masked import masks_of
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 
 
@@ -101,7 +103,8 @@ def fit(
       labels: [N] classes, or whatever `loss` compares with, an entry an image.
       epochs: passes over the data, at least 1.
       optimizer: an optax transformation; it sees `net.params`, or after `js.learn_ranges`
-        `{"params": net.params, "ranges": …}`.
+        `{"params": net.params, "ranges": …}`. Where its state has masks (`js.sparsity.rigl`), those
+        of `net` make way for them: all weights have gradients, and the network ends with the masks.
       key: for shuffling and for the cores.
       batch_size: images a step, at most N; an incomplete last batch is left out.
       call: keyword arguments of each call. With "mutable" in it, the model returns updates of its
@@ -164,10 +167,13 @@ def fit(
     if ranges(net) and isinstance(net, Pipeline):
         raise ValueError("net: a pipeline with learned ranges; train them, then shard")
     state = optimizer.init(_trained(net))
+    facts = (net, len(images), batch_size, labels, key)
+    if (masks := masks_of(state)) is not None:
+        zero = jax.tree.map(np.zeros_like, net.params)
+        net = dataclasses.replace(net, params=chosen(masks, net.params, zero), masks={})
     with contextlib.ExitStack() as stack:
         done, kept = None, None
         if checkpoints is not None:
-            facts = (net, len(images), batch_size, labels, key)
             kept = stack.enter_context(trail(checkpoints, run=_fingerprint(*facts)))
             done, (values, buffers, state) = kept.newest((_trained(net), net.buffers, state))
             net = dataclasses.replace(_with(net, values), buffers=buffers)
@@ -182,7 +188,7 @@ def fit(
                 advance(value)
             if kept is not None:
                 kept.add(epoch + 1, (_trained(net), net.buffers, state))
-    return net
+    return dataclasses.replace(net, masks=masks_of(state) or net.masks)
 
 
 def _trained(net: Network) -> Any:

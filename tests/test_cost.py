@@ -63,7 +63,7 @@ def test_a_sliced_tiled_chip_costs_what_the_hand_counts(mapping):
 
 
 def test_pruned_weights_are_counted_out():
-    cost = js.prune(0.5, scope="layer")(cnn()).cost()
+    cost = js.prune(0.5, distribution=js.sparsity.uniform())(cnn()).cost()
     assert [site.nonzero for site in cost.sites] == [n // 2 for n in WEIGHTS]
     assert cost.nonzero == sum(WEIGHTS) // 2 + BIASES
 

@@ -22,6 +22,7 @@ PAGES = (
     "extend",
     "quantization",
     "rounding",
+    "sparsity",
     "analog",
     "parasitics",
     "pipeline",

@@ -66,7 +66,7 @@ def test_blocks_spend_what_the_hand_counts(transform, products, width, bits, shi
 def test_pruned_blocks_are_gated_and_not_stored():
     """Half the energy of multiplying, all the cycles, and a bit a weight to say which."""
     dense = eight()
-    sparse = js.compose(js.prune(0.5, scope="layer"), js.quantize(8, 8))(cnn())
+    sparse = js.compose(js.prune(0.5, distribution=js.sparsity.uniform()), js.quantize(8, 8))(cnn())
     wide = dataclasses.replace(ARRAY, port=1e6)  # cycles are those of multiplying alone
     for transform in (lambda net: net, js.block(3, 2, 2, "static")):
         full, half = (wide.estimate(transform(net)) for net in (dense, sparse))

@@ -1,88 +1,86 @@
-"""What is left out: the smallest weights."""
+"""What is left out: weights of little worth."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Literal
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-from jaxsim.network import Network, path_name
-from jaxsim.numerics import check_range, is_traced
+from jaxsim.network import Network
+from jaxsim.numerics import checked_int
+from jaxsim.sparsity.criterion import Criterion, magnitude
+from jaxsim.sparsity.distribution import Distribution, global_
+from jaxsim.sparsity.mask import check_sparsity, make_masks
+from jaxsim.sparsity.pattern import Pattern, unstructured
 from jaxsim.transforms.compose import Transform, transformable
 
 
 def prune(
-    sparsity: float | Array,
+    sparsity: float | Array | None = None,
     *,
-    scope: Literal["global", "layer"] = "global",
+    criterion: Criterion | None = None,
+    pattern: Pattern | None = None,
+    distribution: Distribution | None = None,
     sites: str | Sequence[str] = "*",
+    rounds: int = 1,
+    allow_collapse: bool = False,
 ) -> Transform:
-    """Sets the weights of smallest magnitude to zero and keeps them there.
+    """Sets the weights that are worth least to zero and keeps them there.
 
-    Exactly round(sparsity · n) of n weights go; ties go in order of position. The masks are data of
-    the network, applied at every call, so gradients of pruned weights are zero.
+    The masks are data of the network, applied at every call, so gradients of pruned weights are
+    zero. Counts are exact; ties go in order of position. What is pruned already stays so.
 
     Args:
-      sparsity: share of the weights to leave out, in [0, 1). Traced.
-      scope: "global" ranks the weights of all sites together, "layer" within each layer. A
-        parameter that scans stack along its first axes is as many layers.
-      sites: patterns of the sites to prune.
+      sparsity: share of the units to leave out, in [0, 1); None where the pattern fixes it, as
+        `js.sparsity.n_of_m` does. Traced.
+      criterion: what a weight is worth; `js.sparsity.magnitude()` if None.
+      pattern: which weights go together; each for itself, `js.sparsity.unstructured()`, if None.
+      distribution: how many each layer loses; `js.sparsity.global_()` if None. A parameter that
+        scans stack along its first axes is as many layers.
+      sites: patterns of the sites to prune; leave out the first and the last layer here.
+      rounds: score and prune so many times, the share that stays falling by the same factor each
+        time; SynFlow wants 100.
+      allow_collapse: let a layer lose all its weights.
 
     Raises:
-      ValueError: sparsity or scope out of range; when applied, a site without a parameter, or
-        scope "layer" where a scan stacks another axis.
-
-    Source: Han et al. (2015), arXiv 1506.02626.
+      ValueError: an argument out of range, or a sparsity beside a pattern that fixes it; when
+        applied, a site without a parameter, NaN scores, a pattern that does not fit a layer, a
+        layer that would lose everything, or a scan that stacks another axis than the first.
     """
-    check_range("sparsity", sparsity, 0, 1)
-    if not is_traced(sparsity) and jnp.any(jnp.asarray(sparsity) >= 1):
-        raise ValueError(f"sparsity={sparsity}: must be below 1")
-    if scope not in ("global", "layer"):
-        raise ValueError(f"scope={scope!r}: must be 'global' or 'layer'")
+    rounds = checked_int("rounds", rounds, 1)
+    criterion = magnitude() if criterion is None else criterion
+    pattern = unstructured() if pattern is None else pattern
+    distribution = global_() if distribution is None else distribution
+    kinds = {
+        "criterion": (criterion, Criterion),
+        "pattern": (pattern, Pattern),
+        "distribution": (distribution, Distribution),
+    }
+    for name, (value, kind) in kinds.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}={value!r}: must be a {kind.__name__} of js.sparsity")
+    check_sparsity(sparsity, pattern)
+    if pattern.sparsity is not None and rounds > 1:
+        raise ValueError(f"rounds={rounds}: the pattern fixes the sparsity, one round reaches it")
 
     def apply(net: Network) -> Network:
-        stacks: dict[str, tuple[int, ...]] = {}
-        for site in transformable(net, "prune", sites):
-            if site.param is None:
-                raise ValueError(f"prune at {site.name}: it contracts two inputs, nothing to prune")
-            stacks.setdefault(site.param, site.stack)
-        leaves = jax.tree_util.tree_leaves_with_path(net.masked_params())
-        weights = {n: jnp.abs(w) for p, w in leaves if (n := path_name(p)) in stacks}
-        if scope == "layer":
-            masks = {
-                name: _by_layer(name, w, stacks[name], sparsity) for name, w in weights.items()
-            }
-        else:
-            flat = _largest(jnp.concatenate([w.ravel() for w in weights.values()]), sparsity)
-            masks, start = {}, 0
-            for name, w in weights.items():
-                masks[name] = flat[start : start + w.size].reshape(w.shape)
-                start += w.size
-        kept = {n: mask & net.masks[n] if n in net.masks else mask for n, mask in masks.items()}
-        return dataclasses.replace(net, masks={**net.masks, **kept})
+        transformable(net, "prune", sites)
+        for i in range(rounds):
+            share = sparsity
+            if share is not None and rounds > 1:
+                share = 1 - (1 - jnp.asarray(share, jnp.float32)) ** ((i + 1) / rounds)
+            masks = make_masks(
+                net,
+                criterion.score(net, ()),
+                share,
+                pattern=pattern,
+                distribution=distribution,
+                sites=sites,
+                allow_collapse=allow_collapse,
+            )
+            net = dataclasses.replace(net, masks={**net.masks, **masks})
+        return net
 
     return apply
-
-
-def _by_layer(
-    name: str, w: Float[Array, "..."], stack: tuple[int, ...], sparsity: float | Array
-) -> Bool[Array, "..."]:
-    if w.shape[: len(stack)] != stack:
-        raise ValueError(
-            f"scope='layer': a scan stacks {name} {list(w.shape)} along an axis that is not its "
-            "first; use scope='global'"
-        )
-    layers = w.reshape(math.prod(stack), -1)
-    return jax.vmap(partial(_largest, sparsity=sparsity))(layers).reshape(w.shape)
-
-
-def _largest(w: Float[Array, " n"], sparsity: float | Array) -> Bool[Array, " n"]:
-    """Which entries remain when the smallest round(sparsity · n) leave."""
-    rank = jnp.zeros(w.shape, jnp.int32).at[jnp.argsort(w)].set(jnp.arange(w.size))
-    return rank >= jnp.round(jnp.asarray(sparsity, jnp.float32) * w.size)

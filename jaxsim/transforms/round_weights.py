@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,10 @@ from jaxsim.cores.digital import biased
 from jaxsim.cores.moments import Moments, moments
 from jaxsim.cores.quantized import quantized, quantizer_place
 from jaxsim.grid import Grid
-from jaxsim.network import Network, Site, path_name, write_states
+from jaxsim.network import Network, Site
 from jaxsim.rounding import Layer, Rounding, rounded
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
+from jaxsim.transforms.matrices import matrices, params_of, solved, with_params
 from jaxsim.transforms.measure import measured, require_run
 
 
@@ -70,8 +71,8 @@ def round_weights(
         states: dict[str, Moments] = measured(net, probes, inputs)
         for site in chosen:
             require_run(site, states[site.name].seen, states[site.name].gram)
-        params = _params_of(net, chosen)
-        of = partial(_matrices, net, probes)
+        params = params_of(net, chosen)
+        of = partial(matrices, net, probes)
         units = of(jax.tree.map(jnp.ones_like, params))
         layers = {s.name: _layer(states[s.name], grids[s.name], units[s.name]) for s in chosen}
         found: dict[str, Any] = {}
@@ -79,7 +80,7 @@ def round_weights(
             gram = sum((layers[name].gram for name in group), jnp.float32(0))
             found |= dict.fromkeys(group, rounded(rounding, layers[group[0]]._replace(gram=gram)))
         targets = {name: w.reshape(states[name].w.shape) for name, w in found.items()}
-        params = _solved(of, params, targets)
+        params = solved(of, params, targets)
         for name, w in of(params).items():
             if not jnp.all(jnp.abs(w - targets[name]) < 0.4 * states[name].scale):
                 raise ValueError(
@@ -87,7 +88,7 @@ def round_weights(
                     "weights; they are computed from it, or it is used in two ways"
                 )
         cores = {n: _fixed(net.cores[n], grids[n], states[n].ends) for n in probes}
-        return dataclasses.replace(_with_params(net, params), cores={**net.cores, **cores})
+        return dataclasses.replace(with_params(net, params), cores={**net.cores, **cores})
 
     return apply
 
@@ -127,41 +128,3 @@ def _same(sites: Iterable[Site], layers: dict[str, Layer]) -> list[list[str]]:
             first.append(site)
             groups.append([site.name])
     return groups
-
-
-def _params_of(net: Network, sites: Iterable[Site]) -> dict[str, Array]:
-    """The parameters that sites are named by."""
-    names = {site.param for site in sites}
-    leaves = jax.tree_util.tree_leaves_with_path(net.params)
-    return {name: p for path, p in leaves if (name := path_name(path)) in names}
-
-
-def _with_params(net: Network, params: dict[str, Array]) -> Network:
-    changed = jax.tree_util.tree_map_with_path(
-        lambda path, p: params.get(path_name(path), p), net.params
-    )
-    return dataclasses.replace(net, params=changed)
-
-
-def _matrices(
-    net: Network, probes: dict[str, tuple[Wrapper, ...]], params: dict[str, Array]
-) -> dict[str, Array]:
-    """The weights of sites as batches of matrices, some parameters replaced."""
-    states = write_states(dataclasses.replace(_with_params(net, params), cores=probes), None)
-    return {name: state.w for name, state in states.items()}
-
-
-def _solved(
-    of: Callable[[dict[str, Array]], dict[str, Array]],
-    params: dict[str, Array],
-    targets: dict[str, Array],
-) -> dict[str, Array]:
-    """Parameters that give these weights, if each weight is a multiple of one parameter."""
-    weights, back = jax.vjp(of, params)
-    units = of(jax.tree.map(jnp.ones_like, params))
-    cast = {name: w.astype(weights[name].dtype) for name, w in targets.items()}
-    (share,), (values,) = back(units), back(cast)
-    return {
-        name: jnp.where(share[name] != 0, values[name] / share[name], p).astype(p.dtype)
-        for name, p in params.items()
-    }

@@ -205,7 +205,7 @@ BAD_ARGUMENTS = {
     "sparsity=-0.1:": lambda: js.prune(-0.1),
     "sparsity=half:": lambda: js.prune("half"),
     "sparsity=nan:": lambda: js.prune(float("nan")),
-    "scope='model'": lambda: js.prune(0.5, scope="model"),
+    "distribution='model'": lambda: js.prune(0.5, distribution="model"),
     "adc=1:": lambda: A(adc=1),
     "adc=0:": lambda: A(adc=0, mapping="offset"),
     "adc=17:": lambda: A(adc=17),

@@ -24,7 +24,7 @@ def weights(net):
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.75, 0.999])
 def test_global_pruning_ranks_all_weights_together(sparsity):
-    net = js.prune(sparsity)(cnn())
+    net = js.prune(sparsity, allow_collapse=True)(cnn())
     kept = weights(cnn())
     expected = smallest(np.concatenate([np.ravel(w) for w in kept.values()]), sparsity)
     found = np.concatenate([np.ravel(net.masks[name]) for name in kept])
@@ -36,10 +36,10 @@ def test_global_pruning_ranks_all_weights_together(sparsity):
 
 @pytest.mark.parametrize("sparsity", [0.25, 0.8])
 def test_layer_pruning_ranks_each_layer_and_each_slice_of_a_stack(sparsity):
-    masks = js.prune(sparsity, scope="layer")(cnn()).masks
+    masks = js.prune(sparsity, distribution=js.sparsity.uniform())(cnn()).masks
     for name, w in weights(cnn()).items():
         np.testing.assert_array_equal(np.ravel(masks[name]), smallest(np.ravel(w), sparsity))
-    net = js.prune(sparsity, scope="layer")(stack())
+    net = js.prune(sparsity, distribution=js.sparsity.uniform())(stack())
     for layer, mask in zip(stack().params["w"], net.masks["w"], strict=True):
         np.testing.assert_array_equal(np.ravel(mask), smallest(np.ravel(layer), sparsity))
 
@@ -95,3 +95,69 @@ def test_a_weight_used_twice_is_pruned_once():
     masks = js.prune(0.5)(net).masks
     assert list(masks) == ["w"]
     assert masks["w"].sum() == 8
+
+
+def test_a_layer_that_would_lose_everything_is_refused():
+    with pytest.raises(ValueError, match="nothing is left of Conv_0/kernel"):
+        js.prune(0.999)(cnn())
+
+
+def test_rounds_score_anew_and_end_at_the_sparsity():
+    net = cnn()
+    seen = []
+
+    def score(net, memory):
+        seen.append(sum(int(m.sum()) for m in net.masks.values()))
+        return jax.tree.map(jnp.abs, net.masked_params())
+
+    masks = js.prune(0.9, criterion=js.sparsity.Criterion(score), rounds=3)(net).masks
+    total = sum(m.size for m in masks.values())
+    assert seen == [0, round(0.1 ** (1 / 3) * total), round(0.1 ** (2 / 3) * total)]
+    assert sum(int(m.sum()) for m in masks.values()) == total - round(0.9 * total)
+
+
+def test_a_sweep_over_sparsity_compiles_once_and_runs_in_a_batch():
+    net = cnn()
+
+    @jax.jit
+    def left(sparsity):
+        masks = js.prune(sparsity, distribution=js.sparsity.erk())(net).masks
+        return sum(jnp.sum(m) for m in masks.values())
+
+    found = [int(left(s)) for s in (0.2, 0.5, 0.9)]
+    assert left._cache_size() == 1
+    total = sum(m.size for m in js.prune(0.5)(net).masks.values())
+    assert found == [total - round(s * total) for s in (0.2, 0.5, 0.9)]
+    np.testing.assert_array_equal(jax.vmap(left)(jnp.array([0.2, 0.5, 0.9])), found)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: js.prune(), "sparsity=None"),
+        (lambda: js.prune(0.5, pattern=js.sparsity.n_of_m(2, 4)), "the pattern fixes it at 0.5"),
+        (lambda: js.prune(0.5, criterion="magnitude"), "criterion='magnitude'"),
+        (lambda: js.prune(0.5, pattern=(2, 4)), "pattern="),
+        (lambda: js.prune(0.5, rounds=0), "rounds=0"),
+        (lambda: js.sparsity.n_of_m(4, 4), "n=4: must be an int from 1 to 3"),
+        (lambda: js.sparsity.head(1), "heads=1"),
+        (lambda: js.sparsity.block(0, 1), "rows=0"),
+        (
+            lambda: js.prune(pattern=js.sparsity.n_of_m(1, 3), sites="Conv_1*")(cnn()),
+            "m=3: does not",
+        ),
+        (lambda: js.prune(0.5, pattern=js.sparsity.block(3, 1))(cnn()), "rows=3, columns=1"),
+        (lambda: js.prune(0.5, pattern=js.sparsity.channel(4))(cnn()), "axis=4"),
+        (lambda: js.prune(0.5, pattern=js.sparsity.head(5))(cnn()), "has no axis of that length"),
+        (lambda: js.prune(0.5, criterion=js.sparsity.movement())(cnn()), "give it to a schedule"),
+    ],
+)
+def test_what_cannot_be_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_nan_scores_are_refused():
+    scores = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), cnn().params)
+    with pytest.raises(ValueError, match="scores of Conv_0/kernel: some are NaN"):
+        js.prune(0.5, criterion=js.sparsity.given(scores))(cnn())

@@ -1,0 +1,287 @@
+"""Weights that learn whether they stay: reparametrisations with a penalty, that end in masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxsim.network import Network, path_name, retraced
+from jaxsim.numerics import check_range
+from jaxsim.sparsity.distribution import Distribution, global_
+from jaxsim.sparsity.mask import by_name, check_sparsity, make_masks, stacks
+from jaxsim.sparsity.pattern import unstructured
+
+if TYPE_CHECKING:
+    from optax import GradientTransformation
+
+Weights = dict[str, Array]
+"""The gated parameters, by path."""
+
+
+class Gates(NamedTuple):
+    """A reparametrisation of weights.
+
+    Attributes:
+      init: `weights -> gates`, what is trained beside the weights.
+      apply: `(weights, gates, key) -> weights` that the model reads; without a key, their mean.
+      penalty: `(weights, gates) -> number`, what a loss is to have more of for each that stays.
+      score: `(weights, gates) -> scores`, what each is worth, by weight.
+      stays: `(weights, gates) -> masks`, which of them the gates leave.
+    """
+
+    init: Callable[[Weights], Any]
+    apply: Callable[[Weights, Any, Key[Array, ""] | None], Weights]
+    penalty: Callable[[Weights, Any], Float[Array, ""]]
+    score: Callable[[Weights, Any], Weights]
+    stays: Callable[[Weights, Any], Weights]
+
+
+_LOW, _HIGH, _TEMPERATURE = -0.1, 1.1, 2 / 3
+"""Ends that the concrete distribution is stretched to, and its temperature."""
+
+
+def hard_concrete(start: float = 2.0) -> Gates:
+    """L0 regularisation: each weight times a random gate in [0, 1] that is often exactly 0 or 1.
+
+    The penalty is the expected number of gates that are not zero.
+
+    Args:
+      start: log α of every gate at first; a gate is open with the chance σ(log α + 1.6).
+
+    Raises:
+      ValueError: start is no finite number.
+
+    Source: Louizos, Welling and Kingma (2018), arXiv 1712.01312, eq. 10–13.
+    """
+    _check_number("start", start)
+
+    def gate(log_alpha: Array, key: Key[Array, ""] | None) -> Array:
+        if key is None:
+            s = jax.nn.sigmoid(log_alpha)
+        else:
+            u = jax.random.uniform(key, log_alpha.shape, minval=1e-6, maxval=1 - 1e-6)
+            noise = jnp.log(u) - jnp.log1p(-u)
+            s = jax.nn.sigmoid((noise + log_alpha) / _TEMPERATURE)
+        return jnp.clip(s * (_HIGH - _LOW) + _LOW, 0, 1)
+
+    def gates_of(gates: Any, key: Key[Array, ""] | None) -> Weights:
+        return {n: gate(a, k) for (n, a), k in zip(gates.items(), _keys(key, gates), strict=True)}
+
+    def apply(w: Weights, gates: Any, key: Key[Array, ""] | None) -> Weights:
+        return jax.tree.map(jnp.multiply, w, gates_of(gates, key))
+
+    def penalty(w: Weights, gates: Any) -> Array:
+        shift = _TEMPERATURE * math.log(-_LOW / _HIGH)
+        return _total(jax.nn.sigmoid(a - shift) for a in gates.values())
+
+    return Gates(
+        init=lambda w: {n: jnp.full(a.shape, start) for n, a in w.items()},
+        apply=apply,
+        penalty=penalty,
+        score=lambda w, gates: {n: jnp.abs(a) for n, a in apply(w, gates, None).items()},
+        stays=lambda w, gates: {n: z > 0 for n, z in gates_of(gates, None).items()},
+    )
+
+
+def soft_threshold(start: float = -5.0) -> Gates:
+    """STR: sgn(w) relu(|w| - σ(s)), with one trained s for each layer.
+
+    The penalty is half the sum of squares of weights and thresholds; it draws s to 0, where the
+    threshold is a half, and weights below it.
+
+    Args:
+      start: s of every layer at first.
+
+    Raises:
+      ValueError: start is no finite number.
+
+    Source: Kusupati et al. (2020), arXiv 2002.03231, eq. 4.
+    """
+    _check_number("start", start)
+
+    def apply(w: Weights, gates: Any, key: Key[Array, ""] | None) -> Weights:
+        return {
+            n: jnp.sign(a) * jax.nn.relu(jnp.abs(a) - jax.nn.sigmoid(gates[n]))
+            for n, a in w.items()
+        }
+
+    return Gates(
+        init=lambda w: {n: jnp.float32(start) for n in w},
+        apply=apply,
+        penalty=lambda w, gates: _total(a**2 / 2 for a in (*w.values(), *gates.values())),
+        # by how far a weight is above its threshold, or below it
+        score=lambda w, gates: {n: jnp.abs(a) - jax.nn.sigmoid(gates[n]) for n, a in w.items()},
+        stays=lambda w, gates: {n: jnp.abs(a) > jax.nn.sigmoid(gates[n]) for n, a in w.items()},
+    )
+
+
+def variational_dropout(start: float = -10.0, *, most: float = 3.0) -> Gates:
+    """Each weight normal about w with a variance of its own; those of much noise are left out.
+
+    With α = σ² / w², weights stay whose log α is below a bound. The penalty is the paper's
+    approximation of the divergence from the log-uniform prior.
+
+    Args:
+      start: log σ² of every weight at first.
+      most: log α above which a weight is left out.
+
+    Raises:
+      ValueError: an argument is no finite number.
+
+    Source: Molchanov, Ashukha and Vetrov (2017), arXiv 1701.05369, eq. 14.
+    """
+    _check_number("start", start)
+    _check_number("most", most)
+
+    def log_alpha(w: Weights, gates: Any) -> Weights:
+        return {n: jnp.clip(gates[n] - jnp.log(a**2 + 1e-16), -10, 10) for n, a in w.items()}
+
+    def apply(w: Weights, gates: Any, key: Key[Array, ""] | None) -> Weights:
+        if key is None:
+            return w
+        return {
+            n: a + jnp.exp(gates[n] / 2) * jax.random.normal(k, (a.size,)).reshape(a.shape)
+            for (n, a), k in zip(w.items(), _keys(key, w), strict=True)
+        }
+
+    def penalty(w: Weights, gates: Any) -> Array:
+        k1, k2, k3 = 0.63576, 1.87320, 1.48695
+        return _total(
+            k1 - k1 * jax.nn.sigmoid(k2 + k3 * a) + jnp.log1p(jnp.exp(-a)) / 2
+            for a in log_alpha(w, gates).values()
+        )
+
+    return Gates(
+        init=lambda w: {n: jnp.full(a.shape, start) for n, a in w.items()},
+        apply=apply,
+        penalty=penalty,
+        score=lambda w, gates: {n: -a for n, a in log_alpha(w, gates).items()},
+        stays=lambda w, gates: {n: a < most for n, a in log_alpha(w, gates).items()},
+    )
+
+
+def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Network:
+    """A network that trains gates beside its weights.
+
+    Its parameters are `{"params": …, "gates": …}`. Training draws the gates anew at every step when
+    `fit` is given `rngs=("gates",)`; other calls read their mean. `closed` ends in masks.
+
+    Args:
+      net: float, not pruned.
+      gates: `hard_concrete()`, `soft_threshold()` or `variational_dropout()`.
+      sites: patterns of the sites whose weights are gated.
+
+    Raises:
+      ValueError: a network that is transformed or pruned already, or patterns without a site.
+    """
+    if net.cores or net.masks or net.deployed:
+        raise ValueError("net: give the float network, before any transform")
+    names = tuple(stacks(net, sites))
+    read = net.fn
+
+    def fn(params: Any, buffers: Any, *args: Any, rngs: Any = None, **kwargs: Any) -> Any:
+        streams = dict(rngs or {})
+        key = streams.pop("gates", None)
+        inner = params["params"]
+        w = gates.apply(_part(inner, names), params["gates"], key)
+        if streams:
+            kwargs["rngs"] = streams
+        return read(_put(inner, w), buffers, *args, **kwargs)
+
+    params = {"params": net.params, "gates": gates.init(_part(net.params, names))}
+    return retraced(dataclasses.replace(net, params=params), fn)
+
+
+def penalized(gates: Gates, strength: float | Array) -> GradientTransformation:
+    """Adds the gradient of the gates' penalty, as weight decay adds its own.
+
+    Put it before the optimiser: `optax.chain(penalized(gates, 1e-5), optax.adam(1e-3))`.
+
+    Args:
+      gates: those of the network.
+      strength: what the penalty is multiplied by, at least 0. Traced.
+
+    Raises:
+      ValueError: a strength out of range.
+    """
+    import optax
+
+    check_range("strength", strength, 0)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def cost(params: Any) -> Array:
+            w = _part(params["params"], tuple(params["gates"]))
+            return strength * gates.penalty(w, params["gates"])
+
+        return jax.tree.map(jnp.add, updates, jax.grad(cost)(params)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def closed(
+    trained: Network,
+    net: Network,
+    gates: Gates,
+    *,
+    sparsity: float | Array | None = None,
+    distribution: Distribution | None = None,
+) -> Network:
+    """The network without gates: weights as their mean reads them, and masks.
+
+    Args:
+      trained: after training, as `gated` made it.
+      net: before `gated`.
+      gates: those of `gated`.
+      sparsity: share to leave out, those of the lowest score; None leaves it to the gates.
+      distribution: how many each layer loses then; `global_()` if None.
+
+    Raises:
+      ValueError: a sparsity out of range.
+    """
+    inner, gate = trained.params["params"], trained.params["gates"]
+    names = tuple(gate)
+    w = _part(inner, names)
+    read = dataclasses.replace(
+        net, params=_put(inner, gates.apply(w, gate, None)), buffers=trained.buffers
+    )
+    if sparsity is None:
+        return dataclasses.replace(read, masks=gates.stays(w, gate))
+    check_sparsity(sparsity, unstructured())
+    masks = make_masks(
+        read,
+        _put(inner, gates.score(w, gate)),
+        sparsity,
+        pattern=unstructured(),
+        distribution=global_() if distribution is None else distribution,
+        sites=["re:" + "|".join(map(re.escape, names))],
+    )
+    return dataclasses.replace(read, masks=masks)
+
+
+def _part(params: Any, names: Sequence[str]) -> Weights:
+    flat = by_name(params)
+    return {name: flat[name] for name in names}
+
+
+def _put(params: Any, weights: Mapping[str, Array]) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, p: weights.get(path_name(path), p), params)
+
+
+def _keys(key: Key[Array, ""] | None, of: Mapping[str, Any]) -> list[Any]:
+    return [None if key is None else jax.random.fold_in(key, i) for i in range(len(of))]
+
+
+def _total(parts: Any) -> Array:
+    return sum((jnp.sum(a) for a in parts), jnp.float32(0))
+
+
+def _check_number(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value}: must be a finite number")

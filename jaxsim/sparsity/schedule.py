@@ -1,0 +1,120 @@
+"""When a network in training is pruned, and to what sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsim.numerics import check_range, is_traced
+
+
+class Schedule(NamedTuple):
+    """The pruning of a training run; steps count from 0 and may be traced.
+
+    Attributes:
+      due: whether masks are made before a step.
+      sparsity: the share that is then left out; None where the pattern fixes it.
+    """
+
+    due: Callable[[Int[Array, ""]], Bool[Array, ""]]
+    sparsity: Callable[[Int[Array, ""]], Float[Array, ""]] | None
+
+
+def one_shot(sparsity: float | Array | None = None, *, at: int | Array = 0) -> Schedule:
+    """Prunes once.
+
+    Args:
+      sparsity: in [0, 1); None where the pattern fixes it.
+      at: step, at least 0.
+
+    Raises:
+      ValueError: an argument out of range.
+    """
+    check_range("at", at, 0)
+    if sparsity is None:
+        return Schedule(lambda step: step == at, None)
+    _check_share("sparsity", sparsity)
+    return Schedule(lambda step: step == at, lambda step: jnp.float32(sparsity))
+
+
+def iterative(
+    sparsity: float | Array, *, begin: int | Array, every: int | Array, rounds: int | Array
+) -> Schedule:
+    """Prunes the same share of what is left in each round.
+
+    Round i of n, at begin + (i - 1) · every, ends at the sparsity 1 - (1 - s)^(i/n).
+
+    Args:
+      sparsity: s, after the last round, in [0, 1).
+      begin: step of the first round, at least 0.
+      every: steps from a round to the next, at least 1.
+      rounds: n, at least 1.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: Han et al. (2015), arXiv 1506.02626, section 3.3; Frankle and Carbin (2019),
+    arXiv 1803.03635.
+    """
+    _check_share("sparsity", sparsity)
+    check_range("begin", begin, 0)
+    check_range("every", every, 1)
+    check_range("rounds", rounds, 1)
+
+    def due(step: Array) -> Array:
+        past = step - begin
+        return (past >= 0) & (past % every == 0) & (past < every * jnp.asarray(rounds))
+
+    def target(step: Array) -> Array:
+        done = jnp.clip((step - begin) // every + 1, 0, rounds)
+        return 1 - (1 - jnp.float32(sparsity)) ** (done / rounds)
+
+    return Schedule(due, target)
+
+
+def cubic(
+    sparsity: float | Array,
+    *,
+    begin: int | Array,
+    every: int | Array,
+    updates: int | Array,
+    initial: float | Array = 0.0,
+) -> Schedule:
+    """Prunes fast at first: s_f + (s_i - s_f) (1 - (t - t_0) / (n Δt))³.
+
+    Args:
+      sparsity: s_f, the last, in [0, 1).
+      begin: t_0, step of the first pruning, at least 0.
+      every: Δt, steps from one to the next, at least 1.
+      updates: n, at least 1; the last pruning is at t_0 + n Δt.
+      initial: s_i, the sparsity at t_0, in [0, 1).
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: Zhu and Gupta (2017), arXiv 1710.01878, eq. 1.
+    """
+    _check_share("sparsity", sparsity)
+    _check_share("initial", initial)
+    check_range("begin", begin, 0)
+    check_range("every", every, 1)
+    check_range("updates", updates, 1)
+
+    def due(step: Array) -> Array:
+        past = step - begin
+        return (past >= 0) & (past % every == 0) & (past <= every * jnp.asarray(updates))
+
+    def target(step: Array) -> Array:
+        left = 1 - jnp.clip((step - begin) / (jnp.asarray(updates) * every), 0, 1)
+        return sparsity + (initial - jnp.float32(sparsity)) * left**3
+
+    return Schedule(due, target)
+
+
+def _check_share(name: str, value: float | Array) -> None:
+    check_range(name, value, 0, 1)
+    if not is_traced(value) and value >= 1:
+        raise ValueError(f"{name}={value}: must be below 1")

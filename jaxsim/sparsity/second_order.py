@@ -1,0 +1,180 @@
+"""What a weight is worth by curvature: Fisher information, WoodFisher, the Hessian's diagonal."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Key
+
+from jaxsim.network import Network
+from jaxsim.numerics import check_range, checked_int
+from jaxsim.sparsity.criterion import Criterion, Loss, Tree, hessian_product
+
+ExampleLoss = Callable[[Network, Any], Float[Array, ""]]
+"""A loss of a network on one example, whose arrays have a first axis of 1."""
+
+
+def obd(loss: Loss, *, key: Key[Array, ""], samples: int = 16) -> Criterion:
+    """Optimal brain damage: h w² / 2 with h the diagonal of the Hessian.
+
+    The diagonal is the mean of z · Hz over random signs z: exact for a diagonal Hessian.
+
+    Args:
+      loss: of a network, twice differentiable.
+      key: of the signs.
+      samples: how many products, at least 1.
+
+    Raises:
+      ValueError: samples out of range.
+
+    Source: LeCun, Denker and Solla (1990), Optimal brain damage, eq. 5; Bekas, Kokiopoulou and Saad
+    (2007) for the diagonal.
+    """
+    samples = checked_int("samples", samples, 1)
+
+    def score(net: Network, _: Any) -> Tree:
+        leaves, treedef = jax.tree.flatten(net.params)
+
+        @jax.jit
+        def product(key: Any) -> Tree:
+            keys = jax.random.split(key, len(leaves))
+            signs = [
+                jax.random.rademacher(k, (p.size,), p.dtype).reshape(p.shape)
+                for k, p in zip(keys, leaves, strict=True)
+            ]
+            z = jax.tree.unflatten(treedef, signs)
+            return jax.tree.map(jnp.multiply, z, hessian_product(net, loss, z))
+
+        found = [product(k) for k in jax.random.split(key, samples)]
+        h = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / samples, *found)
+        return jax.tree.map(lambda h, w: h * w**2 / 2, h, net.masked_params())
+
+    return Criterion(score)
+
+
+def fisher(loss: ExampleLoss, data: Any, *, batch: int = 32) -> Criterion:
+    """F w² / 2 with f the mean of the squared gradients of single examples.
+
+    Args:
+      loss: of a network and one example, such as
+        `lambda net, e: cross_entropy(net(e[0]), e[1])`.
+      data: arrays with an example along the first axis.
+      batch: examples whose gradients are in memory together, at least 1.
+
+    Raises:
+      ValueError: batch out of range.
+
+    Source: Theis et al. (2018), arXiv 1801.05787, eq. 12.
+    """
+    batch = checked_int("batch", batch, 1)
+
+    def score(net: Network, _: Any) -> Tree:
+        total: Tree = jax.tree.map(jnp.zeros_like, net.params)
+        count = 0
+        for grads in example_gradients(net, loss, data, batch):
+            count += len(jax.tree.leaves(grads)[0])
+            total = jax.tree.map(lambda t, g: t + jnp.sum(g**2, 0), total, grads)
+        return jax.tree.map(lambda f, w: f * w**2 / (2 * count), total, net.masked_params())
+
+    return Criterion(score)
+
+
+def wood_fisher(
+    loss: ExampleLoss,
+    data: Any,
+    *,
+    block: int = 64,
+    damping: float | Array = 1e-5,
+    batch: int = 32,
+) -> Criterion:
+    """w² / (2 [F⁻¹]_qq), F⁻¹ built example by example for blocks of neighbouring weights.
+
+    Args:
+      loss: as in `fisher`.
+      data: as in `fisher`.
+      block: weights of a block, at least 1. A layer is cut into blocks in order of position.
+      damping: λ of F = λI + E[g gᵀ], above 0. Traced.
+      batch: as in `fisher`.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: Singh and Alistarh (2020), arXiv 2004.14340, eq. 4 and section 4.
+    """
+    block, batch = checked_int("block", block, 1), checked_int("batch", batch, 1)
+    check_range("damping", damping, 0, above=True)
+
+    def score(net: Network, _: Any) -> Tree:
+        n = len(jax.tree.leaves(data)[0])
+        rows = [
+            [_blocks(g, block) for g in jax.tree.leaves(grads)]
+            for grads in example_gradients(net, loss, data, batch)
+        ]
+        leaves, treedef = jax.tree.flatten(net.masked_params())
+        found: list[Array] = []
+        for i, w in enumerate(leaves):
+            g = jnp.concatenate([r[i] for r in rows]).swapaxes(0, 1)
+            diagonal = jax.vmap(lambda g: jnp.diag(inverse_fisher(g, damping, n)))(g)
+            worth = w.ravel() ** 2 / (2 * diagonal.reshape(-1)[: w.size])
+            found.append(worth.reshape(w.shape))
+        return jax.tree.unflatten(treedef, found)
+
+    return Criterion(score)
+
+
+def inverse_fisher(
+    g: Float[Array, "N D"], damping: float | Array, count: int | Array
+) -> Float[Array, "D D"]:
+    """The inverse of λI + Σ g gᵀ / N, one gradient after the other by Woodbury's identity.
+
+    Args:
+      g: gradients of single examples.
+      damping: λ.
+      count: N.
+    """
+
+    def add(inverse: Array, g: Array) -> tuple[Array, None]:
+        along = jnp.matmul(inverse, g, precision=lax.Precision.HIGHEST)
+        return inverse - jnp.outer(along, along) / (count + jnp.dot(g, along)), None
+
+    return lax.scan(add, jnp.eye(g.shape[1]) / damping, g)[0]
+
+
+def example_gradients(net: Network, loss: ExampleLoss, data: Any, batch: int) -> Iterator[Tree]:
+    """Gradients [n, …] of single examples, a batch of them at a time.
+
+    Args:
+      net: not deployed.
+      loss: of a network and one example.
+      data: arrays with an example along the first axis.
+      batch: examples of a batch.
+    """
+    still = dataclasses.replace(net, masks={})
+
+    # not in a scan, where convolutions are slow on XLA's CPU backend
+    @jax.jit
+    def slopes(params: Tree, examples: Any) -> Tree:
+        def one(example: Any) -> Tree:
+            single = jax.tree.map(lambda a: a[None], example)
+            return jax.grad(lambda p: loss(dataclasses.replace(still, params=p), single))(params)
+
+        return jax.vmap(one)(examples)
+
+    params, n = net.masked_params(), len(jax.tree.leaves(data)[0])
+    for start in range(0, n, batch):
+        rows = slice(start, start + batch)
+        yield slopes(params, jax.tree.map(operator.itemgetter(rows), data))
+
+
+def _blocks(g: Array, block: int) -> Array:
+    """Gradients [n, *shape] as [n, blocks, block], filled up with zeros."""
+    flat = g.reshape(len(g), -1)
+    size = min(block, flat.shape[1])
+    flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % size)))
+    return flat.reshape(len(g), -1, size)

@@ -1,0 +1,103 @@
+"""What is left out of each layer, the rest making up for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsim.core import Wrapper
+from jaxsim.cores.moments import Moments, moments
+from jaxsim.grid import Grid
+from jaxsim.network import Network
+from jaxsim.numerics import check_range, checked_int
+from jaxsim.sparsity.mask import check_sparsity
+from jaxsim.sparsity.pattern import unstructured
+from jaxsim.sparsity.surgeon import prune_layer
+from jaxsim.transforms.compose import Transform, transformable
+from jaxsim.transforms.matrices import matrices, params_of, solved, with_params
+from jaxsim.transforms.measure import measured, require_run
+
+
+def prune_layers(
+    inputs: Any,
+    sparsity: float | Array | None = None,
+    *,
+    keep: tuple[int, int] | None = None,
+    damping: float | Array = 0.01,
+    sites: str | Sequence[str] = "*",
+) -> Transform:
+    """Prunes each layer by itself and changes what is left, so that its outputs change least.
+
+    Every layer loses the same share; its inputs are taken from the network as it is. Masks and
+    weights are those of `js.sparsity.prune_layer`, the optimal brain surgeon one input after the
+    other.
+
+    Args:
+      inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
+        or a list of either, of which one at a time is in memory.
+      sparsity: share of each layer's weights, in [0, 1); None with `keep`.
+      keep: (n, m) to keep n of every m inputs of an output instead.
+      damping: as a share of the mean of the inputs' second moments, above 0.
+      sites: patterns of the sites.
+
+    Raises:
+      ValueError: an argument out of range; when applied, a site that is transformed, pruned, used
+        twice, or contracts two inputs, that did not run, whose inputs m does not divide, or whose
+        weight is computed from its parameter in a way that cannot be undone.
+
+    Source: Frantar and Alistarh (2023), arXiv 2301.00774.
+    """
+    check_range("damping", damping, 0, above=True)
+    if keep is None:
+        check_sparsity(sparsity, unstructured())
+    else:
+        if sparsity is not None:
+            raise ValueError(f"sparsity={sparsity}: keep={keep} says how many stay")
+        m = checked_int("keep", keep[1], 2)
+        checked_int("keep", keep[0], 1, m - 1)
+
+    def apply(net: Network) -> Network:
+        chosen = transformable(net, "prune_layers", sites)
+        for site in chosen:
+            others = [s for s in net.sites if s.param == site.param]
+            if site.param is None or site.name in net.cores or site.param in net.masks:
+                raise ValueError(f"prune_layers at {site.name}: it must come before any transform")
+            if len(others) > 1:
+                raise ValueError(f"prune_layers at {site.name}: its parameter is used twice")
+        # the grid is not looked at
+        probe = Wrapper.of(moments, weights=Grid(8))
+        probes = {site.name: (probe,) for site in chosen}
+        states: dict[str, Moments] = measured(net, probes, inputs)
+        targets, stay = dict[str, Array](), dict[str, Array]()
+        one = jax.vmap(partial(prune_layer, damping=damping, keep=keep), in_axes=(0, 0, None))
+        share = jnp.float32(0 if sparsity is None else sparsity)
+        for name, state in states.items():
+            require_run(next(s for s in chosen if s.name == name), state.seen, state.gram)
+            K, N = state.w.shape[-2:]
+            if keep is not None and K % keep[1]:
+                raise ValueError(
+                    f"keep={keep}: {name} has {K} inputs, which {keep[1]} does not divide"
+                )
+            seen = state.seen.reshape(*state.seen.shape, *(1,) * 3)
+            gram = (state.gram / seen).reshape(-1, K, K)
+            w, mask = one(state.w.reshape(-1, K, N), gram, share)
+            targets[name] = w.reshape(state.w.shape)
+            stay[name] = mask.reshape(state.w.shape).astype(jnp.float32)
+        params, of = params_of(net, chosen), partial(matrices, net, probes)
+        after = solved(of, params, targets)
+        found = of(after)
+        for name, w in targets.items():
+            if not jnp.allclose(found[name], w, atol=1e-4 * float(jnp.abs(w).max())):
+                raise ValueError(
+                    f"prune_layers at {name}: no value of its parameter gives the pruned weights"
+                )
+        masks = {name: m > 0.5 for name, m in solved(of, params, stay).items()}
+        return dataclasses.replace(with_params(net, after), masks={**net.masks, **masks})
+
+    return apply
