@@ -16,6 +16,7 @@ from jaxsim.pipeline import simulate_schedule
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
 from jaxsim.precision import ablation_sensitivity, assign_bits, hessian_sensitivity
 from jaxsim.search import search_blocked
+from jaxsim.sparsity.dependencies import dependencies
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
@@ -27,6 +28,7 @@ from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.quantize import quantize
 from jaxsim.transforms.round_weights import round_weights
+from jaxsim.transforms.shrink import shrink
 from jaxsim.transforms.slice_bits import slice_bits
 from jaxsim.transforms.smooth import smooth
 from jaxsim.transforms.synthesize import synthesize_inputs
@@ -47,6 +49,8 @@ __all__ = [
     "rules",
     "wrap",
     "prune",
+    "shrink",
+    "dependencies",
     "quantize",
     "learn_ranges",
     "fold_norms",

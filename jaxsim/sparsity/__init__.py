@@ -1,0 +1,1 @@
+"""Sparsity: what may be left out, and what that saves."""
