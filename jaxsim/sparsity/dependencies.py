@@ -111,13 +111,11 @@ class Dependencies:
         return render(self.__rich__())
 
     def __rich__(self) -> Any:
+        def paths(group: Group, role: str) -> list[str]:
+            return [m.path.partition("/")[2] for m in group.members if m.role == role]
+
         rows = [
-            (
-                g.name,
-                g.size,
-                *([m.path.partition("/")[2] for m in g.members if m.role == r] for r in _ROLES),
-                g.reason,
-            )
+            (g.name, g.size, paths(g, "out"), paths(g, "in"), paths(g, ""), g.reason)
             for g in self.groups
         ]
         return groups_table(rows)

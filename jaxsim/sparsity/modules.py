@@ -107,7 +107,7 @@ def _nnx(call: NnxCall, params: PyTree, buffers: PyTree, groups: Mapping[str, in
     for path, module in nnx.iter_graph(model):
         if not isinstance(module, nnx.Module):
             continue
-        held = {n: v[...] for n, v in vars(module).items() if isinstance(v, nnx.Param)}
+        held = {n: v for n, v in vars(module).items() if isinstance(v, nnx.Param)}
         for name, value in _settings(module, held, "out_features").items():
             vars(module)[name] = value
         count = groups.get("/".join([*map(str, path), "kernel"]))

@@ -99,8 +99,8 @@ class _Follow:
         self.grouped: dict[str, Label] = {}
         self.made: list[tuple[Label, ...]] = []
 
-    def run(self, jaxpr: Any, values: Sequence[_Value]) -> list[_Value]:
-        """Labels of the outputs of a jaxpr."""
+    def run(self, jaxpr: Any, values: Sequence[_Value], around: Any = None) -> list[_Value]:
+        """Labels of the outputs of a jaxpr; `around` is the equation that runs it."""
         env: dict[Any, _Value] = dict(zip(jaxpr.invars, values, strict=True))
         for v in jaxpr.constvars:
             env[v] = _frozen(v.aval.shape, "a constant of the model")
@@ -110,7 +110,10 @@ class _Follow:
                 return _frozen(np.shape(atom.val), "a constant of the model")
             return env[atom]
 
-        for eqn in jaxpr.eqns:
+        for inside in jaxpr.eqns:
+            eqn = inside
+            if around is not None and not source_info_util.summarize(eqn.source_info).strip():
+                eqn = eqn.replace(source_info=around.source_info)
             ins = [read(atom) for atom in eqn.invars]
             outs = self.step(eqn, ins)
             self.made += [value.axes for value in outs]
@@ -202,7 +205,7 @@ class _Follow:
                 _Value(v.axes[1:], v.path, v.order[1:]) if v.path else _Value(v.axes[1:])
                 for v in ins[first:]
             ]
-            outs = self.run(jaxprs[0], [*ins[:first], *rows])
+            outs = self.run(jaxprs[0], [*ins[:first], *rows], eqn)
             for before, after in zip(ins[fixed:first], outs[:carried], strict=True):
                 _unify(before, after)
             turn = Atom(params["length"], "a turn of a scan")
@@ -210,18 +213,18 @@ class _Follow:
         if eqn.primitive is prims.while_p:
             test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
             carry = ins[test_n + body_n :]
-            self.run(jaxprs[0], [*ins[:test_n], *carry])
-            outs = self.run(jaxprs[1], [*ins[test_n : test_n + body_n], *carry])
+            self.run(jaxprs[0], [*ins[:test_n], *carry], eqn)
+            outs = self.run(jaxprs[1], [*ins[test_n : test_n + body_n], *carry], eqn)
             for before, after in zip(carry, outs, strict=True):
                 _unify(before, after)
             return carry
         if eqn.primitive is prims.cond_p:
-            outs, *others = [self.run(jaxpr, ins[1:]) for jaxpr in jaxprs]
+            outs, *others = [self.run(jaxpr, ins[1:], eqn) for jaxpr in jaxprs]
             for other in others:
                 for one, same in zip(outs, other, strict=True):
                     _unify(one, same)
             return outs
-        return self.run(jaxprs[0], ins)
+        return self.run(jaxprs[0], ins, eqn)
 
 
 def _unify(a: _Value, b: _Value) -> None:
