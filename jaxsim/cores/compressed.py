@@ -19,13 +19,13 @@ class Places(NamedTuple):
     """Where the weights [K, N] of a site that are held belong.
 
     Attributes:
-      index: inputs of the entries, output by output [k]; for blocks [N / c, L], the strip of r
+      inputs: of the entries, output by output [k]; for blocks [N / c, L], the strip of r
         inputs that each of L blocks of a strip of c outputs belongs to.
       begins: number of entries before each output and behind the last [N + 1]; for blocks [N / c],
         how many of the L hold anything.
     """
 
-    index: Int[np.ndarray, "..."]
+    inputs: Int[np.ndarray, "..."]
     begins: Int[np.ndarray, " strips"]
 
 
@@ -61,7 +61,7 @@ def places(held: Bool[np.ndarray, "K N"], layout: Layout, block: tuple[int, int]
 
 def stored(where: Places, layout: Layout, block: tuple[int, int]) -> int:
     """Number of weights that are multiplied, zeros among them included."""
-    return where.index.size * (1 if layout == "rows" else block[0] * block[1])
+    return where.inputs.size * (1 if layout == "rows" else block[0] * block[1])
 
 
 def compressed(

@@ -97,7 +97,7 @@ def run_sparse(
                     "break_even as you have measured it"
                 )
             wrapper = Wrapper.of(
-                compressed, index=where.index, begins=where.begins, layout=layout, block=size
+                compressed, index=where.inputs, begins=where.begins, layout=layout, block=size
             )
             net = net.wrap([site.name], wrapper)
         return net
@@ -174,7 +174,7 @@ def alternatives(
     w = jnp.asarray(rng.normal(size=(K, N)) * mask, jnp.float32)
     x = jnp.asarray(rng.normal(size=(M, K)), jnp.float32)
     where = places(mask, layout, block)
-    settings = {"index": where.index, "begins": where.begins, "layout": layout, "block": block}
+    settings = {"index": where.inputs, "begins": where.begins, "layout": layout, "block": block}
     core = build([Wrapper.of(compressed, **settings)])
     op = Op(Dot((1,), (), (0,), (), 2, (K, N)), integer=True)
     state = jax.jit(lambda w: core.write(op, w, None))(w)

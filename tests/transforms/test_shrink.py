@@ -1,5 +1,6 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,10 @@ import optax
 import pytest
 
 import jaxsim as js
+from benchmarks import torch_networks
 from benchmarks.efficientnet import lite0, weights_file
+from benchmarks.shrink import Small
+from jaxsim.models.resnet import ResNet
 from jaxsim.sparsity.dependencies import without
 from jaxsim.train import fit
 from tests.models import normal
@@ -212,10 +216,52 @@ def test_trained_efficientnet_shrinks_exactly():
     net = lite0()
     found = js.dependencies(net)
     free = [g.name for g in found.groups if not g.reason]
-    # stem, 15 expansions, head, and the ends of the 7 stages; a depthwise filter has its group
     assert len(free) == 24
-    small = js.shrink(0.3, round_to=8)(net)
-    assert size(small) < 0.62 * size(net)
+    # Streams that residual blocks share are one group; each expansion and its filters another.
+    block = {f"params/InvertedResidual_1/{part}/kernel" for part in ("expand", "depthwise")}
+    assert block in [{m.path for m in g.members if m.role == "out"} for g in found.groups]
+    keep = best(net, 0.75)
+    masked = without(
+        net, found, {n: np.isin(np.arange(found[n].size), kept) for n, kept in keep.items()}
+    )
+    small = js.shrink(keep=keep)(net)
+    assert size(small) < 0.7 * size(net)
+    x = normal(2, 224, 224, 3)
+    close(run(small, x), run(masked, x))
+
+
+class Separable(nn.Module):
+    """As `benchmarks.torch_networks.depthwise`."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(24, (3, 3))(x)))
+        x = nn.relu(nn.Conv(24, (3, 3), feature_group_count=24)(x))
+        return nn.Dense(10)(nn.relu(nn.Conv(48, (1, 1))(x)).mean((1, 2)))
+
+
+PEERS = {
+    "small": (Small(), (2, 28, 28, 1), 124_474, 31_394),
+    "resnet": (ResNet(), (2, 16, 16, 3), 78_042, 19_954),
+    "depthwise": (Separable(), (2, 16, 16, 3), 2_650, 1_042),
+}
+"""Parameters before and after Torch-Pruning 1.6.1 removes half of all channels."""
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_as_many_parameters_stay_as_in_torch_pruning(name):
+    model, shape, before, after = PEERS[name]
+    x = jnp.zeros(shape)
+    net = js.trace(model, jax.jit(model.init)(jax.random.key(0), x), x)
+    assert (size(net), size(js.shrink(0.5)(net))) == (before, after)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_torch_pruning_still_says_so(name):
+    pytest.importorskip("torch")
+    pytest.importorskip("torch_pruning")
+    found = torch_networks.halved(*getattr(torch_networks, name)())
+    assert found[:2] == PEERS[name][2:]
 
 
 def test_arguments_out_of_range_are_errors():
