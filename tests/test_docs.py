@@ -22,6 +22,7 @@ PAGES = (
     "extend",
     "quantization",
     "rounding",
+    "shrink",
     "analog",
     "parasitics",
     "pipeline",
