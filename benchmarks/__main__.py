@@ -18,6 +18,7 @@ NAMES = (
     "blocked_accuracy",
     "integer",
     "rounding",
+    "shrink",
     "pipeline",
     "efficientnet",
     "quantization",

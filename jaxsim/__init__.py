@@ -16,6 +16,11 @@ from jaxsim.pipeline import simulate_schedule
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
 from jaxsim.precision import ablation_sensitivity, assign_bits, hessian_sensitivity
 from jaxsim.search import search_blocked
+from jaxsim.sparsity import storage
+from jaxsim.sparsity.dependencies import dependencies
+from jaxsim.sparsity.efficiency import hardness_normalized, parameter_efficiency
+from jaxsim.sparsity.report import sparsity_report
+from jaxsim.sparsity.storage import storage_bits
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
@@ -28,6 +33,8 @@ from jaxsim.transforms.prune import prune
 from jaxsim.transforms.prune_layers import prune_layers
 from jaxsim.transforms.quantize import quantize
 from jaxsim.transforms.round_weights import round_weights
+from jaxsim.transforms.run_sparse import measure_break_even, run_sparse
+from jaxsim.transforms.shrink import shrink
 from jaxsim.transforms.slice_bits import slice_bits
 from jaxsim.transforms.smooth import smooth
 from jaxsim.transforms.synthesize import synthesize_inputs
@@ -49,6 +56,15 @@ __all__ = [
     "wrap",
     "prune",
     "prune_layers",
+    "shrink",
+    "dependencies",
+    "run_sparse",
+    "measure_break_even",
+    "sparsity_report",
+    "storage",
+    "storage_bits",
+    "parameter_efficiency",
+    "hardness_normalized",
     "quantize",
     "learn_ranges",
     "fold_norms",

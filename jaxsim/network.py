@@ -483,7 +483,8 @@ def _functional(model: Any, variables: Any) -> tuple[Callable[..., Any], PyTree,
         if variables is not None:
             raise ValueError("variables: an NNX module holds its own; pass None")
         graph, params, rest = nnx.split(model, nnx.Param, ...)
-        return _nnx(graph, params, rest), nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+        call = NnxCall(graph, *jax.eval_shape(lambda: (params, rest)))
+        return call, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     if isinstance(model, type) or not callable(model):
         raise ValueError(f"model={model!r} is neither a Flax module nor a function")
     return _plain(model), variables, {}
@@ -500,26 +501,35 @@ def _linen(model: Any) -> Callable[..., Any]:
     return apply
 
 
-def _nnx(graph: Any, params: Any, rest: Any) -> Callable[..., Any]:
-    from flax import nnx
+@dataclasses.dataclass(frozen=True, eq=False)
+class NnxCall:
+    """An NNX module as `fn(params, buffers, *args, **kwargs)`.
 
-    params, rest = jax.eval_shape(lambda: (params, rest))
+    Attributes:
+      graph: what is static of the module.
+      params, rest: its two states, as shapes.
+    """
 
-    def apply(
-        pure: PyTree, buffers: PyTree, *args: Any, mutable: Any = False, **kwargs: Any
+    graph: Any
+    params: Any
+    rest: Any
+
+    def __call__(
+        self, pure: PyTree, buffers: PyTree, *args: Any, mutable: Any = False, **kwargs: Any
     ) -> Any:
+        """What the module returns."""
+        from flax import nnx
+
         states = []
-        for state, values in ((params, pure), (rest, buffers)):
+        for state, values in ((self.params, pure), (self.rest, buffers)):
             fresh = jax.tree.map(lambda leaf: leaf, state)
             nnx.replace_by_pure_dict(fresh, values)
             states.append(fresh)
-        model = nnx.merge(graph, *states)
+        model = nnx.merge(self.graph, *states)
         outputs = model(*args, **kwargs)
         if mutable is False:
             return outputs
         return outputs, nnx.to_pure_dict(nnx.state(model, mutable))
-
-    return apply
 
 
 def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -120,6 +120,61 @@ def memory_table(rows: Sequence[Sequence[int]], *, count: int, micro: int) -> An
     return table
 
 
+def groups_table(rows: Sequence[tuple[str, int, list[str], list[str], list[str], str]]) -> Any:
+    """A rich table of groups of channels.
+
+    Args:
+      rows: (name, size, weights that make them, weights that sum over them, other parameters and
+        buffers, why they stay or "") by group.
+    """
+    from rich.table import Table
+
+    free = sum(not reason for *_, reason in rows)
+    table = Table(title=f"groups of channels · {free} of {len(rows)} can shrink")
+    table.add_column("group", style="bold", overflow="fold")
+    table.add_column("size", justify="right")
+    table.add_column("made by", overflow="fold")
+    table.add_column("read by", overflow="fold")
+    table.add_column("others", justify="right")
+    table.add_column("stay because", overflow="fold")
+    for name, size, made, read, others, reason in rows:
+        lines = ["\n".join(dict.fromkeys(paths)) for paths in (made, read)]
+        table.add_row(name, str(size), *lines, str(len(others)), reason)
+    return table
+
+
+def sparsity_table(
+    rows: Sequence[tuple[str, int, int, float, dict[str, int | None], str]],
+    *,
+    compression: float,
+    useful: float,
+) -> Any:
+    """A rich table of what sparse weights save.
+
+    Args:
+      rows: (name, entries, nonzero entries, MACs, bits by format, best format) by weight.
+      compression: of all weights, each in its best format.
+      useful: share of the MACs whose weight is not zero.
+    """
+    from rich.table import Table
+
+    table = Table(
+        title=f"sparse weights, bits by format · {compression:.2f}x smaller · {useful:.1%} of the "
+        "MACs"
+    )
+    table.add_column("weight", style="bold", no_wrap=True)
+    for column in ("entries", "nonzero", "density", "MACs"):
+        table.add_column(column, justify="right")
+    for column in rows[0][4] if rows else ():
+        table.add_column(column, justify="right")
+    table.add_column("fewest bits")
+    for name, size, nonzero, macs, bits, best in rows:
+        held = ["–" if b is None else si(b) for b in bits.values()]
+        density = f"{nonzero / size:.1%}"
+        table.add_row(name, si(size), si(nonzero), density, si(macs), *held, best)
+    return table
+
+
 def si(number: float) -> str:
     """A count with three digits and k, M, G or T behind it."""
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -23,6 +23,7 @@ PAGES = (
     "quantization",
     "rounding",
     "sparsity",
+    "shrink",
     "analog",
     "parasitics",
     "pipeline",

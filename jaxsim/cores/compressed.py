@@ -1,0 +1,125 @@
+"""Weights held without their zeros, and multiplied without them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsim.core import Core, Matmul, Op
+
+Layout = Literal["rows", "blocks"]
+"""How weights are held: the entries of each output one after the other (compressed sparse rows), or
+for each strip of outputs equally many blocks, those that hold anything (ELLPACK of blocks)."""
+
+
+class Places(NamedTuple):
+    """Where the weights [K, N] of a site that are held belong.
+
+    Attributes:
+      inputs: of the entries, output by output [k]; for blocks [N / c, L], the strip of r
+        inputs that each of L blocks of a strip of c outputs belongs to.
+      begins: number of entries before each output and behind the last [N + 1]; for blocks [N / c],
+        how many of the L hold anything.
+    """
+
+    inputs: Int[np.ndarray, "..."]
+    begins: Int[np.ndarray, " strips"]
+
+
+def matrices(core: Core) -> Core:
+    """Writes a site's weight as a batch of matrices [B, K, N], to look at."""
+    return core._replace(write=_matrix)
+
+
+def _matrix(op: Op, w: Array, key: Any) -> Array:
+    return op.geometry.as_matmul().w(w)
+
+
+def places(held: Bool[np.ndarray, "K N"], layout: Layout, block: tuple[int, int]) -> Places:
+    """Where the entries that are to be held belong.
+
+    Args:
+      held: which weights are not zero.
+      layout: how they are held.
+      block: inputs and outputs of a block.
+    """
+    if layout == "rows":
+        begins = np.concatenate([[0], np.cumsum(held.sum(0))])
+        return Places(np.nonzero(held.T)[1].astype(np.int32), begins.astype(np.int32))
+    r, c = block
+    K, N = held.shape
+    full = np.pad(held, ((0, -K % r), (0, -N % c)))
+    strips = full.reshape(full.shape[0] // r, r, full.shape[1] // c, c).any((1, 3)).T
+    counts = strips.sum(1)
+    # A strip's blocks come first; those behind them are of other strips and count as zeros.
+    index = np.argsort(~strips, 1, kind="stable")[:, : max(counts.max(initial=0), 1)]
+    return Places(index.astype(np.int32), counts.astype(np.int32))
+
+
+def stored(where: Places, layout: Layout, block: tuple[int, int]) -> int:
+    """Number of weights that are multiplied, zeros among them included."""
+    return where.inputs.size * (1 if layout == "rows" else block[0] * block[1])
+
+
+def compressed(
+    core: Core, *, index: Array, begins: Array, layout: Layout, block: tuple[int, int]
+) -> Core:
+    """Holds a weight without its zeros; its reads multiply only what is held.
+
+    Only float weights of one matrix: there is nothing of the inner core left.
+
+    Args:
+      core: not used.
+      index: see `Places`.
+      begins: see `Places`.
+      layout: how weights are held.
+      block: inputs and outputs of a block.
+    """
+    r, c = block
+
+    def write(op: Op, w: Array, key: Any) -> Float[Array, "..."]:
+        (matrix,) = op.geometry.as_matmul().w(w)
+        K, N = matrix.shape
+        if layout == "rows":
+            outputs = jnp.repeat(jnp.arange(N), jnp.diff(begins), total_repeat_length=index.size)
+            held = matrix[index, outputs]
+            places_bits = int(K - 1).bit_length() * index.size + 32 * begins.size
+        else:
+            whole = jnp.pad(matrix, ((0, -K % r), (0, -N % c)))
+            blocks = whole.reshape(-1, r, whole.shape[1] // c, c).transpose(2, 0, 1, 3)
+            held = jnp.take_along_axis(blocks, index[:, :, None, None], 1)
+            fill = jnp.arange(index.shape[1]) < begins[:, None]
+            held = jnp.where(fill[:, :, None, None], held, 0)
+            places_bits = int(-(-K // r) - 1).bit_length() * index.size
+        op.count("weight_bits", 8 * held.dtype.itemsize * held.size + places_bits)
+        op.count("cells", held.size)
+        return held
+
+    def read(op: Op, held: Array, x: Array, key: Any) -> Array:
+        matmul = op.geometry.as_matmul()
+        rows = matmul.x(x)[0]
+        op.count("macs", rows.shape[0] * held.size)
+        product = _by_rows if layout == "rows" else _by_blocks
+        y = product(matmul, held, index, begins, rows)
+        return matmul.y(y[None], x.shape)
+
+    return Core(write, lambda op, state, x: state, read)
+
+
+def _by_blocks(matmul: Matmul, held: Array, index: Array, begins: Array, x: Array) -> Array:
+    strips, count, r, c = held.shape
+    M, K = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -K % r))).reshape(M, -1, r)
+    met = jnp.take(x, index.ravel(), 1).reshape(M, strips, count * r)
+    y = jnp.einsum("msk,skc->msc", met, held.reshape(strips, count * r, c))
+    return y.reshape(M, strips * c)[:, : matmul.geometry.w_shape[2]]
+
+
+def _by_rows(matmul: Matmul, held: Array, index: Array, begins: Array, x: Array) -> Array:
+    from jax.experimental.sparse import BCSR
+
+    _, K, N = matmul.geometry.w_shape
+    return (BCSR((held, index, begins), shape=(N, K)) @ x.T).T

@@ -1,0 +1,122 @@
+"""What sparse weights save, layer by layer: operations, and bits in each format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxsim.network import Network, path_name
+from jaxsim.numerics import checked_int
+from jaxsim.sparsity import storage
+from jaxsim.sparsity.storage import Format, lower_bound, storage_bits
+from jaxsim.table import render, sparsity_table
+
+FORMATS = (
+    storage.bitmap(),
+    storage.coo(),
+    storage.csr(),
+    storage.bsr(4, 4),
+    storage.delta(4),
+    storage.nm(2, 4),
+)
+"""Formats that a report compares."""
+
+
+class Row(NamedTuple):
+    """One weight.
+
+    Attributes:
+      name: its path.
+      size: number of entries.
+      nonzero: those that are not zero.
+      macs: multiply-accumulates of one call at its sites, as if nothing were zero.
+      bits: by format; None where that cannot hold it. "dense" and "bound", below which none can go,
+        among them.
+    """
+
+    name: str
+    size: int
+    nonzero: int
+    macs: float
+    bits: dict[str, int | None]
+
+    @property
+    def best(self) -> str:
+        """The format that takes the fewest bits."""
+        held = {name: bits for name, bits in self.bits.items() if bits and name != "bound"}
+        return min(held, key=lambda name: held[name], default="dense")
+
+
+class SparsityReport(NamedTuple):
+    """What sparse weights save.
+
+    Attributes:
+      rows: by weight of a site, in order of execution.
+      macs: multiply-accumulates of one call.
+      useful: those whose weight is not zero.
+      compression: bits of the dense weights over those of the best format of each.
+    """
+
+    rows: tuple[Row, ...]
+    macs: float
+    useful: float
+    compression: float
+
+    def __str__(self) -> str:
+        return render(self.__rich__())
+
+    def __rich__(self) -> Any:
+        rows = [(r.name, r.size, r.nonzero, r.macs, r.bits, r.best) for r in self.rows]
+        return sparsity_table(rows, compression=self.compression, useful=self.useful / self.macs)
+
+
+def sparsity_report(
+    net: Network, *, value_bits: int = 32, formats: Sequence[Format] = FORMATS
+) -> SparsityReport:
+    """What the zeros in a network's weights save, by formula; nothing is executed.
+
+    Args:
+      net: its masks, and zeros among its weights, count.
+      value_bits: of a stored value.
+      formats: to compare with dense.
+
+    Raises:
+      ValueError: value_bits out of range.
+    """
+    checked_int("value_bits", value_bits, 1)
+    macs: dict[str, float] = {}
+    sizes = {site.name: site.param for site in net.sites if site.param is not None}
+    for cost in net.cost().sites:
+        if (param := sizes.get(cost.name)) is not None:
+            macs[param] = macs.get(param, 0.0) + cost.spent["macs"]
+    leaves = jax.tree_util.tree_leaves_with_path(net.masked_params())
+    held = {path_name(path): np.asarray(leaf) != 0 for path, leaf in leaves}
+    rows = tuple(
+        Row(
+            name,
+            held[name].size,
+            int(held[name].sum()),
+            amount,
+            _all_bits(held[name], formats, value_bits),
+        )
+        for name, amount in macs.items()
+    )
+    dense = sum(row.size for row in rows) * value_bits
+    best = sum(row.bits[row.best] or 0 for row in rows)
+    useful = sum(row.macs * row.nonzero / row.size for row in rows)
+    return SparsityReport(rows, sum(row.macs for row in rows), useful, dense / max(best, 1))
+
+
+def _all_bits(
+    mask: np.ndarray, formats: Sequence[Format], value_bits: int
+) -> dict[str, int | None]:
+    found: dict[str, int | None] = {"dense": mask.size * value_bits}
+    for form in formats:
+        try:
+            found[form.name] = storage_bits(mask, form, value_bits)
+        except ValueError:  # blocks or groups that do not tile it
+            found[form.name] = None
+    return found | {"bound": lower_bound(mask, value_bits)}

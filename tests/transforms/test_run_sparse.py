@@ -1,0 +1,116 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from jaxsim.cores.compressed import compressed, places, stored
+from jaxsim.transforms.run_sparse import alternatives
+from tests.models import normal
+from tests.sites import CONV, DENSE, operands, read, read_deployed
+from tests.transforms.networks import X, cnn, run
+
+WHOLE = dataclasses.replace(CONV, groups=1, w_shape=(4, 6, 3, 2))
+LAYOUTS = {"rows": (1, 1), "blocks": (4, 2), "large blocks": (32, 32)}
+
+
+def sparse(geometry, w, layout, block):
+    """The wrapper that holds what of a weight is not zero."""
+    (matrix,) = np.asarray(geometry.as_matmul().w(jnp.asarray(w)))
+    where = places(matrix != 0, layout, block)
+    return where, (
+        compressed,
+        {"index": where.inputs, "begins": where.begins, "layout": layout, "block": block},
+    )
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_product_is_the_dense_one(kind, name):
+    geometry = {"dense": DENSE, "conv": WHOLE}[kind]
+    x, w = operands(geometry, x_shape=None if kind == "dense" else (2, 6, 7, 5))
+    w = w * (np.random.default_rng(1).random(w.shape) < 0.3)
+    layout = name.split()[-1]
+    where, wrapper = sparse(geometry, w, layout, LAYOUTS[name])
+    expected = np.asarray(geometry.apply(jnp.asarray(x), jnp.asarray(w), None))
+    for found in (read([wrapper], geometry, x, w), read_deployed([wrapper], geometry, x, w)):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    if layout == "rows":
+        assert stored(where, layout, LAYOUTS[name]) == np.count_nonzero(w)
+
+
+@pytest.mark.parametrize("name", ["rows", "blocks"])
+def test_gradients_are_those_of_the_masked_network(name):
+    net = js.prune(0.7, sites="Dense*")(cnn())
+    fast = js.run_sparse(name, block=(2, 2), break_even=0.0, sites="Dense*")(net)
+
+    def loss(params, net, x):
+        return (dataclasses.replace(net, params=params)(x) ** 2).sum()
+
+    slope = jax.jit(jax.grad(loss, (0, 2)))
+    found, expected = slope(net.params, fast, X), slope(net.params, net, X)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert np.abs(found[1]).max() > 0
+
+
+@pytest.mark.parametrize("name", ["rows", "blocks"])
+def test_a_whole_network_runs_sparse_and_deploys_and_counts(name):
+    net = js.prune(0.7)(cnn())
+    fast = js.run_sparse(name, block=(2, 2), break_even=0.0)(net)
+    chip = js.deploy(fast)
+    for made in (fast, chip):
+        np.testing.assert_allclose(run(made, X), run(net, X), rtol=1e-4, atol=1e-5)
+    before, after = net.cost().total("macs"), fast.cost().total("macs")
+    nonzero = sum(int(m.sum()) for m in net.masks.values())
+    if name == "rows":
+        assert after < 0.5 * before
+        assert fast.cost().total("cells") == nonzero
+
+
+def test_it_is_refused_where_it_would_be_slower():
+    net = js.prune(0.8)(js.trace(lambda p, x: x @ p["w"], {"w": normal(64, 64)}, normal(128, 64)))
+    with pytest.raises(ValueError, match=r"80.0% of the products .* below 90.0%"):
+        js.run_sparse("rows")(net)
+    assert js.run_sparse("rows", break_even=0.75)(net).cores
+    with pytest.raises(ValueError, match=r"w: 0\.0% of the products"):
+        js.run_sparse("blocks")(net)
+    assert js.run_sparse("rows")(js.prune(0.95)(net)).cores
+    with pytest.raises(ValueError, match="8 rows of inputs are few"):
+        js.run_sparse("rows", sites="Dense*")(js.prune(0.99)(cnn()))
+
+
+def test_what_cannot_run_sparse_says_why():
+    with pytest.raises(ValueError, match="no mask"):
+        js.run_sparse()(cnn())
+    net = js.prune(0.9)(cnn())
+    with pytest.raises(ValueError, match="has a core already"):
+        js.run_sparse()(js.quantize()(net))
+    with pytest.raises(ValueError, match="cannot follow"):
+        js.quantize()(js.run_sparse("rows", break_even=0)(net))
+    with pytest.raises(ValueError, match="layout"):
+        js.run_sparse("csr")
+    with pytest.raises(ValueError, match="block"):
+        js.run_sparse(block=(0, 4))
+    with pytest.raises(ValueError, match="break_even"):
+        js.run_sparse(break_even=1.5)
+    grouped = js.trace(
+        lambda p, x: jnp.einsum("bgk,gkn->bgn", x, p["w"]), {"w": normal(3, 4, 5)}, normal(2, 3, 4)
+    )
+    with pytest.raises(ValueError, match="in 3 groups"):
+        js.run_sparse("rows", break_even=0)(js.prune(0.5)(grouped))
+
+
+@pytest.mark.parametrize("layout", ["rows", "blocks"])
+def test_both_ways_of_a_measurement_compute_the_same(layout):
+    dense, fast = alternatives(96, 64, 16, 0.75, layout, (16, 16))
+    np.testing.assert_allclose(fast(), dense(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_measured_break_even_is_one_of_the_shares():
+    found = js.measure_break_even(64, 64, 32)
+    assert found == 1.0 or found in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
+    with pytest.raises(ValueError, match="rows"):
+        js.measure_break_even(64, 64, 0)
