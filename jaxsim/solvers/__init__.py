@@ -1,4 +1,4 @@
-"""Solvers of two-player zero-sum games that grow a population, and meta-solvers that are learned."""
+"""Solvers that grow a population of agents, and meta-solvers that are learned."""
 
 from jaxsim.solvers.es import es_value_and_grad
 from jaxsim.solvers.mixing import (

@@ -1,4 +1,4 @@
-"""Policy-space response oracles: a population that grows by best responses to mixtures of itself."""
+"""Policy-space response oracles: a population grows by answers to mixtures of itself."""
 
 from __future__ import annotations
 
