@@ -128,19 +128,15 @@ SKILL = js.unrolled(5, 25.0)
 PUBLISHED = js.Objective(SKILL, js.unrolled(20, 10.0))
 """Of games of skill: 20 iterations, windows of 5, measured by gradient ascent."""
 EVERY = js.Objective(SKILL, window=20, each=True)
-LAST = js.Objective(SKILL, window=20)
 SKILL_NETWORKS: Mapping[str, tuple[Any, js.Objective, dict[str, Any]]] = {
     "NAC equivariant, all iterations": (
-        js.EquivariantMixing(), EVERY, {"steps": 1500, "rate": 6e-3, "batch": 16},
-    ),
-    "NAC equivariant, last iteration": (
-        js.EquivariantMixing(), LAST, {"steps": 300, "rate": 3e-3, "batch": 16},
+        js.EquivariantMixing(), EVERY, {"steps": 600, "rate": 6e-3, "batch": 16},
     ),
     "NAC conv, as published": (
-        js.ConvMixing(), PUBLISHED, {"steps": 150, "rate": 1e-2, "batch": 5},
+        js.ConvMixing(), PUBLISHED, {"steps": 100, "rate": 1e-2, "batch": 5},
     ),
     "NAC GRU, as published": (
-        js.GRUMixing(), PUBLISHED, {"steps": 150, "rate": 1e-2, "batch": 5},
+        js.GRUMixing(), PUBLISHED, {"steps": 100, "rate": 1e-2, "batch": 5},
     ),
 }  # fmt: skip
 

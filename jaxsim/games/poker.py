@@ -44,11 +44,11 @@ def kuhn_poker(cards: int = 3) -> Named:
 
 
 def leduc_poker() -> Named:
-    """Leduc poker: three ranks in two suits, a card each, two rounds, one public card between them.
+    """Leduc poker: three ranks in two suits, a card each, two rounds, a public card between them.
 
-    An ante of 1, raises of 2 and then 4, at most two a round. A pair with the public card wins, then
-    the higher rank. Action 0 folds (where there is a bet), 1 calls or checks, 2 raises. Infosets
-    have OpenSpiel's names.
+    An ante of 1, raises of 2 and then 4, at most two a round. A pair with the public card wins,
+    then the higher rank. Action 0 folds (where there is a bet), 1 calls or checks, 2 raises.
+    Infosets have OpenSpiel's names.
 
     Source: Southey et al. (2005), arXiv 1207.1411, section 4.
     """

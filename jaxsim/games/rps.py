@@ -25,10 +25,11 @@ _SIDE = 97
 def rps_mixture(key: Key[Array, ""], modes: int = 7) -> Game:
     """A non-transitive mixture of modes in the plane, turned by a random angle.
 
-    An agent is a point [2], its strategy how strongly it is felt at each mode and a one [K + 1]. The
-    payoff of p against q is pᵀ C q + Σ (p - q) / 2: mode i beats the (K - 1) / 2 modes after it, and
-    being felt more is worth something too. `best` is over all points of the plane: the best point of
-    a grid of spacing 0.1, then Newton's method, so to float32 where the grid sees the right hill.
+    An agent is a point [2], its strategy how strongly it is felt at each mode and a one [K + 1].
+    The payoff of p against q is pᵀ C q + Σ (p - q) / 2: mode i beats the (K - 1) / 2 modes before
+    it, and being felt more is worth something too. `best` is over all points of the plane: the best
+    point of a grid of spacing 0.1, then Newton's method, so to float32 where the grid sees the
+    right hill.
 
     Args:
       key: for the angle.

@@ -211,14 +211,15 @@ def meta_step(
         axis = mesh.axis_names[0]
 
         def averaged(params: Any, keys: Any, noise: Any) -> tuple[Array, Any]:
-            return lax.pmean(value_and_grad(params, keys, noise), axis)
+            share = batch // mesh.size
+            own = lax.dynamic_slice_in_dim(keys, lax.axis_index(axis) * share, share)
+            return lax.pmean(value_and_grad(params, own, noise), axis)
 
-        whole, split = PartitionSpec(), PartitionSpec(axis)
         gradients = jax.shard_map(
             averaged,
             mesh=mesh,
-            in_specs=(whole, split, whole),
-            out_specs=whole,
+            in_specs=PartitionSpec(),
+            out_specs=PartitionSpec(),
             # loops start from constants, which the check for varying axes does not accept
             check_vma=False,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.solvers.mixing import filled, nash, scaled
 
@@ -35,6 +36,41 @@ class ConvMixing(nn.Module):
         return masked_softmax(logits, mask)
 
 
+class Recurrent(nn.Module):
+    """A gated recurrent unit along the last axis but one; its state after the last agent.
+
+    Attributes:
+      width: of the state.
+
+    Source: Cho et al. (2014), arXiv 1406.1078, with the reset behind the product as in cuDNN.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "... N F"], mask: Bool[Array, " N"]
+    ) -> Float[Array, "... W"]:
+        """The last state."""
+        # what is fed in is known beforehand: one product for all steps
+        fed = jnp.moveaxis(nn.Dense(3 * self.width)(x), -2, 0)
+        lasting = nn.initializers.orthogonal()
+        weights = self.param("state", lasting, (self.width, 3 * self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+
+        def step(h: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
+            given, there = now
+            held = h @ weights
+            reset, update, new = jnp.split(given, 3, -1)
+            from_reset, from_update, from_new = jnp.split(held, 3, -1)
+            new = jnp.tanh(new + jax.nn.sigmoid(reset + from_reset) * (from_new + bias))
+            share = jax.nn.sigmoid(update + from_update)
+            return jnp.where(there, share * h + (1 - share) * new, h), None
+
+        start = jnp.zeros((*fed.shape[1:-1], self.width), fed.dtype)
+        return lax.scan(step, start, (fed, mask), unroll=2)[0]
+
+
 class GRUMixing(nn.Module):
     """A recurrent unit along each row, another over the rows, a perceptron on both.
 
@@ -53,10 +89,8 @@ class GRUMixing(nn.Module):
         """Weights of the agents."""
         mask = filled(payoffs, size)
         x = nn.Dense(self.width)(jnp.where(mask[:, None] & mask, payoffs, 0)[..., None])
-        lengths = jnp.broadcast_to(size, (len(payoffs),))
-        # what is fed in is known beforehand: one product for all columns instead of one a step
-        rows = _last(nn.RNN(nn.GRUCell(self.width), return_carry=True), x, lengths)
-        whole = _last(nn.RNN(nn.GRUCell(self.width), return_carry=True), rows[None], size[None])
+        rows = Recurrent(self.width)(x, mask)
+        whole = Recurrent(self.width)(rows, mask)
         both = jnp.concatenate([rows, jnp.broadcast_to(whole, rows.shape)], -1)
         hidden = nn.relu(nn.Dense(64)(nn.relu(nn.Dense(64)(both))))
         return masked_softmax(nn.Dense(1)(hidden)[:, 0], mask)
@@ -132,10 +166,6 @@ class EquivariantMixing(nn.Module):
 def masked_softmax(logits: Float[Array, " N"], mask: Array) -> Float[Array, " N"]:
     """Softmax over the agents that there are, 0 for the others."""
     return jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
-
-
-def _last(net: nn.RNN, x: Array, lengths: Array) -> Array:
-    return net(x, seq_lengths=lengths)[0]
 
 
 def _stack(features: tuple[int, ...], x: Array, mask: Array) -> Array:
