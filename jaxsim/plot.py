@@ -148,7 +148,11 @@ def gantt(path: str | Path, timeline: Timeline, *, title: str = "") -> None:
 
 
 def nash_conv_curves(
-    path: str | Path, found: Mapping[str, Float[np.ndarray, "games T1"]], *, title: str
+    path: str | Path,
+    found: Mapping[str, Float[np.ndarray, "games T1"]],
+    *,
+    title: str,
+    along: str = "iterations",
 ) -> None:
     """Writes a figure of NashConv after each iteration, with standard errors over games, to a PNG.
 
@@ -156,6 +160,7 @@ def nash_conv_curves(
       path: file to write.
       found: NashConv of each game after 0, 1, … iterations, by name of the meta-solver.
       title: of the figure.
+      along: what the horizontal axis counts.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -168,7 +173,7 @@ def nash_conv_curves(
         error = games.std(0, ddof=1) / np.sqrt(len(games)) if len(games) > 1 else 0 * mean
         (line,) = ax.plot(count, mean, label=name)
         ax.fill_between(count, mean - error, mean + error, color=line.get_color(), alpha=0.2)
-    ax.set_xlabel("iterations")
+    ax.set_xlabel(along)
     ax.set_ylabel("NashConv")
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)

@@ -141,6 +141,6 @@ def read_policy(named: Named, table: Any) -> tuple[Policy, Policy]:
                     if not 0 <= int(action) < len(row):
                         raise ValueError(f"table: action {action} at infoset {name!r}")
                     row[int(action)] = p
-        check_policy(seat, policy)
         found.append(jnp.asarray(policy, jnp.result_type(float)))
+        check_policy(seat, found[-1])
     return found[0], found[1]

@@ -20,7 +20,7 @@ from jaxsim.solvers.nac import (
 )
 from jaxsim.solvers.networks import ConvMixing, EquivariantMixing, GRUMixing
 from jaxsim.solvers.psro import Population, Run, approximate_gain, psro
-from jaxsim.solvers.responses import approximate, exact, first_order, implicit, unrolled
+from jaxsim.solvers.responses import Oracle, approximate, exact, first_order, implicit, unrolled
 
 __all__ = [
     "Population",
@@ -39,6 +39,7 @@ __all__ = [
     "EquivariantMixing",
     "network_solver",
     # oracles
+    "Oracle",
     "unrolled",
     "implicit",
     "exact",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -224,7 +223,7 @@ def meta_step(
             check_vma=False,
         )
 
-    @partial(jax.jit, donate_argnums=0)
+    @jax.jit
     def step(state: MetaState, key: Any) -> tuple[MetaState, Array]:
         games, noise = jax.random.split(jax.random.fold_in(key, state.step))
         value, grads = gradients(state.params, jax.random.split(games, batch), noise)
