@@ -28,6 +28,7 @@ def main(args: list[str] | None = None) -> None:
         prog="jaxsim",
         description=__doc__,
         args=args,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     try:
         if isinstance(chosen, demo.Demo):
