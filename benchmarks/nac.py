@@ -284,7 +284,8 @@ def timing(settings: Settings) -> None:
     named, peer = jg.leduc_poker(), pyspiel.load_game("leduc_poker")
     game = named.game
     policies = [
-        sequence.random_policy(s, k) for s, k in zip(game, jax.random.split(jax.random.key(0)))
+        sequence.random_policy(s, k)
+        for s, k in zip(game, jax.random.split(jax.random.key(0)), strict=True)
     ]
     table = {}
     for seat, names, policy in zip(game, named.infosets, policies, strict=True):
