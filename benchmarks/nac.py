@@ -22,6 +22,7 @@ from jaxsim import solvers as js
 from jaxsim.auto_curriculum import Recipe, measure, recipe
 from jaxsim.collaborative.statistics import holm, paired_test
 from jaxsim.demo import Demo
+from jaxsim.games import sequence
 from jaxsim.solvers.mixing import MetaSolver
 from jaxsim.solvers.responses import Oracle
 
