@@ -17,6 +17,7 @@ from jaxtyping import Array
 from benchmarks.graphs import ROOT
 from benchmarks.log import Log
 from benchmarks.record import Table, record
+from benchmarks.timing import alternate
 from jaxsim import games as jg
 from jaxsim import solvers as js
 from jaxsim.auto_curriculum import Recipe, measure, recipe
@@ -395,7 +396,7 @@ def torch_step(
                     values = game @ (mixture(agents @ game @ agents.T) @ agents)
                     gain = 2 * climb(values, 20, 10.0) @ values
                     (gain / (batch * iterations // window)).backward()
-                    total += float(gain)
+                    total += gain.item()
         adam.step()
         return total
 
