@@ -176,7 +176,7 @@ def test_the_games_of_a_step_divide_over_devices():
         "assert len(jax.devices()) == 2; "
         "mesh = jax.make_mesh((2,), ('games',)); "
         "net = NETWORKS['equivariant']; "
-        "a, b = (training(net, mesh=m)[0].params for m in (None, mesh)); "
+        "a, b = (training(net, steps=1, mesh=m)[0].moments for m in (None, mesh)); "
         "print(max(float(abs(x - y).max()) for x, y in "
         "zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))"
     )
@@ -189,7 +189,8 @@ def test_the_games_of_a_step_divide_over_devices():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1e-5
+    # the moments are the gradient; Adam's first step would take rounding errors for signs
+    assert float(done.stdout) < 1e-7
 
 
 def test_two_processes_train_as_two_devices_do():
