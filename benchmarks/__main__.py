@@ -25,6 +25,7 @@ NAMES = (
     "qdcnn",
     "coconet",
     "sparsity",
+    "nac",
 )
 
 

@@ -2,6 +2,8 @@
 
 Examples:
   jaxsim demo
+  jaxsim nac train skill --out run
+  jaxsim nac evaluate run --plot curves.png
   jaxsim influence edges.txt --k 20 --plot spread.png
 """
 
@@ -11,21 +13,28 @@ import sys
 
 import tyro
 
-from jaxsim import demo
+from jaxsim import auto_curriculum, demo
 from jaxsim.cascades import command
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs a subcommand; what it cannot do ends with a message and exit code 2."""
     chosen = tyro.extras.subcommand_cli_from_dict(
-        {"demo": demo.Demo, "influence": command.Influence},
+        {
+            "demo": demo.Demo,
+            "influence": command.Influence,
+            "nac": auto_curriculum.Nac,
+        },
         prog="jaxsim",
         description=__doc__,
         args=args,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     try:
         if isinstance(chosen, demo.Demo):
             demo.run(chosen)
+        elif isinstance(chosen, auto_curriculum.Nac):
+            auto_curriculum.run(chosen)
         else:
             command.influence(chosen)
     except (ValueError, OSError, MemoryError) as error:

@@ -29,6 +29,7 @@ PAGES = (
     "pipeline",
     "quantum",
     "collaborative",
+    "nac",
 )
 
 

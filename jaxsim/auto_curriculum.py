@@ -1,0 +1,370 @@
+"""`jaxsim nac`: meta-solvers trained, kept on disk and measured on games they have not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from jaxsim import games as jg
+from jaxsim import solvers as js
+from jaxsim.checkpoint import trail
+from jaxsim.numerics import check_range, checked_int
+from jaxsim.solvers.mixing import MetaSolver
+from jaxsim.solvers.nac import Sampler
+
+GameName = Literal["skill", "rps", "lotto", "pennies", "kuhn", "leduc"]
+NetworkName = Literal["equivariant", "gru", "conv"]
+
+
+class Recipe(NamedTuple):
+    """How a kind of game is played and learned from.
+
+    Attributes:
+      sample: a game from a key.
+      objective: of meta-training.
+      measure: an oracle that measures NashConv from below, beside the exact one.
+      gradient: of meta-training.
+    """
+
+    sample: Sampler
+    objective: js.Objective
+    measure: js.Oracle
+    gradient: Literal["unrolled", "es"] = "unrolled"
+
+
+def recipe(game: GameName | str, *, dim: int = 200) -> Recipe:
+    """The oracle and the objective that go with a kind of game.
+
+    Args:
+      game: "skill" (random games of `dim` actions), "rps" (seven modes in the plane), "lotto" (nine
+        customers, 20 servers), "pennies" (50 rounds), "kuhn" or "leduc" (poker; answers are half
+        exact and half random, and the gradient is by evolution strategies).
+      dim: actions of a game of skill.
+    """
+    every = js.Objective(js.exact(), each=True)
+    match game:
+        case "skill":
+            dim = checked_int("dim", dim, 2)
+            oracle, measure = js.unrolled(5, 25.0), js.unrolled(20, 10.0)
+            aim = every._replace(oracle=oracle, window=20)
+            return Recipe(lambda key: jg.games_of_skill(key, dim), aim, measure)
+        case "rps":
+            oracle, measure = js.unrolled(5, 2.0), js.unrolled(20, 2.0)
+            aim = every._replace(oracle=oracle, iterations=15, window=15)
+            return Recipe(jg.rps_mixture, aim, measure)
+        case "lotto":
+            oracle, measure = js.unrolled(10, 0.5), js.unrolled(30, 0.5)
+            aim = js.Objective(oracle, measure, iterations=10, window=5)
+            return Recipe(lambda key: jg.lotto(key, servers=20), aim, measure)
+        case "pennies":
+            oracle, measure = js.unrolled(10, 10.0), js.unrolled(20, 10.0)
+            aim = every._replace(oracle=oracle, start=1, iterations=9, window=9)
+            return Recipe(lambda key: jg.matching_pennies(50), aim, measure)
+        case "kuhn" | "leduc":
+            named = jg.kuhn_poker() if game == "kuhn" else jg.leduc_poker()
+            both = jg.both_seats(named.game)
+            oracle = js.approximate(0.5)
+            aim = every._replace(oracle=oracle, start=1, iterations=15, window=15)
+            return Recipe(lambda key: both, aim, js.exact(), "es")
+        case _:
+            raise ValueError(
+                f"game={game!r}: must be 'skill', 'rps', 'lotto', 'pennies', 'kuhn' or 'leduc'"
+            )
+
+
+def meta_network(name: NetworkName | str) -> nn.Module:
+    """A meta-solver's network by its name."""
+    match name:
+        case "equivariant":
+            return js.EquivariantMixing()
+        case "gru":
+            return js.GRUMixing()
+        case "conv":
+            return js.ConvMixing()
+        case _:
+            raise ValueError(f"network={name!r}: must be 'equivariant', 'gru' or 'conv'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a meta-solver on games of a kind; a run that was stopped goes on where it was."""
+
+    game: Annotated[GameName, tyro.conf.Positional]
+    """Kind of game."""
+    out: Path = Path("nac")
+    """Folder for checkpoints and settings."""
+    network: NetworkName = "equivariant"
+    """Of the meta-solver."""
+    steps: int = 600
+    """Of meta-training."""
+    batch: int = 16
+    """Games a step, divided over the devices."""
+    rate: float = 6e-3
+    """Of Adam at first; it falls by a cosine to nothing."""
+    dim: int = 200
+    """Actions of a game of skill."""
+    seed: int = 0
+    """Of the network and the games."""
+    every: int = 50
+    """Steps between checkpoints."""
+    plot: Path | None = None
+    """PNG file for the objective against the steps."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained meta-solver beside the others on new games."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """That `train` wrote to."""
+    game: GameName | None = None
+    """Kind of game, the one it was trained on unless said."""
+    dim: int | None = None
+    """Actions of a game of skill, as trained unless said."""
+    games: int = 64
+    """How many; they are not those of training."""
+    iterations: int | None = None
+    """Agents that join, as trained unless said."""
+    seed: int = 10**6
+    """Of the games."""
+    plot: Path | None = None
+    """PNG file for NashConv against the iterations."""
+    json: Path | None = None
+    """File for the numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Nac:
+    """Neural auto-curricula: learn how a population should be mixed."""
+
+    do: (
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    )
+
+
+def run(args: Nac) -> None:
+    """Runs the command."""
+    if isinstance(args.do, Train):
+        train(args.do)
+    else:
+        evaluate(args.do)
+
+
+def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
+    """Trains a meta-solver, or goes on training it.
+
+    Whatever stops it, a run that is started again with the same settings ends with the same bits:
+    the games of a step depend on the seed and the number of the step, and a checkpoint counts once
+    it is complete.
+
+    Returns:
+      The meta-solver and the objective at each step.
+
+    Raises:
+      ValueError: a setting out of range, or a folder of another run.
+    """
+    steps, every = checked_int("steps", args.steps, 1), checked_int("every", args.every, 1)
+    check_range("rate", args.rate, 0, above=True)
+    made, network = recipe(args.game, dim=args.dim), meta_network(args.network)
+    devices = [d for d in jax.devices() if args.batch % len(jax.devices()) == 0 or d.id == 0]
+    mesh = jax.make_mesh((len(devices),), ("games",)) if len(devices) > 1 else None
+    optimizer = js.meta_optimizer(args.rate, steps)
+    key = jax.random.key(checked_int("seed", args.seed, 0))
+    step = js.meta_step(
+        network,
+        made.objective,
+        made.sample,
+        optimizer,
+        batch=args.batch,
+        gradient=made.gradient,
+        mesh=mesh,
+    )
+    told = {k: v for k, v in dataclasses.asdict(args).items() if k not in _NOT_OF_THE_RUN}
+    state = js.init_meta(network, optimizer, key)
+    curve = jnp.full(steps, jnp.nan)
+    with trail(args.out / "checkpoints", run=json.dumps(told)) as kept:
+        (args.out / "settings.json").write_text(json.dumps(told, indent=1) + "\n")
+        done, (state, curve) = kept.newest((state, curve))
+        with _bar(steps, done, args.quiet) as advance:
+            for i in range(done, steps):
+                state, value = step(state, key)
+                curve = curve.at[i].set(value)
+                if (i + 1) % every == 0 or i + 1 == steps:
+                    advance(i + 1, float(value))
+                    kept.add(i + 1, (state, curve))
+    found = np.asarray(curve)
+    if args.plot is not None:
+        from jaxsim.plot import nash_conv_curves
+
+        nash_conv_curves(
+            args.plot, {args.network: found[None]}, title=f"objective, {args.game}", along="steps"
+        )
+    return js.network_solver(network, state.params), found
+
+
+_NOT_OF_THE_RUN = ("out", "every", "plot", "quiet")
+"""Settings that do not change what is computed."""
+
+
+def trained(folder: Path) -> tuple[MetaSolver, dict[str, Any]]:
+    """The newest meta-solver in a folder that `train` wrote to, and the settings of the run.
+
+    Raises:
+      ValueError: there is none.
+    """
+    path = folder / "settings.json"
+    if not path.exists():
+        raise ValueError(f"folder={str(folder)!r}: no settings.json; give a folder of `nac train`")
+    told = json.loads(path.read_text())
+    network = meta_network(told["network"])
+    optimizer = js.meta_optimizer(told["rate"], told["steps"])
+    state = js.init_meta(network, optimizer, jax.random.key(0))
+    with trail(folder / "checkpoints", run=json.dumps(told)) as kept:
+        done, (state, _) = kept.newest((state, jnp.full(told["steps"], jnp.nan)))
+    if done == 0:
+        raise ValueError(f"folder={str(folder)!r}: no checkpoint yet")
+    return js.network_solver(network, state.params), told
+
+
+def measure(
+    solvers: Mapping[str, tuple[MetaSolver, MetaSolver | None]],
+    made: Recipe,
+    key: Key[Array, ""],
+    games: int,
+    *,
+    iterations: int | None = None,
+) -> dict[str, tuple[Float[np.ndarray, "games T1"], Float[np.ndarray, "games T1"]]]:
+    """NashConv of populations that several meta-solvers grow in the same games.
+
+    Args:
+      solvers: by name, who chooses opponents, and who reports or None for the same.
+      made: the kind of game.
+      key: of the games and of all agents.
+      games: how many.
+      iterations: agents that join, those of the objective unless said.
+
+    Returns:
+      For each, exact NashConv (NaN where none is known) and what the recipe's oracle finds.
+    """
+    aim, games = made.objective, checked_int("games", games, 1)
+    count = aim.iterations if iterations is None else checked_int("iterations", iterations, 1)
+
+    def one(solver: MetaSolver, report: MetaSolver | None, key: Any) -> tuple[Array, Array]:
+        game, play = jax.random.split(key)
+        found = js.psro(
+            made.sample(game),
+            solver,
+            aim.oracle,
+            play,
+            start=aim.start,
+            iterations=count,
+            report=report,
+            exploiter=made.measure,
+        )
+        return found.nash_conv, found.found
+
+    every: Callable[..., Any] = jax.jit(jax.vmap(one, (None, None, 0)))
+    keys = jax.random.split(key, games)
+    found: dict[str, Any] = {}
+    for name, (solver, report) in solvers.items():
+        exact, seen = every(solver, report, keys)
+        found[name] = (np.asarray(exact), np.asarray(seen))
+    return found
+
+
+def baselines() -> dict[str, tuple[MetaSolver, MetaSolver | None]]:
+    """The meta-solvers that a learned one is compared with."""
+    return {
+        "PSRO-Nash, LP": (js.nash_lp(), None),
+        "PSRO-Nash, RM+": (js.nash(), None),
+        "uniform": (js.uniform(), None),
+        "rectified Nash": (js.rectified(), js.nash()),
+        "PRD": (js.projected_replicator(), None),
+        "self-play": (js.latest(), None),
+    }
+
+
+def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Measures, prints a table, and writes a figure and the numbers where asked.
+
+    Raises:
+      ValueError: no such run, or a setting out of range.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    solver, told = trained(args.folder)
+    game: Any = args.game or told["game"]
+    made = recipe(game, dim=args.dim or told["dim"])
+    solvers = {f"NAC, {told['network']}": (solver, None), **baselines()}
+    key = jax.random.key(checked_int("seed", args.seed, 0))
+    found = measure(solvers, made, key, args.games, iterations=args.iterations)
+    console, table = Console(), Table(title=f"{game}: NashConv of {args.games} new games")
+    for column in ("meta-solver", "exact", "± s.e.", "found by an oracle", "less the first"):
+        table.add_column(column)
+    first = next(iter(found.values()))
+    for name, (exact, seen) in found.items():
+        last = exact[:, -1] if np.isfinite(exact).all() else seen[:, -1]
+        base = first[0][:, -1] if np.isfinite(first[0]).all() else first[1][:, -1]
+        error = last.std(ddof=1) / len(last) ** 0.5 if len(last) > 1 else float("nan")
+        table.add_row(
+            name,
+            f"{exact[:, -1].mean():.4f}",
+            f"{error:.4f}",
+            f"{seen[:, -1].mean():.4f}",
+            f"{(last - base).mean():+.4f}",
+        )
+    console.print(table)
+    console.print("NashConv is the sum of both players' gains; exploitability is half of it")
+    if args.plot is not None:
+        from jaxsim.plot import nash_conv_curves
+
+        shown = {n: e if np.isfinite(e).all() else s for n, (e, s) in found.items()}
+        nash_conv_curves(args.plot, shown, title=f"{game}, {args.games} new games")
+    if args.json is not None:
+        numbers = {
+            n: {"exact": np.nan_to_num(e, nan=-1).tolist(), "found": s.tolist()}
+            for n, (e, s) in found.items()
+        }
+        args.json.write_text(json.dumps(numbers) + "\n")
+    return found
+
+
+def _bar(steps: int, done: int, quiet: bool) -> Any:
+    """A progress bar: a context whose function takes the step and the objective."""
+    import contextlib
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    @contextlib.contextmanager
+    def shown() -> Any:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("NashConv {task.fields[value]:.3f}"),
+            Remaining(),
+        )
+        with Progress(*columns, disable=quiet) as bar:
+            task = bar.add_task("meta-training", total=steps, completed=done, value=float("nan"))
+
+            def advance(at: int, value: float) -> None:
+                bar.update(task, completed=at, value=value)
+
+            yield advance
+
+    return shown()

@@ -1,0 +1,73 @@
+"""What a solver needs of a symmetric two-player zero-sum game."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Key
+
+Agent = Any
+"""What a best response changes: logits, positions, a policy for each seat."""
+Strategy = Any
+"""What an agent plays: probabilities, densities, realisation plans."""
+Opponent = Any
+"""What it plays against: a mixture of strategies, as far as payoffs need it."""
+
+
+class Game(NamedTuple):
+    """A game as pure functions; `Partial`s, so that a game is a pytree and `vmap` takes many.
+
+    Games of two different seats are played in both: an agent has a strategy for each, and a payoff
+    is the mean of the two. Payoffs are then antisymmetric and the value of the game is zero.
+
+    Attributes:
+      init: a new agent from a key.
+      strategy: what an agent plays.
+      mix: from strategies [N, ...] and their weights [N] to the opponent who draws one of them
+        before each play.
+      against: payoff of a strategy against an opponent.
+      best: the largest payoff that any agent has against an opponent, or None where it is not
+        known; what "any agent" means is said by each game.
+      respond: an agent that has it, or None.
+    """
+
+    init: Callable[[Key[Array, ""]], Agent]
+    strategy: Callable[[Agent], Strategy]
+    mix: Callable[[Strategy, Float[Array, " N"]], Opponent]
+    against: Callable[[Strategy, Opponent], Float[Array, ""]]
+    best: Callable[[Opponent], Float[Array, ""]] | None = None
+    respond: Callable[[Opponent], Agent] | None = None
+
+
+def alone(game: Game, strategy: Strategy) -> Opponent:
+    """The opponent who always plays one strategy."""
+    return game.mix(jax.tree.map(lambda a: a[None], strategy), jnp.ones(1))
+
+
+def payoff(game: Game, strategy: Strategy, other: Strategy) -> Float[Array, ""]:
+    """Payoff of a strategy against another."""
+    return game.against(strategy, alone(game, other))
+
+
+def payoffs(game: Game, strategies: Strategy) -> Float[Array, "N N"]:
+    """Payoffs of each strategy (row) against each (column), antisymmetric."""
+    opponents = jax.vmap(Partial(alone, game))(strategies)
+    found = jax.vmap(lambda s: jax.vmap(Partial(game.against, s))(opponents))(strategies)
+    return (found - found.T) / 2
+
+
+def nash_conv(game: Game, opponent: Opponent) -> Float[Array, ""]:
+    """What both players together gain by best responses when both play as `opponent` does.
+
+    Twice the largest payoff, since the game is symmetric. Exploitability is half of it.
+
+    Raises:
+      ValueError: the game has no exact best response.
+    """
+    if game.best is None:
+        raise ValueError("game: no exact best response is known; measure with an oracle")
+    return 2 * game.best(opponent)

@@ -1,0 +1,84 @@
+"""Differentiable Lotto: players spread servers over a square to win customers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Key
+
+from jaxsim.games.game import Game
+from jaxsim.numerics import checked_int
+
+
+class Servers(NamedTuple):
+    """A player's servers.
+
+    Attributes:
+      places: in the square [-1, 1]² at first, free later [S, 2].
+      shares: of his mass, as logits of an agent and as probabilities times S of a strategy [S].
+    """
+
+    places: Float[Array, "S 2"]
+    shares: Float[Array, " S"]
+
+
+class Mixture(NamedTuple):
+    """Strategies of an opponent and how often he plays each."""
+
+    strategies: Servers
+    weights: Float[Array, " N"]
+
+
+def lotto(key: Key[Array, ""], customers: int = 9, servers: int = 500) -> Game:
+    """A game of Lotto with customers at random in the square.
+
+    Each customer turns to the servers of both players by a softmax of minus the distances; a player
+    has the mass that his servers bring, less the other's. An agent is `Servers`. Nobody knows the
+    best response exactly: `best` is None, and what oracles find is a lower bound.
+
+    Args:
+      key: for the customers.
+      customers: C, at least 1.
+      servers: S of each player, at least 1.
+
+    Source: Perez-Nieves et al. (2021), arXiv 2103.07927, section 6, as in the code of Feng et al.
+    """
+    customers = checked_int("customers", customers, 1)
+    servers = checked_int("servers", servers, 1)
+    at = jax.random.uniform(key, (customers, 2), minval=-1, maxval=1)
+    return Game(
+        Partial(_init, jnp.zeros(servers)),
+        Partial(_strategy),
+        Partial(Mixture),
+        Partial(_against, at),
+    )
+
+
+def _init(like: Array, key: Array) -> Servers:
+    where, how = jax.random.split(key)
+    places = jax.random.uniform(where, (len(like), 2), minval=-1, maxval=1)
+    return Servers(places, 0.2 * jax.random.normal(how, like.shape))
+
+
+def _strategy(agent: Servers) -> Servers:
+    return Servers(agent.places, jax.nn.softmax(agent.shares) * len(agent.shares))
+
+
+def _pull(customers: Array, places: Array) -> Array:
+    """exp(-distance) of each customer to each server [C, S]."""
+    square = jnp.sum((customers[:, None] - places) ** 2, -1)
+    return jnp.exp(-jnp.sqrt(square + 1e-12))
+
+
+def _against(customers: Array, mine: Servers, opponent: Mixture) -> Array:
+    pull = _pull(customers, mine.places)
+    drawn, total = pull @ mine.shares, pull.sum(-1)
+
+    def one(theirs: Servers) -> Array:
+        pull = _pull(customers, theirs.places)
+        return jnp.sum((drawn - pull @ theirs.shares) / (total + pull.sum(-1)))
+
+    return opponent.weights @ jax.vmap(one)(opponent.strategies)

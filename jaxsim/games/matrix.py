@@ -1,0 +1,103 @@
+"""Games that a payoff matrix says all of."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, ArrayLike, Float, Key
+
+from jaxsim.games.game import Game
+from jaxsim.numerics import checked_int, is_traced
+
+_CERTAIN = 100.0
+"""A logit that gives the others, at zero, no probability in float32."""
+
+
+def matrix_game(payoffs: Float[ArrayLike, "d d"]) -> Game:
+    """A game of two equal players who each choose one of d actions.
+
+    An agent is logits [d], a strategy probabilities [d]. The best response is exact.
+
+    Args:
+      payoffs: of the row's player, antisymmetric. Traced.
+
+    Raises:
+      ValueError: a matrix that is not square, finite and antisymmetric to 1e-5.
+    """
+    shape = jnp.shape(payoffs)
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
+        raise ValueError(f"payoffs: shape {shape}; must be square, [d, d]")
+    if not is_traced(payoffs):
+        a = np.asarray(payoffs)
+        if not np.isfinite(a).all():
+            raise ValueError("payoffs: not finite")
+        if (worst := np.abs(a + a.T).max()) > 1e-5:
+            raise ValueError(f"payoffs: differs from -payoffs.T by {worst:.3g}; at most 1e-5")
+    a = jnp.asarray(payoffs, jnp.result_type(float))
+    return Game(
+        Partial(_init, jnp.zeros(len(a), a.dtype)),
+        Partial(jax.nn.softmax),
+        Partial(_mix, a),
+        Partial(jnp.dot),
+        Partial(jnp.max),
+        Partial(_respond),
+    )
+
+
+def skill_matrix(key: Key[Array, ""], dim: int) -> Float[Array, "d d"]:
+    """A game of skill: W - Wᵀ + S - Sᵀ, a cycle and a transitive part of standard normals.
+
+    Args:
+      key: for W [d, d] and S [d, 1].
+      dim: d, at least 1.
+
+    Source: Czarnecki et al. (2020), arXiv 2004.09468, section 5, unscaled.
+    """
+    dim = checked_int("dim", dim, 1)
+    draws = jax.random.normal(key, (dim + 1, dim))
+    cycle, skill = draws[:dim], draws[dim]
+    return cycle - cycle.T + skill[:, None] - skill
+
+
+def games_of_skill(key: Key[Array, ""], dim: int) -> Game:
+    """The game of a `skill_matrix`."""
+    return matrix_game(skill_matrix(key, dim))
+
+
+def rock_paper_scissors() -> Float[np.ndarray, "3 3"]:
+    """Payoffs of rock, paper and scissors."""
+    return np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], np.float32)
+
+
+def blotto_matrix(coins: int, fields: int) -> Float[np.ndarray, "d d"]:
+    """Blotto's payoffs: fields won less fields lost, as a share of the fields' sign.
+
+    Args:
+      coins: each player divides among the fields, at least 1.
+      fields: at least 1. The player with more coins on more fields wins 1.
+
+    Returns:
+      [d, d] with d = C(coins + fields - 1, fields - 1) allocations in lexicographic order.
+    """
+    coins, fields = checked_int("coins", coins, 1), checked_int("fields", fields, 1)
+    bars = itertools.combinations(range(coins + fields - 1), fields - 1)
+    edges = np.array([(-1, *b, coins + fields - 1) for b in bars])
+    split = np.diff(edges, axis=1) - 1
+    won = np.sign(split[:, None] - split[None]).sum(-1)
+    return np.sign(won).astype(np.float32)
+
+
+def _init(like: Array, key: Array) -> Array:
+    return 0.2 * jax.random.normal(key, like.shape, like.dtype)
+
+
+def _mix(a: Array, strategies: Array, weights: Array) -> Array:
+    return a @ (weights @ strategies)
+
+
+def _respond(opponent: Array) -> Array:
+    return _CERTAIN * jax.nn.one_hot(jnp.argmax(opponent), len(opponent), dtype=opponent.dtype)

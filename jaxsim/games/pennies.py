@@ -1,0 +1,153 @@
+"""Matching pennies, again and again, by players who remember the last round."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int, Key
+
+from jaxsim.games.game import Game
+from jaxsim.numerics import checked_int
+
+Pair = tuple[Float[Array, "5"], Float[Array, "5"]]
+"""For the seat that wants equal pennies and the one that wants unequal ones: at the start and after
+each of the four rounds (own penny first), the logit (agent) or probability (strategy) of heads."""
+
+
+class Mixture(NamedTuple):
+    """Strategies of an opponent and how often he plays each."""
+
+    strategies: Pair
+    weights: Float[Array, " N"]
+
+
+class Play(NamedTuple):
+    """Episodes that were played.
+
+    Attributes:
+      state: before each round, as the player sees it [B, T].
+      action: 1 for heads [B, T].
+      reward: of each round, over the number of rounds [B, T].
+    """
+
+    state: Int[Array, "B T"]
+    action: Int[Array, "B T"]
+    reward: Float[Array, "B T"]
+
+
+def matching_pennies(rounds: int = 50) -> Game:
+    """Iterated matching pennies, played in both seats; a payoff is the mean over the rounds.
+
+    Payoffs are exact, by the chance of each of the five states in each round. `best` is over the 32
+    deterministic players with this memory in each seat, not over all that remember more.
+
+    Args:
+      rounds: T, at least 1.
+
+    Source: Foerster et al. (2018), arXiv 1709.04326, for the game and the players' memory.
+    """
+    rounds = checked_int("rounds", rounds, 1)
+    weights = jnp.full(rounds, 1 / rounds)
+    return Game(
+        Partial(_init),
+        Partial(_strategy),
+        Partial(Mixture),
+        Partial(_against, weights),
+        Partial(_best, weights),
+        Partial(_respond, weights),
+    )
+
+
+_SWAPPED = np.array([0, 1, 3, 2, 4])
+"""The states as the other player sees them: start, HH, HT, TH, TT."""
+_EQUAL = np.array([1.0, -1.0, -1.0, 1.0])
+_PURE = np.array(list(itertools.product((0.0, 1.0), repeat=5)))
+
+
+def _init(key: Array) -> Pair:
+    first, second = jax.random.normal(key, (2, 5))
+    return first, second
+
+
+def _strategy(agent: Pair) -> Pair:
+    return jax.nn.sigmoid(agent[0]), jax.nn.sigmoid(agent[1])
+
+
+def _value(weights: Array, equal: Array, unequal: Array) -> Array:
+    """Mean payoff to the player who wants equal pennies."""
+    p, q = equal, unequal[_SWAPPED]
+    rows = jnp.stack([p * q, p * (1 - q), (1 - p) * q, (1 - p) * (1 - q)], -1)
+
+    def one(chances: Array, weight: Array) -> tuple[Array, Array]:
+        after = chances @ rows
+        return jnp.concatenate([jnp.zeros(1, after.dtype), after]), weight * (after @ _EQUAL)
+
+    start = jnp.zeros(5, rows.dtype).at[0].set(1)
+    return lax.scan(one, start, weights)[1].sum()
+
+
+def _against(weights: Array, mine: Pair, opponent: Mixture) -> Array:
+    def one(theirs: Pair) -> Array:
+        return (_value(weights, mine[0], theirs[1]) - _value(weights, theirs[0], mine[1])) / 2
+
+    return opponent.weights @ jax.vmap(one)(opponent.strategies)
+
+
+def _seats(weights: Array, opponent: Mixture) -> tuple[Array, Array]:
+    """What each deterministic player has in each seat [32], [32]."""
+    theirs, often = opponent
+    pure = jnp.asarray(_PURE, often.dtype)
+
+    def one(player: Array) -> tuple[Array, Array]:
+        first = jax.vmap(lambda q: _value(weights, player, q))(theirs[1])
+        second = jax.vmap(lambda p: -_value(weights, p, player))(theirs[0])
+        return often @ first, often @ second
+
+    return jax.vmap(one)(pure)
+
+
+def _best(weights: Array, opponent: Mixture) -> Array:
+    first, second = _seats(weights, opponent)
+    return (first.max() + second.max()) / 2
+
+
+def _respond(weights: Array, opponent: Mixture) -> Pair:
+    first, second = _seats(weights, opponent)
+    pure = jnp.asarray(200 * _PURE - 100, opponent.weights.dtype)
+    return pure[jnp.argmax(first)], pure[jnp.argmax(second)]
+
+
+def play(
+    key: Key[Array, ""],
+    mine: Float[Array, "5"],
+    theirs: Float[Array, "B 5"],
+    rounds: int,
+    sign: int,
+) -> Play:
+    """Episodes of a player against one opponent an episode.
+
+    Args:
+      key: for all pennies.
+      mine: probability of heads in each state.
+      theirs: the same, of the opponent of each episode.
+      rounds: T.
+      sign: 1 where the player wants equal pennies, -1 where unequal ones.
+    """
+    draws = jax.random.uniform(key, (rounds, 2, len(theirs)))
+
+    def one(state: Array, draw: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        seen = jnp.asarray(_SWAPPED)[state]
+        mine_up = draw[0] < mine[state]
+        their_up = draw[1] < jnp.take_along_axis(theirs, seen[:, None], 1)[:, 0]
+        after = 1 + 2 * (1 - mine_up) + (1 - their_up)
+        reward = sign * jnp.where(mine_up == their_up, 1.0, -1.0) / rounds
+        return after, (state, mine_up.astype(int), reward)
+
+    found = lax.scan(one, jnp.zeros(len(theirs), int), draws)[1]
+    return Play(*(jnp.swapaxes(a, 0, 1) for a in found))

@@ -1,0 +1,385 @@
+"""Two-player zero-sum games with hidden information, in sequence form.
+
+A player's sequence is what he has done so far; his plan gives each sequence the probability that he
+plays it, whatever the others do. Payoffs are bilinear in the plans of the two players, a best
+response is one sweep from the last decisions to the first, and a mixture of plans plays exactly as
+the mixture of players who hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxsim.games.game import Game
+from jaxsim.numerics import is_traced
+
+
+class Chance(NamedTuple):
+    """A node where chance moves.
+
+    Attributes:
+      outcomes: probability and what follows, for each.
+    """
+
+    outcomes: Sequence[tuple[float, Node]]
+
+
+class Decision(NamedTuple):
+    """A node where a player moves.
+
+    Attributes:
+      player: 0 or 1.
+      infoset: name of what he knows.
+      moves: what follows each legal action; actions are small whole numbers.
+    """
+
+    player: int
+    infoset: str
+    moves: Mapping[int, Node]
+
+
+Node = float | Chance | Decision
+"""A game tree; a number is the payoff to player 0 at an end."""
+
+
+class Seat(NamedTuple):
+    """One player's part of a game.
+
+    His infosets are ordered by level, the number of decisions he has made before; L levels of I_l
+    infosets with A actions each. His sequences are numbered from 0, where he has done nothing; then
+    action a at infoset i is 1 + i·A + a. An illegal action is a sequence that no plan plays.
+
+    Attributes:
+      legal: of each level, which actions are legal [I_l, A].
+      parents: of each level, the sequence before each infoset, counted within the level above.
+      children: of each level, the infosets that each sequence leads to, counted within the level
+        below and filled up with their number [I_l·A, C_l].
+      opposite: sequences of the other player at ends that a sequence shares with him [S, K].
+      values: payoff to this player there times the probability of chance, 0 where none [S, K].
+      chance: that probability [S, K].
+    """
+
+    legal: tuple[Bool[Array, "I A"], ...]
+    parents: tuple[Int[Array, " I"], ...]
+    children: tuple[Int[Array, "S C"], ...]
+    opposite: Int[Array, "S K"]
+    values: Float[Array, "S K"]
+    chance: Float[Array, "S K"]
+
+
+class SequenceGame(NamedTuple):
+    """A game in sequence form, as arrays."""
+
+    first: Seat
+    """Player 0."""
+    second: Seat
+    """Player 1."""
+
+
+class Named(NamedTuple):
+    """A game with the names of its infosets.
+
+    Attributes:
+      game: the arrays.
+      infosets: names of each player's infosets, in the order of his policy's rows.
+    """
+
+    game: SequenceGame
+    infosets: tuple[tuple[str, ...], tuple[str, ...]]
+
+
+Policy = Float[Array, "I A"]
+"""Probabilities of the actions at each infoset of a player."""
+Plan = Float[Array, " S"]
+"""Probability of each sequence of a player: 1 for the first, and what follows shares it out."""
+
+
+def sequence_form(root: Node) -> Named:
+    """A game tree as arrays.
+
+    Args:
+      root: of the tree.
+
+    Raises:
+      ValueError: chances that do not sum to 1, a decision without moves, an infoset with other
+        moves or another player somewhere else, or a player who forgets what he did.
+    """
+    found: tuple[dict[str, _Infoset], dict[str, _Infoset]] = ({}, {})
+    ends: dict[tuple[_Sequence, _Sequence], list[float]] = {}
+
+    def walk(node: Node, done: tuple[_Sequence, _Sequence], chance: float) -> None:
+        if isinstance(node, Chance):
+            if abs(sum(p for p, _ in node.outcomes) - 1) > 1e-9:
+                raise ValueError(f"outcomes: chances {[p for p, _ in node.outcomes]} sum not to 1")
+            for p, after in node.outcomes:
+                walk(after, done, chance * p)
+        elif isinstance(node, Decision):
+            if node.player not in (0, 1) or not node.moves:
+                raise ValueError(
+                    f"infoset {node.infoset!r}: player {node.player} with {len(node.moves)} moves; "
+                    "must be player 0 or 1 with at least one"
+                )
+            mine = _Infoset(done[node.player], tuple(sorted(node.moves)))
+            if found[node.player].setdefault(node.infoset, mine) != mine:
+                raise ValueError(
+                    f"infoset {node.infoset!r}: reached by other moves of its player, or with "
+                    "other moves to make, elsewhere in the tree"
+                )
+            for action, after in sorted(node.moves.items()):
+                step = (node.infoset, action)
+                walk(after, (step, done[1]) if node.player == 0 else (done[0], step), chance)
+        else:
+            end = ends.setdefault(done, [0.0, 0.0])
+            end[0] += chance
+            end[1] += chance * node
+
+    walk(root, (None, None), 1.0)
+    width = 1 + max((a for seat in found for i in seat.values() for a in i.moves), default=0)
+    orders = [_ordered(seat) for seat in found]
+    places = [{n: i for i, n in enumerate(n for level in o for n in level)} for o in orders]
+
+    def number(player: int, sequence: _Sequence) -> int:
+        return 0 if sequence is None else 1 + places[player][sequence[0]] * width + sequence[1]
+
+    seats = []
+    for player, (order, seat) in enumerate(zip(orders, found, strict=True)):
+        met: list[list[tuple[int, float, float]]] = [[] for _ in range(1 + len(seat) * width)]
+        for pair, (chance, value) in ends.items():
+            sign = 1 if player == 0 else -1
+            met[number(player, pair[player])].append(
+                (number(1 - player, pair[1 - player]), sign * value, chance)
+            )
+        seats.append(_seat(order, seat, met, width))
+    names = tuple(tuple(n for level in order for n in level) for order in orders)
+    return Named(SequenceGame(seats[0], seats[1]), (names[0], names[1]))
+
+
+_Sequence = tuple[str, int] | None
+
+
+class _Infoset(NamedTuple):
+    before: _Sequence
+    moves: tuple[int, ...]
+
+
+def _ordered(seat: Mapping[str, _Infoset]) -> list[list[str]]:
+    """Names of infosets by level."""
+    level: dict[str, int] = {}
+    for name, infoset in seat.items():  # a parent is found before its children
+        level[name] = 0 if infoset.before is None else 1 + level[infoset.before[0]]
+    return [[n for n in seat if level[n] == i] for i in range(max(level.values(), default=-1) + 1)]
+
+
+def _seat(
+    order: list[list[str]],
+    seat: Mapping[str, _Infoset],
+    met: list[list[tuple[int, float, float]]],
+    width: int,
+) -> Seat:
+    legal, parents, children = [], [], []
+    for depth, names in enumerate(order):
+        legal.append(np.array([[a in seat[n].moves for a in range(width)] for n in names]))
+        above = {n: i for i, n in enumerate(order[depth - 1])} if depth else {}
+        before = [seat[n].before for n in names]
+        parents.append(np.array([0 if b is None else above[b[0]] * width + b[1] for b in before]))
+    for depth, names in enumerate(order):
+        below: list[list[int]] = [[] for _ in range(len(names) * width)]
+        if depth + 1 < len(order):
+            for i, p in enumerate(parents[depth + 1]):
+                below[p].append(i)
+        children.append(_filled(below, len(parents[depth + 1]) if depth + 1 < len(order) else 0))
+    return Seat(
+        tuple(map(jnp.asarray, legal)),
+        tuple(map(jnp.asarray, parents)),
+        tuple(map(jnp.asarray, children)),
+        jnp.asarray(_filled([[m[0] for m in row] for row in met], 0)),
+        jnp.asarray(_filled([[m[1] for m in row] for row in met], 0.0), jnp.result_type(float)),
+        jnp.asarray(_filled([[m[2] for m in row] for row in met], 0.0), jnp.result_type(float)),
+    )
+
+
+def _filled(rows: Sequence[Sequence[float]], by: float) -> np.ndarray:
+    """Rows of unequal length as an array."""
+    longest = max(map(len, rows), default=0)
+    return np.array([[*row, *[by] * (longest - len(row))] for row in rows]).reshape(
+        len(rows), longest
+    )
+
+
+def uniform_policy(seat: Seat) -> Policy:
+    """Every legal action equally often."""
+    legal = jnp.concatenate(seat.legal)
+    return legal / legal.sum(-1, keepdims=True)
+
+
+def random_policy(seat: Seat, key: Key[Array, ""]) -> Policy:
+    """Uniform draws on the legal actions, normalised."""
+    legal = jnp.concatenate(seat.legal)
+    draws = jax.random.uniform(key, legal.shape, minval=1e-6) * legal
+    return draws / draws.sum(-1, keepdims=True)
+
+
+def check_policy(seat: Seat, policy: Policy) -> None:
+    """Checks that a policy is one of a seat; a traced one is looked at for its shape only.
+
+    Raises:
+      ValueError: another shape, rows that do not sum to 1 within 1e-4, or weight on illegal moves.
+    """
+    legal = np.concatenate([np.asarray(a) for a in seat.legal])
+    if jnp.shape(policy) != legal.shape:
+        raise ValueError(f"policy: shape {jnp.shape(policy)}; must be {legal.shape}")
+    if is_traced(policy):
+        return
+    p = np.asarray(policy)
+    if not np.isfinite(p).all() or (p < 0).any() or np.abs(p.sum(1) - 1).max() > 1e-4:
+        raise ValueError("policy: rows must be probabilities that sum to 1 within 1e-4")
+    if np.where(legal, 0, p).any():
+        raise ValueError("policy: gives illegal actions a probability")
+
+
+def realization_plan(seat: Seat, policy: Policy) -> Plan:
+    """The plan that a policy plays: the product of its probabilities along each sequence.
+
+    Source: von Stengel (1996), doi 10.1006/game.1996.0050.
+    """
+    done, plan = 0, []
+    for parents in seat.parents:
+        here = policy[done : done + len(parents)]
+        if plan:
+            here = plan[-1][parents][:, None] * here
+        plan.append(here.reshape(-1))
+        done += len(parents)
+    return jnp.concatenate([jnp.ones(1, policy.dtype), *plan])
+
+
+def behaviour_policy(seat: Seat, plan: Plan) -> Policy:
+    """The policy that plays a plan; uniform at infosets that the plan never reaches."""
+    at, policy, above = 1, [], None
+    for legal, parents in zip(seat.legal, seat.parents, strict=True):
+        here = plan[at : at + legal.size].reshape(legal.shape)
+        reach = jnp.ones(len(parents), plan.dtype) if above is None else above[parents]
+        # dividing by 1 where the plan does not come keeps the gradient free of NaN
+        played = here / jnp.where(reach > 0, reach, 1)[:, None]
+        policy.append(jnp.where((reach > 0)[:, None], played, legal / legal.sum(-1, keepdims=True)))
+        above = here.reshape(-1)
+        at += legal.size
+    return jnp.concatenate(policy)
+
+
+def facing(seat: Seat, plan: Plan) -> Float[Array, " S"]:
+    """Value of ending in each sequence of a seat, against a plan of the other player."""
+    return jnp.sum(seat.values * plan[seat.opposite], -1)
+
+
+def policy_value(game: SequenceGame, first: Plan, second: Plan) -> Float[Array, ""]:
+    """Expected payoff to player 0."""
+    return first @ facing(game.first, second)
+
+
+def best_value(seat: Seat, values: Float[Array, " S"]) -> Float[Array, ""]:
+    """The most that a player can have, given the value of ending in each of his sequences.
+
+    The largest over the actions of an *infoset*, never of a history: the player does not see what
+    he cannot see.
+    """
+    return _swept(seat, values)[0]
+
+
+def best_response(seat: Seat, values: Float[Array, " S"]) -> tuple[Float[Array, ""], Policy]:
+    """The most that a player can have, and a pure policy that has it.
+
+    Args:
+      seat: of the player.
+      values: from `facing`, or a mixture of such.
+    """
+    value, choices = _swept(seat, values)
+    width = seat.legal[0].shape[-1] if seat.legal else 1
+    best = [jax.nn.one_hot(jnp.argmax(c, -1), width, dtype=values.dtype) for c in choices]
+    return value, jnp.concatenate(best)
+
+
+def _swept(seat: Seat, values: Array) -> tuple[Array, list[Array]]:
+    """The value of the game to a player, and of each action of each level."""
+    below, choices = None, []
+    at = len(values)
+    for legal, children in zip(reversed(seat.legal), reversed(seat.children), strict=True):
+        at -= legal.size
+        here = values[at : at + legal.size]
+        if below is not None:
+            more = jnp.concatenate([below, jnp.zeros(1, below.dtype)])
+            here = here + more[children].sum(-1)
+        here = jnp.where(legal, here.reshape(legal.shape), -jnp.inf)
+        choices.append(here)
+        below = here.max(-1)
+    return values[0] + (0 if below is None else below.sum()), choices[::-1]
+
+
+def nash_conv(game: SequenceGame, first: Plan, second: Plan) -> Float[Array, ""]:
+    """What the players gain by best responses to each other's plans, the sum of the two.
+
+    Exploitability, as OpenSpiel says it, is half of it.
+
+    Source: Lanctot et al. (2017), arXiv 1711.00832, section 2.
+    """
+    return best_value(game.first, facing(game.first, second)) + best_value(
+        game.second, facing(game.second, first)
+    )
+
+
+def both_seats(game: SequenceGame) -> Game:
+    """A sequence-form game played in both seats, for the solvers.
+
+    An agent is a policy for each seat, a strategy its two plans; a mixture of agents is the mixture
+    of their plans, not of their policies. The best response is exact, `nash_conv` is the same as of
+    the two plans.
+    """
+    return Game(
+        Partial(_init, game),
+        Partial(_plans, game),
+        Partial(_mixture, game),
+        Partial(_against),
+        Partial(_best, game),
+        Partial(_respond, game),
+    )
+
+
+class Faced(NamedTuple):
+    """An opponent of `both_seats`: what ending in each sequence is worth, and his plans."""
+
+    values: tuple[Float[Array, " S0"], Float[Array, " S1"]]
+    plans: tuple[Plan, Plan]
+
+
+def _init(game: SequenceGame, key: Array) -> tuple[Array, Array]:
+    first, second = jax.random.split(key)
+    return random_policy(game.first, first), random_policy(game.second, second)
+
+
+def _plans(game: SequenceGame, agent: tuple[Array, Array]) -> tuple[Array, Array]:
+    return realization_plan(game.first, agent[0]), realization_plan(game.second, agent[1])
+
+
+def _mixture(game: SequenceGame, plans: tuple[Array, Array], weights: Array) -> Faced:
+    mixed = (weights @ plans[0], weights @ plans[1])
+    return Faced((facing(game.first, mixed[1]), facing(game.second, mixed[0])), mixed)
+
+
+def _against(plans: tuple[Array, Array], opponent: Faced) -> Array:
+    return (plans[0] @ opponent.values[0] + plans[1] @ opponent.values[1]) / 2
+
+
+def _best(game: SequenceGame, opponent: Faced) -> Array:
+    values = opponent.values
+    return (best_value(game.first, values[0]) + best_value(game.second, values[1])) / 2
+
+
+def _respond(game: SequenceGame, opponent: Faced) -> tuple[Array, Array]:
+    values = opponent.values
+    return best_response(game.first, values[0])[1], best_response(game.second, values[1])[1]

@@ -1,0 +1,197 @@
+"""Meta-solvers: from the payoffs among a population to a mixture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
+
+from jaxsim.numerics import check_range, checked_int
+
+MetaSolver = Callable[[Float[Array, "N N"], Int[Array, ""]], Float[Array, " N"]]
+"""From antisymmetric payoffs, of which the first `size` rows and columns are filled, and `size` to
+weights that sum to 1 and are 0 from `size` on; rows are in order of arrival. A `Partial`."""
+
+
+def uniform() -> MetaSolver:
+    """Every agent equally often: the next one answers as in fictitious play."""
+    return Partial(_uniform)
+
+
+def latest() -> MetaSolver:
+    """The latest agent alone: self-play."""
+    return Partial(_latest)
+
+
+def nash(iterations: int = 1000) -> MetaSolver:
+    """A Nash equilibrium by predictive regret matching+, inside `jit`.
+
+    The mean of the iterates, weighted by the square of their number. On metagames of 22 agents of
+    games of skill, the NashConv within the population that is left after 1000 iterations is tested
+    to be below 0.005 of the largest payoff.
+
+    Args:
+      iterations: at least 1.
+
+    Source: Farina, Kroer and Sandholm (2021), arXiv 2007.14358, algorithm 2.
+    """
+    return Partial(_nash, jnp.zeros(checked_int("iterations", iterations, 1)))
+
+
+def nash_lp() -> MetaSolver:
+    """A Nash equilibrium by a linear programme, scipy's HiGHS on the host, in double precision."""
+    return Partial(_nash_lp)
+
+
+def rectified(iterations: int = 1000) -> MetaSolver:
+    """Opponents of PSRO-rN, for one new agent an iteration.
+
+    Agent i of the Nash mixture p would train against the agents that it beats, each as often as
+    p_j max(M_ij, 0); here these are averaged over p_i. As a *report* of the population the Nash
+    mixture is meant: give `psro` the argument `report`.
+
+    Args:
+      iterations: of `nash`.
+
+    Source: Balduzzi et al. (2019), arXiv 1901.08106, algorithm 4.
+    """
+    return Partial(_rectified, nash(iterations))
+
+
+def projected_replicator(
+    iterations: int = 2000, *, rate: float | Array = 0.1, least: float | Array = 1e-3
+) -> MetaSolver:
+    """Projected replicator dynamics: each agent keeps a least weight; the mean over the iterations.
+
+    Args:
+      iterations: at least 1.
+      rate: of a step, where the largest payoff is 1, above 0. Traced.
+      least: weight of each agent times their number, in [0, 1]. Traced.
+
+    Source: Lanctot et al. (2017), arXiv 1711.00832, section 3.1.
+    """
+    check_range("rate", rate, 0, above=True)
+    check_range("least", least, 0, 1)
+    steps = jnp.zeros(checked_int("iterations", iterations, 1))
+    return Partial(_replicator, steps, jnp.asarray(rate), jnp.asarray(least))
+
+
+def filled(payoffs: Float[Array, "N N"], size: Int[Array, ""]) -> Array:
+    """Which agents there are [N]."""
+    return jnp.arange(len(payoffs)) < size
+
+
+def _uniform(payoffs: Array, size: Array) -> Array:
+    return filled(payoffs, size) / jnp.asarray(size, payoffs.dtype)
+
+
+def _latest(payoffs: Array, size: Array) -> Array:
+    return jax.nn.one_hot(size - 1, len(payoffs), dtype=payoffs.dtype)
+
+
+def scaled(payoffs: Float[Array, "N N"], mask: Array) -> Float[Array, "N N"]:
+    """Payoffs among the agents that there are, over the largest of them."""
+    a = jnp.where(mask[:, None] & mask, payoffs, 0)
+    top = jnp.abs(a).max()
+    return a / jnp.where(top > 0, top, 1)
+
+
+def _nash(steps: Array, payoffs: Array, size: Array) -> Array:
+    # nothing flows back through the iterations: the mixture is a constant of the meta-gradient
+    a, mask = lax.stop_gradient(payoffs), filled(payoffs, size)
+    a = scaled(a, mask)
+    even = _uniform(a, size)
+
+    def mixture(regret: Array) -> Array:
+        positive = jnp.where(mask, jnp.maximum(regret, 0), 0)
+        total = positive.sum()
+        return jnp.where(total > 0, positive / jnp.where(total > 0, total, 1), even)
+
+    def one(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        regret, last, total = carry
+        x = mixture(regret + last)
+        # the game is symmetric: both players do the same, and x·(a x) is 0
+        gain = a @ x
+        weight = (i + 1.0) ** 2
+        return jnp.maximum(regret + gain, 0) * mask, gain, total + weight * x
+
+    zeros = jnp.zeros_like(even)
+    total = lax.fori_loop(0, len(steps), one, (zeros, zeros, zeros))[2]
+    return total / total.sum()
+
+
+def solve_lp(payoffs: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
+    """The row player's equilibrium of a zero-sum matrix game, by a linear programme.
+
+    Raises:
+      RuntimeError: HiGHS found no optimum.
+    """
+    from scipy.optimize import linprog
+
+    n, m = payoffs.shape
+    top = np.abs(payoffs).max() or 1.0
+    found = linprog(
+        np.append(np.zeros(n), -1.0),
+        A_ub=np.concatenate([-payoffs.T / top, np.ones((m, 1))], 1),
+        b_ub=np.zeros(m),
+        A_eq=np.append(np.ones(n), 0.0)[None],
+        b_eq=[1.0],
+        bounds=[(0, None)] * n + [(None, None)],
+        method="highs",
+    )
+    if found.status != 0:
+        raise RuntimeError(f"HiGHS found no equilibrium: {found.message}")
+    x = np.maximum(found.x[:n], 0)
+    return x / x.sum()
+
+
+def _nash_lp(payoffs: Array, size: Array) -> Array:
+    def solve(payoffs: Any, size: Any) -> np.ndarray:
+        a, n = np.asarray(payoffs, float), int(size)
+        out = np.zeros(len(a), np.asarray(payoffs).dtype)
+        out[:n] = solve_lp(a[:n, :n])
+        return out
+
+    like = jax.ShapeDtypeStruct(payoffs.shape[:1], payoffs.dtype)
+    return jax.pure_callback(
+        solve, like, lax.stop_gradient(payoffs), size, vmap_method="sequential"
+    )
+
+
+def _rectified(solver: MetaSolver, payoffs: Array, size: Array) -> Array:
+    p = solver(payoffs, size)
+    often = p * (p @ jnp.maximum(payoffs, 0))
+    total = often.sum()
+    return jnp.where(total > 0, often / jnp.where(total > 0, total, 1), p)
+
+
+def _replicator(steps: Array, rate: Array, least: Array, payoffs: Array, size: Array) -> Array:
+    mask = filled(payoffs, size)
+    a = scaled(lax.stop_gradient(payoffs), mask)
+    floor = least / size * mask
+
+    def one(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, total = carry
+        x = _projected(x + rate * x * (a @ x), floor, mask)
+        return x, total + x
+
+    x = _uniform(a, size)
+    total = lax.fori_loop(0, len(steps), one, (x, jnp.zeros_like(x)))[1]
+    return total / total.sum()
+
+
+def _projected(x: Array, floor: Array, mask: Array) -> Array:
+    """The nearest point that sums to 1 and is nowhere below `floor`."""
+    over = jnp.where(mask, x - floor, -jnp.inf)
+    room = 1 - floor.sum()
+    order = -jnp.sort(-over)
+    before = jnp.cumsum(jnp.where(jnp.isfinite(order), order, 0)) - room
+    count = jnp.arange(1, len(x) + 1)
+    kept = jnp.sum(order * count > before)
+    return floor + jnp.where(mask, jnp.maximum(over - before[kept - 1] / kept, 0), 0)

@@ -1,0 +1,136 @@
+"""Oracles: from a game and an opponent to an agent that answers him."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+from jaxtyping import Array, Key
+
+from jaxsim.games.game import Agent, Game, Opponent
+from jaxsim.numerics import check_range, checked_int, derivative_alone
+
+Oracle = Callable[[Game, Opponent, Key[Array, ""]], Agent]
+"""From a game, an opponent and a key to an agent; a `Partial`. What a meta-gradient needs flows
+through it from the opponent."""
+
+
+def unrolled(steps: int, rate: float | Array) -> Oracle:
+    """Gradient ascent from a new agent; derivatives go through the steps.
+
+    Args:
+      steps: at least 1.
+      rate: of a step, above 0. Traced.
+    """
+    check_range("rate", rate, 0, above=True)
+    return Partial(_unrolled, jnp.zeros(checked_int("steps", steps, 1)), jnp.asarray(rate))
+
+
+def implicit(
+    steps: int, rate: float | Array, *, tolerance: float | Array = 1e-3, damping: float | Array = 0
+) -> Oracle:
+    """Gradient ascent until the gradient is small; derivatives by the implicit function theorem.
+
+    At the top a the payoff f(a, q) has no slope, so da/dq = -H⁻¹ ∂²f/∂a∂q with H = ∂²f/∂a². H is
+    made as a matrix: for agents of up to some hundred numbers.
+
+    Args:
+      steps: at most, at least 1.
+      rate: of a step, above 0. Traced.
+      tolerance: largest slope, in Euclidean norm, at which to stop, at least 0. Traced.
+      damping: taken off H's diagonal, at least 0; with a top that is flat somewhere it must be
+        above 0. Traced.
+
+    Source: Feng et al. (2021), arXiv 2106.02745, section 3.3; Lorraine et al. (2020),
+      arXiv 1911.02590.
+    """
+    check_range("rate", rate, 0, above=True)
+    check_range("tolerance", tolerance, 0)
+    check_range("damping", damping, 0)
+    numbers = map(jnp.asarray, (rate, tolerance, damping))
+    return Partial(_implicit, jnp.int32(checked_int("steps", steps, 1)), *numbers)
+
+
+def exact() -> Oracle:
+    """The game's exact best response; no derivative goes through it."""
+    return Partial(_exact)
+
+
+def approximate(quality: float | Array = 0.5) -> Oracle:
+    """The exact best response mixed with a new agent, for games whose agents are policies.
+
+    At each infoset the best action has the weight `quality` and a random policy the rest.
+
+    Args:
+      quality: in [0, 1]. Traced.
+    """
+    check_range("quality", quality, 0, 1)
+    return Partial(_approximate, jnp.asarray(quality))
+
+
+def first_order(oracle: Oracle) -> Oracle:
+    """An oracle through which no derivative goes.
+
+    The meta-gradient is then that of the last mixture alone: the population is a constant.
+    """
+    return Partial(_constant, oracle)
+
+
+def _unrolled(steps: Array, rate: Array, game: Game, opponent: Opponent, key: Any) -> Agent:
+    slope = jax.grad(lambda agent: game.against(game.strategy(agent), opponent))
+
+    def one(agent: Agent, _: Any) -> tuple[Agent, None]:
+        return jax.tree.map(lambda a, s: a + rate * s, agent, slope(agent)), None
+
+    return lax.scan(one, game.init(key), steps, unroll=min(len(steps), 5))[0]
+
+
+def _implicit(
+    steps: Array,
+    rate: Array,
+    tolerance: Array,
+    damping: Array,
+    game: Game,
+    opponent: Opponent,
+    key: Any,
+) -> Agent:
+    start, shaped = ravel_pytree(game.init(key))
+
+    def slope(x: Array, opponent: Opponent) -> Array:
+        return jax.grad(lambda x: game.against(game.strategy(shaped(x)), opponent))(x)
+
+    still = lax.stop_gradient(opponent)
+
+    def rising(carry: tuple[Array, Array, Array]) -> Array:
+        i, _, g = carry
+        return (i < steps) & (jnp.sum(g**2) > tolerance**2)
+
+    def rise(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        i, x, g = carry
+        x = x + rate * g
+        return i + 1, x, slope(x, still)
+
+    x = lax.while_loop(rising, rise, (jnp.int32(0), start, slope(start, still)))[1]
+    x = lax.stop_gradient(x)
+    bend = jax.jacfwd(slope)(x, still) - damping * jnp.eye(len(x), dtype=x.dtype)
+    return shaped(x + derivative_alone(-jnp.linalg.solve(bend, slope(x, opponent))))
+
+
+def _exact(game: Game, opponent: Opponent, key: Any) -> Agent:
+    if game.respond is None:
+        raise ValueError("game: no exact best response is known; give another oracle")
+    return lax.stop_gradient(game.respond(opponent))
+
+
+def _approximate(quality: Array, game: Game, opponent: Opponent, key: Any) -> Agent:
+    best, other = _exact(game, opponent, key), game.init(key)
+    return jax.tree.map(lambda b, o: quality * b + (1 - quality) * o, best, other)
+
+
+def _constant(oracle: Oracle, game: Game, opponent: Opponent, key: Any) -> Agent:
+    return lax.stop_gradient(oracle(game, lax.stop_gradient(opponent), key))

@@ -1,0 +1,210 @@
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jaxsim.games as jg
+from jaxsim.games import sequence
+from tests.oracles import sequence_lp
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("JAXSIM_DATA", ROOT.parent / "shared" / "data")) / "nac"
+KUHN, LEDUC = jg.kuhn_poker(), jg.leduc_poker()
+GAMES = {"kuhn_poker": KUHN, "leduc_poker": LEDUC}
+
+
+def plans(game, policies):
+    return [sequence.realization_plan(s, p) for s, p in zip(game, policies, strict=True)]
+
+
+def random_policies(game, seed):
+    keys = jax.random.split(jax.random.key(seed))
+    return [sequence.random_policy(s, k) for s, k in zip(game, keys, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "infosets", "sequences", "ends", "levels"),
+    [("kuhn_poker", 6, 13, 30, [2, 1]), ("leduc_poker", 468, 1093, 5520, [4, 4])],
+)
+def test_trees_have_the_size_of_the_games(name, infosets, sequences, ends, levels):
+    named = GAMES[name]
+    assert [len(seat.legal) for seat in named.game] == levels
+    for seat, names in zip(named.game, named.infosets, strict=True):
+        assert len(names) == len(set(names)) == infosets
+        assert 1 + sum(int(a.sum()) for a in seat.legal) == sequences
+        assert int((seat.chance > 0).sum()) == ends
+    both = plans(named.game, [sequence.uniform_policy(s) for s in named.game])
+    ends = named.game.first.chance * both[1][named.game.first.opposite]
+    total = float(both[0] @ ends.sum(1))
+    assert total == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "nash_conv", "value"),
+    [("kuhn_poker", 0.9166667, 0.125), ("leduc_poker", 4.7472222, -0.078125)],
+)
+def test_the_uniform_policies_have_known_values(name, nash_conv, value):
+    game = GAMES[name].game
+    both = plans(game, [sequence.uniform_policy(s) for s in game])
+    assert float(sequence.nash_conv(game, *both)) == pytest.approx(nash_conv, abs=1e-5)
+    assert float(sequence.policy_value(game, *both)) == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("kuhn_poker", -1 / 18), ("leduc_poker", -0.0856064)])
+def test_the_equilibrium_of_the_linear_programme_has_the_known_value(name, value):
+    game = GAMES[name].game
+    found, both = sequence_lp.equilibrium(game)
+    assert found == pytest.approx(value, abs=1e-7)
+    both = [jnp.asarray(p, jnp.float32) for p in both]
+    assert float(sequence.nash_conv(game, *both)) == pytest.approx(0, abs=1e-5)
+    assert float(sequence.policy_value(game, *both)) == pytest.approx(value, abs=1e-5)
+    path = DATA / f"{name.removesuffix('_poker')}_nash.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is absent; set JAXSIM_DATA")
+    assert found == pytest.approx(float(np.load(path)["value"]), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_random_policies_agree_with_openspiel(name):
+    pyspiel = pytest.importorskip("pyspiel", reason="OpenSpiel is not installed")
+    named, peer = GAMES[name], pyspiel.load_game(name)
+    measure = jax.jit(
+        lambda *p: (sequence.nash_conv(named.game, *p), sequence.policy_value(named.game, *p))
+    )
+    for seed in range(20):
+        policies = random_policies(named.game, seed)
+        table = {}
+        for seat, names, policy in zip(named.game, named.infosets, policies, strict=True):
+            legal = np.concatenate([np.asarray(a) for a in seat.legal])
+            for n, row, can in zip(names, np.asarray(policy, float), legal, strict=True):
+                table[n] = [(a, p) for a, p in enumerate(row) if can[a]]
+        theirs = pyspiel.TabularPolicy(table)
+        gap, value = measure(*plans(named.game, policies))
+        assert float(gap) == pytest.approx(pyspiel.nash_conv(peer, theirs), abs=1e-5)
+        root = peer.new_initial_state()
+        expected = pyspiel.expected_returns(root, theirs, -1, True)[0]
+        assert float(value) == pytest.approx(expected, abs=1e-5)
+        read = jg.read_policy(named, theirs)
+        for a, b in zip(read, policies, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_the_uniform_policy_of_openspiel_is_read(name):
+    pyspiel = pytest.importorskip("pyspiel", reason="OpenSpiel is not installed")
+    pytest.importorskip("absl", reason="OpenSpiel's Python half needs absl")
+    policy = pytest.importorskip("open_spiel.python.policy", exc_type=ImportError)
+    read = jg.read_policy(GAMES[name], policy.TabularPolicy(pyspiel.load_game(name)))
+    for seat, found in zip(GAMES[name].game, read, strict=True):
+        np.testing.assert_allclose(found, sequence.uniform_policy(seat), atol=1e-7)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(GAMES)))
+def test_a_plan_and_its_policy_are_the_same_play(seed, name):
+    game = GAMES[name].game
+    for seat, policy in zip(game, random_policies(game, seed), strict=True):
+        plan = sequence.realization_plan(seat, policy)
+        E, e = sequence_lp.constraints(seat)
+        np.testing.assert_allclose(E @ np.asarray(plan, float), e, atol=1e-6)
+        np.testing.assert_allclose(sequence.behaviour_policy(seat, plan), policy, atol=1e-5)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(GAMES)))
+def test_a_mixture_of_plans_plays_as_its_agents_do(seed, name):
+    game = jg.both_seats(GAMES[name].game)
+    keys = jax.random.split(jax.random.key(seed), 4)
+    strategies = jax.vmap(lambda k: game.strategy(game.init(k)))(keys[:3])
+    one, weights = game.strategy(game.init(keys[3])), jnp.array([0.2, 0.3, 0.5])
+    mixed = float(game.against(one, game.mix(strategies, weights)))
+    table = [
+        float(jg.payoff(game, one, jax.tree.map(lambda a, i=i: a[i], strategies))) for i in range(3)
+    ]
+    assert mixed == pytest.approx(float(np.dot(weights, table)), abs=1e-5)
+
+
+def test_averaged_policies_are_not_the_mixture():
+    # the original averages policies, which is another player
+    game = KUHN.game
+    agents = [random_policies(game, seed) for seed in range(8)]
+    mixed = [sum(p) / 8 for p in zip(*(plans(game, a) for a in agents), strict=True)]
+    averaged = plans(game, [sum(p) / 8 for p in zip(*agents, strict=True)])
+    gap = sequence.nash_conv(game, *mixed) - sequence.nash_conv(game, *averaged)
+    assert abs(float(gap)) > 1e-3
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(GAMES)))
+def test_a_best_response_has_its_value_and_nothing_beats_it(seed, name):
+    game = GAMES[name].game
+    policies = random_policies(game, seed)
+    mine, theirs = plans(game, policies)
+    values = sequence.facing(game.first, theirs)
+    value, best = sequence.best_response(game.first, values)
+    sequence.check_policy(game.first, best)
+    plan = sequence.realization_plan(game.first, best)
+    assert float(plan @ values) == pytest.approx(float(value), abs=1e-5)
+    assert float(value) >= float(mine @ values) - 1e-6
+
+
+def test_the_best_response_in_kuhn_is_that_of_brute_force():
+    game = KUHN.game
+    for seed in range(10):
+        theirs = plans(game, random_policies(game, seed))[1]
+        values = np.asarray(sequence.facing(game.first, theirs), float)
+        pure = np.eye(2)[np.array(np.meshgrid(*[[0, 1]] * 6)).reshape(6, -1).T]
+        every = jax.vmap(lambda p: sequence.realization_plan(game.first, p))(jnp.asarray(pure))
+        most = (np.asarray(every, float) @ values).max()
+        assert float(sequence.best_value(game.first, values)) == pytest.approx(most, abs=1e-6)
+
+
+def test_nash_conv_of_both_seats_is_that_of_the_plans():
+    game = jg.both_seats(LEDUC.game)
+    strategy = game.strategy(game.init(jax.random.key(0)))
+    both = float(jg.nash_conv(game, jg.alone(game, strategy)))
+    assert both == pytest.approx(float(sequence.nash_conv(LEDUC.game, *strategy)), abs=1e-5)
+
+
+def test_a_policy_where_it_never_comes_is_uniform_and_has_a_gradient():
+    seat = KUHN.game.first
+    pure = jnp.zeros((6, 2)).at[:, 0].set(1)
+    plan = sequence.realization_plan(seat, pure.at[:3].set(jnp.array([0.0, 1.0])))
+    policy = sequence.behaviour_policy(seat, plan)
+    np.testing.assert_array_equal(policy[3:], 0.5)
+    slope = jax.grad(lambda p: sequence.behaviour_policy(seat, p).sum())(plan)
+    assert np.isfinite(slope).all()
+
+
+def test_bad_trees_and_policies_are_refused():
+    end = {0: 1.0, 1: -1.0}
+    bad = {
+        "sum not to 1": jg.Chance([(0.5, 1.0), (0.4, 0.0)]),
+        "player 2": jg.Decision(2, "x", end),
+        "elsewhere in the tree": jg.Chance(
+            [(0.5, jg.Decision(0, "x", end)), (0.5, jg.Decision(0, "x", {0: 1.0}))]
+        ),
+        "reached by other moves": jg.Decision(
+            0, "y", {a: jg.Decision(0, "x", end) for a in (0, 1)}
+        ),
+    }
+    for told, tree in bad.items():
+        with pytest.raises(ValueError, match=told):
+            jg.sequence_form(tree)
+    seat = LEDUC.game.first
+    good = np.asarray(sequence.uniform_policy(seat))
+    moved = good.copy()
+    row = np.flatnonzero(good[:, 0] == 0)[0]
+    moved[row] = [1, 0, 0]
+    for told, policy in {"shape": good[1:], "sum to 1": 2 * good, "illegal": moved}.items():
+        with pytest.raises(ValueError, match=told):
+            sequence.check_policy(seat, policy)
+    with pytest.raises(ValueError, match="nothing for infoset"):
+        jg.read_policy(KUHN, {})
+    with pytest.raises(ValueError, match="cards=1: must be"):
+        jg.kuhn_poker(1)

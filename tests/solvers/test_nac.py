@@ -1,0 +1,239 @@
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxsim.games as jg
+import jaxsim.solvers as js
+from benchmarks.graphs import ROOT
+
+NETWORKS = {
+    "conv": js.ConvMixing((3,)),
+    "gru": js.GRUMixing(3),
+    "equivariant": js.EquivariantMixing(2, 4, start=0),
+}
+ORACLE = js.unrolled(1, 5.0)
+
+
+def skill(key):
+    return jg.games_of_skill(key, 8)
+
+
+def moved(params, seed=7):
+    """Parameters away from where the last layer is zero."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(
+        tree,
+        [
+            p + 0.1 * jax.random.normal(k, p.shape, p.dtype)
+            for p, k in zip(leaves, keys, strict=True)
+        ],
+    )
+
+
+def payoffs(n, seed=0):
+    a = jax.random.normal(jax.random.key(seed), (n, n))
+    return a - a.T
+
+
+def started(network):
+    return moved(network.init(jax.random.key(0), jnp.zeros((4, 4)), jnp.int32(2)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_room_for_more_agents_changes_nothing(name):
+    network = NETWORKS[name]
+    params, a = started(network), payoffs(5)
+    apply = jax.jit(network.apply)
+    plain = apply(params, a, jnp.int32(5))
+    room = jnp.pad(a, ((0, 4), (0, 4)), constant_values=3.0)
+    padded = apply(params, room, jnp.int32(5))
+    np.testing.assert_allclose(padded[:5], plain, atol=1e-6)
+    assert not np.asarray(padded[5:]).any()
+    assert float(plain.sum()) == pytest.approx(1, abs=1e-6)
+    assert np.ptp(np.asarray(plain)) > 1e-3
+
+
+def test_renumbered_agents_have_their_weights():
+    network = js.EquivariantMixing(3, 5, start=100)
+    params, a = started(network), payoffs(6)
+    order = np.array([3, 0, 5, 1, 4, 2])
+    apply = jax.jit(lambda a, age: network.apply(params, a, jnp.int32(6), age))
+    age = 5 - jnp.arange(6)
+    plain, turned = apply(a, age), apply(a[order][:, order], age[order])
+    np.testing.assert_allclose(turned, plain[order], atol=1e-6)
+    np.testing.assert_allclose(apply(2 * a, age), plain, atol=1e-6)
+
+
+def test_before_training_the_rounds_are_multiplicative_weights():
+    network = js.EquivariantMixing(4, 5, start=0)
+    params = network.init(jax.random.key(0), jnp.zeros((4, 4)), jnp.int32(2))
+    a = np.asarray(payoffs(5), float)
+    p = np.full(5, 0.2)
+    for _ in range(4):
+        p = p * np.exp(a / np.abs(a).max() @ p)
+        p /= p.sum()
+    np.testing.assert_allclose(
+        network.apply(params, jnp.asarray(a, jnp.float32), jnp.int32(5)), p, atol=1e-5
+    )
+
+
+OBJECTIVES = {
+    "published": js.Objective(ORACLE, js.unrolled(3, 2.0), iterations=2, window=2),
+    "all": js.Objective(ORACLE, iterations=3, window=3, each=True),
+    "implicit": js.Objective(
+        js.implicit(4000, 1.0, tolerance=1e-10), js.unrolled(3, 1.0), iterations=2, window=2
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("network", "objective"),
+    [
+        ("gru", "published"),
+        ("equivariant", "published"),
+        ("conv", "published"),
+        ("equivariant", "all"),
+        ("equivariant", "implicit"),
+    ],
+)
+def test_the_meta_gradient_is_that_of_central_differences(network, objective):
+    with jax.enable_x64(True):
+        net, aim = NETWORKS[network], OBJECTIVES[objective]
+        # of one window there is no constant population, and the derivative is that of the value
+        aim = aim._replace(window=aim.iterations)
+        sample = (lambda k: jg.rps_mixture(k, 3)) if objective == "implicit" else skill
+        game, play = sample(jax.random.key(3)), jax.random.key(4)
+        params = jax.tree.map(lambda a: a.astype(float), started(net))
+        loss = jax.jit(lambda p: js.nac_loss(net, aim, p, game, play))
+        slope = jax.jit(jax.grad(loss))(params)
+        way = moved(jax.tree.map(jnp.zeros_like, params), 11)
+        step = 1e-5
+        ahead, behind = (
+            float(loss(jax.tree.map(lambda p, w, s=s: p + s * w, params, way)))
+            for s in (step, -step)
+        )
+        along = sum(
+            float(jnp.vdot(a, b)) for a, b in zip(*map(jax.tree.leaves, (slope, way)), strict=True)
+        )
+        assert abs(along) > 1e-6
+        assert along == pytest.approx((ahead - behind) / (2 * step), rel=1e-6, abs=1e-10)
+
+
+def test_derivatives_stop_at_the_start_of_a_window():
+    # the mean over windows of one iteration each is that of separate runs that start from constants
+    net, game, key = NETWORKS["equivariant"], skill(jax.random.key(3)), jax.random.key(4)
+    params = started(net)
+    aim = js.Objective(ORACLE, iterations=2, window=1)
+    whole = aim._replace(window=2)
+    (value, slope), other = (
+        jax.jit(jax.value_and_grad(lambda p: js.nac_loss(net, aim, p, game, key)))(params),
+        jax.jit(jax.grad(lambda p: js.nac_loss(net, whole, p, game, key)))(params),
+    )
+    a, b = (jnp.concatenate([x.ravel() for x in jax.tree.leaves(t)]) for t in (slope, other))
+    assert float(jnp.abs(a - b).max()) > 1e-4
+    first = aim._replace(oracle=js.first_order(ORACLE))
+    same = jax.jit(lambda p: js.nac_loss(net, first, p, game, key))(params)
+    assert float(value) == pytest.approx(float(same), rel=1e-5)
+
+
+def training(network, steps=3, **options):
+    optimizer = js.meta_optimizer(0.01, 100)
+    aim = js.Objective(ORACLE, iterations=2, window=2, each=True)
+    state = js.init_meta(network, optimizer, jax.random.key(0))
+    step = js.meta_step(network, aim, skill, optimizer, **{"batch": 4, **options})
+    values = []
+    for _ in range(steps):
+        state, value = step(state, jax.random.key(1))
+        values.append(float(value))
+    return state, values
+
+
+@pytest.mark.parametrize("gradient", ["unrolled", "es"])
+def test_training_makes_nash_conv_smaller(gradient):
+    aim = js.Objective(ORACLE, iterations=2, window=2, each=True)
+    net = NETWORKS["equivariant"]
+    keys = jax.random.split(jax.random.key(99), 64)
+    score = jax.jit(
+        lambda p: jax.vmap(lambda k: js.nac_loss(net, aim, p, skill(k), k))(keys).mean()
+    )
+    before, _ = training(net, 0)
+    after, _ = training(net, 60, gradient=gradient)
+    assert float(score(after.params)) < float(score(before.params)) - 0.02
+    assert int(after.step) == 60
+
+
+def test_the_games_of_a_step_divide_over_devices():
+    code = (
+        "import jax, numpy as np; from tests.solvers.test_nac import NETWORKS, training; "
+        "assert len(jax.devices()) == 2; "
+        "mesh = jax.make_mesh((2,), ('games',)); "
+        "net = NETWORKS['equivariant']; "
+        "a, b = (training(net, steps=1, mesh=m)[0].moments for m in (None, mesh)); "
+        "print(max(float(abs(x - y).max()) for x, y in "
+        "zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))"
+    )
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # the moments are the gradient; Adam's first step would take rounding errors for signs
+    assert float(done.stdout) < 1e-7
+
+
+def test_two_processes_train_as_two_devices_do():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+
+    def start(processes, index):
+        devices = 2 // processes
+        flags = {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.nac_process", port, str(processes), str(index)],
+            cwd=ROOT, env=os.environ | flags, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    found = []
+    for processes in (1, 2):
+        running = [start(processes, i) for i in range(processes)]
+        for p in running:
+            out, error = p.communicate(timeout=300)
+            assert p.returncode == 0, error
+            found.append([line for line in out.splitlines() if line.startswith("result")])
+    assert found[0]
+    assert found[1] == found[2] == found[0]
+
+
+def test_bad_options_are_refused():
+    net, optimizer = NETWORKS["conv"], optax.sgd(0.1)
+
+    def make(aim=js.Objective(ORACLE), **options):
+        js.meta_step(net, aim, skill, optimizer, **options)
+
+    for told, call in {
+        "window=3: must divide iterations=20": lambda: make(js.Objective(ORACLE, window=3)),
+        "start=0": lambda: make(js.Objective(ORACLE, start=0)),
+        "batch=0": lambda: make(batch=0),
+        "gradient='x'": lambda: make(gradient="x"),
+        "divides the batch": lambda: make(batch=3, mesh=jax.make_mesh((1, 1), ("a", "b"))),
+        "rate=0": lambda: js.meta_optimizer(0, 3),
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            call()
