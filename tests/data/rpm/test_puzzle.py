@@ -17,8 +17,8 @@ def test_one_choice_completes_by_rules_tried_one_at_a_time(configuration):
     np.testing.assert_array_equal(rpm.solve(puzzles.panels, configuration), puzzles.answers)
 
 
-@pytest.mark.parametrize("configuration", ["grid_2", "grid_3"])
-def test_the_solver_and_the_slow_one_agree_on_damaged_matrices(configuration):
+def test_the_solver_and_the_slow_one_agree_on_damaged_matrices():
+    configuration = "grid_3"
     rng = np.random.default_rng(0)
     panels = rpm.generate(60, configuration=configuration).panels
     for p in panels:
