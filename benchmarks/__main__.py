@@ -23,6 +23,7 @@ NAMES = (
     "quantization",
     "qdcnn",
     "coconet",
+    "interpreters",
 )
 
 

@@ -96,8 +96,8 @@ def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.Gradien
             )
         return optimizer.init(params)
 
-    def update(grads: Any, state: optax.OptState, params: Any = None) -> Any:
-        changes, state = optimizer.update(masked(grads), state, params)
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> Any:
+        changes, state = optimizer.update(masked(updates), state, params)
         return masked(changes), state
 
     return optax.GradientTransformation(init, update)

@@ -27,6 +27,7 @@ PAGES = (
     "pipeline",
     "quantum",
     "collaborative",
+    "interpreters",
 )
 
 
