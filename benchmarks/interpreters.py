@@ -252,8 +252,8 @@ def extend(settings: Settings) -> None:
         baseline="a new head alone; all parameters",
         notes=f"The model knows clothes (Fashion-MNIST, {settings.images} images, "
         f"{settings.epochs} epochs). 300 steps on digits, AdamW, cosine from 1e-3; with functions, "
-        f"all learned before is bit-unchanged where they are masked. {settings.seeds} seeds, mean ± "
-        "standard error, on 2000 digits not trained on.",
+        f"all learned before is bit-unchanged without them. {settings.seeds} seeds, mean "
+        "± standard error, on 2000 digits not trained on.",
         settings={"seeds": settings.seeds, "images": settings.images, "epochs": settings.epochs},
     )
 

@@ -204,9 +204,7 @@ def test_more_iterations_at_the_call_than_the_model_was_made_with():
 def test_masked_new_functions_leave_every_bit(init):
     found = variables(VISION, IMAGES)["params"]
     larger, more = add_functions(VISION, found, 2, jax.random.key(1), init=init)
-    np.testing.assert_array_equal(
-        logits(larger, more, functions=np.arange(5) < 3), logits(VISION, found)
-    )
+    np.testing.assert_array_equal(logits(larger, more, functions=range(3)), logits(VISION, found))
     assert np.abs(logits(larger, more) - logits(VISION, found)).max() > 1e-3
     rows = more["body"]["script_0"]["codes"]
     if init == "mirror":
@@ -220,7 +218,6 @@ def test_a_function_that_no_token_reaches_leaves_every_bit():
     model = SMALL.clone(iterations=1)
     found = variables(model)["params"]
     larger, more = add_functions(model, found, 1, jax.random.key(1))
-    types = run(np.asarray(model, found, X)[1].affinity)
     script = more["script_0"]
     # A signature opposite to the mean type, and a tau that it cannot meet.
     mean = jax.jit(_types)(found["script_0"], X).reshape(-1, 4)
@@ -232,7 +229,6 @@ def test_a_function_that_no_token_reaches_leaves_every_bit():
     assert np.all(np.asarray(routing.affinity)[:, :, -1] == 0)
     want, _ = run(model.clone(tau=tau), found, X)
     np.testing.assert_array_equal(y, want)
-    assert types.shape == (1, 1, 3, 2, 7)
 
 
 def _types(p, x):
@@ -267,7 +263,7 @@ def test_frozen_parameters_keep_every_bit_through_decay_and_momentum():
     assert not moved[:3].any()
     assert float(loss(tuned)) < float(loss(more))
     np.testing.assert_array_equal(
-        logits(larger, tuned, task=0, functions=np.arange(5) < 3), logits(VISION, found)
+        logits(larger, tuned, task=0, functions=range(3)), logits(VISION, found)
     )
 
 
@@ -275,7 +271,7 @@ def test_it_trains_as_a_network_and_through_three_bits():
     net = js.trace(VISION, variables(VISION, IMAGES), IMAGES[:2])
     y = np.arange(48) % 3
     x = normal(48, 8, 12, 1, seed=5) + np.eye(3)[y].repeat(4, 1)[:, None, :, None]
-    how = {"epochs": 15, "optimizer": optax.adam(3e-3), "key": jax.random.key(0), "quiet": True}
+    how = {"epochs": 40, "optimizer": optax.adam(3e-3), "key": jax.random.key(0), "quiet": True}
     for start in (net, js.quantize(3, 8)(net)):
         tuned = fit(start, x, y, batch_size=16, **how)
         right = np.mean(np.argmax(jax.jit(tuned)(x), -1) == y)
@@ -339,8 +335,9 @@ def test_bad_calls():
     params = {"params": found}
     for says, call in (
         ("iterations=0", lambda: VISION.apply(params, IMAGES, iterations=0)),
-        ("none takes part", lambda: VISION.apply(params, IMAGES, functions=np.zeros(3, bool))),
-        (r"functions\[2\]", lambda: VISION.apply(params, IMAGES, functions=np.ones(2, bool))),
+        ("at least one", lambda: VISION.apply(params, IMAGES, functions=())),
+        ("none twice", lambda: VISION.apply(params, IMAGES, functions=(0, 0))),
+        ("functions=3", lambda: VISION.apply(params, IMAGES, functions=(3,))),
         ("task=1", lambda: VISION.apply(params, IMAGES, task=1)),
         ("multiples of 4", lambda: VISION.apply(params, IMAGES[:, :7])),
         ("count=0", lambda: add_functions(VISION, found, 0, jax.random.key(0))),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxsim.models.relative_position import RelativePosition
-from jaxsim.numerics import check_range, checked_int, is_traced
+from jaxsim.numerics import check_range, checked_int
 
 POSITIONS = (None, "shared", "per_function")
 # torch's default for a linear map, which the published model begins from.
@@ -38,7 +39,6 @@ def affinity(
     bandwidth: float | Float[Array, ""] = 1.0,
     tau: float | Float[Array, ""] = 1.42026,
     eps: float = 1e-6,
-    functions: Bool[Array, " U"] | None = None,
 ) -> Float[Array, "U *batch"]:
     """Share of each function in each token, by the angle between signature and type.
 
@@ -51,21 +51,18 @@ def affinity(
       bandwidth: of the kernel, above 0.
       tau: furthest distance that a function accepts, in [0, 2].
       eps: added to the sum.
-      functions: which functions take part; all, if None.
     """
     cosine = jnp.einsum("ut,...t->u...", _unit(signatures), _unit(types))
     soft = jnp.exp((cosine - 1) / bandwidth)
     kept = 1 - cosine <= tau
-    if functions is not None:
-        wide = functions.reshape(-1, *(1,) * (soft.ndim - 1))
-        soft, kept = jnp.where(wide, soft, 0), kept & wide
     share = soft + jax.lax.stop_gradient(jnp.where(kept, soft, 0) - soft)
     return share / (eps + share.sum(0))
 
 
 def modulation(codes: Float[Array, "U c"], kernel: Float[Array, "c i"]) -> Float[Array, "U i"]:
     """What a code multiplies the inputs of a layer by: a map of the code, normalised."""
-    scale = codes @ kernel
+    # A product and a sum, so that the bits of a function do not depend on how many there are.
+    scale = jnp.sum(codes[:, :, None] * kernel, 1)
     centred = scale - scale.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)
 
@@ -201,7 +198,7 @@ class Script(nn.Module):
         x: Float[Array, "B N d"],
         iterations: int,
         grid: tuple[int, int] | None,
-        functions: Bool[Array, " U"] | None,
+        functions: tuple[int, ...] | None,
     ) -> tuple[Float[Array, "B N d"], Float[Array, "I U B N"]]:
         """Tokens after the iterations, and the affinities of each."""
         width = x.shape[-1]
@@ -209,6 +206,8 @@ class Script(nn.Module):
         signatures = self.param("signatures", normal, (self.functions, self.type_width))
         codes = self.param("codes", normal, (self.functions, self.code_width))
         bandwidth = jnp.exp(self.param("log_bandwidth", nn.initializers.zeros, ()))
+        if functions is not None:
+            signatures, codes = (w[jnp.asarray(functions)] for w in (signatures, codes))
         if not self.learn_signatures:
             signatures = jax.lax.stop_gradient(signatures)
         norm = nn.LayerNorm(name="type_norm")
@@ -238,12 +237,11 @@ class Script(nn.Module):
                 bandwidth=bandwidth,
                 tau=self.tau,
                 eps=self.eps,
-                functions=functions,
             )
-            z = jnp.broadcast_to(x, (self.functions, *x.shape))
+            z = jnp.broadcast_to(x, (len(codes), *x.shape))
             for loc in locs:
                 z = loc(z, codes, share, grid)
-            x = jnp.einsum("ubn,ubnd->bnd", share, z)
+            x = jnp.sum(share[..., None] * z, 0)
             shares.append(share)
         return x, jnp.stack(shares)
 
@@ -300,7 +298,7 @@ class NeuralInterpreter(nn.Module):
         *,
         grid: tuple[int, int] | None = None,
         iterations: int | None = None,
-        functions: Bool[Array, " U"] | None = None,
+        functions: Sequence[int] | None = None,
     ) -> tuple[Float[Array, "B N d"], Routing]:
         """The tokens, and how they were routed.
 
@@ -308,12 +306,14 @@ class NeuralInterpreter(nn.Module):
           x: tokens. Where there is a grid, the last H · W of them are its patches in row order.
           grid: rows and columns of patches; None for a set, whose places do not matter.
           iterations: of each script; None for as many as `iterations` of the model.
-          functions: [U] which functions of every script take part; None for all.
+          functions: which of every script take part, from 0; None for all. The others cost
+            nothing.
 
         Raises:
-          ValueError: a setting out of range, or a mask without a function.
+          ValueError: a setting out of range, or functions that are not there, twice or none.
         """
-        self._check(x, functions)
+        self._check(x)
+        part = None if functions is None else self._part(functions)
         count = self.iterations if iterations is None else checked_int("iterations", iterations, 1)
         shares: list[Array] = []
         for i in range(self.scripts):
@@ -333,12 +333,12 @@ class NeuralInterpreter(nn.Module):
                 self.fold,
                 name=f"script_{i}",
             )
-            x, share = script(x, count, grid, functions)
+            x, share = script(x, count, grid, part)
             shares.append(share)
         found = jnp.stack(shares)
         return x, Routing(found, jnp.mean(found.sum(2) == 0, (-2, -1)))
 
-    def _check(self, x: Array, functions: Array | None) -> None:
+    def _check(self, x: Array) -> None:
         counts = ("functions", "scripts", "iterations", "locs", "heads", "qk_width")
         for name in (*counts, "code_width", "type_width", "type_depth"):
             checked_int(name, getattr(self, name), 1)
@@ -350,14 +350,12 @@ class NeuralInterpreter(nn.Module):
             raise ValueError(f"positions={self.positions!r}: must be one of {POSITIONS}")
         if x.ndim != 3 or x.shape[-1] % self.heads:
             raise ValueError(f"x{list(x.shape)}: must be [B, N, d], d a multiple of {self.heads}")
-        if functions is None:
-            return
-        if functions.shape != (self.functions,):
-            raise ValueError(
-                f"functions{list(functions.shape)}: must say for each of {self.functions} functions"
-            )
-        if not is_traced(functions) and not jnp.any(functions):
-            raise ValueError("functions: none takes part; at least one must")
+
+    def _part(self, functions: Sequence[int]) -> tuple[int, ...]:
+        part = tuple(checked_int("functions", u, 0, self.functions - 1) for u in functions)
+        if not part or len(set(part)) < len(part):
+            raise ValueError(f"functions={part}: must name at least one, and none twice")
+        return part
 
 
 def nearest_word(
