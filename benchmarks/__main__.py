@@ -26,6 +26,7 @@ NAMES = (
     "coconet",
     "sparsity",
     "nac",
+    "interpreters",
 )
 
 

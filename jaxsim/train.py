@@ -76,6 +76,35 @@ def taught(
     return np.concatenate([np.asarray(logits, np.float32), np.asarray(labels)[:, None]], 1)
 
 
+def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.GradientTransformation:
+    """An optimiser that moves no entry but those marked, whatever decay or momentum would do.
+
+    Args:
+      optimizer: moves the rest.
+      trained: for every parameter an array of its shape, or one that broadcasts to it: 1 where it
+        is trained and 0 where it stays, as `jaxsim.models.functions.added` makes.
+
+    Raises:
+      ValueError: when it begins, a mask whose leaves are not those of the parameters.
+    """
+
+    def masked(values: Any) -> Any:
+        return jax.tree.map(lambda v, m: v * m, values, trained)
+
+    def init(params: Any) -> optax.OptState:
+        if jax.tree.structure(params) != jax.tree.structure(trained):
+            raise ValueError(
+                f"trained: {jax.tree.structure(trained)}; must be {jax.tree.structure(params)}"
+            )
+        return optimizer.init(params)
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> Any:
+        changes, state = optimizer.update(masked(updates), state, params)
+        return masked(changes), state
+
+    return optax.GradientTransformation(init, update)
+
+
 def fit(
     net: Network,
     images: Float[np.ndarray, "N ..."],

@@ -30,6 +30,7 @@ PAGES = (
     "quantum",
     "collaborative",
     "nac",
+    "interpreters",
 )
 
 
