@@ -393,7 +393,8 @@ def curves(settings: Sparsity) -> None:
         f"{rate:g} for all, was the dense network's best of {RATES} on {HELD_OUT} held-out "
         "training images, with a seed of its own; the strength of the gates' penalties was chosen "
         "there too, of three each, and the exchange of RigL and SET, of three by RigL's score; "
-        f"nothing else was tuned. Gates train for {GATED_STEPS} steps, then the mask of their highest scores is kept.",
+        f"nothing else was tuned. Gates train for {GATED_STEPS} steps, then the mask of their "
+        "highest scores is kept.",
         settings=dataclasses.asdict(settings) | {"cache": None, "rate": rate},
     )
 
