@@ -237,6 +237,7 @@ def _types(p, x):
     return h @ p["type_1"]["kernel"] + p["type_1"]["bias"]
 
 
+@pytest.mark.slow
 def test_frozen_parameters_keep_every_bit_through_decay_and_momentum():
     found = variables(VISION, IMAGES)["params"]
     larger, more = add_functions(VISION, found, 2, jax.random.key(1))
@@ -267,12 +268,13 @@ def test_frozen_parameters_keep_every_bit_through_decay_and_momentum():
     )
 
 
-def test_it_trains_as_a_network_and_through_three_bits():
+@pytest.mark.slow
+def test_it_trains_as_a_network_and_through_four_bits():
     net = js.trace(VISION, variables(VISION, IMAGES), IMAGES[:2])
     y = np.arange(48) % 3
     x = normal(48, 8, 12, 1, seed=5) + np.eye(3)[y].repeat(4, 1)[:, None, :, None]
     how = {"epochs": 40, "optimizer": optax.adam(3e-3), "key": jax.random.key(0), "quiet": True}
-    for start in (net, js.quantize(3, 8)(net)):
+    for start in (net, js.quantize(4, 8)(net)):
         tuned = fit(start, x, y, batch_size=16, **how)
         right = np.mean(np.argmax(jax.jit(tuned)(x), -1) == y)
         assert right > 0.85
@@ -297,7 +299,7 @@ def test_it_is_quantised_sliced_and_held_in_cells(fold):
 def test_iterations_are_stages_of_a_pipeline():
     model = VISION.clone(body=VISION.body.clone(iterations=4))
     net = js.trace(model, variables(model, IMAGES), IMAGES)
-    pipe = js.pipeline_shard(2, devices=jax.devices()[:1] * 2)(net)
+    pipe = js.pipeline_shard(2, microbatches=4, devices=jax.devices()[:1] * 2)(net)
     np.testing.assert_allclose(pipe(IMAGES), jax.jit(net)(IMAGES), rtol=1e-5, atol=1e-5)
 
 

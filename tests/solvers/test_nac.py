@@ -170,6 +170,7 @@ def test_training_makes_nash_conv_smaller(gradient):
     assert int(after.step) == 60
 
 
+@pytest.mark.slow
 def test_the_games_of_a_step_divide_over_devices():
     code = (
         "import jax, numpy as np; from tests.solvers.test_nac import NETWORKS, training; "
@@ -193,6 +194,7 @@ def test_the_games_of_a_step_divide_over_devices():
     assert float(done.stdout) < 1e-7
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_two_devices_do():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

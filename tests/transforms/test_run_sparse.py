@@ -79,7 +79,9 @@ def test_it_is_refused_where_it_would_be_slower():
         js.run_sparse("blocks")(net)
     assert js.run_sparse("rows")(js.prune(0.95)(net)).cores
     with pytest.raises(ValueError, match="8 rows of inputs are few"):
-        js.run_sparse("rows", sites="Dense*")(js.prune(0.99)(cnn()))
+        js.run_sparse("rows", sites="Dense*")(
+            js.prune(0.95, distribution=js.sparsity.uniform(), sites="Dense*")(cnn())
+        )
 
 
 def test_what_cannot_run_sparse_says_why():
