@@ -20,7 +20,7 @@ from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim import games as jg
 from jaxsim import solvers as js
-from jaxsim.auto_curriculum import Recipe, measure, recipe
+from jaxsim.auto_curriculum import Recipe, baselines, measure, recipe
 from jaxsim.collaborative.statistics import holm, paired_test
 from jaxsim.demo import Demo
 from jaxsim.games import sequence
@@ -125,15 +125,6 @@ def curves(
     return [np.round(np.asarray(a, float), 5).tolist() for a in found]
 
 
-BASELINES: Mapping[str, tuple[MetaSolver, MetaSolver | None]] = {
-    "PSRO-Nash, LP": (js.nash_lp(), None),
-    "PSRO-Nash, RM+": (js.nash(), None),
-    "uniform": (js.uniform(), None),
-    "rectified Nash": (js.rectified(), js.nash()),
-    "PRD": (js.projected_replicator(), None),
-    "self-play": (js.latest(), None),
-}
-
 SKILL = js.unrolled(5, 25.0)
 """Five steps at rate 25, as published."""
 PUBLISHED = js.Objective(SKILL, js.unrolled(20, 10.0))
@@ -194,7 +185,7 @@ def skill_table(settings: Settings, file: str, mine: str, *others: str) -> None:
         print(name, np.mean(result[0], 0)[[5, 10, 20]].round(3), f"{time.time() - begun:.0f} s")
         return result
 
-    for name, (solver, report) in BASELINES.items():
+    for name, (solver, report) in baselines().items():
         result = np.array(score(name, name, lambda s=solver: s, report))
         found[name], approximate[name] = result
     for name in (mine, *others):
@@ -497,7 +488,7 @@ def recipe_table(
             arrays = [jnp.asarray(stored[f"arr_{i}"]) for i in range(len(leaves))]
         return js.network_solver(network, jax.tree.unflatten(tree, arrays))
 
-    found = {n: measured(n, lambda s=s: s, r) for n, (s, r) in BASELINES.items()}
+    found = {n: measured(n, lambda s=s: s, r) for n, (s, r) in baselines().items()}
     params = network.init(jax.random.key(0), jnp.zeros((4, 4)), jnp.int32(2))
     found["untrained"] = measured("untrained", lambda: js.network_solver(network, params))
     seeds = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -343,28 +344,23 @@ def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def _bar(steps: int, done: int, quiet: bool) -> Any:
-    """A progress bar: a context whose function takes the step and the objective."""
-    import contextlib
-
+@contextlib.contextmanager
+def _bar(steps: int, done: int, quiet: bool) -> Generator[Callable[[int, float], None]]:
+    """A progress bar: its function takes the step and the objective."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    @contextlib.contextmanager
-    def shown() -> Any:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("NashConv {task.fields[value]:.3f}"),
-            Remaining(),
-        )
-        with Progress(*columns, disable=quiet) as bar:
-            task = bar.add_task("meta-training", total=steps, completed=done, value=float("nan"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("NashConv {task.fields[value]:.3f}"),
+        Remaining(),
+    )
+    with Progress(*columns, disable=quiet) as bar:
+        task = bar.add_task("meta-training", total=steps, completed=done, value=float("nan"))
 
-            def advance(at: int, value: float) -> None:
-                bar.update(task, completed=at, value=value)
+        def advance(at: int, value: float) -> None:
+            bar.update(task, completed=at, value=value)
 
-            yield advance
-
-    return shown()
+        yield advance

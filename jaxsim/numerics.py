@@ -74,6 +74,21 @@ def check_range(
     )
 
 
+def check_share(name: str, value: Any) -> None:
+    """Checks that a number, or each of an array, is in [0, 1); a traced one is not looked at.
+
+    Args:
+      name: of the argument, for the error.
+      value: what may be left out.
+
+    Raises:
+      ValueError: it is not.
+    """
+    check_range(name, value, 0, 1)
+    if not is_traced(value) and np.any(np.asarray(value) >= 1):
+        raise ValueError(f"{name}={value}: must be below 1")
+
+
 def checked_int(name: str, value: Any, lo: int, hi: int | None = None) -> int:
     """A whole number in [lo, hi] as an int, numpy's included.
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 
 from jaxsim.core import Core, Op, State, Wrapper, float_core
 from jaxsim.network import Network, path_name, write_states
-from jaxsim.numerics import check_range, is_traced
+from jaxsim.numerics import check_share, is_traced
 from jaxsim.sparsity.distribution import Distribution, Layer, rank
 from jaxsim.sparsity.pattern import Layout, Pattern
 
@@ -206,6 +206,4 @@ def check_sparsity(sparsity: float | Array | None, pattern: Pattern) -> None:
         return
     if sparsity is None:
         raise ValueError("sparsity=None: give one in [0, 1); this pattern does not fix it")
-    check_range("sparsity", sparsity, 0, 1)
-    if not is_traced(sparsity) and np.any(np.asarray(sparsity) >= 1):
-        raise ValueError(f"sparsity={sparsity}: must be below 1")
+    check_share("sparsity", sparsity)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim.numerics import check_range, is_traced
+from jaxsim.numerics import check_range, check_share
 
 
 class Schedule(NamedTuple):
@@ -36,7 +36,7 @@ def one_shot(sparsity: float | Array | None = None, *, at: int | Array = 0) -> S
     check_range("at", at, 0)
     if sparsity is None:
         return Schedule(lambda step: step == at, None)
-    _check_share("sparsity", sparsity)
+    check_share("sparsity", sparsity)
     return Schedule(lambda step: step == at, lambda step: jnp.float32(sparsity))
 
 
@@ -59,7 +59,7 @@ def iterative(
     Source: Han et al. (2015), arXiv 1506.02626, section 3.3; Frankle and Carbin (2019),
     arXiv 1803.03635.
     """
-    _check_share("sparsity", sparsity)
+    check_share("sparsity", sparsity)
     check_range("begin", begin, 0)
     check_range("every", every, 1)
     check_range("rounds", rounds, 1)
@@ -97,8 +97,8 @@ def cubic(
 
     Source: Zhu and Gupta (2017), arXiv 1710.01878, eq. 1.
     """
-    _check_share("sparsity", sparsity)
-    _check_share("initial", initial)
+    check_share("sparsity", sparsity)
+    check_share("initial", initial)
     check_range("begin", begin, 0)
     check_range("every", every, 1)
     check_range("updates", updates, 1)
@@ -112,9 +112,3 @@ def cubic(
         return sparsity + (initial - jnp.float32(sparsity)) * left**3
 
     return Schedule(due, target)
-
-
-def _check_share(name: str, value: float | Array) -> None:
-    check_range(name, value, 0, 1)
-    if not is_traced(value) and value >= 1:
-        raise ValueError(f"{name}={value}: must be below 1")
