@@ -104,10 +104,7 @@ def leaves(
     uncertainty = normalized_entropy(logits)
     label = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     length = jnp.where(label == streak.label, streak.length + 1, 0)
-    if rule.patience:
-        leave = length >= rule.patience
-    else:
-        leave = uncertainty < rule.threshold
+    leave = length >= rule.patience if rule.patience else uncertainty < rule.threshold
     return leave & (layer >= rule.first), uncertainty, Streak(label, length)
 
 
