@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -37,8 +37,6 @@ sp = js.sparsity
 class Sparsity:
     """Settings of the run."""
 
-    only: Literal["all", "curves", "finetune"] = "all"
-    """Which part."""
     seeds: int = 3
     """Networks trained from scratch."""
     cache: Annotated[Path, tyro.conf.arg(help="folder of what an interrupted run has measured")] = (
@@ -399,53 +397,8 @@ def curves(settings: Sparsity) -> None:
     )
 
 
-def finetune(settings: Sparsity) -> None:
-    """One shot, then one epoch, as in the specification; small networks beside it."""
-    train, _, test = split()
-    log = Log(settings.cache / "sparsity_finetune.json")
-    epoch, size = len(train.labels) // 128, 128
-
-    def after(net: js.Network, model: Cnn, epochs: int, seed: int, rate: float) -> js.Network:
-        return plainly(net, model, train, epochs * epoch, size, seed, rate)
-
-    names = ["dense", "dense + 1 epoch", *(f"{s:g}, one shot" for s in SPARSITIES)]
-    names += [*(f"{s:g} + 1 epoch" for s in SPARSITIES), "small, 1 epoch", "small, 4 epochs"]
-
-    def one(seed: int) -> list[float]:
-        found = {}
-        net = after(with_seed(network(FULL), FULL, seed), FULL, 3, seed, 2e-3)
-        found["dense"] = accuracy(net, test)
-        found["dense + 1 epoch"] = accuracy(after(net, FULL, 1, 100 + seed, 1e-3), test)
-        for s in SPARSITIES:
-            sparse = js.prune(s)(net)
-            found[f"{s:g}, one shot"] = accuracy(sparse, test)
-            found[f"{s:g} + 1 epoch"] = accuracy(after(sparse, FULL, 1, 100 + seed, 1e-3), test)
-        for n in (1, 4):
-            small = after(with_seed(network(SMALL), SMALL, seed), SMALL, n, seed, 2e-3)
-            found[f"small, {n} epoch{'s' if n > 1 else ''}"] = accuracy(small, test)
-        return [found[name] for name in names]
-
-    runs = [log.get(repr(seed), functools.partial(one, seed)) for seed in range(settings.seeds)]
-    table = np.array(runs)
-    rows = [[name, mean_and_error(100 * a)] for name, a in zip(names, table.T, strict=True)]
-    record(
-        "sparsity_finetune",
-        Table(["network", "accuracy, %"], rows),
-        question="What does one epoch win back after pruning at once?",
-        baseline="the dense network, with and without the same epoch",
-        notes=f"Fashion-MNIST test set, {settings.seeds} networks of 124 814 parameters trained "
-        f"for 3 epochs of {len(train.labels)} images, pruned globally by magnitude, 1 epoch more. "
-        "Small is a network of half the channels (31 468 parameters) from scratch; 4 epochs are "
-        "the budget of the pruned ones. Rates 2e-3 and 1e-3, not tuned.",
-        settings=dataclasses.asdict(settings) | {"cache": None},
-    )
-
-
 def main(args: list[str]) -> None:
     """Measures every row that an earlier run has not."""
     settings = tyro.cli(Sparsity, args=args)
     jax.config.update("jax_compilation_cache_dir", str(settings.cache.expanduser() / "compiled"))
-    if settings.only in ("all", "finetune"):
-        finetune(settings)
-    if settings.only in ("all", "curves"):
-        curves(settings)
+    curves(settings)

@@ -112,10 +112,12 @@ def compressed(
 def _by_blocks(matmul: Matmul, held: Array, index: Array, begins: Array, x: Array) -> Array:
     strips, count, r, c = held.shape
     M, K = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -K % r))).reshape(M, -1, r)
-    met = jnp.take(x, index.ravel(), 1).reshape(M, strips, count * r)
-    y = jnp.einsum("msk,skc->msc", met, held.reshape(strips, count * r, c))
-    return y.reshape(M, strips * c)[:, : matmul.geometry.w_shape[2]]
+    x = jnp.pad(x, ((0, 0), (0, -K % r))).reshape(M, -1, r).transpose(1, 0, 2)
+    # Strips first, so that the product is a batch of plain ones: twice as fast as a dot that has to
+    # transpose what was gathered.
+    met = jnp.take(x, index, 0).transpose(0, 2, 1, 3).reshape(strips, M, count * r)
+    y = met @ held.reshape(strips, count * r, c)
+    return y.transpose(1, 0, 2).reshape(M, strips * c)[:, : matmul.geometry.w_shape[2]]
 
 
 def _by_rows(matmul: Matmul, held: Array, index: Array, begins: Array, x: Array) -> Array:

@@ -19,9 +19,9 @@ from jaxsim.network import Network, path_name, write_states
 from jaxsim.numerics import check_range, checked_int, is_traced
 from jaxsim.transforms.compose import Transform, makers, transformable
 
-BREAK_EVEN = {"rows": 0.9, "blocks": 0.7}
+BREAK_EVEN = {"rows": 0.85, "blocks": 0.95}
 """Share of a weight that must be left out before leaving it out is faster, for at least 64 rows of
-inputs: measured on two CPU cores with 1024 × 1024 weights and 128 rows."""
+inputs: measured on two CPU cores with 1024 × 1024 weights, blocks of 32 × 32."""
 FEW_ROWS = 64
 """Below so many rows of inputs a dense product reads its weights once and is hard to beat: there is
 no number that holds everywhere, and a user must measure."""
