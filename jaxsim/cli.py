@@ -2,6 +2,9 @@
 
 Examples:
   jaxsim demo
+  jaxsim trace jaxsim.models.resnet:ResNet --input 1 28 28 1
+  jaxsim transform chip.toml --out chip
+  jaxsim rpm --configuration grid_2 --out train.npz --picture some.png
   jaxsim nac train skill --out run
   jaxsim nac evaluate run --plot curves.png
   jaxsim influence edges.txt --k 20 --plot spread.png
@@ -10,11 +13,14 @@ Examples:
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
-from jaxsim import auto_curriculum, demo
-from jaxsim.cascades import command
+from jaxsim import auto_curriculum, demo, recipe
+from jaxsim.cascades.command import Influence, influence
+from jaxsim.data.rpm.command import Rpm, rpm
 
 
 def main(args: list[str] | None = None) -> None:
@@ -22,8 +28,11 @@ def main(args: list[str] | None = None) -> None:
     chosen = tyro.extras.subcommand_cli_from_dict(
         {
             "demo": demo.Demo,
-            "influence": command.Influence,
+            "trace": recipe.Trace,
+            "transform": recipe.Transform,
             "nac": auto_curriculum.Nac,
+            "influence": Influence,
+            "rpm": Rpm,
         },
         prog="jaxsim",
         description=__doc__,
@@ -31,12 +40,15 @@ def main(args: list[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     try:
-        if isinstance(chosen, demo.Demo):
-            demo.run(chosen)
-        elif isinstance(chosen, auto_curriculum.Nac):
-            auto_curriculum.run(chosen)
-        else:
-            command.influence(chosen)
+        run: Callable[[Any], object] = {
+            demo.Demo: demo.run,
+            recipe.Trace: recipe.show,
+            recipe.Transform: recipe.transform,
+            auto_curriculum.Nac: auto_curriculum.run,
+            Influence: influence,
+            Rpm: rpm,
+        }[type(chosen)]
+        run(chosen)
     except (ValueError, OSError, MemoryError) as error:
         print(f"jaxsim: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,7 @@
 """One site on its own: its core built from wrappers, written, calibrated and read."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -26,26 +28,46 @@ def operands(geometry, seed=0, x_shape=None):
     return tuple(rng.normal(0.2, 1, shape).astype(np.float32) for shape in shapes)
 
 
-def core_of(*pieces):
-    """A core from functions, or (function, settings), the first one outermost."""
+def wrappers(pieces):
+    """From functions, or (function, settings), the first one outermost."""
     pairs = [piece if isinstance(piece, tuple) else (piece, {}) for piece in pieces]
-    return build([Wrapper.of(make, **settings) for make, settings in pairs])
+    return tuple(Wrapper.of(make, **settings) for make, settings in pairs)
+
+
+def core_of(*pieces):
+    """The core of pieces."""
+    return build(wrappers(pieces))
+
+
+# Wrappers are data, so the examples of a property share what they compile.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _read(wrapped, geometry, integer, x, w, key):
+    op, core = Op(geometry, integer=integer), build(wrapped)
+    return core.read(op, core.write(op, w, key), x, key)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _deployed(wrapped, geometry, x, w, key):
+    op, core = Op(geometry, integer=True, ranges="stored"), build(wrapped)
+    return core.calibrate(op, core.write(op, w, key), x)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _read_state(wrapped, geometry, state, x, key):
+    return build(wrapped).read(Op(geometry, integer=True, ranges="stored"), state, x, key)
 
 
 def read(pieces, geometry, x, w, key=None, *, integer=True):
     """What an undeployed site computes."""
-    op, core = Op(geometry, integer=integer), core_of(*pieces)
-    return jax.jit(lambda x, w, key: core.read(op, core.write(op, w, key), x, key))(x, w, key)
+    return _read(wrappers(pieces), geometry, integer, x, w, key)
 
 
 def deployed(pieces, geometry, x, w, key=None):
     """The state of a site written and calibrated on an input."""
-    op, core = Op(geometry, integer=True, ranges="stored"), core_of(*pieces)
-    return jax.jit(lambda x, w, key: core.calibrate(op, core.write(op, w, key), x))(x, w, key)
+    return _deployed(wrappers(pieces), geometry, x, w, key)
 
 
 def read_deployed(pieces, geometry, x, w, key=None, *, calibrate=None):
     """What a site computes that was written, and calibrated on `calibrate` or its own input."""
     state = deployed(pieces, geometry, x if calibrate is None else calibrate, w, key)
-    op, core = Op(geometry, integer=True, ranges="stored"), core_of(*pieces)
-    return jax.jit(lambda state, x, key: core.read(op, state, x, key))(state, x, key)
+    return _read_state(wrappers(pieces), geometry, state, x, key)

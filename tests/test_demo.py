@@ -12,6 +12,7 @@ import pytest
 from jaxsim import cli
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo, run
+from jaxsim.models.resnet import ResNet
 
 
 @pytest.mark.slow
@@ -19,6 +20,7 @@ def test_the_demo_writes_its_table_and_figure_and_is_faster_the_second_time(tmp_
     few = {s: fashion_mnist(s, source="subset") for s in ("train", "test")}
     few = {s: d._replace(images=d.images[:600], labels=d.labels[:600]) for s, d in few.items()}
     monkeypatch.setattr("jaxsim.demo.fashion_mnist", few.get)
+    monkeypatch.setattr("jaxsim.demo.ResNet", lambda **_: ResNet((1,), 4))
     folders = {"out": tmp_path / "out", "cache": tmp_path / "cache"}
     demo = Demo(**folders, epochs=1, images=50, programmings=2)
     first = run(demo)

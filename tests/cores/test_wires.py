@@ -86,9 +86,15 @@ def reads(mapping, settings, geometry, x, w, *, rows=None, **wiring):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wiring", [{}, {"redrawn": True}])
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+@pytest.mark.parametrize(
+    ("geometry", "interleaved", "wiring"),
+    [
+        (sites.DENSE, False, {"redrawn": True}),
+        (sites.DENSE, True, {}),
+        (sites.CONV, False, {}),
+        (sites.CONV, True, {"redrawn": True}),
+    ],
+)
 def test_a_site_reads_what_the_circuit_of_its_cells_delivers(geometry, interleaved, wiring):
     x, w = sites.operands(geometry)
     settings = wires.input_source(**R, interleaved=interleaved)

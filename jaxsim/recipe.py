@@ -1,0 +1,291 @@
+"""`jaxsim trace` and `jaxsim transform`: a model by its name, transforms from a file.
+
+A recipe is TOML. A value that is a table with one key, the name of something public in jaxsim, is
+what that makes: `inputs = {Grid = {bits = 8, symmetric = false}}`, `cells = {"cells.proportional" =
+0.02}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array
+
+import jaxsim as js
+from jaxsim.data import fashion_mnist
+from jaxsim.network import path_name
+
+_MODEL = {"name", "settings", "input", "weights", "seed", "call"}
+_DEPLOY = {"seed", "data", "calibrate", "images"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """Show the sites of a model and what a call of it costs.
+
+    Example: jaxsim trace jaxsim.models.resnet:ResNet --input 1 28 28 1
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """`module:name` of a Flax module class or of a function that makes one; or a recipe file."""
+    input: tuple[int, ...] = (1, 28, 28, 1)
+    """Shape of an input, with its batch."""
+    settings: str = "{}"
+    """Keyword arguments of the model, as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """Take a model through the transforms of a recipe, deploy it, save it and report on it.
+
+    Example: jaxsim transform chip.toml --out chip
+    """
+
+    recipe: Annotated[Path, tyro.conf.Positional]
+    """TOML file; docs/cli.md shows one."""
+    out: Path = Path("chip")
+    """Folder to make, with the checkpoint and the report in it."""
+
+
+def show(args: Trace) -> None:
+    """Prints the sites and the cost of a model, or of both ends of a recipe.
+
+    Raises:
+      ValueError: no such model, or one that cannot be traced.
+    """
+    from rich.console import Console
+
+    if args.model.endswith(".toml"):
+        recipe = read_recipe(args.model)
+        net = model_of(recipe["model"], Path(args.model).parent)
+        shown = {"model": net, "transformed": composed(recipe["transform"])(net)}
+    else:
+        try:
+            settings = json.loads(args.settings)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"settings={args.settings!r}: not JSON: {error}") from None
+        table = {"name": args.model, "settings": settings, "input": list(args.input)}
+        shown = {"model": model_of(table, Path())}
+    console = Console()
+    for name, net in shown.items():
+        console.rule(name)
+        console.print(net)
+        console.print(net.cost())
+
+
+def transform(args: Transform) -> js.Network:
+    """Runs a recipe: writes `chip` (a checkpoint) and `report.txt` into a new folder.
+
+    Returns:
+      The deployed network.
+
+    Raises:
+      ValueError: the folder exists, or the recipe says what cannot be done.
+    """
+    from rich.console import Console
+
+    if args.out.exists():
+        raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
+    recipe = read_recipe(args.recipe)
+    steps = composed(recipe["transform"])
+    net = model_of(recipe["model"], args.recipe.parent)
+    chip = steps(net)
+    settings = recipe["deploy"]
+    found = _data(settings["data"], args.recipe.parent) if "data" in settings else None
+    report: list[Any] = [net]
+    if chip.cores:
+        calibrate = None if found is None else found["train"][: int(settings.get("calibrate", 256))]
+        key = jax.random.key(int(settings.get("seed", 0)))
+        chip = js.deploy(chip, key=key, calibrate=calibrate)
+    report += [chip, chip.cost()]
+    if found is not None:
+        few = slice(int(settings.get("images", len(found["labels"]))))
+        data = found["images"][few], found["labels"][few]
+        report.append(js.compare(net, {"transformed": chip}, data))
+    args.out.mkdir(parents=True)
+    js.save(args.out / "chip", chip)
+    (args.out / "report.txt").write_text("\n".join(map(str, report)))
+    console = Console()
+    console.print(*report, sep="\n")
+    console.print(f"wrote {args.out / 'chip'} and {args.out / 'report.txt'}")
+    return chip
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Reads a recipe and checks its form.
+
+    Returns:
+      `model` and `deploy`, tables, and `transform`, a list of tables with a name each.
+
+    Raises:
+      ValueError: not TOML, a part that is missing, or a key that is unknown.
+    """
+    try:
+        recipe = tomllib.loads(Path(path).read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe={str(path)!r}: not TOML: {error}") from None
+    _check_keys("recipe", recipe, {"model", "transform", "deploy"})
+    if "model" not in recipe:
+        raise ValueError(f"recipe={str(path)!r}: has no [model]")
+    steps = recipe.setdefault("transform", [])
+    recipe.setdefault("deploy", {})
+    for name, allowed in (("model", _MODEL), ("deploy", _DEPLOY)):
+        _check_keys(f"[{name}]", recipe[name], allowed)
+    if not isinstance(steps, list) or not all(isinstance(s, dict) and "name" in s for s in steps):
+        raise ValueError(f"recipe={str(path)!r}: each [[transform]] is a table with a name")
+    return recipe
+
+
+def model_of(table: Mapping[str, Any], folder: Path) -> js.Network:
+    """The network of a `[model]` table, not transformed.
+
+    Args:
+      table: see docs/cli.md.
+      folder: that relative paths start from.
+
+    Raises:
+      ValueError: no such model, or weights that do not fit it.
+    """
+    for name in ("name", "input"):
+        if name not in table:
+            raise ValueError(f"[model]: {name} is missing")
+    shape = table["input"]
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ValueError(f"[model] input={shape!r}: must be a list of sizes, the batch first")
+    module, _, name = str(table["name"]).partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"[model] name={table['name']!r}: must be module:name: {error}") from None
+    call = table.get("call", {})
+    model = _call(f"[model] {name}", make, _made(table.get("settings", {})))
+    x = jnp.zeros(shape)
+    variables = jax.jit(lambda key: model.init(key, x, **call))(
+        jax.random.key(int(table.get("seed", 0)))
+    )
+    net = js.trace(model, variables, x, **call)
+    if "weights" not in table:
+        return net
+    path = folder / str(table["weights"])
+    return _filled(net, path) if path.suffix == ".npz" else js.load(path, net)
+
+
+def composed(steps: Sequence[Mapping[str, Any]]) -> Callable[[js.Network], js.Network]:
+    """The transforms of a recipe, one after the other.
+
+    Raises:
+      ValueError: an unknown transform or argument; when applied, what a transform raises.
+    """
+    made: list[tuple[str, Any]] = []
+    for i, step in enumerate(steps, 1):
+        make = _public(str(step["name"]))
+        if make is None:
+            raise ValueError(f"transform {i}: name={step['name']!r} is nothing of jaxsim's")
+        settings = {k: v for k, v in step.items() if k != "name"}
+        what = f"transform {i}, {step['name']}"
+        made.append((what, _call(what, make, _made(settings))))
+
+    def apply(net: js.Network) -> js.Network:
+        for what, step in made:
+            if not callable(step):
+                raise ValueError(f"{what}: makes a {type(step).__name__}, no transform")
+            try:
+                net = step(net)
+            except ValueError as error:
+                raise ValueError(f"{what}: {error}") from error
+        return net
+
+    return apply
+
+
+def _public(name: str) -> Any:
+    """What a dotted name stands for, where jaxsim lists it or a module that it lists holds it."""
+    first, *rest = name.split(".")
+    if first not in js.__all__ or any(part.startswith("_") for part in rest):
+        return None
+    found: Any = js
+    for part in (first, *rest):
+        found = getattr(found, part, None)
+    return found if callable(found) else None
+
+
+def _made(value: Any) -> Any:
+    """A value of a recipe, with what its tables name in their places."""
+    if isinstance(value, list):
+        return tuple(_made(v) for v in value)
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((name, inner),) = value.items()
+        make = _public(name)
+        if make is not None:
+            return _call(name, make, _made(inner))
+    return {name: _made(inner) for name, inner in value.items()}
+
+
+def _call(what: str, make: Any, given: Any) -> Any:
+    """Calls with a table by name, with a list by position, or with one value."""
+    args = given if isinstance(given, tuple) else () if isinstance(given, dict) else (given,)
+    try:
+        return make(*args, **(given if isinstance(given, dict) else {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _check_keys(what: str, table: Any, allowed: set[str]) -> None:
+    if not isinstance(table, dict):
+        raise ValueError(f"{what}={table!r}: must be a table")
+    for key in table.keys() - allowed:
+        raise ValueError(f"{what}: {key!r} is unknown; it may have {', '.join(sorted(allowed))}")
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{str(path)!r}: not an npz of arrays: {error}") from None
+
+
+def _filled(net: js.Network, path: Path) -> js.Network:
+    """A network with the arrays of a file, by the paths of its parameters and buffers."""
+    held = _arrays(path)
+
+    def leaf(where: Any, old: Array) -> Array:
+        name = path_name(where)
+        if name not in held:
+            raise ValueError(f"weights={str(path)!r}: {name} is missing")
+        if held[name].shape != old.shape:
+            raise ValueError(
+                f"weights={str(path)!r}: {name} has shape {held[name].shape}, not {old.shape}"
+            )
+        return jnp.asarray(held.pop(name), old.dtype)
+
+    params, buffers = (
+        jax.tree_util.tree_map_with_path(leaf, tree) for tree in (net.params, net.buffers)
+    )
+    if held:
+        raise ValueError(f"weights={str(path)!r}: no place for {', '.join(sorted(held))}")
+    return dataclasses.replace(net, params=params, buffers=buffers)
+
+
+def _data(name: Any, folder: Path) -> dict[str, np.ndarray]:
+    """Inputs to calibrate on, inputs to compare on, and their labels."""
+    if name == "fashion_mnist":
+        train, test = fashion_mnist("train"), fashion_mnist("test")
+        return {"train": train.images, "images": test.images, "labels": test.labels}
+    found = _arrays(folder / str(name))
+    for part in ("train", "images", "labels"):
+        if part not in found:
+            raise ValueError(f"[deploy] data={name!r}: the file has no array {part!r}")
+    return found
