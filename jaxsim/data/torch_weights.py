@@ -69,15 +69,13 @@ def read_torch_weights(path: str | PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: the file is no such file, is damaged, or its pickle asks for more than tensors.
-      OSError: it cannot be read.
+      OSError: it cannot be opened.
     """
     path = Path(path)
     with path.open("rb") as file:
         try:
             return _read_zip(file) if zipfile.is_zipfile(file) else _read_older(file)
-        except OSError:
-            raise
-        except Exception as error:
+        except Exception as error:  # a place before the file's beginning is an OSError, too
             raise ValueError(
                 f"path={str(path)!r}: not a file of PyTorch weights: {error}"
             ) from error
