@@ -13,8 +13,6 @@ Examples:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import tyro
 
@@ -40,15 +38,19 @@ def main(args: list[str] | None = None) -> None:
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
     try:
-        run: Callable[[Any], object] = {
-            demo.Demo: demo.run,
-            recipe.Trace: recipe.show,
-            recipe.Transform: recipe.transform,
-            auto_curriculum.Nac: auto_curriculum.run,
-            Influence: influence,
-            Rpm: rpm,
-        }[type(chosen)]
-        run(chosen)
+        match chosen:
+            case demo.Demo():
+                demo.run(chosen)
+            case recipe.Trace():
+                recipe.show(chosen)
+            case recipe.Transform():
+                recipe.transform(chosen)
+            case auto_curriculum.Nac():
+                auto_curriculum.run(chosen)
+            case Influence():
+                influence(chosen)
+            case Rpm():
+                rpm(chosen)
     except (ValueError, OSError, MemoryError) as error:
         print(f"jaxsim: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.network import Network
+from jaxsim.numerics import checked_int
 from jaxsim.table import render, si
 
 
@@ -141,8 +142,7 @@ def classify(
     Raises:
       ValueError: batch_size out of range, or outputs of another form.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: must be at least 1")
+    batch_size = checked_int("batch_size", batch_size, 1)
     answers: list[np.ndarray] = []
     for i, start in enumerate(range(0, len(inputs), batch_size)):
         batch_key = None if key is None else jax.random.fold_in(key, i)

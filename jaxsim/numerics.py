@@ -43,7 +43,13 @@ def is_traced(value: Any) -> bool:
 
 
 def check_range(
-    name: str, value: Any, lo: float, hi: float = math.inf, *, above: bool = False
+    name: str,
+    value: Any,
+    lo: float,
+    hi: float = math.inf,
+    *,
+    above: bool = False,
+    whole: bool = False,
 ) -> None:
     """Checks that a number is finite and in [lo, hi], or (lo, hi]; a traced one is not looked at.
 
@@ -53,6 +59,7 @@ def check_range(
       lo: lower end.
       hi: upper end.
       above: whether `lo` itself is out of range.
+      whole: whether it must be an integer.
 
     Raises:
       ValueError: it is not.
@@ -62,7 +69,7 @@ def check_range(
     number = np.asarray(value)
     if (
         number.ndim == 0
-        and number.dtype.kind in "iuf"
+        and number.dtype.kind in ("iu" if whole else "iuf")
         and np.isfinite(number)
         and (number > lo if above else number >= lo)
         and number <= hi
@@ -70,7 +77,8 @@ def check_range(
         return
     upper = "" if hi == math.inf else f" and at most {hi}"
     raise ValueError(
-        f"{name}={value}: must be a number {'above' if above else 'of at least'} {lo}{upper}"
+        f"{name}={value}: must be {'an int' if whole else 'a number'} "
+        f"{'above' if above else 'of at least'} {lo}{upper}"
     )
 
 

@@ -186,19 +186,20 @@ def composed(steps: Sequence[Mapping[str, Any]]) -> Callable[[js.Network], js.Ne
     Raises:
       ValueError: an unknown transform or argument; when applied, what a transform raises.
     """
-    made: list[tuple[str, Any]] = []
+    made: list[tuple[str, Callable[[js.Network], js.Network]]] = []
     for i, step in enumerate(steps, 1):
         make = _public(str(step["name"]))
         if make is None:
             raise ValueError(f"transform {i}: name={step['name']!r} is nothing of jaxsim's")
         settings = {k: v for k, v in step.items() if k != "name"}
         what = f"transform {i}, {step['name']}"
-        made.append((what, _call(what, make, _made(settings))))
+        built: Any = _call(what, make, _made(settings))
+        if not callable(built):
+            raise ValueError(f"{what}: makes a {type(built).__name__}, no transform")
+        made.append((what, built))
 
     def apply(net: js.Network) -> js.Network:
         for what, step in made:
-            if not callable(step):
-                raise ValueError(f"{what}: makes a {type(step).__name__}, no transform")
             try:
                 net = step(net)
             except ValueError as error:

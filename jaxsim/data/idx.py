@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Shaped
 
+from jaxsim.numerics import checked_int
+
 # Third byte of the magic number -> element type, most significant byte first.
 DTYPES = {
     0x08: np.dtype(">u1"),
@@ -58,8 +60,7 @@ def read_idx(
 
     Source: http://yann.lecun.com/exdb/mnist/, "The IDX file format".
     """
-    if max_bytes < 0:
-        raise ValueError(f"max_bytes is {max_bytes}; expected at least 0")
+    max_bytes = checked_int("max_bytes", max_bytes, 0)
     if isinstance(path_or_bytes, bytes):
         return _read_sized(
             io.BytesIO(path_or_bytes), len(path_or_bytes), "<bytes>", max_bytes, sha256

@@ -150,7 +150,7 @@ def momentum_growth(
 
 def _cosine(fraction: float | Array, until: int | Array) -> Callable[[Array], Array]:
     check_range("fraction", fraction, 0, 1)
-    check_range("until", until, 1)
+    check_range("until", until, 1, whole=True)
     return lambda step: fraction / 2 * (1 + jnp.cos(math.pi * step / until))
 
 
@@ -168,8 +168,8 @@ def _rewiring(
     """An optimiser that exchanges weights of each layer."""
     import optax
 
-    check_range("every", every, 1)
-    check_range("until", until, 1)
+    check_range("every", every, 1, whole=True)
+    check_range("until", until, 1, whole=True)
     stacked = stacks(net, sites)
     if missing := sorted(set(stacked) - set(net.masks)):
         raise ValueError(

@@ -33,7 +33,7 @@ def one_shot(sparsity: float | Array | None = None, *, at: int | Array = 0) -> S
     Raises:
       ValueError: an argument out of range.
     """
-    check_range("at", at, 0)
+    check_range("at", at, 0, whole=True)
     if sparsity is None:
         return Schedule(lambda step: step == at, None)
     check_share("sparsity", sparsity)
@@ -60,9 +60,9 @@ def iterative(
     arXiv 1803.03635.
     """
     check_share("sparsity", sparsity)
-    check_range("begin", begin, 0)
-    check_range("every", every, 1)
-    check_range("rounds", rounds, 1)
+    check_range("begin", begin, 0, whole=True)
+    check_range("every", every, 1, whole=True)
+    check_range("rounds", rounds, 1, whole=True)
 
     def due(step: Array) -> Array:
         past = step - begin
@@ -99,9 +99,9 @@ def cubic(
     """
     check_share("sparsity", sparsity)
     check_share("initial", initial)
-    check_range("begin", begin, 0)
-    check_range("every", every, 1)
-    check_range("updates", updates, 1)
+    check_range("begin", begin, 0, whole=True)
+    check_range("every", every, 1, whole=True)
+    check_range("updates", updates, 1, whole=True)
 
     def due(step: Array) -> Array:
         past = step - begin

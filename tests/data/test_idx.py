@@ -140,7 +140,7 @@ def test_max_bytes_bounds_file_and_content():
         read_idx(write_idx(array), max_bytes=1007)
     with pytest.raises(ValueError, match="1008 bytes; expected at most max_bytes=1007"):
         read_idx(gzip.compress(write_idx(array)), max_bytes=1007)
-    with pytest.raises(ValueError, match="max_bytes is -1"):
+    with pytest.raises(ValueError, match="max_bytes=-1"):
         read_idx(PLAIN, max_bytes=-1)
 
 

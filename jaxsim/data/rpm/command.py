@@ -50,14 +50,14 @@ def rpm(args: Rpm) -> None:
         np.savez_compressed(file, panels=puzzles.panels, answers=puzzles.answers)
     print(f"wrote {args.count} matrices to {args.out}")
     if args.picture is not None:
-        _plot(args, puzzles.panels[: args.pictured], puzzles.answers)
+        images = draw(puzzles.panels[: args.pictured], args.configuration, side=80)
+        _plot(args.picture, images, puzzles.answers)
         print(f"wrote {args.picture}")
 
 
-def _plot(args: Rpm, panels: np.ndarray, answers: np.ndarray) -> None:
+def _plot(path: Path, images: np.ndarray, answers: np.ndarray) -> None:
     from matplotlib.figure import Figure
 
-    images = draw(panels, args.configuration, side=80)
     figure = Figure(figsize=(9, 3.4 * len(images)), layout="constrained")
     for row, part in enumerate(figure.subfigures(len(images), 1, squeeze=False)[:, 0]):
         matrix, choices = part.subfigures(1, 2, width_ratios=(3, 4))
@@ -70,4 +70,4 @@ def _plot(args: Rpm, panels: np.ndarray, answers: np.ndarray) -> None:
                 axes.spines[:].set(
                     color="tab:green" if right else "0.7", linewidth=3 if right else 1
                 )
-    figure.savefig(args.picture, dpi=100)
+    figure.savefig(path, dpi=100)

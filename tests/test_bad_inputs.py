@@ -1,0 +1,168 @@
+"""Every argument of the public functions, given what it cannot be: an error that names it.
+
+Nothing is changed by a call that is refused: networks are data that no function writes to.
+"""
+
+import math
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxsim as js
+from jaxsim import games, solvers
+from jaxsim.data import fashion_mnist, read_idx, rpm
+from jaxsim.transforms.analog import analog
+from tests.transforms.networks import X, cnn
+
+NAN, INF = math.nan, math.inf
+NO_COUNT = (0, -1, 1.5, "2", NAN)
+NO_SHARE = (-0.1, 1.0, NAN, "half")
+NOT_POSITIVE = (0.0, -1.0, NAN, INF)
+NEGATIVE = (-1e-3, NAN, INF)
+LABELS = np.zeros(len(X), int)
+
+tx = optax.adam(1e-3)
+sp = js.sparsity
+net = cnn()
+LOSSES = js.ablation_sensitivity(net, lambda net: net(X).sum(), bits=(2, 4))
+
+
+def on_net(make):
+    """What is checked when a transform is applied."""
+    return lambda value: make(value)(net)
+
+
+# name of the argument, a call that is given the value in its place, values it cannot be
+TABLE = [
+    # precision
+    ("weights", lambda v: js.quantize(weights=v), (0, 9, -1, 2.5, "8", NAN, [8])),
+    ("inputs", lambda v: js.quantize(inputs=v), (0, 9, 2.5, "8")),
+    ("bits", lambda v: js.quantize(js.Grid(v)), (0, 9, -3, 1.5, "8", None)),
+    ("per", lambda v: js.quantize(js.Grid(per=v)), ("row", None, 3)),
+    ("rows", lambda v: js.quantize(js.Grid(per="group", rows=v)), NO_COUNT),
+    ("spacing", lambda v: js.quantize(js.Grid(4, spacing=v)), ("log", None)),
+    ("rounding", lambda v: js.quantize(js.Grid(rounding=v)), ("down", None)),
+    ("average", lambda v: js.quantize(8, js.Grid(average=v)), (-0.1, 1.5, NAN)),
+    ("size", lambda v: js.quantize(js.Codebook(size=v)), (0, 1, 2.5)),
+    ("iterations", lambda v: js.quantize(js.Codebook(iterations=v)), (0, -1, 1.5)),
+    ("length", lambda v: js.quantize(js.Codebook(length=v)), (0, -1, 1.5)),
+    ("dtype", lambda v: js.quantize(js.Floating(v)), ("float4", None, "int8")),
+    ("share", js.clipping.percentile, (0.0, -1.0, 100.1, NAN)),
+    ("width", js.clipping.rms, NOT_POSITIVE),
+    ("hi", js.clipping.pact, NOT_POSITIVE),
+    ("damping", js.rounding.gptq, (-1.0, NAN)),
+    ("steps", js.rounding.adaround, NO_COUNT),
+    ("rate", lambda v: js.rounding.adaround(rate=v), NOT_POSITIVE),
+    ("alpha", lambda v: js.smooth(X, v), (-0.1, 1.1, NAN)),
+    ("epsilon", lambda v: js.fold_norms(X, epsilon=v), NOT_POSITIVE),
+    ("epsilon", lambda v: js.equalize(X, epsilon=v), NOT_POSITIVE),
+    # sparsity
+    ("sparsity", js.prune, NO_SHARE),
+    ("rounds", lambda v: js.prune(0.5, rounds=v), NO_COUNT),
+    ("sites", on_net(lambda v: js.prune(0.5, sites=v)), ("nowhere", "Conv_7/*", ())),
+    ("sparsity", lambda v: js.shrink(v), (-0.1, 1.0, NAN)),
+    ("min_channels", lambda v: js.shrink(0.5, min_channels=v), NO_COUNT),
+    ("round_to", lambda v: js.shrink(0.5, round_to=v), NO_COUNT),
+    ("scope", lambda v: js.shrink(0.5, scope=v), ("layer", None)),
+    ("groups", on_net(lambda v: js.shrink(0.5, groups=v)), ("nowhere",)),
+    ("layout", js.run_sparse, ("columns", None, 3)),
+    ("block", lambda v: js.run_sparse(block=v), ((0, 4), (4, -1), (4, 1.5))),
+    ("break_even", lambda v: js.run_sparse(break_even=v), (-0.1, 1.1, NAN)),
+    ("damping", lambda v: js.prune_layers(X, 0.5, damping=v), (-1.0, NAN)),
+    ("keep", lambda v: js.prune_layers(X, keep=v), ((0, 4), (5, 4), (2, 0))),
+    ("n", lambda v: sp.n_of_m(v, 4), (0, -1, 5, 1.5)),
+    ("m", lambda v: sp.n_of_m(2, v), (0, 1, 2.5)),
+    ("rows", lambda v: sp.block(v, 4), NO_COUNT),
+    ("columns", lambda v: sp.block(4, v), NO_COUNT),
+    ("heads", sp.head, NO_COUNT),
+    ("sparsity", lambda v: sp.one_shot(v), NO_SHARE),
+    ("every", lambda v: sp.iterative(0.5, begin=0, every=v, rounds=2), (0, -1, 1.5)),
+    ("rounds", lambda v: sp.iterative(0.5, begin=0, every=2, rounds=v), (0, -1)),
+    ("begin", lambda v: sp.cubic(0.5, begin=v, every=2, updates=3), (-1, 1.5)),
+    ("initial", lambda v: sp.cubic(0.5, begin=0, every=2, updates=3, initial=v), (-0.1, 1.0)),
+    ("fraction", lambda v: sp.rigl(tx, js.prune(0.5)(net), every=2, until=9, fraction=v), (-0.1,)),
+    ("share", lambda v: sp.topk(X, v), (-0.1, 1.5, NAN)),
+    ("share", sp.topk_gradient, (-0.1, 1.5, NAN)),
+    ("strength", lambda v: sp.penalized(sp.hard_concrete(), v), (-1.0, NAN)),
+    ("start", sp.hard_concrete, (NAN, INF)),
+    ("nonzeros", lambda v: js.parameter_efficiency(0.5, v), (0, -1)),
+    ("bits", js.storage.delta, (0, -1, 1.5)),
+    # hardware
+    ("bits", js.slice_bits, (0, 8, -1, 1.5, "2")),
+    ("top", lambda v: js.slice_bits(2, top=v), ("half", None)),
+    ("adc", lambda v: analog(v), (0, -1, NAN, "8")),
+    ("mapping", lambda v: analog(mapping=v), ("both", None)),
+    ("rows", lambda v: analog(rows=v), NO_COUNT),
+    ("adc_range", lambda v: analog(8, adc_range=v), ("wide", None)),
+    ("percentile", lambda v: analog(8, percentile=v), (0.0, 101.0, NAN)),
+    ("input_bits", lambda v: analog(input_bits=v), (0, -1, 1.5)),
+    ("accumulate", lambda v: analog(accumulate=v), ("never", None)),
+    ("sigma", js.cells.independent, NEGATIVE),
+    ("sigma", js.cells.proportional, NEGATIVE),
+    ("sigma", js.cells.inverse, NEGATIVE),
+    ("on_off", lambda v: js.cells.independent(0.1, on_off=v), (1.0, 0.5, -2.0, NAN)),
+    ("noise", lambda v: js.cells.independent(0.1, noise=v), NEGATIVE),
+    ("largest", js.cells.rram_milo, (0.0, -1.0, NAN)),
+    ("days", lambda v: js.cells.sonos(days=v), NEGATIVE),
+    ("row", js.wires.input_source, NEGATIVE),
+    ("solver", lambda v: js.wires.input_source(0.1, solver=v), ("lu", None)),
+    ("column", js.wires.gated, NEGATIVE),
+    ("K", js.block, (0, -1, 9)),
+    ("mode", lambda v: js.block(2, 1, 1, v), ("random", None)),
+    ("rounding", lambda v: js.block(2, 1, 1, rounding=v), ("up", None)),
+    ("rows", lambda v: js.Hardware(rows=v), (0, -1)),
+    ("adc_bits", lambda v: js.Crossbar(adc_bits=v), (0, -1)),
+    ("rows", lambda v: js.fpg_bits(8, 8, v), NO_COUNT),
+    # structure
+    ("stages", js.pipeline_shard, NO_COUNT),
+    ("microbatches", lambda v: js.pipeline_shard(2, v), NO_COUNT),
+    ("schedule", lambda v: js.pipeline_shard(2, schedule=v), ("zb", None)),
+    ("engine", lambda v: js.pipeline_shard(2, engine=v), ("gpu", None)),
+    ("remat", lambda v: js.pipeline_shard(2, remat=v), ("all", 3)),
+    # networks
+    ("net", js.deploy, (None, "net", net.params)),
+    ("key", lambda v: js.deploy(js.quantize()(net), key=v, calibrate=X), (0, "k", np.zeros(3))),
+    (
+        "args",
+        lambda v: js.trace(lambda p, x: x @ p["w"], {"w": np.eye(3, dtype="f")}, v),
+        (1.0, [1]),
+    ),
+    ("batch_size", lambda v: js.compare(net, net, (X, LABELS), batch_size=v), NO_COUNT),
+    ("batch_size", lambda v: js.classify(net, X, batch_size=v), NO_COUNT),
+    ("path", lambda v: js.load(v, net), ("/nowhere/at/all",)),
+    ("mean_bits", lambda v: js.assign_bits(LOSSES, mean_bits=v), (0, -1.0, NAN)),
+    # games and data
+    ("dim", lambda v: games.games_of_skill(jax.random.key(0), v), (0, -1, 1.5)),
+    ("servers", lambda v: games.lotto(jax.random.key(0), servers=v), NO_COUNT),
+    ("rounds", games.matching_pennies, NO_COUNT),
+    ("steps", lambda v: solvers.unrolled(v, 1.0), NO_COUNT),
+    ("rate", lambda v: solvers.unrolled(2, v), NOT_POSITIVE),
+    ("count", rpm.generate, NO_COUNT),
+    ("configuration", lambda v: rpm.generate(1, configuration=v), ("ring", None)),
+    ("seed", lambda v: rpm.generate(1, seed=v), (-1, 1.5)),
+    ("split", fashion_mnist, ("validation", None)),
+    ("max_bytes", lambda v: read_idx(b"", max_bytes=v), (-1, "many")),
+]
+CASES = [(name, call, value) for name, call, values in TABLE for value in values]
+
+
+def test_the_table_is_long_enough():
+    assert len(CASES) >= 150
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "value"), CASES, ids=[f"{n}={v!r}"[:40] for n, _, v in CASES]
+)
+def test_what_an_argument_cannot_be_is_refused_by_its_name(name, call, value):
+    with pytest.raises((ValueError, TypeError)) as refused:
+        call(value)
+    assert re.search(rf"\b{name}\b", str(refused.value))
+
+
+def test_the_network_of_the_table_is_as_it_was():
+    for one, other in zip(jax.tree.leaves(net), jax.tree.leaves(cnn()), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert net.cores == cnn().cores == {}
