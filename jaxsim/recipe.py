@@ -193,7 +193,7 @@ def composed(steps: Sequence[Mapping[str, Any]]) -> Callable[[js.Network], js.Ne
             raise ValueError(f"transform {i}: name={step['name']!r} is nothing of jaxsim's")
         settings = {k: v for k, v in step.items() if k != "name"}
         what = f"transform {i}, {step['name']}"
-        built: Any = _call(what, make, _made(settings))
+        built: Callable[[js.Network], js.Network] = _call(what, make, _made(settings))
         if not callable(built):
             raise ValueError(f"{what}: makes a {type(built).__name__}, no transform")
         made.append((what, built))

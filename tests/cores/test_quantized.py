@@ -109,12 +109,14 @@ def test_calibration_stores_the_range_of_the_inputs(symmetric, percentile):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
 def test_undeployed_equals_deployed_when_calibrated_on_the_same_batch(geometry, symmetric):
-    """Also where padding adds zeros that a percentile would otherwise count."""
+    """Also where padding adds zeros that a percentile would otherwise count.
+
+    Two programmes fuse the arithmetic of a traced scale differently, in the last bit.
+    """
     x, w = sites.operands(geometry)
     pieces = [sites.quantize(symmetric=symmetric, clip=clipping.percentile(80.0))]
-    np.testing.assert_array_equal(
-        sites.read(pieces, geometry, x, w), sites.read_deployed(pieces, geometry, x, w)
-    )
+    y = sites.read_deployed(pieces, geometry, x, w)
+    np.testing.assert_allclose(sites.read(pieces, geometry, x, w), y, rtol=5e-7, atol=1e-6)
 
 
 def test_inputs_beyond_the_calibrated_range_saturate():
