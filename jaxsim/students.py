@@ -66,9 +66,8 @@ def fit_students(
     steps = checked_int("steps", steps, 1)
     batch_size = checked_int("batch_size", batch_size, 1)
     check_range("learning_rate", learning_rate, 0, above=True)
-    return _fitted(
-        tuple(features), teacher, key, learning_rate, steps, min(batch_size, len(teacher))
-    )
+    numbers = jax.lax.stop_gradient((tuple(map(jnp.float32, features)), jnp.float32(teacher)))
+    return _fitted(*numbers, key, learning_rate, steps, min(batch_size, len(teacher)))
 
 
 @partial(jax.jit, static_argnames=("steps", "batch_size"))
@@ -82,11 +81,10 @@ def _fitted(
 ) -> tuple[Head, ...]:
     import optax
 
-    features = jax.tree.map(jnp.float32, features)
     means = [jnp.mean(f, 0) for f in features]
     widths = [jnp.sqrt(jnp.var(f, 0) + 1e-6) for f in features]
     normal = [(f - m) / s for f, m, s in zip(features, means, widths, strict=True)]
-    target, C = jax.nn.log_softmax(jnp.float32(teacher)), teacher.shape[1]
+    target, C = jax.nn.log_softmax(teacher), teacher.shape[1]
     rate = optax.cosine_decay_schedule(1.0, steps)
     optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(rate))
 
