@@ -24,7 +24,7 @@ ROWS = 12
 BUCKETS = js.Buckets(batch=4, max_batch=8)
 ONE = js.Buckets(batch=6, max_batch=6)  # one shape, of models that are slow to compile
 MODELS = {
-    "resnet": ResNet((1, 1, 1), 4, 3),
+    "resnet": ResNet((1, 1), 4, 3),
     "vit": Vision(Transformer(3, 2), (3,), 4, 8),
     "interpreter": Vision(
         NeuralInterpreter(
