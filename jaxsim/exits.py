@@ -288,20 +288,27 @@ class Decided(NamedTuple):
     streak: Streak
 
 
-def prepared(net: EarlyExit, arguments: Parts) -> Prepared:
+def prepared(net: EarlyExit, arguments: Parts, rowed: tuple[bool, ...]) -> Prepared:
     """The stages of a call, kept for calls of the same shapes.
+
+    Args:
+      net: the network.
+      arguments: of the call; they may be shapes.
+      rowed: which of their arrays hold rows, from `with_rows`.
 
     Raises:
       ValueError: what `outline` raises, a cut that is no more, or classifiers that do not fit.
     """
     leaves_, treedef = jax.tree.flatten((net, arguments))
-    return _prepared(treedef, _shapes(leaves_))
+    return _prepared(treedef, _shapes(leaves_), rowed)
 
 
 @functools.lru_cache(maxsize=256)
-def _prepared(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Prepared:
+def _prepared(
+    treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], rowed: tuple[bool, ...]
+) -> Prepared:
     net, arguments = jax.tree.unflatten(treedef, shapes)
-    found = outline(net, arguments, net.cuts, net.feature)
+    found = outline(net, arguments, rowed, net.cuts, net.feature)
     for i, (head, width) in enumerate(zip(net.heads, found.widths, strict=True)):
         if head["kernel"].shape != (width, found.classes):
             raise ValueError(
@@ -322,15 +329,15 @@ class Lines(NamedTuple):
     places: tuple[Cut, ...]
 
 
-def lines(net: Network, arguments: Parts) -> Lines:
+def lines(net: Network, arguments: Parts, rowed: tuple[bool, ...]) -> Lines:
     """The equations of a network for two rows and for three: what differs holds the rows.
 
     Args:
       net: its arrays may be shapes.
       arguments: of a call; they may be shapes.
+      rowed: which of their arrays hold rows.
     """
-    rows = _rows(arguments)
-    two, three = (equations(_plain(net), _resized(arguments, rows, n)) for n in (2, 3))
+    two, three = (equations(_plain(net), _resized(arguments, rowed, n)) for n in (2, 3))
     return Lines(two, three, cuts(two))
 
 
@@ -365,12 +372,19 @@ def reading(
     return tuple(along), tuple(widths)
 
 
-def outline(net: Network, arguments: Parts, names: Sequence[str], feature: Feature) -> Outline:
+def outline(
+    net: Network,
+    arguments: Parts,
+    rowed: tuple[bool, ...],
+    names: Sequence[str],
+    feature: Feature,
+) -> Outline:
     """What a network looks like at its cuts.
 
     Args:
       net: its arrays may be shapes.
       arguments: of a call; they may be shapes.
+      rowed: which of their arrays hold rows.
       names: sites that the stages but the first begin with.
       feature: what a classifier reads.
 
@@ -378,17 +392,21 @@ def outline(net: Network, arguments: Parts, names: Sequence[str], feature: Featu
       ValueError: a cut that does not exist, outputs other than logits [B, C], or what `reading`
         raises.
     """
-    few = _resized(arguments, _rows(arguments), 2)
+    few = _resized(arguments, rowed, 2)
     leaves_, treedef = jax.tree.flatten((_plain(net), few))
-    return _outline(treedef, _shapes(leaves_), tuple(names), feature)
+    return _outline(treedef, _shapes(leaves_), rowed, tuple(names), feature)
 
 
 @functools.lru_cache(maxsize=64)
 def _outline(
-    treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], names: tuple[str, ...], feature: Feature
+    treedef: Any,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+    rowed: tuple[bool, ...],
+    names: tuple[str, ...],
+    feature: Feature,
 ) -> Outline:
     net, few = jax.tree.unflatten(treedef, shapes)
-    found = lines(net, few)
+    found = lines(net, few, rowed)
     places = chosen(found.places, names, argument="exits")
     cut = split(found.two, places)
     outputs = [list(cut.stages[s].outputs[i].shape) for s, i in cut.outputs]
@@ -430,13 +448,15 @@ def at_exits(net: EarlyExit, arguments: Parts, batch_size: int, key: Any) -> lis
       batch_size: rows at once.
       key: for cores that draw random numbers.
     """
-    rows = _rows(arguments)
+    rows, rowed = with_rows(arguments)
     parts: list[list[np.ndarray]] = []
     for start in range(0, rows, batch_size):
         which = np.arange(start, start + min(batch_size, rows)) % rows
         few = dataclasses.replace(
             arguments,
-            arrays=tuple(a[which] if _holds_rows(a, rows) else a for a in arguments.arrays),
+            arrays=tuple(
+                a[which] if own else a for a, own in zip(arguments.arrays, rowed, strict=True)
+            ),
         )
         found = _read(_settled(net), few, jax.random.fold_in(key, start))
         parts.append([np.asarray(a)[: rows - start] for a in found])
@@ -445,7 +465,8 @@ def at_exits(net: EarlyExit, arguments: Parts, batch_size: int, key: Any) -> lis
 
 @jax.jit
 def _read(net: EarlyExit, arguments: Parts, key: Any) -> list[Array]:
-    plan, live, found = prepared(net, arguments), list[Array](), list[Array]()
+    plan = prepared(net, arguments, with_rows(arguments)[1])
+    live, found = list[Array](), list[Array]()
     for at, stage in enumerate(plan.cut.stages):
         own = held(net, plan.cut, stage)
         given = [arguments.arrays[i] for i in stage.arguments]
@@ -457,8 +478,8 @@ def _read(net: EarlyExit, arguments: Parts, key: Any) -> list[Array]:
 
 @jax.jit
 def _simulated(net: EarlyExit, arguments: Parts, key: Any) -> Exits:
-    rows = _rows(arguments)
-    plan, last = prepared(net, arguments), len(net.heads)
+    rows, rowed = with_rows(arguments)
+    plan, last = prepared(net, arguments, rowed), len(net.heads)
     live, uncertainty = list[Array](), list[Array]()
     streak, staying = no_streak(rows), jnp.ones(rows, bool)
     logits, layer = jnp.zeros(()), jnp.full(rows, last + 1, jnp.int32)
@@ -547,8 +568,9 @@ class _Queue(NamedTuple):
 
 def _stepper(net: EarlyExit, arguments: Parts, key: Any) -> Callable[..., Decided]:
     """A step of these arguments: `(stage, rows, live, streak) -> Decided`, rows by number."""
-    rows = _rows(arguments)
-    arrays = [np.asarray(a) if _holds_rows(a, rows) else a for a in arguments.arrays]
+    _, rowed = with_rows(arguments)
+    pairs = zip(arguments.arrays, rowed, strict=True)
+    arrays = [np.asarray(a) if own else a for a, own in pairs]
     threshold, batches = jnp.float32(net.threshold), itertools.count()
     plans: dict[int, Prepared] = {}
     owned: dict[int, Held] = {}
@@ -556,11 +578,11 @@ def _stepper(net: EarlyExit, arguments: Parts, key: Any) -> Callable[..., Decide
     def step(at: int, which: np.ndarray, live: Sequence[Any], streak: Streak) -> Decided:
         n = len(which)
         if n not in plans:
-            plans[n] = prepared(net, _resized(arguments, rows, n))
+            plans[n] = prepared(net, _resized(arguments, rowed, n), rowed)
         if at not in owned:
             owned[at] = held(net, plans[n].cut, plans[n].cut.stages[at])
-        read = (arrays[i] for i in plans[n].cut.stages[at].arguments)
-        given = [a[which] if _holds_rows(a, rows) else a for a in read]
+        read = plans[n].cut.stages[at].arguments
+        given = [arrays[i][which] if rowed[i] else arrays[i] for i in read]
         head = net.heads[at] if at < len(net.heads) else None
         part = np.int32(next(batches))
         return _step(plans[n], at, owned[at], head, threshold, given, live, streak, key, part)
@@ -569,8 +591,8 @@ def _stepper(net: EarlyExit, arguments: Parts, key: Any) -> Callable[..., Decide
 
 
 def _run(net: EarlyExit, arguments: Parts, buckets: Buckets, key: Any) -> Exits:
-    rows, last = _rows(arguments), len(net.heads)
-    found = outline(net, arguments, net.cuts, net.feature)
+    (rows, rowed), last = with_rows(arguments), len(net.heads)
+    found = outline(net, arguments, rowed, net.cuts, net.feature)
     axes = ((), *map(_all_rows, net.cuts, found.axes))
     step = _stepper(net, arguments, key)
     most = buckets.max_batch // buckets.batch * buckets.batch
@@ -669,28 +691,28 @@ def _axis(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
     return changed[0] if changed else None
 
 
-def _rows(arguments: Parts) -> int:
-    """Number of rows: the leading axis of the first array that has one."""
-    sizes = [np.shape(a)[0] for a in arguments.arrays if np.ndim(a)]
-    if not sizes or sizes[0] == 0:
+def with_rows(arguments: Parts) -> tuple[int, tuple[bool, ...]]:
+    """Number of rows, the leading axis of the first array that has one, and which arrays have it.
+
+    Raises:
+      ValueError: no array has an axis, or there is no row.
+    """
+    shapes = [np.shape(a) for a in arguments.arrays]
+    rows = next((shape[0] for shape in shapes if shape), 0)
+    if rows == 0:
         raise ValueError("args: the first array with an axis must have a row at least")
-    return sizes[0]
+    return rows, tuple(shape[:1] == (rows,) for shape in shapes)
 
 
-def _holds_rows(a: Any, rows: int) -> bool:
-    return np.ndim(a) > 0 and np.shape(a)[0] == rows
-
-
-def _resized(arguments: Parts, rows: int, wanted: int) -> Parts:
+def _resized(arguments: Parts, rowed: tuple[bool, ...], rows: int) -> Parts:
     """Shapes of the arguments with another number of rows."""
     return dataclasses.replace(
         arguments,
         arrays=tuple(
             jax.ShapeDtypeStruct(
-                (wanted, *np.shape(a)[1:]) if _holds_rows(a, rows) else np.shape(a),
-                jnp.result_type(a),
+                (rows, *np.shape(a)[1:]) if own else np.shape(a), jnp.result_type(a)
             )
-            for a in arguments.arrays
+            for a, own in zip(arguments.arrays, rowed, strict=True)
         ),
     )
 

@@ -280,14 +280,14 @@ def test_exits_of_pruned_and_of_noisy_networks():
 
 
 def masked(params, tokens, mask, scale):
-    """Attention within a mask; the mask, a number and a skip are needed to the end."""
+    """Attention within a mask; the mask, a row of numbers and a skip are needed to the end."""
     x = params["embed"][tokens] * scale
     bias = jnp.where(mask, 0.0, -1e9)[:, None]
     skip = jnp.tanh(x @ params["skip"])
     for name in ("a", "b"):
         scores = jax.nn.softmax((x @ params[name]) @ x.swapaxes(1, 2) + bias)
         x = x + scores @ x
-    return (x + skip).mean(1) @ params["head"] * scale
+    return (x + skip).mean(1) * scale @ params["head"]
 
 
 def test_side_inputs_ride_along_and_the_feature_is_told():
@@ -295,7 +295,7 @@ def test_side_inputs_ride_along_and_the_feature_is_told():
     params = {k: jax.random.normal(jax.random.key(i), s) for i, (k, s) in enumerate(shapes.items())}
     rng = np.random.default_rng(0)
     tokens, mask = rng.integers(0, 9, (ROWS, 5)), rng.random((ROWS, 5)) < 0.8
-    scale = jnp.float32(0.5)
+    scale = jnp.array([0.3, 0.5, 0.7, 0.9])  # as many as a batch has rows: no rows for all that
     net = js.trace(masked, params, tokens, mask, scale)
     with pytest.raises(ValueError, match=r"\[2, 1, 5\].*are live where the network is cut"):
         js.exit_early(["b"])(net)

@@ -12,7 +12,17 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim.decision import Rule, check_rule
-from jaxsim.exits import EarlyExit, Feature, Lines, at_exits, lines, outline, pooled, reading
+from jaxsim.exits import (
+    EarlyExit,
+    Feature,
+    Lines,
+    at_exits,
+    lines,
+    outline,
+    pooled,
+    reading,
+    with_rows,
+)
 from jaxsim.network import Network, call_arguments
 from jaxsim.numerics import checked_int
 from jaxsim.pipeline import Pipeline
@@ -63,8 +73,9 @@ def exit_early(
                 raise ValueError(f"exit_early cannot follow {name}: the network is cut")
         args, kwargs = net.example.whole()
         arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
-        at = names or _balanced(lines(net, arguments), count, feature)
-        seen = outline(net, arguments, at, feature)
+        _, rowed = with_rows(arguments)
+        at = names or _balanced(lines(net, arguments, rowed), count, feature)
+        seen = outline(net, arguments, rowed, at, feature)
         heads = tuple(
             {"kernel": jnp.zeros((d, seen.classes)), "bias": jnp.zeros(seen.classes)}
             for d in seen.widths
