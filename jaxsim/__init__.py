@@ -8,6 +8,8 @@ from jaxsim.core import Core, Op, float_core
 from jaxsim.cores import cells, wires
 from jaxsim.cores.converter import fpg_bits
 from jaxsim.crossbar import Crossbar
+from jaxsim.decision import Buckets, Exits, Rule
+from jaxsim.exits import EarlyExit
 from jaxsim.grid import Grid
 from jaxsim.hardware import Hardware
 from jaxsim.integer import IntegerNetwork, integer_only
@@ -26,6 +28,7 @@ from jaxsim.transforms.block import block
 from jaxsim.transforms.compose import compose, rules, wrap
 from jaxsim.transforms.correct_bias import correct_bias
 from jaxsim.transforms.equalize import equalize
+from jaxsim.transforms.exit_early import distill_exits, exit_early
 from jaxsim.transforms.fold_norms import fold_norms
 from jaxsim.transforms.learn_ranges import learn_ranges
 from jaxsim.transforms.pipeline_shard import pipeline_shard
@@ -78,6 +81,12 @@ __all__ = [
     "block",
     "slice_bits",
     "analog",
+    "exit_early",
+    "distill_exits",
+    "EarlyExit",
+    "Rule",
+    "Exits",
+    "Buckets",
     "pipeline_shard",
     "pipeline_value_and_grad",
     "simulate_schedule",

@@ -182,7 +182,7 @@ def equations(net: Network, arguments: Parts) -> Equations:
     params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), net)
     traced = trace_plan(net.fn, params, buffers, abstract_arguments(arguments), net.example)
     check_sites(net, traced.plan)
-    plan = _opened(traced.plan)
+    plan = _needed(_opened(traced.plan))
     paths = tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     count = len(jax.tree.leaves(buffers))
     reached, active = set(plan.jaxpr.invars[len(paths) + count :]), list[int]()
@@ -227,8 +227,15 @@ def cuts(line: Equations) -> tuple[Cut, ...]:
     )
 
 
-def chosen(places: Sequence[Cut], names: Sequence[str]) -> tuple[Cut, ...]:
+def chosen(
+    places: Sequence[Cut], names: Sequence[str], *, argument: str = "balance"
+) -> tuple[Cut, ...]:
     """The cuts of these names, in order of execution.
+
+    Args:
+      places: all cuts.
+      names: of those wanted.
+      argument: what the names were given as, for the error.
 
     Raises:
       ValueError: a name that is no cut, or given twice.
@@ -236,11 +243,11 @@ def chosen(places: Sequence[Cut], names: Sequence[str]) -> tuple[Cut, ...]:
     known = {cut.name: cut for cut in places}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
-            f"balance={list(names)}: no cut at {', '.join(map(str, unknown))}; a stage can begin "
-            f"at: {', '.join(known) or 'none'}"
+            f"{argument}={list(names)}: no cut at {', '.join(map(str, unknown))}; a stage can "
+            f"begin at: {', '.join(known) or 'none'}"
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"balance={list(names)}: names a cut twice")
+        raise ValueError(f"{argument}={list(names)}: names a cut twice")
     return tuple(sorted((known[name] for name in names), key=lambda cut: cut.at))
 
 
@@ -505,6 +512,19 @@ def _opened(plan: Plan) -> Plan:
         debug_info=plan.jaxpr.debug_info,
     )
     return Plan(jaxpr, list(consts.values()), tuple(entries), plan.known)
+
+
+def _needed(plan: Plan) -> Plan:
+    """A plan without the equations that no output needs, which would keep activations live."""
+    wanted, kept = set(_variables(plan.jaxpr.outvars)), list[int]()
+    for i in reversed(range(len(plan.jaxpr.eqns))):
+        eqn = plan.jaxpr.eqns[i]
+        if eqn.effects or not wanted.isdisjoint(eqn.outvars):
+            kept.append(i)
+            wanted.update(_variables(eqn.invars))
+    kept.reverse()
+    jaxpr = plan.jaxpr.replace(eqns=[plan.jaxpr.eqns[i] for i in kept])
+    return plan._replace(jaxpr=jaxpr, entries=tuple(plan.entries[i] for i in kept))
 
 
 def _closure(

@@ -1,0 +1,152 @@
+"""Classifiers between the stages of a network, by which rows may leave before the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from jaxsim.decision import Rule, check_rule
+from jaxsim.exits import (
+    EarlyExit,
+    Feature,
+    Lines,
+    at_exits,
+    lines,
+    outline,
+    pooled,
+    reading,
+    with_rows,
+)
+from jaxsim.network import Network, call_arguments
+from jaxsim.numerics import checked_int
+from jaxsim.pipeline import Pipeline
+from jaxsim.stages import Cut, balanced, blocks, flops
+from jaxsim.students import fit_students
+from jaxsim.transforms.compose import Transform, require_network
+
+
+def exit_early(
+    exits: int | Sequence[str] = 4,
+    rule: Rule = Rule(),  # noqa: B008
+    *,
+    feature: Feature = pooled,
+) -> Transform:
+    """Lets rows leave a classifier before its end, where they have been computed far enough.
+
+    The network is cut where the fewest activations are live, into stages of about equal FLOPs, and
+    each but the last gets a linear classifier. These say nothing (uncertainty 1) before
+    `distill_exits` has taught them.
+
+    Args:
+      exits: how many there are, the network's own included; or the names of the sites before which
+        the others are.
+      rule: when a row leaves.
+      feature: `(live) -> [B, d]`, what a classifier reads of the activations [B, …] that are live
+        where it is: by default the mean over places or tokens, `jaxsim.exits.first_token`, or a
+        function, which cuts with several activations need.
+
+    Raises:
+      ValueError: an argument out of range; when applied, a network that is cut already, that
+        returns anything but logits, or that has too few cuts whose feature is known.
+
+    Source: Teerapittayanon et al. (2016), BranchyNet, arXiv 1709.01686; Liu et al. (2020),
+    FastBERT, arXiv 2004.02178.
+    """
+    names = None if isinstance(exits, int | np.integer) else tuple(exits)
+    count = checked_int("exits", exits, 2) if names is None else len(names) + 1
+    check_rule(rule, count)
+    if count < 2:
+        raise ValueError("exits=[]: name at least one site")
+    if not callable(feature):
+        raise ValueError(f"feature={feature!r}: must be a function of the live activations")
+
+    def apply(net: Network) -> Network:
+        require_network(net, "exit_early")
+        for kind, name in ((Pipeline, "pipeline_shard"), (EarlyExit, "exit_early")):
+            if isinstance(net, kind):
+                raise ValueError(f"exit_early cannot follow {name}: the network is cut")
+        args, kwargs = net.example.whole()
+        arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
+        _, rowed = with_rows(arguments)
+        at = names or _balanced(lines(net, arguments, rowed), count, feature)
+        seen = outline(net, arguments, rowed, at, feature)
+        heads = tuple(
+            {"kernel": jnp.zeros((d, seen.classes)), "bias": jnp.zeros(seen.classes)}
+            for d in seen.widths
+        )
+        fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
+        return EarlyExit(
+            **fields,
+            heads=heads,
+            threshold=jnp.float32(rule.threshold),
+            cuts=at,
+            feature=feature,
+            patience=int(rule.patience),
+            first=int(rule.first),
+        )
+
+    return apply
+
+
+def distill_exits(
+    net: Network,
+    inputs: Any,
+    *,
+    key: Key[Array, ""],
+    steps: int = 400,
+    learning_rate: float | Array = 0.02,
+    batch_size: int = 256,
+    **kwargs: Any,
+) -> EarlyExit:
+    """Teaches the classifiers of the exits to say what the network says at its end.
+
+    Nothing else changes and no labels are needed.
+
+    Args:
+      net: from `exit_early`; quantised, pruned or deployed as it will be used.
+      inputs: examples: one array, or a tuple of the network's positional arguments.
+      key: for the order of the examples, and for cores that draw random numbers.
+      steps: of Adam.
+      learning_rate: of Adam at the first step.
+      batch_size: examples of one step, and of one call of the network.
+      **kwargs: keyword arguments of the network.
+
+    Raises:
+      ValueError: no exits, or what `fit_students` or the network raises.
+    """
+    if not isinstance(net, EarlyExit):
+        raise ValueError("net: has no exits; js.exit_early(…)(net) makes them")
+    batch_size = checked_int("batch_size", batch_size, 1)
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
+    *features, teacher = at_exits(net, arguments, batch_size, jax.random.fold_in(key, 1))
+    heads = fit_students(
+        features, teacher, key, steps=steps, batch_size=batch_size, learning_rate=learning_rate
+    )
+    return dataclasses.replace(net, heads=heads)
+
+
+def _balanced(found: Lines, count: int, feature: Feature) -> tuple[str, ...]:
+    """The minimal cuts at which the feature is known that make stages of about equal FLOPs."""
+    places: list[Cut] = []
+    refused = ""
+    for cut in found.places:
+        if cut.minimal:
+            try:
+                reading(found, [cut], feature)
+                places.append(cut)
+            except ValueError as error:
+                refused = f"; not at {cut.name}: {error}"
+    if len(places) < count - 1:
+        raise ValueError(
+            f"exits={count}: the network has {len(places)} places for one, so at most "
+            f"{len(places) + 1} with its own{refused}"
+        )
+    begins = balanced(blocks(places, flops(found.two)), count)
+    return tuple(places[i - 1].name for i in begins)
