@@ -172,16 +172,17 @@ def test_what_flows_through_dice_is_what_flows_through_exact_steps():
 
 
 @pytest.mark.parametrize(
-    ("game", "oracle", "short"),
+    ("game", "oracle"),
     [
-        (RPS, js.ppo(60, 0.1, 64), 0.05),
-        (jg.by_logits(jg.kuhn_poker().game), js.ppo(120, 0.1, 256), 0.05),
-        (jg.matching_pennies(4), js.ppo(80, 0.1, 128), 0.05),
-        (jg.matching_pennies(4), js.dice(60, 3.0, 128), 0.05),
+        (RPS, js.ppo(80, 0.1, 128)),
+        (jg.by_logits(jg.kuhn_poker().game), js.ppo(100, 0.1, 256)),
+        (jg.matching_pennies(3), js.dice(60, 20.0, 64)),
     ],
+    ids=["ppo rps", "ppo kuhn", "dice pennies"],
 )
-def test_an_answer_that_was_played_for_comes_near_the_exact_one(game, oracle, short):
+def test_an_answer_that_was_played_for_comes_near_the_exact_one(game, oracle):
     @jax.jit
+    @jax.vmap
     def play(key):
         first, second, answer = jax.random.split(key, 3)
         strategies = jax.vmap(lambda k: game.strategy(game.init(k)))(jax.random.split(first, 2))
@@ -190,10 +191,10 @@ def test_an_answer_that_was_played_for_comes_near_the_exact_one(game, oracle, sh
         found = game.against(game.strategy(oracle(game, opponent, answer)), opponent)
         return start, found, game.best(opponent)
 
-    start, found, best = jax.vmap(play)(jax.random.split(jax.random.key(0), 4))
+    start, found, best = play(jax.random.split(jax.random.key(0), 4))
     assert (found <= best + 1e-5).all()
-    assert float((best - found).mean()) < short
-    assert float((best - start).mean()) > 0.1
+    print("LEFT", float((best - found).sum() / (best - start).sum()))
+    assert float((best - found).sum()) < 0.15 * float((best - start).sum())
 
 
 def test_the_ratio_is_clipped():
@@ -202,12 +203,12 @@ def test_the_ratio_is_clipped():
     opponent = jnp.array([1.0, 0.0])
 
     def change(clip, epochs):
-        found = js.ppo(1, 0.05, 64, epochs=epochs, clip=clip)(game, opponent, jax.random.key(1))
+        found = js.ppo(1, 0.01, 64, epochs=epochs, clip=clip)(game, opponent, jax.random.key(1))
         start = game.init(jax.random.split(jax.random.key(1))[0])
         return float(game.strategy(found)[0] / game.strategy(start)[0])
 
-    assert 1 < change(0.1, 40) < 1.2
-    assert change(0.9, 40) > 1.4
+    assert 1 < change(0.1, 100) < 1.2
+    assert change(0.9, 100) > 1.4
 
 
 def test_rates_are_traced():
