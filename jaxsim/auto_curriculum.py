@@ -115,8 +115,8 @@ class Train:
     dim: int = 200
     """Actions of a game of skill."""
     grow: tuple[int, ...] = ()
-    """Actions of games of skill to train on first, one after another; `dim` comes last, and each has
-    an equal share of the steps."""
+    """Actions of games of skill to train on first, in turn; `dim` comes last, and each has an equal
+    share of the steps."""
     seed: int = 0
     """Of the network and the games."""
     every: int = 50
