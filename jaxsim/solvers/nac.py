@@ -230,6 +230,6 @@ def meta_step(
         params = optax.apply_updates(state.params, changes)
         return MetaState(params, moments, state.step + 1), value
 
-    # said beforehand, so that the first state, which lies on one device, is not a programme of its own
+    # said beforehand, so that the first state, on one device, is not a programme of its own
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return jax.jit(step, in_shardings=everywhere)
