@@ -193,7 +193,6 @@ def test_an_answer_that_was_played_for_comes_near_the_exact_one(game, oracle):
 
     start, found, best = play(jax.random.split(jax.random.key(0), 4))
     assert (found <= best + 1e-5).all()
-    print("LEFT", float((best - found).sum() / (best - start).sum()))
     assert float((best - found).sum()) < 0.15 * float((best - start).sum())
 
 
