@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,6 +19,7 @@ from jaxsim import games as jg
 from jaxsim import solvers as js
 from jaxsim.checkpoint import trail
 from jaxsim.numerics import check_range, checked_int
+from jaxsim.progress import progress
 from jaxsim.solvers.mixing import MetaSolver
 from jaxsim.solvers.nac import Sampler
 
@@ -114,6 +114,9 @@ class Train:
     """Of Adam at first; it falls by a cosine to nothing."""
     dim: int = 200
     """Actions of a game of skill."""
+    grow: tuple[int, ...] = ()
+    """Actions of games of skill to train on first, in turn; `dim` comes last, and each has an equal
+    share of the steps."""
     seed: int = 0
     """Of the network and the games."""
     every: int = 50
@@ -179,32 +182,38 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
     """
     steps, every = checked_int("steps", args.steps, 1), checked_int("every", args.every, 1)
     check_range("rate", args.rate, 0, above=True)
-    made, network = recipe(args.game, dim=args.dim), meta_network(args.network)
+    if args.grow and args.game != "skill":
+        raise ValueError(f"grow={args.grow}: games of {args.game!r} have one size; must be empty")
+    network = meta_network(args.network)
     devices = [d for d in jax.devices() if args.batch % len(jax.devices()) == 0 or d.id == 0]
     mesh = jax.make_mesh((len(devices),), ("games",)) if len(devices) > 1 else None
     optimizer = js.meta_optimizer(args.rate, steps)
     key = jax.random.key(checked_int("seed", args.seed, 0))
-    step = js.meta_step(
-        network,
-        made.objective,
-        made.sample,
-        optimizer,
-        batch=args.batch,
-        gradient=made.gradient,
-        mesh=mesh,
-    )
+    made = [recipe(args.game, dim=dim) for dim in (*args.grow, args.dim)]
+    stages = [
+        js.meta_step(
+            network,
+            m.objective,
+            m.sample,
+            optimizer,
+            batch=args.batch,
+            gradient=m.gradient,
+            mesh=mesh,
+        )
+        for m in made
+    ]
     told = {k: v for k, v in dataclasses.asdict(args).items() if k not in _NOT_OF_THE_RUN}
     state = js.init_meta(network, optimizer, key)
     curve = jnp.full(steps, jnp.nan)
     with trail(args.out / "checkpoints", run=json.dumps(told)) as kept:
         (args.out / "settings.json").write_text(json.dumps(told, indent=1) + "\n")
         done, (state, curve) = kept.newest((state, curve))
-        with _bar(steps, done, args.quiet) as advance:
+        with progress("meta-training", steps, done, "NashConv", quiet=args.quiet) as advance:
             for i in range(done, steps):
-                state, value = step(state, key)
+                state, value = stages[i * len(stages) // steps](state, key)
                 curve = curve.at[i].set(value)
+                advance(value)
                 if (i + 1) % every == 0 or i + 1 == steps:
-                    advance(i + 1, float(value))
                     kept.add(i + 1, (state, curve))
     found = np.asarray(curve)
     if args.plot is not None:
@@ -342,25 +351,3 @@ def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         }
         args.json.write_text(json.dumps(numbers) + "\n")
     return found
-
-
-@contextlib.contextmanager
-def _bar(steps: int, done: int, quiet: bool) -> Generator[Callable[[int, float], None]]:
-    """A progress bar: its function takes the step and the objective."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("NashConv {task.fields[value]:.3f}"),
-        Remaining(),
-    )
-    with Progress(*columns, disable=quiet) as bar:
-        task = bar.add_task("meta-training", total=steps, completed=done, value=float("nan"))
-
-        def advance(at: int, value: float) -> None:
-            bar.update(task, completed=at, value=value)
-
-        yield advance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxsim.network import Network
 from jaxsim.numerics import check_range
 from jaxsim.pipeline import Pipeline
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
+from jaxsim.progress import progress
 from jaxsim.sparsity.mask import chosen
 from jaxsim.sparsity.masked import masks_of
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
@@ -206,7 +207,8 @@ def fit(
             kept = stack.enter_context(trail(checkpoints, run=_fingerprint(*facts)))
             done, (values, buffers, state) = kept.newest((_trained(net), net.buffers, state))
             net = dataclasses.replace(_with(net, values), buffers=buffers)
-        advance = stack.enter_context(_progress(label, epochs, steps, done or 0, quiet))
+        bar = progress(label, epochs * steps, (done or 0) * steps, "loss", quiet=quiet)
+        advance = stack.enter_context(bar)
         for epoch in range(done or 0, epochs):
             epoch_key = jax.random.fold_in(key, epoch)
             order = np.asarray(jax.random.permutation(epoch_key, len(images)))
@@ -248,36 +250,3 @@ def _fingerprint(net: Network, count: int, batch_size: int, labels: Any, key: An
     for leaf in (jax.random.key_data(key), *jax.tree.leaves(net.params)):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _progress(
-    label: str, epochs: int, steps: int, done: int, quiet: bool
-) -> Generator[Callable[[Array], None]]:
-    """A progress bar that shows the loss, read only now and then so that steps run ahead."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=quiet) as bar:
-        count, total = done * steps, epochs * steps
-        task = bar.add_task(label, total=total, completed=count, loss=float("nan"))
-
-        def advance(loss: Array) -> None:
-            nonlocal count
-            count += 1
-            if count % 20 == 0 or count == total:
-                bar.update(task, completed=count, loss=float(loss))
-
-        yield advance

@@ -1,6 +1,6 @@
 """Two-player zero-sum games as arrays and pure functions."""
 
-from jaxsim.games.game import Game, alone, nash_conv, payoff, payoffs
+from jaxsim.games.game import Draws, Episode, Game, alone, nash_conv, payoff, payoffs
 from jaxsim.games.lotto import lotto
 from jaxsim.games.matrix import (
     blotto_matrix,
@@ -18,11 +18,14 @@ from jaxsim.games.sequence import (
     Named,
     SequenceGame,
     both_seats,
+    by_logits,
     sequence_form,
 )
 
 __all__ = [
     "Game",
+    "Draws",
+    "Episode",
     "alone",
     "payoff",
     "payoffs",
@@ -44,6 +47,7 @@ __all__ = [
     "Decision",
     "sequence_form",
     "both_seats",
+    "by_logits",
     "kuhn_poker",
     "leduc_poker",
     "read_policy",

@@ -18,6 +18,24 @@ Opponent = Any
 """What it plays against: a mixture of strategies, as far as payoffs need it."""
 
 
+Draws = Any
+"""What was drawn in a play: actions, and states that they led to."""
+
+
+class Episode(NamedTuple):
+    """What was drawn in a play, and how likely it was; both seats of a game are parts of one.
+
+    Attributes:
+      own: log-probability of the player's draw at each decision, 0 where he made none [P, T].
+      other: that of what the opponent drew meanwhile [P, T].
+      reward: that followed; the payoff is the mean of its sum [P, T].
+    """
+
+    own: Float[Array, "P T"]
+    other: Float[Array, "P T"]
+    reward: Float[Array, "P T"]
+
+
 class Game(NamedTuple):
     """A game as pure functions; `Partial`s, so that a game is a pytree and `vmap` takes many.
 
@@ -33,6 +51,9 @@ class Game(NamedTuple):
       best: the largest payoff that any agent has against an opponent, or None where it is not
         known; what "any agent" means is said by each game.
       respond: an agent that has it, or None.
+      draw: what happens in one play, from a key, a strategy and an opponent; None where the game
+        cannot be played in samples.
+      episode: from a strategy, an opponent and draws, perhaps of others, to what they are worth.
     """
 
     init: Callable[[Key[Array, ""]], Agent]
@@ -41,6 +62,8 @@ class Game(NamedTuple):
     against: Callable[[Strategy, Opponent], Float[Array, ""]]
     best: Callable[[Opponent], Float[Array, ""]] | None = None
     respond: Callable[[Opponent], Agent] | None = None
+    draw: Callable[[Key[Array, ""], Strategy, Opponent], Draws] | None = None
+    episode: Callable[[Strategy, Opponent, Draws], Episode] | None = None
 
 
 def alone(game: Game, strategy: Strategy) -> Opponent:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from jaxsim.games.game import Game
+from jaxsim.games.game import Episode, Game
 from jaxsim.numerics import checked_int, is_traced
 
 _CERTAIN = 100.0
@@ -45,6 +45,8 @@ def matrix_game(payoffs: Float[ArrayLike, "d d"]) -> Game:
         Partial(jnp.dot),
         Partial(jnp.max),
         Partial(_respond),
+        Partial(_draw),
+        Partial(_episode),
     )
 
 
@@ -101,3 +103,13 @@ def _mix(a: Array, strategies: Array, weights: Array) -> Array:
 
 def _respond(opponent: Array) -> Array:
     return _CERTAIN * jax.nn.one_hot(jnp.argmax(opponent), len(opponent), dtype=opponent.dtype)
+
+
+def _draw(key: Array, strategy: Array, opponent: Array) -> Array:
+    return jax.random.categorical(key, jnp.log(strategy))
+
+
+def _episode(strategy: Array, opponent: Array, action: Array) -> Episode:
+    # what an action is worth is known: the opponent's draw is left out
+    told = jnp.stack([jnp.log(strategy[action]), jnp.zeros_like(strategy[0]), opponent[action]])
+    return Episode(*told[:, None, None])

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim.games.game import Game
+from jaxsim.games.game import Episode, Game
 from jaxsim.numerics import checked_int
 
 Pair = tuple[Float[Array, "5"], Float[Array, "5"]]
@@ -27,18 +27,20 @@ class Mixture(NamedTuple):
     weights: Float[Array, " N"]
 
 
-class Play(NamedTuple):
-    """Episodes that were played.
+class Draws(NamedTuple):
+    """A play in both seats: each player's own state and whether his penny was heads.
 
     Attributes:
-      state: before each round, as the player sees it [B, T].
-      action: 1 for heads [B, T].
-      reward: of each round, over the number of rounds [B, T].
+      who: the strategy that the opponent drew, in each seat [2].
+      state: before each round, as the player sees it [2, T].
+      mine: the player's penny [2, T].
+      theirs: the opponent's [2, T].
     """
 
-    state: Int[Array, "B T"]
-    action: Int[Array, "B T"]
-    reward: Float[Array, "B T"]
+    who: Int[Array, "2"]
+    state: Int[Array, "2 T"]
+    mine: Bool[Array, "2 T"]
+    theirs: Bool[Array, "2 T"]
 
 
 def matching_pennies(rounds: int = 50) -> Game:
@@ -61,6 +63,8 @@ def matching_pennies(rounds: int = 50) -> Game:
         Partial(_against, weights),
         Partial(_best, weights),
         Partial(_respond, weights),
+        Partial(_draw, weights),
+        Partial(_episode, weights),
     )
 
 
@@ -123,31 +127,32 @@ def _respond(weights: Array, opponent: Mixture) -> Pair:
     return pure[jnp.argmax(first)], pure[jnp.argmax(second)]
 
 
-def play(
-    key: Key[Array, ""],
-    mine: Float[Array, "5"],
-    theirs: Float[Array, "B 5"],
-    rounds: int,
-    sign: int,
-) -> Play:
-    """Episodes of a player against one opponent an episode.
-
-    Args:
-      key: for all pennies.
-      mine: probability of heads in each state.
-      theirs: the same, of the opponent of each episode.
-      rounds: T.
-      sign: 1 where the player wants equal pennies, -1 where unequal ones.
-    """
-    draws = jax.random.uniform(key, (rounds, 2, len(theirs)))
+def _draw(weights: Array, key: Array, mine: Pair, opponent: Mixture) -> Draws:
+    who, pennies = jax.random.split(key)
+    drawn = jax.random.categorical(who, jnp.log(opponent.weights), shape=(2,))
+    heads = jnp.stack(mine)
+    their_heads = jnp.stack([opponent.strategies[1][drawn[0]], opponent.strategies[0][drawn[1]]])
+    seats = jnp.arange(2)
 
     def one(state: Array, draw: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-        seen = jnp.asarray(_SWAPPED)[state]
-        mine_up = draw[0] < mine[state]
-        their_up = draw[1] < jnp.take_along_axis(theirs, seen[:, None], 1)[:, 0]
-        after = 1 + 2 * (1 - mine_up) + (1 - their_up)
-        reward = sign * jnp.where(mine_up == their_up, 1.0, -1.0) / rounds
-        return after, (state, mine_up.astype(int), reward)
+        up = draw[0] < heads[seats, state]
+        their = draw[1] < their_heads[seats, jnp.asarray(_SWAPPED)[state]]
+        return 1 + 2 * (1 - up) + (1 - their), (state, up, their)
 
-    found = lax.scan(one, jnp.zeros(len(theirs), int), draws)[1]
-    return Play(*(jnp.swapaxes(a, 0, 1) for a in found))
+    draws = jax.random.uniform(pennies, (len(weights), 2, 2))
+    found = lax.scan(one, jnp.zeros(2, int), draws)[1]
+    return Draws(drawn, *(jnp.swapaxes(a, 0, 1) for a in found))
+
+
+def _episode(weights: Array, mine: Pair, opponent: Mixture, draws: Draws) -> Episode:
+    who, state, up, their_up = draws
+    seats = jnp.arange(2)[:, None]
+    own = jnp.stack(mine)[seats, state]
+    theirs = jnp.stack([opponent.strategies[1][who[0]], opponent.strategies[0][who[1]]])
+    other = theirs[seats, jnp.asarray(_SWAPPED)[state]]
+    own, other = (
+        jnp.log(jnp.where(heads, p, 1 - p)) for heads, p in ((up, own), (their_up, other))
+    )
+    other = other.at[:, 0].add(jnp.log(opponent.weights[who]))
+    sign = jnp.array([[1.0], [-1.0]]) / 2  # each seat is half of the game
+    return Episode(own, other, sign * jnp.where(up == their_up, weights, -weights))

@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxsim.games.game import Game
+from jaxsim.games.game import Episode, Game
 from jaxsim.numerics import is_traced
 
 
@@ -347,6 +347,20 @@ def both_seats(game: SequenceGame) -> Game:
         Partial(_against),
         Partial(_best, game),
         Partial(_respond, game),
+        Partial(_draw, game),
+        Partial(_episode, game),
+    )
+
+
+def by_logits(game: SequenceGame) -> Game:
+    """The game of `both_seats` for agents who are logits: what oracles that climb need.
+
+    A policy is the softmax over the legal actions of each infoset.
+    """
+    return both_seats(game)._replace(
+        init=Partial(_init_logits, game),
+        strategy=Partial(_plans_of_logits, game),
+        respond=Partial(_respond_logits, game),
     )
 
 
@@ -383,3 +397,79 @@ def _best(game: SequenceGame, opponent: Faced) -> Array:
 def _respond(game: SequenceGame, opponent: Faced) -> tuple[Array, Array]:
     values = opponent.values
     return best_response(game.first, values[0])[1], best_response(game.second, values[1])[1]
+
+
+_CERTAIN = 100.0
+"""A logit that gives the others, at zero, no probability in float32."""
+
+
+def _init_logits(game: SequenceGame, key: Array) -> tuple[Array, Array]:
+    first, second = _init(game, key)
+    return jnp.log(jnp.maximum(first, 1e-6)), jnp.log(jnp.maximum(second, 1e-6))
+
+
+def _plans_of_logits(game: SequenceGame, agent: tuple[Array, Array]) -> tuple[Array, Array]:
+    first, second = (
+        jax.nn.softmax(jnp.where(jnp.concatenate(seat.legal), logits, -jnp.inf))
+        for seat, logits in zip(game, agent, strict=True)
+    )
+    return _plans(game, (first, second))
+
+
+def _respond_logits(game: SequenceGame, opponent: Faced) -> tuple[Array, Array]:
+    first, second = _respond(game, opponent)
+    return _CERTAIN * first, _CERTAIN * second
+
+
+def _draw(
+    game: SequenceGame, key: Array, plans: tuple[Array, Array], opponent: Faced
+) -> tuple[Array, Array]:
+    """An end of a play in each seat, by its number among those of the seat's table."""
+
+    def one(key: Array, seat: Seat, mine: Array, theirs: Array) -> Array:
+        chances = mine[:, None] * seat.chance * theirs[seat.opposite]
+        return jax.random.categorical(key, jnp.log(chances.reshape(-1)))
+
+    first, second = jax.random.split(key)
+    return (
+        one(first, game.first, plans[0], opponent.plans[1]),
+        one(second, game.second, plans[1], opponent.plans[0]),
+    )
+
+
+def _episode(
+    game: SequenceGame,
+    plans: tuple[Array, Array],
+    opponent: Faced,
+    ends: tuple[Array, Array],
+) -> Episode:
+    depth = max(len(seat.parents) for seat in game)
+
+    def one(seat: Seat, mine: Array, theirs: Array, end: Array) -> tuple[Array, Array, Array]:
+        many = seat.opposite.shape[1]
+        at, other = end // many, theirs[seat.opposite.reshape(-1)[end]]
+        reward = (seat.values / jnp.where(seat.chance > 0, seat.chance, 1)).reshape(-1)[end]
+        # half of the game, when it is over
+        after = jnp.zeros(depth, mine.dtype).at[-1]
+        own = jnp.log(mine[path(seat, at, depth)])
+        return jnp.diff(own), after.set(jnp.log(other)), after.set(reward / 2)
+
+    seats = (
+        one(game.first, plans[0], opponent.plans[1], ends[0]),
+        one(game.second, plans[1], opponent.plans[0], ends[1]),
+    )
+    return Episode(*(jnp.stack(pair) for pair in zip(*seats, strict=True)))
+
+
+def path(seat: Seat, at: Int[Array, ""], depth: int) -> Int[Array, " D1"]:
+    """The sequences that lead to one, from 0 on; after it, the same again up to `depth`."""
+    starts = np.cumsum([1, *(legal.size for legal in seat.legal)])
+    found = [at]
+    for i, parents in reversed(list(enumerate(seat.parents))):
+        width = seat.legal[i].shape[1]
+        inside = (at >= starts[i]) & (at < starts[i + 1])
+        before = parents[jnp.clip((at - starts[i]) // width, 0, len(parents) - 1)]
+        at = jnp.where(inside, starts[i - 1] + before if i else 0, at)
+        found.append(at)
+    found += [jnp.zeros_like(at)] * (depth + 1 - len(found))
+    return jnp.stack(found[::-1])

@@ -21,6 +21,7 @@ from jaxsim.solvers.nac import (
 from jaxsim.solvers.networks import ConvMixing, EquivariantMixing, GRUMixing
 from jaxsim.solvers.psro import Population, Run, approximate_gain, psro
 from jaxsim.solvers.responses import Oracle, approximate, exact, first_order, implicit, unrolled
+from jaxsim.solvers.sampled import dice, dice_payoff, ppo
 
 __all__ = [
     "Population",
@@ -45,6 +46,9 @@ __all__ = [
     "exact",
     "approximate",
     "first_order",
+    "dice",
+    "dice_payoff",
+    "ppo",
     # meta-training
     "Objective",
     "MetaState",

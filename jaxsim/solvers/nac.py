@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
@@ -223,7 +223,6 @@ def meta_step(
             check_vma=False,
         )
 
-    @jax.jit
     def step(state: MetaState, key: Any) -> tuple[MetaState, Array]:
         games, noise = jax.random.split(jax.random.fold_in(key, state.step))
         value, grads = gradients(state.params, jax.random.split(games, batch), noise)
@@ -231,4 +230,6 @@ def meta_step(
         params = optax.apply_updates(state.params, changes)
         return MetaState(params, moments, state.step + 1), value
 
-    return step
+    # said beforehand, so that the first state, on one device, is not a programme of its own
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, in_shardings=everywhere)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxsim.games as jg
-from jaxsim.games import pennies, rps
+from jaxsim.games import rps
 from tests.games.test_sequence import DATA
 from tests.oracles import games as oracle
 
@@ -108,15 +108,20 @@ def test_matching_pennies_is_the_chain_of_its_states(seed, rounds):
 
 def test_episodes_of_matching_pennies_have_the_mean_of_the_chain():
     rng = np.random.default_rng(0)
-    p, q = rng.uniform(size=(2, 5))
-    for sign in (1, -1):
-        theirs = jnp.broadcast_to(jnp.asarray(q, jnp.float32), (20000, 5))
-        found = pennies.play(jax.random.key(1), jnp.asarray(p, jnp.float32), theirs, 8, sign)
-        total = np.asarray(found.reward.sum(1))
-        pair = (p, q) if sign == 1 else (q, p)
-        expected = sign * oracle.pennies(*pair, 8)
-        assert abs(total.mean() - expected) < 4 * total.std() / len(total) ** 0.5
-        assert found.state.shape == (20000, 8)
+    p, q, r, s = rng.uniform(size=(4, 5))
+    game = jg.matching_pennies(8)
+    mine, theirs = (tuple(jnp.asarray(a, jnp.float32) for a in pair) for pair in ((p, q), (r, s)))
+    opponent = jg.alone(game, theirs)
+
+    @jax.jit
+    @jax.vmap
+    def play(key):
+        return game.episode(mine, opponent, game.draw(key, mine, opponent))
+
+    total = np.asarray(play(jax.random.split(jax.random.key(1), 20000)).reward.sum(-1))
+    for seat, expected in enumerate((oracle.pennies(p, s, 8), -oracle.pennies(r, q, 8))):
+        x = total[:, seat]
+        assert abs(x.mean() - expected / 2) < 4 * x.std() / len(x) ** 0.5
 
 
 @settings(max_examples=10)

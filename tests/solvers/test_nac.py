@@ -1,8 +1,3 @@
-import os
-import socket
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +6,8 @@ import pytest
 
 import jaxsim.games as jg
 import jaxsim.solvers as js
-from benchmarks.graphs import ROOT
+from jaxsim.solvers.networks import Unit, recurrent
+from tests.processes import of_two_and_of_one
 
 NETWORKS = {
     "conv": js.ConvMixing((3,)),
@@ -98,7 +94,6 @@ OBJECTIVES = {
     ("network", "objective"),
     [
         ("gru", "published"),
-        ("equivariant", "published"),
         ("conv", "published"),
         ("equivariant", "all"),
         ("equivariant", "implicit"),
@@ -112,12 +107,13 @@ def test_the_meta_gradient_is_that_of_central_differences(network, objective):
         sample = (lambda k: jg.rps_mixture(k, 3)) if objective == "implicit" else skill
         game, play = sample(jax.random.key(3)), jax.random.key(4)
         params = jax.tree.map(lambda a: a.astype(float), started(net))
-        loss = jax.jit(lambda p: js.nac_loss(net, aim, p, game, play))
-        slope = jax.jit(jax.grad(loss))(params)
+        # one programme for the derivative and both values
+        both = jax.jit(jax.value_and_grad(lambda p: js.nac_loss(net, aim, p, game, play)))
+        slope = both(params)[1]
         way = moved(jax.tree.map(jnp.zeros_like, params), 11)
         step = 1e-5
         ahead, behind = (
-            float(loss(jax.tree.map(lambda p, w, s=s: p + s * w, params, way)))
+            float(both(jax.tree.map(lambda p, w, s=s: p + s * w, params, way))[0])
             for s in (step, -step)
         )
         along = sum(
@@ -125,6 +121,33 @@ def test_the_meta_gradient_is_that_of_central_differences(network, objective):
         )
         assert abs(along) > 1e-6
         assert along == pytest.approx((ahead - behind) / (2 * step), rel=1e-6, abs=1e-10)
+
+
+def test_the_recurrent_unit_has_the_derivative_of_its_equations():
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 6)
+        shapes = ((2, 9), (9,), (3, 9), (3,), (4, 5, 2), (5, 3))
+        into, shift, state, bias, x, way = map(jax.random.normal, keys, shapes)
+        there = jnp.array([True, True, False, True])
+
+        def plain(unit, x):
+            h = jnp.zeros((5, 3))
+            for now, counts in zip(x, there, strict=True):
+                fed, held = now @ unit.into + unit.shift, h @ unit.state
+                r, z = (jax.nn.sigmoid(fed[:, i : i + 3] + held[:, i : i + 3]) for i in (0, 3))
+                new = jnp.tanh(fed[:, 6:] + r * (held[:, 6:] + unit.bias))
+                h = jnp.where(counts, z * h + (1 - z) * new, h)
+            return jnp.vdot(h, way)
+
+        unit = Unit(into, shift, state, bias)
+        ours = jax.jit(
+            jax.value_and_grad(lambda u, x: jnp.vdot(recurrent(u, x, there), way), (0, 1))
+        )(unit, x)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12),
+            ours,
+            jax.jit(jax.value_and_grad(plain, (0, 1)))(unit, x),
+        )
 
 
 def test_derivatives_stop_at_the_start_of_a_window():
@@ -144,16 +167,19 @@ def test_derivatives_stop_at_the_start_of_a_window():
     assert float(value) == pytest.approx(float(same), rel=1e-5)
 
 
-def training(network, steps=3, **options):
+def training(network, steps, **options):
+    """States and objectives of a meta-training, which compiles once."""
     optimizer = js.meta_optimizer(0.01, 100)
     aim = js.Objective(ORACLE, iterations=2, window=2, each=True)
-    state = js.init_meta(network, optimizer, jax.random.key(0))
+    states, values = [js.init_meta(network, optimizer, jax.random.key(0))], []
     step = js.meta_step(network, aim, skill, optimizer, **{"batch": 4, **options})
-    values = []
     for _ in range(steps):
-        state, value = step(state, jax.random.key(1))
+        state, value = step(states[-1], jax.random.key(1))
+        states.append(state)
         values.append(float(value))
-    return state, values
+    # a state on one device and one on all are entries of their own, but of one programme
+    assert step._cache_size() <= 1 + ("mesh" in options)
+    return states, values
 
 
 @pytest.mark.parametrize("gradient", ["unrolled", "es"])
@@ -164,63 +190,28 @@ def test_training_makes_nash_conv_smaller(gradient):
     score = jax.jit(
         lambda p: jax.vmap(lambda k: js.nac_loss(net, aim, p, skill(k), k))(keys).mean()
     )
-    before, _ = training(net, 0)
-    after, _ = training(net, 60, gradient=gradient)
+    before, *_, after = training(net, 60, gradient=gradient)[0]
     assert float(score(after.params)) < float(score(before.params)) - 0.02
     assert int(after.step) == 60
 
 
 @pytest.mark.slow
-def test_the_games_of_a_step_divide_over_devices():
-    code = (
-        "import jax, numpy as np; from tests.solvers.test_nac import NETWORKS, training; "
-        "assert len(jax.devices()) == 2; "
-        "mesh = jax.make_mesh((2,), ('games',)); "
-        "net = NETWORKS['equivariant']; "
-        "a, b = (training(net, steps=1, mesh=m)[0].moments for m in (None, mesh)); "
-        "print(max(float(abs(x - y).max()) for x, y in "
-        "zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))"
-    )
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | flags,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    # the moments are the gradient; Adam's first step would take rounding errors for signs
-    assert float(done.stdout) < 1e-7
+def test_two_processes_train_as_two_devices_do_and_those_as_one():
+    first, second, alone = of_two_and_of_one("tests.nac_process")
+    assert first == second == alone
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_two_devices_do():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+def test_an_evaluation_compiles_once():
+    net = NETWORKS["conv"]
 
-    def start(processes, index):
-        devices = 2 // processes
-        flags = {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_PLATFORMS": "cpu",
-        }
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.nac_process", port, str(processes), str(index)],
-            cwd=ROOT, env=os.environ | flags, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    @jax.jit
+    def grown(solver, oracle, key):
+        return js.psro(skill(key), solver, oracle, key, iterations=1).nash_conv
 
-    found = []
-    for processes in (1, 2):
-        running = [start(processes, i) for i in range(processes)]
-        for p in running:
-            out, error = p.communicate(timeout=300)
-            assert p.returncode == 0, error
-            found.append([line for line in out.splitlines() if line.startswith("result")])
-    assert found[0]
-    assert found[1] == found[2] == found[0]
+    for seed, rate in enumerate((1.0, 2.0)):
+        solver = js.network_solver(net, moved(started(net), seed))
+        grown(solver, js.unrolled(1, rate), jax.random.key(seed))
+    assert grown._cache_size() == 1
 
 
 def test_bad_options_are_refused():

@@ -1,34 +1,14 @@
 """Pipelines on several devices, each check in a process of its own: eight of the host's, or two
 processes on loopback."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 
-# Compiling dominates; what is compiled is small.
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
-
-
-def start(module, *arguments, devices=8):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{FLAGS}{devices}"}
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finished(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
-    return out.split()
+from tests.processes import finished, of_two_and_of_one, start
 
 
 def worst(*arguments):
     """The largest error that a check met."""
-    *_, word, number = finished(start("tests.pipeline_grid", *arguments))
+    *_, word, number = finished(start("tests.pipeline_grid", *arguments, devices=8))
     assert word == "worst"
     return float(number)
 
@@ -73,10 +53,5 @@ def test_what_one_programme_cannot_do_is_named():
 
 def test_two_processes_compute_what_one_does():
     """To the bit: the same programme, its collectives over loopback instead of memory."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pair = [start("tests.pipeline_process", port, 2, i, devices=1) for i in range(2)]
-    first, second = map(finished, pair)
-    alone = finished(start("tests.pipeline_process", port, 1, 0, devices=2))
-    assert first[-3:] == second[-3:] == alone[-3:]
+    first, second, alone = of_two_and_of_one("tests.pipeline_process")
+    assert first == second == alone

@@ -1,0 +1,168 @@
+"""Oracles that know a game by playing it: DiCE and proximal policy optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Key
+
+from jaxsim.games.game import Agent, Draws, Episode, Game, Opponent, Strategy
+from jaxsim.numerics import check_range, check_share, checked_int
+from jaxsim.solvers.responses import Oracle
+
+
+def dice_payoff(
+    game: Game, strategy: Strategy, opponent: Opponent, key: Key[Array, ""], episodes: int
+) -> Float[Array, ""]:
+    """A mean payoff of episodes whose derivatives, of every order, estimate those of the payoff.
+
+    The derivatives are without bias, in the strategy and in the opponent. The baseline at each
+    decision is what the other episodes had from there on, on average.
+
+    Args:
+      game: that can be played in samples.
+      strategy: the player's.
+      opponent: his opponent.
+      key: of all draws.
+      episodes: B, at least 2.
+
+    Raises:
+      ValueError: the game has no `draw`, or too few episodes.
+
+    Source: Foerster et al. (2018), arXiv 1802.05098, eq. 6 and 9.
+    """
+    draws = _draws(game, strategy, opponent, key, episodes)
+    told = _episodes(game, strategy, opponent, draws)
+    chances = told.own + told.other
+    worth = _box(jnp.cumsum(chances, -1)) * told.reward + (1 - _box(chances)) * _baseline(told)
+    return worth.sum((1, 2)).mean()
+
+
+def dice(steps: int, rate: float | Array, episodes: int = 32) -> Oracle:
+    """Gradient ascent from a new agent on payoffs that are sampled; derivatives go through it.
+
+    Args:
+      steps: at least 1.
+      rate: of a step, above 0. Traced.
+      episodes: of each step, at least 2.
+    """
+    check_range("rate", rate, 0, above=True)
+    number = jnp.zeros(checked_int("episodes", episodes, 2))
+    return Partial(_dice, jnp.zeros(checked_int("steps", steps, 1)), jnp.asarray(rate), number)
+
+
+def ppo(
+    iterations: int,
+    rate: float | Array,
+    episodes: int = 64,
+    *,
+    epochs: int = 4,
+    clip: float | Array = 0.2,
+) -> Oracle:
+    """Proximal policy optimisation by Adam from a new agent; no derivative goes through it.
+
+    There is no critic: an advantage is what an episode had from a decision on, less what the others
+    had on average, in units of the spread of all.
+
+    Args:
+      iterations: at least 1.
+      rate: of Adam, above 0. Traced.
+      episodes: of each iteration, at least 2.
+      epochs: steps on the same episodes, at least 1.
+      clip: how far from 1 a ratio of probabilities is worth anything, in [0, 1). Traced.
+
+    Source: Schulman et al. (2017), arXiv 1707.06347, eq. 7.
+    """
+    check_range("rate", rate, 0, above=True)
+    check_share("clip", clip)
+    counts = (("iterations", iterations, 1), ("episodes", episodes, 2), ("epochs", epochs, 1))
+    sizes = (jnp.zeros(checked_int(*c)) for c in counts)
+    return Partial(_ppo, *sizes, jnp.asarray(rate), jnp.asarray(clip))
+
+
+def _draws(game: Game, strategy: Strategy, opponent: Opponent, key: Any, episodes: int) -> Draws:
+    if game.draw is None:
+        raise ValueError("game: cannot be played in samples; give another oracle")
+    keys = jax.random.split(key, checked_int("episodes", episodes, 2))
+    still = lax.stop_gradient((strategy, opponent))
+    return jax.vmap(game.draw, (0, None, None))(keys, *still)
+
+
+def _episodes(game: Game, strategy: Strategy, opponent: Opponent, draws: Draws) -> Episode:
+    assert game.episode is not None  # where there is `draw`
+    return jax.vmap(game.episode, (None, None, 0))(strategy, opponent, draws)
+
+
+def _box(chances: Array) -> Array:
+    """One, with the derivatives of the probability over itself."""
+    return jnp.exp(chances - lax.stop_gradient(chances))
+
+
+def _ahead(told: Episode) -> Array:
+    """What each episode had from each decision on."""
+    return lax.stop_gradient(jnp.flip(jnp.cumsum(jnp.flip(told.reward, -1), -1), -1))
+
+
+def _baseline(told: Episode) -> Array:
+    """The mean of what the other episodes had: independent of the one, so without bias."""
+    ahead = _ahead(told)
+    return (ahead.sum(0) - ahead) / (len(ahead) - 1)
+
+
+def _dice(
+    steps: Array, rate: Array, number: Array, game: Game, opponent: Opponent, key: Any
+) -> Agent:
+    first, rest = jax.random.split(key)
+
+    def one(agent: Agent, key: Any) -> tuple[Agent, None]:
+        slope = jax.grad(lambda a: dice_payoff(game, game.strategy(a), opponent, key, len(number)))(
+            agent
+        )
+        return jax.tree.map(lambda a, s: a + rate * s, agent, slope), None
+
+    return lax.scan(one, game.init(first), jax.random.split(rest, len(steps)))[0]
+
+
+def _ppo(
+    iterations: Array,
+    number: Array,
+    epochs: Array,
+    rate: Array,
+    clip: Array,
+    game: Game,
+    opponent: Opponent,
+    key: Any,
+) -> Agent:
+    first, rest = jax.random.split(key)
+    opponent = lax.stop_gradient(opponent)
+    adam = optax.scale_by_adam()
+
+    def iteration(carry: tuple[Agent, Any], key: Any) -> tuple[tuple[Agent, Any], None]:
+        strategy = game.strategy(carry[0])
+        draws = _draws(game, strategy, opponent, key, len(number))
+        old = _episodes(game, strategy, opponent, draws)
+        better = _ahead(old) - _baseline(old)
+        better = better / (better.std() + 1e-8)
+
+        def surrogate(agent: Agent) -> Array:
+            own = _episodes(game, game.strategy(agent), opponent, draws).own
+            ratio = jnp.exp(own - old.own)
+            clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+            return jnp.minimum(ratio * better, clipped * better).sum((1, 2)).mean()
+
+        def epoch(carry: tuple[Agent, Any], _: Any) -> tuple[tuple[Agent, Any], None]:
+            agent, moments = carry
+            step, moments = adam.update(jax.grad(surrogate)(agent), moments)
+            return (jax.tree.map(lambda a, s: a + rate * s, agent, step), moments), None
+
+        return lax.scan(epoch, carry, epochs)[0], None
+
+    agent = game.init(first)
+    keys = jax.random.split(rest, len(iterations))
+    agent = lax.scan(iteration, (agent, adam.init(agent)), keys)[0][0]
+    return lax.stop_gradient(agent)
