@@ -1,8 +1,8 @@
 """An encoder that leaves out tokens as it goes up and lets rows leave before the top.
 
 Two functions decide and compute: `_attend`, the first half of a layer and which tokens stay, and
-`_conclude`, the second half and which rows leave. `simulate` takes them over whole batches and masks
-what is left out; `run` takes them over what remains.
+`_conclude`, the second half and what its exit says. `simulate` takes them over whole batches and
+masks what is left out; `run` takes them over what remains.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from jaxsim.decision import (
     check_rule,
     leaves,
     no_streak,
-    normalized_entropy,
     rounded_up,
 )
 from jaxsim.encoder import Encoder, Pool, check_ids, flops_layer
@@ -191,8 +190,8 @@ class Pyramid:
         """What `simulate` says, without computing what is left out.
 
         Rows are sorted by length and run in batches. Tokens that are left out and rows that have
-        left are dropped as soon as that saves a bucket; copies that fill one change nothing. A layer
-        whose level is 0 is one programme, and nothing waits for the host where nothing is decided.
+        left are dropped as soon as that saves a bucket; copies that fill one change nothing. A
+        layer of level 0 is one programme, and nothing waits for the host where nothing is decided.
 
         Args:
           ids: of the tokens, padded behind, any number of rows.
@@ -247,20 +246,22 @@ class Pyramid:
                 )
                 for whole in (True, False):
                     _step(self, 0, x, count, no_streak(B), whole=whole)
-                smaller = [(b, n) for b in rows if b < B] + [(B, m) for m in tokens if m < n]
-                for b, m in smaller:
-                    _take(x, np.zeros(b, np.int32), np.zeros((b, m), np.int32))
+                for b in (b for b in rows if b < B):
+                    _take_rows(x, np.zeros(b, np.int32))
+                for m in (m for m in tokens if m <= n):
+                    _take_tokens(x, np.zeros((B, m), np.int32))
         return programmes() - before
 
 
 def programmes() -> int:
     """How many programmes `run` has compiled in this process."""
-    return sum(f._cache_size() for f in (_embed, _attend_jit, _conclude_jit, _whole, _take))
+    return sum(
+        f._cache_size()
+        for f in (_embed, _attend_jit, _conclude_jit, _whole, _take_rows, _take_tokens)
+    )
 
 
-def decided(
-    net: Pyramid, passed: Passed, lengths: Int[Array, " B"]
-) -> Exits:
+def decided(net: Pyramid, passed: Passed, lengths: Int[Array, " B"]) -> Exits:
     """The exits that rows take, from what every exit says: cheap, to sweep `threshold` with.
 
     Args:
@@ -279,9 +280,9 @@ def decided(
     logits = jnp.take_along_axis(passed.logits, layer[:, None, None] - 1, 1)[:, 0]
     computed = jnp.arange(L) < layer[:, None]
     kept = jnp.where(computed, passed.kept, 0).astype(jnp.int32)
-    return Exits(
-        logits, layer, jnp.stack(uncertainty, 1), _flops(net.encoder, kept, lengths), kept
-    )
+    n_in = jnp.concatenate([jnp.asarray(lengths)[:, None], kept[:, :-1]], 1)
+    flops = _flops(net.encoder, n_in, kept)
+    return Exits(logits, layer, jnp.stack(uncertainty, 1), flops, kept)
 
 
 def _heads(net: Pyramid) -> tuple[Head, ...]:
@@ -298,13 +299,10 @@ def _check(net: Pyramid, ids: Any, lengths: Any) -> None:
     check_ids(net.encoder, ids, lengths)
 
 
-def _flops(encoder: Encoder, kept: Any, lengths: Any) -> Any:
-    """[B] of each row: layers with no token left were not computed."""
-    n_in = jnp.concatenate([jnp.asarray(lengths)[:, None], kept[:, :-1]], 1)
-    spent = flops_layer(
-        n_in.astype(jnp.float32), kept.astype(jnp.float32), encoder.width, encoder.hidden
-    )
-    return jnp.sum(jnp.where(kept > 0, spent, 0), 1)
+def _flops(encoder: Encoder, n_in: Any, n_out: Any) -> Any:
+    """[B] of each row, from the tokens [B, L] of both halves; without any, a layer did not run."""
+    sizes = encoder.width, encoder.hidden
+    return (flops_layer(1.0 * n_in, 1.0 * n_out, *sizes) * (n_out > 0)).sum(1)
 
 
 def _attend(
@@ -367,15 +365,22 @@ _conclude_jit = partial(jax.jit, static_argnames=("pool", "patience", "first"))(
 
 
 @partial(jax.jit, static_argnames=("pool", "patience", "first"))
-def _whole(attention: Network, feed_forward: Network, head: Head, x: Array, *rest: Any, **rule: Any):
+def _whole(
+    attention: Network, feed_forward: Network, head: Head, x: Array, *rest: Any, **rule: Any
+):
     y, _ = attention(x, prefix(rest[0], x.shape[1]))
     return _stepped(feed_forward, head, y, *rest, **rule)
 
 
 @jax.jit
-def _take(x: Any, rows: Any, tokens: Any) -> Array:
-    """Tokens [B', n'] of the given rows [B']."""
-    return x[rows[:, None], tokens]
+def _take_rows(x: Any, rows: Any) -> Array:
+    return x[rows]
+
+
+@jax.jit
+def _take_tokens(x: Any, tokens: Any) -> Array:
+    """The tokens [B, n'] of each row."""
+    return jnp.take_along_axis(x, tokens[..., None], 1, mode="clip")
 
 
 def _step(net: Pyramid, i: int, x: Any, count: Any, streak: Streak, *, whole: bool) -> _Step:
@@ -418,7 +423,7 @@ def _run(net: Pyramid, ids: np.ndarray, lengths: np.ndarray, buckets: Buckets) -
         # Later layers overwrite: what is left is the exit that each row took.
         logits[rows], layer[rows] = np.asarray(step.logits)[at], i + 1
         kept[rows, i], uncertainty[rows, i] = count, np.asarray(step.uncertainty)[at]
-    flops = _flops(net.encoder, kept, lengths)
+    flops = _flops(net.encoder, np.concatenate([lengths[:, None], kept[:, :-1]], 1), kept)
     return Exits(*map(jnp.asarray, (logits, layer, uncertainty, flops, kept)))
 
 
@@ -441,9 +446,8 @@ def _run_batch(
         size = rounded_up(len(at), buckets.batch)
         if size < len(count):
             chosen = _filled(at, size)
-            n = min(rounded_up(int(count[at].max()), buckets.token), x.shape[1])
-            x = _take(x, chosen, np.broadcast_to(np.arange(n, dtype=np.int32), (size, n)))
-            streak = Streak(*(np.asarray(part)[chosen] for part in streak))
+            x = _take_rows(x, chosen)
+            streak = Streak(*(jnp.asarray(np.asarray(part)[chosen]) for part in streak))
             count, at = count[chosen], np.arange(len(at))
         pruned = levels[i] > 0
         if pruned:
@@ -456,7 +460,7 @@ def _run_batch(
             count = np.minimum(count, n)  # of rows that have left
             # Tokens that stay keep their order.
             tokens = np.argsort(~keep, 1, kind="stable")[:, :n].astype(np.int32)
-            x = _take(x, np.arange(len(count), dtype=np.int32), tokens)
+            x = _take_tokens(x, tokens)
         step = _step(net, i, x, count, streak, whole=not pruned)
         x, streak = step.x, step.streak
         said.append(_Said(rows, at, i, count[at], step._replace(x=None, leave=None)))

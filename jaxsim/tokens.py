@@ -76,7 +76,7 @@ def rising(final: float, layers: int) -> Float[Array, " L"]:
       ValueError: `final` is negative, or there is no layer.
     """
     check_range("final", final, 0)
-    return final * jnp.arange(1, checked_int("layers", layers, 1) + 1) / layers
+    return jnp.float32(final) * jnp.arange(1, checked_int("layers", layers, 1) + 1) / layers
 
 
 def falling(final: float, layers: int) -> Float[Array, " L"]:

@@ -145,7 +145,9 @@ class Bert(nn.Module):
           ids: word pieces, padded behind.
           lengths: how many of each row are there.
         """
-        return self.head(self.pool(self.hidden_states(ids, lengths)[-1], prefix(lengths, ids.shape[1])))
+        return self.head(
+            self.pool(self.hidden_states(ids, lengths)[-1], prefix(lengths, ids.shape[1]))
+        )
 
     def hidden_states(
         self, ids: Int[Array, "B n"], lengths: Int[Array, " B"]
@@ -233,9 +235,9 @@ def from_hugging_face(
     for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(name, only) != only:
             raise ValueError(f"config: {name} is {config[name]!r}; must be {only!r}")
-    shapes = jax.eval_shape(
-        model.init, key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
-    )["params"]
+    shapes = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))[
+        "params"
+    ]
 
     def found(name: str) -> np.ndarray:
         for full in (name, f"bert.{name}"):
