@@ -190,8 +190,8 @@ class Pyramid:
         """What `simulate` says, without computing what is left out.
 
         Rows are sorted by length and run in batches. Tokens that are left out and rows that have
-        left are dropped as soon as that saves a bucket; copies that fill one change nothing. A
-        layer of level 0 is one programme, and nothing waits for the host where nothing is decided.
+        left are dropped as soon as that saves a bucket; copies that fill one change nothing. Layers
+        that decide nothing are one programme, for which nothing waits.
 
         Args:
           ids: of the tokens, padded behind, any number of rows.
@@ -214,12 +214,20 @@ class Pyramid:
             if net.cores and not net.deployed:
                 raise ValueError(
                     f"run: the core at {next(iter(net.cores))} is not deployed, and may take its "
-                    "ranges from whatever tokens are in a batch; encoder.deploy_layers first"
+                    "ranges from whatever tokens are in a batch; js.deploy_layers(encoder, …) first"
                 )
+            for site in net.sites:
+                if site.kind == "dynamic" and site.name in net.cores:
+                    raise ValueError(
+                        f"run: {site.name} contracts two inputs, and its core takes their ranges "
+                        "from whatever tokens are in a batch; use simulate"
+                    )
         return _run(self, np.asarray(ids), np.asarray(lengths), buckets)
 
     def warm_up(self, longest: int, *, buckets: Buckets = Buckets()) -> int:  # noqa: B008
         """Compiles what `run` can meet for sequences of up to `longest` tokens.
+
+        Other levels and thresholds compile nothing more, unless other layers are then at level 0.
 
         Args:
           longest: tokens.
@@ -237,6 +245,7 @@ class Pyramid:
         rows = range(buckets.batch, buckets.max_batch + 1, buckets.batch)
         steps = range(buckets.token, rounded_up(longest, buckets.token) + 1, buckets.token)
         tokens = [min(n, self.encoder.positions) for n in steps]
+        sizes = {1, len(_heads(self))} | {end - i for i, end in enumerate(_ends(self)) if end > i}
         for B in rows:
             for n in tokens:
                 x = _embed(self.encoder.embed, np.zeros((B, n), np.int32))
@@ -244,8 +253,9 @@ class Pyramid:
                 _attend_jit(
                     self.encoder.attention[0], self.level[0], x, count, self.keeps, self.protect
                 )
-                for whole in (True, False):
-                    _step(self, 0, x, count, no_streak(B), whole=whole)
+                _second_half(self, 0, x, count, no_streak(B))
+                for size in sizes:
+                    _layers(self, 0, size, x, count, no_streak(B))
                 for b in (b for b in rows if b < B):
                     _take_rows(x, np.zeros(b, np.int32))
                 for m in (m for m in tokens if m <= n):
@@ -255,10 +265,11 @@ class Pyramid:
 
 def programmes() -> int:
     """How many programmes `run` has compiled in this process."""
-    return sum(
-        f._cache_size()
-        for f in (_embed, _attend_jit, _conclude_jit, _whole, _take_rows, _take_tokens)
+    compiled: tuple[Any, ...] = (
+        *(_embed, _attend_jit, _conclude_jit, _whole_jit),
+        *(_take_rows, _take_tokens),
     )
+    return sum(f._cache_size() for f in compiled)
 
 
 def decided(net: Pyramid, passed: Passed, lengths: Int[Array, " B"]) -> Exits:
@@ -335,17 +346,15 @@ def _attend_jit(attention: Network, level: Any, x: Any, count: Any, keeps: Keeps
     return _attend(attention, level, x, prefix(count, x.shape[1]), keeps, protect)
 
 
-class _Step(NamedTuple):
-    """What a layer leaves: [B, …] on the device."""
+class _Answer(NamedTuple):
+    """What one exit says of a batch: [B, …] on the device."""
 
-    x: Array
     logits: Array
     leave: Array
     uncertainty: Array
-    streak: Streak
 
 
-def _stepped(
+def _answered(
     feed_forward: Network,
     head: Head,
     y: Array,
@@ -356,20 +365,35 @@ def _stepped(
     pool: Pool,
     patience: int,
     first: int,
-) -> _Step:
+) -> tuple[Array, Streak, _Answer]:
     x, _, logits = _conclude(feed_forward, head, y, prefix(count, y.shape[1]), pool)
-    return _Step(x, logits, *leaves(Rule(threshold, patience, first), logits, streak, layer))
+    rule = Rule(threshold, patience, first)
+    leave, uncertainty, streak = leaves(rule, logits, streak, layer)
+    return x, streak, _Answer(logits, leave, uncertainty)
 
 
-_conclude_jit = partial(jax.jit, static_argnames=("pool", "patience", "first"))(_stepped)
+_conclude_jit = partial(jax.jit, static_argnames=("pool", "patience", "first"))(_answered)
 
 
 @partial(jax.jit, static_argnames=("pool", "patience", "first"))
-def _whole(
-    attention: Network, feed_forward: Network, head: Head, x: Array, *rest: Any, **rule: Any
-):
-    y, _ = attention(x, prefix(rest[0], x.shape[1]))
-    return _stepped(feed_forward, head, y, *rest, **rule)
+def _whole_jit(
+    layers: tuple[tuple[Network, Network, Head], ...],
+    x: Array,
+    count: Array,
+    streak: Streak,
+    threshold: Any,
+    layer: Any,
+    **rule: Any,
+) -> tuple[Array, Streak, list[_Answer]]:
+    """Layers that leave out no token, one after the other."""
+    answers: list[_Answer] = []
+    for i, (attention, feed_forward, head) in enumerate(layers):
+        y, _ = attention(x, prefix(count, x.shape[1]))
+        x, streak, answer = _answered(
+            feed_forward, head, y, count, streak, threshold, layer + i, **rule
+        )
+        answers.append(answer)
+    return x, streak, answers
 
 
 @jax.jit
@@ -383,14 +407,52 @@ def _take_tokens(x: Any, tokens: Any) -> Array:
     return jnp.take_along_axis(x, tokens[..., None], 1, mode="clip")
 
 
-def _step(net: Pyramid, i: int, x: Any, count: Any, streak: Streak, *, whole: bool) -> _Step:
-    """Layer i, or its second half."""
-    pieces = (net.encoder.feed_forward[i], _heads(net)[i], x, count, streak)
-    rule: Any = {"pool": net.encoder.pool, "patience": net.patience, "first": net.first}
-    rest = (net.threshold, np.int32(i + 1))
-    if whole:
-        return _whole(net.encoder.attention[i], *pieces, *rest, **rule)
-    return _conclude_jit(*pieces, *rest, **rule)
+def _second_half(
+    net: Pyramid, i: int, y: Any, count: Any, streak: Streak
+) -> tuple[Array, Streak, list[_Answer]]:
+    """That of layer i."""
+    pieces = net.encoder.feed_forward[i], _heads(net)[i]
+    x, streak, answer = _conclude_jit(
+        *pieces, y, count, streak, net.threshold, np.int32(i + 1), **_static(net)
+    )
+    return x, streak, [answer]
+
+
+def _layers(
+    net: Pyramid, i: int, end: int, x: Any, count: Any, streak: Streak
+) -> tuple[Array, Streak, list[_Answer]]:
+    """Layers i to `end`, which leave out no token."""
+    encoder = net.encoder
+    layers = zip(encoder.attention, encoder.feed_forward, _heads(net), strict=True)
+    return _whole_jit(
+        tuple(layers)[i:end], x, count, streak, net.threshold, np.int32(i + 1), **_static(net)
+    )
+
+
+def _static(net: Pyramid) -> dict[str, Any]:
+    return {"pool": net.encoder.pool, "patience": net.patience, "first": net.first}
+
+
+def _ends(net: Pyramid) -> list[int]:
+    """For each layer, where the run of layers from it on ends that one programme computes.
+
+    That is before a layer that leaves out tokens, and after one whose rows may leave: the layer
+    itself where it leaves out tokens.
+    """
+    levels, L = np.asarray(net.level), len(net.encoder.attention)
+    ends: list[int] = []
+    for i in range(L):
+        end = i
+        while end < L and levels[end] <= 0 and (end == i or not _waits(net, end - 1)):
+            end += 1
+        ends.append(end)
+    return ends
+
+
+def _waits(net: Pyramid, i: int) -> bool:
+    """Whether rows may leave after layer i, so that the host has to look."""
+    may = bool(net.patience) or float(net.threshold) > 0
+    return may and net.first <= i + 1 < len(net.encoder.attention)
 
 
 class _Said(NamedTuple):
@@ -401,14 +463,14 @@ class _Said(NamedTuple):
       at: where they are in the batch.
       layer: counted from 0.
       kept: tokens of each row.
-      step: on the device.
+      answer: of the whole batch.
     """
 
     rows: np.ndarray
     at: np.ndarray
     layer: int
     kept: np.ndarray
-    step: _Step
+    answer: _Answer
 
 
 def _run(net: Pyramid, ids: np.ndarray, lengths: np.ndarray, buckets: Buckets) -> Exits:
@@ -419,10 +481,10 @@ def _run(net: Pyramid, ids: np.ndarray, lengths: np.ndarray, buckets: Buckets) -
     B, L, C = len(ids), len(net.encoder.attention), net.encoder.head["bias"].shape[0]
     logits, layer = np.zeros((B, C), np.float32), np.zeros(B, np.int32)
     kept, uncertainty = np.zeros((B, L), np.int32), np.full((B, L), np.nan, np.float32)
-    for rows, at, i, count, step in said:
+    for rows, at, i, count, answer in said:
         # Later layers overwrite: what is left is the exit that each row took.
-        logits[rows], layer[rows] = np.asarray(step.logits)[at], i + 1
-        kept[rows, i], uncertainty[rows, i] = count, np.asarray(step.uncertainty)[at]
+        logits[rows], layer[rows] = np.asarray(answer.logits)[at], i + 1
+        kept[rows, i], uncertainty[rows, i] = count, np.asarray(answer.uncertainty)[at]
     flops = _flops(net.encoder, np.concatenate([lengths[:, None], kept[:, :-1]], 1), kept)
     return Exits(*map(jnp.asarray, (logits, layer, uncertainty, flops, kept)))
 
@@ -431,9 +493,7 @@ def _run_batch(
     net: Pyramid, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, buckets: Buckets
 ) -> list[_Said]:
     """All layers over rows of like lengths."""
-    levels, encoder = np.asarray(net.level), net.encoder
-    L = len(encoder.attention)
-    waits = bool(net.patience) or float(net.threshold) > 0
+    encoder, ends = net.encoder, _ends(net)
     padded = _filled(rows, rounded_up(len(rows), buckets.batch))
     count = lengths[padded].astype(np.int32)
     n = min(rounded_up(int(count.max()), buckets.token), encoder.positions)
@@ -441,16 +501,17 @@ def _run_batch(
     width = min(n, ids.shape[1])
     given[:, :width] = ids[padded, :width]
     x, streak = _embed(encoder.embed, given), no_streak(len(padded))
-    at, said = np.arange(len(rows)), []
-    for i in range(L):
+    at, said, i = np.arange(len(rows)), [], 0
+    while i < len(ends):
         size = rounded_up(len(at), buckets.batch)
         if size < len(count):
             chosen = _filled(at, size)
             x = _take_rows(x, chosen)
             streak = Streak(*(jnp.asarray(np.asarray(part)[chosen]) for part in streak))
             count, at = count[chosen], np.arange(len(at))
-        pruned = levels[i] > 0
-        if pruned:
+        if ends[i] > i:
+            x, streak, answers = _layers(net, i, ends[i], x, count, streak)
+        else:
             x, keep = _attend_jit(
                 encoder.attention[i], net.level[i], x, count, net.keeps, net.protect
             )
@@ -460,12 +521,11 @@ def _run_batch(
             count = np.minimum(count, n)  # of rows that have left
             # Tokens that stay keep their order.
             tokens = np.argsort(~keep, 1, kind="stable")[:, :n].astype(np.int32)
-            x = _take_tokens(x, tokens)
-        step = _step(net, i, x, count, streak, whole=not pruned)
-        x, streak = step.x, step.streak
-        said.append(_Said(rows, at, i, count[at], step._replace(x=None, leave=None)))
-        if waits and net.first <= i + 1 < L:
-            stay = ~np.asarray(step.leave)[at]
+            x, streak, answers = _second_half(net, i, _take_tokens(x, tokens), count, streak)
+        said += [_Said(rows, at, i + k, count[at], a) for k, a in enumerate(answers)]
+        i += len(answers)
+        if _waits(net, i - 1):
+            stay = ~np.asarray(answers[-1].leave)[at]
             rows, at = rows[stay], at[stay]
             if not len(at):
                 break
