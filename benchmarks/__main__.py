@@ -28,6 +28,7 @@ NAMES = (
     "nac",
     "interpreters",
     "pyramid",
+    "exits",
 )
 
 

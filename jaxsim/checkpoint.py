@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxsim.exits import EarlyExit
 from jaxsim.network import Network, param_names, params_read, path_name, write_states
 from jaxsim.packing import Form, pack, unpack
 
@@ -201,11 +202,13 @@ def trail(folder: str | Path, *, run: str) -> Generator[Trail]:
 
 
 def _content(net: Network) -> dict[str, Any]:
-    return {k: getattr(net, k) for k in ("params", "buffers", "masks", "cores", "states")}
+    more = ("heads", "threshold") if isinstance(net, EarlyExit) else ()
+    names = ("params", "buffers", "masks", "cores", "states", *more)
+    return {name: getattr(net, name) for name in names}
 
 
 def describe(net: Network) -> list[str]:
-    """A network in lines: each site with the static part of its core, each mask and parameter."""
+    """A network in lines: each site with the static part of its core, masks, parameters, exits."""
     sites = [
         f"{s.name} {s.dtype}{list(s.stack)}{list(s.w_shape)} "
         + " ".join(w.signature() for w in net.cores.get(s.name, ()))
@@ -216,7 +219,8 @@ def describe(net: Network) -> list[str]:
         f"{path_name(path)} {jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         for path, leaf in jax.tree_util.tree_leaves_with_path((net.params, net.buffers))
     ]
-    return [*sites, *masks, *arrays]
+    exits = [f"exit at {name}" for name in net.cuts] if isinstance(net, EarlyExit) else []
+    return [*sites, *masks, *arrays, *exits]
 
 
 def _home(net: Network) -> jax.sharding.Sharding:

@@ -219,7 +219,7 @@ class EarlyExit(Network):
         step = _stepper(self, arguments, key)
         for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):
             live: list[np.ndarray] = []
-            streak = Streak(*map(np.asarray, no_streak(rows)))
+            streak = jax.tree.map(np.array, no_streak(rows))
             for at in range(len(self.heads) + 1):
                 live = [*map(np.asarray, step(at, np.zeros(rows, int), live, streak).live)]
         return programmes() - before
@@ -448,7 +448,8 @@ def _read(net: EarlyExit, arguments: Parts, key: Any) -> list[Array]:
     plan, live, found = prepared(net, arguments), list[Array](), list[Array]()
     for at, stage in enumerate(plan.cut.stages):
         own = held(net, plan.cut, stage)
-        live = _advance(plan, at, own, arguments.arrays, live, key, None)
+        given = [arguments.arrays[i] for i in stage.arguments]
+        live = _advance(plan, at, own, given, live, key, None)
         last = at == len(net.heads)
         found += live if last else [plan.feature(_leading(live, plan.outline.axes[at]))]
     return found
@@ -464,8 +465,9 @@ def _simulated(net: EarlyExit, arguments: Parts, key: Any) -> Exits:
     for at, stage in enumerate(plan.cut.stages):
         own = held(net, plan.cut, stage)
         head = net.heads[at] if at < last else None
+        given = [arguments.arrays[i] for i in stage.arguments]
         live, found, leave, doubt, streak = _exit(
-            plan, at, own, head, net.threshold, arguments.arrays, live, streak, key, None
+            plan, at, own, head, net.threshold, given, live, streak, key, None
         )
         uncertainty.append(jnp.where(staying, doubt, jnp.nan))
         logits = jnp.where(staying[:, None], found, logits)
@@ -491,7 +493,7 @@ def _advance(
     outputs = run_stage(
         stage,
         own,
-        [jnp.asarray(arguments[i]) for i in stage.arguments],
+        [jnp.asarray(a) for a in arguments],
         [known[source] for source in stage.sources],
         ranges=plan.ranges,
         key=key,
@@ -523,7 +525,7 @@ def _exit(
     return Decided(after, logits, *leaves(rule, logits, streak, at + 1))
 
 
-_step = partial(jax.jit, static_argnames=("plan", "at"))(_exit)
+_step: Any = partial(jax.jit, static_argnames=("plan", "at"))(_exit)
 
 
 def programmes() -> int:
@@ -557,7 +559,8 @@ def _stepper(net: EarlyExit, arguments: Parts, key: Any) -> Callable[..., Decide
             plans[n] = prepared(net, _resized(arguments, rows, n))
         if at not in owned:
             owned[at] = held(net, plans[n].cut, plans[n].cut.stages[at])
-        given = [a[which] if _holds_rows(a, rows) else a for a in arrays]
+        read = (arrays[i] for i in plans[n].cut.stages[at].arguments)
+        given = [a[which] if _holds_rows(a, rows) else a for a in read]
         head = net.heads[at] if at < len(net.heads) else None
         part = np.int32(next(batches))
         return _step(plans[n], at, owned[at], head, threshold, given, live, streak, key, part)
@@ -574,7 +577,7 @@ def _run(net: EarlyExit, arguments: Parts, buckets: Buckets, key: Any) -> Exits:
     logits = np.zeros((rows, found.classes), np.float32)
     layer = np.full(rows, last + 1, np.int32)
     uncertainty = np.full((rows, last + 1), np.nan, np.float32)
-    streak = Streak(*map(np.array, no_streak(rows)))
+    streak = jax.tree.map(np.array, no_streak(rows))
     queues: list[_Queue | None] = [_Queue(np.arange(rows), []), *[None] * last]
     # The latest stage that has a full batch, so that few rows wait; if none has, the first.
     while waiting := [(at, queue) for at, queue in enumerate(queues) if queue is not None]:
@@ -585,7 +588,7 @@ def _run(net: EarlyExit, arguments: Parts, buckets: Buckets, key: Any) -> Exits:
         rows_of = np.append(np.arange(n), np.zeros(rounded_up(n, buckets.batch) - n, int))
         brought = [_rows_along(a, rows_of, axis) for a, axis in zip(live, axes[at], strict=True)]
         which = ids[rows_of]
-        out = step(at, which, brought, Streak(streak.label[which], streak.length[which]))
+        out = step(at, which, brought, jax.tree.map(lambda a, which=which: a[which], streak))
         logits[ids], uncertainty[ids, at] = out.logits[:n], out.uncertainty[:n]
         streak.label[ids], streak.length[ids] = out.streak.label[:n], out.streak.length[:n]
         leave = np.asarray(out.leave)[:n]
@@ -604,7 +607,7 @@ def _taken(
 ) -> tuple[np.ndarray, list[np.ndarray], _Queue | None]:
     """The first rows of a queue, and the queue without them."""
     if len(queue.ids) <= most:
-        return *queue, None
+        return queue.ids, queue.live, None
     first, rest = (
         _Queue(
             queue.ids[rows],
@@ -612,7 +615,7 @@ def _taken(
         )
         for rows in (slice(most), slice(most, None))
     )
-    return *first, rest
+    return first.ids, first.live, rest
 
 
 def _joined(queue: _Queue | None, more: _Queue, axes: Sequence[int]) -> _Queue:

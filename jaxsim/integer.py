@@ -37,6 +37,7 @@ from jaxsim.cores.blocked import blocked
 from jaxsim.cores.quantized import Quantized, quantized, stored
 from jaxsim.cores.sliced import sliced
 from jaxsim.dyadic import dyadic, rescale
+from jaxsim.exits import EarlyExit
 from jaxsim.grid import Grid, scale_and_zero
 from jaxsim.network import (
     Contraction,
@@ -183,6 +184,8 @@ def integer_only(chip: Network) -> IntegerNetwork:
     """
     if not isinstance(chip, Network):
         raise ValueError(f"chip: a {type(chip).__name__} is no Network")
+    if isinstance(chip, EarlyExit):
+        raise ValueError("integer_only cannot follow exit_early: its classifiers are floats")
     if not (chip.deployed and chip.calibrated):
         raise ValueError("chip: give what js.deploy(net, calibrate=inputs) returns")
     held = (chip.masked_params(), chip.buffers)

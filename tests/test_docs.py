@@ -27,6 +27,7 @@ PAGES = (
     "analog",
     "parasitics",
     "pipeline",
+    "exits",
     "quantum",
     "collaborative",
     "nac",

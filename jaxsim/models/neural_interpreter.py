@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -148,28 +149,29 @@ class LineOfCode(nn.Module):
         U, B, N, width = x.shape
         H = self.heads
 
-        def split(name: str, size: int, *, use_bias: bool) -> Float[Array, "U B N H k"]:
+        def split(name: str, size: int, *, use_bias: bool) -> Float[Array, "U B H N k"]:
+            # Heads first: XLA's CPU backend copies this far faster than the order that an einsum
+            # over tokens first would have it make, and multiplies both products as they lie.
             layer = ModLin(H * size, use_bias, self.fold, name=name)
-            return layer(x, codes).reshape(U, B, N, H, size)
+            return jnp.swapaxes(layer(x, codes).reshape(U, B, N, H, size), 2, 3)
 
         q = split("query", self.qk_width, use_bias=False) * self.qk_width**-0.5
         k = split("key", self.qk_width, use_bias=False)
         v = split("value", width // H, use_bias=True)
-        scores = jnp.einsum("ubnhk,ubmhk->ubhnm", q, k)
+        scores = jnp.einsum("ubhnk,ubhmk->ubhnm", q, k)
         if self.positions is not None and grid is not None:
             per = codes if self.positions == "per_function" else None
             bias = RelativePosition(H, name="position")(grid, N, per)
             scores = scores + bias.reshape(-1, 1, H, N, N)
-        # C_i C_j softmax(s)_ij over its sum: both sums come from one product with e^s, so that the
+        # C_i C_j softmax(s)_ij over its sum: all sums come from one product with e^s, so that the
         # weights themselves are never normalised.
         e = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        gated = share[..., None, None]
-        taken = jnp.concatenate([gated * v, gated * jnp.ones_like(v[..., :1])], -1)
-        sums = jnp.einsum("ubhnm,ubmhk->ubnhk", e, taken)
-        total = jnp.moveaxis(e.sum(-1), 2, -1)[..., None]
-        y = gated * sums[..., :-1] / (self.eps * total + gated * sums[..., -1:])
+        gate = share[:, :, None, :, None]
+        one = jnp.ones_like(v[..., :1])
+        sums = jnp.einsum("ubhnm,ubhmk->ubhnk", e, jnp.concatenate([gate * v, gate * one, one], -1))
+        y = gate * sums[..., :-2] / (self.eps * sums[..., -1:] + gate * sums[..., -2:-1])
         out = ModLin(width, fold=self.fold, name="mix")
-        return out(y.reshape(U, B, N, width), codes)
+        return out(jnp.swapaxes(y, 2, 3).reshape(U, B, N, width), codes)
 
 
 class Script(nn.Module):
@@ -241,7 +243,9 @@ class Script(nn.Module):
             z = jnp.broadcast_to(x, (len(codes), *x.shape))
             for loc in locs:
                 z = loc(z, codes, share, grid)
-            x = jnp.sum(share[..., None] * z, 0)
+            # Added one by one: XLA's CPU backend takes longer to reduce the leading axis than for
+            # the products of the perceptron.
+            x = functools.reduce(jnp.add, share[..., None] * z)
             shares.append(share)
         return x, jnp.stack(shares)
 

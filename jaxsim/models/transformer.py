@@ -32,14 +32,16 @@ class Layer(nn.Module):
         B, N, width = x.shape
         H = self.heads
         h = nn.LayerNorm(name="norm_a")(x)
+        # Heads first, as in the Neural Interpreter.
         q, k, v = (
-            nn.Dense(width, name=name)(h).reshape(B, N, H, width // H)
+            jnp.swapaxes(nn.Dense(width, name=name)(h).reshape(B, N, H, width // H), 1, 2)
             for name in ("query", "key", "value")
         )
-        scores = jnp.einsum("bnhk,bmhk->bhnm", q, k) * (width // H) ** -0.5
+        scores = jnp.einsum("bhnk,bhmk->bhnm", q, k) * (width // H) ** -0.5
         if self.positions and grid is not None:
             scores = scores + RelativePosition(H, name="position")(grid, N)
-        mixed = jnp.einsum("bhnm,bmhk->bnhk", jax.nn.softmax(scores), v).reshape(B, N, width)
+        mixed = jnp.einsum("bhnm,bhmk->bhnk", jax.nn.softmax(scores), v)
+        mixed = jnp.swapaxes(mixed, 1, 2).reshape(B, N, width)
         x = x + nn.Dense(width, name="mix")(mixed)
         h = nn.Dense(self.ratio * width, name="hidden")(nn.LayerNorm(name="norm_b")(x))
         return x + nn.Dense(width, name="output")(nn.gelu(h, approximate=False))

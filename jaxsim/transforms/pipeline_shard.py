@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxsim import spmd
+from jaxsim.exits import EarlyExit
 from jaxsim.microbatch import batch_of
 from jaxsim.mpmd import Place, Remat, Work, programmes
 from jaxsim.network import Network
@@ -103,6 +104,8 @@ def pipeline_shard(
         require_network(net, "pipeline_shard")
         if isinstance(net, Pipeline):
             raise ValueError("pipeline_shard cannot follow pipeline_shard: the network is cut")
+        if isinstance(net, EarlyExit):
+            raise ValueError("pipeline_shard cannot follow exit_early: the network is cut")
         places = _places(devices, stages)
         process = jax.process_index()
         local = all(d.process_index == process for place in places for d in place.devices)

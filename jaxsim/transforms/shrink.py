@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxsim.core import Parts
+from jaxsim.exits import EarlyExit
 from jaxsim.network import Network, path_name
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.sparsity.dependencies import (
@@ -81,6 +82,8 @@ def shrink(
 
     def apply(net: Network) -> Network:
         require_network(net, "shrink")
+        if isinstance(net, EarlyExit):
+            raise ValueError("shrink cannot follow exit_early, whose classifiers read the channels")
         if net.deployed or net.cores:
             after = "deploy" if net.deployed else f"the cores at {next(iter(net.cores))}"
             raise ValueError(f"shrink cannot follow {after}: put it first")
