@@ -80,8 +80,7 @@ class Pyramid:
       protect: so many first tokens always stay.
       patience, first: as in `decision.Rule`.
 
-    Source: He, Keivanloo, Xu, Zeng, Xiang, Rajagopal and Chilimbi (2021), Magic Pyramid, arXiv
-    2111.00230.
+    Source: He et al. (2021), Magic Pyramid, arXiv 2111.00230.
     """
 
     encoder: Encoder
