@@ -27,6 +27,7 @@ NAMES = (
     "sparsity",
     "nac",
     "interpreters",
+    "pyramid",
     "exits",
 )
 

@@ -1,6 +1,6 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
-from jaxsim import clipping, rounding, sparsity
+from jaxsim import clipping, rounding, sparsity, tokens
 from jaxsim.checkpoint import load, save
 from jaxsim.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.compare import classify, compare
@@ -9,6 +9,7 @@ from jaxsim.cores import cells, wires
 from jaxsim.cores.converter import fpg_bits
 from jaxsim.crossbar import Crossbar
 from jaxsim.decision import Buckets, Exits, Rule
+from jaxsim.encoder import Encoder, deploy_layers, over_layers
 from jaxsim.exits import EarlyExit
 from jaxsim.grid import Grid
 from jaxsim.hardware import Hardware
@@ -17,6 +18,7 @@ from jaxsim.network import Network, Site, deploy, trace, widen_ranges
 from jaxsim.pipeline import simulate_schedule
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
 from jaxsim.precision import ablation_sensitivity, assign_bits, hessian_sensitivity
+from jaxsim.pyramid import Pyramid
 from jaxsim.search import search_blocked
 from jaxsim.sparsity import storage
 from jaxsim.sparsity.dependencies import dependencies
@@ -31,6 +33,7 @@ from jaxsim.transforms.equalize import equalize
 from jaxsim.transforms.exit_early import distill_exits, exit_early
 from jaxsim.transforms.fold_norms import fold_norms
 from jaxsim.transforms.learn_ranges import learn_ranges
+from jaxsim.transforms.magic_pyramid import magic_pyramid, prune_tokens
 from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.prune_layers import prune_layers
@@ -84,6 +87,13 @@ __all__ = [
     "exit_early",
     "distill_exits",
     "EarlyExit",
+    "prune_tokens",
+    "magic_pyramid",
+    "tokens",
+    "Pyramid",
+    "Encoder",
+    "over_layers",
+    "deploy_layers",
     "Rule",
     "Exits",
     "Buckets",

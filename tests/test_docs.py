@@ -28,6 +28,7 @@ PAGES = (
     "parasitics",
     "pipeline",
     "exits",
+    "pyramid",
     "quantum",
     "collaborative",
     "nac",

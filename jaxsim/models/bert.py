@@ -1,0 +1,284 @@
+"""BERT, its layers in two halves so that tokens can be left out between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxsim.encoder import Encoder, Pool, mean_token
+from jaxsim.network import trace
+from jaxsim.numerics import checked_int
+from jaxsim.tokens import prefix, token_importance
+
+_NO = -1e9  # added to scores of keys that are not there; float32 only
+
+
+class Embedding(nn.Module):
+    """Tokens of ids: word, position and the first of the two types, normalised.
+
+    Attributes:
+      vocabulary: number of words.
+      positions: longest sequence.
+      width: of a token.
+      epsilon: of the normalisation.
+    """
+
+    vocabulary: int
+    positions: int
+    width: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "B n"]) -> Float[Array, "B n d"]:
+        """The tokens."""
+        init = nn.initializers.normal(0.02)
+        word = self.param("word", init, (self.vocabulary, self.width))
+        position = self.param("position", init, (self.positions, self.width))
+        type_ = self.param("type", init, (2, self.width))
+        x = word[ids] + position[: ids.shape[1]] + type_[0]
+        return nn.LayerNorm(self.epsilon, name="norm")(x)
+
+
+class Attention(nn.Module):
+    """The first half of a layer: tokens mix, are added and normalised.
+
+    Attributes:
+      heads: of the attention.
+      epsilon: of the normalisation.
+    """
+
+    heads: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B n d"], valid: Bool[Array, "B n"]
+    ) -> tuple[Float[Array, "B n d"], Float[Array, "B n"]]:
+        """The tokens, and the attention that each receives."""
+        B, n, width = x.shape
+        H = self.heads
+        q, k, v = (
+            nn.Dense(width, kernel_init=nn.initializers.normal(0.02), name=name)(x).reshape(
+                B, n, H, width // H
+            )
+            for name in ("query", "key", "value")
+        )
+        scores = jnp.einsum("bnhk,bmhk->bhnm", q, k) * (width // H) ** -0.5
+        shares = jax.nn.softmax(scores + jnp.where(valid, 0, _NO)[:, None, None])
+        mixed = jnp.einsum("bhnm,bmhk->bnhk", shares, v).reshape(B, n, width)
+        mixed = nn.Dense(width, kernel_init=nn.initializers.normal(0.02), name="mix")(mixed)
+        y = nn.LayerNorm(self.epsilon, name="norm")(x + mixed)
+        return y, token_importance(shares, valid)
+
+
+class FeedForward(nn.Module):
+    """The second half of a layer: a perceptron of each token, added and normalised.
+
+    Attributes:
+      hidden: width of the perceptron.
+      epsilon: of the normalisation.
+    """
+
+    hidden: int
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B n d"]) -> Float[Array, "B n d"]:
+        """The tokens."""
+        init = nn.initializers.normal(0.02)
+        h = nn.Dense(self.hidden, kernel_init=init, name="hidden")(x)
+        h = nn.gelu(h, approximate=False)
+        h = nn.Dense(x.shape[-1], kernel_init=init, name="output")(h)
+        return nn.LayerNorm(self.epsilon, name="norm")(x + h)
+
+
+class Bert(nn.Module):
+    """Classifies sequences of word pieces. What is not said is BERT's smallest.
+
+    Attributes:
+      vocabulary: number of word pieces.
+      positions: longest sequence.
+      width: of a token.
+      heads: of each attention; divides the width.
+      layers: how many.
+      hidden: width of the perceptrons.
+      classes: number of logits.
+      pool: what the classifier reads, `encoder.mean_token` or `encoder.first_token`.
+      epsilon: of the normalisations.
+
+    Source: Devlin et al. (2019), arXiv 1810.04805; gelu is the exact one.
+    """
+
+    vocabulary: int = 30522
+    positions: int = 512
+    width: int = 128
+    heads: int = 2
+    layers: int = 2
+    hidden: int = 512
+    classes: int = 2
+    pool: Pool = mean_token
+    epsilon: float = 1e-12
+
+    def setup(self):
+        """Checks the settings and names the pieces."""
+        for name in ("vocabulary", "positions", "width", "heads", "layers", "hidden"):
+            checked_int(name, getattr(self, name), 1)
+        checked_int("classes", self.classes, 2)
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width}: must be a multiple of heads={self.heads}")
+        self.embedding = Embedding(self.vocabulary, self.positions, self.width, self.epsilon)
+        self.attention = [Attention(self.heads, self.epsilon) for _ in range(self.layers)]
+        self.feed_forward = [FeedForward(self.hidden, self.epsilon) for _ in range(self.layers)]
+        self.head = nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.02))
+
+    def __call__(self, ids: Int[Array, "B n"], lengths: Int[Array, " B"]) -> Float[Array, "B C"]:
+        """The logits.
+
+        Args:
+          ids: word pieces, padded behind.
+          lengths: how many of each row are there.
+        """
+        return self.head(
+            self.pool(self.hidden_states(ids, lengths)[-1], prefix(lengths, ids.shape[1]))
+        )
+
+    def hidden_states(
+        self, ids: Int[Array, "B n"], lengths: Int[Array, " B"]
+    ) -> list[Float[Array, "B n d"]]:
+        """The tokens after the embedding and after each layer; those of padding mean nothing."""
+        if ids.shape[1] > self.positions:
+            raise ValueError(f"ids[…, {ids.shape[1]}]: must hold at most {self.positions} tokens")
+        valid = prefix(lengths, ids.shape[1])
+        states = [self.embedding(ids)]
+        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
+            states.append(feed_forward(attention(states[-1], valid)[0]))
+        return states
+
+
+def encoder(model: Bert, params: Mapping[str, Any]) -> Encoder:
+    """A BERT as the pieces that a pyramid runs, each half of a layer a network.
+
+    Args:
+      model: its settings.
+      params: its parameters, `model.init(…)["params"]`.
+    """
+    x, valid = jnp.zeros((1, 2, model.width)), jnp.ones((1, 2), bool)
+    embedding = Embedding(model.vocabulary, model.positions, model.width, model.epsilon)
+    halves = (
+        ("attention", Attention(model.heads, model.epsilon), (x, valid)),
+        ("feed_forward", FeedForward(model.hidden, model.epsilon), (x,)),
+    )
+    networks: dict[str, Any] = {}
+    for name, half, inputs in halves:
+        # Traced once: layers that share a function share what is compiled of it.
+        net = trace(half, {"params": params[f"{name}_0"]}, *inputs)
+        networks[name] = tuple(
+            dataclasses.replace(net, params=params[f"{name}_{i}"]) for i in range(model.layers)
+        )
+    return Encoder(
+        embed=jax.tree_util.Partial(embedding.apply, {"params": params["embedding"]}),
+        **networks,
+        head=params["head"],
+        pool=model.pool,
+        vocabulary=model.vocabulary,
+        positions=model.positions,
+        width=model.width,
+        hidden=model.hidden,
+    )
+
+
+def from_hugging_face(
+    arrays: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    *,
+    classes: int,
+    key: Key[Array, ""],
+    pool: Pool = mean_token,
+) -> tuple[Bert, dict[str, Any]]:
+    """Hugging Face's arrays of a BERT as ours, with a new classifier.
+
+    Args:
+      arrays: by their names, with or without `bert.` in front.
+      config: what `config.json` says.
+      classes: of the classifier.
+      key: for its weights.
+      pool: what it reads.
+
+    Returns:
+      The model and its parameters.
+
+    Raises:
+      ValueError: an array is missing or of another shape, or the configuration is of a model that
+        this one is not (another activation, relative positions).
+    """
+    try:
+        model = Bert(
+            vocabulary=config["vocab_size"],
+            positions=config["max_position_embeddings"],
+            width=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            layers=config["num_hidden_layers"],
+            hidden=config["intermediate_size"],
+            classes=classes,
+            pool=pool,
+            epsilon=config.get("layer_norm_eps", 1e-12),
+        )
+    except KeyError as error:
+        raise ValueError(f"config: has no {error}") from error
+    for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
+        if config.get(name, only) != only:
+            raise ValueError(f"config: {name} is {config[name]!r}; must be {only!r}")
+    shapes = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))[
+        "params"
+    ]
+
+    def found(name: str) -> np.ndarray:
+        for full in (name, f"bert.{name}"):
+            if full in arrays:
+                return np.asarray(arrays[full], np.float32)
+        raise ValueError(f"arrays: no {name} among them")
+
+    def dense(name: str) -> dict[str, Any]:
+        return {"kernel": found(f"{name}.weight").T, "bias": found(f"{name}.bias")}
+
+    def norm(name: str) -> dict[str, Any]:
+        return {"scale": found(f"{name}.weight"), "bias": found(f"{name}.bias")}
+
+    table = "embeddings.{}_embeddings.weight"
+    params: dict[str, Any] = {
+        "embedding": {
+            "word": found(table.format("word")),
+            "position": found(table.format("position")),
+            "type": found(table.format("token_type")),
+            "norm": norm("embeddings.LayerNorm"),
+        }
+    }
+    for i in range(model.layers):
+        layer = f"encoder.layer.{i}"
+        params[f"attention_{i}"] = {
+            **{n: dense(f"{layer}.attention.self.{n}") for n in ("query", "key", "value")},
+            "mix": dense(f"{layer}.attention.output.dense"),
+            "norm": norm(f"{layer}.attention.output.LayerNorm"),
+        }
+        params[f"feed_forward_{i}"] = {
+            "hidden": dense(f"{layer}.intermediate.dense"),
+            "output": dense(f"{layer}.output.dense"),
+            "norm": norm(f"{layer}.output.LayerNorm"),
+        }
+    kernel = nn.initializers.normal(0.02)(key, (model.width, classes))
+    params["head"] = {"kernel": kernel, "bias": jnp.zeros(classes)}
+
+    def checked(path: Any, shape: Any, value: Any) -> Array:
+        if shape.shape != value.shape:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"arrays: {name} is {list(value.shape)}, must be {list(shape.shape)}")
+        return jnp.asarray(value)
+
+    return model, jax.tree_util.tree_map_with_path(checked, shapes, params)

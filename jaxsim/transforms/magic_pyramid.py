@@ -1,0 +1,89 @@
+"""Tokens left out as an encoder goes up, rows that leave before the top, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsim.decision import Rule, check_rule
+from jaxsim.encoder import Encoder
+from jaxsim.numerics import checked_int
+from jaxsim.pyramid import Pyramid
+from jaxsim.students import Head
+from jaxsim.tokens import Keeps, above, check_levels
+
+
+def prune_tokens(
+    level: Float[Array, " L"] | Sequence[float] | float,
+    *,
+    keeps: Keeps = above,
+    protect: int = 1,
+) -> Callable[[Encoder], Pyramid]:
+    """Leaves out the tokens that receive little attention, layer by layer.
+
+    Args:
+      level: of each layer, or of all. For `tokens.above`, the least attention that a token has to
+        receive: learned (`train_pyramid`) or `tokens.rising`. For `tokens.top`, the share of tokens
+        that the layer leaves out, as from `tokens.falling`. A layer of level 0 leaves out nothing.
+      keeps: `tokens.above` or `tokens.top`.
+      protect: so many first tokens stay whatever they receive, one at least.
+
+    Raises:
+      ValueError: a level that is negative or not a number, `protect` below 1, or (when applied) not
+        one level a layer.
+
+    Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910.
+    """
+    return magic_pyramid(level, Rule(), keeps=keeps, protect=protect)
+
+
+def magic_pyramid(
+    level: Float[Array, " L"] | Sequence[float] | float,
+    exit: Rule,
+    heads: Sequence[Head] | None = None,
+    *,
+    keeps: Keeps = above,
+    protect: int = 1,
+) -> Callable[[Encoder], Pyramid]:
+    """Leaves out tokens within layers, and layers after the one that is sure enough.
+
+    Args:
+      level: as of `prune_tokens`.
+      exit: when a row leaves.
+      heads: a classifier after each layer but the last; None for ones that say nothing, for
+        `distil_students` to make: entropy 1, at which no row leaves.
+      keeps: as of `prune_tokens`.
+      protect: as of `prune_tokens`.
+
+    Raises:
+      ValueError: what `prune_tokens` raises, a rule out of range, or a number of classifiers that
+        does not fit the layers.
+
+    Source: He et al. (2021), Magic Pyramid, arXiv 2111.00230.
+    """
+    checked_int("protect", protect, 1)
+
+    def pyramid(encoder: Encoder) -> Pyramid:
+        L = len(encoder.attention)
+        levels = jnp.asarray(level, jnp.float32)
+        levels = jnp.full(L, levels) if levels.ndim == 0 else levels
+        check_levels(levels, L)
+        check_rule(exit, L)
+        if heads is not None and len(heads) != L - 1:
+            raise ValueError(f"heads: {len(heads)} of them; must be {L - 1}, of all layers but one")
+        zero: Any = {name: jnp.zeros_like(w) for name, w in encoder.head.items()}
+        return Pyramid(
+            encoder=encoder,
+            heads=(zero,) * (L - 1) if heads is None else tuple(heads),
+            level=levels,
+            threshold=jnp.float32(exit.threshold),
+            keeps=keeps,
+            protect=protect,
+            patience=exit.patience,
+            first=exit.first,
+        )
+
+    return pyramid
