@@ -361,7 +361,7 @@ def torch_step(
 def modes(settings: Settings) -> None:
     """The smooth games: modes in the plane, Lotto, matching pennies."""
     tables = []
-    for game, steps in (("rps", 200), ("pennies", 200), ("lotto", 100)):
+    for game, steps in (("rps", 200), ("pennies", 100), ("lotto", 100)):
         made = recipe(game)
         tables.append(
             recipe_table(settings, game, made, made, js.EquivariantMixing(), steps, rate=3e-3)

@@ -14,20 +14,30 @@ import pytest
 from jaxsim.cascades.graph import load_edgelist
 from jaxsim.cascades.sample import load_cascades
 from jaxsim.data import read_idx, read_torch_weights
+from jaxsim.data.safetensors import read_safetensors
+from jaxsim.data.text import ag_news, sst2
 from jaxsim.packing import Form, pack, unpack
 from jaxsim.recipe import read_recipe
+from tests.data.test_safetensors import GOOD as SAFETENSORS
 from tests.data.test_torch_weights import content as torch_weights
 from tests.test_recipe import RECIPE
 
 CODES = np.arange(24, dtype=np.int8).reshape(4, 6) - 12
 IDX = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4]) + bytes(range(24))
 EDGES = "# nodes 4\n0 1 0.5\n1\t2\t1e-1\n2,3,1\n-7 0 .25\n"
+NEWS = '"3","Shares up","They rose by 2\\% on ""news""."\n"1","Vote","It is over."\n'
+FILMS = "a fine film\t1\nit is long , and dull\t0\n"
 CASCADES = "first a,0 b,1.5 c,2\nb,0 a,0.25\n\nc,1e1\n"
 
 
 def packed(path):
     forms = [Form(CODES.shape, CODES.dtype), Form((5,), np.dtype("float32"))]
     return unpack(path.read_bytes(), forms)
+
+
+def named(name, read):
+    """A reader of a folder that looks for a file of this name."""
+    return lambda path: read(path.rename(path.with_name(name)).parent)
 
 
 READERS = {
@@ -38,6 +48,9 @@ READERS = {
     "packed network": (pack([CODES, np.linspace(0, 1, 5, dtype=np.float32)]), packed),
     "edges": (EDGES.encode(), lambda path: load_edgelist(path, probabilities=True)),
     "cascades": (CASCADES.encode(), lambda path: load_cascades(path, width=1.0)),
+    "safetensors": (SAFETENSORS, read_safetensors),
+    "AG News": (NEWS.encode(), named("ag_news_test.csv", lambda path: ag_news("test", path))),
+    "SST-2": (FILMS.encode(), named("sst2_dev.tsv", lambda path: sst2("dev", path))),
     "recipe": (RECIPE.encode(), read_recipe),
 }
 
