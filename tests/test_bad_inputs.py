@@ -14,6 +14,7 @@ import pytest
 import jaxsim as js
 from jaxsim import games, solvers
 from jaxsim.data import fashion_mnist, read_idx, rpm
+from jaxsim.decision import Rule
 from jaxsim.transforms.analog import analog
 from tests.transforms.networks import X, cnn
 
@@ -122,6 +123,12 @@ TABLE = [
     ("schedule", lambda v: js.pipeline_shard(2, schedule=v), ("zb", None)),
     ("engine", lambda v: js.pipeline_shard(2, engine=v), ("gpu", None)),
     ("remat", lambda v: js.pipeline_shard(2, remat=v), ("all", 3)),
+    ("exits", js.exit_early, (1, 0, 2.5, [])),
+    ("threshold", lambda v: js.exit_early(2, Rule(v)), (-1.0, NAN)),
+    ("patience", lambda v: js.exit_early(2, Rule(patience=v)), (-1, NAN)),
+    ("first", lambda v: js.exit_early(2, Rule(first=v)), (0, 3)),
+    ("feature", lambda v: js.exit_early(2, feature=v), (None, "mean")),
+    ("protect", lambda v: js.prune_tokens(0.1, protect=v), (0, -1, 1.5)),
     # networks
     ("net", js.deploy, (None, "net", net.params)),
     ("key", lambda v: js.deploy(js.quantize()(net), key=v, calibrate=X), (0, "k", np.zeros(3))),

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim.decision import Rule, check_rule
@@ -58,7 +57,7 @@ def exit_early(
     Source: Teerapittayanon et al. (2016), BranchyNet, arXiv 1709.01686; Liu et al. (2020),
     FastBERT, arXiv 2004.02178.
     """
-    names = None if isinstance(exits, int | np.integer) else tuple(exits)
+    names = tuple(exits) if isinstance(exits, Sequence) else None
     count = checked_int("exits", exits, 2) if names is None else len(names) + 1
     check_rule(rule, count)
     if count < 2:
