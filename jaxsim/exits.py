@@ -192,7 +192,7 @@ class EarlyExit(Network):
         arguments = call_arguments(args, {**self.defaults.whole(), **kwargs})
         if any(map(is_traced, jax.tree.leaves((self, arguments, key)))):
             raise ValueError("run drops rows outside of any programme; under jit, use simulate")
-        self._check_rows()
+        check_rows(self, "js.deploy(net, calibrate=…)")
         return _run(self, arguments, buckets, key)
 
     def warm_up(
@@ -224,18 +224,28 @@ class EarlyExit(Network):
                 live = [*map(np.asarray, step(at, np.zeros(rows, int), live, streak).live)]
         return programmes() - before
 
-    def _check_rows(self) -> None:
-        if self.cores and not self.deployed:
+
+def check_rows(net: Network, deploy: str) -> None:
+    """Checks that what a network says of a row does not depend on the others in its batch.
+
+    Args:
+      net: a network, or a piece of one.
+      deploy: the call that would deploy it.
+
+    Raises:
+      ValueError: a core that takes its ranges from a batch.
+    """
+    if net.cores and not net.deployed:
+        raise ValueError(
+            f"run: the core at {next(iter(net.cores))} is not deployed, and may take its ranges "
+            f"from whatever is in a batch; {deploy} first"
+        )
+    for site in net.sites:
+        if site.kind == "dynamic" and site.name in net.cores:
             raise ValueError(
-                f"run: the core at {next(iter(self.cores))} is not deployed, and may take its "
-                "ranges from whatever rows are in a batch; js.deploy(net, calibrate=…) first"
+                f"run: {site.name} contracts two inputs, and its core takes their ranges from "
+                "whatever is in a batch; use simulate"
             )
-        for site in self.sites:
-            if site.kind == "dynamic" and site.name in self.cores:
-                raise ValueError(
-                    f"run: {site.name} contracts two inputs, and its core takes their ranges from "
-                    "whatever rows are in a batch; use simulate"
-                )
 
 
 class Outline(NamedTuple):

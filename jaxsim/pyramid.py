@@ -28,6 +28,7 @@ from jaxsim.decision import (
     rounded_up,
 )
 from jaxsim.encoder import Encoder, Pool, check_ids, flops_layer
+from jaxsim.exits import check_rows
 from jaxsim.network import Network
 from jaxsim.numerics import check_range, checked_int, is_traced
 from jaxsim.students import Head, classified
@@ -210,17 +211,7 @@ class Pyramid:
         if any(map(is_traced, jax.tree.leaves((self, ids, lengths)))):
             raise ValueError("run drops tokens outside of any programme; under jit, use simulate")
         for net in (*self.encoder.attention, *self.encoder.feed_forward):
-            if net.cores and not net.deployed:
-                raise ValueError(
-                    f"run: the core at {next(iter(net.cores))} is not deployed, and may take its "
-                    "ranges from whatever tokens are in a batch; js.deploy_layers(encoder, …) first"
-                )
-            for site in net.sites:
-                if site.kind == "dynamic" and site.name in net.cores:
-                    raise ValueError(
-                        f"run: {site.name} contracts two inputs, and its core takes their ranges "
-                        "from whatever tokens are in a batch; use simulate"
-                    )
+            check_rows(net, "js.deploy_layers(encoder, …)")
         return _run(self, np.asarray(ids), np.asarray(lengths), buckets)
 
     def warm_up(self, longest: int, *, buckets: Buckets = Buckets()) -> int:  # noqa: B008
