@@ -15,6 +15,7 @@ import tyro
 import jaxsim as js
 from benchmarks.chips import mean_and_error
 from benchmarks.log import Log
+from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.data import fashion_mnist
@@ -71,10 +72,7 @@ class Settings:
 def main(args: list[str]) -> None:
     """Measures the parts asked for."""
     settings = tyro.cli(Settings, args=args)
-    parts: dict[str, Callable[[Settings], None]] = {"accuracy": accuracy, "timing": timing}
-    for name, part in parts.items():
-        if settings.only in ("all", name):
-            part(settings)
+    run_parts(settings, {"accuracy": accuracy, "timing": timing})
 
 
 def accuracy(settings: Settings) -> None:

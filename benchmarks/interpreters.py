@@ -16,6 +16,7 @@ import tyro
 import jaxsim as js
 from benchmarks.chips import mean_and_error
 from benchmarks.log import Log
+from benchmarks.parts import run_parts
 from benchmarks.qdcnn import DATA
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
@@ -65,19 +66,13 @@ class Settings:
 def main(args: list[str]) -> None:
     """Measures the parts asked for."""
     settings = tyro.cli(Settings, args=args)
-    parts: dict[str, Callable[[Settings], None]] = {
+    parts = {
         "timing": timing,
         "joint": joint,
         "extend": extend,
         "reasoning": reasoning,
     }
-    for name, part in parts.items():
-        if settings.only not in ("all", name):
-            continue
-        if name in ("joint", "extend") and not DATA.exists():
-            print(f"no part {name}: {DATA} is absent")
-            continue
-        part(settings)
+    run_parts(settings, parts, data=DATA, reading=("joint", "extend"))
 
 
 def timing(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from benchmarks.graphs import ROOT
 from benchmarks.log import Log
+from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim import games as jg
@@ -63,9 +64,7 @@ def main(args: list[str]) -> None:
         "modes": modes,
         "poker": poker,
     }
-    for name, part in parts.items():
-        if settings.only in ("all", name):
-            part(settings)
+    run_parts(settings, parts)
 
 
 def trained(

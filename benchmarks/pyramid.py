@@ -20,6 +20,7 @@ import tyro
 import jaxsim as js
 from benchmarks.chips import mean_and_error
 from benchmarks.log import Log
+from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.data.hugging_face import load_bert, word_pieces
@@ -98,20 +99,14 @@ class Corpus(NamedTuple):
 def main(args: list[str] | None = None) -> None:
     """Measures the parts asked for."""
     settings = tyro.cli(Settings, args=args)
-    parts: dict[str, Callable[[Settings], None]] = {
+    parts = {
         "flops": flops,
         "check": check,
         "accuracy": accuracy,
         "timing": timing,
         "int8": int8,
     }
-    for name, part in parts.items():
-        if settings.only not in ("all", name):
-            continue
-        if name != "flops" and not DATA.exists():
-            print(f"no part {name}: {DATA} is absent")
-            continue
-        part(settings)
+    run_parts(settings, parts, data=DATA, reading=parts.keys() - {"flops"})
 
 
 def flops(settings: Settings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from benchmarks import torch_networks
 from benchmarks.chips import accuracy, mean_and_error
 from benchmarks.efficientnet import lite0, weights_file
 from benchmarks.log import Log
+from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
 from benchmarks.timing import alternate
 from jaxsim.cores.compressed import Layout
@@ -90,14 +91,12 @@ def size(net: js.Network) -> int:
 def main(args: list[str]) -> None:
     """Runs the parts."""
     settings = tyro.cli(Shrink, args=args)
-    parts: Mapping[str, Callable[[Shrink], None]] = {
+    parts = {
         "timing": timed,
         "execution": executed,
         "accuracy": learned,
     }
-    for name, part in parts.items():
-        if settings.only in ("all", name):
-            part(settings)
+    run_parts(settings, parts)
 
 
 def timed(settings: Shrink) -> None:

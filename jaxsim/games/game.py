@@ -16,10 +16,11 @@ Strategy = Any
 """What an agent plays: probabilities, densities, realisation plans."""
 Opponent = Any
 """What it plays against: a mixture of strategies, as far as payoffs need it."""
-
-
 Draws = Any
 """What was drawn in a play: actions, and states that they led to."""
+
+CERTAIN = 100.0
+"""A logit that gives the others, at zero, no probability in float32."""
 
 
 class Episode(NamedTuple):

@@ -10,11 +10,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from jaxsim.games.game import Episode, Game
+from jaxsim.games.game import CERTAIN, Episode, Game
 from jaxsim.numerics import checked_int, is_traced
-
-_CERTAIN = 100.0
-"""A logit that gives the others, at zero, no probability in float32."""
 
 
 def matrix_game(payoffs: Float[ArrayLike, "d d"]) -> Game:
@@ -102,7 +99,7 @@ def _mix(a: Array, strategies: Array, weights: Array) -> Array:
 
 
 def _respond(opponent: Array) -> Array:
-    return _CERTAIN * jax.nn.one_hot(jnp.argmax(opponent), len(opponent), dtype=opponent.dtype)
+    return CERTAIN * jax.nn.one_hot(jnp.argmax(opponent), len(opponent), dtype=opponent.dtype)
 
 
 def _draw(key: Array, strategy: Array, opponent: Array) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxsim.games.game import Episode, Game
+from jaxsim.games.game import CERTAIN, Episode, Game
 from jaxsim.numerics import is_traced
 
 
@@ -399,10 +399,6 @@ def _respond(game: SequenceGame, opponent: Faced) -> tuple[Array, Array]:
     return best_response(game.first, values[0])[1], best_response(game.second, values[1])[1]
 
 
-_CERTAIN = 100.0
-"""A logit that gives the others, at zero, no probability in float32."""
-
-
 def _init_logits(game: SequenceGame, key: Array) -> tuple[Array, Array]:
     first, second = _init(game, key)
     return jnp.log(jnp.maximum(first, 1e-6)), jnp.log(jnp.maximum(second, 1e-6))
@@ -418,7 +414,7 @@ def _plans_of_logits(game: SequenceGame, agent: tuple[Array, Array]) -> tuple[Ar
 
 def _respond_logits(game: SequenceGame, opponent: Faced) -> tuple[Array, Array]:
     first, second = _respond(game, opponent)
-    return _CERTAIN * first, _CERTAIN * second
+    return CERTAIN * first, CERTAIN * second
 
 
 def _draw(
