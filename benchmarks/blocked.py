@@ -13,7 +13,7 @@ import tyro
 from jax import lax
 
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.core import Dot, Op, Wrapper, build
 from jaxsim.cores.blocked import blocked, pair_set, product_set
 

@@ -19,7 +19,7 @@ import jaxsim.collaborative as jcol
 from benchmarks.log import Log
 from benchmarks.qdcnn import DATA, IMAGES, Split, comparisons, mean_and_deviation
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo
 from jaxsim.models.coconet import CoCoNet, CollaborativeHead, mean_pool

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.cores import wires
 from tests.oracles import relaxation, resistors
 

@@ -17,7 +17,7 @@ from benchmarks.chips import mean_and_error
 from benchmarks.log import Log
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import CALL, Demo
 from jaxsim.exits import EarlyExit, programmes

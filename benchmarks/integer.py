@@ -15,7 +15,7 @@ from flax import linen as nn
 
 import jaxsim as js
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.compare import classify
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo, trained

@@ -19,7 +19,7 @@ from benchmarks.log import Log
 from benchmarks.parts import run_parts
 from benchmarks.qdcnn import DATA
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.data import fashion_mnist, rpm
 from jaxsim.demo import Demo
 from jaxsim.models.functions import add_functions, add_task, added

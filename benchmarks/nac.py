@@ -18,7 +18,7 @@ from benchmarks.graphs import ROOT
 from benchmarks.log import Log
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim import games as jg
 from jaxsim import solvers as js
 from jaxsim.auto_curriculum import Recipe, baselines, measure, recipe

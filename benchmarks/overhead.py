@@ -14,7 +14,7 @@ from flax import nnx
 
 import jaxsim as js
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.models.resnet import ResNet
 
 COLUMNS = (

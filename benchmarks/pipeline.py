@@ -18,7 +18,7 @@ import tyro
 
 import jaxsim as js
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.models.resnet import ResNet
 from jaxsim.pipeline import Pipeline
 

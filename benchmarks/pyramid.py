@@ -22,7 +22,7 @@ from benchmarks.chips import mean_and_error
 from benchmarks.log import Log
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.data.hugging_face import load_bert, word_pieces
 from jaxsim.data.text import ag_news, sst2
 from jaxsim.decision import Rule, rounded_up

@@ -21,7 +21,7 @@ import jaxsim.quantum as jq
 from benchmarks.graphs import ROOT
 from benchmarks.log import Log
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.collaborative.statistics import holm, paired_test
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo

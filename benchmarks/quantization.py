@@ -20,7 +20,7 @@ import jaxsim as js
 from benchmarks.chips import accuracy, mean_and_error, retrained
 from benchmarks.log import Log
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.compare import classify
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.demo import CALL, Demo, trained

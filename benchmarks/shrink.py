@@ -24,7 +24,7 @@ from benchmarks.efficientnet import lite0, weights_file
 from benchmarks.log import Log
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
-from benchmarks.timing import alternate
+from jaxsim.timing import alternate
 from jaxsim.cores.compressed import Layout
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.models.resnet import ResNet

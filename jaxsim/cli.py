@@ -4,6 +4,7 @@ Examples:
   jaxsim demo
   jaxsim trace jaxsim.models.resnet:ResNet --input 1 28 28 1
   jaxsim transform chip.toml --out chip
+  jaxsim bench chip.toml --batch 256
   jaxsim rpm --configuration grid_2 --out train.npz --picture some.png
   jaxsim nac train skill --out run
   jaxsim nac evaluate run --plot curves.png
@@ -28,6 +29,7 @@ def main(args: list[str] | None = None) -> None:
             "demo": demo.Demo,
             "trace": recipe.Trace,
             "transform": recipe.Transform,
+            "bench": recipe.Bench,
             "nac": auto_curriculum.Nac,
             "influence": Influence,
             "rpm": Rpm,
@@ -45,6 +47,8 @@ def main(args: list[str] | None = None) -> None:
                 recipe.show(chosen)
             case recipe.Transform():
                 recipe.transform(chosen)
+            case recipe.Bench():
+                recipe.bench(chosen)
             case auto_curriculum.Nac():
                 auto_curriculum.run(chosen)
             case Influence():

@@ -1,4 +1,4 @@
-"""`jaxsim trace` and `jaxsim transform`: a model by its name, transforms from a file.
+"""`jaxsim trace`, `transform` and `bench`: a model by its name, transforms from a file.
 
 A recipe is TOML. A value that is a table with one key, the name of something public in jaxsim, is
 what that makes: `inputs = {Grid = {bits = 8, symmetric = false}}`, `cells = {"cells.proportional" =
@@ -12,18 +12,21 @@ import importlib
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 import jaxsim as js
 from jaxsim.data import fashion_mnist
 from jaxsim.network import path_name
+from jaxsim.numerics import checked_int
+from jaxsim.timing import Timing, alternate
 
 _MODEL = {"name", "settings", "input", "weights", "seed", "call"}
 _DEPLOY = {"seed", "data", "calibrate", "images"}
@@ -55,6 +58,35 @@ class Transform:
     """TOML file; docs/cli.md shows one."""
     out: Path = Path("chip")
     """Folder to make, with the checkpoint and the report in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Time the network of a recipe beside its model, both compiled, on this machine.
+
+    Example: jaxsim bench chip.toml --batch 256
+    """
+
+    recipe: Annotated[Path, tyro.conf.Positional]
+    """TOML file; docs/cli.md shows one."""
+    batch: int = 64
+    """Inputs of a call: of the recipe's data where it names some, else random."""
+    runs: int = 11
+    """Warm calls of each, taken in turn; at least 5."""
+
+
+class Made(NamedTuple):
+    """What a recipe makes.
+
+    Attributes:
+      net: the model, not transformed.
+      chip: transformed, and deployed where it has cores.
+      data: arrays `train`, `images` and `labels`, where the recipe names data.
+    """
+
+    net: js.Network
+    chip: js.Network
+    data: Mapping[str, np.ndarray] | None
 
 
 def show(args: Trace) -> None:
@@ -97,21 +129,13 @@ def transform(args: Transform) -> js.Network:
     if args.out.exists():
         raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
     recipe = read_recipe(args.recipe)
-    steps = composed(recipe["transform"])
-    net = model_of(recipe["model"], args.recipe.parent)
-    chip = steps(net)
-    settings = recipe["deploy"]
-    found = _data(settings["data"], args.recipe.parent) if "data" in settings else None
-    report: list[Any] = [net]
-    if chip.cores:
-        calibrate = None if found is None else found["train"][: int(settings.get("calibrate", 256))]
-        key = jax.random.key(int(settings.get("seed", 0)))
-        chip = js.deploy(chip, key=key, calibrate=calibrate)
-    report += [chip, chip.cost()]
-    if found is not None:
-        few = slice(int(settings.get("images", len(found["labels"]))))
-        data = found["images"][few], found["labels"][few]
-        report.append(js.compare(net, {"transformed": chip}, data))
+    net, chip, data = made(recipe, args.recipe.parent)
+    report: list[Any] = [net, chip, chip.cost()]
+    if data is not None:
+        few = slice(int(recipe["deploy"].get("images", len(data["labels"]))))
+        seen = data["images"][few], data["labels"][few]
+        key = jax.random.fold_in(_key(recipe), 1)
+        report.append(js.compare(net, {"transformed": chip}, seen, key=key))
     args.out.mkdir(parents=True)
     js.save(args.out / "chip", chip)
     (args.out / "report.txt").write_text("\n".join(map(str, report)))
@@ -119,6 +143,66 @@ def transform(args: Transform) -> js.Network:
     console.print(*report, sep="\n")
     console.print(f"wrote {args.out / 'chip'} and {args.out / 'report.txt'}")
     return chip
+
+
+def bench(args: Bench) -> dict[str, Timing]:
+    """Times the model and what the recipe makes of it, and prints a table.
+
+    Returns:
+      Times of "model" and "transformed".
+
+    Raises:
+      ValueError: a setting out of range, or the recipe says what cannot be done.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    batch, runs = checked_int("batch", args.batch, 1), checked_int("runs", args.runs, 5)
+    recipe = read_recipe(args.recipe)
+    net, chip, data = made(recipe, args.recipe.parent)
+    if data is None:
+        shape = (batch, *recipe["model"]["input"][1:])
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    else:
+        x = np.resize(data["images"], (batch, *data["images"].shape[1:]))
+    run = jax.jit(lambda net, x, key: net(x, key=key))
+    nets = {"model": net, "transformed": chip}
+    calls = {name: partial(run, n, jnp.asarray(x), _key(recipe)) for name, n in nets.items()}
+    times = alternate(calls, runs=runs)
+    table = Table(title=f"a call of {batch} inputs, median of {runs}, on {jax.devices()[0]}")
+    for column in ("network", "first call, s", "ms", "best, ms", "times the model", "inputs a s"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for name, taken in times.items():
+        table.add_row(
+            name,
+            f"{taken.first:.2f}",
+            f"{1e3 * taken.median:.2f}",
+            f"{1e3 * taken.best:.2f}",
+            f"{taken.median / times['model'].median:.2f}",
+            f"{batch / taken.median:,.0f}",
+        )
+    Console().print(table)
+    return times
+
+
+def made(recipe: Mapping[str, Any], folder: Path) -> Made:
+    """What a recipe makes, deployed as it says.
+
+    Args:
+      recipe: by `read_recipe`.
+      folder: that relative paths start from.
+
+    Raises:
+      ValueError: the recipe says what cannot be done.
+    """
+    steps, settings = composed(recipe["transform"]), recipe["deploy"]
+    net = model_of(recipe["model"], folder)
+    chip = steps(net)
+    data = _data(settings["data"], folder) if "data" in settings else None
+    if chip.cores:
+        calibrate = None if data is None else data["train"][: int(settings.get("calibrate", 256))]
+        chip = js.deploy(chip, key=_key(recipe), calibrate=calibrate)
+    return Made(net, chip, data)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -207,6 +291,10 @@ def composed(steps: Sequence[Mapping[str, Any]]) -> Callable[[js.Network], js.Ne
         return net
 
     return apply
+
+
+def _key(recipe: Mapping[str, Any]) -> Key[Array, ""]:
+    return jax.random.key(int(recipe["deploy"].get("seed", 0)))
 
 
 def _public(name: str) -> Any:

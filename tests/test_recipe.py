@@ -8,7 +8,17 @@ import jaxsim as js
 from jaxsim import cli
 from jaxsim.models.resnet import ResNet
 from jaxsim.network import path_name
-from jaxsim.recipe import Trace, Transform, composed, model_of, read_recipe, show, transform
+from jaxsim.recipe import (
+    Bench,
+    Trace,
+    Transform,
+    bench,
+    composed,
+    model_of,
+    read_recipe,
+    show,
+    transform,
+)
 
 RECIPE = """
 [model]
@@ -81,6 +91,24 @@ def test_tracing_shows_sites_and_costs(folder, capsys):
     settings = '{"stages": [1], "features": 4}'
     show(Trace("jaxsim.models.resnet:ResNet", (1, 8, 8, 1), settings))
     assert "Dense_0/kernel" in capsys.readouterr().out
+
+
+def test_a_recipe_is_timed_beside_its_model(folder, capsys):
+    path = folder[0] / "chip.toml"
+    times = bench(Bench(path, batch=3, runs=5))
+    assert [*times] == ["model", "transformed"]
+    assert all(0 < t.best <= t.median < t.first and t.runs == 5 for t in times.values())
+    assert "a call of 3 inputs, median of 5" in capsys.readouterr().out
+    for wrong, told in (({"batch": 0}, "batch=0"), ({"runs": 4}, "runs=4")):
+        with pytest.raises(ValueError, match=told):
+            bench(Bench(path, **wrong))
+
+
+def test_cells_that_read_noisily_have_a_key(folder):
+    path = folder[0] / "chip.toml"
+    noisy = RECIPE.replace('"cells.proportional" = 0.02', '"cells.independent" = {sigma = 0.0, noise = 0.02}')
+    path.write_text(noisy)
+    assert transform(Transform(path, folder[0] / "out")).deployed
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxsim.numerics import checked_int
+
 
 class Timing(NamedTuple):
     """Times of one alternative.
@@ -35,10 +37,14 @@ def alternate(
       alternatives: functions to time, by name; results are waited for.
       runs: rounds, at least 5.
       inner: calls in one measurement, for very short functions.
+
+    Raises:
+      ValueError: too few of either.
     """
+    runs, inner = checked_int("runs", runs, 5), checked_int("inner", inner, 1)
     first = {name: _seconds(f, 1) for name, f in alternatives.items()}
     warm: dict[str, list[float]] = {name: [] for name in alternatives}
-    for i in range(max(runs, 5)):
+    for i in range(runs):
         order = list(alternatives.items())
         for name, f in order if i % 2 == 0 else reversed(order):
             warm[name].append(_seconds(f, inner) / inner)
