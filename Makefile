@@ -11,7 +11,7 @@ help:
 	@echo "make demo       train a CNN, compose three chips from it, a table and a figure in out/"
 	@echo "make test       all tests"
 	@echo "make test-fast  all but the slow ones"
-	@echo "make bench      the benchmarks, side by side with their peers"
+	@echo "make bench      every benchmark in a short form, into out/bench"
 	@echo "make docs       the documentation, into site/"
 	@echo "make lint       style, types and the order of imports"
 
@@ -42,7 +42,7 @@ test-fast: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 bench: $(VENV)/bench
-	$(BIN)/python -m benchmarks all
+	$(BIN)/python -m benchmarks short
 
 docs: $(VENV)/docs
 	$(BIN)/python -m benchmarks tables

@@ -1,10 +1,14 @@
-"""`python -m benchmarks NAME [options]`: runs one benchmark, `all` of them, or writes `tables`."""
+"""`python -m benchmarks NAME [options]`: runs one benchmark, `all` or, in little time, `short`.
+
+`tables` writes the page of what was recorded.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
+from benchmarks import short
 from benchmarks.record import write_tables
 
 NAMES = (
@@ -34,10 +38,12 @@ NAMES = (
 
 def main(args: list[str]) -> int:
     """Runs what was asked for and writes the tables of what was measured."""
-    if not args or args[0] not in (*NAMES, "all", "tables"):
+    if not args or args[0] not in (*NAMES, "all", "short", "tables"):
         print(f"{__doc__}\nbenchmarks: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     name, *rest = args
+    if name == "short":
+        return short.main()
     for chosen in NAMES if name == "all" else () if name == "tables" else (name,):
         importlib.import_module(f"benchmarks.{chosen}").main(rest)
     print(f"wrote {write_tables()}")

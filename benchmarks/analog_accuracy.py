@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,8 +18,7 @@ from rich.progress import Progress
 
 import jaxsim as js
 from benchmarks.cifar import Pictures, pictures, resnet
-from benchmarks.graphs import ROOT
-from benchmarks.record import Table, record
+from benchmarks.record import IMAGES, Table, record
 from jaxsim.plot import Curve, accuracy_bars, accuracy_curves
 
 NO_RATIO = 1e9
@@ -30,6 +29,8 @@ NO_RATIO = 1e9
 class AnalogAccuracy:
     """Settings of the run."""
 
+    only: Literal["all", "cells", "on/off ratio", "ADC bits", "wires"] = "all"
+    """Which figure; a record of one has its table alone."""
     programmings: int = 5
     """Times each chip is programmed."""
     images: int = 1000
@@ -189,7 +190,7 @@ def measured(case: Case, net: js.Network, data: Pictures, settings: AnalogAccura
 def main(args: list[str]) -> None:
     """Measures every point that an earlier run has not, and writes four figures."""
     settings = tyro.cli(AnalogAccuracy, args=args)
-    data, todo = pictures(), list(cases())
+    data, todo = pictures(), [c for c in cases() if settings.only in ("all", c.figure)]
     nets = {depth: resnet(depth) for depth in (14, 20)}
     floats = {depth: _float(net, data, settings) for depth, net in nets.items()}
     found: dict[str, dict[tuple[int, str], dict[Any, list[float]]]] = {}
@@ -242,7 +243,7 @@ def _cell(scores: list[float] | None) -> str:
 
 def _draw(figure: str, curves: dict[str, dict[Any, list[float]]], float_: float) -> None:
     name = figure.replace("/", "_").replace(" ", "_").lower()
-    path = ROOT / "docs" / "images" / f"analog_{name}.png"
+    path = IMAGES / f"analog_{name}.png"
     title = f"ResNet-14 on CIFAR-10: {figure}"
     if figure == "cells":
         accuracy_bars(path, curves, reference=float_, title=title)

@@ -13,9 +13,9 @@ import tyro
 from jax import lax
 
 from benchmarks.record import Table, record
-from jaxsim.timing import alternate
 from jaxsim.core import Dot, Op, Wrapper, build
 from jaxsim.cores.blocked import blocked, pair_set, product_set
+from jaxsim.timing import alternate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,7 @@ import tyro
 import jaxsim as js
 from benchmarks import cifar
 from benchmarks.chips import accuracy, mean_and_error, retrained
-from benchmarks.graphs import ROOT
-from benchmarks.record import Table, record
+from benchmarks.record import IMAGES, Table, record
 from jaxsim.compare import classify
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.demo import Demo, trained
@@ -23,7 +22,6 @@ from jaxsim.hardware import Hardware
 from jaxsim.plot import Curve, accuracy_curves
 from jaxsim.search import Choice, Search, search_blocked
 
-IMAGES = ROOT / "docs" / "images"
 FIXED = {
     "K=4, 1 × 1 dynamic, trunc": js.block(4, 1, 1),
     "K=4, 1 × 1 dynamic, unbiased": js.block(4, 1, 1, rounding="unbiased"),

@@ -16,13 +16,13 @@ import tyro
 from flax import linen as nn
 
 import jaxsim.collaborative as jcol
-from benchmarks.log import Log
-from benchmarks.qdcnn import DATA, IMAGES, Split, comparisons, mean_and_deviation
-from benchmarks.record import Table, record
-from jaxsim.timing import alternate
+from benchmarks.qdcnn import DATA, Split, comparisons, mean_and_deviation
+from benchmarks.record import IMAGES, Table, record
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo
+from jaxsim.log import Log
 from jaxsim.models.coconet import CoCoNet, CollaborativeHead, mean_pool
+from jaxsim.timing import alternate
 
 TUNING = (100, 101, 102)
 """Seeds that hyper-parameters are chosen with; none of them is reported."""

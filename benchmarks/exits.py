@@ -14,16 +14,16 @@ import tyro
 
 import jaxsim as js
 from benchmarks.chips import mean_and_error
-from benchmarks.log import Log
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
-from jaxsim.timing import alternate
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import CALL, Demo
 from jaxsim.exits import EarlyExit, programmes
+from jaxsim.log import Log
 from jaxsim.models.resnet import ResNet
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
+from jaxsim.timing import alternate
 from jaxsim.train import fit
 
 

@@ -15,12 +15,12 @@ from flax import linen as nn
 
 import jaxsim as js
 from benchmarks.record import Table, record
-from jaxsim.timing import alternate
 from jaxsim.compare import classify
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo, trained
 from jaxsim.models.efficientnet_lite import EfficientNetLite
 from jaxsim.models.resnet import ResNet
+from jaxsim.timing import alternate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,18 +15,18 @@ import tyro
 
 import jaxsim as js
 from benchmarks.chips import mean_and_error
-from benchmarks.log import Log
 from benchmarks.parts import run_parts
 from benchmarks.qdcnn import DATA
 from benchmarks.record import Table, record
-from jaxsim.timing import alternate
 from jaxsim.data import fashion_mnist, rpm
 from jaxsim.demo import Demo
+from jaxsim.log import Log
 from jaxsim.models.functions import add_functions, add_task, added
 from jaxsim.models.neural_interpreter import NeuralInterpreter
 from jaxsim.models.reasoner import PanelSymbols, Reasoner
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
+from jaxsim.timing import alternate
 from jaxsim.train import fit, only
 
 WIDTH = 96

@@ -14,20 +14,18 @@ import numpy as np
 import tyro
 from jaxtyping import Array
 
-from benchmarks.graphs import ROOT
-from benchmarks.log import Log
 from benchmarks.parts import run_parts
-from benchmarks.record import Table, record
-from jaxsim.timing import alternate
+from benchmarks.record import IMAGES, Table, record
 from jaxsim import games as jg
 from jaxsim import solvers as js
 from jaxsim.auto_curriculum import Recipe, baselines, measure, recipe
 from jaxsim.collaborative.statistics import holm, paired_test
 from jaxsim.demo import Demo
 from jaxsim.games import sequence
+from jaxsim.log import Log
 from jaxsim.solvers.mixing import MetaSolver
+from jaxsim.timing import alternate
 
-IMAGES = ROOT / "docs" / "images"
 TEST, VALIDATION = 90210, 777
 """Keys of the games that are reported and of those that settings were chosen on. Until 27 November
 2026 the first was 4242: those games were looked at before the settings were fixed."""

@@ -19,16 +19,15 @@ from jax import lax
 
 import jaxsim.quantum as jq
 from benchmarks.graphs import ROOT
-from benchmarks.log import Log
-from benchmarks.record import Table, record
-from jaxsim.timing import alternate
+from benchmarks.record import IMAGES, Table, record
 from jaxsim.collaborative.statistics import holm, paired_test
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo
+from jaxsim.log import Log
 from jaxsim.models.quanv import QDCNN, QuanvConv
+from jaxsim.timing import alternate
 
 DATA = Path(os.environ.get("JAXSIM_DATA", ROOT.parent / "shared" / "data")) / "quantum_coconet"
-IMAGES = ROOT / "docs" / "images"
 TRAIN, VALID, TEST = 1000, 500, 2000
 DECAY = np.geomspace(1e-4, 1, 5)
 """Weight decay of the linear classifier; validation images choose."""

@@ -18,14 +18,14 @@ from scipy import stats
 
 import jaxsim as js
 from benchmarks.chips import accuracy, mean_and_error, retrained
-from benchmarks.log import Log
 from benchmarks.record import Table, record
-from jaxsim.timing import alternate
 from jaxsim.compare import classify
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.demo import CALL, Demo, trained
 from jaxsim.grid import Clip, Range
+from jaxsim.log import Log
 from jaxsim.models.resnet import ResNet
+from jaxsim.timing import alternate
 from jaxsim.train import distillation, taught
 
 PARTS = ("formats", "clipping", "training", "mixed", "qwix", "timing")

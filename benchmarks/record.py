@@ -11,8 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+from benchmarks.graphs import ROOT
+
+# Short runs have a folder of their own, so that they never stand for what was measured in full.
+SHORT = os.environ.get("JAXSIM_BENCHMARKS")
+RESULTS = Path(SHORT, "results") if SHORT else ROOT / "benchmarks" / "results"
+PAGE = Path(SHORT, "benchmarks.md") if SHORT else ROOT / "docs" / "benchmarks.md"
+IMAGES = Path(SHORT, "images") if SHORT else ROOT / "docs" / "images"
 
 
 class Table(NamedTuple):
@@ -66,7 +71,7 @@ def record(
         "tables": [table._asdict() for table in tables],
         "notes": notes,
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -88,11 +93,16 @@ def machine() -> str:
 
 
 def write_tables() -> Path:
-    """Writes docs/benchmarks.md from every result, and returns its path."""
+    """Writes a page of every result, docs/benchmarks.md, and returns its path."""
+    source = (
+        "Short runs: they show that everything runs, and not what it reaches."
+        if SHORT
+        else "Made by `python -m benchmarks tables` from `benchmarks/results/`; do not edit."
+    )
     parts = [
         "# Benchmarks",
-        "Made by `python -m benchmarks tables` from `benchmarks/results/`; do not edit. Times are "
-        "medians of warm calls, alternatives taken in turn in one process; compilation apart.",
+        f"{source} Times are medians of warm calls, alternatives taken in turn in one process; "
+        "compilation apart.",
     ]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())

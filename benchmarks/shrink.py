@@ -21,15 +21,15 @@ import jaxsim as js
 from benchmarks import torch_networks
 from benchmarks.chips import accuracy, mean_and_error
 from benchmarks.efficientnet import lite0, weights_file
-from benchmarks.log import Log
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
-from jaxsim.timing import alternate
 from jaxsim.cores.compressed import Layout
 from jaxsim.data import Images, fashion_mnist
+from jaxsim.log import Log
 from jaxsim.models.resnet import ResNet
 from jaxsim.network import path_name
 from jaxsim.sparsity.dependencies import without
+from jaxsim.timing import alternate
 from jaxsim.train import fit
 from jaxsim.transforms.run_sparse import alternatives
 

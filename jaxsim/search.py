@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from jaxsim.checkpoint import describe
 from jaxsim.core import Core, Op, State, Wrapper, build
 from jaxsim.cores.blocked import Rounding, blocked
 from jaxsim.hardware import Hardware
+from jaxsim.log import Log
 from jaxsim.network import Network, deploy
 from jaxsim.numerics import check_range
 from jaxsim.table import render, si
@@ -193,30 +192,34 @@ def search_blocked(
         raise ValueError("candidates=(): give at least one")
     model = Hardware() if hardware is None else hardware
     names = tuple(s.name for s in net.sites if s.kind != "dynamic")
-    record = _Record(log, _fingerprint(net, calibrate, candidates))
+    record, run = Log(log), _fingerprint(net, calibrate, candidates)
+    if record.get("run", lambda: run) != run:
+        raise ValueError(f"log={str(log)!r} is of another network, inputs or candidates")
     with _progress(quiet) as advance:
         plain = model.estimate(net)
         candidates, energy, cycles = _worth_having(
             candidates, *_modelled(net, names, candidates, model)
         )
         base = (sum(s.energy for s in plain.baseline), sum(s.cycles for s in plain.baseline))
-        exact = record.accuracy("exact", lambda: evaluate(deploy(net, calibrate=calibrate)))
+        exact = record.get("exact", lambda: float(evaluate(deploy(net, calibrate=calibrate))))
 
         def choose(rows: Iterable[int]) -> Choice:
             """The evaluated choice of one candidate for each site."""
             rows = list(rows)
             by_site = {n: candidates[c] for n, c in zip(names, rows, strict=True)}
             key = "; ".join(f"{n}: {tuple(c)}" for n, c in by_site.items())
-            found = record.accuracy(
-                key, lambda: evaluate(deploy(_configured(net, by_site), calibrate=calibrate))
-            )
+            chip = _configured(net, by_site)
+            found = record.get(key, lambda: float(evaluate(deploy(chip, calibrate=calibrate))))
             spent = sum(energy[i, c] for i, c in enumerate(rows))
             slow = sum(cycles[i, c] for i, c in enumerate(rows))
             tried.setdefault(key, Choice(by_site, found, spent, base[0] / spent, base[1] / slow))
             return tried[key]
 
         tried: dict[str, Choice] = {}
-        harm = record.harm(lambda: site_harm(net, names, candidates, calibrate, advance))
+        measured = record.get(
+            "harm", lambda: site_harm(net, names, candidates, calibrate, advance).tolist()
+        )
+        harm = np.asarray(measured)
         totals = np.stack([energy.sum(0), harm.sum(0)], 1)
         single: list[Choice] = []
         for c in two_fronts(totals):
@@ -248,7 +251,7 @@ def search_blocked(
         layers=min(layered, key=lambda choice: choice.energy, default=None),
         pareto=tuple(sorted(pareto, key=lambda choice: choice.energy)),
         tried=every,
-        evaluations=len(record.known),
+        evaluations=1 + len(tried),
     )
 
 
@@ -444,44 +447,6 @@ def _fingerprint(net: Network, calibrate: Any, candidates: Sequence[Config]) -> 
     for leaf in jax.tree.leaves((net.params, net.buffers, net.masks, net.cores, calibrate)):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-class _Record:
-    """What was measured, kept in a file so that a search can go on where it was stopped."""
-
-    def __init__(self, log: str | Path | None, run: str):
-        self.path, self.run = None if log is None else Path(log), run
-        self.known: dict[str, float] = {}
-        self.errors: list[list[float]] | None = None
-        if self.path is not None and self.path.exists():
-            content = json.loads(self.path.read_text())
-            if content["run"] != run:
-                raise ValueError(f"log={str(log)!r} is of another network, inputs or candidates")
-            self.known, self.errors = content["accuracy"], content.get("harm")
-
-    def accuracy(self, key: str, measure: Callable[[], float]) -> float:
-        """What is known, or measured now and written down."""
-        if key not in self.known:
-            self.known[key] = float(measure())
-            self.write()
-        return self.known[key]
-
-    def harm(self, measure: Callable[[], np.ndarray]) -> Float[np.ndarray, "sites candidates"]:
-        """The errors of the candidates, known or measured now and written down."""
-        if self.errors is None:
-            self.errors = measure().tolist()
-            self.write()
-        return np.asarray(self.errors)
-
-    def write(self) -> None:
-        """Replaces the file, whole or not at all."""
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.part")
-        content = {"run": self.run, "accuracy": self.known, "harm": self.errors}
-        part.write_text(json.dumps(content))
-        os.replace(part, self.path)
 
 
 @contextlib.contextmanager

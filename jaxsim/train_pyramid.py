@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
+from jaxsim.checkpoint import trail
 from jaxsim.decision import Buckets, check_buckets, rounded_up
 from jaxsim.numerics import check_range, checked_int
+from jaxsim.progress import progress
 from jaxsim.pyramid import Passed, Pyramid, decided
 from jaxsim.students import fit_students
 from jaxsim.train import cross_entropy
@@ -36,15 +41,20 @@ def train_pyramid(
     net: Pyramid,
     ids: Int[np.ndarray, "N n"],
     lengths: Int[np.ndarray, " N"],
-    labels: Int[np.ndarray, " N"],
+    labels: Num[np.ndarray, "N ..."],
     *,
     steps: int,
     optimizer: optax.GradientTransformation,
     key: Key[Any, ""],
     soft: Soft | None = None,
+    loss: Callable[[Array, Array], Array] = cross_entropy,
     buckets: Buckets = Buckets(max_batch=32),  # noqa: B008
+    checkpoints: str | Path | None = None,
+    every: int = 50,
+    label: str = "training",
+    quiet: bool = False,
 ) -> Pyramid:
-    """Minimises the cross-entropy of the last classifier, tokens left out as the levels say.
+    """Minimises a loss of the last classifier, tokens left out as the levels say.
 
     With `soft`, the levels are learned as well: outputs are scaled by soft masks instead, and what
     these leave costs. Then the levels stay as they are and training without it wins accuracy back.
@@ -54,21 +64,26 @@ def train_pyramid(
       net: its encoder has no cores.
       ids: of the tokens, padded behind.
       lengths: how many of each row are there.
-      labels: classes.
+      labels: classes, or whatever `loss` compares with, an entry a row.
       steps: batches of `buckets.max_batch` rows of like lengths.
       optimizer: an optax transformation of {"encoder": its weights} and, with `soft`,
         {"level": [L]} beside them.
       key: for the order of the rows.
       soft: learn levels; None leaves them.
+      loss: mean over a batch of `(logits, labels)`, for instance `distillation(…)`.
       buckets: `max_batch` rows a step, padded to multiples of `token`.
+      checkpoints: folder to write to and to resume from, with the same result; of this run only.
+      every: steps from one checkpoint to the next, at least 1.
+      label: what the progress bar says.
+      quiet: show no progress bar.
 
     Raises:
-      ValueError: fewer rows than a batch, an argument out of range, or what `Pyramid.simulate` and
-        `Pyramid.soften` raise.
+      ValueError: fewer rows than a batch, an argument out of range, checkpoints of another run, or
+        what `Pyramid.simulate` and `Pyramid.soften` raise.
 
     Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910, section 3.3.
     """
-    steps = checked_int("steps", steps, 1)
+    steps, every = checked_int("steps", steps, 1), checked_int("every", every, 1)
     check_buckets(buckets)
     if not len(ids) == len(lengths) == len(labels):
         raise ValueError(f"ids, lengths, labels: {len(ids)}, {len(lengths)}, {len(labels)} rows")
@@ -79,33 +94,56 @@ def train_pyramid(
         for end in soft.temperature:
             check_range("temperature", end, 0, above=True)
 
-    def loss(values: Any, batch: Any, temperature: Any) -> Any:
+    def cost(values: Any, batch: Any, temperature: Any) -> Any:
         x, n, y = batch
         changed = dataclasses.replace(net, **values)
         if soft is None:
-            return cross_entropy(changed.passed(x, n).logits[:, -1], y)
+            return loss(changed.passed(x, n).logits[:, -1], y)
         found = changed.soften(x, n, temperature)
-        return cross_entropy(found.logits, y) + soft.weight * jnp.mean(found.shares)
+        return loss(found.logits, y) + soft.weight * jnp.mean(found.shares)
 
     @jax.jit
     def step(values: Any, state: Any, batch: Any, temperature: Any) -> Any:
-        changes, state = optimizer.update(jax.grad(loss)(values, batch, temperature), state, values)
+        lost, slope = jax.value_and_grad(cost)(values, batch, temperature)
+        changes, state = optimizer.update(slope, state, values)
         values = optax.apply_updates(values, changes)
         if soft is not None:
             values = {**values, "level": jnp.maximum(values["level"], 0)}
-        return values, state
+        return values, state, lost
 
     values: Any = {"encoder": net.encoder}
     if soft is not None:
         values["level"] = net.level
     state = optimizer.init(values)
     hot, cold = (1.0, 1.0) if soft is None else soft.temperature
-    for i, rows in zip(range(steps), _endless(lengths, key, buckets.max_batch), strict=False):
-        temperature = hot * (cold / hot) ** (i / max(steps - 1, 1))
-        n = _bucket(lengths[rows], buckets, net)
-        batch = _wide(ids[rows], n), lengths[rows], labels[rows]
-        values, state = step(values, state, batch, np.float32(temperature))
+    order = _endless(lengths, key, buckets.max_batch)
+    with contextlib.ExitStack() as stack:
+        done, kept = 0, None
+        if checkpoints is not None:
+            facts = steps, soft, buckets, jax.random.key_data(key).tolist()
+            run = _fingerprint((net, ids, lengths, labels), facts)
+            kept = stack.enter_context(trail(checkpoints, run=run))
+            done, (values, state) = kept.newest((values, state))
+        advance = stack.enter_context(progress(label, steps, done, "loss", quiet=quiet))
+        for i, rows in zip(range(steps), order, strict=False):
+            if i < done:
+                continue
+            temperature = hot * (cold / hot) ** (i / max(steps - 1, 1))
+            n = _bucket(lengths[rows], buckets, net)
+            batch = _wide(ids[rows], n), lengths[rows], labels[rows]
+            values, state, lost = step(values, state, batch, np.float32(temperature))
+            advance(lost)
+            if kept is not None and ((i + 1) % every == 0 or i + 1 == steps):
+                kept.add(i + 1, (values, state))
     return dataclasses.replace(net, **values)
+
+
+def _fingerprint(arrays: Any, facts: Any) -> str:
+    """What tells one run from another: its arrays and its settings."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for leaf in jax.tree.leaves(arrays):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def pass_all(

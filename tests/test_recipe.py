@@ -106,7 +106,9 @@ def test_a_recipe_is_timed_beside_its_model(folder, capsys):
 
 def test_cells_that_read_noisily_have_a_key(folder):
     path = folder[0] / "chip.toml"
-    noisy = RECIPE.replace('"cells.proportional" = 0.02', '"cells.independent" = {sigma = 0.0, noise = 0.02}')
+    noisy = RECIPE.replace(
+        '"cells.proportional" = 0.02', '"cells.independent" = {sigma = 0.0, noise = 0.02}'
+    )
     path.write_text(noisy)
     assert transform(Transform(path, folder[0] / "out")).deployed
 

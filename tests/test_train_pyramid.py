@@ -10,6 +10,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim import tokens
+from jaxsim.checkpoint import Trail
 from jaxsim.decision import Buckets, Rule
 from jaxsim.train_pyramid import (
     Soft,
@@ -43,6 +44,7 @@ def trained(net, steps=6, soft=None, **options):
         key=jax.random.key(0),
         soft=soft,
         buckets=SMALL,
+        quiet=True,
         **options,
     )
 
@@ -69,6 +71,26 @@ def test_levels_rise_when_tokens_are_dear_and_never_fall_below_zero():
     cheap = trained(dataclasses.replace(net, level=jnp.zeros(3)), 3, soft=Soft(0.0, (0.1, 0.1)))
     assert np.all(cheap.level >= 0)
     assert not np.array_equal(cheap.encoder.head["bias"], net.encoder.head["bias"])
+
+
+@pytest.mark.parametrize("soft", [None, Soft(1.0, (0.1, 0.05))])
+def test_a_run_that_was_stopped_ends_where_the_whole_one_does(tmp_path, monkeypatch, soft):
+    net, folder = made(0.04), tmp_path / "run"
+    whole, add = trained(net, soft=soft), Trail.add
+
+    def add_and_stop(self, step, tree):
+        add(self, step, tree)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trail, "add", add_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(net, soft=soft, checkpoints=folder, every=2)
+    resumed = trained(net, soft=soft, checkpoints=folder, every=2)
+    assert jax.tree.all(jax.tree.map(np.array_equal, resumed, whole))
+    with pytest.raises(ValueError, match="of another run"):
+        trained(net, 7, soft=soft, checkpoints=folder)
 
 
 def test_rows_pass_in_their_order_however_they_are_batched():

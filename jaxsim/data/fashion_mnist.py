@@ -8,7 +8,7 @@ import tempfile
 import urllib.request
 from importlib import resources
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -122,6 +122,9 @@ def fashion_mnist(
     Files may be the official ones, compressed or not. A file that is present and wrong is an
     error; no other place is tried in its stead.
 
+    Where `$JAXSIM_FASHION_MNIST` names one of the places, "auto" is that one: "subset" makes short
+    runs of what otherwise learns from 60 000 images.
+
     Args:
         split: "train" (60 000 images in full) or "test" (10 000).
         source: one of the names above, or a `Path` to a folder that holds the official files.
@@ -143,6 +146,8 @@ def fashion_mnist(
     """
     if split not in tuple(FILES):
         raise ValueError(f"split is {split!r}; expected one of {tuple(FILES)}")
+    if source == "auto":
+        source = cast(Any, os.environ.get("JAXSIM_FASHION_MNIST") or source)
     if not isinstance(source, Path) and source not in SOURCES:
         raise ValueError(f"source is {source!r}; expected one of {SOURCES} or a pathlib.Path")
     if download and source not in ("auto", "cache"):

@@ -1,0 +1,71 @@
+"""What a long sweep has measured so far."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """Scores by name in a file of JSON, written after each: a sweep that was killed goes on.
+
+    Several processes may fill one log. It is whole at any time, and none loses what another wrote.
+
+    Attributes:
+      path: the file, None for none.
+      scores: what is known, by name.
+    """
+
+    def __init__(self, path: str | Path | None):
+        """Reads what is there.
+
+        Args:
+          path: file to keep; its folder need not exist. None keeps the scores in memory.
+
+        Raises:
+          ValueError: what is there is no log.
+        """
+        self.path = None if path is None else Path(path).expanduser()
+        self.scores = self._read()
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """A score, made if it is not known.
+
+        Args:
+          name: what it is of, with every setting that it depends on.
+          make: measures it; what JSON holds.
+
+        Raises:
+          ValueError: the file is no log any more.
+        """
+        if name not in self.scores:
+            self._add(name, make())
+        return self.scores[name]
+
+    def _add(self, name: str, made: Any) -> None:
+        if self.path is None:
+            self.scores[name] = made
+            return
+        from filelock import FileLock
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.path.with_name(f"{self.path.name}.lock")):
+            # Of two processes that measured the same, the first to finish is right for both.
+            self.scores = {name: made} | self._read()
+            part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+            part.write_text(json.dumps(self.scores, indent=1))
+            part.replace(self.path)
+
+    def _read(self) -> dict[str, Any]:
+        if self.path is None or not self.path.exists():
+            return {}
+        try:
+            scores = json.loads(self.path.read_bytes())
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"path={str(self.path)!r}: no log: {error}") from None
+        if not isinstance(scores, dict):
+            raise ValueError(f"path={str(self.path)!r}: no log, but a {type(scores).__name__}")
+        return scores
