@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from pathlib import Path
 from typing import Literal
@@ -14,9 +13,10 @@ import optax
 from filelock import FileLock
 
 import jaxsim as js
-from jaxsim.checkpoint import load, save
+from jaxsim.checkpoint import describe, load, save
 from jaxsim.compare import Comparison, classify, compare
 from jaxsim.data import Images, fashion_mnist
+from jaxsim.log import Log, fingerprint
 from jaxsim.models.resnet import ResNet
 from jaxsim.plot import Curve, accuracy_curves
 from jaxsim.train import fit
@@ -31,7 +31,8 @@ class Demo:
 
     Attributes:
       out: folder for the table and the figure.
-      cache: folder for trained weights; a second run takes them from there.
+      cache: folder for trained weights and points of the sweep; another run takes from there
+        what it finds, also after a kill, and several may run at once.
       epochs: passes over the training set.
       images: how many test images the sweep of the figure uses.
       programmings: how often the sweep programmes each chip anew.
@@ -77,7 +78,8 @@ def run(demo: Demo) -> Comparison:
     (demo.out / "table.txt").write_text(str(table))
 
     few = test._replace(images=test.images[: demo.images], labels=test.labels[: demo.images])
-    panels = sweep(sparse, train, few, programmings=demo.programmings)
+    log = Log(demo.cache / "sweep.json")
+    panels = sweep(sparse, train, few, programmings=demo.programmings, log=log)
     figure = demo.out / "sweep.png"
     accuracy_curves(
         figure,
@@ -125,7 +127,7 @@ def trained(
     init = jax.jit(model.init)(jax.random.key(seed), train.images[:1])
     net = js.trace(model, init, train.images[:1])
     recipe = f"{model} {train.source.split(':')[0]} {len(train.labels)} {epochs} {seed}"
-    folder = cache.expanduser() / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    folder = cache.expanduser() / fingerprint((), recipe)[:16]
 
     def through(net: js.Network, name: str, epochs: int, rate: optax.Schedule) -> js.Network:
         # Another demo may be training the same network: wait for it, then take what it made.
@@ -155,7 +157,7 @@ def trained(
 
 
 def sweep(
-    net: js.Network, train: Images, test: Images, *, programmings: int
+    net: js.Network, train: Images, test: Images, *, programmings: int, log: Log
 ) -> dict[str, dict[str, Curve]]:
     """Accuracy of analog chips against ADC bits and against cell error.
 
@@ -166,6 +168,7 @@ def sweep(
       train: where calibration images come from.
       test: the test images.
       programmings: how often a chip with cell errors is programmed.
+      log: what was measured before, and will have been.
     """
     from rich.progress import track
 
@@ -194,10 +197,19 @@ def sweep(
         label: {name: np.zeros((len(along[label]), trials[label])) for name in curves}
         for label, curves in settings.items()
     }
+    calibrate = train.images[:128]
+    run = fingerprint(
+        (net.params, net.buffers, net.masks, calibrate, *test[:2]), describe(digital(net))
+    )
     for label, name, i, trial in track(points, "sweeping"):
-        chip = js.compose(digital, settings[label][name][i])(net)
-        chip = js.deploy(chip, key=jax.random.key(trial), calibrate=train.images[:128])
-        found[label][name][i, trial] = np.mean(classify(chip, test.images) == test.labels)
+
+        def measure(label: str = label, name: str = name, i: int = i, trial: int = trial) -> float:
+            chip = js.compose(digital, settings[label][name][i])(net)
+            chip = js.deploy(chip, key=jax.random.key(trial), calibrate=calibrate)
+            return float(np.mean(classify(chip, test.images) == test.labels))
+
+        point = f"{run[:16]} {label} {name} {along[label][i]} {trial}"
+        found[label][name][i, trial] = log.get(point, measure)
     return {
         label: {name: Curve(along[label], accuracy) for name, accuracy in curves.items()}
         for label, curves in found.items()

@@ -1,12 +1,30 @@
-"""What a long sweep has measured so far."""
+"""What a long sweep has measured so far, and what tells one run from another."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
+
+
+def fingerprint(arrays: Any, *facts: Any) -> str:
+    """A digest that another run would not have.
+
+    Args:
+      arrays: tree of arrays, compared bit by bit, keys not among them.
+      *facts: whatever else matters and has a `repr` that says it.
+    """
+    digest = hashlib.sha256(repr(facts).encode())
+    for leaf in map(np.asarray, jax.tree.leaves(arrays)):
+        digest.update(f"{leaf.dtype} {leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
 
 
 class Log:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from jaxsim.checkpoint import describe
 from jaxsim.core import Core, Op, State, Wrapper, build
 from jaxsim.cores.blocked import Rounding, blocked
 from jaxsim.hardware import Hardware
-from jaxsim.log import Log
+from jaxsim.log import Log, fingerprint
 from jaxsim.network import Network, deploy
 from jaxsim.numerics import check_range
 from jaxsim.table import render, si
@@ -192,7 +191,8 @@ def search_blocked(
         raise ValueError("candidates=(): give at least one")
     model = Hardware() if hardware is None else hardware
     names = tuple(s.name for s in net.sites if s.kind != "dynamic")
-    record, run = Log(log), _fingerprint(net, calibrate, candidates)
+    arrays = net.params, net.buffers, net.masks, net.cores, calibrate
+    record, run = Log(log), fingerprint(arrays, describe(net), candidates)
     if record.get("run", lambda: run) != run:
         raise ValueError(f"log={str(log)!r} is of another network, inputs or candidates")
     with _progress(quiet) as advance:
@@ -440,13 +440,6 @@ def _undominated(points: Float[np.ndarray, "n 2"], i: int) -> bool:
     at_least = (points <= points[i]).all(1)
     better = (points < points[i]).any(1) | (np.arange(len(points)) < i)
     return not np.any(at_least & better)
-
-
-def _fingerprint(net: Network, calibrate: Any, candidates: Sequence[Config]) -> str:
-    digest = hashlib.sha256("\n".join([*describe(net), *map(repr, candidates)]).encode())
-    for leaf in jax.tree.leaves((net.params, net.buffers, net.masks, net.cores, calibrate)):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxsim.checkpoint import describe, trail
+from jaxsim.log import fingerprint
 from jaxsim.network import Network
 from jaxsim.numerics import check_range
 from jaxsim.pipeline import Pipeline
@@ -197,14 +197,14 @@ def fit(
     if ranges(net) and isinstance(net, Pipeline):
         raise ValueError("net: a pipeline with learned ranges; train them, then shard")
     state = optimizer.init(_trained(net))
-    facts = (net, len(images), batch_size, labels, key)
+    run = (net.params, labels, jax.random.key_data(key)), describe(net), len(images), batch_size
     if (masks := masks_of(state)) is not None:
         zero = jax.tree.map(np.zeros_like, net.params)
         net = dataclasses.replace(net, params=chosen(masks, net.params, zero), masks={})
     with contextlib.ExitStack() as stack:
         done, kept = None, None
         if checkpoints is not None:
-            kept = stack.enter_context(trail(checkpoints, run=_fingerprint(*facts)))
+            kept = stack.enter_context(trail(checkpoints, run=fingerprint(*run)))
             done, (values, buffers, state) = kept.newest((_trained(net), net.buffers, state))
             net = dataclasses.replace(_with(net, values), buffers=buffers)
         bar = progress(label, epochs * steps, (done or 0) * steps, "loss", quiet=quiet)
@@ -240,13 +240,3 @@ def _merged(buffers: Any, updates: Any) -> Any:
     if not isinstance(updates, Mapping):
         return updates
     return {**buffers, **{k: _merged(buffers.get(k, {}), v) for k, v in updates.items()}}
-
-
-def _fingerprint(net: Network, count: int, batch_size: int, labels: Any, key: Any) -> str:
-    """What tells one run from another: the network's sites and cores, the data and the key."""
-    facts = [*describe(net), str(count), str(batch_size)]
-    digest = hashlib.sha256("\n".join(facts).encode())
-    digest.update(np.asarray(labels).tobytes())
-    for leaf in (jax.random.key_data(key), *jax.tree.leaves(net.params)):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxsim.checkpoint import trail
 from jaxsim.decision import Buckets, check_buckets, rounded_up
+from jaxsim.log import fingerprint
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.progress import progress
 from jaxsim.pyramid import Passed, Pyramid, decided
@@ -121,7 +121,7 @@ def train_pyramid(
         done, kept = 0, None
         if checkpoints is not None:
             facts = steps, soft, buckets, jax.random.key_data(key).tolist()
-            run = _fingerprint((net, ids, lengths, labels), facts)
+            run = fingerprint((net, ids, lengths, labels), *facts)
             kept = stack.enter_context(trail(checkpoints, run=run))
             done, (values, state) = kept.newest((values, state))
         advance = stack.enter_context(progress(label, steps, done, "loss", quiet=quiet))
@@ -136,14 +136,6 @@ def train_pyramid(
             if kept is not None and ((i + 1) % every == 0 or i + 1 == steps):
                 kept.add(i + 1, (values, state))
     return dataclasses.replace(net, **values)
-
-
-def _fingerprint(arrays: Any, facts: Any) -> str:
-    """What tells one run from another: its arrays and its settings."""
-    digest = hashlib.sha256(repr(facts).encode())
-    for leaf in jax.tree.leaves(arrays):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def pass_all(

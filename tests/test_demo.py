@@ -10,30 +10,37 @@ import numpy as np
 import pytest
 
 from jaxsim import cli
-from jaxsim.data import fashion_mnist
 from jaxsim.demo import Demo, run
-from jaxsim.models.resnet import ResNet
+from jaxsim.log import Log
+from tests.demo_process import small
+from tests.processes import finished, start
 
 
 @pytest.mark.slow
-def test_the_demo_writes_its_table_and_figure_and_is_faster_the_second_time(tmp_path, monkeypatch):
-    few = {s: fashion_mnist(s, source="subset") for s in ("train", "test")}
-    few = {s: d._replace(images=d.images[:600], labels=d.labels[:600]) for s, d in few.items()}
-    monkeypatch.setattr("jaxsim.demo.fashion_mnist", few.get)
-    monkeypatch.setattr("jaxsim.demo.ResNet", lambda **_: ResNet((1,), 4))
-    folders = {"out": tmp_path / "out", "cache": tmp_path / "cache"}
-    demo = Demo(**folders, epochs=1, images=50, programmings=2)
-    first = run(demo)
-    assert [row.name for row in first.rows] == [
+def test_demos_that_share_a_cache_agree_though_one_is_killed_and_goes_on(tmp_path, monkeypatch):
+    for name in ("fashion_mnist", "ResNet"):  # small() replaces them
+        monkeypatch.setattr(f"jaxsim.demo.{name}", getattr(jaxsim.demo, name))
+    one, other, whole, cache = (tmp_path / name for name in ("one", "other", "whole", "cache"))
+    killed = start("tests.demo_process", one, cache, 5)
+    beside = start("tests.demo_process", other, cache)
+    finished(beside)
+    killed.communicate(timeout=300)
+    assert killed.returncode == -9
+    assert not (one / "sweep.png").exists()
+    table = small(whole, tmp_path / "another")
+    assert [row.name for row in table.rows] == [
         "reference",
         "int8",
         "pruned, sliced",
         "pruned, analog",
     ]
-    assert (tmp_path / "out" / "table.txt").read_text() == str(first)
-    assert np.ndim(matplotlib.image.imread(tmp_path / "out" / "sweep.png")) == 3
-    monkeypatch.setattr("jaxsim.demo.fit", None)  # the second run trains nothing
-    assert run(demo) == first
+    monkeypatch.setattr("jaxsim.demo.fit", None)  # what goes on trains nothing
+    assert small(one, cache) == table
+    for out in (one, other, whole):
+        assert (out / "table.txt").read_text() == str(table)
+        assert np.ndim(matplotlib.image.imread(out / "sweep.png")) == 3
+    points = [Log(folder / "sweep.json").scores for folder in (cache, tmp_path / "another")]
+    assert points[0] == points[1]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,41 @@
+"""`python -m tests.demo_process OUT CACHE [POINTS]`: the demo in small; killed after so many points.
+
+Several may share a cache.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jaxsim.demo
+from jaxsim.data import fashion_mnist
+from jaxsim.demo import Demo
+from jaxsim.log import Log
+from jaxsim.models.resnet import ResNet
+
+FEW = {s: fashion_mnist(s, source="subset") for s in ("train", "test")}
+FEW = {s: d._replace(images=d.images[:600], labels=d.labels[:600]) for s, d in FEW.items()}
+
+
+def small(out, cache):
+    """The demo on 600 images of the subset, with a network of one block."""
+    jaxsim.demo.fashion_mnist = FEW.get
+    jaxsim.demo.ResNet = lambda **_: ResNet((1,), 4)
+    demo = Demo(out=Path(out), cache=Path(cache), epochs=1, images=50, programmings=2)
+    return jaxsim.demo.run(demo)
+
+
+class Mortal(Log):
+    """Kills its process at its first score after so many."""
+
+    def _add(self, name, made):
+        if len(self.scores) == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._add(name, made)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        jaxsim.demo.Log = Mortal
+    small(*sys.argv[1:3])

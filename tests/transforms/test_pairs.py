@@ -1,0 +1,173 @@
+"""Every ordered pair of transforms: it composes and computes what it should, or is refused by name.
+
+Which does what is the table in docs/pairs.md; it is the same for the three networks.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from tests.models import normal
+
+PAGE = Path(__file__).parents[2] / "docs" / "pairs.md"
+PAIR = jax.devices()[:1] * 2
+
+
+def normed(x):
+    """A batch norm that has seen something, and a ReLU."""
+    return nn.relu(nn.BatchNorm(use_running_average=True)(x))
+
+
+class Convolutions(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = normed(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(3)(nn.relu(nn.Dense(6)(x.mean((1, 2)))))
+
+
+class Perceptron(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8)(normed(nn.Dense(8)(x))))
+        return nn.Dense(3)(x + nn.relu(nn.Dense(8)(x)))
+
+
+class Tokens(nn.Module):
+    """Attention: products of two activations among the sites."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(8)(normed(nn.Dense(8)(x))))
+        scores = jnp.einsum("bqd,bkd->bqk", nn.Dense(8)(x), nn.Dense(8)(x))
+        x = x + jnp.einsum("bqk,bkd->bqd", nn.softmax(scores / 8), x)
+        return nn.Dense(3)(nn.relu(nn.Dense(6)(x.mean(1))))
+
+
+INPUTS = {
+    Convolutions: normal(4, 6, 6, 3),
+    Perceptron: normal(4, 5),
+    Tokens: normal(4, 5, 6),
+}
+
+
+@functools.cache
+def network(model):
+    x = INPUTS[model]
+    variables = jax.jit(model().init)(jax.random.key(0), x)
+    moved = jax.tree.map(lambda p: p + 0.05 * jnp.abs(normal(*p.shape)), variables)
+    return js.trace(model(), moved, x)
+
+
+def transforms(x):
+    """Each as it comes, where it can at a setting that costs next to nothing."""
+    return {
+        "fold_norms": js.fold_norms(x),
+        "equalize": js.equalize(x),
+        "shrink": js.shrink(0.25),
+        "prune_layers": js.prune_layers(x, 0.5),
+        "prune": js.prune(0.5),
+        "run_sparse": js.run_sparse(break_even=0.0),
+        "quantize": js.quantize(8, 8),
+        "learn_ranges": js.learn_ranges(x),
+        "smooth": js.smooth(x),
+        "round_weights": js.round_weights(js.rounding.gptq(), x),
+        "correct_bias": js.correct_bias(x),
+        "block": js.block(2),
+        "slice_bits": js.slice_bits(2),
+        "analog": js.analog(),
+        "exit_early": js.exit_early(2),
+        "pipeline_shard": js.pipeline_shard(2, microbatches=2, devices=PAIR),
+    }
+
+
+NAMES = tuple(transforms(None))
+FLOATS = ("fold_norms", "equalize", "shrink", "prune_layers", "prune")
+"""What computes in floats, and may change the function in earnest: what it becomes is compared."""
+ON_CODES = (
+    "learn_ranges",
+    "smooth",
+    "round_weights",
+    "correct_bias",
+    "block",
+    "slice_bits",
+    "analog",
+)
+FIRST = {"run_sparse": "prune", **dict.fromkeys(ON_CODES, "quantize")}
+"""What a transform has to follow."""
+
+
+def chain(a, b):
+    """One transform and another, each with what it has to follow."""
+    names = [*([FIRST[a]] if a in FIRST else []), a]
+    if b in FIRST and FIRST[b] not in names:
+        names.append(FIRST[b])
+    return [*names, b]
+
+
+def table():
+    """{(first, second): whether it composes} of the page."""
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", PAGE.read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(NAMES)
+    cells = {name: [c.strip() for c in row.split("|")] for name, row in rows}
+    assert {c for row in cells.values() for c in row} == {"yes", ""}
+    return {(a, b): c == "yes" for a, row in cells.items() for b, c in zip(NAMES, row, strict=True)}
+
+
+@functools.cache
+def composed(model, names):
+    made = transforms(INPUTS[model])
+    return js.compose(*(made[name] for name in names))(network(model))
+
+
+def logits(net, x):
+    if net.cores:
+        net = js.deploy(net, calibrate=x)
+    return np.asarray(net(x))
+
+
+@functools.cache
+def in_floats(model, names):
+    """What the float network computes after these."""
+    return np.asarray((composed(model, names) if names else network(model))(INPUTS[model]))
+
+
+def held(net, names):
+    """That each has left its mark."""
+    makers = {w.make.__name__ for chain in net.cores.values() for w in chain}
+    marks = {
+        "prune": bool(net.masks),
+        "run_sparse": "compressed" in makers,
+        "quantize": "quantized" in makers,
+        "slice_bits": "sliced" in makers,
+        "block": "blocked" in makers,
+        "analog": "tiled" in makers,
+        "exit_early": isinstance(net, js.EarlyExit),
+        "pipeline_shard": type(net).__name__ == "Pipeline",
+    }
+    assert all(marks[name] for name in names if name in marks), (names, makers)
+
+
+@pytest.mark.parametrize("first", NAMES)
+@pytest.mark.parametrize("model", INPUTS, ids=lambda model: model.__name__)
+def test_a_pair_composes_and_computes_or_is_refused_by_name(model, first):
+    x, yes = INPUTS[model], table()
+    for second in NAMES:
+        names = tuple(chain(first, second))
+        if not yes[first, second]:
+            with pytest.raises(ValueError, match=rf"\b{second}\b"):
+                composed(model, names)
+            continue
+        net = composed(model, names)
+        held(net, names)
+        expected = in_floats(model, tuple(n for n in names if n in FLOATS))
+        far = np.abs(logits(net, x) - expected).max()
+        near = 0.05 if "quantize" in names else 1e-5
+        assert far <= near * np.abs(expected).max(), (names, far)
