@@ -1,6 +1,6 @@
-"""`python -m tests.demo_process OUT CACHE [POINTS]`: the demo in small; killed after so many points.
+"""`python -m tests.demo_process OUT CACHE [POINTS]`: the demo in small.
 
-Several may share a cache.
+Several may share a cache. One is killed when it has measured so many points.
 """
 
 import os
