@@ -33,6 +33,7 @@ NAMES = (
     "interpreters",
     "pyramid",
     "exits",
+    "showcase",
 )
 
 

@@ -178,34 +178,47 @@ def _scores(name: str, model: Model, seed: int, settings: Settings) -> dict[str,
         train, test = fashion_mnist("train"), fashion_mnist("test")
         held, dense = (train.images[-VALIDATION:], train.labels[-VALIDATION:]), _dense_flops(net)
 
-        def score(images: Any, labels: Any, **rule: Any) -> list[float]:
-            found = _simulated(dataclasses.replace(net, **rule), images)
-            right = float(np.mean(np.argmax(found[0], -1) == labels))
-            threshold = float(rule.get("threshold", 0.0))
-            return [right, float(found[1].mean()), dense / float(found[2].mean()), threshold]
+        def score(
+            images: Any, labels: Any, thresholds: Any, net: EarlyExit = net
+        ) -> list[list[float]]:
+            logits, layer, flops = _simulated(net, images, np.asarray(thresholds, np.float32))
+            right = np.mean(np.argmax(logits, -1) == labels, -1)
+            columns = right, layer.mean(-1), dense / flops.mean(-1), np.asarray(thresholds)
+            return np.stack(columns, -1).tolist()
 
-        validation = [score(*held, threshold=np.float32(t)) for t in THRESHOLDS]
-        scores = {"all stages": score(test.images, test.labels)}
+        validation = score(*held, THRESHOLDS)
+        allowed = {"all stages": 0.0}
         for loss in LOSSES:
-            allowed = [v[3] for v in validation if v[0] >= validation[0][0] - loss / 100]
-            label = f"at most {loss} points lost"
-            scores[label] = score(test.images, test.labels, threshold=np.float32(max(allowed)))
+            least = validation[0][0] - loss / 100
+            chosen = max(v[3] for v in validation if v[0] >= least)
+            allowed[f"at most {loss} points lost"] = chosen
+        reported = test.images, test.labels
+        scores = dict(zip(allowed, score(*reported, list(allowed.values())), strict=True))
         for patience in (1, 2):
-            scores[f"{patience + 1} exits agree"] = score(
-                test.images, test.labels, patience=patience
-            )
+            strict = dataclasses.replace(net, patience=patience)
+            (scores[f"{patience + 1} exits agree"],) = score(*reported, [0.0], strict)
         return scores
 
     return log.get(recipe, measure)
 
 
-def _simulated(net: EarlyExit, images: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits, exits and FLOPs."""
-    parts = [net.simulate(images[i : i + 1000]) for i in range(0, len(images), 1000)]
+def _simulated(
+    net: EarlyExit, images: Any, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits, exits and FLOPs at each threshold; the stages are computed once for all of them."""
+
+    @jax.jit
+    def every(net: EarlyExit, x: Any) -> js.Exits:
+        def at(threshold: Any) -> js.Exits:
+            return dataclasses.replace(net, threshold=threshold).simulate(x)
+
+        return jax.vmap(at)(thresholds)
+
+    parts = [every(net, images[i : i + 1000]) for i in range(0, len(images), 1000)]
     return (
-        np.concatenate([p.logits for p in parts]),
-        np.concatenate([p.layer for p in parts]),
-        np.concatenate([p.flops for p in parts]),
+        np.concatenate([p.logits for p in parts], 1),
+        np.concatenate([p.layer for p in parts], 1),
+        np.concatenate([p.flops for p in parts], 1),
     )
 
 

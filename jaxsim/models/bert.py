@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxsim.encoder import Encoder, Pool, mean_token
-from jaxsim.network import trace
+from jaxsim.network import Network, trace
 from jaxsim.numerics import checked_int
 from jaxsim.tokens import prefix, token_importance
 
@@ -192,6 +192,20 @@ def encoder(model: Bert, params: Mapping[str, Any]) -> Encoder:
         width=model.width,
         hidden=model.hidden,
     )
+
+
+def params_of(pieces: Encoder) -> dict[str, Any]:
+    """The parameters that `encoder` took apart, for the model to take again.
+
+    Args:
+      pieces: from `encoder`, trained since or not; what cores or masks it has is left behind.
+    """
+    (embedding,) = pieces.embed.args
+    params = {"embedding": embedding["params"], "head": pieces.head}
+    for name in ("attention", "feed_forward"):
+        halves: tuple[Network, ...] = getattr(pieces, name)
+        params |= {f"{name}_{i}": half.params for i, half in enumerate(halves)}
+    return params
 
 
 def from_hugging_face(

@@ -39,7 +39,8 @@ def alone(monkeypatch, tmp_path):
     def refuse(url: str, **options: object):
         raise AssertionError(f"unasked for download of {url}")
 
-    monkeypatch.delenv("JAXSIM_DATA", raising=False)
+    for name in ("JAXSIM_DATA", "JAXSIM_FASHION_MNIST"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr(module, "DEBIAN_FOLDER", tmp_path / "no-debian")
     monkeypatch.setattr(module.urllib.request, "urlopen", refuse)
@@ -106,6 +107,17 @@ def test_any_folder_can_be_named(tmp_path, official):
     result = fashion_mnist("test", source=folder)
     _check(result, official)
     assert result.source.startswith(f"folder: {folder}")
+
+
+def test_what_auto_stands_for_can_be_said(monkeypatch, official, cache):
+    assert module.fashion_mnist("test").source.startswith("subset")
+    monkeypatch.setenv("JAXSIM_FASHION_MNIST", "cache")
+    with pytest.raises(FileNotFoundError, match="cache"):
+        fashion_mnist("test")
+    assert fashion_mnist("test", source="subset").source.startswith("subset")
+    monkeypatch.setenv("JAXSIM_FASHION_MNIST", "web")
+    with pytest.raises(ValueError, match="source is 'web'"):
+        fashion_mnist("test")
 
 
 def test_auto_goes_through_the_places_in_order(monkeypatch, tmp_path, official, cache):

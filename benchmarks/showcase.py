@@ -1,0 +1,316 @@
+"""One ResNet and one BERT, taken from floats to analog arrays, exits and a pipeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+import jaxsim as js
+from benchmarks import pyramid
+from benchmarks.chips import mean_and_error
+from benchmarks.record import IMAGES, Table, record
+from jaxsim.cores.quantized import quantized
+from jaxsim.cores.sliced import sliced
+from jaxsim.cores.tiled import tiled
+from jaxsim.data import fashion_mnist
+from jaxsim.data.hugging_face import load_bert
+from jaxsim.demo import Demo, trained
+from jaxsim.exits import EarlyExit, first_token, pooled
+from jaxsim.log import Log
+from jaxsim.models.bert import params_of
+from jaxsim.pipeline import Pipeline
+
+MULTIPLY, ADD = {"float": 3.7, "byte": 0.2}, {"float": 0.9, "byte": 0.1}
+"""pJ in 45 nm, of 32-bit floats and of 8 bits with 32-bit sums (Horowitz, ISSCC 2014)."""
+UNITS = 1024
+"""Multipliers of the digital array, one product a ns each."""
+READ = 100.0
+"""ns of one read of an analog array; those of a site are read at once."""
+THRESHOLDS = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of the run."""
+
+    only: Literal["both", "ResNet", "BERT"] = "both"
+    """Which network."""
+    epochs: int = Demo.epochs
+    """Passes of the ResNet's training."""
+    images: int = 2000
+    """Test images."""
+    texts: int = 500
+    """Test texts."""
+    programmings: int = 3
+    """Times that cells are programmed."""
+    log: Path = Demo.cache / "showcase.json"
+    """What was measured so far."""
+
+
+class Case(NamedTuple):
+    """A trained network with what it is shown.
+
+    Attributes:
+      net: in floats.
+      sparse: pruned.
+      grid: of its inputs.
+      feature: what exits read.
+      exits: how many.
+      train: inputs (a tuple of arrays) that the exits learn from.
+      held: inputs and labels that the threshold is chosen with.
+      test: inputs and labels that are reported.
+      one: an input of a single row, for which energy and time are counted.
+    """
+
+    net: js.Network
+    sparse: js.Network
+    grid: Any
+    feature: Any
+    exits: int
+    train: tuple[np.ndarray, ...]
+    held: tuple[tuple[np.ndarray, ...], np.ndarray]
+    test: tuple[tuple[np.ndarray, ...], np.ndarray]
+    one: tuple[np.ndarray, ...]
+
+
+class Spent(NamedTuple):
+    """What one input spends by the model, and what the weights take."""
+
+    energy: float
+    time: float
+    bits: float
+
+
+class Point(NamedTuple):
+    """A step: accuracy of each programming, and what is spent."""
+
+    right: list[float]
+    energy: float
+    time: float
+    bits: float
+
+
+def main(args: list[str]) -> None:
+    """Takes both networks through all steps."""
+    settings = tyro.cli(Settings, args=args)
+    cases = {"ResNet": (resnet, "Fashion-MNIST"), "BERT": (bert, "SST-2")}
+    log, tables, found = Log(settings.log), list[Table](), dict[str, dict[str, Point]]()
+    for name, (make, data) in cases.items():
+        if settings.only not in ("both", name):
+            continue
+        case = make(settings)
+        points = {
+            step: Point(*log.get(f"{name} {step} {settings}", measure))
+            for step, measure in steps(case, settings).items()
+        }
+        found[f"{name}, {data}"] = points
+        rows = [
+            [
+                step,
+                mean_and_error(100 * np.array(point.right)),
+                f"{point.energy / 1e6:.3f}",
+                f"{point.time / 1e3:.2f}",
+                f"{point.bits / 8 / 1024:.1f}",
+            ]
+            for step, point in points.items()
+        ]
+        columns = ["after", "right, %", "µJ an input", "µs an input", "weights, KiB"]
+        tables.append(Table(columns, rows, f"{name}, {data}"))
+    draw(found, IMAGES / "showcase.png")
+    record(
+        "showcase",
+        *tables,
+        question="What becomes of one ResNet and one BERT, step by step?",
+        baseline="the float network",
+        notes="One trained network each: the ResNet of the demo on Fashion-MNIST "
+        f"({settings.images} test images), MiniLM fine-tuned on SST-2 ({settings.texts} test "
+        f"texts, spent for one of 24 word pieces). {settings.programmings} programmings where "
+        "there are cells, mean ± standard error. The threshold of the exits is the highest of "
+        f"{len(THRESHOLDS)} that costs at most half a point on rows that are not reported. Energy "
+        "and time are of an analytic model and of the sites alone: digital products at Horowitz' "
+        "45 nm figures on 1024 multipliers at 1 GHz, arrays by `js.Crossbar` at 100 ns a read, "
+        "all arrays of a site at once, sites one after the other; attention scores stay digital "
+        "floats. Gated products of pruned weights save energy and no time. In a pipeline results "
+        "come as often as its slowest stage allows. `exit_early` and `pipeline_shard` both cut "
+        "the network and refuse each other: each follows the analog chip.",
+        settings=dataclasses.asdict(settings) | {"log": ""},
+    )
+
+
+def resnet(settings: Settings) -> Case:
+    """The demo's network, and its pruned form, trained on."""
+    train, test = fashion_mnist("train"), fashion_mnist("test")
+    net, sparse = trained(train, epochs=settings.epochs, seed=0, cache=Demo.cache)
+    held = (train.images[-1000:],), train.labels[-1000:]
+    reported = (test.images[: settings.images],), test.labels[: settings.images]
+    grid = js.Grid(8, symmetric=False)
+    shown = (train.images[:4000],)
+    return Case(net, sparse, grid, pooled, 3, shown, held, reported, (train.images[:1],))
+
+
+def bert(settings: Settings) -> Case:
+    """MiniLM fine-tuned on SST-2, three tenths of its weights pruned."""
+    chosen = pyramid.Settings()
+    corpus = pyramid.corpus_of("sst2", chosen.texts)
+    tuned = pyramid.network(chosen, "sst2", 0, "dense")
+    model, _ = load_bert(pyramid.minilm(), classes=2, key=jax.random.key(0))
+    params = params_of(tuned.encoder)
+    train, held, test = (
+        ((part.ids[:n], part.lengths[:n]), part.labels[:n])
+        for part, n in (
+            (corpus.train, 1000),
+            (corpus.validation, 300),
+            (corpus.test, settings.texts),
+        )
+    )
+    one = corpus.train.ids[:1, :24], np.full(1, 24, np.int32)
+    net = js.trace(model, {"params": params}, *one)
+    return Case(net, js.prune(0.3)(net), 8, first_token, 3, train[0], held, test, one)
+
+
+def steps(case: Case, settings: Settings) -> dict[str, Callable[[], Point]]:
+    """What is measured after each transform, in the order in which they are applied."""
+    digital = js.quantize(8, case.grid)(case.sparse)
+    slices = js.slice_bits(2)(digital)
+    array = js.analog(adc=8, cells=js.cells.proportional(0.02))(slices)
+    devices = jax.devices()[:1] * 2
+    return {
+        "float": lambda: measured(case, case.net, 1),
+        "prune": lambda: measured(case, case.sparse, 1),
+        "quantize": lambda: measured(case, digital, 1),
+        "slice_bits": lambda: measured(case, slices, 1),
+        "analog": lambda: measured(case, array, settings.programmings),
+        "exit_early": lambda: measured(
+            case, js.exit_early(case.exits, feature=case.feature)(array), settings.programmings
+        ),
+        "pipeline_shard": lambda: measured(
+            case,
+            js.pipeline_shard(2, microbatches=2, devices=devices)(array),
+            settings.programmings,
+        ),
+    }
+
+
+def measured(case: Case, net: js.Network, programmings: int) -> Point:
+    """Accuracy on the test rows, and what is spent."""
+    right, shares = list[float](), list[float]()
+    inputs, labels = case.test
+    few = tuple(a[:64] for a in case.train)
+    for trial in range(programmings):
+        key = jax.random.key(trial)
+        chip = js.deploy(net, key=key, calibrate=few) if net.cores else net
+        share = 1.0
+        if isinstance(chip, EarlyExit):
+            chip = js.distill_exits(chip, case.train, key=key)
+            chip = dataclasses.replace(chip, threshold=chosen(chip, *case.held))
+            share = flops_share(chip, inputs)
+        right.append(float(np.mean(labels_of(chip, inputs) == labels)))
+        shares.append(share)
+    spent = model_of(net, case.one)
+    share = float(np.mean(shares))
+    return Point(right, spent.energy * share, spent.time * share, spent.bits)
+
+
+def labels_of(net: js.Network, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The class of each row."""
+    run = net if isinstance(net, Pipeline) else jax.jit(lambda *x: net(*x))
+    return np.concatenate([np.argmax(run(*x), -1) for x in batches(inputs)])
+
+
+def batches(inputs: tuple[np.ndarray, ...], size: int = 100) -> list[tuple[np.ndarray, ...]]:
+    """Rows, so many at a time."""
+    return [tuple(a[i : i + size] for a in inputs) for i in range(0, len(inputs[0]), size)]
+
+
+def chosen(net: EarlyExit, inputs: tuple[np.ndarray, ...], labels: np.ndarray) -> np.float32:
+    """The highest threshold that costs at most half a point."""
+
+    @jax.jit
+    def every(*x: Any) -> Any:
+        def at(threshold: Any) -> Any:
+            return dataclasses.replace(net, threshold=threshold).simulate(*x).logits
+
+        return jax.vmap(at)(THRESHOLDS)
+
+    logits = np.concatenate([every(*x) for x in batches(inputs)], 1)
+    right = np.mean(np.argmax(logits, -1) == labels, -1)
+    return THRESHOLDS[right >= right[0] - 0.005].max()
+
+
+def flops_share(net: EarlyExit, inputs: tuple[np.ndarray, ...]) -> float:
+    """Share of the operations that rows still need."""
+    every = dataclasses.replace(net, threshold=np.float32(0))
+    simulate = jax.jit(lambda net, *x: net.simulate(*x).flops)
+    spent = [[np.mean(simulate(n, *x)) for x in batches(inputs)] for n in (net, every)]
+    return float(np.mean(spent[0]) / np.mean(spent[1]))
+
+
+def model_of(net: js.Network, one: tuple[np.ndarray, ...]) -> Spent:
+    """What one input spends at the sites."""
+    chip = js.Network(**{f.name: getattr(net, f.name) for f in dataclasses.fields(js.Network)})
+    made = {name: [w.make for w in chain] for name, chain in chip.cores.items()}
+    analog = any(tiled in makers for makers in made.values())
+    arrays = js.Crossbar().estimate(chip, *one) if analog else None
+    of_array = {} if arrays is None else dict(zip(arrays.names, arrays.spent, strict=True))
+    energy, times, bits = 0.0, dict[str, float](), 0.0
+    for site in chip.cost(*one).sites:
+        makers, macs = made.get(site.name, []), site.spent["macs"]
+        kept = site.nonzero / site.params if site.params else 1.0
+        if site.name in of_array:
+            energy += of_array[site.name].energy
+            times[site.name] = site.runs * site.matmul[1] * READ
+            bits += 2 * site.spent["cells"]
+            continue
+        kind = "byte" if quantized in makers else "float"
+        # A slice of 2 bits is a quarter of the multiplier; sums stay as wide.
+        multiply = MULTIPLY[kind] / (4 if sliced in makers else 1)
+        energy += kept * macs * (multiply + ADD[kind])
+        times[site.name] = macs / UNITS
+        masked = site.params if site.nonzero < site.params else 0
+        bits += kept * site.spent["weight_bits"] + masked if site.params else 0.0
+    return Spent(energy, slowest(net, times), bits)
+
+
+def slowest(net: js.Network, times: dict[str, float]) -> float:
+    """Time from one result to the next, in ns: of all sites, or of the slowest stage."""
+    if not isinstance(net, Pipeline):
+        return sum(times.values())
+    names, begins = list(times), [row.name for row in net.stages.rows[1:]]
+    edges = [0, *(names.index(name) for name in begins), len(names)]
+    stages = [names[a:b] for a, b in itertools.pairwise(edges)]
+    return max(sum(times[name] for name in stage) for stage in stages)
+
+
+def draw(found: dict[str, dict[str, Point]], path: Path) -> None:
+    """Accuracy, energy, time and memory after each step."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2).ravel()
+    for name, points in found.items():
+        places = range(len(points))
+        right = [100 * np.mean(p.right) for p in points.values()]
+        series = [right, *([getattr(p, k) for p in points.values()] for k in Spent._fields)]
+        for ax, values in zip(axes, series, strict=True):
+            ax.plot(
+                places, np.asarray(values) / (1 if ax is axes[0] else values[0]), "o-", label=name
+            )
+    titles = ("right, %", "energy, of the float one", "time, of the float one", "weights, of float")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, fontsize=9)
+        ax.set_xticks(range(len(points)), list(points), rotation=20, fontsize=8)
+        ax.grid(alpha=0.3)
+        if ax is not axes[0]:
+            ax.set_yscale("log")
+    axes[0].legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
