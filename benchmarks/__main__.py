@@ -1,6 +1,6 @@
 """`python -m benchmarks NAME [options]`: runs one benchmark, `all` or, in little time, `short`.
 
-`tables` writes the page of what was recorded.
+`tables` writes the page of what was recorded, `figures` the figures that need no long run.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from benchmarks import short
+from benchmarks import figures, short
 from benchmarks.record import write_tables
 
 NAMES = (
@@ -39,12 +39,15 @@ NAMES = (
 
 def main(args: list[str]) -> int:
     """Runs what was asked for and writes the tables of what was measured."""
-    if not args or args[0] not in (*NAMES, "all", "short", "tables"):
+    if not args or args[0] not in (*NAMES, "all", "short", "tables", "figures"):
         print(f"{__doc__}\nbenchmarks: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     name, *rest = args
     if name == "short":
         return short.main()
+    if name == "figures":
+        figures.main(rest)
+        return 0
     for chosen in NAMES if name == "all" else () if name == "tables" else (name,):
         importlib.import_module(f"benchmarks.{chosen}").main(rest)
     print(f"wrote {write_tables()}")

@@ -1,6 +1,7 @@
 """The code in the documentation runs, and what it claims holds."""
 
 import re
+import shutil
 from pathlib import Path
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxsim as js
+from benchmarks.graphs import DATA, FILES
+from tests.transforms.networks import X, cnn
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,12 +39,39 @@ PAGES = (
 )
 
 
-@pytest.mark.parametrize("page", [f"docs/{page}.md" for page in PAGES])
-def test_every_block_of_a_page_runs_in_order(page):
-    namespace = {}
+def ran(page, namespace):
     for block in blocks(page):
         exec(compile(block, page, "exec"), namespace)
-    assert namespace
+    return namespace
+
+
+@pytest.mark.parametrize("page", [f"docs/{page}.md" for page in PAGES])
+def test_every_block_of_a_page_runs_in_order(page):
+    assert ran(page, {})
+
+
+def test_pages_about_a_network_of_yours_run_with_one(capsys):
+    net = cnn()
+
+    def near(chip):
+        return 1 - float(jnp.abs(chip(X) - net(X)).mean())
+
+    given = {"net": net, "x": X}
+    integers = ran("docs/integer.md", dict(given))
+    assert jnp.allclose(integers["logits"], integers["chip"](X), atol=0.05)
+    found = ran("docs/blocked.md", given | {"x_calibrate": X, "evaluate": near})["found"]
+    assert found.layers.energy_gain > 1
+    assert "not a measurement" in capsys.readouterr().out
+
+
+def test_the_page_of_cascades_runs_on_the_graph_that_it_names(tmp_path, monkeypatch):
+    graph = DATA / FILES["email"][0]
+    if not graph.exists():
+        pytest.skip(f"no {graph}; set JAXSIM_DATA")
+    shutil.copy(graph, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = ran("docs/cascades.md", {})["found"]
+    assert {int(s) for s in found.seeds} == {160, 107, 86, 121, 5}
 
 
 def test_the_story_of_the_readme_runs(tmp_path, monkeypatch, capsys):

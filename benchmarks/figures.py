@@ -1,0 +1,73 @@
+"""Figures of the documentation that need no long run: `python -m benchmarks figures`."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsim as js
+import jaxsim.cascades as jc
+from benchmarks.graphs import DATA, FILES
+from benchmarks.record import IMAGES, RESULTS
+from jaxsim.cascades.plot import plot_influence
+from jaxsim.plot import gantt
+
+
+def main(args: list[str]) -> None:
+    """Draws them all, from recorded results, by simulation, or from data where they are there."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    sparsity()
+    pipeline()
+    if (DATA / FILES["email"][0]).exists():
+        influence()
+
+
+def sparsity() -> None:
+    """Accuracy against sparsity of each method, as recorded by `sparsity`."""
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    accuracies = json.loads((RESULTS / "sparsity_curves.json").read_text())["tables"][0]
+    _, *shares = accuracies["columns"]
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for i, (name, *cells) in enumerate(accuracies["rows"]):
+        means, errors = np.array([[float(v) for v in c.split(" ± ")] for c in cells]).T
+        places = np.arange(len(shares)) + 0.02 * i
+        shown = {"marker": "os^Dv"[i % 5], "ms": 4, "capsize": 2, "color": colormaps["tab20"](i)}
+        ax.errorbar(places, means, errors, label=name, **shown)
+    ax.set_xticks(range(len(shares)), shares)
+    ax.set_xlabel("weights pruned")
+    ax.set_ylabel("accuracy, %")
+    ax.set_ylim(bottom=70)
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    figure.savefig(IMAGES / "sparsity.png", dpi=120)
+
+
+def pipeline() -> None:
+    """A simulated training step of four equal stages."""
+    x, weights = jnp.ones((8, 16)), [jnp.eye(16)] * 4
+
+    def layers(weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        for w in weights:
+            x = jnp.tanh(x @ w)
+        return x
+
+    cut = js.pipeline_shard(4, 8, schedule="1f1b", remat="none", devices=jax.devices()[:1] * 4)
+    gantt(IMAGES / "pipeline.png", js.simulate_schedule(cut(js.trace(layers, weights, x))))
+
+
+def influence() -> None:
+    """Spread of 20 seeds of a network of e-mails, with their certificate."""
+    graph, _ = jc.load_edgelist(DATA / FILES["email"][0])
+    graph = jc.weighted_cascade(graph)
+    found = jc.maximize_influence(graph, 20, jax.random.key(0))
+    first = jnp.where(jnp.tril(jnp.ones((20, 20), bool)), found.seeds[None], -1)
+    spread = jc.influence(graph, first, jax.random.key(1), 8192)
+    plot_influence(IMAGES / "influence.png", spread, found)
