@@ -273,7 +273,8 @@ def _settled(
     """The scale and the threshold that validation rows choose, means over seeds."""
     whole = np.mean([_at(s["exits validation"], *ALL).accuracy for s in sweeps])
     columns = zip(*(s[f"{kind} validation"] for s in sweeps), strict=True)
-    means = [Speed(*np.mean(column, 0)) for column in columns]
+    # Of equal numbers the mean need not be that number.
+    means = [Speed(*column[0][:2], *np.mean(column, 0)[2:].tolist()) for column in columns]
     candidates = [s for s in means if fits(s)]
     # A family that is nowhere good enough is taken at its best.
     best = fastest(candidates, min(float(whole) - loss, max(s.accuracy for s in candidates)))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim.cascades import memory
+from jaxsim import memory
 from jaxsim.cascades.graph import ICGraph, from_edges
 from jaxsim.cascades.sample import Cascades
 

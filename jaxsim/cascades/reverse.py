@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, UInt32
 
-from jaxsim.cascades import memory
+from jaxsim import memory
 from jaxsim.cascades.bits import mix
 from jaxsim.cascades.graph import ICGraph
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, UInt32
 
-from jaxsim.cascades import bits, memory, packed
+from jaxsim import memory
+from jaxsim.cascades import bits, packed
 from jaxsim.cascades.graph import ICGraph, concrete
 from jaxsim.cascades.simulate import batch_keys
 

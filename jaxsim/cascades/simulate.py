@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from jaxsim.cascades import bits, frontier, memory, packed
+from jaxsim import memory
+from jaxsim.cascades import bits, frontier, packed
 from jaxsim.cascades.graph import ICGraph, is_traced, seed_mask
 
 Engine = Literal["auto", "packed", "frontier"]

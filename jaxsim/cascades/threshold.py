@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Int, PRNGKeyArray, UInt32
 
-from jaxsim.cascades import bits, memory, packed
+from jaxsim import memory
+from jaxsim.cascades import bits, packed
 from jaxsim.cascades.graph import ICGraph, concrete, seed_mask
 from jaxsim.cascades.simulate import Spread, batch_keys, summary, word_count
 

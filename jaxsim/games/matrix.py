@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from jaxsim import memory
 from jaxsim.games.game import CERTAIN, Episode, Game
 from jaxsim.numerics import checked_int, is_traced
 
@@ -54,9 +56,13 @@ def skill_matrix(key: Key[Array, ""], dim: int) -> Float[Array, "d d"]:
       key: for W [d, d] and S [d, 1].
       dim: d, at least 1.
 
+    Raises:
+      MemoryError: more than `jaxsim.memory.LIMIT`.
+
     Source: Czarnecki et al. (2020), arXiv 2004.09468, section 5, unscaled.
     """
     dim = checked_int("dim", dim, 1)
+    memory.check(f"a matrix of dim = {dim}", 4 * dim**2, "lower dim")
     draws = jax.random.normal(key, (dim + 1, dim))
     cycle, skill = draws[:dim], draws[dim]
     return cycle - cycle.T + skill[:, None] - skill
@@ -81,8 +87,14 @@ def blotto_matrix(coins: int, fields: int) -> Float[np.ndarray, "d d"]:
 
     Returns:
       [d, d] with d = C(coins + fields - 1, fields - 1) allocations in lexicographic order.
+
+    Raises:
+      MemoryError: more than `jaxsim.memory.LIMIT`.
     """
     coins, fields = checked_int("coins", coins, 1), checked_int("fields", fields, 1)
+    d = math.comb(coins + fields - 1, fields - 1)
+    what = f"a matrix of coins = {coins} on fields = {fields}"
+    memory.check(what, 8 * fields * d**2, "lower them")
     bars = itertools.combinations(range(coins + fields - 1), fields - 1)
     edges = np.array([(-1, *b, coins + fields - 1) for b in bars])
     split = np.diff(edges, axis=1) - 1

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 import jaxsim.cascades as jc
 from benchmarks.graphs import ROOT, SEEDS
-from jaxsim.cascades import memory, simulate
+from jaxsim import memory
+from jaxsim.cascades import simulate
 from tests.cascades.graphs import build, random_edges, real
 from tests.oracles import cascades_enumeration, cascades_networkx
 
