@@ -196,3 +196,11 @@ def test_bad_games_are_refused():
     opponent = jg.alone(game, game.strategy(game.init(jax.random.key(1))))
     with pytest.raises(ValueError, match="no exact best response"):
         jg.nash_conv(game, opponent)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: jg.skill_matrix(jax.random.key(0), 10**6), lambda: jg.blotto_matrix(60, 6)]
+)
+def test_what_would_not_fit_is_refused_before_it_is_made(call):
+    with pytest.raises(MemoryError, match=r"GiB; allowed: 4\.0 GiB"):
+        call()
