@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxsim import cli
+from jaxsim import cli, demo
 from jaxsim.demo import Demo, run
 from jaxsim.log import Log
 from tests.demo_process import small
@@ -19,7 +19,7 @@ from tests.processes import finished, start
 @pytest.mark.slow
 def test_demos_that_share_a_cache_agree_though_one_is_killed_and_goes_on(tmp_path, monkeypatch):
     for name in ("fashion_mnist", "ResNet"):  # small() replaces them
-        monkeypatch.setattr(f"jaxsim.demo.{name}", getattr(jaxsim.demo, name))
+        monkeypatch.setattr(demo, name, getattr(demo, name))
     one, other, whole, cache = (tmp_path / name for name in ("one", "other", "whole", "cache"))
     killed = start("tests.demo_process", one, cache, 5)
     beside = start("tests.demo_process", other, cache)
@@ -34,7 +34,7 @@ def test_demos_that_share_a_cache_agree_though_one_is_killed_and_goes_on(tmp_pat
         "pruned, sliced",
         "pruned, analog",
     ]
-    monkeypatch.setattr("jaxsim.demo.fit", None)  # what goes on trains nothing
+    monkeypatch.setattr(demo, "fit", None)  # what goes on trains nothing
     assert small(one, cache) == table
     for out in (one, other, whole):
         assert (out / "table.txt").read_text() == str(table)

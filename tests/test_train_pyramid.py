@@ -67,7 +67,7 @@ def test_weights_learn_with_tokens_left_out_and_nothing_else_moves():
 
 def test_a_teacher_draws_what_is_trained_and_labels_may_be_anything():
     """With the whole weight on a teacher that is wrong everywhere, accuracy falls to its own."""
-    sure = 5.0 * np.asarray(jax.nn.one_hot(1 - LABELS, 2))
+    sure = 5.0 * np.asarray(jax.nn.one_hot(1 - LABELS, 3))
     wrong = taught(sure, LABELS)
     after = trained(made(0.04), 24, labels=wrong, loss=distillation(weight=1.0, temperature=1.0))
     assert loss(after) > 1.5 * loss(made(0.04))
