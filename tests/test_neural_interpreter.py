@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import matplotlib.image
 import numpy as np
 import optax
 import pytest
@@ -16,6 +17,7 @@ from jaxsim.models.functions import add_functions, add_task, added, remove_funct
 from jaxsim.models.neural_interpreter import NeuralInterpreter, affinity, nearest_word
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
+from jaxsim.plot import routing_maps
 from jaxsim.train import fit, only
 from tests.models import normal
 from tests.oracles import interpreter as oracle
@@ -366,3 +368,13 @@ def test_the_same_key_gives_the_same_functions():
     a, b = (add_functions(VISION, found, 2, jax.random.key(7))[1] for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert dataclasses.is_dataclass(VISION)
+
+
+def test_routing_is_drawn(tmp_path):
+    """Five tokens of which the last four are patches; images and affinities have to belong."""
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), (2, 4, 5)).transpose(0, 3, 1, 2)
+    routing_maps(tmp_path / "new" / "routing.png", np.zeros((4, 8, 8)), shares)
+    assert matplotlib.image.imread(tmp_path / "new" / "routing.png").std() > 0
+    with pytest.raises(ValueError, match="images: 3 of them for affinities of 4"):
+        routing_maps(tmp_path / "other.png", np.zeros((3, 8, 8)), shares)
+    assert not (tmp_path / "other.png").exists()
