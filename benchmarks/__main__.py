@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import sys
 
-from benchmarks import figures, short
 from benchmarks.record import write_tables
 
 NAMES = (
@@ -43,11 +42,8 @@ def main(args: list[str]) -> int:
         print(f"{__doc__}\nbenchmarks: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     name, *rest = args
-    if name == "short":
-        return short.main()
-    if name == "figures":
-        figures.main(rest)
-        return 0
+    if name in ("short", "figures"):
+        return importlib.import_module(f"benchmarks.{name}").main()
     for chosen in NAMES if name == "all" else () if name == "tables" else (name,):
         importlib.import_module(f"benchmarks.{chosen}").main(rest)
     print(f"wrote {write_tables()}")

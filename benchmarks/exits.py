@@ -181,9 +181,9 @@ def _scores(name: str, model: Model, seed: int, settings: Settings) -> dict[str,
         def score(
             images: Any, labels: Any, thresholds: Any, net: EarlyExit = net
         ) -> list[list[float]]:
-            logits, layer, flops = _simulated(net, images, np.asarray(thresholds, np.float32))
-            right = np.mean(np.argmax(logits, -1) == labels, -1)
-            columns = right, layer.mean(-1), dense / flops.mean(-1), np.asarray(thresholds)
+            out = at_thresholds(net, (images,), thresholds)
+            right = np.mean(np.argmax(out.logits, -1) == labels, -1)
+            columns = right, out.layer.mean(-1), dense / out.flops.mean(-1), np.asarray(thresholds)
             return np.stack(columns, -1).tolist()
 
         validation = score(*held, THRESHOLDS)
@@ -202,24 +202,26 @@ def _scores(name: str, model: Model, seed: int, settings: Settings) -> dict[str,
     return log.get(recipe, measure)
 
 
-def _simulated(
-    net: EarlyExit, images: Any, thresholds: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits, exits and FLOPs at each threshold; the stages are computed once for all of them."""
+def at_thresholds(
+    net: EarlyExit, inputs: tuple[np.ndarray, ...], thresholds: Any, *, rows: int = 1000
+) -> js.Exits:
+    """What a network says at each threshold, thresholds in front, so many rows at a time."""
+    thresholds = np.asarray(thresholds, np.float32)
+    parts = [
+        _at_thresholds(net, tuple(a[i : i + rows] for a in inputs), thresholds)
+        for i in range(0, len(inputs[0]), rows)
+    ]
+    return jax.tree.map(lambda *columns: np.concatenate(columns, 1), *parts)
 
-    @jax.jit
-    def every(net: EarlyExit, x: Any) -> js.Exits:
-        def at(threshold: Any) -> js.Exits:
-            return dataclasses.replace(net, threshold=threshold).simulate(x)
 
-        return jax.vmap(at)(thresholds)
+@jax.jit
+def _at_thresholds(net: EarlyExit, inputs: Any, thresholds: Any) -> js.Exits:
+    """The stages do not depend on the threshold and are computed once for all."""
 
-    parts = [every(net, images[i : i + 1000]) for i in range(0, len(images), 1000)]
-    return (
-        np.concatenate([p.logits for p in parts], 1),
-        np.concatenate([p.layer for p in parts], 1),
-        np.concatenate([p.flops for p in parts], 1),
-    )
+    def at(threshold: Any) -> js.Exits:
+        return dataclasses.replace(net, threshold=threshold).simulate(*inputs)
+
+    return jax.vmap(at)(thresholds)
 
 
 def _network(name: str, model: Model, seed: int, settings: Settings) -> EarlyExit:

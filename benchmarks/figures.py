@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsim as js
-import jaxsim.cascades as jc
 from benchmarks.graphs import DATA, FILES
 from benchmarks.record import IMAGES, RESULTS
-from jaxsim.cascades.plot import plot_influence
+from jaxsim.cascades.command import Influence, influence
 from jaxsim.plot import gantt
 
 
-def main(args: list[str]) -> None:
+def main() -> int:
     """Draws them all, from recorded results, by simulation, or from data where they are there."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     sparsity()
     pipeline()
-    if (DATA / FILES["email"][0]).exists():
-        influence()
+    if (graph := DATA / FILES["email"][0]).exists():
+        influence(Influence(graph, k=20, plot=IMAGES / "influence.png"))
+    return 0
 
 
 def sparsity() -> None:
@@ -61,13 +61,3 @@ def pipeline() -> None:
 
     cut = js.pipeline_shard(4, 8, schedule="1f1b", remat="none", devices=jax.devices()[:1] * 4)
     gantt(IMAGES / "pipeline.png", js.simulate_schedule(cut(js.trace(layers, weights, x))))
-
-
-def influence() -> None:
-    """Spread of 20 seeds of a network of e-mails, with their certificate."""
-    graph, _ = jc.load_edgelist(DATA / FILES["email"][0])
-    graph = jc.weighted_cascade(graph)
-    found = jc.maximize_influence(graph, 20, jax.random.key(0))
-    first = jnp.where(jnp.tril(jnp.ones((20, 20), bool)), found.seeds[None], -1)
-    spread = jc.influence(graph, first, jax.random.key(1), 8192)
-    plot_influence(IMAGES / "influence.png", spread, found)

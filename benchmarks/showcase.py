@@ -15,6 +15,7 @@ import tyro
 import jaxsim as js
 from benchmarks import pyramid
 from benchmarks.chips import mean_and_error
+from benchmarks.exits import at_thresholds
 from benchmarks.record import IMAGES, Table, record
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.sliced import sliced
@@ -33,6 +34,8 @@ UNITS = 1024
 """Multipliers of the digital array, one product a ns each."""
 READ = 100.0
 """ns of one read of an analog array; those of a site are read at once."""
+ROWS = 100
+"""Of a call."""
 THRESHOLDS = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], np.float32)
 
 
@@ -221,35 +224,21 @@ def measured(case: Case, net: js.Network, programmings: int) -> Point:
 def labels_of(net: js.Network, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
     """The class of each row."""
     run = net if isinstance(net, Pipeline) else jax.jit(lambda *x: net(*x))
-    return np.concatenate([np.argmax(run(*x), -1) for x in batches(inputs)])
-
-
-def batches(inputs: tuple[np.ndarray, ...], size: int = 100) -> list[tuple[np.ndarray, ...]]:
-    """Rows, so many at a time."""
-    return [tuple(a[i : i + size] for a in inputs) for i in range(0, len(inputs[0]), size)]
+    parts = (tuple(a[i : i + ROWS] for a in inputs) for i in range(0, len(inputs[0]), ROWS))
+    return np.concatenate([np.argmax(run(*x), -1) for x in parts])
 
 
 def chosen(net: EarlyExit, inputs: tuple[np.ndarray, ...], labels: np.ndarray) -> np.float32:
     """The highest threshold that costs at most half a point."""
-
-    @jax.jit
-    def every(*x: Any) -> Any:
-        def at(threshold: Any) -> Any:
-            return dataclasses.replace(net, threshold=threshold).simulate(*x).logits
-
-        return jax.vmap(at)(THRESHOLDS)
-
-    logits = np.concatenate([every(*x) for x in batches(inputs)], 1)
+    logits = at_thresholds(net, inputs, THRESHOLDS, rows=ROWS).logits
     right = np.mean(np.argmax(logits, -1) == labels, -1)
     return THRESHOLDS[right >= right[0] - 0.005].max()
 
 
 def flops_share(net: EarlyExit, inputs: tuple[np.ndarray, ...]) -> float:
     """Share of the operations that rows still need."""
-    every = dataclasses.replace(net, threshold=np.float32(0))
-    simulate = jax.jit(lambda net, *x: net.simulate(*x).flops)
-    spent = [[np.mean(simulate(n, *x)) for x in batches(inputs)] for n in (net, every)]
-    return float(np.mean(spent[0]) / np.mean(spent[1]))
+    spent, whole = at_thresholds(net, inputs, (net.threshold, 0), rows=ROWS).flops.mean(-1)
+    return float(spent / whole)
 
 
 def model_of(net: js.Network, one: tuple[np.ndarray, ...]) -> Spent:

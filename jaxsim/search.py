@@ -208,8 +208,11 @@ def search_blocked(
             rows = list(rows)
             by_site = {n: candidates[c] for n, c in zip(names, rows, strict=True)}
             key = "; ".join(f"{n}: {tuple(c)}" for n, c in by_site.items())
-            chip = _configured(net, by_site)
-            found = record.get(key, lambda: float(evaluate(deploy(chip, calibrate=calibrate))))
+
+            def measure() -> float:
+                return float(evaluate(deploy(_configured(net, by_site), calibrate=calibrate)))
+
+            found = record.get(key, measure)
             spent = sum(energy[i, c] for i, c in enumerate(rows))
             slow = sum(cycles[i, c] for i, c in enumerate(rows))
             tried.setdefault(key, Choice(by_site, found, spent, base[0] / spent, base[1] / slow))

@@ -197,14 +197,16 @@ def fit(
     if ranges(net) and isinstance(net, Pipeline):
         raise ValueError("net: a pipeline with learned ranges; train them, then shard")
     state = optimizer.init(_trained(net))
-    run = (net.params, labels, jax.random.key_data(key)), describe(net), len(images), batch_size
+    given = net
     if (masks := masks_of(state)) is not None:
         zero = jax.tree.map(np.zeros_like, net.params)
         net = dataclasses.replace(net, params=chosen(masks, net.params, zero), masks={})
     with contextlib.ExitStack() as stack:
         done, kept = None, None
         if checkpoints is not None:
-            kept = stack.enter_context(trail(checkpoints, run=fingerprint(*run)))
+            arrays = given.params, labels, jax.random.key_data(key)
+            run = fingerprint(arrays, describe(given), len(images), batch_size)
+            kept = stack.enter_context(trail(checkpoints, run=run))
             done, (values, buffers, state) = kept.newest((_trained(net), net.buffers, state))
             net = dataclasses.replace(_with(net, values), buffers=buffers)
         bar = progress(label, epochs * steps, (done or 0) * steps, "loss", quiet=quiet)
