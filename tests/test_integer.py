@@ -205,14 +205,15 @@ def test_no_float_lies_between_the_quantised_input_and_the_logits(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [8, 4])
-def test_a_trained_network_answers_as_its_simulation_does(bits):
+@pytest.mark.parametrize(("bits", "agreement"), [(8, 0.995), (4, 0.98)])
+def test_a_trained_network_answers_as_its_simulation_does(bits, agreement):
+    """A code of 4 bits that rounds the other way is a step sixteen times that of 8 bits."""
     net, data = fashion_net()
     chip = deployed(net, data.images[:128], bits, js.Grid(bits, symmetric=False))
     simulated = js.classify(chip, data.images)
     found = js.classify(js.integer_only(chip), data.images)
     assert np.mean(js.classify(net, data.images) == data.labels) > 0.7
-    assert np.mean(found == simulated) >= 0.995
+    assert np.mean(found == simulated) >= agreement
 
 
 @functools.cache

@@ -54,7 +54,7 @@ def given_again(case):
 
 @pytest.fixture(scope="module")
 def truth(case, net):
-    return jax.jit(case.run)(net.params, *case.args, **given_again(case))
+    return jax.jit(case.run)(net.params, case.buffers, *case.args, **given_again(case))
 
 
 def test_sites_are_found_and_named_by_parameter(case, net):
@@ -80,7 +80,7 @@ def test_xla_is_given_the_contractions_of_the_model_and_no_more(request, case, n
         text = jax.jit(f).lower(*args, *case.args, **given_again(case)).as_text()
         return {op: text.count(f"stablehlo.{op} ") for op in ("dot_general", "convolution")}
 
-    theirs = contractions(case.run, net.params)
+    theirs = contractions(case.run, net.params, case.buffers)
     assert sum(theirs.values()) > 0
     assert contractions(run, net) == theirs
     # a loop's test is walked before the loop and in it; a shared jitted layer is walked in place
@@ -105,7 +105,7 @@ def test_gradients_of_a_forced_walk_are_those_of_the_model(request, case, net):
 
     more = given_again(case)
     mine = total(lambda p: dataclasses.replace(forced(net), params=p)(*case.args, **more))
-    theirs = total(lambda p: case.run(p, *case.args, **more))
+    theirs = total(lambda p: case.run(p, case.buffers, *case.args, **more))
     eps = 1e-5 if jax.tree.leaves(net.params)[0].dtype == jnp.float32 else 0.05
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(
