@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxsim import memory
 from jaxsim.core import Core, Op, State, float_core
 from jaxsim.cores.quantized import quantized
 from jaxsim.grid import Grid
@@ -42,13 +43,18 @@ def moments(core: Core, *, weights: Grid) -> Core:
     Args:
       core: contracts.
       weights: grid that the weights are to be rounded to.
+
+    Raises:
+      MemoryError: when written, a site with too many inputs for their moments to be held.
     """
 
     def write(op: Op, w: Array, key: Any) -> Moments:
-        w = w.astype(jnp.float32)
-        on = quantized(float_core, weights=weights, inputs=None).write(op, w, None)
         matmul = op.geometry.as_matmul()
         B, K, _ = matmul.geometry.w_shape
+        what = f"second moments of {K} inputs" + (f", {B} times" if B > 1 else "")
+        memory.check(what, 4 * B * K**2, "leave such a site out with sites=")
+        w = w.astype(jnp.float32)
+        on = quantized(float_core, weights=weights, inputs=None).write(op, w, None)
 
         def spread(s: Array) -> Array:
             return matmul.w(jnp.broadcast_to(s, w.shape))

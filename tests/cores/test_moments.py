@@ -1,9 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxsim.core import Op
+from jaxsim.core import Dot, Op
 from jaxsim.cores.digital import biased, smoothed
 from jaxsim.cores.moments import moments, outputs, peaks
 from jaxsim.cores.quantized import quantized
@@ -115,3 +116,11 @@ def test_a_bias_is_added_to_its_own_channel():
         axis = difference.ndim - 1 if geometry is sites.DENSE else geometry.y_spec[1]
         by_channel = np.moveaxis(difference, axis, 0).reshape(bias.size, -1)
         np.testing.assert_allclose(by_channel, bias.reshape(-1, 1) + 0 * by_channel, atol=1e-5)
+
+
+def test_moments_too_large_to_hold_are_refused_before_they_are_made():
+    shape = (40_000, 1)
+    op, w = Op(Dot((1,), (), (0,), (), 2, shape)), jax.ShapeDtypeStruct(shape, jnp.float32)
+    core = sites.core_of((moments, {"weights": sites.Grid(8)}))
+    with pytest.raises(MemoryError, match=r"second moments of 40000 inputs needs 6\.0 GiB.*sites="):
+        jax.eval_shape(lambda w: core.write(op, w, None), w)

@@ -35,6 +35,7 @@ def draw(
 
     Raises:
       ValueError: an argument out of range, or panels of another configuration.
+      MemoryError: pictures that would take more than `memory.LIMIT`.
     """
     side = checked_int("side", side, 16)
     parts = components(configuration)
@@ -47,6 +48,8 @@ def draw(
             raise ValueError(f"panels: {COLUMNS[column]} must be from 0 to {top - 1}")
     rng = np.random.default_rng(seed)
     flat = panels.reshape(-1, len(parts), len(COLUMNS))
+    what = f"{len(flat)} pictures of side = {side}"
+    memory.check(what, 4 * len(flat) * side**2, "draw fewer at a time")
     out = np.full((len(flat), side, side), 255, np.float32)
     for picture, panel in zip(out, flat, strict=True):
         for part, (places, kind, size, color) in zip(parts, panel, strict=True):

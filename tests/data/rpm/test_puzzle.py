@@ -121,3 +121,9 @@ def test_pictures_show_what_the_symbols_say():
 def test_bad_arguments(says, call):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_more_pictures_than_memory_holds_are_refused():
+    panels = np.broadcast_to(rpm.generate(1).panels, (10_000, 16, 1, 4))
+    with pytest.raises(MemoryError, match="160000 pictures of side = 100 needs .* draw fewer"):
+        rpm.draw(panels, "center", side=100)
