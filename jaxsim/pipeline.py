@@ -32,6 +32,7 @@ from jaxsim.stage_tables import (
 )
 from jaxsim.stages import (
     Cut,
+    Stage,
     Stages,
     blocks,
     chosen,

@@ -40,7 +40,7 @@ def affinity(
     bandwidth: float | Float[Array, ""] = 1.0,
     tau: float | Float[Array, ""] = 1.42026,
     eps: float = 1e-6,
-) -> Float[Array, "U *batch"]:
+) -> Float[Array, " U *batch"]:
     """Share of each function in each token, by the angle between signature and type.
 
     exp(−d / bandwidth) with d = 1 − cos, zero where d > tau, over its sum. The gradient passes the

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from jaxsim import memory
 from jaxsim.data.rpm.layout import COLORS, COLUMNS, SIZES, TYPES, components
 from jaxsim.numerics import checked_int
 

@@ -125,5 +125,5 @@ def test_bad_arguments(says, call):
 
 def test_more_pictures_than_memory_holds_are_refused():
     panels = np.broadcast_to(rpm.generate(1).panels, (10_000, 16, 1, 4))
-    with pytest.raises(MemoryError, match="160000 pictures of side = 100 needs .* draw fewer"):
+    with pytest.raises(MemoryError, match=r"160000 pictures of side = 100 needs .* draw fewer"):
         rpm.draw(panels, "center", side=100)
