@@ -22,6 +22,16 @@ settings.load_profile("jaxsim")
 
 
 @pytest.fixture(autouse=True, scope="module")
+def hastily_compiled(request):
+    """Has LLVM optimise only what runs for long: most of a test's time is the compiler's.
+
+    Modules that train say `pytestmark = pytest.mark.trains`. XLA's own passes stay as they are.
+    """
+    hasty = request.node.get_closest_marker("trains") is None
+    jax.config.update("jax_disable_most_optimizations", hasty)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def forgotten():
     """Drops what was compiled before it is too much.
 
