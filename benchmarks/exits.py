@@ -23,6 +23,7 @@ from jaxsim.log import Log
 from jaxsim.models.resnet import ResNet
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
+from jaxsim.network import uncut
 from jaxsim.timing import alternate
 from jaxsim.train import fit
 
@@ -117,7 +118,7 @@ def timing(settings: Settings) -> None:
         net = _network(name, model, 0, settings)
         scores = _scores(name, model, 0, settings)
         call = jax.jit(lambda net, x: net(x))
-        plain = js.Network(**{f.name: getattr(net, f.name) for f in dataclasses.fields(js.Network)})
+        plain = uncut(net)
 
         def dense(plain: Any = plain, call: Any = call) -> Any:
             return [

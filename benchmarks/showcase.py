@@ -26,6 +26,7 @@ from jaxsim.demo import Demo, trained
 from jaxsim.exits import EarlyExit, first_token, pooled
 from jaxsim.log import Log
 from jaxsim.models.bert import params_of
+from jaxsim.network import uncut
 from jaxsim.pipeline import Pipeline
 
 MULTIPLY, ADD = {"float": 3.7, "byte": 0.2}, {"float": 0.9, "byte": 0.1}
@@ -95,9 +96,7 @@ class Point(NamedTuple):
     """A step: accuracy of each programming, and what is spent."""
 
     right: list[float]
-    energy: float
-    time: float
-    bits: float
+    spent: Spent
 
 
 def main(args: list[str]) -> None:
@@ -110,17 +109,18 @@ def main(args: list[str]) -> None:
             continue
         case = make(settings)
         points = {
-            step: Point(*log.get(f"{name} {step} {settings}", measure))
+            step: Point(right, Spent(*spent))
             for step, measure in steps(case, settings).items()
+            for right, spent in [log.get(f"{name} {step} {settings}", measure)]
         }
         found[f"{name}, {data}"] = points
         rows = [
             [
                 step,
                 mean_and_error(100 * np.array(point.right)),
-                f"{point.energy / 1e6:.3f}",
-                f"{point.time / 1e3:.2f}",
-                f"{point.bits / 8 / 1024:.1f}",
+                f"{point.spent.energy / 1e6:.3f}",
+                f"{point.spent.time / 1e3:.2f}",
+                f"{point.spent.bits / 8 / 1024:.1f}",
             ]
             for step, point in points.items()
         ]
@@ -218,7 +218,7 @@ def measured(case: Case, net: js.Network, programmings: int) -> Point:
         shares.append(share)
     spent = model_of(net, case.one)
     share = float(np.mean(shares))
-    return Point(right, spent.energy * share, spent.time * share, spent.bits)
+    return Point(right, Spent(spent.energy * share, spent.time * share, spent.bits))
 
 
 def labels_of(net: js.Network, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -243,7 +243,7 @@ def flops_share(net: EarlyExit, inputs: tuple[np.ndarray, ...]) -> float:
 
 def model_of(net: js.Network, one: tuple[np.ndarray, ...]) -> Spent:
     """What one input spends at the sites."""
-    chip = js.Network(**{f.name: getattr(net, f.name) for f in dataclasses.fields(js.Network)})
+    chip = uncut(net)
     made = {name: [w.make for w in chain] for name, chain in chip.cores.items()}
     analog = any(tiled in makers for makers in made.values())
     arrays = js.Crossbar().estimate(chip, *one) if analog else None
@@ -288,7 +288,7 @@ def draw(found: dict[str, dict[str, Point]], path: Path) -> None:
     for name, points in found.items():
         places = range(len(points))
         right = [100 * np.mean(p.right) for p in points.values()]
-        series = [right, *([getattr(p, k) for p in points.values()] for k in Spent._fields)]
+        series = [right, *zip(*(p.spent for p in points.values()), strict=True)]
         for ax, values in zip(axes, series, strict=True):
             ax.plot(
                 places, np.asarray(values) / (1 if ax is axes[0] else values[0]), "o-", label=name

@@ -31,7 +31,7 @@ from jaxsim.decision import (
     no_streak,
     rounded_up,
 )
-from jaxsim.network import Network, call_arguments, check_key
+from jaxsim.network import Network, call_arguments, check_key, uncut
 from jaxsim.numerics import is_traced
 from jaxsim.stages import (
     Cut,
@@ -680,9 +680,7 @@ def _all_rows(name: str, axes: Sequence[int | None]) -> tuple[int, ...]:
 
 def _plain(net: Network) -> Network:
     """The network without exits or masks, which change nothing in its equations."""
-    fields: dict[str, Any] = {f.name: getattr(net, f.name) for f in dataclasses.fields(Network)}
-    fields["masks"] = {}
-    return Network(**fields)
+    return dataclasses.replace(uncut(net), masks={})
 
 
 def _leading(live: Sequence[Array], axes: Sequence[int | None]) -> tuple[Array, ...]:

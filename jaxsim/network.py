@@ -315,6 +315,11 @@ def retraced(net: Network, fn: Callable[..., Any]) -> Network:
     return dataclasses.replace(net, fn=fn, sites=tuple(c.site for c in contractions(traced.plan)))
 
 
+def uncut(net: Network) -> Network:
+    """The network alone, of one that was cut for exits or a pipeline; any other as it is."""
+    return Network(**{f.name: getattr(net, f.name) for f in dataclasses.fields(Network)})
+
+
 def deploy(
     net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None, **kwargs: Any
 ) -> Network:

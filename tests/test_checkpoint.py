@@ -18,6 +18,7 @@ import jaxsim as js
 from jaxsim.checkpoint import describe, trail
 from jaxsim.network import params_read, path_name
 from tests.models import CASES, NnxCnn, normal
+from tests.test_readers import damaged
 from tests.transforms.networks import SITES, X, cnn, run, stack
 
 CHIP = js.compose(
@@ -208,8 +209,8 @@ def test_a_damaged_checkpoint_is_a_value_error(tmp_path):
     files = [p for p in (tmp_path / "net").rglob("*") if p.is_file() and p.stat().st_size]
     for file in files:
         content = file.read_bytes()
-        for damaged in (content[: len(content) // 2], rng.bytes(len(content))):
-            file.write_bytes(damaged)
+        for broken in (rng.bytes(len(content)), *(damaged(content, rng) for _ in range(5))):
+            file.write_bytes(broken)
             try:
                 # some files are not needed to read the arrays; then they must be right
                 same(js.load(tmp_path / "net", like=cnn()).params, cnn().params)
