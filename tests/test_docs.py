@@ -59,6 +59,9 @@ def test_pages_about_a_network_of_yours_run_with_one(capsys):
     given = {"net": net, "x": X}
     integers = ran("docs/integer.md", dict(given))
     assert jnp.allclose(integers["logits"], integers["chip"](X), atol=0.05)
+    steps = ran("docs/showcase.md", dict(given))
+    analog = jax.jit(lambda chip: chip(X))(js.deploy(steps["array"], key=steps["key"], calibrate=X))
+    assert jnp.allclose(steps["y"], analog, atol=1e-4)
     found = ran("docs/blocked.md", given | {"x_calibrate": X, "evaluate": near})["found"]
     assert found.layers.energy_gain > 1
     assert "not a measurement" in capsys.readouterr().out
