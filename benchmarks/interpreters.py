@@ -40,9 +40,11 @@ BODIES: dict[str, Any] = {
     "transformer of equal parameters, 1 layer": Transformer(1),
 }
 JOINT = f"joint {next(iter(BODIES))}"
+COUNTS = (200, 2000)
+"""Digits to learn from, after clothes."""
 STEPS = 200
 """Of learning digits after clothes."""
-RATES = (1e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2)
 """Of that learning."""
 HELD_OUT = (("color", "arithmetic"), ("size", "progression"), ("type", "distribute"))
 
@@ -239,7 +241,7 @@ def extend(settings: Settings) -> None:
     validation = digits[0][-1000:], digits[1][-1000:]
     log = Log(settings.log)
     scores: dict[tuple[str, int], list[float]] = {}
-    rates: dict[str, float] = {}
+    rates: dict[tuple[str, int], float] = {}
     for seed in range(settings.seeds):
         net = _trained(
             Vision(INTERPRETER, (10,), 7, WIDTH), clothes, seed, settings, "extend, clothes"
@@ -285,21 +287,23 @@ def extend(settings: Settings) -> None:
                     partial(measure, count, rate),
                 )
 
-            if name not in rates:
-                rates[name] = max(RATES, key=lambda rate: known(200, rate)[0])
-            for count in (200, 2000):
-                scores.setdefault((name, count), []).append(known(count, rates[name])[1])
+            for count in COUNTS:
+                if (name, count) not in rates:
+                    rates[name, count] = max(
+                        RATES, key=lambda rate, count=count: known(count, rate)[0]
+                    )
+                _, right = known(count, rates[name, count])
+                scores.setdefault((name, count), []).append(right)
     names = dict.fromkeys(name for name, _ in scores)
-    counts = dict.fromkeys(count for _, count in scores)
     record(
         "interpreters_extend",
         Table(
-            ["what is trained", "learning rate", *(f"{count} digits, %" for count in counts)],
+            ["what is trained", *(f"{n} digits, %" for n in COUNTS), "learning rates"],
             [
                 [
                     name,
-                    f"{rates[name]:g}",
-                    *(mean_and_error(100 * np.asarray(scores[name, c])) for c in counts),
+                    *(mean_and_error(100 * np.asarray(scores[name, n])) for n in COUNTS),
+                    ", ".join(f"{rates[name, n]:g}" for n in COUNTS),
                 ]
                 for name in names
             ],
