@@ -35,6 +35,11 @@ $(VENV)/docs: $(VENV)/base
 demo: $(VENV)/base
 	$(BIN)/jaxsim demo
 
+# What one worker or run has compiled, the next reads.
+test test-fast: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
+test test-fast: export JAX_COMPILATION_CACHE_MAX_SIZE = 1000000000
+test test-fast: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
+
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 

@@ -23,11 +23,12 @@ settings.load_profile("jaxsim")
 
 @pytest.fixture(autouse=True, scope="module")
 def hastily_compiled(request):
-    """Has LLVM optimise only what runs for long: most of a test's time is the compiler's.
+    """Has LLVM optimise little: most of a test's time is the compiler's.
 
-    Modules that train say `pytestmark = pytest.mark.trains`. XLA's own passes stay as they are.
+    XLA's own passes stay as they are. Modules that train, or that compare their bits with those of
+    a process of their own, say `pytestmark = pytest.mark.optimized`.
     """
-    hasty = request.node.get_closest_marker("trains") is None
+    hasty = request.node.get_closest_marker("optimized") is None
     jax.config.update("jax_disable_most_optimizations", hasty)
 
 

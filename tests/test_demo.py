@@ -15,6 +15,8 @@ from jaxsim.log import Log
 from tests.demo_process import small
 from tests.processes import finished, start
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.mark.slow
 def test_demos_that_share_a_cache_agree_though_one_is_killed_and_goes_on(tmp_path, monkeypatch):
@@ -46,8 +48,9 @@ def test_demos_that_share_a_cache_agree_though_one_is_killed_and_goes_on(tmp_pat
 @pytest.fixture(autouse=True)
 def uncached():
     """Later tests do not write what they compile into the demo's cache."""
+    before = jax.config.jax_compilation_cache_dir
     yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.parametrize("name", ["epochs", "images", "programmings"])

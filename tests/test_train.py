@@ -21,6 +21,8 @@ from jaxsim.train import fit
 from tests.models import NnxCnn, normal
 from tests.transforms.networks import X, cnn
 
+pytestmark = pytest.mark.optimized
+
 LABELS = np.arange(8) % 3
 RUN = {
     "epochs": 3,

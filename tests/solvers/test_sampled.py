@@ -87,9 +87,11 @@ def test_what_comes_in_samples_from_poker_is_what_it_is_worth():
     def estimate(agent, w, key):
         return js.dice_payoff(game, game.strategy(agent), opponent(w), key, 2000)
 
+    flat, shaped = ravel_pytree(agent)
+    way = shaped(jax.random.normal(jax.random.key(9), flat.shape))
+
     @jax.jit
     def all_of(f, *rest):
-        way = jax.tree.map(jnp.sign, agent)
         slope = jax.grad(f)(agent, 0.4, *rest)
         # what a meta-gradient needs, along a direction
         mixed = jax.jvp(lambda a: jax.grad(f, 1)(a, 0.4, *rest), (agent,), (way,))[1]
