@@ -103,6 +103,7 @@ def main(args: list[str]) -> None:
     """Takes both networks through all steps."""
     settings = tyro.cli(Settings, args=args)
     cases = {"ResNet": (resnet, "Fashion-MNIST"), "BERT": (bert, "SST-2")}
+    facts = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("only", "log")}
     log, tables, found = Log(settings.log), list[Table](), dict[str, dict[str, Point]]()
     for name, (make, data) in cases.items():
         if settings.only not in ("both", name):
@@ -111,7 +112,7 @@ def main(args: list[str]) -> None:
         points = {
             step: Point(right, Spent(*spent))
             for step, measure in steps(case, settings).items()
-            for right, spent in [log.get(f"{name} {step} {settings}", measure)]
+            for right, spent in [log.get(f"{name} {step} {facts}", measure)]
         }
         found[f"{name}, {data}"] = points
         rows = [
@@ -143,7 +144,7 @@ def main(args: list[str]) -> None:
         "floats. Gated products of pruned weights save energy and no time. In a pipeline results "
         "come as often as its slowest stage allows. `exit_early` and `pipeline_shard` both cut "
         "the network and refuse each other: each follows the analog chip.",
-        settings=dataclasses.asdict(settings) | {"log": ""},
+        settings=facts,
     )
 
 
