@@ -102,10 +102,18 @@ class Point(NamedTuple):
 def main(args: list[str]) -> None:
     """Takes both networks through all steps."""
     settings = tyro.cli(Settings, args=args)
-    cases = {"ResNet": (resnet, "Fashion-MNIST"), "BERT": (bert, "SST-2")}
+    cases = {
+        "ResNet": (resnet, "Fashion-MNIST", f"that of the demo, {settings.images} test images"),
+        "BERT": (
+            bert,
+            "SST-2",
+            f"fine-tuned MiniLM, {settings.texts} test texts, spent for one of 24 word pieces",
+        ),
+    }
     facts = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("only", "log")}
-    log, tables, found = Log(settings.log), list[Table](), dict[str, dict[str, Point]]()
-    for name, (make, data) in cases.items():
+    log, tables, shown = Log(settings.log), list[Table](), list[str]()
+    found = dict[str, dict[str, Point]]()
+    for name, (make, data, which) in cases.items():
         if settings.only not in ("both", name):
             continue
         case = make(settings)
@@ -115,10 +123,13 @@ def main(args: list[str]) -> None:
             for right, spent in [log.get(f"{name} {step} {facts}", measure)]
         }
         found[f"{name}, {data}"] = points
+        shown.append(f"{name}: {which}")
         rows = [
             [
                 step,
-                mean_and_error(100 * np.array(point.right)),
+                mean_and_error(100 * np.array(point.right))
+                if len(point.right) > 1
+                else f"{100 * point.right[0]:.2f}",
                 f"{point.spent.energy / 1e6:.3f}",
                 f"{point.spent.time / 1e3:.2f}",
                 f"{point.spent.bits / 8 / 1024:.1f}",
@@ -131,11 +142,10 @@ def main(args: list[str]) -> None:
     record(
         "showcase",
         *tables,
-        question="What becomes of one ResNet and one BERT, step by step?",
+        question=f"What becomes of {' and of '.join(found)}, step by step?",
         baseline="the float network",
-        notes="One trained network each: the ResNet of the demo on Fashion-MNIST "
-        f"({settings.images} test images), MiniLM fine-tuned on SST-2 ({settings.texts} test "
-        f"texts, spent for one of 24 word pieces). {settings.programmings} programmings where "
+        notes=f"One trained network each ({'; '.join(shown)}). {settings.programmings} "
+        "programmings where "
         "there are cells, mean ± standard error. The threshold of the exits is the highest of "
         f"{len(THRESHOLDS)} that costs at most half a point on rows that are not reported. Energy "
         "and time are of an analytic model and of the sites alone: digital products at Horowitz' "
