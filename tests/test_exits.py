@@ -18,6 +18,7 @@ from jaxsim.models.neural_interpreter import NeuralInterpreter
 from jaxsim.models.resnet import ResNet
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
+from jaxsim.network import uncut
 from jaxsim.students import classified, fit_students
 
 ROWS = 12
@@ -254,7 +255,7 @@ def test_distilled_exits_say_what_the_network_says():
 def test_exits_of_quantised_networks(after):
     """Quantised before the exits are made or after: the same network."""
     key = jax.random.key(0)
-    plain, x = (_plain(mlp()[0]), mlp()[1]) if after else (network("resnet"), images())
+    plain, x = (uncut(mlp()[0]), mlp()[1]) if after else (network("resnet"), images())
     quantize, cut = js.quantize(weights=8, inputs=8), js.exit_early(3)
     net = js.compose(*((cut, quantize) if after else (quantize, cut)))(plain)
     chip = js.distill_exits(js.deploy(net, key=key, calibrate=x), x, key=key, steps=50)
@@ -267,7 +268,7 @@ def test_exits_of_quantised_networks(after):
 def test_exits_of_pruned_and_of_noisy_networks():
     (net, x), key = mlp(), jax.random.key(0)
     call = jax.jit(lambda net, x, key: net(x, key=key))
-    plain = _plain(net)
+    plain = uncut(net)
     for hardware in (
         js.prune(0.5),
         js.compose(js.quantize(8, 8), js.analog(cells=js.cells.proportional(0.02))),
@@ -349,11 +350,7 @@ def test_exits_are_kept_on_disk(tmp_path):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(net), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="exit at w1"):
-        js.load(tmp_path / "net", js.exit_early(["w2"])(_plain(net)))
-
-
-def _plain(net):
-    return js.Network(**{f.name: getattr(net, f.name) for f in dataclasses.fields(js.Network)})
+        js.load(tmp_path / "net", js.exit_early(["w2"])(uncut(net)))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +371,7 @@ def test_errors_of_settings(options, message):
 
 def test_errors_of_networks():
     net, x = mlp()
-    plain = _plain(net)
+    plain = uncut(net)
     with pytest.raises(ValueError, match="takes a Network"):
         js.exit_early()(3)
     with pytest.raises(ValueError, match="exits=9: the network has 4 places"):
@@ -403,7 +400,7 @@ def test_errors_of_networks():
 
 def test_errors_of_order():
     net, x = mlp()
-    plain = _plain(net)
+    plain = uncut(net)
     pipe = js.pipeline_shard(2, 2, devices=jax.devices()[:1] * 2)
     cases = {
         "exit_early cannot follow exit_early": (net, js.exit_early(2)),
