@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -45,14 +45,18 @@ class BlockedAccuracy:
     drop: float = 0.007
     """Accuracy a search may lose on the images it looks at; less than the point allowed, because
     what was chosen for its accuracy there is a little worse elsewhere."""
+    steps: int = 6
+    """Bisections of a search, for each block size."""
+    only: Literal["both", "fashion", "cifar"] = "both"
+    """Which images."""
     cache: Annotated[Path, tyro.conf.arg(help="folder of trained weights")] = Demo.cache
 
 
 def main(args: list[str]) -> None:
     """Searches and fine-tunes."""
     settings = tyro.cli(BlockedAccuracy, args=args)
-    tables = fashion(settings)
-    if cifar.DATA.exists():
+    tables = fashion(settings) if settings.only != "cifar" else []
+    if settings.only != "fashion" and cifar.DATA.exists():
         tables.append(pictures(settings))
     record(
         "blocked_accuracy",
@@ -110,6 +114,7 @@ def fashion(settings: BlockedAccuracy) -> list[Table]:
             inputs,
             lambda chip: _accuracy(settled(chip), data=held),
             drop=settings.drop,
+            steps=settings.steps,
             log=settings.cache.expanduser()
             / "blocked"
             / f"fashion-{settings.held_out}-{seed}.json",
@@ -146,6 +151,7 @@ def pictures(settings: BlockedAccuracy) -> Table:
         inputs,
         lambda chip: _accuracy(settled(chip), data=mirrored),
         drop=settings.drop,
+        steps=settings.steps,
         log=settings.cache.expanduser() / "blocked" / "cifar-14.json",
     )
 

@@ -31,11 +31,13 @@ class Settings:
 
     Attributes:
       runs: alternated steps of each alternative.
+      microbatches: M, of each row of times.
       budget: MiB of one device in the table of largest models.
       only: "time", "memory" or "all".
     """
 
     runs: int = 5
+    microbatches: tuple[int, ...] = (4, 8)
     budget: int = 2048
     only: str = "all"
 
@@ -181,7 +183,7 @@ def timed(settings: Settings) -> Table:
     )
     rows = []
     for name in MODELS:
-        for M in (4, 8):
+        for M in settings.microbatches:
             command = [sys.executable, "-m", "benchmarks.pipeline", name, str(M)]
             try:
                 done = subprocess.run(

@@ -49,6 +49,8 @@ class Settings:
     """How many, each with training images and circuits of its own."""
     trained_seeds: int = 20
     """For how many of them filters are trained too."""
+    sets: tuple[str, ...] = ("MNIST-10k", "Fashion-MNIST")
+    """Images to classify."""
     log: Path = Demo.cache / "qdcnn.json"
     """Accuracies found so far: a stopped run goes on."""
 
@@ -473,7 +475,7 @@ COMPARISONS = (
 
 def accuracy(settings: Settings) -> None:
     """Accuracy over seeds, and every comparison that was planned."""
-    log, sets = Log(settings.log), ("MNIST-10k", "Fashion-MNIST")
+    log, sets = Log(settings.log), settings.sets
     found: dict[tuple[str, str], list[float]] = {}
     for seed in range(settings.first, settings.first + settings.seeds):
         trained = TRAINED if seed - settings.first < settings.trained_seeds else {}
@@ -560,7 +562,7 @@ def figure(found: Mapping[tuple[str, str], list[float]], sets: tuple[str, ...]) 
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(10, 4), layout="constrained")
-    for ax, name in zip(fig.subplots(1, 2), sets, strict=True):
+    for ax, name in zip(fig.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
         for label, prefix, ds in (
             ("quanvolution, fixed", "quanvolution s1 d", (1, 2, 3, 4)),
             ("random convolution, fixed", "random conv s1 d", (1, 2)),

@@ -31,7 +31,9 @@ class Rounding:
     seeds: int = 3
     """Networks trained from scratch."""
     images: int = 512
-    """Training images that statistics are of; 256 of them set ranges."""
+    """Training images that statistics are of, a multiple of 128; 256 of them set ranges."""
+    tables: tuple[str, ...] = ("weights", "one scale a kernel", "inputs", "data")
+    """Which to measure."""
     cache: Annotated[
         Path,
         tyro.conf.arg(help="folder of trained weights and of what an interrupted run has measured"),
@@ -173,7 +175,7 @@ def main(args: list[str]) -> None:
     floats = np.array([accuracy(net, test) for net in nets])
     found: dict[str, np.ndarray] = {}
     tables: dict[str, list[list[Any]]] = {}
-    for case in cases():
+    for case in (case for case in cases() if case.table in settings.tables):
         scores = [measured(case, net, seen, test, seed, settings) for seed, net in enumerate(nets)]
         print(case.name, scores, flush=True)
         mine = found[case.name] = np.array(scores)

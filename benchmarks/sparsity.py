@@ -26,7 +26,6 @@ from jaxsim.train import cross_entropy
 
 HELD_OUT = 5000
 """Training images that no run sees; the learning rate was chosen on them."""
-SPARSITIES = (0.8, 0.9, 0.95, 0.98)
 STEPS = 800
 BATCH = 64
 RATES = (1e-3, 2e-3, 4e-3)
@@ -39,6 +38,10 @@ class Sparsity:
 
     seeds: int = 3
     """Networks trained from scratch."""
+    sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98)
+    """Shares of weights left out."""
+    methods: tuple[str, ...] = ()
+    """Which to measure beside one shot; none is all of them."""
     cache: Annotated[Path, tyro.conf.arg(help="folder of what an interrupted run has measured")] = (
         Demo.cache
     )
@@ -328,23 +331,23 @@ def curves(settings: Sparsity) -> None:
         name: np.array([plain(model, name, seed, rate, test) for seed in range(settings.seeds)])
         for name, model in {"dense": FULL, "small": SMALL}.items()
     }
-    scores, names = {}, [*METHODS, *GATES]
+    others = list(settings.methods) or [m for m in (*METHODS, *GATES) if m != "one shot"]
+    scores, names = {}, ["one shot", *others]
     for seed in range(settings.seeds):
         for method in names:
-            for s in SPARSITIES:
+            for s in settings.sparsities:
                 scores[method, s, seed] = score(method, s, seed, rate, test)
-            print(seed, method, [scores[method, s, seed] for s in SPARSITIES], flush=True)
+            print(seed, method, [scores[method, s, seed] for s in settings.sparsities], flush=True)
     of = {
         (m, s): np.array([scores[m, s, seed] for seed in range(settings.seeds)])
         for m in names
-        for s in SPARSITIES
+        for s in settings.sparsities
     }
-    rows = [[m, *(mean_and_error(100 * of[m, s]) for s in SPARSITIES)] for m in names]
-    others = [m for m in names if m != "one shot"]
+    rows = [[m, *(mean_and_error(100 * of[m, s]) for s in settings.sparsities)] for m in names]
     tests = {
         (m, s): paired_test(100 * of[m, s], 100 * of["one shot", s])
         for m in others
-        for s in SPARSITIES
+        for s in settings.sparsities
     }
     corrected = dict(zip(tests, holm([t.t_p for t in tests.values()]), strict=True))
 
@@ -352,12 +355,12 @@ def curves(settings: Sparsity) -> None:
         difference = mean_and_error(100 * (of[m, s] - of["one shot", s]))
         return f"{difference} (p = {corrected[m, s]:.2g})"
 
-    differences = [[m, *(cell(m, s) for s in SPARSITIES)] for m in others]
-    heads = [f"{100 * s:g} %" for s in SPARSITIES]
+    differences = [[m, *(cell(m, s) for s in settings.sparsities)] for m in others]
+    heads = [f"{100 * s:g} %" for s in settings.sparsities]
     pooled = []
     for m in others:
         mean = [
-            100 * np.mean([scores[m, s, k] - scores["one shot", s, k] for s in SPARSITIES])
+            100 * np.mean([scores[m, s, k] - scores["one shot", s, k] for s in settings.sparsities])
             for k in range(settings.seeds)
         ]
         pooled.append((m, np.array(mean), paired_test(mean, [0.0] * len(mean)).t_p))
@@ -371,7 +374,7 @@ def curves(settings: Sparsity) -> None:
         "sparsity_curves",
         Table(["method", *heads], rows, "accuracy, %"),
         Table(["method", *heads], differences, "points above one shot, paired by seed"),
-        Table(["method", "points", "p"], means, "the same, mean over the four sparsities"),
+        Table(["method", "points", "p"], means, "the same, mean over the sparsities"),
         Table(
             ["network", "parameters", "accuracy, %"],
             [
