@@ -47,6 +47,8 @@ class BlockedAccuracy:
     what was chosen for its accuracy there is a little worse elsewhere."""
     steps: int = 6
     """Bisections of a search, for each block size."""
+    settling: int = 2000
+    """Training images of Fashion-MNIST that batch-norm statistics are settled on."""
     only: Literal["both", "fashion", "cifar"] = "both"
     """Which images."""
     cache: Annotated[Path, tyro.conf.arg(help="folder of trained weights")] = Demo.cache
@@ -68,9 +70,9 @@ def main(args: list[str]) -> None:
         f"{settings.held_out}, on which the search evaluates; the test set is reported, mean ± "
         "standard error over networks. CIFAR-10: the search evaluates 400 of the 1000 images, "
         "mirrored too; the other 600 are reported, and the error is of the paired difference. "
-        "*Settled*: batch-norm statistics are those of 2000 training images as the network sees "
-        "them (Fashion-MNIST), or halfway from the trained ones to those of the 400 images "
-        "(CIFAR-10, every network that is compared); labels play no part in it.",
+        f"*Settled*: batch-norm statistics are those of {settings.settling} training images as the "
+        "network sees them (Fashion-MNIST), or halfway from the trained ones to those of the 400 "
+        "images (CIFAR-10, every network that is compared); labels play no part in it.",
         settings=dataclasses.asdict(settings) | {"cache": None},
     )
 
@@ -86,7 +88,7 @@ def fashion(settings: BlockedAccuracy) -> list[Table]:
     gains: dict[str, list[tuple[float, float]]] = {}
 
     def settled(chip: js.Network) -> js.Network:
-        return _settled(chip, seen.images[:2000], 1.0)
+        return _settled(chip, seen.images[: settings.settling], 1.0)
 
     def note(
         name: str, net: js.Network, then: Callable[[js.Network], js.Network] = lambda chip: chip

@@ -48,6 +48,8 @@ class Settings:
     """Times each chip is programmed, at least 2."""
     batch: int = 32
     """Images of one call."""
+    outputs: bool = True
+    """Compare outputs too, not only weights."""
 
 
 def weights_file() -> Path | None:
@@ -193,7 +195,7 @@ def main(args: list[str]) -> None:
         "efficientnet",
         weights,
         laws,
-        agreement_table(net, keys, settings),
+        *([agreement_table(net, keys, settings)] if settings.outputs else []),
         question="What do quantisation and analog cells do to EfficientNet-lite0, layer by layer "
         "and at its outputs?",
         baseline="the network in float32, whose own outputs are the reference",

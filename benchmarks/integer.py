@@ -31,6 +31,8 @@ class Integer:
     """Which part to run; each writes a result of its own."""
     runs: int = 15
     """Rounds of each timing."""
+    models: tuple[str, ...] = ()
+    """Which to time; none is all of them."""
     cache: Annotated[Path, tyro.conf.arg(help="folder of trained weights")] = Demo.cache
 
 
@@ -73,7 +75,8 @@ def main(args: list[str]) -> None:
 def timing(settings: Integer) -> Table:
     """Calls of a batch."""
     rows = []
-    for name, (model, shape) in MODELS.items():
+    for name in settings.models or MODELS:
+        model, shape = MODELS[name]
         variables = _random(model, shape)
         x = jax.random.normal(jax.random.key(1), shape)
         chip = js.deploy(js.quantize(8, 8)(js.trace(model, variables, x)), calibrate=x)
