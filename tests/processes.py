@@ -18,7 +18,7 @@ def start(module, *arguments, devices=None):
     """A process that runs a module, compiled in haste for so many devices of the host if given."""
     environment = {"COLUMNS": "120", "JAX_PLATFORMS": "cpu"}
     if devices is not None:
-        environment["XLA_FLAGS"] = f"{FLAGS}{devices}"
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}{devices}"
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=Path(__file__).parent.parent,
