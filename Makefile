@@ -11,7 +11,7 @@ help:
 	@echo "make demo       train a CNN, compose three chips from it, a table and a figure in out/"
 	@echo "make test       all tests"
 	@echo "make test-fast  all but the slow ones"
-	@echo "make bench      every benchmark in a short form, into out/bench"
+	@echo "make bench      every benchmark in a short form, into out/bench: 20 to 25 minutes"
 	@echo "make docs       the documentation, into site/"
 	@echo "make lint       style, types and the order of imports"
 
