@@ -30,8 +30,8 @@ settings.load_profile("jaxsim")
 def hastily_compiled(request):
     """Has LLVM optimise little: most of a test's time is the compiler's.
 
-    XLA's own passes stay as they are. Modules that train, or that compare their bits with those of
-    a process of their own, say `pytestmark = pytest.mark.optimized`.
+    XLA's own passes stay as they are. Modules that train for long say
+    `pytestmark = pytest.mark.optimized`.
     """
     hasty = request.node.get_closest_marker("optimized") is None
     jax.config.update("jax_disable_most_optimizations", hasty)
@@ -45,5 +45,5 @@ def forgotten():
     those of a thousand tests died in the compiler.
     """
     yield
-    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > 10_000:
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()

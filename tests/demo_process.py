@@ -15,11 +15,11 @@ from jaxsim.log import Log
 from jaxsim.models.resnet import ResNet
 
 FEW = {s: fashion_mnist(s, source="subset") for s in ("train", "test")}
-FEW = {s: d._replace(images=d.images[:600], labels=d.labels[:600]) for s, d in FEW.items()}
+FEW = {s: d._replace(images=d.images[:200], labels=d.labels[:200]) for s, d in FEW.items()}
 
 
 def small(out, cache):
-    """The demo on 600 images of the subset, with a network of one block."""
+    """The demo on 200 images of the subset, with a network of one block."""
     jaxsim.demo.fashion_mnist = FEW.get
     jaxsim.demo.ResNet = lambda **_: ResNet((1,), 4)
     demo = Demo(out=Path(out), cache=Path(cache), epochs=1, images=50, programmings=2)

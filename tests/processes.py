@@ -15,8 +15,16 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_cou
 
 
 def start(module, *arguments, devices=None):
-    """A process that runs a module, compiled in haste for so many devices of the host if given."""
-    environment = {"COLUMNS": "120", "JAX_PLATFORMS": "cpu"}
+    """A process that runs a module, compiled as the caller compiles.
+
+    Where it has so many devices of the host, it is compiled in haste.
+    """
+    hasty = str(jax.config.read("jax_disable_most_optimizations"))
+    environment = {
+        "COLUMNS": "120",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": hasty,
+    }
     if devices is not None:
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}{devices}"
     return subprocess.Popen(

@@ -9,8 +9,6 @@ from jaxsim import auto_curriculum as nac
 from jaxsim import solvers as js
 from tests.processes import start
 
-pytestmark = pytest.mark.optimized
-
 
 def settings(out):
     return nac.Train("skill", out, network="conv", steps=12, batch=2, dim=6, every=2, quiet=True)

@@ -15,8 +15,6 @@ from jaxsim.log import Log
 from tests.demo_process import small
 from tests.processes import finished, start
 
-pytestmark = pytest.mark.optimized
-
 
 @pytest.mark.slow
 def test_demos_that_share_a_cache_agree_though_one_is_killed_and_goes_on(tmp_path, monkeypatch):

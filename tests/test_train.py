@@ -15,7 +15,7 @@ from flax import nnx
 
 import jaxsim as js
 from jaxsim.data import fashion_mnist
-from jaxsim.demo import CALL, trained
+from jaxsim.demo import CALL
 from jaxsim.models.resnet import ResNet
 from jaxsim.train import fit
 from tests.models import NnxCnn, normal
@@ -164,10 +164,26 @@ def test_labels_that_do_not_fit_and_deployed_networks_are_refused():
 
 
 @pytest.mark.slow
-def test_four_bit_aware_training_recovers_three_points_and_the_chip_loses_at_most_one(tmp_path):
+def test_four_bit_aware_training_recovers_three_points_and_the_chip_loses_at_most_one():
     """The reduced form of `python -m benchmarks chips`, on the packaged subset."""
     train, test = fashion_mnist("train", source="subset"), fashion_mnist("test", source="subset")
-    net, _ = trained(train, epochs=8, seed=0, cache=tmp_path, quiet=True)
+    model = ResNet(stages=(1, 1, 1), features=16, stem_stride=2)
+    init = jax.jit(model.init)(jax.random.key(0), train.images[:1])
+
+    def fitted(net, epochs, rate, key):
+        steps = epochs * (len(train.labels) // 128)
+        return fit(
+            net,
+            train.images,
+            train.labels,
+            epochs=epochs,
+            optimizer=optax.adamw(optax.cosine_decay_schedule(rate, steps)),
+            key=jax.random.key(key),
+            call=CALL,
+            quiet=True,
+        )
+
+    net = fitted(js.trace(model, init, train.images[:1]), 5, 4e-3, 1)
 
     def right(chip, seed=0):
         chip = js.deploy(chip, key=jax.random.key(seed), calibrate=train.images[:256])
@@ -182,15 +198,5 @@ def test_four_bit_aware_training_recovers_three_points_and_the_chip_loses_at_mos
     )(net)
     assert np.mean([right(composed, seed) for seed in range(3)]) > plain - 0.01
     four = js.quantize(weights=4, inputs=4)(net)
-    steps = 4 * (len(train.labels) // 128)
-    aware = fit(
-        four,
-        train.images,
-        train.labels,
-        epochs=4,
-        optimizer=optax.adamw(optax.cosine_decay_schedule(1e-3, steps)),
-        key=jax.random.key(7),
-        call=CALL,
-        quiet=True,
-    )
+    aware = fitted(four, 2, 1e-3, 7)
     assert right(aware) > right(four) + 0.03
