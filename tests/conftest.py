@@ -45,5 +45,5 @@ def forgotten():
     those of a thousand tests died in the compiler.
     """
     yield
-    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > 30_000:
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
