@@ -24,7 +24,7 @@ SHORT = (
     "overhead",
     "chips --seeds 1 --programmings 2 --epochs 1",
     "noise_aware --seeds 1 --programmings 2 --epochs 1",
-    "showcase --only ResNet --images 200 --programmings 2",
+    "showcase --only ResNet --images 100 --programmings 1",
     "influence",
     "crossbar --sizes 64 --resistances 1e-3",
     "analog_accuracy --only 'ADC bits' --images 20 --calibration 10 --programmings 2",
