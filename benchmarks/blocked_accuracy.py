@@ -119,7 +119,7 @@ def fashion(settings: BlockedAccuracy) -> list[Table]:
             steps=settings.steps,
             log=settings.cache.expanduser()
             / "blocked"
-            / f"fashion-{settings.held_out}-{seed}.json",
+            / f"fashion-{settings.held_out}-{settings.settling}-{seed}.json",
         )
         for name, choice in {"network": result.network, "layers": result.layers}.items():
             if choice is not None:

@@ -175,7 +175,9 @@ def main(args: list[str]) -> None:
     floats = np.array([accuracy(net, test) for net in nets])
     found: dict[str, np.ndarray] = {}
     tables: dict[str, list[list[Any]]] = {}
-    for case in (case for case in cases() if case.table in settings.tables):
+    for case in cases():
+        if case.table not in settings.tables:
+            continue
         scores = [measured(case, net, seen, test, seed, settings) for seed, net in enumerate(nets)]
         print(case.name, scores, flush=True)
         mine = found[case.name] = np.array(scores)

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 import jaxsim as js
+from benchmarks.chips import retrained
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import CALL
 from jaxsim.models.resnet import ResNet
@@ -169,21 +170,17 @@ def test_four_bit_aware_training_recovers_three_points_and_the_chip_loses_at_mos
     train, test = fashion_mnist("train", source="subset"), fashion_mnist("test", source="subset")
     model = ResNet(stages=(1, 1, 1), features=16, stem_stride=2)
     init = jax.jit(model.init)(jax.random.key(0), train.images[:1])
-
-    def fitted(net, epochs, rate, key):
-        steps = epochs * (len(train.labels) // 128)
-        return fit(
-            net,
-            train.images,
-            train.labels,
-            epochs=epochs,
-            optimizer=optax.adamw(optax.cosine_decay_schedule(rate, steps)),
-            key=jax.random.key(key),
-            call=CALL,
-            quiet=True,
-        )
-
-    net = fitted(js.trace(model, init, train.images[:1]), 5, 4e-3, 1)
+    steps = 5 * (len(train.labels) // 128)
+    net = fit(
+        js.trace(model, init, train.images[:1]),
+        train.images,
+        train.labels,
+        epochs=5,
+        optimizer=optax.adamw(optax.cosine_decay_schedule(4e-3, steps)),
+        key=jax.random.key(1),
+        call=CALL,
+        quiet=True,
+    )
 
     def right(chip, seed=0):
         chip = js.deploy(chip, key=jax.random.key(seed), calibrate=train.images[:256])
@@ -198,5 +195,5 @@ def test_four_bit_aware_training_recovers_three_points_and_the_chip_loses_at_mos
     )(net)
     assert np.mean([right(composed, seed) for seed in range(3)]) > plain - 0.01
     four = js.quantize(weights=4, inputs=4)(net)
-    aware = fitted(four, 2, 1e-3, 7)
+    aware = retrained(four, train, epochs=2, seed=0, quiet=True)
     assert right(aware) > right(four) + 0.03
