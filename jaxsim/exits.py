@@ -31,6 +31,7 @@ from jaxsim.decision import (
     no_streak,
     rounded_up,
 )
+from jaxsim.internals import compile_count
 from jaxsim.network import Network, call_arguments, check_key, uncut
 from jaxsim.numerics import is_traced
 from jaxsim.stages import (
@@ -561,7 +562,7 @@ _step: Any = partial(jax.jit, static_argnames=("plan", "at"))(_exit)
 
 def programmes() -> int:
     """How many programmes `run` and `warm_up` have compiled, each for a stage and a batch."""
-    return _step._cache_size()
+    return compile_count(_step)
 
 
 class _Queue(NamedTuple):

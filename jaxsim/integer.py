@@ -39,15 +39,14 @@ from jaxsim.cores.sliced import sliced
 from jaxsim.dyadic import dyadic, rescale
 from jaxsim.exits import EarlyExit
 from jaxsim.grid import Grid, scale_and_zero
+from jaxsim.internals import bind, inner_jaxprs, parameters
 from jaxsim.network import (
     Contraction,
     Inner,
     Network,
     Plan,
-    bind,
     call_arguments,
     check_sites,
-    inner_jaxprs,
     is_array,
     trace_plan,
 )
@@ -432,7 +431,7 @@ def _clip(self: _Converter, eqn: Any, ins: list[Any], shape: Any) -> list[Affine
 
 def _layout(self: _Converter, eqn: Any, ins: list[Any], shape: Any) -> list[Affine]:
     """Numbers that move and do not change."""
-    (value,), params = ins, eqn.params
+    (value,), params = ins, parameters(eqn)
     takes = [Take("asis")]
     if value.shape[:1] != tuple(shape[:1]) and not value.constant_along(range(len(value.shape))):
         takes, (value,) = self.settled(eqn, ins, FINE)  # the batch may have moved among channels
@@ -466,7 +465,7 @@ def _concatenate(self: _Converter, eqn: Any, ins: list[Any], shape: Any) -> list
     if not all(isinstance(value, Affine) for value in ins):
         raise _refused(eqn, "joins constants with activations")
     self.bound(eqn, [Take("asis")] * len(ins))
-    return [joined(ins, eqn.params["dimension"])]
+    return [joined(ins, parameters(eqn)["dimension"])]
 
 
 def _pad(self: _Converter, eqn: Any, ins: list[Any], shape: Any) -> list[Affine]:
@@ -509,7 +508,7 @@ def _extreme(self: _Converter, eqn: Any, ins: list[Any], shape: Any) -> list[Aff
 
 def _windows(eqn: Any, shape: Sequence[int]) -> tuple[list[int], int, bool]:
     """The axes a reduction runs over, how many numbers go into one, whether zeros may be among."""
-    params = eqn.params
+    params = parameters(eqn)
     if "axes" in params:
         axes = list(params["axes"])
         return axes, int(np.prod([shape[a] for a in axes])), False

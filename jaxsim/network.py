@@ -25,9 +25,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Key
 
+from jaxsim import internals
 from jaxsim.core import Conv, Core, Dot, Op, Parts, State, Wrapper, build
 from jaxsim.cost import Cost, SiteCost, site_cost
 from jaxsim.grid import Range
+from jaxsim.internals import bind, inner_jaxprs, parameters
 from jaxsim.numerics import is_traced, straight_through
 from jaxsim.table import render, sites_table
 
@@ -722,23 +724,6 @@ def contractions(plan: Plan) -> Iterator[Contraction]:
                 yield from contractions(inner)
 
 
-def inner_jaxprs(eqn: Any) -> list[tuple[Any, Sequence[Any]]]:
-    """The jaxprs an equation runs, with their constants; none for opaque primitives."""
-    params = eqn.params
-    match eqn.primitive:
-        case prims.jit_p | prims.closed_call_p | prims.remat_p | prims.scan_p:
-            found = [params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]]
-        case prims.custom_jvp_call_p | prims.custom_vjp_call_p:
-            found = [params["call_jaxpr"]]
-        case prims.while_p:
-            found = [params["cond_jaxpr"], params["body_jaxpr"]]
-        case prims.cond_p:
-            found = list(params["branches"])
-        case _:
-            found = []
-    return [(j.jaxpr, j.consts) if isinstance(j, jex.ClosedJaxpr) else (j, ()) for j in found]
-
-
 class _Planner:
     """Names the sites of a jaxpr by following where its values come from."""
 
@@ -784,22 +769,22 @@ class _Planner:
         lengths: tuple[int, ...],
     ) -> tuple[tuple[Plan, ...], list[_Known | None]]:
         """Plans of an equation's jaxprs, and what is known of its outputs."""
-        params = eqn.params
         if eqn.primitive is prims.scan_p:
-            (jaxpr, consts), fixed, carried = inner[0], params["num_consts"], params["num_carry"]
-            depth, first_x = len(lengths), fixed + carried
-            carry = _unchanged(jaxpr, ins, fixed, carried)
+            (jaxpr, consts), loop, depth = inner[0], internals.scan(eqn), len(lengths)
+            carry = _unchanged(jaxpr, ins, loop.consts, loop.carry)
             mapped = [
-                None if t is None else t._replace(mapped=t.mapped | {depth}) for t in ins[first_x:]
+                None if t is None else t._replace(mapped=t.mapped | {depth})
+                for t in ins[loop.first_slice :]
             ]
             plan = self.plan(
-                jaxpr, consts, [*ins[:fixed], *carry, *mapped], (*lengths, params["length"])
+                jaxpr, consts, [*ins[: loop.consts], *carry, *mapped], (*lengths, loop.length)
             )
-            return (plan,), [*carry, *[None] * (len(eqn.outvars) - carried)]
+            return (plan,), [*carry, *[None] * (len(eqn.outvars) - loop.carry)]
         if eqn.primitive is prims.while_p:
-            test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
-            test, body, carry = ins[:test_n], ins[test_n : test_n + body_n], ins[test_n + body_n :]
-            carry = _unchanged(inner[1][0], [*body, *carry], body_n, len(carry))
+            loop = internals.while_loop(eqn)
+            test, body = ins[: loop.test_consts], ins[loop.test_consts : loop.first_carry]
+            carry = ins[loop.first_carry :]
+            carry = _unchanged(inner[1][0], [*body, *carry], len(body), len(carry))
             plans = (
                 self.plan(*inner[0], [*test, *carry], (*lengths, 1)),
                 self.plan(*inner[1], [*body, *carry], (*lengths, 1)),
@@ -824,7 +809,7 @@ class _Planner:
             geometry = _dot(eqn, w_at)
             kind = "dynamic" if dynamic else "dot"
         elif eqn.primitive is prims.conv_general_dilated_p:
-            if from_params != [1] or eqn.params["batch_group_count"] != 1:
+            if from_params != [1] or parameters(eqn)["batch_group_count"] != 1:
                 return None
             w_at, kind, geometry = 1, "conv", _conv(eqn)
         else:
@@ -868,7 +853,8 @@ def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
 
 
 def _dot(eqn: Any, w_at: int) -> Dot:
-    contract, batch = eqn.params["dimension_numbers"]
+    params = parameters(eqn)
+    contract, batch = params["dimension_numbers"]
     x_at = 1 - w_at
     return Dot(
         x_contract=tuple(contract[x_at]),
@@ -878,13 +864,14 @@ def _dot(eqn: Any, w_at: int) -> Dot:
         x_ndim=eqn.invars[x_at].aval.ndim,
         w_shape=tuple(eqn.invars[w_at].aval.shape),
         weight_first=w_at == 0,
-        precision=eqn.params["precision"],
-        dtype=eqn.params["preferred_element_type"],
+        precision=params["precision"],
+        dtype=params["preferred_element_type"],
     )
 
 
 def _conv(eqn: Any) -> Conv:
-    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    params = parameters(eqn)
+    numbers = params["dimension_numbers"]
     return Conv(
         strides=tuple(params["window_strides"]),
         padding=tuple((int(lo), int(hi)) for lo, hi in params["padding"]),
@@ -898,13 +885,6 @@ def _conv(eqn: Any) -> Conv:
         precision=params["precision"],
         dtype=params["preferred_element_type"],
     )
-
-
-def bind(eqn: Any, values: Sequence[Any]) -> list[Any]:
-    """The outputs of an equation on these operands."""
-    with eqn.ctx.manager:
-        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
-    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _evaluate(
@@ -980,18 +960,19 @@ class _Writer:
     def inner(
         self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
     ) -> tuple[Sequence[Any], dict[str, State]]:
-        params, plans = eqn.params, entry.plans
+        plans = entry.plans
         if eqn.primitive is prims.scan_p:
             return self.scan(eqn, entry, ins, indices)
         if eqn.primitive is prims.while_p:
-            test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
+            loop = internals.while_loop(eqn)
             carry = [
                 value if tag is not None else None
-                for value, tag in zip(ins[test_n + body_n :], plans[1].known, strict=True)
+                for value, tag in zip(ins[loop.first_carry :], plans[1].known, strict=True)
             ]
+            test, body = ins[: loop.test_consts], ins[loop.test_consts : loop.first_carry]
             within = (*indices, 0)
-            _, states = self.run(plans[0], [*ins[:test_n], *carry], within)
-            _, more = self.run(plans[1], [*ins[test_n : test_n + body_n], *carry], within)
+            _, states = self.run(plans[0], [*test, *carry], within)
+            _, more = self.run(plans[1], [*body, *carry], within)
             return carry, {**states, **more}
         if eqn.primitive is prims.cond_p:
             runs = [self.run(plan, ins[1:], indices) for plan in plans]
@@ -1003,13 +984,12 @@ class _Writer:
         self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
     ) -> tuple[Sequence[Any], dict[str, State]]:
         """Writes inside a scan: one for each slice of a stacked weight, one for the others."""
-        params, (plan,) = eqn.params, entry.plans
-        first_x = params["num_consts"] + params["num_carry"]
+        loop, (plan,) = internals.scan(eqn), entry.plans
         carry = [
             value if tag is not None else None
-            for value, tag in zip(ins[params["num_consts"] :], plan.known, strict=False)
-        ][: params["num_carry"]]
-        fixed, xs = [*ins[: params["num_consts"]], *carry], ins[first_x:]
+            for value, tag in zip(ins[loop.consts :], plan.known, strict=False)
+        ][: loop.carry]
+        fixed, xs = [*ins[: loop.consts], *carry], ins[loop.first_slice :]
         sites = {c.site.name: c.site for c in contractions(plan) if c.site.name in self.cores}
         axes = {
             name: 0 if site.stacked[len(indices)] else None
@@ -1021,7 +1001,7 @@ class _Writer:
             _, states = self.run(plan, [*fixed, *xs], (*indices, index))
             return states
 
-        states = jax.vmap(one, in_axes=(0, 0), out_axes=axes)(jnp.arange(params["length"]), xs)
+        states = jax.vmap(one, in_axes=(0, 0), out_axes=axes)(jnp.arange(loop.length), xs)
         return [*carry, *[None] * (len(eqn.outvars) - len(carry))], states
 
 
@@ -1115,7 +1095,7 @@ class Walk:
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
         """Outputs and states of an equation that holds transformed sites."""
-        params, plans = eqn.params, entry.plans
+        plans = entry.plans
         inside = {name: states[name] for name in entry.names if name in states}
         match eqn.primitive:
             case prims.scan_p:
@@ -1126,6 +1106,7 @@ class Walk:
                 branches = [partial(self.branch, plan, inside, indices) for plan in plans]
                 return lax.switch(ins[0], branches, *ins[1:])
             case prims.remat_p:
+                params = parameters(eqn)
                 run = jax.checkpoint(
                     partial(self.branch, plans[0], inside, indices),
                     prevent_cse=params["prevent_cse"],
@@ -1150,8 +1131,8 @@ class Walk:
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
         """A scan: stacked states go in (and, calibrated, come out) slice by slice."""
-        params, (plan,) = eqn.params, entry.plans
-        n, carried = params["num_consts"], params["num_carry"]
+        loop, (plan,) = internals.scan(eqn), entry.plans
+        carried = loop.carry
         sites = {c.site.name: c.site for c in contractions(plan)}
         stacked = {k: s for k, s in states.items() if sites[k].stacked[len(indices)]}
         fixed = {k: s for k, s in states.items() if k not in stacked}
@@ -1161,7 +1142,7 @@ class Walk:
             index, xs, stacked_now = slices
             outs, after = self.run(
                 plan,
-                [*ins[:n], *values, *xs],
+                [*ins[: loop.consts], *values, *xs],
                 {**fixed, **fixed_now, **stacked_now},
                 (*indices, index),
             )
@@ -1170,11 +1151,11 @@ class Walk:
 
         (carry, fixed_after), (ys, stacked_after) = lax.scan(
             body,
-            (ins[n : n + carried], fixed if self.calibrating else {}),
-            (jnp.arange(params["length"]), ins[n + carried :], stacked),
-            length=params["length"],
-            reverse=params["reverse"],
-            unroll=params["unroll"],
+            (ins[loop.consts : loop.first_slice], fixed if self.calibrating else {}),
+            (jnp.arange(loop.length), ins[loop.first_slice :], stacked),
+            length=loop.length,
+            reverse=loop.reverse,
+            unroll=loop.unroll,
         )
         return [*carry, *ys], {**states, **fixed_after, **stacked_after}
 
@@ -1190,9 +1171,9 @@ class Walk:
 
         The test runs at the end of each step, where what it calibrates can be carried on.
         """
-        params, (test, body) = eqn.params, entry.plans
-        test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
-        test_consts, body_consts = ins[:test_n], ins[test_n : test_n + body_n]
+        numbers, (test, body) = internals.while_loop(eqn), entry.plans
+        test_consts = ins[: numbers.test_consts]
+        body_consts = ins[numbers.test_consts : numbers.first_carry]
 
         def tested(index: Array, values: list[Any], states_now: dict[str, State]) -> Any:
             (go_on,), after = self.run(test, [*test_consts, *values], states_now, (*indices, index))
@@ -1203,7 +1184,7 @@ class Walk:
             outs, after = self.run(body, [*body_consts, *values], states_now, (*indices, index))
             return tested(index + 1, outs, after)
 
-        start = tested(jnp.zeros((), jnp.int32), ins[test_n + body_n :], states)
+        start = tested(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
         _, _, outs, after = lax.while_loop(lambda carry: carry[0], step, start)
         return outs, after
 

@@ -29,6 +29,7 @@ from jaxsim.decision import (
 )
 from jaxsim.encoder import Encoder, Pool, check_ids, flops_layer
 from jaxsim.exits import check_rows
+from jaxsim.internals import compile_count
 from jaxsim.network import Network
 from jaxsim.numerics import check_range, checked_int, is_traced
 from jaxsim.students import Head, classified
@@ -255,11 +256,9 @@ class Pyramid:
 
 def programmes() -> int:
     """How many programmes `run` has compiled in this process."""
-    compiled: tuple[Any, ...] = (
-        *(_embed, _attend_jit, _conclude_jit, _whole_jit),
-        *(_take_rows, _take_tokens),
+    return compile_count(
+        *(_embed, _attend_jit, _conclude_jit, _whole_jit), *(_take_rows, _take_tokens)
     )
-    return sum(f._cache_size() for f in compiled)
 
 
 def decided(net: Pyramid, passed: Passed, lengths: Int[Array, " B"]) -> Exits:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim.core import Parts, State, Wrapper
+from jaxsim.internals import inner_jaxprs, parameters, scan
 from jaxsim.network import (
     Contraction,
     Entry,
@@ -32,7 +33,6 @@ from jaxsim.network import (
     abstract_arguments,
     check_sites,
     contractions,
-    inner_jaxprs,
     path_name,
     trace_plan,
 )
@@ -597,17 +597,16 @@ def _anywhere(const: Any) -> Any:
 def _flops(eqn: Any) -> int:
     primitive, written = eqn.primitive, sum(math.prod(v.aval.shape) for v in eqn.outvars)
     if primitive is prims.dot_general_p:
-        (contracted, _), _ = eqn.params["dimension_numbers"]
+        (contracted, _), _ = parameters(eqn)["dimension_numbers"]
         return 2 * written * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
     if primitive is prims.conv_general_dilated_p:
         kernel = eqn.invars[1].aval.shape
-        return (
-            2 * written * math.prod(kernel) // kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-        )
+        features = parameters(eqn)["dimension_numbers"].rhs_spec[0]
+        return 2 * written * math.prod(kernel) // kernel[features]
     if inner := inner_jaxprs(eqn):
         each = [sum(map(_flops, jaxpr.eqns)) for jaxpr, _ in inner]
         total = max(each) if primitive is prims.cond_p else sum(each)
-        return total * eqn.params["length"] if primitive is prims.scan_p else total
+        return total * scan(eqn).length if primitive is prims.scan_p else total
     if primitive.name in _LAYOUT:
         return 0
     if primitive.name.startswith(("reduce", "arg")):

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxsim.network import Network, contractions, inner_jaxprs, path_name, trace_plan
+from jaxsim.internals import inner_jaxprs
+from jaxsim.network import Network, contractions, path_name, trace_plan
 from jaxsim.sparsity.labels import Atom, Label, atoms, kept, shares
 from jaxsim.sparsity.modules import resized
 from jaxsim.sparsity.provenance import Leaf, place, provenance

@@ -13,9 +13,10 @@ import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import numpy as np
-from jax.extend import source_info_util
 
-from jaxsim.network import Network, inner_jaxprs, path_name
+from jaxsim import internals
+from jaxsim.internals import inner_jaxprs, parameters
+from jaxsim.network import Network, path_name
 from jaxsim.sparsity.labels import Atom, Label, chain, divide, freeze, product, regroup, unify
 
 
@@ -112,7 +113,7 @@ class _Follow:
 
         for inside in jaxpr.eqns:
             eqn = inside
-            if around is not None and not source_info_util.summarize(eqn.source_info).strip():
+            if around is not None and not internals.source_line(eqn):
                 eqn = eqn.replace(source_info=around.source_info)
             ins = [read(atom) for atom in eqn.invars]
             outs = self.step(eqn, ins)
@@ -151,7 +152,7 @@ class _Follow:
 
     def dot(self, eqn: Any, a: _Value, b: _Value) -> _Value:
         """A contraction: what it sums over is one, and so is what it goes along with."""
-        (a_sum, b_sum), (a_batch, b_batch) = eqn.params["dimension_numbers"]
+        (a_sum, b_sum), (a_batch, b_batch) = parameters(eqn)["dimension_numbers"]
         for axes in ((a_sum, b_sum), (a_batch, b_batch)):
             for i, j in zip(*axes, strict=True):
                 unify(a.axes[i], b.axes[j])
@@ -166,7 +167,7 @@ class _Follow:
 
     def conv(self, eqn: Any, x: _Value, w: _Value) -> _Value:
         """A convolution: features are those of its groups, one after the other."""
-        params, numbers = eqn.params, eqn.params["dimension_numbers"]
+        params, numbers = parameters(eqn), parameters(eqn)["dimension_numbers"]
         if params["batch_group_count"] != 1:
             return _unknown(eqn, [x, w], "runs over groups of the batch")[0]
         groups = params["feature_group_count"]
@@ -195,10 +196,9 @@ class _Follow:
 
     def inner(self, eqn: Any, jaxprs: list[Any], ins: list[_Value]) -> Sequence[_Value]:
         """An equation that runs others."""
-        params = eqn.params
         if eqn.primitive is prims.scan_p:
-            fixed, carried = params["num_consts"], params["num_carry"]
-            first = fixed + carried
+            loop = internals.scan(eqn)
+            fixed, first = loop.consts, loop.first_slice
             for value in ins[first:]:
                 freeze(value.axes[0], "a turn of a scan")
             rows = [
@@ -206,15 +206,16 @@ class _Follow:
                 for v in ins[first:]
             ]
             outs = self.run(jaxprs[0], [*ins[:first], *rows], eqn)
-            for before, after in zip(ins[fixed:first], outs[:carried], strict=True):
+            for before, after in zip(ins[fixed:first], outs[: loop.carry], strict=True):
                 _unify(before, after)
-            turn = Atom(params["length"], "a turn of a scan")
-            return [*ins[fixed:first], *(_Value((turn, *v.axes)) for v in outs[carried:])]
+            turn = Atom(loop.length, "a turn of a scan")
+            return [*ins[fixed:first], *(_Value((turn, *v.axes)) for v in outs[loop.carry :])]
         if eqn.primitive is prims.while_p:
-            test_n, body_n = params["cond_nconsts"], params["body_nconsts"]
-            carry = ins[test_n + body_n :]
-            self.run(jaxprs[0], [*ins[:test_n], *carry], eqn)
-            outs = self.run(jaxprs[1], [*ins[test_n : test_n + body_n], *carry], eqn)
+            loop = internals.while_loop(eqn)
+            carry = ins[loop.first_carry :]
+            self.run(jaxprs[0], [*ins[: loop.test_consts], *carry], eqn)
+            body = ins[loop.test_consts : loop.first_carry]
+            outs = self.run(jaxprs[1], [*body, *carry], eqn)
             for before, after in zip(carry, outs, strict=True):
                 _unify(before, after)
             return carry
@@ -234,7 +235,7 @@ def _unify(a: _Value, b: _Value) -> None:
 
 def place(eqn: Any) -> str:
     """The primitive of an equation and the line of the model that it comes from."""
-    where = source_info_util.summarize(eqn.source_info).strip()
+    where = internals.source_line(eqn)
     return f"{eqn.primitive.name} at {where}" if where else eqn.primitive.name
 
 
@@ -267,7 +268,7 @@ def _elementwise(eqn: Any, ins: Sequence[_Value]) -> list[_Value]:
 
 
 def _broadcast(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    shape, to = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    shape, to = parameters(eqn)["shape"], parameters(eqn)["broadcast_dimensions"]
     axes: list[Label] = [Atom(n) for n in shape]
     for label, axis in zip(ins[0].axes, to, strict=True):
         if label.size == shape[axis]:
@@ -276,24 +277,26 @@ def _broadcast(eqn: Any, ins: Sequence[_Value]) -> _Value:
 
 
 def _transpose(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    order, value = eqn.params["permutation"], ins[0]
+    order, value = parameters(eqn)["permutation"], ins[0]
     axes = tuple(value.axes[i] for i in order)
     return _Value(axes, value.path, tuple(value.order[i] for i in order) if value.path else ())
 
 
 def _squeeze(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    return _Value(tuple(a for i, a in enumerate(ins[0].axes) if i not in eqn.params["dimensions"]))
+    return _Value(
+        tuple(a for i, a in enumerate(ins[0].axes) if i not in parameters(eqn)["dimensions"])
+    )
 
 
 def _reshape(eqn: Any, ins: Sequence[_Value]) -> _Value:
     reason = f"{place(eqn)} mixes axes that are laid out in different ways"
-    if eqn.params.get("dimensions") is not None:
+    if parameters(eqn).get("dimensions") is not None:
         return _unknown(eqn, ins, "transposes")[0]
     return _Value(tuple(regroup(ins[0].axes, eqn.outvars[0].aval.shape, reason)))
 
 
 def _slice(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    params, axes = eqn.params, list[Label]()
+    params, axes = parameters(eqn), list[Label]()
     strides = params["strides"] or (1,) * len(ins[0].axes)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     for label, (start, stop, stride) in zip(ins[0].axes, bounds, strict=True):
@@ -316,7 +319,7 @@ def _part(eqn: Any, label: Label, start: int, stop: int, stride: int) -> Label:
 
 
 def _split(eqn: Any, value: _Value) -> list[_Value]:
-    axis, sizes = eqn.params["axis"], eqn.params["sizes"]
+    axis, sizes = parameters(eqn)["axis"], parameters(eqn)["sizes"]
     start, outs = 0, list[_Value]()
     for size in sizes:
         axes = list(value.axes)
@@ -328,7 +331,7 @@ def _split(eqn: Any, value: _Value) -> list[_Value]:
 
 def _dynamic_slice(eqn: Any, ins: Sequence[_Value]) -> _Value:
     axes = list[Label]()
-    for label, size in zip(ins[0].axes, eqn.params["slice_sizes"], strict=True):
+    for label, size in zip(ins[0].axes, parameters(eqn)["slice_sizes"], strict=True):
         axes.append(label if label.size == size else _chosen(eqn, label, size))
     return _Value(tuple(axes))
 
@@ -351,7 +354,7 @@ def _update(eqn: Any, ins: Sequence[_Value]) -> _Value:
 
 def _gather(eqn: Any, ins: Sequence[_Value]) -> _Value:
     operand, indices = ins
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    numbers, sizes = parameters(eqn)["dimension_numbers"], parameters(eqn)["slice_sizes"]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     offsets, kept = iter(numbers.offset_dims), dict[int, Label]()
     for axis, label in enumerate(operand.axes):
@@ -365,7 +368,7 @@ def _gather(eqn: Any, ins: Sequence[_Value]) -> _Value:
 
 
 def _concatenate(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    at = eqn.params["dimension"]
+    at = parameters(eqn)["dimension"]
     axes = list(ins[0].axes)
     for other in ins[1:]:
         for axis, label in enumerate(other.axes):
@@ -377,7 +380,7 @@ def _concatenate(eqn: Any, ins: Sequence[_Value]) -> _Value:
 
 def _pad(eqn: Any, ins: Sequence[_Value]) -> _Value:
     axes: list[Label] = []
-    for label, (lo, hi, inner) in zip(ins[0].axes, eqn.params["padding_config"], strict=True):
+    for label, (lo, hi, inner) in zip(ins[0].axes, parameters(eqn)["padding_config"], strict=True):
         reason = f"{place(eqn)} fills it up"
         if lo < 0 or hi < 0 or inner:
             freeze(label, reason)
@@ -390,14 +393,14 @@ def _pad(eqn: Any, ins: Sequence[_Value]) -> _Value:
 
 
 def _iota(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    counted = eqn.params["dimension"]
+    counted = parameters(eqn)["dimension"]
     shape = enumerate(eqn.outvars[0].aval.shape)
     return _Value(tuple(Atom(n, f"{place(eqn)} counts" * (i == counted)) for i, n in shape))
 
 
 def _reduced(eqn: Any, value: _Value, why: str) -> _Value:
     """A reduction; `why` one over zeros differs from one over fewer entries."""
-    axes = eqn.params["axes"]
+    axes = parameters(eqn)["axes"]
     if why:
         for axis in axes:
             freeze(value.axes[axis], f"{place(eqn)} {why}")
@@ -406,7 +409,7 @@ def _reduced(eqn: Any, value: _Value, why: str) -> _Value:
 
 def _along(eqn: Any, ins: Sequence[_Value], of: Callable[[Any], Sequence[int]]) -> list[_Value]:
     """Labels pass but along those axes where the order of the entries counts."""
-    for axis in of(eqn.params):
+    for axis in of(parameters(eqn)):
         for value in ins:
             freeze(value.axes[axis], f"{place(eqn)} goes along it")
     for other in ins[1:]:
@@ -416,7 +419,7 @@ def _along(eqn: Any, ins: Sequence[_Value], of: Callable[[Any], Sequence[int]]) 
 
 def _window(eqn: Any, ins: Sequence[_Value]) -> _Value:
     """A pooling: axes with windows of one entry pass."""
-    value, params, axes = ins[0], eqn.params, list[Label]()
+    value, params, axes = ins[0], parameters(eqn), list[Label]()
     rows = zip(
         value.axes,
         eqn.outvars[0].aval.shape,

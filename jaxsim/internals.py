@@ -1,0 +1,150 @@
+"""What jaxsim reads of JAX that JAX does not promise, in one place for every supported version.
+
+Parameters of primitives, jaxprs inside equations, how an equation is bound and how often a function
+was compiled have changed between releases and will again. The rest of the package asks here and
+sees one form. An unknown one ends in a sentence that names both versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.extend.core.primitives as prims
+from jax.extend import source_info_util
+
+TESTED = ("0.10.0", "0.12.0.1")
+"""Oldest and newest JAX that jaxsim is tested with."""
+
+
+class UnknownPrimitiveError(ValueError):
+    """An equation that this version of JAX writes in a form that jaxsim does not know."""
+
+
+class Parameters(dict[str, Any]):
+    """Parameters of an equation by name; a missing one is an error that names the versions."""
+
+    def __init__(self, eqn: jex.JaxprEqn):
+        """Holds the parameters of an equation."""
+        super().__init__(eqn.params)
+        self.primitive = eqn.primitive.name
+
+    def __missing__(self, name: str) -> Any:
+        raise UnknownPrimitiveError(
+            f"jax=={jax.__version__}: the primitive {self.primitive} has no parameter {name!r} "
+            f"(it has {', '.join(sorted(self)) or 'none'}); jaxsim {metadata.version('jaxsim')} is "
+            f"tested with jax {TESTED[0]} to {TESTED[1]}: use one of these, or a newer jaxsim"
+        )
+
+
+def parameters(eqn: jex.JaxprEqn) -> Parameters:
+    """The parameters of an equation, to be read by name."""
+    return Parameters(eqn)
+
+
+class Scan(NamedTuple):
+    """What a `scan` is told; its operands are constants, then the carry, then what is scanned.
+
+    Attributes:
+      consts: number of operands that every iteration reads whole, at least 0.
+      carry: number of operands that each iteration hands to the next, at least 0.
+      length: number of iterations.
+      reverse: whether the last slice comes first.
+      unroll: iterations in one step of the compiled loop.
+    """
+
+    consts: int
+    carry: int
+    length: int
+    reverse: bool
+    unroll: int | bool
+
+    @property
+    def first_slice(self) -> int:
+        """Position of the first scanned operand."""
+        return self.consts + self.carry
+
+
+def scan(eqn: jex.JaxprEqn) -> Scan:
+    """What a `scan` equation is told.
+
+    Raises:
+      UnknownPrimitiveError: this JAX writes scans in another form.
+    """
+    params = parameters(eqn)
+    if "num_consts" in params:  # up to jax 0.10
+        consts, carry = params["num_consts"], params["num_carry"]
+    else:  # since jax 0.11
+        consts, carry, _ = map(len, params["ft_in"].unpack())
+    return Scan(consts, carry, params["length"], params["reverse"], params["unroll"])
+
+
+class While(NamedTuple):
+    """What a `while` is told; its operands are the test's, the body's, and the carry.
+
+    Attributes:
+      test_consts: number of operands that only the test reads.
+      body_consts: number of operands that only the body reads.
+    """
+
+    test_consts: int
+    body_consts: int
+
+    @property
+    def first_carry(self) -> int:
+        """Position of the first carried operand."""
+        return self.test_consts + self.body_consts
+
+
+def while_loop(eqn: jex.JaxprEqn) -> While:
+    """What a `while` equation is told.
+
+    Raises:
+      UnknownPrimitiveError: this JAX writes loops in another form.
+    """
+    params = parameters(eqn)
+    return While(params["cond_nconsts"], params["body_nconsts"])
+
+
+def inner_jaxprs(eqn: jex.JaxprEqn) -> list[tuple[jex.Jaxpr, Sequence[Any]]]:
+    """The jaxprs an equation runs, with their constants; none for opaque primitives.
+
+    Those of a `while` are its test and its body, those of a `cond` its branches.
+
+    Raises:
+      UnknownPrimitiveError: this JAX writes the equation in another form.
+    """
+    params = parameters(eqn)
+    match eqn.primitive:
+        case prims.jit_p | prims.closed_call_p | prims.remat_p | prims.scan_p:
+            found = [params["jaxpr" if "jaxpr" in params else "call_jaxpr"]]
+        case prims.custom_jvp_call_p | prims.custom_vjp_call_p:
+            found = [params["call_jaxpr"]]
+        case prims.while_p:
+            found = [params["cond_jaxpr"], params["body_jaxpr"]]
+        case prims.cond_p:
+            found = list(params["branches"])
+        case _:
+            found = []
+    # Since jax 0.11 there is one class, whose constants are empty where it has none.
+    return [(j.jaxpr, j.consts) if isinstance(j, jex.ClosedJaxpr) else (j, ()) for j in found]
+
+
+def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation on these operands."""
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def source_line(eqn: jex.JaxprEqn) -> str:
+    """File and line of the model that an equation comes from, empty where JAX knows none."""
+    return source_info_util.summarize(eqn.source_info).strip()
+
+
+def compile_count(*jitted: Callable[..., Any]) -> int:
+    """How many programs jitted functions have compiled."""
+    return sum(function._cache_size() for function in jitted)  # pyright: ignore
