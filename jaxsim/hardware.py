@@ -200,11 +200,13 @@ class Hardware:
             chain = net.cores.get(site.name, ())
             if site.kind == "dynamic" and not chain:
                 continue
-            mask = None if site.param is None else net.masks.get(site.param)
+            density = net.density(site)
+            if density is None:
+                raise ValueError(f"net: the mask of {site.name} is traced; call it outside jit")
             found[site.name] = Load(
                 matmul=cost.matmul,
                 runs=cost.runs,
-                kept=1.0 if mask is None else float(mask.mean()),
+                kept=density,
                 bits=_widths(site.name, chain),
                 blocks=next((w.settings["blocks"] for w in chain if w.make is blocked), None),
             )

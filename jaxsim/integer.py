@@ -35,6 +35,7 @@ from jaxsim.affine import (
 from jaxsim.core import Parts, State, Wrapper, build
 from jaxsim.cores.blocked import blocked
 from jaxsim.cores.quantized import Quantized, quantized, stored
+from jaxsim.cores.site_weight import SITE_WEIGHT
 from jaxsim.cores.sliced import sliced
 from jaxsim.dyadic import dyadic, rescale
 from jaxsim.exits import EarlyExit
@@ -301,6 +302,7 @@ class _Converter:
         chain = self.chip.cores.get(name, ())
         if entry.site.kind == "dynamic":
             raise _refused(eqn, f"({name}) contracts two activations")
+        chain = tuple(w for w in chain if w.make not in SITE_WEIGHT)
         if not chain or chain[0].make is not quantized:
             raise _refused(eqn, f"({name}) is not quantised")
         for wrapper in chain[1:]:

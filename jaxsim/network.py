@@ -27,6 +27,7 @@ from jaxtyping import Array, Key
 
 from jaxsim import internals
 from jaxsim.core import Conv, Core, Dot, Op, Parts, State, Wrapper, build
+from jaxsim.cores.site_weight import masked
 from jaxsim.cost import Cost, SiteCost, site_cost
 from jaxsim.grid import Range
 from jaxsim.internals import bind, inner_jaxprs, parameters
@@ -51,6 +52,11 @@ class Site:
       lengths: trip counts of the loops around it, outermost first; 1 for a while loop, whose
         length is unknown.
       stacked: for each of those loops, whether the weight is one slice of a stacked parameter.
+      sources: paths of all parameters and buffers that the weight is computed from.
+      parts: those of them whose zeros are zeros of the weight, because it is made of their entries,
+        moved or scaled; empty where it is computed in another way.
+      shared: what else reads the sources: names of sites, or of primitives that are none (`gather`
+        for an embedding).
     """
 
     name: str
@@ -62,6 +68,9 @@ class Site:
     macs: int
     lengths: tuple[int, ...] = ()
     stacked: tuple[bool, ...] = ()
+    sources: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -145,6 +154,35 @@ class Network:
             self.params,
         )
 
+    def site_masks(self, site: Site) -> tuple[Array, ...]:
+        """Which entries of a site's weight remain, in one array or more that hold it together.
+
+        Args:
+          site: One of this network's sites.
+
+        Returns:
+          The masks, of the weight's or its parameters' shapes; empty where nothing is pruned.
+        """
+        here = [w.settings["mask"] for w in self.cores.get(site.name, ()) if w.make is masked]
+        if here:
+            return (here[-1],)
+        if not any(part in self.masks for part in site.parts):
+            return ()
+        shapes = {
+            path_name(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(self.params)
+        }
+        return tuple(
+            self.masks[part] if part in self.masks else np.ones(shapes[part], bool)
+            for part in site.parts
+        )
+
+    def density(self, site: Site) -> float | None:
+        """Share of a site's weight that pruning left, in [0, 1]; None while masks are traced."""
+        masks = self.site_masks(site)
+        if any(map(is_traced, masks)):
+            return None
+        return sum(map(_count, masks)) / sum(m.size for m in masks) if masks else 1.0
+
     def select(self, patterns: str | Sequence[str]) -> tuple[Site, ...]:
         """The sites that glob or `re:` patterns name, within the focus.
 
@@ -210,11 +248,13 @@ class Network:
         traced = trace_plan(self.fn, params, buffers, arguments, self.example)
         flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
         rows: list[SiteCost] = []
+        counted = set[str]()
         for contraction in contractions(traced.plan):
             site = contraction.site
-            parameter = None if site.param is None else flat[site.param]
-            size = 0 if parameter is None or "#" in site.name else int(np.prod(parameter.shape))
-            mask = None if site.param is None else self.masks.get(site.param)
+            new = [p for p in site.sources if p in flat and p not in counted]
+            counted.update(new)
+            size = sum(int(np.prod(flat[p].shape)) for p in new)
+            zeros = sum(mask.size - _count(mask) for mask in self.site_masks(site)) if size else 0
             rows.append(
                 site_cost(
                     dataclasses.replace(contraction.op, at=(0,) * len(site.stack)),
@@ -223,7 +263,7 @@ class Network:
                     contraction.w,
                     name=site.name,
                     params=size,
-                    nonzero=size if mask is None or size == 0 else _count(mask),
+                    nonzero=size - zeros,
                     copies=0 if site.kind == "dynamic" else math.prod(site.stack),
                     runs=math.prod(site.lengths),
                 )
@@ -245,7 +285,7 @@ class Network:
                 s.x_shape,
                 s.macs * math.prod(s.lengths),
                 self.cores.get(s.name, ()),
-                None if s.param is None else self.masks.get(s.param),
+                self.density(s),
             )
             for s in self.sites
         ]
@@ -282,17 +322,12 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
     if not example.arrays:
         raise ValueError("args: no array among them; lists and Python numbers are static")
     traced = trace_plan(fn, params, buffers, arguments, example)
-    sites = tuple(c.site for c in contractions(traced.plan))
+    sites = traced.sites
     if not any(s.kind != "dynamic" for s in sites):
         raise ValueError(
             f"model={model!r} has no sites: no dot_general or convolution of an input with a "
             "parameter was found in it"
         )
-    for site in sites:
-        if not jnp.issubdtype(np.dtype(site.dtype), jnp.floating):
-            raise ValueError(
-                f"variables: {site.name} has dtype {site.dtype}; a weight must be a float"
-            )
     return Network(
         params=params,
         buffers=buffers,
@@ -314,7 +349,7 @@ def retraced(net: Network, fn: Callable[..., Any]) -> Network:
       fn: `(params, buffers, *args, **kwargs) -> outputs`.
     """
     traced = trace_plan(fn, net.params, net.buffers, net.example, net.example)
-    return dataclasses.replace(net, fn=fn, sites=tuple(c.site for c in contractions(traced.plan)))
+    return dataclasses.replace(net, fn=fn, sites=traced.sites)
 
 
 def uncut(net: Network) -> Network:
@@ -621,13 +656,20 @@ def check_key(key: Any) -> None:
 class _Known(NamedTuple):
     """Provenance of a value that no input reaches.
 
-    `param` is the path of the largest parameter it comes from, "" if from constants alone; `mapped`
-    holds the depths of the scans that hand it out slice by slice.
+    Attributes:
+      param: path of the largest weight it comes from, "" if from buffers and constants alone.
+      size: entries of that weight.
+      mapped: depths of the scans that hand it out slice by slice.
+      sources: paths of all parameters and buffers it comes from.
+      parts: paths of the weights whose zeros are zeros of it, by moving or scaling entries; none
+        if it is computed in another way.
     """
 
     param: str = ""
     size: int = 0
     mapped: frozenset[int] = frozenset()
+    sources: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
 
 
 class Contraction(NamedTuple):
@@ -661,11 +703,31 @@ class Plan(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """A call, traced: its plan, what the plan takes, and the structure of what it returns."""
+    """A call, traced.
+
+    Attributes:
+      plan: what each equation is.
+      values: what the plan takes.
+      out_tree: structure of what it returns.
+      readers: for each parameter and buffer the sites and primitives that read it.
+    """
 
     plan: Plan
     values: list[Any]
     out_tree: Any
+    readers: dict[str, tuple[str, ...]]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites, in order of execution, with what else reads their weights."""
+        return tuple(
+            dataclasses.replace(c.site, shared=self._shared(c.site))
+            for c in contractions(self.plan)
+        )
+
+    def _shared(self, site: Site) -> tuple[str, ...]:
+        readers = (self.readers.get(source, ()) for source in site.sources)
+        return tuple(dict.fromkeys(r for names in readers for r in names if r != site.name))
 
 
 def trace_plan(
@@ -682,15 +744,29 @@ def trace_plan(
 
     with _explained(example, arguments):
         closed, out = jax.make_jaxpr(flat, return_shape=True)(params, buffers, arguments)
-    tags = [
-        _Known(path_name(path), int(np.prod(np.shape(leaf))))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    tags = [_weight(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    constant = [
+        _Known(sources=frozenset([BUFFERS + path_name(path)]))
+        for path, _ in jax.tree_util.tree_leaves_with_path(buffers)
     ]
-    constant = [_Known()] * len(jax.tree.leaves(buffers))
     unknown = [None] * len(arguments.arrays)
-    plan = _Planner().plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
+    planner = _Planner()
+    plan = planner.plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
+    for t in plan.known:
+        planner.read(t, "output")
+    readers = {source: tuple(names) for source, names in planner.readers.items()}
     values = jax.tree.leaves((params, buffers, arguments.arrays))
-    return Traced(plan, values, jax.tree.structure(out))
+    return Traced(plan, values, jax.tree.structure(out), readers)
+
+
+BUFFERS = "buffers/"
+"""What paths of buffers begin with among the sources of a weight."""
+
+
+def _weight(path: Sequence[Any], leaf: Any) -> _Known:
+    name = path_name(path)
+    own = frozenset([name])
+    return _Known(name, int(np.prod(np.shape(leaf))), sources=own, parts=own)
 
 
 def _trace_call(net: Network, arguments: Parts) -> Traced:
@@ -725,10 +801,24 @@ def contractions(plan: Plan) -> Iterator[Contraction]:
 
 
 class _Planner:
-    """Names the sites of a jaxpr by following where its values come from."""
+    """Names the sites of a jaxpr by following where its values come from.
+
+    Attributes:
+      uses: how many sites each weight has so far.
+      readers: for each parameter and buffer what reads it together with inputs: names of sites,
+        and of primitives where the equation is none.
+    """
 
     def __init__(self):
         self.uses: dict[str, int] = {}
+        self.readers: dict[str, list[str]] = {}
+
+    def read(self, tag: _Known | None, reader: str) -> None:
+        """Notes that a value is read beside inputs, or leaves what is followed."""
+        for source in () if tag is None else tag.sources:
+            readers = self.readers.setdefault(source, [])
+            if reader not in readers:
+                readers.append(reader)
 
     def plan(
         self,
@@ -748,15 +838,22 @@ class _Planner:
             ins = [tag(atom) for atom in eqn.invars]
             entry, outs = None, [None] * len(eqn.outvars)
             sources = [t for t in ins if t is not None]
-            if len(sources) == len(ins):
-                outs = [_merged(sources)] * len(eqn.outvars)
-            elif inner := inner_jaxprs(eqn):
+            inner = inner_jaxprs(eqn)
+            if len(sources) == len(ins) and len(inner) == 1 and eqn.primitive is not prims.scan_p:
+                outs = list(self.plan(*inner[0], ins, lengths).known)
+            elif len(sources) == len(ins):
+                tag_of = _merged(sources)._replace(parts=_parts(eqn, sources))
+                outs = [tag_of] * len(eqn.outvars)
+            elif inner:
                 plans, outs = self.inner(eqn, inner, ins, lengths)
                 names = frozenset(c.site.name for p in plans for c in contractions(p))
                 if names or any(t is not None for t in outs):
                     entry = Inner(plans, names)
             else:
                 entry = self.contraction(eqn, ins, lengths)
+                for i, t in enumerate(ins):
+                    site = entry is not None and i == entry.w_at
+                    self.read(t, entry.site.name if site else eqn.primitive.name)
             entries.append(entry)
             known.update(zip(eqn.outvars, outs, strict=True))
         return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
@@ -779,22 +876,42 @@ class _Planner:
             plan = self.plan(
                 jaxpr, consts, [*ins[: loop.consts], *carry, *mapped], (*lengths, loop.length)
             )
+            self.read_carry(eqn, ins[loop.consts : loop.first_slice], carry, plan)
+            for t in plan.known[loop.carry :]:
+                self.read(t, eqn.primitive.name)
             return (plan,), [*carry, *[None] * (len(eqn.outvars) - loop.carry)]
         if eqn.primitive is prims.while_p:
             loop = internals.while_loop(eqn)
             test, body = ins[: loop.test_consts], ins[loop.test_consts : loop.first_carry]
-            carry = ins[loop.first_carry :]
-            carry = _unchanged(inner[1][0], [*body, *carry], len(body), len(carry))
+            start = ins[loop.first_carry :]
+            carry = _unchanged(inner[1][0], [*body, *start], len(body), len(start))
             plans = (
                 self.plan(*inner[0], [*test, *carry], (*lengths, 1)),
                 self.plan(*inner[1], [*body, *carry], (*lengths, 1)),
             )
+            self.read_carry(eqn, start, carry, plans[1])
             return plans, carry
         operands = ins[1:] if eqn.primitive is prims.cond_p else ins
         plans = tuple(self.plan(*j, operands, lengths) for j in inner)
         if len(plans) == 1:
             return plans, list(plans[0].known)
+        self.read(ins[0], eqn.primitive.name)
+        for t in (t for plan in plans for t in plan.known):
+            self.read(t, eqn.primitive.name)
         return plans, [None] * len(eqn.outvars)
+
+    def read_carry(
+        self,
+        eqn: Any,
+        start: Sequence[_Known | None],
+        carry: Sequence[_Known | None],
+        body: Plan,
+    ) -> None:
+        """Notes what a loop's carry holds at first or later and is not followed through it."""
+        for before, kept, after in zip(start, carry, body.known, strict=False):
+            if kept is None:
+                self.read(before, eqn.primitive.name)
+                self.read(after, eqn.primitive.name)
 
     def contraction(
         self, eqn: Any, ins: list[_Known | None], lengths: tuple[int, ...]
@@ -815,6 +932,8 @@ class _Planner:
         else:
             return None
         x, w = (_abstract(eqn.invars[i]) for i in (1 - w_at, w_at))
+        if kind != "dynamic" and not jnp.issubdtype(w.dtype, jnp.floating):
+            return None
         source = ins[w_at] or _Known()
         use = self.uses[source.param] = self.uses.get(source.param, 0) + 1
         if kind == "dynamic":
@@ -831,13 +950,40 @@ class _Planner:
             macs=math.prod(eqn.outvars[0].aval.shape) * Op(geometry).depth,
             lengths=lengths,
             stacked=tuple(depth in source.mapped for depth in range(len(lengths))),
+            sources=tuple(sorted(source.sources)),
+            parts=tuple(sorted(source.parts)),
         )
         return Contraction(site, Op(geometry), x, w, 1 - w_at, w_at)
 
 
 def _merged(sources: Sequence[_Known]) -> _Known:
     largest = max(sources, key=lambda t: (bool(t.param), t.size), default=_Known())
-    return largest._replace(mapped=frozenset().union(*(t.mapped for t in sources)))
+    return largest._replace(
+        mapped=frozenset().union(*(t.mapped for t in sources)),
+        sources=frozenset().union(*(t.sources for t in sources)),
+        parts=frozenset(),
+    )
+
+
+def _parts(eqn: Any, ins: Sequence[_Known]) -> frozenset[str]:
+    """Weights whose zeros an equation hands on, of operands that no input reaches."""
+    name = eqn.primitive.name
+    if name == "concatenate":
+        joined = [t.parts for t in ins]
+        return frozenset().union(*joined) if all(joined) else frozenset()
+    if name == "mul":
+        return max(ins, key=lambda t: (bool(t.parts), t.size)).parts
+    if name in _ZERO_STAYS_ZERO and not any(t.parts for t in ins[1:]):
+        return ins[0].parts
+    return frozenset()
+
+
+_ZERO_STAYS_ZERO = {
+    *("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "dynamic_slice", "gather"),
+    *("rev", "split", "convert_element_type", "reduce_precision", "copy", "copy_p", "device_put"),
+    *("sharding_constraint", "stop_gradient", "name", "neg", "abs", "sign", "tanh", "div"),
+}
+"""Primitives that move entries of their first operand, or map each so that zero stays zero."""
 
 
 def _unchanged(jaxpr: Any, ins: Sequence[_Known | None], first: int, count: int) -> list[Any]:

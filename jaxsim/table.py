@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxsim.numerics import is_traced
-
 
 def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bool) -> Any:
     """A rich table of a network's sites.
 
     Args:
-      rows: (name, kind, weight shape, stack, input shape, MACs, wrappers, mask or None) by site.
+      rows: (name, kind, weight shape, stack, input shape, MACs, wrappers, density) by site; the
+        density in [0, 1], None while it is traced.
       deployed: weights are written.
       calibrated: ranges are stored.
     """
@@ -29,7 +28,7 @@ def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bo
     table.add_column("MACs", justify="right")
     table.add_column("kept", justify="right")
     table.add_column("hardware, outermost first")
-    for name, kind, weight, stack, inputs, macs, wrappers, mask in rows:
+    for name, kind, weight, stack, inputs, macs, wrappers, density in rows:
         shape = "×".join(map(str, weight))
         table.add_row(
             name,
@@ -37,7 +36,7 @@ def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bo
             f"{'×'.join(map(str, stack))} · {shape}" if stack else shape,
             "×".join(map(str, inputs)),
             si(macs),
-            "all" if mask is None else "traced" if is_traced(mask) else f"{float(mask.mean()):.1%}",
+            "traced" if density is None else "all" if density == 1 else f"{density:.1%}",
             " → ".join(map(repr, wrappers)) or "float",
         )
     return table

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.core import Core, Op, State
+from jaxsim.cores.site_weight import SITE_WEIGHT
 
 
 def smoothed(core: Core, *, channels: Array) -> Core:
@@ -50,5 +51,5 @@ def biased(core: Core, *, bias: Array) -> Core:
     return Core(core.write, core.calibrate, read)
 
 
-DIGITAL = (smoothed, biased)
+DIGITAL = (smoothed, biased, *SITE_WEIGHT)
 """What stands outside the codes at a site and changes nothing in how hardware holds them."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from jaxsim.network import Network, path_name, retraced
 from jaxsim.numerics import check_range
 from jaxsim.sparsity.distribution import Distribution, global_
-from jaxsim.sparsity.mask import by_name, check_sparsity, make_masks, stacks
+from jaxsim.sparsity.mask import by_name, check_sparsity, make_masks, require_alone, stacks
 from jaxsim.sparsity.pattern import unstructured
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Ne
     if net.cores or net.masks or net.deployed:
         raise ValueError("net: give the float network, before any transform")
     names = tuple(stacks(net, sites))
+    require_alone(net, sites, "gated")
     read = net.fn
 
     def fn(params: Any, buffers: Any, *args: Any, rngs: Any = None, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from jaxsim.network import Network
 from jaxsim.numerics import check_range
 from jaxsim.sparsity.distribution import rank
-from jaxsim.sparsity.mask import by_name, chosen, stacks
+from jaxsim.sparsity.mask import by_name, chosen, require_alone, stacks
 from jaxsim.sparsity.masked import (
     SparseState,
     masked,
@@ -170,6 +170,7 @@ def _rewiring(
 
     check_range("every", every, 1, whole=True)
     check_range("until", until, 1, whole=True)
+    require_alone(net, sites, "a sparse optimizer")
     stacked = stacks(net, sites)
     if missing := sorted(set(stacked) - set(net.masks)):
         raise ValueError(

@@ -38,17 +38,45 @@ def chosen(masks: Mapping[str, Array], tree: Any, other: Any) -> Any:
 
 
 def stacks(net: Network, sites: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The parameters of chosen sites, and the leading axes that scans add to them.
+    """The parameters whose zeros are zeros of chosen sites, and the axes that scans stack.
 
     Raises:
-      ValueError: a pattern that matches nothing, or a site without a parameter.
+      ValueError: a pattern that matches nothing, a site without a parameter, or one whose weight
+        is computed from parameters so that their zeros are not zeros of it.
     """
     found: dict[str, tuple[int, ...]] = {}
     for site in net.select(sites):
         if site.param is None:
             raise ValueError(f"prune at {site.name}: it contracts two inputs, nothing to prune")
-        found.setdefault(site.param, site.stack)
+        if not site.parts:
+            raise ValueError(
+                f"prune at {site.name}: its weight is computed from {', '.join(site.sources)}, so "
+                "zeros there would be none in what is multiplied; leave it out by sites=…"
+            )
+        for part in site.parts:
+            found.setdefault(part, site.stack)
     return found
+
+
+def require_alone(net: Network, sites: str | Sequence[str], what: str) -> None:
+    """Checks that nothing but the chosen sites reads their parameters.
+
+    Args:
+      net: Whose sites they are.
+      sites: Patterns of the sites.
+      what: Name of the function that would change the parameters.
+
+    Raises:
+      ValueError: Something else reads one.
+    """
+    chosen = net.select(sites)
+    names = {site.name for site in chosen}
+    for site in chosen:
+        if others := [reader for reader in site.shared if reader not in names]:
+            raise ValueError(
+                f"{what} at {site.name}: {', '.join(site.sources)} is read by "
+                f"{', '.join(others)} too, which would see its zeros; leave it out by sites=…"
+            )
 
 
 def make_masks(
@@ -155,7 +183,7 @@ def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, 
 
     Found by writing parameters that vary along one axis only, and looking at the site's matrix.
     """
-    sites = {s.param: s for s in reversed(net.sites) if s.param in names}
+    sites = {part: s for s in reversed(net.sites) for part in s.parts if part in names}
     probed = dataclasses.replace(
         net, cores={s.name: (Wrapper.of(_seen),) for s in sites.values()}, states={}, masks={}
     )
@@ -180,7 +208,7 @@ def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, 
             still = dataclasses.replace(probed, params=params, buffers=buffers)
             written = write_states(still, None)
             for name, site in sites.items():
-                if name is not None and bool(jnp.ptp(written[site.name], axis=-2).any()):
+                if bool(jnp.ptp(written[site.name], axis=-2).any()):
                     found[name].append(axis)
     return {name: tuple(axes) for name, axes in found.items()}
 

@@ -19,7 +19,15 @@ from jaxtyping import Array, Int
 from jaxsim.network import Network
 from jaxsim.sparsity.criterion import Criterion, magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
-from jaxsim.sparsity.mask import Masks, by_name, check_sparsity, chosen, make_masks, stacks
+from jaxsim.sparsity.mask import (
+    Masks,
+    by_name,
+    check_sparsity,
+    chosen,
+    make_masks,
+    require_alone,
+    stacks,
+)
 from jaxsim.sparsity.pattern import Pattern, unstructured
 from jaxsim.sparsity.schedule import Schedule
 
@@ -125,6 +133,7 @@ def gradual(
 def all_masks(net: Network, sites: str | Sequence[str]) -> Masks:
     """A network's masks, and those that leave everything at chosen sites without one."""
     flat = by_name(net.params)
+    require_alone(net, sites, "a sparse optimizer")
     return {**{n: jnp.ones(flat[n].shape, bool) for n in stacks(net, sites)}, **net.masks}
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxsim.network import Network, path_name
+from jaxsim.core import Wrapper
+from jaxsim.cores.site_weight import SITE_WEIGHT, captured
+from jaxsim.network import Network, Site, path_name, write_states
 from jaxsim.numerics import checked_int
 from jaxsim.sparsity import storage
 from jaxsim.sparsity.storage import Format, lower_bound, storage_bits
@@ -79,7 +82,7 @@ def sparsity_report(
     """What the zeros in a network's weights save, by formula; nothing is executed.
 
     Args:
-      net: its masks, and zeros among its weights, count.
+      net: its masks, and zeros among the weights that it multiplies, count.
       value_bits: of a stored value.
       formats: to compare with dense.
 
@@ -92,8 +95,7 @@ def sparsity_report(
     for cost in net.cost().sites:
         if (param := sizes.get(cost.name)) is not None:
             macs[param] = macs.get(param, 0.0) + cost.spent["macs"]
-    leaves = jax.tree_util.tree_leaves_with_path(net.masked_params())
-    held = {path_name(path): np.asarray(leaf) != 0 for path, leaf in leaves}
+    held = _nonzero(net)
     rows = tuple(
         Row(
             name,
@@ -108,6 +110,32 @@ def sparsity_report(
     best = sum(row.bits[row.best] or 0 for row in rows)
     useful = sum(row.macs * row.nonzero / row.size for row in rows)
     return SparsityReport(rows, sum(row.macs for row in rows), useful, dense / max(best, 1))
+
+
+def _nonzero(net: Network) -> dict[str, np.ndarray]:
+    """Where the weight that is multiplied is not zero, by the name of its largest parameter.
+
+    In the parameter's own layout where the weight is that parameter alone, else in the site's.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(net.masked_params())
+    found = {path_name(path): np.asarray(leaf) != 0 for path, leaf in leaves}
+    changed: dict[str, Site] = {}
+    for site in net.sites:
+        here = any(w.make in SITE_WEIGHT for w in net.cores.get(site.name, ()))
+        if site.param is not None and "#" not in site.name and (here or len(site.parts) != 1):
+            changed[site.name] = site
+    cores = {
+        name: (
+            *(w for w in net.cores.get(name, ()) if w.make in SITE_WEIGHT),
+            Wrapper.of(captured),
+        )
+        for name in changed
+    }
+    if cores:
+        plain = dataclasses.replace(net, cores=cores, states={}, deployed=False)
+        for name, w in write_states(plain, None).items():
+            found[str(changed[name].param)] = np.asarray(w) != 0
+    return found
 
 
 def _all_bits(

@@ -23,6 +23,8 @@ def correct_bias(
     site is corrected as the inputs reach it, so the sites that follow see what a corrected network
     hands on. With several batches a correction is that of all of them so far.
 
+    Only cores of the sites change: what else reads a parameter reads it as before.
+
     Args:
       inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
         or a list of either, of which one at a time is in memory.

@@ -48,6 +48,8 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
     and divided by s in the second. With s = √(r₂ / r₁) of the channel's ranges in both, they are
     equal afterwards; where layers form a chain this is repeated until nothing moves.
 
+    A kernel that something else reads too (a tied embedding) stays as it is.
+
     Pairs are found by trial: rescaling them must change no output. Fold norms before it, so that
     kernels are equalised as they act.
 

@@ -33,7 +33,8 @@ def fold_norms(
     with statistics of the batch would not.
 
     Which norm stands behind which kernel is found by trial: rescaling the one and adjusting the
-    other must change no output. Norms that stand elsewhere, behind a sum for instance, stay.
+    other must change no output. Norms that stand elsewhere, behind a sum for instance, stay, and so
+    do those behind a kernel that something else reads too (a tied embedding).
 
     Args:
       inputs: on which outputs are compared: one array or a tuple of the model's positional

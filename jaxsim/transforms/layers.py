@@ -71,7 +71,7 @@ def with_tensors(net: Network, changes: Mapping[str, Array]) -> Network:
 
 
 def layers(net: Network, transform: str, sites: str | Sequence[str]) -> list[Layer]:
-    """The layers of float sites whose parameter has its output channels last.
+    """The layers of float sites whose parameter has its output channels last and no other reader.
 
     Raises:
       ValueError: a site is transformed already.
@@ -79,7 +79,7 @@ def layers(net: Network, transform: str, sites: str | Sequence[str]) -> list[Lay
     chosen = transformable(net, transform, sites)
     held, found = tensors(net), dict[str, Layer]()
     for site in chosen:
-        if site.param is None:
+        if site.param is None or site.shared:
             continue
         if site.name in net.cores:
             raise ValueError(

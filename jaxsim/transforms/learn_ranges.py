@@ -30,6 +30,8 @@ def learn_ranges(
 
     They begin where the squared error of the weights, and of what flows for `inputs`, is smallest.
 
+    Only cores of the sites change: what else reads a parameter reads it as before.
+
     Args:
       inputs: what to begin with: one array, a tuple of the model's positional arguments, or a list
         of either.

@@ -15,6 +15,7 @@ from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import check_sparsity, make_masks
 from jaxsim.sparsity.pattern import Pattern, unstructured
 from jaxsim.transforms.compose import Transform, transformable
+from jaxsim.transforms.site_masks import at_parameters, at_sites
 
 
 def prune(
@@ -32,6 +33,11 @@ def prune(
     The masks are data of the network, applied at every call, so gradients of pruned weights are
     zero. Counts are exact; ties go in order of position. What is pruned already stays so.
 
+    A weight that is made of entries of several parameters (an LSTM's gates side by side) loses
+    entries of each. Where something else reads a parameter too (the lookup of an embedding whose
+    table is also the head, a site that `sites` leaves out), it goes on reading it whole: the mask
+    then stands at the site.
+
     Args:
       sparsity: share of the units to leave out, in [0, 1); None where the pattern fixes it, as
         `js.sparsity.n_of_m` does. Traced.
@@ -46,8 +52,10 @@ def prune(
 
     Raises:
       ValueError: an argument out of range, or a sparsity beside a pattern that fixes it; when
-        applied, a site without a parameter, NaN scores, a pattern that does not fit a layer, a
-        layer that would lose everything, or a scan that stacks another axis than the first.
+        applied, a site without a parameter or one whose weight is computed from parameters so that
+        their zeros are none of its own (standardized, or merged from a low rank), NaN scores, a
+        pattern that does not fit a layer, a layer that would lose everything, or a scan that stacks
+        another axis than the first.
     """
     rounds = checked_int("rounds", rounds, 1)
     criterion = magnitude() if criterion is None else criterion
@@ -66,7 +74,8 @@ def prune(
         raise ValueError(f"rounds={rounds}: the pattern fixes the sparsity, one round reaches it")
 
     def apply(net: Network) -> Network:
-        transformable(net, "prune", sites)
+        chosen = transformable(net, "prune", sites)
+        before, net = net.masks, at_parameters(net, chosen)
         for i in range(rounds):
             share = sparsity
             if share is not None and rounds > 1:
@@ -81,6 +90,6 @@ def prune(
                 allow_collapse=allow_collapse,
             )
             net = dataclasses.replace(net, masks={**net.masks, **masks})
-        return net
+        return at_sites(net, chosen, before)
 
     return apply

@@ -65,11 +65,13 @@ def prune_layers(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "prune_layers", sites)
         for site in chosen:
-            others = [s for s in net.sites if s.param == site.param]
             if site.param is None or site.name in net.cores or site.param in net.masks:
                 raise ValueError(f"prune_layers at {site.name}: it must come before any transform")
-            if len(others) > 1:
-                raise ValueError(f"prune_layers at {site.name}: its parameter is used twice")
+            if site.shared:
+                raise ValueError(
+                    f"prune_layers at {site.name}: its parameter is used twice, "
+                    f"{', '.join(site.shared)} reads it too"
+                )
         # the grid is not looked at
         probe = Wrapper.of(moments, weights=Grid(8))
         probes = {site.name: (probe,) for site in chosen}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased
 from jaxsim.cores.moments import Moments, moments
 from jaxsim.cores.quantized import quantized, quantizer_place
+from jaxsim.cores.site_weight import shifted
 from jaxsim.grid import Grid
 from jaxsim.network import Network, Site
 from jaxsim.rounding import Layer, Rounding, rounded
@@ -30,8 +31,10 @@ def round_weights(
     """Moves weights onto their grids, so that the outputs of their sites change least.
 
     The parameters become values that the grid holds, and the grid is fixed at the range it had:
-    `deploy` then stores these codes, whatever follows. Where a parameter is read elsewhere too
-    (an embedding), it is read there as rounded.
+    `deploy` then stores these codes, whatever follows. A parameter that something else reads too
+    (the lookup of an embedding whose table is also the head, another site, another layout) or from
+    which the weight is computed in a way that cannot be undone stays as it is: what rounding moves
+    is then added at the site, and nothing else sees it.
 
     What flows into a site is taken from the network with float weights and inputs. Pruned weights
     stay zero.
@@ -44,8 +47,7 @@ def round_weights(
 
     Raises:
       ValueError: `rounding` is no function; when applied, a site whose weights are not quantised,
-        that did not run, whose bias is corrected already, or whose weight is computed from its
-        parameter in a way that cannot be undone.
+        that did not run, or whose bias is corrected already.
 
     Source: Frantar et al. (2023), arXiv 2210.17323; Nagel et al. (2020), arXiv 2004.10568.
     """
@@ -80,17 +82,49 @@ def round_weights(
             gram = sum((layers[name].gram for name in group), jnp.float32(0))
             found |= dict.fromkeys(group, rounded(rounding, layers[group[0]]._replace(gram=gram)))
         targets = {name: w.reshape(states[name].w.shape) for name, w in found.items()}
-        params = solved(of, params, targets)
-        for name, w in of(params).items():
-            if not jnp.all(jnp.abs(w - targets[name]) < 0.4 * states[name].scale):
-                raise ValueError(
-                    f"round_weights at {name}: no value of its parameter gives the rounded "
-                    "weights; they are computed from it, or it is used in two ways"
-                )
+        alone = [site for site in chosen if _alone(site, found, chosen)]
+        moved = solved(of, params, targets)
+        moved = {n: moved[n] if any(n == s.param for s in alone) else p for n, p in params.items()}
         cores = {n: _fixed(net.cores[n], grids[n], states[n].ends) for n in probes}
-        return dataclasses.replace(with_params(net, params), cores={**net.cores, **cores})
+        rounded_net = with_params(net, moved)
+        off = {
+            name: not jnp.all(jnp.abs(w - targets[name]) < 0.4 * states[name].scale)
+            for name, w in of(moved).items()
+        }
+        back = {s.param: params[str(s.param)] for s in chosen if off[s.name]}
+        rounded_net = with_params(rounded_net, {str(n): p for n, p in back.items()})
+        for site in chosen:
+            if off[site.name] or site.param in back:
+                shift = _shift(rounded_net, site, probes[site.name], targets[site.name])
+                cores[site.name] = _with_shift(cores[site.name], shift)
+        return dataclasses.replace(rounded_net, cores={**net.cores, **cores})
 
     return apply
+
+
+def _alone(site: Site, found: Mapping[str, Array], chosen: Sequence[Site]) -> bool:
+    """Whether a site's parameter is its own, or read by chosen sites only that have its codes."""
+    same = {s.name for s in chosen if found[s.name] is found[site.name]}
+    return same.issuperset(site.shared)
+
+
+def _shift(net: Network, site: Site, probe: tuple[Wrapper, ...], target: Array) -> Array:
+    """What is to be added to a site's weight so that its matrix is the target."""
+
+    def matrix(shift: Array) -> Array:
+        return matrices(net, {site.name: _with_shift(probe, shift)}, {})[site.name]
+
+    zero = jnp.zeros((*site.stack, *site.w_shape), jnp.float32)
+    now, back = jax.vjp(matrix, zero)
+    # a matrix is the weight's entries in another order, so the transpose is the inverse
+    return back((target - now).astype(now.dtype))[0]
+
+
+def _with_shift(chain: tuple[Wrapper, ...], shift: Array) -> tuple[Wrapper, ...]:
+    """A chain that corrects the weight right before what it is quantized, or measured, by."""
+    makes = [wrapper.make for wrapper in chain]
+    at = makes.index(quantized) if quantized in makes else len(makes) - 1
+    return (*chain[:at], Wrapper.of(shifted, shift=shift), *chain[at:])
 
 
 def _probe(chain: tuple[Wrapper, ...], grid: Grid) -> tuple[Wrapper, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jaxsim.core import Dot, Op, Wrapper, build
 from jaxsim.cores.compressed import Layout, compressed, matrices, places, stored
+from jaxsim.cores.site_weight import masked
 from jaxsim.network import Network, path_name, write_states
 from jaxsim.numerics import check_range, checked_int, is_traced
 from jaxsim.transforms.compose import Transform, makers, transformable
@@ -65,6 +66,11 @@ def run_sparse(
         chosen = transformable(net, "run_sparse", sites)
         for site in chosen:
             what = f"run_sparse at {site.name}"
+            if masked in makers(net, site):
+                raise ValueError(
+                    f"{what}: its mask stands at the site, as {', '.join(site.shared)} reads its "
+                    "parameter too; a sparse weight would be another parameter"
+                )
             if site.param not in net.masks:
                 raise ValueError(f"{what}: no mask; prune it first")
             if is_traced(net.masks[site.param]):

@@ -30,6 +30,8 @@ def smooth(
     to hold on one grid moves into the weights, which often have room for it. Channels are the
     products of a sum, or the input features of a convolution.
 
+    Only cores of the sites change: what else reads a parameter reads it as before.
+
     Args:
       inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
         or a list of either, of which one at a time is in memory.

@@ -1,0 +1,47 @@
+"""The weight of one site changed where it is multiplied, whatever else reads its parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array, Bool, Float
+
+from jaxsim.core import Core, Op, State, float_core
+
+
+def masked(core: Core, *, mask: Bool[Array, "..."]) -> Core:
+    """Sets pruned entries of the weight to zero at this site alone.
+
+    Args:
+      core: contracts the masked weight.
+      mask: Entries that remain, of the weight's shape behind the axes of its stack.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        return core.write(op, w * op.own(mask).astype(w.dtype), key)
+
+    return Core(write, core.calibrate, core.read)
+
+
+def shifted(core: Core, *, shift: Float[Array, "..."]) -> Core:
+    """Adds a correction to the weight at this site alone; gradients reach the parameter.
+
+    Args:
+      core: contracts the corrected weight.
+      shift: What is added, of the weight's shape behind the axes of its stack.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        return core.write(op, w + op.own(shift).astype(w.dtype), key)
+
+    return Core(write, core.calibrate, core.read)
+
+
+def captured(core: Core) -> Core:
+    """Stores the weight as it arrives, for those who want to know it."""
+    del core
+    return Core(lambda op, w, key: w, float_core.calibrate, float_core.read)
+
+
+SITE_WEIGHT = (masked, shifted)
+"""Wrappers that change the weight itself and nothing in how hardware holds it."""
