@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
-from jaxsim.network import Network
+from jaxsim.batches import joined, labelled, row_count, take_rows
+from jaxsim.core import Parts
+from jaxsim.network import Network, call_arguments
 from jaxsim.numerics import checked_int
 from jaxsim.table import render, si
 
@@ -72,7 +75,7 @@ class Comparison(NamedTuple):
 def compare(
     reference: Network,
     networks: Network | Mapping[str, Network],
-    data: tuple[Float[np.ndarray, "N ..."], Int[np.ndarray, " N"]],
+    data: Any,
     *,
     key: Key[Array, ""] | None = None,
     batch_size: int = 500,
@@ -82,7 +85,9 @@ def compare(
     Args:
       reference: what the others are to agree with, usually the untransformed network.
       networks: one network, or several by name.
-      data: inputs [N, ...] and labels [N].
+      data: a tuple of inputs and labels [N], the inputs a batch of N rows (an array, a tuple of
+        positional arguments, or a dict of keyword arguments) or an iterable of batches; or an
+        iterable of such pairs. All of it is read into memory.
       key: for cores that draw at every call.
       batch_size: inputs a call.
 
@@ -93,21 +98,19 @@ def compare(
       ValueError: no data, lengths that differ, a network named "reference", or one whose outputs
         are not [N, classes].
     """
-    if not isinstance(data, tuple) or len(data) != 2:
-        raise ValueError("data: must be a tuple of inputs [N, ...] and labels [N]")
-    inputs, labels = data
-    if len(inputs) == 0 or np.shape(labels) != (len(inputs),):
-        raise ValueError(f"data: {len(inputs)} inputs and labels {list(np.shape(labels))}")
+    inputs, labels = labelled(data)
+    if np.shape(labels) != (count := row_count(inputs, "data"),):
+        raise ValueError(f"data: {count} inputs and labels {list(np.shape(labels))}")
     if isinstance(networks, Network):
         networks = {"transformed": networks}
     if not isinstance(networks, Mapping) or "reference" in networks:
         raise ValueError("networks: must be a network, or a dict without the name 'reference'")
-    expected, rows = None, list[Row]()
+    expected, rows, one = None, list[Row](), take_rows(inputs, slice(1))
     for name, net in {"reference": reference, **networks}.items():
         answers = classify(net, inputs, key=key, batch_size=batch_size)
         expected = answers if expected is None else expected
         accuracy = float(np.mean(answers == labels))
-        cost = net.cost(inputs[:1])
+        cost = net.cost(*one.args, **one.kwargs)
         rows.append(
             Row(
                 name=name,
@@ -126,7 +129,7 @@ def compare(
 
 def classify(
     net: Network,
-    inputs: Float[np.ndarray, "N ..."],
+    inputs: Any,
     *,
     key: Key[Array, ""] | None = None,
     batch_size: int = 500,
@@ -135,7 +138,8 @@ def classify(
 
     Args:
       net: a network whose output is logits [N, classes].
-      inputs: [N, ...].
+      inputs: a batch of N rows (an array, a tuple of positional arguments, or a dict of keyword
+        arguments) or an iterable of batches.
       key: for cores that draw at every call; batch i uses `fold_in(key, i)`.
       batch_size: inputs a call, at least 1.
 
@@ -144,15 +148,22 @@ def classify(
     """
     batch_size = checked_int("batch_size", batch_size, 1)
     answers: list[np.ndarray] = []
-    for i, start in enumerate(range(0, len(inputs), batch_size)):
+    whole = joined(inputs)
+    count = row_count(whole)
+    for i, start in enumerate(range(0, count, batch_size)):
         batch_key = None if key is None else jax.random.fold_in(key, i)
-        answers.append(np.asarray(_classes(net, inputs[start : start + batch_size], batch_key)))
+        few = take_rows(whole, slice(start, start + batch_size))
+        rows = min(batch_size, count - start)
+        answers.append(np.asarray(_classes(net, call_arguments(*few), batch_key, rows)))
     return np.concatenate(answers)
 
 
-@jax.jit
-def _classes(net: Network, x: Array, key: Key[Array, ""] | None) -> Int[Array, " N"]:
-    logits = net(x, key=key)
-    if not isinstance(logits, jax.Array) or logits.shape != (len(x), logits.shape[-1]):
+@partial(jax.jit, static_argnames=("rows",))
+def _classes(
+    net: Network, arguments: Parts, key: Key[Array, ""] | None, rows: int
+) -> Int[Array, " N"]:
+    args, kwargs = arguments.whole()
+    logits = net(*args, key=key, **kwargs)
+    if not isinstance(logits, jax.Array) or logits.shape != (rows, logits.shape[-1]):
         raise ValueError("networks: outputs must be one array of logits, [N, classes]")
     return jnp.argmax(logits, -1)

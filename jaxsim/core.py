@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Int, Key, Num
 
 from jaxsim.grid import Range
-from jaxsim.numerics import is_traced
+from jaxsim.numerics import is_traced, native
 
 State = Any
 """What a core stores for one site: a pytree of arrays."""
@@ -65,8 +65,11 @@ class Parts:
 
     @classmethod
     def of(cls, tree: Any, is_array: Callable[[Any], bool]) -> Parts:
-        """Takes a pytree apart; `is_array` says which leaves are traced."""
-        leaves, treedef = jax.tree.flatten(tree)
+        """Takes a pytree apart; `is_array` says which leaves are traced.
+
+        Arrays of another byte order come into this machine's.
+        """
+        leaves, treedef = jax.tree.flatten(jax.tree.map(native, tree))
         static = tuple(_ARRAY if is_array(leaf) else leaf for leaf in leaves)
         return cls(treedef, static, tuple(leaf for leaf in leaves if is_array(leaf)))
 

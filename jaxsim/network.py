@@ -26,12 +26,13 @@ from jax import lax
 from jaxtyping import Array, Key
 
 from jaxsim import internals
+from jaxsim.batches import batches
 from jaxsim.core import Conv, Core, Dot, Op, Parts, State, Wrapper, build
 from jaxsim.cores.site_weight import masked
 from jaxsim.cost import Cost, SiteCost, site_cost
 from jaxsim.grid import Range
 from jaxsim.internals import bind, inner_jaxprs, parameters
-from jaxsim.numerics import is_traced, straight_through
+from jaxsim.numerics import is_traced, native, straight_through
 from jaxsim.table import render, sites_table
 
 PyTree = Any
@@ -233,7 +234,7 @@ class Network:
         """What one call spends, by site.
 
         Args:
-          *args: inputs (only shapes count); without any, those of the traced example.
+          *args: inputs (only shapes count); without any array, those of the traced example.
           **kwargs: keyword arguments, as in a call.
 
         Returns:
@@ -241,7 +242,7 @@ class Network:
           unknown length count once, and traced masks as if nothing were pruned.
         """
         defaults = self.defaults.whole()
-        if not args:
+        if not any(map(is_array, jax.tree.leaves((args, kwargs)))):
             args, defaults = self.example.whole()
         arguments = abstract_arguments(call_arguments(args, {**defaults, **kwargs}))
         params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
@@ -314,6 +315,7 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
     if "key" in kwargs:
         raise ValueError("key: a network's call keeps this name for its cores; give it by position")
     fn, params, buffers = _functional(model, variables)
+    params, buffers = jax.tree.map(native, (params, buffers))
     _check_params(params)
     arrays = {k: v for k, v in kwargs.items() if any(map(is_array, jax.tree.leaves(v)))}
     defaults = Parts.of({k: v for k, v in kwargs.items() if k not in arrays}, is_array)
@@ -366,9 +368,10 @@ def deploy(
       net: a composed network.
       key: for cores that draw random numbers when they write. Site `name` uses
         `fold_in(key, crc32(name))`, so adding a transform elsewhere does not change its draw.
-      calibrate: inputs for which to set input and ADC ranges: one array, or a tuple of the
-        model's positional arguments.
-      **kwargs: the model's keyword arguments for `calibrate`.
+      calibrate: inputs for which to set input and ADC ranges: one batch (an array, a tuple of
+        positional arguments, or a dict of keyword arguments), or any iterable of batches, of which
+        one at a time is in memory. Ranges widen from batch to batch.
+      **kwargs: further keyword arguments of the model, for every batch.
 
     Returns:
       A network whose calls read what was written. Gradients with respect to its inputs and its
@@ -384,15 +387,20 @@ def deploy(
         raise ValueError("net is deployed already; deploy the composed network again instead")
     if not net.cores:
         raise ValueError("net has no transformed sites to deploy; compose a transform first")
+    if calibrate is None and kwargs:
+        raise ValueError(
+            f"calibrate=None: expected the inputs that go with {', '.join(kwargs)}; give all of "
+            "the model's keyword arguments as a dict, calibrate={…}"
+        )
     check_key(key)
+    inputs = None if calibrate is None else batches(calibrate, "calibrate")
     _check_params(net.params)
     chip = dataclasses.replace(net, states=write_states(net, key), deployed=True)
-    if calibrate is None:
+    if inputs is None:
         any_key = jax.eval_shape(lambda: jax.random.key(0))
         jax.eval_shape(_run, chip, net.example, any_key)
         return chip
-    args = calibrate if isinstance(calibrate, tuple) else (calibrate,)
-    return widen_ranges(chip, *args, **kwargs)
+    return widen_ranges(chip, inputs, **kwargs)
 
 
 def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
@@ -400,18 +408,26 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
 
     Args:
       chip: a deployed network.
-      *args: the model's inputs.
-      **kwargs: the model's keyword arguments.
+      *args: inputs as of `deploy`: a batch or an iterable of batches. Several are one batch of
+        positional arguments.
+      **kwargs: further keyword arguments of the model, for every batch.
 
     Raises:
-      ValueError: not deployed; inputs that hold NaN or infinite values; or a site whose range is to
-        be stored did not run (a branch not taken).
+      ValueError: not deployed; no batch; inputs that hold NaN or infinite values; or a site whose
+        range is to be stored did not run (a branch not taken).
     """
     if not chip.deployed:
         raise ValueError(
             "chip is not deployed: deploy(net, calibrate=inputs) sets its first ranges"
         )
-    states = _calibrate(chip, call_arguments(args, {**chip.defaults.whole(), **kwargs}))
+    inputs = args[0] if len(args) == 1 else args
+    if not args:
+        inputs, kwargs = kwargs, {}
+    chip, fixed = dataclasses.replace(chip, calibrated=True), {**chip.defaults.whole(), **kwargs}
+    states = chip.states
+    for batch in batches(inputs, "calibrate"):
+        arguments = call_arguments(batch.args, {**fixed, **batch.kwargs})
+        states = _calibrate(dataclasses.replace(chip, states=states), arguments)
     for name, state in states.items():
         for r in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Range)):
             if not isinstance(r, Range) or is_traced(r.lo):
@@ -420,7 +436,7 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
                 raise ValueError(f"calibrate: {name} did not run on it and has no range to store")
             if not (np.isfinite(r.lo).all() and np.isfinite(r.hi).all()):
                 raise ValueError(f"calibrate: NaN or infinite values reach {name}")
-    return dataclasses.replace(chip, states=states, calibrated=True)
+    return dataclasses.replace(chip, states=states)
 
 
 @jax.jit

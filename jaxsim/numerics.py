@@ -110,6 +110,16 @@ def checked_int(name: str, value: Any, lo: int, hi: int | None = None) -> int:
     return int(value)
 
 
+def native(a: Any) -> Any:
+    """An array in this machine's byte order; anything else as it is.
+
+    jax reads the bytes of others as if they were its own, once a programme is compiled.
+    """
+    if isinstance(a, np.ndarray | np.generic) and not a.dtype.isnative:
+        return a.astype(a.dtype.newbyteorder("="))
+    return a
+
+
 def straight_through(
     exact: Callable[..., Array], smooth: Callable[..., Array]
 ) -> Callable[..., Array]:

@@ -18,7 +18,7 @@ from jaxsim import mpmd, spmd
 from jaxsim.core import Parts
 from jaxsim.microbatch import Batch, Joint, batch_of, joint_of, updates_buffers
 from jaxsim.mpmd import Place, Programme, Remat, Work, programmes
-from jaxsim.network import Network, call_arguments, check_key
+from jaxsim.network import Network, call_arguments, check_key, is_array
 from jaxsim.numerics import is_traced
 from jaxsim.schedule import Schedule, Timeline, simulate
 from jaxsim.stage_tables import (
@@ -339,7 +339,7 @@ def example_of(net: Network, parts: int = 0) -> Parts:
 
 def _given(net: Pipeline, args: Sequence[Any], kwargs: Any) -> Parts:
     """Arguments of a call, or of the example where there are none."""
-    if not args:
+    if not any(map(is_array, jax.tree.leaves((args, kwargs)))):
         return example_of(net)
     return call_arguments(args, {**net.defaults.whole(), **kwargs})
 

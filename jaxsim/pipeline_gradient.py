@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim import mpmd, spmd
+from jaxsim.batches import batch_of
 from jaxsim.core import Parts
 from jaxsim.microbatch import updates_buffers
 from jaxsim.mpmd import is_inexact
@@ -72,9 +73,9 @@ def pipeline_value_and_grad(
         if not isinstance(batch, tuple) or len(batch) != 2:
             raise ValueError("batch: must be a tuple of inputs and targets")
         inputs, targets = batch
-        args = inputs if isinstance(inputs, tuple) else (inputs,)
+        given = batch_of(inputs, "batch")
         current = dataclasses.replace(net, params=params)
-        arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
+        arguments = call_arguments(given.args, {**net.defaults.whole(), **kwargs, **given.kwargs})
         plan = prepared(current, arguments)
         aims = Parts.of(targets, is_array)
         if layout.engine == "spmd":

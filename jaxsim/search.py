@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxsim.batches import batches, one_batch
 from jaxsim.checkpoint import describe
-from jaxsim.core import Core, Op, State, Wrapper, build
+from jaxsim.core import Core, Op, Parts, State, Wrapper, build
 from jaxsim.cores.blocked import Rounding, blocked
 from jaxsim.hardware import Hardware
 from jaxsim.log import Log, fingerprint
-from jaxsim.network import Network, deploy
+from jaxsim.network import Network, call_arguments, deploy
 from jaxsim.numerics import check_range
 from jaxsim.table import render, si
 from jaxsim.transforms.block import Mode, block
@@ -165,7 +166,7 @@ def search_blocked(
 
     Args:
       net: quantised on symmetric grids, nothing else wrapped around its sites; not deployed.
-      calibrate: inputs that set the ranges, as `deploy` takes them.
+      calibrate: inputs that set the ranges, as `deploy` takes them; batches are kept in memory.
       evaluate: accuracy of a deployed network, on data that is not reported.
       drop: accuracy that may be lost, in the units of `evaluate`, at least 0.
       candidates: what to choose from; None for `configs()`.
@@ -186,12 +187,13 @@ def search_blocked(
     check_range("drop", drop, 0)
     if net.deployed:
         raise ValueError("net is deployed: search on the quantised network instead")
+    inputs = calibrate if one_batch(calibrate) else list(batches(calibrate, "calibrate"))
     candidates = tuple(dict.fromkeys(configs() if candidates is None else candidates))
     if not candidates:
         raise ValueError("candidates=(): give at least one")
     model = Hardware() if hardware is None else hardware
     names = tuple(s.name for s in net.sites if s.kind != "dynamic")
-    arrays = net.params, net.buffers, net.masks, net.cores, calibrate
+    arrays = net.params, net.buffers, net.masks, net.cores, inputs
     record, run = Log(log), fingerprint(arrays, describe(net), candidates)
     if record.get("run", lambda: run) != run:
         raise ValueError(f"log={str(log)!r} is of another network, inputs or candidates")
@@ -201,7 +203,7 @@ def search_blocked(
             candidates, *_modelled(net, names, candidates, model)
         )
         base = (sum(s.energy for s in plain.baseline), sum(s.cycles for s in plain.baseline))
-        exact = record.get("exact", lambda: float(evaluate(deploy(net, calibrate=calibrate))))
+        exact = record.get("exact", lambda: float(evaluate(deploy(net, calibrate=inputs))))
 
         def choose(rows: Iterable[int]) -> Choice:
             """The evaluated choice of one candidate for each site."""
@@ -210,7 +212,7 @@ def search_blocked(
             key = "; ".join(f"{n}: {tuple(c)}" for n, c in by_site.items())
 
             def measure() -> float:
-                return float(evaluate(deploy(_configured(net, by_site), calibrate=calibrate)))
+                return float(evaluate(deploy(_configured(net, by_site), calibrate=inputs)))
 
             found = record.get(key, measure)
             spent = sum(energy[i, c] for i, c in enumerate(rows))
@@ -220,7 +222,7 @@ def search_blocked(
 
         tried: dict[str, Choice] = {}
         measured = record.get(
-            "harm", lambda: site_harm(net, names, candidates, calibrate, advance).tolist()
+            "harm", lambda: site_harm(net, names, candidates, inputs, advance).tolist()
         )
         harm = np.asarray(measured)
         totals = np.stack([energy.sum(0), harm.sum(0)], 1)
@@ -349,7 +351,7 @@ def site_harm(
       net: quantised.
       names: of the sites.
       candidates: what is compared.
-      calibrate: inputs that set the ranges, and on which errors are measured.
+      calibrate: inputs that set the ranges, and on which errors are measured; read many times.
       advance: told what is being measured.
     """
     watched = {n: (Wrapper.of(measured, reference=net.cores[n]), *net.cores[n]) for n in names}
@@ -362,28 +364,29 @@ def site_harm(
         for i, name in enumerate(names):
             state = chip.states[name]
             local[i, c] = float(jnp.sum(state.error) / jnp.maximum(jnp.sum(state.size), 1e-30))
-    inputs = calibrate if isinstance(calibrate, tuple) else (calibrate,)
+    calls = [call_arguments(*batch) for batch in batches(calibrate, "calibrate")]
     # A reference of middling error, neither lost in rounding nor beyond first order.
     middle = int(np.argmin(np.abs(np.log(local.mean(0) + 1e-30) - np.log(1e-2))))
     rest = Config(candidates[middle].K)
-    expected = _outputs(deploy(net, calibrate=calibrate), inputs)
+    expected = _outputs(deploy(net, calibrate=calibrate), calls)
     for i, name in enumerate(names):
         advance(f"sensitivity: {name}")
         alone = {n: candidates[middle] if n == name else rest for n in names}
-        found = _outputs(deploy(_configured(net, alone), calibrate=calibrate), inputs)
+        found = _outputs(deploy(_configured(net, alone), calibrate=calibrate), calls)
         reached = np.sum((found - expected) ** 2) / max(np.sum(expected**2), 1e-30)
         local[i] *= reached / max(local[i, middle], 1e-30)
     return local
 
 
 @jax.jit
-def _flat_outputs(net: Network, inputs: Any) -> Array:
-    leaves = jax.tree.leaves(net(*inputs))
+def _flat_outputs(net: Network, arguments: Parts) -> Array:
+    args, kwargs = arguments.whole()
+    leaves = jax.tree.leaves(net(*args, **kwargs))
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves])
 
 
-def _outputs(net: Network, inputs: Any) -> Float[np.ndarray, " n"]:
-    return np.asarray(_flat_outputs(net, inputs))
+def _outputs(net: Network, calls: Sequence[Parts]) -> Float[np.ndarray, " n"]:
+    return np.concatenate([_flat_outputs(net, arguments) for arguments in calls])
 
 
 def _configured(net: Network, by_site: Mapping[str, Config]) -> Network:

@@ -13,9 +13,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, Num
 
+from jaxsim.batches import Batch, labelled, row_count, take_rows
 from jaxsim.checkpoint import describe, trail
+from jaxsim.core import Parts
 from jaxsim.log import fingerprint
-from jaxsim.network import Network
+from jaxsim.network import Network, call_arguments
 from jaxsim.numerics import check_range
 from jaxsim.pipeline import Pipeline
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
@@ -108,8 +110,8 @@ def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.Gradien
 
 def fit(
     net: Network,
-    images: Float[np.ndarray, "N ..."],
-    labels: Num[np.ndarray, "N ..."],
+    images: Any,
+    labels: Num[np.ndarray, "N ..."] | None = None,
     *,
     epochs: int,
     optimizer: optax.GradientTransformation,
@@ -129,8 +131,11 @@ def fit(
 
     Args:
       net: not deployed; its cores say what the training is aware of. A pipeline trains as one.
-      images: [N, ...] inputs.
-      labels: [N] classes, or whatever `loss` compares with, an entry an image.
+      images: inputs: a batch of N rows (an array [N, ...], a tuple of positional arguments, or a
+        dict of keyword arguments) or an iterable of batches. All is read once, into memory.
+      labels: [N] classes, or whatever `loss` compares with, an entry an image; where `images` is an
+        iterable also an iterable of arrays, one a batch. None where `images` is labelled already: a
+        pair `(batch, labels)` or an iterable of pairs.
       epochs: passes over the data, at least 1.
       optimizer: an optax transformation; it sees `net.params`, or after `js.learn_ranges`
         `{"params": net.params, "ranges": …}`. Where its state has masks (`js.sparsity.rigl`), those
@@ -154,21 +159,24 @@ def fit(
     """
     if net.deployed:
         raise ValueError("net is deployed: train the composed network, then deploy it")
-    if len(images) != len(labels):
-        raise ValueError(f"labels: {len(labels)} of them for {len(images)} images")
+    inputs, labels = labelled(images, labels, "images")
+    count = row_count(inputs, "images")
+    if len(labels) != count:
+        raise ValueError(f"labels: {len(labels)} of them for {count} images")
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: must be at least 1")
-    if not 1 <= batch_size <= len(images):
-        raise ValueError(f"batch_size={batch_size}: must be from 1 to {len(images)}")
+    if not 1 <= batch_size <= count:
+        raise ValueError(f"batch_size={batch_size}: must be from 1 to {count}")
     options = dict(call or {})
-    steps = len(images) // batch_size
+    steps = count // batch_size
 
     def streams(key: Any) -> dict[str, Any]:
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
         return {"rngs": keys} if keys else {}
 
-    def loss_of(values: Any, net: Network, x: Array, y: Array, key: Any) -> tuple[Array, Any]:
-        out = _with(net, values)(x, key=key, **options, **streams(key))
+    def loss_of(values: Any, net: Network, x: Parts, y: Array, key: Any) -> tuple[Array, Any]:
+        args, kwargs = x.whole()
+        out = _with(net, values)(*args, key=key, **{**options, **kwargs}, **streams(key))
         logits, updates = out if "mutable" in options else (out, {})
         return loss(logits, y), updates
 
@@ -179,7 +187,7 @@ def fit(
 
     # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
     @jax.jit
-    def step(net: Network, state: optax.OptState, x: Array, y: Array, key: Any) -> Any:
+    def step(net: Network, state: optax.OptState, x: Parts, y: Array, key: Any) -> Any:
         (value, updates), grads = jax.value_and_grad(loss_of, has_aux=True)(
             _trained(net), net, x, y, key
         )
@@ -187,9 +195,9 @@ def fit(
 
     update = jax.jit(updated)
 
-    def pipelined(net: Network, state: optax.OptState, x: Any, y: Any, key: Any) -> Any:
-        gradients = pipeline_value_and_grad(net, loss)
-        out, grads = gradients(net.params, (x, y), key=key, **options, **streams(key))
+    def pipelined(net: Network, state: optax.OptState, x: Parts, y: Any, key: Any) -> Any:
+        gradients, batch = pipeline_value_and_grad(net, loss), Batch(*x.whole())
+        out, grads = gradients(net.params, (batch, y), key=key, **options, **streams(key))
         value, updates = out if "mutable" in options else (out, {})
         return *update(net, state, grads, updates), value
 
@@ -205,7 +213,7 @@ def fit(
         done, kept = None, None
         if checkpoints is not None:
             arrays = given.params, labels, jax.random.key_data(key)
-            run = fingerprint(arrays, describe(given), len(images), batch_size)
+            run = fingerprint(arrays, describe(given), count, batch_size)
             kept = stack.enter_context(trail(checkpoints, run=run))
             done, (values, buffers, state) = kept.newest((_trained(net), net.buffers, state))
             net = dataclasses.replace(_with(net, values), buffers=buffers)
@@ -213,11 +221,12 @@ def fit(
         advance = stack.enter_context(bar)
         for epoch in range(done or 0, epochs):
             epoch_key = jax.random.fold_in(key, epoch)
-            order = np.asarray(jax.random.permutation(epoch_key, len(images)))
+            order = np.asarray(jax.random.permutation(epoch_key, count))
             for i in range(steps):
                 rows = order[i * batch_size : (i + 1) * batch_size]
                 step_key = jax.random.fold_in(epoch_key, i)
-                net, state, value = advanced(net, state, images[rows], labels[rows], step_key)
+                x = call_arguments(*take_rows(inputs, rows))
+                net, state, value = advanced(net, state, x, labels[rows], step_key)
                 advance(value)
             if kept is not None:
                 kept.add(epoch + 1, (_trained(net), net.buffers, state))

@@ -53,9 +53,9 @@ def test_networks_that_differ_in_numbers_compile_once():
     ("call", "message"),
     [
         (lambda: js.compare(cnn(), cnn(), (X, LABELS[:5])), r"8 inputs and labels \[5\]"),
-        (lambda: js.compare(cnn(), cnn(), (X[:0], LABELS[:0])), r"0 inputs and labels \[0\]"),
+        (lambda: js.compare(cnn(), cnn(), (X[:0], LABELS[:0])), "expected at least one row"),
         (lambda: js.compare(cnn(), cnn(), (X, LABELS[:, None])), r"labels \[8, 1\]"),
-        (lambda: js.compare(cnn(), cnn(), X), "data: must be a tuple"),
+        (lambda: js.compare(cnn(), cnn(), X), "data.*must be a tuple"),
         (lambda: js.compare(cnn(), [cnn()], (X, LABELS)), "networks: must be"),
         (lambda: js.compare(cnn(), {"reference": cnn()}, (X, LABELS)), "the name 'reference'"),
         (lambda: js.classify(cnn(), X, batch_size=0), "batch_size=0"),

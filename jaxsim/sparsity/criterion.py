@@ -133,26 +133,24 @@ def grasp(loss: Loss) -> Criterion:
     return Criterion(score)
 
 
-def synflow(*example: Any) -> Criterion:
+def synflow(*example: Any, **options: Any) -> Criterion:
     """Synaptic flow w · ∂R/∂w: R sums the outputs for inputs of one, all parameters positive.
 
     Prune in many rounds (`js.prune(…, rounds=100)`): with one, whole layers are lost. Parts that
     are not multilinear, such as batch normalisation, are run as they are.
 
     Args:
-      *example: the model's arguments, of which floats are replaced by ones.
+      *example: the model's positional arguments, of which floats are replaced by ones.
+      **options: its keyword arguments, likewise.
 
     Source: Tanaka et al. (2020), arXiv 2006.05467, eq. 2 and algorithm 1.
     """
 
     def score(net: Network, _: Any) -> Tree:
-        ones = jax.tree.map(
-            lambda a: jnp.ones_like(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a,
-            example,
-        )
+        args, kwargs = jax.tree.map(_one, (example, options))
 
         def flow(net: Network) -> Array:
-            return sum((jnp.sum(y) for y in jax.tree.leaves(net(*ones))), jnp.float32(0))
+            return sum((jnp.sum(y) for y in jax.tree.leaves(net(*args, **kwargs))), jnp.float32(0))
 
         w = jax.tree.map(jnp.abs, net.masked_params())
         w, g = gradients(dataclasses.replace(net, params=w), flow)
@@ -181,6 +179,10 @@ def movement() -> Criterion:
         return jax.tree.map(lambda m, w, g: m - w * g, memory, params, grads)
 
     return Criterion(score, lambda params: jax.tree.map(jnp.zeros_like, params), update)
+
+
+def _one(a: Any) -> Any:
+    return jnp.ones_like(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a
 
 
 def gradients(net: Network, loss: Loss) -> tuple[Tree, Tree]:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from jaxsim.batches import batch_of, kept, one_batch, row_count
 from jaxsim.network import Network
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, native
 from jaxsim.sparsity.criterion import Criterion, Loss, Tree, hessian_product
 
 ExampleLoss = Callable[[Network, Any], Float[Array, ""]]
@@ -64,7 +65,8 @@ def fisher(loss: ExampleLoss, data: Any, *, batch: int = 32) -> Criterion:
     Args:
       loss: of a network and one example, such as
         `lambda net, e: cross_entropy(net(e[0]), e[1])`.
-      data: arrays with an example along the first axis.
+      data: a batch (an array, a tuple or a dict of arrays) with an example along the first axis of
+        each, or an iterable of batches; a generator is read once, here, and kept.
       batch: examples whose gradients are in memory together, at least 1.
 
     Raises:
@@ -72,12 +74,12 @@ def fisher(loss: ExampleLoss, data: Any, *, batch: int = 32) -> Criterion:
 
     Source: Theis et al. (2018), arXiv 1801.05787, eq. 12.
     """
-    batch = checked_int("batch", batch, 1)
+    batch, examples = checked_int("batch", batch, 1), kept(data, "data")
 
     def score(net: Network, _: Any) -> Tree:
         total: Tree = jax.tree.map(jnp.zeros_like, net.params)
         count = 0
-        for grads in example_gradients(net, loss, data, batch):
+        for grads in example_gradients(net, loss, examples, batch):
             count += len(jax.tree.leaves(grads)[0])
             total = jax.tree.map(lambda t, g: t + jnp.sum(g**2, 0), total, grads)
         return jax.tree.map(lambda f, w: f * w**2 / (2 * count), total, net.masked_params())
@@ -109,13 +111,14 @@ def wood_fisher(
     """
     block, batch = checked_int("block", block, 1), checked_int("batch", batch, 1)
     check_range("damping", damping, 0, above=True)
+    examples = kept(data, "data")
 
     def score(net: Network, _: Any) -> Tree:
-        n = len(jax.tree.leaves(data)[0])
         rows = [
             [_blocks(g, block) for g in jax.tree.leaves(grads)]
-            for grads in example_gradients(net, loss, data, batch)
+            for grads in example_gradients(net, loss, examples, batch)
         ]
+        n = sum(len(r[0]) for r in rows)
         leaves, treedef = jax.tree.flatten(net.masked_params())
         found: list[Array] = []
         for i, w in enumerate(leaves):
@@ -152,7 +155,7 @@ def example_gradients(net: Network, loss: ExampleLoss, data: Any, batch: int) ->
     Args:
       net: not deployed.
       loss: of a network and one example.
-      data: arrays with an example along the first axis.
+      data: as in `fisher`.
       batch: examples of a batch.
     """
     still = dataclasses.replace(net, masks={})
@@ -166,10 +169,12 @@ def example_gradients(net: Network, loss: ExampleLoss, data: Any, batch: int) ->
 
         return jax.vmap(one)(examples)
 
-    params, n = net.masked_params(), len(jax.tree.leaves(data)[0])
-    for start in range(0, n, batch):
-        rows = slice(start, start + batch)
-        yield slopes(params, jax.tree.map(operator.itemgetter(rows), data))
+    params = net.masked_params()
+    for part in [data] if one_batch(data) else data:
+        n, own = row_count(batch_of(part, "data"), "data"), jax.tree.map(native, part)
+        for start in range(0, n, batch):
+            rows = slice(start, start + batch)
+            yield slopes(params, jax.tree.map(operator.itemgetter(rows), own))
 
 
 def _blocks(g: Array, block: int) -> Array:

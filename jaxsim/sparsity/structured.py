@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsim.batches import batches, kept
 from jaxsim.core import Core, Op, State, Wrapper, float_core
 from jaxsim.network import Network, deploy, path_name, write_states
 from jaxsim.sparsity.criterion import Criterion, Tree
@@ -82,7 +83,8 @@ def activation_variance(inputs: Any) -> Criterion:
     A channel that hardly varies can be left out, and a bias take its place.
 
     Args:
-      inputs: one array, or a tuple of the model's positional arguments.
+      inputs: a batch (an array, a tuple of positional arguments, or a dict of keyword arguments) or
+        an iterable of batches; a generator is read once, here, and kept.
     """
     return _of_inputs(inputs, lambda m: m.squares / m.seen - (m.total / m.seen) ** 2)
 
@@ -115,11 +117,13 @@ class Channels(NamedTuple):
 
 
 def _of_inputs(inputs: Any, statistic: Any) -> Criterion:
+    data = kept(inputs)
+
     def score(net: Network, _: Any) -> Tree:
         sites = [s for s in net.sites if s.param is not None and "#" not in s.name and not s.stack]
         names = [s.name for s in sites]
         probed = dataclasses.replace(net, cores={n: (Wrapper.of(_channels),) for n in names})
-        seen = deploy(dataclasses.replace(probed, states={}), calibrate=inputs).states
+        seen = deploy(dataclasses.replace(probed, states={}), calibrate=batches(data)).states
 
         def spread(params: Tree) -> dict[str, Array]:
             """The weights of sites, which the scores are taken back from to parameters."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from jaxsim.batches import kept
 from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased
 from jaxsim.cores.moments import Outputs, outputs
@@ -26,8 +27,9 @@ def correct_bias(
     Only cores of the sites change: what else reads a parameter reads it as before.
 
     Args:
-      inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
-        or a list of either, of which one at a time is in memory.
+      inputs: what to measure the sites on: a batch (an array, a tuple of positional arguments, or a
+        dict of keyword arguments) or an iterable of batches, of which one at a time is in memory; a
+        generator is read once, here, and kept.
       reference: network whose means the outputs are to have, with the same sites; None for this
         network in floats. After `round_weights`, which changes parameters, give the network before.
       sites: patterns of the sites to correct.
@@ -41,6 +43,8 @@ def correct_bias(
     """
     if reference is not None:
         require_network(reference, "correct_bias(reference=…)")
+
+    data = kept(inputs)
 
     def apply(net: Network) -> Network:
         exact = net if reference is None else reference
@@ -59,7 +63,7 @@ def correct_bias(
             if (site.name, site.w_shape, site.stack) not in known:
                 raise ValueError(f"reference: it has no site {site.name} like that of the network")
         floats: dict[str, Outputs] = measured(
-            exact, {site.name: (Wrapper.of(outputs),) for site in chosen}, inputs
+            exact, {site.name: (Wrapper.of(outputs),) for site in chosen}, data
         )
         for site in chosen:
             require_run(site, floats[site.name].seen, floats[site.name].total)
@@ -67,7 +71,7 @@ def correct_bias(
             site.name: (Wrapper.of(outputs, target=floats[site.name].mean), *net.cores[site.name])
             for site in chosen
         }
-        found: dict[str, Outputs] = measured(net, {**net.cores, **probes}, inputs)
+        found: dict[str, Outputs] = measured(net, {**net.cores, **probes}, data)
         cores = dict(net.cores)
         for site in chosen:
             bias = floats[site.name].mean - found[site.name].mean

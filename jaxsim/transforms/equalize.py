@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxsim.batches import kept
 from jaxsim.network import Network
 from jaxsim.numerics import check_range
 from jaxsim.transforms.compose import Transform
@@ -54,8 +55,8 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
     kernels are equalised as they act.
 
     Args:
-      inputs: on which outputs are compared: one array or a tuple of the model's positional
-        arguments; a few are enough.
+      inputs: on which outputs are compared: a batch (an array, a tuple of positional arguments, or
+        a dict of keyword arguments) or an iterable of batches; a few inputs are enough.
       epsilon: of batch norms between the layers, above 0: Flax's default.
       sites: patterns of the sites to equalise.
 
@@ -67,8 +68,10 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
     """
     check_range("epsilon", epsilon, 0, 1, above=True)
 
+    data = kept(inputs)
+
     def apply(net: Network) -> Network:
-        free, trials = layers(net, "equalize", sites), trials_of(net, inputs)
+        free, trials = layers(net, "equalize", sites), trials_of(net, data)
         found = pairs(net, free, trials, epsilon)
         if not found:
             raise ValueError(

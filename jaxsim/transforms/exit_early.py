@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from jaxsim.batches import joined
 from jaxsim.decision import Rule, check_rule
 from jaxsim.exits import (
     EarlyExit,
@@ -109,7 +110,8 @@ def distill_exits(
 
     Args:
       net: from `exit_early`; quantised, pruned or deployed as it will be used.
-      inputs: examples: one array, or a tuple of the network's positional arguments.
+      inputs: examples: a batch (an array, a tuple of positional arguments, or a dict of keyword
+        arguments), or an iterable of batches, which are joined.
       key: for the order of the examples, and for cores that draw random numbers.
       steps: of Adam.
       learning_rate: of Adam at the first step.
@@ -122,8 +124,8 @@ def distill_exits(
     if not isinstance(net, EarlyExit):
         raise ValueError("net: has no exits; js.exit_early(…)(net) makes them")
     batch_size = checked_int("batch_size", batch_size, 1)
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
+    batch = joined(inputs)
+    arguments = call_arguments(batch.args, {**net.defaults.whole(), **kwargs, **batch.kwargs})
     *features, teacher = at_exits(net, arguments, batch_size, jax.random.fold_in(key, 1))
     heads = fit_students(
         features, teacher, key, steps=steps, batch_size=batch_size, learning_rate=learning_rate

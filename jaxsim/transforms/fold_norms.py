@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxsim.batches import kept
 from jaxsim.network import Network
 from jaxsim.numerics import check_range
 from jaxsim.transforms.compose import Transform
@@ -37,8 +38,8 @@ def fold_norms(
     do those behind a kernel that something else reads too (a tied embedding).
 
     Args:
-      inputs: on which outputs are compared: one array or a tuple of the model's positional
-        arguments; a few are enough.
+      inputs: on which outputs are compared: a batch (an array, a tuple of positional arguments, or
+        a dict of keyword arguments) or an iterable of batches; a few inputs are enough.
       epsilon: of the norms, above 0: Flax's default.
       sites: patterns of the sites whose kernels may take a norm.
 
@@ -50,8 +51,10 @@ def fold_norms(
     """
     check_range("epsilon", epsilon, 0, 1, above=True)
 
+    data = kept(inputs)
+
     def apply(net: Network) -> Network:
-        free, trials = layers(net, "fold_norms", sites), trials_of(net, inputs)
+        free, trials = layers(net, "fold_norms", sites), trials_of(net, data)
         held, changes, left = tensors(net), {}, norms(net)
         for layer in free:
             norm = norm_behind(layer, left, trials, epsilon)

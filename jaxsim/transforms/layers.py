@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.network import Network, path_name
+from jaxsim.batches import batches
+from jaxsim.core import Parts
+from jaxsim.network import Network, call_arguments, path_name
 from jaxsim.transforms.compose import transformable
 
 Tensors = dict[str, Array]
@@ -118,12 +120,12 @@ class Trials(NamedTuple):
 
     Attributes:
       net: the network.
-      inputs: its positional arguments.
+      inputs: arguments of each call.
       expected: its float outputs.
     """
 
     net: Network
-    inputs: tuple[Any, ...]
+    inputs: tuple[Parts, ...]
     expected: list[np.ndarray]
 
     def off(self, changes: Mapping[str, Array]) -> float:
@@ -140,27 +142,28 @@ class Trials(NamedTuple):
 
 
 def trials_of(net: Network, inputs: Any) -> Trials:
-    """Trials of a network on one array or a tuple of its positional arguments.
+    """Trials of a network on a batch or an iterable of batches.
 
     Raises:
-      ValueError: its outputs are not finite.
+      ValueError: what `batches` raises, or its outputs are not finite.
     """
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    expected = _outputs(net, inputs)
+    calls = tuple(call_arguments(*batch) for batch in batches(inputs))
+    expected = _outputs(net, calls)
     if not all(np.isfinite(y).all() for y in expected):
         raise ValueError("inputs: the network's outputs hold NaN or infinite values")
-    return Trials(net, inputs, expected)
+    return Trials(net, calls, expected)
 
 
-def _outputs(net: Network, inputs: tuple[Any, ...]) -> list[np.ndarray]:
+def _outputs(net: Network, inputs: tuple[Parts, ...]) -> list[np.ndarray]:
     """The float outputs."""
-    leaves = jax.tree.leaves(_run(net, inputs))
+    leaves = jax.tree.leaves([_run(net, arguments) for arguments in inputs])
     return [np.asarray(y, np.float32) for y in leaves if jnp.issubdtype(y.dtype, jnp.floating)]
 
 
 @jax.jit
-def _run(net: Network, inputs: tuple[Any, ...]) -> Any:
-    return net(*inputs)
+def _run(net: Network, arguments: Parts) -> Any:
+    args, kwargs = arguments.whole()
+    return net(*args, **kwargs)
 
 
 def factors(layer: Layer) -> np.ndarray:

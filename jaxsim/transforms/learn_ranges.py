@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from jaxsim import clipping
+from jaxsim.batches import kept
 from jaxsim.core import Wrapper
 from jaxsim.cores.quantized import quantized, quantizer, quantizer_place, stored
 from jaxsim.grid import Clip, Grid
@@ -33,8 +34,8 @@ def learn_ranges(
     Only cores of the sites change: what else reads a parameter reads it as before.
 
     Args:
-      inputs: what to begin with: one array, a tuple of the model's positional arguments, or a list
-        of either.
+      inputs: what to begin with: a batch (an array, a tuple of positional arguments, or a dict of
+        keyword arguments) or an iterable of batches; a generator is read once, here, and kept.
       weights: rule of the weights from the ends of a range, `js.clipping.learned` for LSQ; None
         leaves them.
       activations: rule of the inputs; `lambda lo, hi: js.clipping.pact(hi)` for PACT; None leaves
@@ -48,6 +49,8 @@ def learn_ranges(
     if weights is None and activations is None:
         raise ValueError("weights=None, activations=None: nothing to learn")
 
+    data = kept(inputs)
+
     def apply(net: Network) -> Network:
         chosen = transformable(net, "learn_ranges", sites)
         for site in chosen:
@@ -60,7 +63,7 @@ def learn_ranges(
                     f"learn_ranges at {site.name}: a scan stacks {site.stack} layers, whose ranges "
                     "would be one"
                 )
-        states = measured(net, {site.name: _probe(net.cores[site.name]) for site in chosen}, inputs)
+        states = measured(net, {site.name: _probe(net.cores[site.name]) for site in chosen}, data)
 
         def learned(name: str, grid: Grid, site: Site) -> Clip | None:
             rule, state = weights if name == "weights" else activations, states[site.name]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsim.batches import batches
 from jaxsim.core import Wrapper
-from jaxsim.network import Network, Site, deploy, widen_ranges
+from jaxsim.network import Network, Site, deploy
 
 
 def measured(net: Network, cores: Mapping[str, tuple[Wrapper, ...]], inputs: Any) -> dict[str, Any]:
@@ -19,17 +20,13 @@ def measured(net: Network, cores: Mapping[str, tuple[Wrapper, ...]], inputs: Any
     Args:
       net: not deployed.
       cores: chain of each site to measure at; the others compute in floats.
-      inputs: one array, a tuple of the model's positional arguments, or a list of either: several
-        batches, of which one at a time is in memory.
+      inputs: a batch or an iterable of batches (see `jaxsim.batches`), one at a time in memory.
 
     Raises:
       ValueError: no batch, or what `deploy` raises.
     """
-    first, *more = _batches(inputs)
-    chip = deploy(dataclasses.replace(net, cores=dict(cores), states={}), calibrate=first)
-    for batch in more:
-        chip = widen_ranges(chip, *batch)
-    return chip.states
+    probed = dataclasses.replace(net, cores=dict(cores), states={})
+    return deploy(probed, calibrate=batches(inputs)).states
 
 
 def require_run(site: Site, seen: Array, *sums: Array) -> None:
@@ -47,10 +44,3 @@ def require_run(site: Site, seen: Array, *sums: Array) -> None:
         raise ValueError(f"inputs: {site.name} did not run on them, so nothing is known of it")
     if not all(jnp.isfinite(s).all() for s in sums):
         raise ValueError(f"inputs: NaN or infinite values reach {site.name}")
-
-
-def _batches(inputs: Any) -> Sequence[tuple[Any, ...]]:
-    batches = inputs if isinstance(inputs, list) else [inputs]
-    if not batches:
-        raise ValueError("inputs=[]: give at least one batch")
-    return [batch if isinstance(batch, tuple) else (batch,) for batch in batches]

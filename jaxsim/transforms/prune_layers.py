@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsim.batches import kept
 from jaxsim.core import Wrapper
 from jaxsim.cores.moments import Moments, moments
 from jaxsim.grid import Grid
@@ -39,8 +40,9 @@ def prune_layers(
     other.
 
     Args:
-      inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
-        or a list of either, of which one at a time is in memory.
+      inputs: what to measure the sites on: a batch (an array, a tuple of positional arguments, or a
+        dict of keyword arguments) or an iterable of batches, of which one at a time is in memory; a
+        generator is read once, here, and kept.
       sparsity: share of each layer's weights, in [0, 1); None with `keep`.
       keep: (n, m) to keep n of every m inputs of an output instead.
       damping: as a share of the mean of the inputs' second moments, above 0.
@@ -62,6 +64,8 @@ def prune_layers(
         m = checked_int("keep", keep[1], 2)
         checked_int("keep", keep[0], 1, m - 1)
 
+    data = kept(inputs)
+
     def apply(net: Network) -> Network:
         chosen = transformable(net, "prune_layers", sites)
         for site in chosen:
@@ -75,7 +79,7 @@ def prune_layers(
         # the grid is not looked at
         probe = Wrapper.of(moments, weights=Grid(8))
         probes = {site.name: (probe,) for site in chosen}
-        states: dict[str, Moments] = measured(net, probes, inputs)
+        states: dict[str, Moments] = measured(net, probes, data)
         targets, stay = dict[str, Array](), dict[str, Array]()
         one = jax.vmap(partial(prune_layer, damping=damping, keep=keep), in_axes=(0, 0, None))
         share = jnp.float32(0 if sparsity is None else sparsity)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsim.batches import kept
 from jaxsim.clipping import fixed
 from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased
@@ -41,8 +42,9 @@ def round_weights(
 
     Args:
       rounding: `js.rounding.gptq()`, `js.rounding.adaround()`, or a function of your own.
-      inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
-        or a list of either, of which one at a time is in memory.
+      inputs: what to measure the sites on: a batch (an array, a tuple of positional arguments, or a
+        dict of keyword arguments) or an iterable of batches, of which one at a time is in memory; a
+        generator is read once, here, and kept.
       sites: patterns of the sites whose weights to round.
 
     Raises:
@@ -53,6 +55,8 @@ def round_weights(
     """
     if not callable(rounding):
         raise ValueError(f"rounding={rounding!r}: must be a function, such as js.rounding.gptq()")
+
+    data = kept(inputs)
 
     def apply(net: Network) -> Network:
         chosen, grids = transformable(net, "round_weights", sites), dict[str, Grid]()
@@ -70,7 +74,7 @@ def round_weights(
                 )
             grids[site.name] = grid
         probes = {name: _probe(net.cores[name], grid) for name, grid in grids.items()}
-        states: dict[str, Moments] = measured(net, probes, inputs)
+        states: dict[str, Moments] = measured(net, probes, data)
         for site in chosen:
             require_run(site, states[site.name].seen, states[site.name].gram)
         params = params_of(net, chosen)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from jaxsim.batches import kept
 from jaxsim.clipping import fixed, learned
 from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased, smoothed
@@ -33,8 +34,9 @@ def smooth(
     Only cores of the sites change: what else reads a parameter reads it as before.
 
     Args:
-      inputs: what to measure the sites on: one array, a tuple of the model's positional arguments,
-        or a list of either, of which one at a time is in memory.
+      inputs: what to measure the sites on: a batch (an array, a tuple of positional arguments, or a
+        dict of keyword arguments) or an iterable of batches, of which one at a time is in memory; a
+        generator is read once, here, and kept.
       alpha: share that moves, in [0, 1]: at 1 all inputs peak at 1, at 0 all weights do. Traced.
       sites: patterns of the sites to smooth.
 
@@ -45,6 +47,8 @@ def smooth(
     Source: Xiao et al. (2023), arXiv 2211.10438, eq. 4.
     """
     check_range("alpha", alpha, 0, 1)
+
+    data = kept(inputs)
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, "smooth", sites)
@@ -59,7 +63,7 @@ def smooth(
                 if other in makers(net, site):
                     raise ValueError(f"smooth cannot follow {other.__name__} at {site.name}")
         probes = {site.name: (Wrapper.of(peaks),) for site in chosen}
-        found: dict[str, Peaks] = measured(net, probes, inputs)
+        found: dict[str, Peaks] = measured(net, probes, data)
         cores = dict(net.cores)
         for site in chosen:
             _, w, x, seen = found[site.name]
