@@ -249,13 +249,25 @@ def _boxed(tree: Any) -> dict[str, list[Any]]:
 
 def _unboxed(like: Any, boxed: dict[str, list[Any]]) -> Any:
     leaves, treedef = jax.tree.flatten(like)
+    arrays = [_as_placed(a, leaf) for a, leaf in zip(boxed["leaves"], leaves, strict=True)]
     return jax.tree.unflatten(
         treedef,
         [
             jax.random.wrap_key_data(a, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else a
-            for a, leaf in zip(boxed["leaves"], leaves, strict=True)
+            for a, leaf in zip(arrays, leaves, strict=True)
         ],
     )
+
+
+def _as_placed(a: Any, leaf: Any) -> Any:
+    """An array that is bound to the default device only if that of the network is.
+
+    What is read from disk is bound to the device it was put on, and calls of it compile anew.
+    """
+    bound = getattr(leaf, "committed", False) or not isinstance(a, jax.Array)
+    if bound or a.sharding != jax.sharding.SingleDeviceSharding(jax.devices()[0]):
+        return a
+    return jnp.asarray(np.asarray(a))
 
 
 def _is_key(leaf: Any) -> bool:

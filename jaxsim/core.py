@@ -8,6 +8,7 @@ planes, *output]`.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from jaxtyping import Array, Int, Key, Num
 
 from jaxsim.grid import Range
 from jaxsim.numerics import is_traced, native
+from jaxsim.values import PytreeValue
 
 State = Any
 """What a core stores for one site: a pytree of arrays."""
@@ -49,8 +51,8 @@ class Core(NamedTuple):
     data_fields=["arrays"],
     meta_fields=["treedef", "static"],
 )
-@dataclasses.dataclass(frozen=True)
-class Parts:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts(PytreeValue):
     """A pytree as its arrays and the rest, which is static; made by `Parts.of`.
 
     Attributes:
@@ -80,12 +82,18 @@ class Parts:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-_ARRAY = object()  # stands for an array among static leaves
+class _Place(enum.Enum):
+    """What stands for an array among static leaves: one object, in every process."""
+
+    ARRAY = enum.auto()
+
+
+_ARRAY = _Place.ARRAY
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["make"])
-@dataclasses.dataclass(frozen=True)
-class Wrapper:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wrapper(PytreeValue):
     """A `Core -> Core` function with its settings, as data; made by `Wrapper.of`.
 
     Floats and arrays among the settings are leaves, everything else is static: two wrappers that

@@ -16,6 +16,7 @@ from jaxsim.network import Network, deploy
 from jaxsim.numerics import is_traced
 from jaxsim.students import Head, classified
 from jaxsim.tokens import prefix
+from jaxsim.values import PytreeValue
 
 Pool = Callable[[Array, Array], Array]
 """(tokens [B, n, d], which are there [B, n]) -> features [B, d]."""
@@ -38,7 +39,7 @@ def mean_token(x: Float[Array, "B n d"], valid: Bool[Array, "B n"]) -> Float[Arr
     meta_fields=["pool", "vocabulary", "positions", "width", "hidden"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Encoder:
+class Encoder(PytreeValue):
     """The pieces of an encoder; `js.models.bert.encoder` makes one.
 
     Attributes:

@@ -51,6 +51,7 @@ from jaxsim.network import (
     is_array,
     trace_plan,
 )
+from jaxsim.values import PytreeValue
 
 FINE = 2.0**23
 """Codes of the grids between sites, on which residuals are added and outputs returned."""
@@ -121,7 +122,7 @@ class _Raw(NamedTuple):
     meta_fields=["fn", "held", "defaults", "example", "steps", "outputs"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class IntegerNetwork:
+class IntegerNetwork(PytreeValue):
     """A network in integers, made by `integer_only`. Calling it is a pure function.
 
     Attributes:

@@ -33,6 +33,9 @@ class Place(NamedTuple):
 
     devices: tuple[Any, ...]
 
+    def __reduce__(self) -> Any:
+        return _place, tuple((d.platform, d.id) for d in self.devices)
+
     @property
     def whole(self) -> Sharding:
         """Sharding of what every device of the stage holds."""
@@ -54,6 +57,18 @@ class Place(NamedTuple):
     def activation(self, a: Array) -> Array:
         """An activation, moved to the stage."""
         return jax.device_put(a, self.sharding(a))
+
+
+def _place(*devices: tuple[str, int]) -> Place:
+    """The place of a copy, on the devices of this process that have these platforms and numbers.
+
+    Raises:
+      ValueError: it has no such device.
+    """
+    here = {(d.platform, d.id): d for d in jax.devices(devices[0][0])}
+    if missing := [f"{platform}:{at}" for platform, at in devices if (platform, at) not in here]:
+        raise ValueError(f"devices: the pipeline runs on {missing[0]}, which this process has not")
+    return Place(tuple(here[d] for d in devices))
 
 
 class Work(NamedTuple):

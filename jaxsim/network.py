@@ -34,6 +34,7 @@ from jaxsim.grid import Range
 from jaxsim.internals import bind, inner_jaxprs, parameters
 from jaxsim.numerics import is_traced, native, straight_through
 from jaxsim.table import render, sites_table
+from jaxsim.values import PytreeValue, Value
 
 PyTree = Any
 
@@ -85,7 +86,7 @@ class Site:
     meta_fields=["fn", "sites", "defaults", "example", "focus", "deployed", "calibrated"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Network:
+class Network(PytreeValue):
     """A model whose contractions can be given other meanings. Calling it is a pure function.
 
     Attributes:
@@ -536,7 +537,7 @@ def _functional(model: Any, variables: Any) -> tuple[Callable[..., Any], PyTree,
                 "model.init returns, with a 'params' collection"
             )
         buffers = {k: v for k, v in variables.items() if k != "params"}
-        return _linen(model), variables["params"], buffers
+        return LinenCall(model), variables["params"], buffers
     if isinstance(model, nnx.Module):
         if variables is not None:
             raise ValueError("variables: an NNX module holds its own; pass None")
@@ -545,22 +546,30 @@ def _functional(model: Any, variables: Any) -> tuple[Callable[..., Any], PyTree,
         return call, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     if isinstance(model, type) or not callable(model):
         raise ValueError(f"model={model!r} is neither a Flax module nor a function")
-    return _plain(model), variables, {}
+    return PlainCall(model), variables, {}
 
 
-# The three calling conventions. Each closes over what is static only, so that one traced model
-# keeps one function, and with it one compiled programme.
-
-
-def _linen(model: Any) -> Callable[..., Any]:
-    def apply(params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        return model.apply({"params": params, **buffers}, *args, **kwargs)
-
-    return apply
+# The three calling conventions. Each holds what is static only and is equal to those that hold the
+# same, so that a model traced again, and every copy of a network, share one compiled programme.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NnxCall:
+class LinenCall(Value):
+    """A Linen module as `fn(params, buffers, *args, **kwargs)`.
+
+    Attributes:
+      model: the module.
+    """
+
+    model: Any
+
+    def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
+        """What the module returns."""
+        return self.model.apply({"params": params, **buffers}, *args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NnxCall(Value):
     """An NNX module as `fn(params, buffers, *args, **kwargs)`.
 
     Attributes:
@@ -590,11 +599,19 @@ class NnxCall:
         return outputs, nnx.to_pure_dict(nnx.state(model, mutable))
 
 
-def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        return fn(params, *args, **kwargs)
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlainCall(Value):
+    """A function of parameters as `fn(params, buffers, *args, **kwargs)`.
 
-    return apply
+    Attributes:
+      function: `(params, *args, **kwargs) -> outputs`.
+    """
+
+    function: Callable[..., Any]
+
+    def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
+        return self.function(params, *args, **kwargs)
 
 
 def _check_params(params: PyTree) -> None:

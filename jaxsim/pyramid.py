@@ -34,6 +34,7 @@ from jaxsim.network import Network
 from jaxsim.numerics import check_range, checked_int, is_traced
 from jaxsim.students import Head, classified
 from jaxsim.tokens import Keeps, above, check_levels, prefix, soft_mask, stays
+from jaxsim.values import PytreeValue
 
 
 class Passed(NamedTuple):
@@ -68,7 +69,7 @@ class Softened(NamedTuple):
     meta_fields=["keeps", "protect", "patience", "first"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pyramid:
+class Pyramid(PytreeValue):
     """An encoder with a classifier after each layer; made by `magic_pyramid` and `prune_tokens`.
 
     `dataclasses.replace(net, level=…, threshold=…)` changes its speed without compiling anew.

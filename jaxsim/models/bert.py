@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxsim.encoder import Encoder, Pool, mean_token
-from jaxsim.network import Network, trace
+from jaxsim.network import LinenCall, Network, trace
 from jaxsim.numerics import checked_int
 from jaxsim.tokens import prefix, token_importance
 
@@ -183,7 +183,7 @@ def encoder(model: Bert, params: Mapping[str, Any]) -> Encoder:
             dataclasses.replace(net, params=params[f"{name}_{i}"]) for i in range(model.layers)
         )
     return Encoder(
-        embed=jax.tree_util.Partial(embedding.apply, {"params": params["embedding"]}),
+        embed=jax.tree_util.Partial(LinenCall(embedding), params["embedding"], {}),
         **networks,
         head=params["head"],
         pool=model.pool,

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 
 from jaxsim.network import NnxCall
+from jaxsim.values import Value
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Resized:
+class Resized(Value):
     """A model as a function, whose Linen modules take the sizes of the variables at hand.
 
     Flax's Linen modules check the shapes of their variables against their own settings and use a
