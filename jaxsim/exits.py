@@ -32,7 +32,7 @@ from jaxsim.decision import (
     rounded_up,
 )
 from jaxsim.internals import compile_count
-from jaxsim.network import Network, call_arguments, check_key, uncut
+from jaxsim.network import DATA, META, Network, check_key, uncut
 from jaxsim.numerics import is_traced
 from jaxsim.stages import (
     Cut,
@@ -92,11 +92,8 @@ def _only(live: tuple[Array, ...]) -> Array:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "buffers", "masks", "cores", "states", "heads", "threshold"],
-    meta_fields=[
-        *("fn", "sites", "defaults", "example", "focus", "deployed", "calibrated"),
-        *("cuts", "feature", "patience", "first"),
-    ],
+    data_fields=[*DATA, "heads", "threshold"],
+    meta_fields=[*META, "cuts", "feature", "patience", "first"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class EarlyExit(Network):
@@ -158,7 +155,7 @@ class EarlyExit(Network):
         """
         check_key(key)
         check_rule(self.rule, len(self.heads) + 1)
-        arguments = call_arguments(args, {**self.defaults.whole(), **kwargs})
+        arguments = self.arguments(args, kwargs, key)
         return _simulated(_settled(self), arguments, key)
 
     def run(
@@ -190,7 +187,7 @@ class EarlyExit(Network):
         check_key(key)
         check_rule(self.rule, len(self.heads) + 1)
         check_buckets(buckets)
-        arguments = call_arguments(args, {**self.defaults.whole(), **kwargs})
+        arguments = self.arguments(args, kwargs, key)
         if any(map(is_traced, jax.tree.leaves((self, arguments, key)))):
             raise ValueError("run drops rows outside of any programme; under jit, use simulate")
         check_rows(self, "js.deploy(net, calibrate=…)")
@@ -216,7 +213,7 @@ class EarlyExit(Network):
         """
         check_buckets(buckets)
         before = programmes()
-        arguments = call_arguments(args, {**self.defaults.whole(), **kwargs})
+        arguments = self.arguments(args, kwargs, key)
         step = _stepper(self, arguments, key)
         for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):
             live: list[np.ndarray] = []

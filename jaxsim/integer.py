@@ -191,7 +191,7 @@ def integer_only(chip: Network) -> IntegerNetwork:
         raise ValueError("chip: give what js.deploy(net, calibrate=inputs) returns")
     held = (chip.masked_params(), chip.buffers)
     shapes = jax.eval_shape(lambda: held)
-    traced = trace_plan(chip.fn, shapes[0], shapes[1], chip.example, chip.example)
+    traced = trace_plan(chip.fn, *shapes, chip.example, chip.example, chip.weights)
     check_sites(chip, traced.plan)
     known: list[Any] = [np.asarray(a) if _numeric(a) else a for a in jax.tree.leaves(held)]
     converter = _Converter(chip)
@@ -556,7 +556,7 @@ _RULES: Mapping[str, Callable[..., list[Affine]]] = {
 def _run(net: IntegerNetwork, arguments: Parts) -> Any:
     """A call, compiled as one even where the caller does not."""
     params, buffers = net.held.whole()
-    traced = trace_plan(net.fn, params, buffers, arguments, net.example)
+    traced = trace_plan(net.fn, params, buffers, arguments, net.example, net.weights)
     count = len(traced.values) - len(arguments.arrays)
     steps = iter(net.steps)
     values = _walk(net, traced.plan, [*[None] * count, *traced.values[count:]], steps)

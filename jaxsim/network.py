@@ -12,8 +12,17 @@ import dataclasses
 import fnmatch
 import math
 import re
+import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -30,11 +39,20 @@ from jaxsim.batches import batches
 from jaxsim.core import Conv, Core, Dot, Op, Parts, State, Wrapper, build
 from jaxsim.cores.site_weight import masked
 from jaxsim.cost import Cost, SiteCost, site_cost
+from jaxsim.frontends import (
+    Changes,
+    NnxCall,
+    changes,
+    is_array,
+    path_name,
+    take_apart,
+    updated,
+)
 from jaxsim.grid import Range
 from jaxsim.internals import bind, inner_jaxprs, parameters
 from jaxsim.numerics import is_traced, native, straight_through
 from jaxsim.table import render, sites_table
-from jaxsim.values import PytreeValue, Value
+from jaxsim.values import PytreeValue
 
 PyTree = Any
 
@@ -80,11 +98,17 @@ class Site:
         return tuple(n for n, s in zip(self.lengths, self.stacked, strict=True) if s)
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "buffers", "masks", "cores", "states"],
-    meta_fields=["fn", "sites", "defaults", "example", "focus", "deployed", "calibrated"],
+DATA = ("params", "buffers", "masks", "cores", "states")
+"""Fields of a network that hold arrays; every other field is static."""
+
+META = (
+    *("fn", "sites", "defaults", "example", "weights", "unreached"),
+    *("focus", "deployed", "calibrated"),
 )
+"""Fields of a network that are static."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[*DATA], meta_fields=[*META])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network(PytreeValue):
     """A model whose contractions can be given other meanings. Calling it is a pure function.
@@ -99,6 +123,8 @@ class Network(PytreeValue):
       sites: every contraction found, in order of execution.
       defaults: keyword arguments fixed at `trace`.
       example: shapes of the arguments it was traced with.
+      weights: paths of the buffers that count as weights.
+      unreached: what is contracted with inputs and is no site, each in a phrase.
       focus: names of the only sites that transforms may touch; None for all. Set by `rules`.
       deployed: weights are written; `params` of transformed sites are not read any more.
       calibrated: ranges are stored.
@@ -113,6 +139,8 @@ class Network(PytreeValue):
     sites: tuple[Site, ...]
     defaults: Parts
     example: Parts
+    weights: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
     focus: tuple[str, ...] | None = None
     deployed: bool = False
     calibrated: bool = False
@@ -122,7 +150,8 @@ class Network(PytreeValue):
 
         Args:
           *args: the model's inputs; batch and other free sizes may differ from the traced ones.
-          key: needed where cores draw random numbers at every call.
+          key: needed where cores draw random numbers at every call; random streams of an NNX module
+            (dropout) are drawn anew for each key, too.
           **kwargs: the model's keyword arguments.
 
         Returns:
@@ -131,12 +160,25 @@ class Network(PytreeValue):
         Raises:
           ValueError: the model rejects the arguments, or a core needs a key.
         """
-        check_key(key)
-        arguments = call_arguments(args, {**self.defaults.whole(), **kwargs})
+        arguments = self.arguments(args, kwargs, key)
         if not self.cores:
             with _explained(self.example, arguments):
                 return _apply(arguments, self.fn, self.masked_params(), self.buffers)
         return _run(self, arguments, key)
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], key: Key[Array, ""] | None
+    ) -> Parts:
+        """The arguments of a call, with the defaults of `trace` and a key for random streams.
+
+        Raises:
+          ValueError: The key is none.
+        """
+        check_key(key)
+        kwargs = {**self.defaults.whole(), **kwargs}
+        if key is not None and isinstance(self.fn, NnxCall) and self.fn.streams:
+            kwargs.setdefault("rngs", jax.random.fold_in(key, zlib.crc32(b"rngs")))
+        return call_arguments(args, kwargs)
 
     @property
     def ranges(self) -> Literal["batch", "stored", "missing"]:
@@ -217,6 +259,22 @@ class Network(PytreeValue):
         chosen = set[str]().union(*hits.values())
         return tuple(s for s in sites if s.name in chosen)
 
+    def with_state(self, updates: PyTree) -> Network:
+        """This network with new values of what it reads beside its parameters.
+
+        Args:
+          updates: What a call with `mutable=` returned beside its outputs: a tree of buffers, or a
+            part of one. Shapes and dtypes are those of before.
+
+        Raises:
+          ValueError: A path that no buffer has, or an array of another shape or dtype.
+
+        Example:
+          y, updates = net(x, mutable=["batch_stats"])
+          net = net.with_state(updates)
+        """
+        return dataclasses.replace(self, buffers=updated(self.buffers, updates))
+
     def wrap(self, names: Iterable[str], wrapper: Wrapper) -> Network:
         """This network with a wrapper placed innermost at each named site.
 
@@ -247,8 +305,12 @@ class Network(PytreeValue):
             args, defaults = self.example.whole()
         arguments = abstract_arguments(call_arguments(args, {**defaults, **kwargs}))
         params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
-        traced = trace_plan(self.fn, params, buffers, arguments, self.example)
+        traced = trace_plan(self.fn, params, buffers, arguments, self.example, self.weights)
         flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
+        total = sum(int(np.prod(p.shape)) for p in flat.values())
+        for path, b in jax.tree_util.tree_leaves_with_path(self.buffers):
+            if path_name(path) in self.weights:
+                flat[path_name(path)] = b
         rows: list[SiteCost] = []
         counted = set[str]()
         for contraction in contractions(traced.plan):
@@ -270,7 +332,6 @@ class Network(PytreeValue):
                     runs=math.prod(site.lengths),
                 )
             )
-        total = sum(int(np.prod(p.shape)) for p in flat.values())
         pruned = sum(mask.size - _count(mask) for mask in self.masks.values())
         return Cost(tuple(rows), params=total, nonzero=total - pruned)
 
@@ -291,46 +352,67 @@ class Network(PytreeValue):
             )
             for s in self.sites
         ]
-        return sites_table(rows, deployed=self.deployed, calibrated=self.calibrated)
+        return sites_table(rows, self.unreached, deployed=self.deployed, calibrated=self.calibrated)
 
 
-def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
+def trace(model: Any, *args: Any, weights: Any = (), **kwargs: Any) -> Network:
     """Makes a Network of a model, without changing the model.
 
     Args:
-      model: a Flax Linen module, a Flax NNX module, or any function `fn(params, *args, **kwargs)`.
-      variables: Linen's variables (`{"params": …, …}`); None for an NNX module, which holds its
-        own; `params` for a function.
-      *args: example inputs. Arrays may change shape in later calls where the model allows it;
-        other values (`None`, `True`) are static.
-      **kwargs: example keyword arguments. Those that hold no arrays (`train=False`,
+      model: A Flax NNX module; a Flax Linen module; a Hugging Face Flax model; a Haiku transformed;
+        or any function `fn(variables, *args, **kwargs)`.
+      *args: The model's variables, then example inputs. An NNX module holds its own variables:
+        inputs come first, or after None. Linen takes what `init` returned (`{"params": …, …}`),
+        Hugging Face its `params`, Haiku `params` or `(params, state)`, a function whatever it is
+        to be given: arrays in it are parameters, all other leaves static. Inputs may change shape
+        in later calls where the model allows it; values that are no arrays (`None`, `True`) are
+        static.
+      weights: Variables beside the parameters whose contractions are sites too, though they are
+        not trained: names of Linen collections (`["frozen"]`), types of NNX variables or their
+        names.
+      **kwargs: Example keyword arguments. Those that hold no arrays (`train=False`,
         `mutable=["batch_stats"]`) become defaults of every later call.
 
     Returns:
       A network that computes exactly what the model does.
 
     Raises:
-      ValueError: the model has no sites, a weight is NaN, infinite or not a float, the variables
+      ValueError: The model has no sites, a weight is NaN, infinite or not a float, the variables
         do not fit the model, no input is an array, or a keyword argument is called `key`.
+
+    Warns:
+      UserWarning: The module changes variables of its own, or modules among its arguments, which a
+        pure function does not: see `mutable=` in docs/state.md.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> net = trace(lambda params, x: x @ params["w"], {"w": jnp.eye(3)}, jnp.ones((2, 3)))
+      >>> [site.name for site in net.sites]
+      ['w']
     """
     if "key" in kwargs:
         raise ValueError("key: a network's call keeps this name for its cores; give it by position")
-    fn, params, buffers = _functional(model, variables)
+    if "variables" in kwargs:
+        args = (kwargs.pop("variables"), *args)
+    fn, params, buffers, args, weights = take_apart(model, args, weights)
     params, buffers = jax.tree.map(native, (params, buffers))
     _check_params(params)
+    _check_params({"buffers": buffers}, {f"buffers/{name}" for name in weights})
     arrays = {k: v for k, v in kwargs.items() if any(map(is_array, jax.tree.leaves(v)))}
     defaults = Parts.of({k: v for k, v in kwargs.items() if k not in arrays}, is_array)
     arguments = call_arguments(args, kwargs)
     example = abstract_arguments(arguments)
     if not example.arrays:
         raise ValueError("args: no array among them; lists and Python numbers are static")
-    traced = trace_plan(fn, params, buffers, arguments, example)
+    traced = trace_plan(fn, params, buffers, arguments, example, weights)
     sites = traced.sites
     if not any(s.kind != "dynamic" for s in sites):
+        others = "; ".join(traced.unreached)
         raise ValueError(
             f"model={model!r} has no sites: no dot_general or convolution of an input with a "
-            "parameter was found in it"
+            "parameter was found in it" + (f", but {others}" if others else "")
         )
+    _warn(changes(fn, params, buffers, arguments))
     return Network(
         params=params,
         buffers=buffers,
@@ -341,7 +423,30 @@ def trace(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Network:
         sites=sites,
         defaults=defaults,
         example=example,
+        weights=weights,
+        unreached=traced.unreached,
     )
+
+
+def _warn(changed: Changes) -> None:
+    """Says what a call of a model changes and a network drops."""
+    if changed.variables:
+        names = ", ".join(changed.variables)
+        warnings.warn(
+            f"each call of the model changes its {names}, which the network drops: give "
+            f"mutable={list(changed.variables)} to have the new values beside the outputs, or put "
+            "the model in evaluation mode (model.eval()); see docs/state.md",
+            UserWarning,
+            stacklevel=3,
+        )
+    if changed.arguments:
+        warnings.warn(
+            f"each call of the model changes {', '.join(changed.arguments)} in place, which the "
+            "network drops: trace a function that takes this state and returns the next one; see "
+            "docs/state.md",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def retraced(net: Network, fn: Callable[..., Any]) -> Network:
@@ -351,8 +456,8 @@ def retraced(net: Network, fn: Callable[..., Any]) -> Network:
       net: parameters and buffers of `fn`, and the arguments it is traced with.
       fn: `(params, buffers, *args, **kwargs) -> outputs`.
     """
-    traced = trace_plan(fn, net.params, net.buffers, net.example, net.example)
-    return dataclasses.replace(net, fn=fn, sites=traced.sites)
+    traced = trace_plan(fn, net.params, net.buffers, net.example, net.example, net.weights)
+    return dataclasses.replace(net, fn=fn, sites=traced.sites, unreached=traced.unreached)
 
 
 def uncut(net: Network) -> Network:
@@ -493,19 +598,6 @@ def _shapes(arguments: Parts) -> str:
     return "(" + ", ".join(f"{a.dtype}{list(np.shape(a))}" for a in arguments.arrays) + ")"
 
 
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf of a call's arguments is traced; anything else is static."""
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
-
-
-def path_name(path: Sequence[Any]) -> str:
-    """A parameter's path as `layer/kernel`."""
-    keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
-    if len(keys) > 1 and keys[-1] == "value":  # the box of a partitioned Flax parameter
-        keys = keys[:-1]
-    return "/".join(keys) or "params"
-
-
 def _count(mask: Array) -> int:
     return mask.size if is_traced(mask) else int(jnp.sum(mask))
 
@@ -526,97 +618,11 @@ def _matching(sites: Sequence[Site], pattern: str, *, dynamic: bool) -> set[str]
     }
 
 
-def _functional(model: Any, variables: Any) -> tuple[Callable[..., Any], PyTree, PyTree]:
-    """A model as `fn(params, buffers, *args, **kwargs)`, with its parameters and buffers."""
-    from flax import linen, nnx
-
-    if isinstance(model, linen.Module):
-        if not isinstance(variables, Mapping) or "params" not in variables:
-            raise ValueError(
-                f"variables={type(variables).__name__}: a Linen model needs the dict that "
-                "model.init returns, with a 'params' collection"
-            )
-        buffers = {k: v for k, v in variables.items() if k != "params"}
-        return LinenCall(model), variables["params"], buffers
-    if isinstance(model, nnx.Module):
-        if variables is not None:
-            raise ValueError("variables: an NNX module holds its own; pass None")
-        graph, params, rest = nnx.split(model, nnx.Param, ...)
-        call = NnxCall(graph, *jax.eval_shape(lambda: (params, rest)))
-        return call, nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-    if isinstance(model, type) or not callable(model):
-        raise ValueError(f"model={model!r} is neither a Flax module nor a function")
-    return PlainCall(model), variables, {}
-
-
-# The three calling conventions. Each holds what is static only and is equal to those that hold the
-# same, so that a model traced again, and every copy of a network, share one compiled programme.
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LinenCall(Value):
-    """A Linen module as `fn(params, buffers, *args, **kwargs)`.
-
-    Attributes:
-      model: the module.
-    """
-
-    model: Any
-
-    def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns."""
-        return self.model.apply({"params": params, **buffers}, *args, **kwargs)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class NnxCall(Value):
-    """An NNX module as `fn(params, buffers, *args, **kwargs)`.
-
-    Attributes:
-      graph: what is static of the module.
-      params, rest: its two states, as shapes.
-    """
-
-    graph: Any
-    params: Any
-    rest: Any
-
-    def __call__(
-        self, pure: PyTree, buffers: PyTree, *args: Any, mutable: Any = False, **kwargs: Any
-    ) -> Any:
-        """What the module returns."""
-        from flax import nnx
-
-        states = []
-        for state, values in ((self.params, pure), (self.rest, buffers)):
-            fresh = jax.tree.map(lambda leaf: leaf, state)
-            nnx.replace_by_pure_dict(fresh, values)
-            states.append(fresh)
-        model = nnx.merge(self.graph, *states)
-        outputs = model(*args, **kwargs)
-        if mutable is False:
-            return outputs
-        return outputs, nnx.to_pure_dict(nnx.state(model, mutable))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PlainCall(Value):
-    """A function of parameters as `fn(params, buffers, *args, **kwargs)`.
-
-    Attributes:
-      function: `(params, *args, **kwargs) -> outputs`.
-    """
-
-    function: Callable[..., Any]
-
-    def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns."""
-        return self.function(params, *args, **kwargs)
-
-
-def _check_params(params: PyTree) -> None:
+def _check_params(params: PyTree, only: Collection[str] | None = None) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
+        if only is not None and name not in only:
+            continue
         if not is_array(leaf):
             raise ValueError(f"variables: {name}={leaf!r} is not an array")
         if is_traced(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
@@ -637,7 +643,7 @@ def params_read(net: Network) -> set[str]:
     carries counts as read.
     """
     shapes = jax.eval_shape(lambda: (net.params, net.buffers))
-    plan = trace_plan(net.fn, shapes[0], shapes[1], net.example, net.example).plan
+    plan = trace_plan(net.fn, *shapes, net.example, net.example, net.weights).plan
     live = _live(plan, set(net.states))
     return {name for name, is_read in zip(param_names(net), live, strict=False) if is_read}
 
@@ -758,6 +764,19 @@ class Traced(NamedTuple):
             for c in contractions(self.plan)
         )
 
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """What is contracted with inputs and is no site, each in a phrase."""
+        found: list[str] = []
+        for source, readers in self.readers.items():
+            others = [r for r in readers if r in _CONTRACTIONS]
+            if others and source.startswith(BUFFERS):
+                name = source.removeprefix(BUFFERS)
+                found.append(f"{name} is a buffer ({', '.join(others)}): weights=… makes it a site")
+            elif others:
+                found.append(f"{source} is contracted as no site is ({', '.join(others)})")
+        return tuple(found)
+
     def _shared(self, site: Site) -> tuple[str, ...]:
         readers = (self.readers.get(source, ()) for source in site.sources)
         return tuple(dict.fromkeys(r for names in readers for r in names if r != site.name))
@@ -769,8 +788,21 @@ def trace_plan(
     buffers: PyTree,
     arguments: Parts,
     example: Parts,
+    weights: Sequence[str],
 ) -> Traced:
-    """Traces a call of a model and plans it; arrays may be shapes."""
+    """Traces a call of a model and plans it; arrays may be shapes.
+
+    Args:
+      fn: The model, `(params, buffers, *args, **kwargs) -> outputs`.
+      params: Its parameters.
+      buffers: What else it reads.
+      arguments: Those of the call.
+      example: Those it was traced with first, for errors.
+      weights: Paths of the buffers that count as weights.
+
+    Raises:
+      ValueError: The model rejects the arguments.
+    """
 
     def flat(params: PyTree, buffers: PyTree, arguments: Parts) -> Any:
         return _apply(arguments, fn, params, buffers)
@@ -779,8 +811,10 @@ def trace_plan(
         closed, out = jax.make_jaxpr(flat, return_shape=True)(params, buffers, arguments)
     tags = [_weight(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     constant = [
-        _Known(sources=frozenset([BUFFERS + path_name(path)]))
-        for path, _ in jax.tree_util.tree_leaves_with_path(buffers)
+        _weight(path, leaf)
+        if path_name(path) in weights
+        else _Known(sources=frozenset([BUFFERS + path_name(path)]))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(buffers)
     ]
     unknown = [None] * len(arguments.arrays)
     planner = _Planner()
@@ -791,6 +825,8 @@ def trace_plan(
     values = jax.tree.leaves((params, buffers, arguments.arrays))
     return Traced(plan, values, jax.tree.structure(out), readers)
 
+
+_CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
 
 BUFFERS = "buffers/"
 """What paths of buffers begin with among the sources of a weight."""
@@ -804,7 +840,9 @@ def _weight(path: Sequence[Any], leaf: Any) -> _Known:
 
 def _trace_call(net: Network, arguments: Parts) -> Traced:
     """A call of a network, traced; its sites are those the network knows."""
-    traced = trace_plan(net.fn, net.masked_params(), net.buffers, arguments, net.example)
+    traced = trace_plan(
+        net.fn, net.masked_params(), net.buffers, arguments, net.example, net.weights
+    )
     check_sites(net, traced.plan)
     return traced
 

@@ -18,7 +18,7 @@ from jaxsim import mpmd, spmd
 from jaxsim.core import Parts
 from jaxsim.microbatch import Batch, Joint, batch_of, joint_of, updates_buffers
 from jaxsim.mpmd import Place, Programme, Remat, Work, programmes
-from jaxsim.network import Network, call_arguments, check_key, is_array
+from jaxsim.network import DATA, META, Network, call_arguments, check_key, is_array
 from jaxsim.numerics import is_traced
 from jaxsim.schedule import Schedule, Timeline, simulate
 from jaxsim.stage_tables import (
@@ -67,11 +67,8 @@ class Layout(NamedTuple):
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "buffers", "masks", "cores", "states"],
-    meta_fields=[
-        *("fn", "sites", "defaults", "example", "focus", "deployed", "calibrated"),
-        "layout",
-    ],
+    data_fields=[*DATA],
+    meta_fields=[*META, "layout"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline(Network):
@@ -104,7 +101,7 @@ class Pipeline(Network):
           ValueError: the batch is not divisible, or what the network raises.
         """
         check_key(key)
-        arguments = call_arguments(args, {**self.defaults.whole(), **kwargs})
+        arguments = self.arguments(args, kwargs, key)
         plan = prepared(self, arguments)
         tree = plan.cut.equations.out_tree
         if layout_of(self).engine == "spmd":

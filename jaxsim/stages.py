@@ -180,7 +180,8 @@ def equations(net: Network, arguments: Parts) -> Equations:
       ValueError: the model rejects the arguments, or they bring sites that the network lacks.
     """
     params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), net)
-    traced = trace_plan(net.fn, params, buffers, abstract_arguments(arguments), net.example)
+    shapes = abstract_arguments(arguments)
+    traced = trace_plan(net.fn, params, buffers, shapes, net.example, net.weights)
     check_sites(net, traced.plan)
     plan = _needed(_opened(traced.plan))
     paths = tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))

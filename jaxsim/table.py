@@ -6,12 +6,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bool) -> Any:
+def sites_table(
+    rows: Iterable[Sequence[Any]],
+    unreached: Sequence[str],
+    *,
+    deployed: bool,
+    calibrated: bool,
+) -> Any:
     """A rich table of a network's sites.
 
     Args:
       rows: (name, kind, weight shape, stack, input shape, MACs, wrappers, density) by site; the
         density in [0, 1], None while it is traced.
+      unreached: what is no site, each in a phrase.
       deployed: weights are written.
       calibrated: ranges are stored.
     """
@@ -20,7 +27,8 @@ def sites_table(rows: Iterable[Sequence[Any]], *, deployed: bool, calibrated: bo
     stage = "not deployed"
     if deployed:
         stage = "deployed, calibrated" if calibrated else "deployed"
-    table = Table(title=f"jaxsim.Network · {stage}")
+    caption = "not sites: " + "; ".join(unreached) if unreached else None
+    table = Table(title=f"jaxsim.Network · {stage}", caption=caption)
     table.add_column("site", style="bold", overflow="fold")
     table.add_column("kind")
     table.add_column("weight", justify="right")

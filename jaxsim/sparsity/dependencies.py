@@ -182,7 +182,7 @@ def _followed(net: Network) -> Dependencies:
 def _traced(net: Network) -> Any:
     """A call with the arguments of the example, from shapes alone."""
     params, buffers = jax.eval_shape(lambda: (net.params, net.buffers))
-    return trace_plan(net.fn, params, buffers, net.example, net.example)
+    return trace_plan(net.fn, params, buffers, net.example, net.example, net.weights)
 
 
 def smaller(net: Network, found: Dependencies, keep: Keep) -> Network:

@@ -54,6 +54,11 @@ def stacks(net: Network, sites: str | Sequence[str]) -> dict[str, tuple[int, ...
                 "zeros there would be none in what is multiplied; leave it out by sites=…"
             )
         for part in site.parts:
+            if part in net.weights:
+                raise ValueError(
+                    f"prune at {site.name}: {part} is a weight that trace(weights=…) named and no "
+                    "parameter, and masks are of parameters; leave it out by sites=…"
+                )
             found.setdefault(part, site.stack)
     return found
 

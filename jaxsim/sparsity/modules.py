@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxsim.network import NnxCall
+from jaxsim.frontends import NnxCall
 from jaxsim.values import Value
 
 PyTree = Any

@@ -81,7 +81,7 @@ def layers(net: Network, transform: str, sites: str | Sequence[str]) -> list[Lay
     chosen = transformable(net, transform, sites)
     held, found = tensors(net), dict[str, Layer]()
     for site in chosen:
-        if site.param is None or site.shared:
+        if site.param is None or site.shared or site.param in net.weights:
             continue
         if site.name in net.cores:
             raise ValueError(
