@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxsim.calls import shown_as_called
 from jaxsim.network import Network, deploy
 from jaxsim.numerics import is_traced
 from jaxsim.students import Head, classified
@@ -83,6 +84,7 @@ class Encoder(PytreeValue):
         return classified(self.head, self.pool(x, valid))
 
 
+@shown_as_called
 def over_layers(
     transform: Callable[[Network], Network],
 ) -> Callable[[Encoder], Encoder]:

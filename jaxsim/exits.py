@@ -47,6 +47,7 @@ from jaxsim.stages import (
     split,
 )
 from jaxsim.students import Head, classified
+from jaxsim.table import cuts_table
 
 Feature = Callable[[tuple[Array, ...]], Float[Array, "B d"]]
 """What a classifier reads of the activations that are live at a cut, [B, …] each."""
@@ -95,7 +96,7 @@ def _only(live: tuple[Array, ...]) -> Array:
     data_fields=[*DATA, "heads", "threshold"],
     meta_fields=[*META, "cuts", "feature", "patience", "first"],
 )
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EarlyExit(Network):
     """A network with classifiers between its stages; made by `exit_early`.
 
@@ -131,6 +132,17 @@ class EarlyExit(Network):
           ValueError: what `simulate` raises.
         """
         return self.simulate(*args, key=key, **kwargs).logits
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+
+        places = [*(f"before {name}" for name in self.cuts), "the end"]
+        read = [f"{head['kernel'].shape[0]} → {head['kernel'].shape[1]}" for head in self.heads]
+        rows = zip(range(1, len(places) + 1), places, [*read, "the network's own"], strict=True)
+        threshold = "traced" if is_traced(self.threshold) else f"{float(self.threshold):.3g}"
+        rule = f"below uncertainty {threshold}, patience {self.patience}, first {self.first}"
+        table = cuts_table(f"exits · {rule}", ("exit", "place", "classifier"), rows)
+        return Group(super().__rich__(), table)
 
     @property
     def rule(self) -> Rule:

@@ -51,7 +51,7 @@ from jaxsim.frontends import (
 from jaxsim.grid import Range
 from jaxsim.internals import bind, inner_jaxprs, parameters
 from jaxsim.numerics import is_traced, native, straight_through
-from jaxsim.table import render, sites_table
+from jaxsim.table import html, render, sites_table
 from jaxsim.values import PytreeValue
 
 PyTree = Any
@@ -109,7 +109,7 @@ META = (
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[*DATA], meta_fields=[*META])
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Network(PytreeValue):
     """A model whose contractions can be given other meanings. Calling it is a pure function.
 
@@ -335,8 +335,32 @@ class Network(PytreeValue):
         pruned = sum(mask.size - _count(mask) for mask in self.masks.values())
         return Cost(tuple(rows), params=total, nonzero=total - pruned)
 
+    def with_params(self, params: PyTree) -> Network:
+        """This network with other values of its parameters, as a training loop needs it.
+
+        Args:
+          params: a tree like `params`, of the same shapes.
+
+        Raises:
+          ValueError: another structure, another shape, numbers that are no floats, or a deployed
+            network, whose calls do not read its parameters any more.
+        """
+        if self.deployed:
+            raise ValueError("net is deployed: its calls do not read the parameters any more")
+        check_like(self.params, params)
+        return dataclasses.replace(self, params=params)
+
+    def __repr__(self) -> str:
+        size = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self.params))
+        stage = ("calibrated, " if self.calibrated else "deployed, ") if self.deployed else ""
+        counts = f"{len(self.sites)} sites, {len(self.cores)} transformed, {len(self.masks)} pruned"
+        return f"{type(self).__name__}({stage}{counts}, {size} parameters)"
+
     def __str__(self) -> str:
         return render(self.__rich__())
+
+    def _repr_html_(self) -> str:
+        return html(self.__rich__())
 
     def __rich__(self) -> Any:
         rows = [
@@ -616,6 +640,37 @@ def _matching(sites: Sequence[Site], pattern: str, *, dynamic: bool) -> set[str]
         for s in sites
         if (s.kind != "dynamic" or dynamic) and (match(s.name) or (s.param and match(s.param)))
     }
+
+
+def check_like(mine: PyTree, given: PyTree) -> None:
+    """Checks that parameters can take the place of others.
+
+    Args:
+      mine: the network's own.
+      given: those that are to replace them.
+
+    Raises:
+      ValueError: another structure or shape, or numbers that are no floats, by the first path.
+    """
+    own, other = (
+        {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (mine, given)
+    )
+    if own.keys() != other.keys() or jax.tree.structure(mine) != jax.tree.structure(given):
+        missing, more = (sorted(a.keys() - b.keys()) for a, b in ((own, other), (other, own)))
+        what = "of another type"
+        if missing or more:
+            what = f"without {missing[0]}" if missing else f"with {more[0]}"
+        raise ValueError(f"params: not the tree that the network's parameters are, but one {what}")
+    for name, a in own.items():
+        b = other[name]
+        if np.shape(a) != np.shape(b):
+            raise ValueError(
+                f"params: {name} is {list(np.shape(b))}, the network's is {list(np.shape(a))}"
+            )
+        trained = jnp.issubdtype(jnp.result_type(a), jnp.inexact)
+        if trained and not jnp.issubdtype(jnp.result_type(b), jnp.inexact):
+            raise ValueError(f"params: {name} is {jnp.result_type(b)} and has no gradient")
 
 
 def _check_params(params: PyTree, only: Collection[str] | None = None) -> None:

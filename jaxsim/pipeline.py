@@ -43,6 +43,7 @@ from jaxsim.stages import (
     signature,
     split,
 )
+from jaxsim.table import cuts_table
 
 
 class Layout(NamedTuple):
@@ -70,7 +71,7 @@ class Layout(NamedTuple):
     data_fields=[*DATA],
     meta_fields=[*META, "layout"],
 )
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pipeline(Network):
     """A network whose calls run in stages; made by `pipeline_shard`.
 
@@ -83,6 +84,17 @@ class Pipeline(Network):
     """
 
     layout: Layout | None = None
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+
+        layout = layout_of(self)
+        begins = ("the start", *layout.cuts)
+        devices = (", ".join(map(str, place.devices)) for place in layout.places)
+        rows = zip(range(1, len(begins) + 1), begins, devices, strict=True)
+        title = f"stages · {layout.microbatches} micro-batches, {layout.schedule}, {layout.engine}"
+        table = cuts_table(title, ("stage", "begins at", "devices"), rows)
+        return Group(super().__rich__(), table)
 
     def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
         """The outputs of the network, computed in stages.

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim import mpmd, spmd
@@ -17,7 +16,7 @@ from jaxsim.batches import batch_of
 from jaxsim.core import Parts
 from jaxsim.microbatch import updates_buffers
 from jaxsim.mpmd import is_inexact
-from jaxsim.network import Network, call_arguments, check_key, is_array, path_name
+from jaxsim.network import Network, call_arguments, check_key, check_like, is_array
 from jaxsim.pipeline import (
     Pipeline,
     Prepared,
@@ -69,7 +68,7 @@ def pipeline_value_and_grad(
         params: Any, batch: Any, *, key: Key[Array, ""] | None = None, **kwargs: Any
     ) -> tuple[Any, Any]:
         check_key(key)
-        _check_like(net.params, params)
+        check_like(net.params, params)
         if not isinstance(batch, tuple) or len(batch) != 2:
             raise ValueError("batch: must be a tuple of inputs and targets")
         inputs, targets = batch
@@ -179,17 +178,3 @@ def _gradient(g: Array | None, p: Any) -> Array:
     if not g.is_fully_addressable and (placed is None or placed.is_fully_addressable):
         g = g.addressable_data(0)  # every process has a copy
     return g if placed is None else jax.device_put(g, placed)
-
-
-def _check_like(mine: Any, given: Any) -> None:
-    if jax.tree.structure(mine) != jax.tree.structure(given):
-        raise ValueError("params: not the tree that the network's parameters are")
-    pairs = zip(jax.tree_util.tree_leaves_with_path(mine), jax.tree.leaves(given), strict=True)
-    for (path, a), b in pairs:
-        if np.shape(a) != np.shape(b):
-            raise ValueError(
-                f"params: {path_name(path)} is {list(np.shape(b))}, the network's is "
-                f"{list(np.shape(a))}"
-            )
-        if not is_inexact(b):
-            raise ValueError(f"params: {path_name(path)} is {b.dtype} and has no gradient")

@@ -2,8 +2,34 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+
+def cuts_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    """A rich table of where a network is cut.
+
+    Args:
+      title: what the cuts are.
+      columns: of the table.
+      rows: a value for each column.
+    """
+    from rich.table import Table
+
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
+
+
+def html(renderable: Any) -> str:
+    """What rich shows, as HTML for a notebook."""
+    from rich.console import Console
+
+    console = Console(record=True, file=io.StringIO(), width=120)
+    console.print(renderable)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def sites_table(

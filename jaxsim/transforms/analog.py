@@ -9,6 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Wrapper
 from jaxsim.cores.cells import Device
 from jaxsim.cores.converter import RangeRule, converted
@@ -23,6 +24,7 @@ from jaxsim.numerics import check_range, checked_int
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 
 
+@shown_as_called
 def analog(
     adc: float | Array | None = None,
     cells: Device | None = None,

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 from jaxtyping import Array, Int
 
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.blocked import Blocks, Pairs, Rounding, blocked, pair_set, product_set
 from jaxsim.cores.quantized import quantized, quantizer
@@ -21,6 +22,7 @@ Mode = Literal["exact", "static", "dynamic"]
 Count = int | Int[Array, ""]
 
 
+@shown_as_called
 def block(
     K: Count,
     n_x: Count | None = None,

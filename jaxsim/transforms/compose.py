@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Core, Wrapper, float_core, made_by
 from jaxsim.cores.blocked import blocked
 from jaxsim.cores.quantized import quantizer
@@ -16,6 +17,7 @@ Transform = Callable[[Network], Network]
 """A pure function from a network to a network."""
 
 
+@shown_as_called
 def compose(*transforms: Transform) -> Transform:
     """One transform that applies several, in the written order.
 
@@ -39,6 +41,7 @@ def compose(*transforms: Transform) -> Transform:
     return apply
 
 
+@shown_as_called
 def rules(by_pattern: Mapping[str, Transform]) -> Transform:
     """One transform for each pattern of sites; the first pattern that matches a site wins.
 
@@ -71,6 +74,7 @@ def rules(by_pattern: Mapping[str, Transform]) -> Transform:
     return apply
 
 
+@shown_as_called
 def wrap(
     make: Callable[..., Core], *, sites: str | Sequence[str] = "*", **settings: Any
 ) -> Transform:

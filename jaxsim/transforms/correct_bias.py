@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxsim.batches import kept
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased
 from jaxsim.cores.moments import Outputs, outputs
@@ -15,6 +16,7 @@ from jaxsim.transforms.compose import Transform, makers, require_network, transf
 from jaxsim.transforms.measure import measured, require_run
 
 
+@shown_as_called
 def correct_bias(
     inputs: Any, *, reference: Network | None = None, sites: str | Sequence[str] = "*"
 ) -> Transform:

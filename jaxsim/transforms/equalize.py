@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsim.batches import kept
+from jaxsim.calls import shown_as_called
 from jaxsim.network import Network
 from jaxsim.numerics import check_range
 from jaxsim.transforms.compose import Transform
@@ -42,6 +43,7 @@ class Pair(NamedTuple):
     shifts: tuple[str, ...]
 
 
+@shown_as_called
 def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] = "*") -> Transform:
     """Rescales channels between consecutive layers so that one scale serves a whole kernel better.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxsim.batches import joined
+from jaxsim.calls import shown_as_called
 from jaxsim.decision import Rule, check_rule
 from jaxsim.exits import (
     EarlyExit,
@@ -31,6 +32,7 @@ from jaxsim.students import fit_students
 from jaxsim.transforms.compose import Transform, require_network
 
 
+@shown_as_called
 def exit_early(
     exits: int | Sequence[str] = 4,
     rule: Rule = Rule(),  # noqa: B008

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxsim.batches import kept
+from jaxsim.calls import shown_as_called
 from jaxsim.network import Network
 from jaxsim.numerics import check_range
 from jaxsim.transforms.compose import Transform
@@ -23,6 +24,7 @@ from jaxsim.transforms.layers import (
 )
 
 
+@shown_as_called
 def fold_norms(
     inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] = "*"
 ) -> Transform:

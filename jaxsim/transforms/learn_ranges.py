@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jaxsim import clipping
 from jaxsim.batches import kept
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Wrapper
 from jaxsim.cores.quantized import quantized, quantizer, quantizer_place, stored
 from jaxsim.grid import Clip, Grid
@@ -20,6 +21,7 @@ from jaxsim.transforms.compose import Transform, transformable
 from jaxsim.transforms.measure import measured
 
 
+@shown_as_called
 def learn_ranges(
     inputs: Any,
     *,

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxsim.calls import shown_as_called
 from jaxsim.decision import Rule, check_rule
 from jaxsim.encoder import Encoder
 from jaxsim.numerics import checked_int
@@ -16,6 +17,7 @@ from jaxsim.students import Head
 from jaxsim.tokens import Keeps, above, check_levels
 
 
+@shown_as_called
 def prune_tokens(
     level: Float[Array, " L"] | Sequence[float] | float,
     *,
@@ -40,6 +42,7 @@ def prune_tokens(
     return magic_pyramid(level, Rule(), keeps=keeps, protect=protect)
 
 
+@shown_as_called
 def magic_pyramid(
     level: Float[Array, " L"] | Sequence[float] | float,
     exit: Rule,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxsim import spmd
+from jaxsim.calls import shown_as_called
 from jaxsim.exits import EarlyExit
 from jaxsim.microbatch import batch_of
 from jaxsim.mpmd import Place, Remat, Work, programmes
@@ -41,6 +42,7 @@ from jaxsim.transforms.compose import Transform, require_network
 Balance = Literal["flops", "time", "bytes"] | Sequence[str]
 
 
+@shown_as_called
 def pipeline_shard(
     stages: int = 4,
     microbatches: int = 16,

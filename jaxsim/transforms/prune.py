@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsim.calls import shown_as_called
 from jaxsim.network import Network
 from jaxsim.numerics import checked_int
 from jaxsim.sparsity.criterion import Criterion, magnitude
@@ -18,6 +19,7 @@ from jaxsim.transforms.compose import Transform, transformable
 from jaxsim.transforms.site_masks import at_parameters, at_sites
 
 
+@shown_as_called
 def prune(
     sparsity: float | Array | None = None,
     *,

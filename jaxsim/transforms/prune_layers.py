@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.batches import kept
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Wrapper
 from jaxsim.cores.moments import Moments, moments
 from jaxsim.grid import Grid
@@ -25,6 +26,7 @@ from jaxsim.transforms.matrices import matrices, params_of, solved, with_params
 from jaxsim.transforms.measure import measured, require_run
 
 
+@shown_as_called
 def prune_layers(
     inputs: Any,
     sparsity: float | Array | None = None,

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsim.calls import shown_as_called
 from jaxsim.codebook import Codebook, Floating
 from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.looked_up import floated, looked_up
@@ -24,6 +25,7 @@ Format = int | Grid | Codebook | Floating | None
 """
 
 
+@shown_as_called
 def quantize(
     weights: Format = 8,
     inputs: int | Grid | Floating | None = 8,

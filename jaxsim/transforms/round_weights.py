@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.batches import kept
+from jaxsim.calls import shown_as_called
 from jaxsim.clipping import fixed
 from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased
@@ -26,6 +27,7 @@ from jaxsim.transforms.matrices import matrices, params_of, solved, with_params
 from jaxsim.transforms.measure import measured, require_run
 
 
+@shown_as_called
 def round_weights(
     rounding: Rounding, inputs: Any, *, sites: str | Sequence[str] = "*"
 ) -> Transform:

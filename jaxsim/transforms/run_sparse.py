@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Dot, Op, Wrapper, build
 from jaxsim.cores.compressed import Layout, compressed, matrices, places, stored
 from jaxsim.cores.site_weight import masked
@@ -30,6 +31,7 @@ GRID = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Shares that `measure_break_even` tries."""
 
 
+@shown_as_called
 def run_sparse(
     layout: Layout = "blocks",
     *,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Parts
 from jaxsim.exits import EarlyExit
 from jaxsim.network import Network, path_name
@@ -29,6 +30,7 @@ TOLERANCE = 1e-4
 """What outputs may differ by, as a share of the largest, where they are to be the same."""
 
 
+@shown_as_called
 def shrink(
     sparsity: float | None = None,
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from jaxsim.calls import shown_as_called
 from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.blocked import blocked
 from jaxsim.cores.digital import DIGITAL
@@ -16,6 +17,7 @@ from jaxsim.numerics import checked_int
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 
 
+@shown_as_called
 def slice_bits(
     bits: int,
     *,

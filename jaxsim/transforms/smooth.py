@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxsim.batches import kept
+from jaxsim.calls import shown_as_called
 from jaxsim.clipping import fixed, learned
 from jaxsim.core import Wrapper
 from jaxsim.cores.digital import biased, smoothed
@@ -22,6 +23,7 @@ from jaxsim.transforms.compose import Transform, makers, require_codes, transfor
 from jaxsim.transforms.measure import measured, require_run
 
 
+@shown_as_called
 def smooth(
     inputs: Any, alpha: float | Array = 0.5, *, sites: str | Sequence[str] = "*"
 ) -> Transform:
