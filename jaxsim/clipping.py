@@ -19,6 +19,17 @@ from jaxtyping import Array, Float
 from jaxsim.grid import Clip, Grid, Range, encode, scale_and_zero
 from jaxsim.numerics import check_range, is_traced, quantile
 
+__all__ = [
+    "percentile",
+    "least_squares",
+    "entropy",
+    "rms",
+    "fixed",
+    "learned",
+    "pact",
+    "cut",
+]
+
 SAMPLE = 2**16  # values of a row that a search looks at, beside its largest
 BINS = 2048
 

@@ -2,13 +2,13 @@
 
 A recipe is TOML. A value that is a table with one key, the name of something public in jaxsim, is
 what that makes: `inputs = {Grid = {bits = 8, symmetric = false}}`, `cells = {"cells.proportional" =
-0.02}`.
+0.02}`. What can be named is told by `jaxsim.vocabulary`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import inspect
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax import nnx
 from jaxtyping import Array, Key
 
 import jaxsim as js
 from jaxsim.data import fashion_mnist
 from jaxsim.network import path_name
+from jaxsim.npz import read_npz
 from jaxsim.numerics import checked_int
 from jaxsim.timing import Timing, alternate
+from jaxsim.vocabulary import is_model, model_maker, public
 
 _MODEL = {"name", "settings", "input", "weights", "seed", "call"}
 _DEPLOY = {"seed", "data", "calibrate", "images"}
+_COUNTS = ("calibrate", "images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Trace:
     """Shape of an input, with its batch."""
     settings: str = "{}"
     """Keyword arguments of the model, as JSON."""
+    trust_model: bool = False
+    """Import the model that the recipe names and run its code, from wherever it comes; without,
+    only classes of jaxsim.models."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +65,9 @@ class Transform:
     """TOML file; docs/cli.md shows one."""
     out: Path = Path("chip")
     """Folder to make, with the checkpoint and the report in it."""
+    trust_model: bool = False
+    """Import the model that the recipe names and run its code, from wherever it comes; without,
+    only classes of jaxsim.models."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +83,9 @@ class Bench:
     """Inputs of a call: of the recipe's data where it names some, else random."""
     runs: int = 11
     """Warm calls of each, taken in turn; at least 5."""
+    trust_model: bool = False
+    """Import the model that the recipe names and run its code, from wherever it comes; without,
+    only classes of jaxsim.models."""
 
 
 class Made(NamedTuple):
@@ -99,15 +112,16 @@ def show(args: Trace) -> None:
 
     if args.model.endswith(".toml"):
         recipe = read_recipe(args.model)
-        net = model_of(recipe["model"], Path(args.model).parent)
+        net = model_of(recipe["model"], Path(args.model).parent, trust=args.trust_model)
         shown = {"model": net, "transformed": composed(recipe["transform"])(net)}
     else:
         try:
             settings = json.loads(args.settings)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"settings={args.settings!r}: not JSON: {error}") from None
         table = {"name": args.model, "settings": settings, "input": list(args.input)}
-        shown = {"model": model_of(table, Path())}
+        # Who types the name of a model means to run it.
+        shown = {"model": model_of(table, Path(), trust=True)}
     console = Console()
     for name, net in shown.items():
         console.rule(name)
@@ -129,10 +143,10 @@ def transform(args: Transform) -> js.Network:
     if args.out.exists():
         raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
     recipe = read_recipe(args.recipe)
-    net, chip, data = made(recipe, args.recipe.parent)
+    net, chip, data = made(recipe, args.recipe.parent, trust=args.trust_model)
     report: list[Any] = [net, chip, chip.cost()]
     if data is not None:
-        few = slice(int(recipe["deploy"].get("images", len(data["labels"]))))
+        few = slice(recipe["deploy"].get("images"))
         seen = data["images"][few], data["labels"][few]
         key = jax.random.fold_in(_key(recipe), 1)
         report.append(js.compare(net, {"transformed": chip}, seen, key=key))
@@ -159,7 +173,7 @@ def bench(args: Bench) -> dict[str, Timing]:
 
     batch, runs = checked_int("batch", args.batch, 1), checked_int("runs", args.runs, 5)
     recipe = read_recipe(args.recipe)
-    net, chip, data = made(recipe, args.recipe.parent)
+    net, chip, data = made(recipe, args.recipe.parent, trust=args.trust_model)
     if data is None:
         shape = (batch, *recipe["model"]["input"][1:])
         x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -185,23 +199,35 @@ def bench(args: Bench) -> dict[str, Timing]:
     return times
 
 
-def made(recipe: Mapping[str, Any], folder: Path) -> Made:
+def made(recipe: Mapping[str, Any], folder: Path, *, trust: bool = False) -> Made:
     """What a recipe makes, deployed as it says.
 
     Args:
       recipe: by `read_recipe`.
       folder: that relative paths start from.
+      trust: see `model_of`.
 
     Raises:
       ValueError: the recipe says what cannot be done.
     """
     steps, settings = composed(recipe["transform"]), recipe["deploy"]
-    net = model_of(recipe["model"], folder)
+    counts = {k: checked_int(f"[deploy] {k}", settings[k], 1) for k in _COUNTS if k in settings}
+    if counts and "data" not in settings:
+        raise ValueError(f"[deploy]: {next(iter(counts))} is of data, and data is missing")
+    net = model_of(recipe["model"], folder, trust=trust)
     chip = steps(net)
     data = _data(settings["data"], folder) if "data" in settings else None
     if chip.cores:
-        calibrate = None if data is None else data["train"][: int(settings.get("calibrate", 256))]
-        chip = js.deploy(chip, key=_key(recipe), calibrate=calibrate)
+        calibrate = None if data is None else data["train"][: counts.get("calibrate", 256)]
+        try:
+            chip = js.deploy(chip, key=_key(recipe), calibrate=calibrate)
+        except ValueError as error:
+            if calibrate is not None or "calibrate" not in str(error):
+                raise
+            raise ValueError(
+                "[deploy]: data is missing; ranges of inputs are set by it: name an npz of train, "
+                'images and labels, or "fashion_mnist"'
+            ) from error
     return Made(net, chip, data)
 
 
@@ -215,8 +241,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
       ValueError: not TOML, a part that is missing, or a key that is unknown.
     """
     try:
-        recipe = tomllib.loads(Path(path).read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        recipe = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"recipe={str(path)!r}: not TOML: {error}") from None
     _check_keys("recipe", recipe, {"model", "transform", "deploy"})
     if "model" not in recipe:
@@ -230,15 +256,16 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def model_of(table: Mapping[str, Any], folder: Path) -> js.Network:
+def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> js.Network:
     """The network of a `[model]` table, not transformed.
 
     Args:
       table: see docs/cli.md.
       folder: that relative paths start from.
+      trust: Whether a model outside `jaxsim.models` may be imported, which runs its code.
 
     Raises:
-      ValueError: no such model, or weights that do not fit it.
+      ValueError: no such model, one that needs trust, or weights that do not fit it.
     """
     for name in ("name", "input"):
         if name not in table:
@@ -246,18 +273,21 @@ def model_of(table: Mapping[str, Any], folder: Path) -> js.Network:
     shape = table["input"]
     if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"[model] input={shape!r}: must be a list of sizes, the batch first")
-    module, _, name = str(table["name"]).partition(":")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"[model] name={table['name']!r}: must be module:name: {error}") from None
-    call = table.get("call", {})
-    model = _call(f"[model] {name}", make, _made(table.get("settings", {})))
+    name, call, seed = str(table["name"]), table.get("call", {}), _seed("[model]", table)
+    _check_keys("[model] call", call, None)
+    make = model_maker(name, trust=trust)
+    settings = _arguments(make, table.get("settings", {}))
     x = jnp.zeros(shape)
-    variables = jax.jit(lambda key: model.init(key, x, **call))(
-        jax.random.key(int(table.get("seed", 0)))
-    )
-    net = js.trace(model, variables, x, **call)
+    if isinstance(make, type) and issubclass(make, nnx.Module):
+        settings = {"rngs": nnx.Rngs(seed)} | dict(settings)
+    model = _call(f"[model] {name}", make, settings)
+    if not is_model(model):
+        raise ValueError(f"[model] {name}: makes a {type(model).__name__}, no Flax module")
+    if isinstance(model, nnx.Module):
+        net = js.trace(model, None, x, **call)
+    else:
+        init = jax.jit(lambda key: model.init(key, x, **call))
+        net = js.trace(model, init(jax.random.key(seed)), x, **call)
     if "weights" not in table:
         return net
     path = folder / str(table["weights"])
@@ -272,12 +302,13 @@ def composed(steps: Sequence[Mapping[str, Any]]) -> Callable[[js.Network], js.Ne
     """
     made: list[tuple[str, Callable[[js.Network], js.Network]]] = []
     for i, step in enumerate(steps, 1):
-        make = _public(str(step["name"]))
-        if make is None:
-            raise ValueError(f"transform {i}: name={step['name']!r} is nothing of jaxsim's")
-        settings = {k: v for k, v in step.items() if k != "name"}
+        try:
+            make = public(str(step["name"]))
+        except ValueError as error:
+            raise ValueError(f"transform {i}: name={error}") from None
+        settings = {k: _made(v) for k, v in step.items() if k != "name"}
         what = f"transform {i}, {step['name']}"
-        built: Callable[[js.Network], js.Network] = _call(what, make, _made(settings))
+        built: Callable[[js.Network], js.Network] = _call(what, make, settings)
         if not callable(built):
             raise ValueError(f"{what}: makes a {type(built).__name__}, no transform")
         made.append((what, built))
@@ -286,26 +317,22 @@ def composed(steps: Sequence[Mapping[str, Any]]) -> Callable[[js.Network], js.Ne
         for what, step in made:
             try:
                 net = step(net)
-            except ValueError as error:
+            # What a transform says of values that a file should not have given it.
+            except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
                 raise ValueError(f"{what}: {error}") from error
+            if not isinstance(net, js.Network):
+                raise ValueError(f"{what}: makes a {type(net).__name__} of a network, no network")
         return net
 
     return apply
 
 
 def _key(recipe: Mapping[str, Any]) -> Key[Array, ""]:
-    return jax.random.key(int(recipe["deploy"].get("seed", 0)))
+    return jax.random.key(_seed("[deploy]", recipe["deploy"]))
 
 
-def _public(name: str) -> Any:
-    """What a dotted name stands for, where jaxsim lists it or a module that it lists holds it."""
-    first, *rest = name.split(".")
-    if first not in js.__all__ or any(part.startswith("_") for part in rest):
-        return None
-    found: Any = js
-    for part in (first, *rest):
-        found = getattr(found, part, None)
-    return found if callable(found) else None
+def _seed(what: str, table: Mapping[str, Any]) -> int:
+    return checked_int(f"{what} seed", table.get("seed", 0), 0, 2**32 - 1)
 
 
 def _made(value: Any) -> Any:
@@ -316,10 +343,18 @@ def _made(value: Any) -> Any:
         return value
     if len(value) == 1:
         ((name, inner),) = value.items()
-        make = _public(name)
-        if make is not None:
-            return _call(name, make, _made(inner))
+        # Other tables of one key are arguments, such as the patterns of `rules`.
+        if name.split(".")[0] in js.__all__:
+            make = public(name)
+            return _call(name, make, _arguments(make, inner))
     return {name: _made(inner) for name, inner in value.items()}
+
+
+def _arguments(make: Callable[..., Any], given: Any) -> Any:
+    """What to call `make` with; a key that is one of its parameters is no name of a value."""
+    if isinstance(given, dict) and given.keys() <= inspect.signature(make).parameters.keys():
+        return {name: _made(inner) for name, inner in given.items()}
+    return _made(given)
 
 
 def _call(what: str, make: Any, given: Any) -> Any:
@@ -327,28 +362,20 @@ def _call(what: str, make: Any, given: Any) -> Any:
     args = given if isinstance(given, tuple) else () if isinstance(given, dict) else (given,)
     try:
         return make(*args, **(given if isinstance(given, dict) else {}))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever it says of values that it was not made for
         raise ValueError(f"{what}: {error}") from error
 
 
-def _check_keys(what: str, table: Any, allowed: set[str]) -> None:
+def _check_keys(what: str, table: Any, allowed: set[str] | None) -> None:
     if not isinstance(table, dict):
         raise ValueError(f"{what}={table!r}: must be a table")
-    for key in table.keys() - allowed:
+    for key in table.keys() - (table.keys() if allowed is None else allowed):
         raise ValueError(f"{what}: {key!r} is unknown; it may have {', '.join(sorted(allowed))}")
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{str(path)!r}: not an npz of arrays: {error}") from None
 
 
 def _filled(net: js.Network, path: Path) -> js.Network:
     """A network with the arrays of a file, by the paths of its parameters and buffers."""
-    held = _arrays(path)
+    held = read_npz(path)
 
     def leaf(where: Any, old: Array) -> Array:
         name = path_name(where)
@@ -373,7 +400,7 @@ def _data(name: Any, folder: Path) -> dict[str, np.ndarray]:
     if name == "fashion_mnist":
         train, test = fashion_mnist("train"), fashion_mnist("test")
         return {"train": train.images, "images": test.images, "labels": test.labels}
-    found = _arrays(folder / str(name))
+    found = read_npz(folder / str(name))
     for part in ("train", "images", "labels"):
         if part not in found:
             raise ValueError(f"[deploy] data={name!r}: the file has no array {part!r}")

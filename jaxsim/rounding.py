@@ -19,6 +19,15 @@ from jaxtyping import Array, Bool, Float
 
 from jaxsim.numerics import check_range, checked_int
 
+__all__ = [
+    "Layer",
+    "gptq",
+    "adaround",
+    "rounded",
+    "nearest",
+    "cost",
+]
+
 BLOCK = 64
 """Rows whose errors are fed back one by one before a matrix product does it for all that follow."""
 

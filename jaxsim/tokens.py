@@ -12,6 +12,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.numerics import check_range, checked_int, is_traced
 
+__all__ = [
+    "token_importance",
+    "above",
+    "top",
+    "soft_mask",
+    "rising",
+    "falling",
+    "check_levels",
+    "stays",
+    "prefix",
+]
+
 Keeps = Callable[[Array, Array, Array], Array]
 """(level [], received [B, n], valid [B, n]) -> which tokens stay, [B, n]; at level 0 all do."""
 

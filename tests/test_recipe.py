@@ -128,7 +128,7 @@ def test_cells_that_read_noisily_have_a_key(folder):
         ("bits = 8", "bits = 80", "transform 2, quantize: .*bits=80"),
         ('name = "quantize"', 'name = "slice_bits"', "transform 2, slice_bits"),
         ("jaxsim.models.resnet:ResNet", "jaxsim.models.resnet", "must be module:name"),
-        ("jaxsim.models.resnet:ResNet", "jaxsim.nothing:ResNet", "must be module:name"),
+        ("jaxsim.models.resnet:ResNet", "jaxsim.models.nothing:ResNet", "must be module:name"),
         ("features = 4", "feature = 4", "feature"),
         ("features = 4", "features = 8", "has shape"),
         ("[2, 8, 8, 1]", "[2, 0, 8, 1]", "input=.* sizes"),
@@ -165,3 +165,43 @@ def test_matrices_are_written_with_their_picture(tmp_path, capsys):
         cli.main(["rpm", "--configuration", "ring", "--out", str(file)])
     assert stop.value.code == 2
     assert "ring" in capsys.readouterr().err
+
+
+def test_a_key_that_is_an_argument_is_no_name(traced):
+    net, x = traced
+    with pytest.raises(ValueError, match="run_sparse at Conv_0/kernel: no mask"):
+        composed([{"name": "run_sparse", "block": [2, 2]}])(net)
+    chip = composed([{"name": "rules", "by_pattern": {"*": {"quantize": {"weights": 4}}}}])(net)
+    np.testing.assert_array_equal(chip(x), js.quantize(4)(net)(x))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('data = "data.npz"\n', "", r"\[deploy\]: calibrate is of data, and data is missing"),
+        (
+            'data = "data.npz"\ncalibrate = 4\nimages = 6\n',
+            "",
+            r"\[deploy\]: data is missing; ranges of inputs are set by it",
+        ),
+        ("seed = 3", "seed = -1", r"\[deploy\] seed=-1"),
+        ("seed = 3", f"seed = {2**32}", r"\[deploy\] seed="),
+        ("calibrate = 4", 'calibrate = "x"', r"\[deploy\] calibrate='x'"),
+        ("images = 6", "images = -6", r"\[deploy\] images=-6"),
+        ("sparsity = 0.5", "criterion = 3", "transform 1, prune"),
+        ("{Grid = {bits = 8, symmetric = false}}", "[" * 3000 + "]" * 3000, "not TOML"),
+    ],
+)
+def test_keys_of_deploy_are_named(folder, old, new, told):
+    path = folder[0] / "chip.toml"
+    recipe = RECIPE.replace('cells = {"cells.proportional" = 0.02}', "adc = 8")
+    assert old in recipe
+    path.write_text(recipe.replace(old, new, 1))
+    with pytest.raises(ValueError, match=told):
+        transform(Transform(path, folder[0] / "out"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(folder):
+    path = folder[0] / "chip.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + RECIPE.encode())
+    assert read_recipe(path)["model"]["name"] == "jaxsim.models.resnet:ResNet"

@@ -16,6 +16,18 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim.numerics import check_range, is_traced
 
+__all__ = [
+    "Device",
+    "independent",
+    "proportional",
+    "inverse",
+    "sonos",
+    "rram_milo",
+    "rram_wan",
+    "pcm_joshi",
+    "normal",
+]
+
 Conductance = Float[Array, "..."]
 
 

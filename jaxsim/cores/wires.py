@@ -20,6 +20,16 @@ from jaxsim.cores import nodal
 from jaxsim.cores.nodal import Solution
 from jaxsim.numerics import check_range, is_traced
 
+__all__ = [
+    "Wires",
+    "input_source",
+    "gated",
+    "effective_conductance",
+    "solve",
+    "currents",
+    "wired",
+]
+
 FEW = 8
 """Up to so many vectors for each set of conductances conjugate gradients are the faster solver."""
 

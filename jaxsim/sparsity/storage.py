@@ -16,6 +16,22 @@ from jaxtyping import Bool, Int, Num
 
 from jaxsim.numerics import checked_int
 
+__all__ = [
+    "Field",
+    "Format",
+    "storage_bits",
+    "lower_bound",
+    "encode",
+    "decode",
+    "dense",
+    "bitmap",
+    "coo",
+    "csr",
+    "bsr",
+    "delta",
+    "nm",
+]
+
 
 class Field(NamedTuple):
     """Whole numbers, each in so many bits."""
