@@ -244,7 +244,8 @@ class NnxCall(Value):
           buffers: Values of all its other variables.
           *args: Its positional arguments.
           mutable: Filter of the variables whose new values to return beside the outputs, as in
-            `nnx.state(model, mutable)`, or their names (`"Cache"`); False returns outputs alone.
+            `nnx.state(model, mutable)`, or their names (`"Cache"`); True for all but parameters,
+            False returns outputs alone.
           rngs: A key for all its random streams, or one for each name; None goes on from theirs.
           **kwargs: Its keyword arguments.
         """
@@ -306,7 +307,7 @@ class NnxCall(Value):
             return known[mutable]
         if isinstance(mutable, list | tuple):
             return nnx.Any(*(self._filter(each) for each in mutable))
-        return ... if mutable is True else mutable
+        return nnx.Not(nnx.Param) if mutable is True else mutable
 
 
 def _values(state: Any) -> list[Any]:
@@ -516,6 +517,8 @@ def updated(buffers: PyTree, updates: PyTree) -> PyTree:
             f"updates={type(updates).__name__}: expected the dict that a call with mutable=… "
             "returned beside its outputs"
         )
+    if "params" in updates and "params" not in buffers:
+        raise ValueError("updates: params are no buffers; net.with_params(…) takes them")
     added = {name: tree for name, tree in updates.items() if name not in buffers}
     known = {path_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(buffers)}
     new = {

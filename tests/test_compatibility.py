@@ -1,5 +1,7 @@
-"""A selection that runs on every version of Python and JAX: one model of each kind, one transform of
-each kind, saving and the demo. `make compatibility` runs it where the other tests do not."""
+"""A selection that runs on every version of Python and JAX, by `make compatibility`.
+
+One model of each kind, one transform of each kind, saving and the demo.
+"""
 
 import re
 from pathlib import Path

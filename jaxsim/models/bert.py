@@ -13,7 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxsim.encoder import Encoder, Pool, mean_token
-from jaxsim.network import LinenCall, Network, trace
+from jaxsim.frontends import LinenCall
+from jaxsim.network import Network, trace
 from jaxsim.numerics import checked_int
 from jaxsim.tokens import prefix, token_importance
 
