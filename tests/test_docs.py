@@ -22,6 +22,8 @@ def blocks(path):
 
 PAGES = (
     "concepts",
+    "models",
+    "state",
     "extend",
     "quantization",
     "rounding",
