@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from jaxsim.internals import inner_jaxprs
 from jaxsim.network import Network, contractions, path_name, trace_plan
-from jaxsim.sparsity.labels import Atom, Label, atoms, kept, shares
+from jaxsim.sparsity.labels import Atom, Chain, Label, Product, atoms, kept, resolved, shares
 from jaxsim.sparsity.modules import resized
 from jaxsim.sparsity.provenance import Leaf, place, provenance
 from jaxsim.table import groups_table, render
@@ -252,20 +252,41 @@ def importances(
       scores: a number for each parameter of it, in its structure.
       role: of the members that count; None for all.
     """
+    total = {name: np.zeros(unit.size) for name, unit in found.units.items()}
+    for name, own_role, own in _member_scores(found, scores):
+        if role in (None, own_role):
+            total[name] += own
+    return total
+
+
+def unmade(found: Dependencies, scores: Any) -> dict[str, Bool[np.ndarray, " size"]]:
+    """The entries of each group of which one of the parameters that make them holds nothing.
+
+    Args:
+      found: dependencies of a network.
+      scores: for each parameter of it, in its structure, what is left: 0 is nothing.
+    """
+    empty = {name: np.zeros(unit.size, bool) for name, unit in found.units.items()}
+    for name, role, own in _member_scores(found, scores):
+        if role == "out":
+            empty[name] |= own == 0
+    return empty
+
+
+def _member_scores(
+    found: Dependencies, scores: Any
+) -> Iterator[tuple[str, str, Float[np.ndarray, " size"]]]:
+    """Group, role and sum for each entry, for every axis of a parameter that is of a group."""
     names = {unit: name for name, unit in found.units.items()}
     leaves = {leaf.path: leaf for leaf in found.leaves}
-    total = {name: np.zeros(unit.size) for name, unit in found.units.items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
         numbers = np.asarray(leaf, np.float64)
         held = leaves[f"params/{path_name(path)}"]
         for axis, (label, own_role) in enumerate(zip(held.axes, held.roles, strict=True)):
-            if role not in (None, own_role):
-                continue
             others = tuple(i for i in range(numbers.ndim) if i != axis)
             for unit, own in shares(label, numbers.sum(others)).items():
                 if unit in names:
-                    total[names[unit]] += own
-    return total
+                    yield names[unit], own_role, own
 
 
 def _by_path(change: Any, root: str, tree: Any) -> Any:
@@ -281,32 +302,80 @@ def _taken(a: Any, index: np.ndarray, axis: int) -> Any:
     return jnp.take(a, index, axis)
 
 
-class _Blame(NamedTuple):
+class Blame(NamedTuple):
+    """Why a group cannot be cut.
+
+    Attributes:
+      why: in words.
+      renormalising: it can, but the model then computes with other numbers.
+    """
+
     why: str
     renormalising: bool
 
 
-def _blame(net: Network, found: Dependencies, names: Sequence[str]) -> dict[str, _Blame]:
-    """The groups that cannot be cut to half, and why."""
+def tied_sizes(found: Dependencies) -> dict[str, tuple[str, ...]]:
+    """For groups of convolutions in groups, the groups of channels within them.
+
+    An axis of such a kernel's inputs or outputs runs over the product of the two, so that both
+    have a part in how many channels are left.
+    """
+    names = {unit: name for name, unit in found.units.items()}
+    within: dict[str, dict[str, None]] = {}
+    outer = {atom for label in found.counts.values() for atom in atoms(label)} & names.keys()
+    for leaf in found.leaves:
+        for axis in map(resolved, leaf.axes):
+            for part in axis.parts if isinstance(axis, Chain) else (axis,):
+                own = atoms(part)
+                if isinstance(part, Product) and len(own) == 2 and own[0] in outer:
+                    inner = names.get(own[1])
+                    if inner is not None:
+                        within.setdefault(names[own[0]], {})[inner] = None
+    return {name: tuple(inner) for name, inner in within.items()}
+
+
+def refusal(net: Network, found: Dependencies, keep: Keep) -> Blame | None:
+    """Why a network cannot be cut so, None if it can.
+
+    Args:
+      net: not transformed; only shapes count.
+      found: its dependencies.
+      keep: what remains.
+    """
     shapes = jax.eval_shape(lambda: (net.params, net.buffers, net.masks))
     net = dataclasses.replace(net, params=shapes[0], buffers=shapes[1], masks=shapes[2])
+    try:
+        small = smaller(net, found, keep)
+    except ValueError as error:
+        text = str(error).partition("the model raised: ")[2] or str(error)
+        return Blame(f"the model does not run with less: {text.splitlines()[0]}", False)
+    jaxpr = _traced(small).plan.jaxpr
+    if fixed := _fixed_size(found, keep, jaxpr):
+        return Blame(fixed, False)
+    changed = _changed_number(found.jaxpr, jaxpr)
+    return Blame(changed, True) if changed else None
 
-    def tried(some: Sequence[str]) -> _Blame | None:
-        keep = {n: np.arange(found[n].size) < -(-found[n].size // 2) for n in some}
-        try:
-            small = smaller(net, found, keep)
-        except ValueError as error:
-            text = str(error).partition("the model raised: ")[2] or str(error)
-            return _Blame(f"the model does not run with less: {text.splitlines()[0]}", False)
-        jaxpr = _traced(small).plan.jaxpr
-        if fixed := _fixed_size(found, keep, jaxpr):
-            return _Blame(fixed, False)
-        changed = _changed_number(found.jaxpr, jaxpr)
-        return _Blame(changed, True) if changed else None
+
+def _blame(net: Network, found: Dependencies, names: Sequence[str]) -> dict[str, Blame]:
+    """The groups that cannot be cut to half nor to some other size, and why."""
+    sizes = {name: -(-found[name].size // 2) for name in names}
+
+    def tried(some: Sequence[str]) -> Blame | None:
+        return refusal(net, found, {n: np.arange(found[n].size) < sizes[n] for n in some})
 
     if tried(names) is None:
         return {}
-    blame = {name: why for name in names if (why := tried([name])) is not None}
+    blame: dict[str, Blame] = {}
+    for name in names:
+        why = tried([name])
+        half = sizes[name]
+        # at half, a model's own test of shapes may come out otherwise than at every other size
+        others = (n for n in (half + 1, half - 1, found[name].size - 1) if 0 < n < found[name].size)
+        while why is not None and not why.renormalising and (size := next(others, 0)):
+            sizes[name] = size
+            why = tried([name]) and why
+        if why is not None:
+            blame[name] = why
     rest = [name for name in names if name not in blame]
     together = tried(rest) if rest else None
     return blame if together is None else blame | dict.fromkeys(rest, together)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,10 +22,15 @@ from jaxsim.sparsity.dependencies import (
     Group,
     dependencies,
     importances,
+    refusal,
     smaller,
+    tied_sizes,
+    unmade,
     without,
 )
 from jaxsim.transforms.compose import Transform, require_network
+from jaxsim.transforms.constants import emitted, read_through, watched
+from jaxsim.transforms.layers import tensors, with_tensors
 
 TOLERANCE = 1e-4
 """What outputs may differ by, as a share of the largest, where they are to be the same."""
@@ -50,7 +56,8 @@ def shrink(
 
     Exactly one of three things says what goes: a share of the channels, those that are to stay, or,
     without either, the masks of the network: a channel goes when masks leave nothing of what makes
-    it, or of what reads it.
+    it, or of what reads it. A constant that it still emits goes into the layers that read it; where
+    none can take it, the channel stays and a warning names it.
 
     Args:
       sparsity: share of the channels to remove, in [0, 1): of each group, or of all.
@@ -84,6 +91,7 @@ def shrink(
 
     def apply(net: Network) -> Network:
         require_network(net, "shrink")
+        given = net
         if isinstance(net, EarlyExit):
             raise ValueError("shrink cannot follow exit_early, whose classifiers read the channels")
         if net.deployed or net.cores:
@@ -96,12 +104,14 @@ def shrink(
         if keep is not None:
             masks = _given(found, keep, exact=exact)
         elif sparsity is None:
-            masks = _masked(net, found, free)
+            masks, net = _masked(net, found, free, exact=exact)
         else:
             scores = _squares(net) if importance is None else importance
             worth = importances(found, _checked(net, scores))
             worth = {g.name: worth[g.name] for g in free}
-            masks = _ranked(worth, float(sparsity), scope, least, multiple)
+            tied = {} if scope == "global" else tied_sizes(found)
+            masks = _ranked(worth, float(sparsity), scope, least, multiple, tied)
+            masks = _fitting(net, found, worth, masks, least, multiple, exact=exact)
         masks = {name: mask for name, mask in masks.items() if not mask.all()}
         if not masks:
             if keep is None and sparsity is not None and free:
@@ -111,7 +121,7 @@ def shrink(
             )
         small = smaller(net, found, masks)
         if not any(found[name].renormalising for name in masks):
-            whole = net if sparsity is None and keep is None else without(net, found, masks)
+            whole = given if sparsity is None and keep is None else without(net, found, masks)
             if (off := _difference(whole, small)) > TOLERANCE and exact:
                 raise ValueError(
                     f"shrink: outputs would change by {off:.1e} of the largest against zeros in "
@@ -171,22 +181,53 @@ def _given(found: Dependencies, keep: Mapping[str, Any], *, exact: bool) -> dict
     return masks
 
 
-def _masked(net: Network, found: Dependencies, free: Sequence[Group]) -> dict[str, Any]:
-    """What the masks leave of each group."""
+def _masked(
+    net: Network, found: Dependencies, free: Sequence[Group], *, exact: bool
+) -> tuple[dict[str, Any], Network]:
+    """What the masks leave of each group, and the network with what the rest emits folded in."""
     left = jax.tree_util.tree_map_with_path(
         lambda path, p: net.masks.get(path_name(path), np.ones(np.shape(p))), net.params
     )
     masks: dict[str, Bool[np.ndarray, " size"]] = {}
+    empty = unmade(found, left)
     made, read = (importances(found, left, role=role) for role in ("out", "in"))
+    dead = [g for g in free if empty[g.name].any()]
+    arguments = _drawn(net)
+    readers = watched(net, dead, arguments) if dead else {}
+    folded, held = net, list[str]()
     for group in free:
-        alive = np.ones(group.size, bool)
-        for role, count in (("out", made), ("in", read)):
-            if any(m.role == role and m.path.startswith("params/") for m in group.members):
-                alive &= count[group.name] > 0
-        if not alive.any():
+        gone = np.zeros(group.size, bool)
+        if any(m.role == "in" and m.path.startswith("params/") for m in group.members):
+            gone |= read[group.name] == 0
+        if group in dead and (group.renormalising or not read_through(net, group)):
+            gone |= made[group.name] == 0  # whether the rest computes the same is seen at the end
+        elif group in dead:
+            what = empty[group.name] & ~gone
+
+            def same(other: Network) -> bool:
+                return _difference(net, other) <= TOLERANCE
+
+            constant = emitted(net, found, group, what, readers, same)
+            gone |= constant.gone
+            now = tensors(folded)
+            before = tensors(net)
+            folded = with_tensors(
+                folded, {p: now[p] + a - before[p] for p, a in constant.changes.items()}
+            )
+            if exact:
+                held += [f"{group.name}[{c}]" for c in np.flatnonzero(constant.held & ~gone)]
+            else:
+                gone |= made[group.name] == 0
+        if gone.all():
             raise ValueError(f"shrink: masks leave nothing of {group.name}")
-        masks[group.name] = alive
-    return masks
+        masks[group.name] = ~gone
+    if held:
+        warnings.warn(
+            f"shrink: {', '.join(held)} are empty and stay: they emit a constant that no bias or "
+            "norm behind them can take",
+            stacklevel=3,
+        )
+    return masks, folded
 
 
 def _ranked(
@@ -195,10 +236,15 @@ def _ranked(
     scope: str,
     least: int,
     multiple: int,
+    tied: Mapping[str, Sequence[str]],
 ) -> dict[str, Bool[np.ndarray, " size"]]:
     """What stays: the worthiest, of equals the last ones."""
     if scope == "group":
         gone = {name: round(sparsity * w.size) for name, w in worth.items()}
+        for outer, inner in tied.items():
+            inner = [name for name in inner if name in worth]
+            if outer in worth and inner:
+                gone |= _together(outer, inner, {n: w.size for n, w in worth.items()}, sparsity)
     else:
         flat = np.concatenate([w / max(w.mean(), 1e-300) for w in worth.values()])
         out = np.zeros(flat.size, bool)
@@ -215,10 +261,63 @@ def _ranked(
     return masks
 
 
-def _difference(whole: Network, small: Network) -> float:
-    """Largest difference of outputs, as a share of the largest, on inputs of the traced shapes."""
+def _together(
+    outer: str, inner: Sequence[str], sizes: Mapping[str, int], sparsity: float
+) -> dict[str, int]:
+    """How many groups of a convolution go, and how many channels of each, to leave one share."""
+    best: tuple[float, int, list[int]] | None = None
+    for groups in range(sizes[outer], 0, -1):
+        wanted = [(1 - sparsity) * sizes[outer] * sizes[name] for name in inner]
+        stay = [
+            min(max(round(w / groups), 1), sizes[name])
+            for w, name in zip(wanted, inner, strict=True)
+        ]
+        off = sum(abs(groups * n - w) for n, w in zip(stay, wanted, strict=True))
+        if best is None or off < best[0] - 1e-9:
+            best = off, groups, stay
+    assert best is not None
+    _, groups, stay = best
+    gone = {outer: sizes[outer] - groups}
+    return gone | {name: sizes[name] - n for name, n in zip(inner, stay, strict=True)}
+
+
+def _fitting(
+    net: Network,
+    found: Dependencies,
+    worth: Mapping[str, Float[np.ndarray, " size"]],
+    masks: dict[str, Bool[np.ndarray, " size"]],
+    least: int,
+    multiple: int,
+    *,
+    exact: bool,
+) -> dict[str, Bool[np.ndarray, " size"]]:
+    """These masks, or the nearest with which the model runs the same equations."""
+
+    def refused(some: Mapping[str, Any]) -> bool:
+        why = refusal(net, found, {n: m for n, m in some.items() if not m.all()})
+        return why is not None and (exact or not why.renormalising)
+
+    if not refused(masks):
+        return masks
+    fitted = dict(masks)
+    for name, mask in masks.items():
+        if mask.all() or not refused({name: mask}):
+            continue
+        order, wanted = np.argsort(worth[name], kind="stable"), int(mask.sum())
+        sizes = (n for n in range(least, mask.size + 1) if n % multiple == 0 or n == mask.size)
+        for stay in sorted(sizes, key=lambda n: (abs(n - wanted), -n)):
+            other = np.ones(mask.size, bool)
+            other[order[: mask.size - stay]] = False
+            fitted[name] = other
+            if other.all() or not refused({name: other}):
+                break
+    return fitted
+
+
+def _drawn(net: Network) -> Parts:
+    """Random arguments of the traced shapes."""
     rng, drawn = np.random.default_rng(0), []
-    for shape in whole.example.arrays:
+    for shape in net.example.arrays:
         if jnp.issubdtype(shape.dtype, jnp.floating):
             drawn.append(jnp.asarray(rng.normal(size=shape.shape), shape.dtype))
         elif shape.dtype == bool:
@@ -229,7 +328,12 @@ def _difference(whole: Network, small: Network) -> float:
             )
         else:
             drawn.append(jnp.asarray(rng.integers(0, 2, shape.shape), shape.dtype))
-    arguments = dataclasses.replace(whole.example, arrays=tuple(drawn))
+    return dataclasses.replace(net.example, arrays=tuple(drawn))
+
+
+def _difference(whole: Network, small: Network) -> float:
+    """Largest difference of outputs, as a share of the largest, on inputs of the traced shapes."""
+    arguments = _drawn(whole)
     found = [jax.tree.leaves(_run(net, arguments)) for net in (whole, small)]
     worst = 0.0
     for a, b in zip(*found, strict=True):
