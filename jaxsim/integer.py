@@ -119,7 +119,7 @@ class _Raw(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["cores", "states", "constants"],
-    meta_fields=["fn", "held", "defaults", "example", "steps", "outputs"],
+    meta_fields=["fn", "held", "defaults", "example", "weights", "steps", "outputs"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class IntegerNetwork(PytreeValue):
@@ -133,6 +133,7 @@ class IntegerNetwork(PytreeValue):
       held: shapes of its parameters and buffers; it holds none of them.
       defaults: keyword arguments fixed at `trace`.
       example: shapes of the arguments it was traced with.
+      weights: paths of the buffers that count as weights.
       steps: in order of execution.
       outputs: how each output is taken, and the position of its scale among the constants.
     """
@@ -144,6 +145,7 @@ class IntegerNetwork(PytreeValue):
     held: Parts
     defaults: Parts
     example: Parts
+    weights: tuple[str, ...]
     steps: tuple[Step, ...]
     outputs: tuple[tuple[Take, Take], ...]
 
@@ -205,6 +207,7 @@ def integer_only(chip: Network) -> IntegerNetwork:
         held=Parts.of(shapes, lambda leaf: False),
         defaults=chip.defaults,
         example=chip.example,
+        weights=chip.weights,
         steps=tuple(converter.steps),
         outputs=outputs,
     )

@@ -94,7 +94,7 @@ def test_the_snippet_of_the_readme(kind, capsys):
         snippet = snippet.replace("js.trace(model, variables, x)", "js.trace(model, x)")
     exec(compile(snippet, "README.md", "exec"), given)
     assert given["y"].shape == (8, 4)
-    assert "conversions" in capsys.readouterr().out
+    assert "networks, cost per input" in capsys.readouterr().out
 
 
 CODES = js.quantize(8, 8)
