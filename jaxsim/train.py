@@ -91,11 +91,14 @@ def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.Gradien
       ValueError: when it begins, a mask whose leaves are not those of the parameters.
     """
 
+    def absent(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
     def masked(values: Any) -> Any:
-        return jax.tree.map(lambda v, m: v * m, values, trained)
+        return jax.tree.map(lambda v, m: v if absent(v) else v * m, values, trained, is_leaf=absent)
 
     def init(params: Any) -> optax.OptState:
-        if jax.tree.structure(params) != jax.tree.structure(trained):
+        if jax.tree.structure(params, is_leaf=absent) != jax.tree.structure(trained):
             raise ValueError(
                 f"trained: {jax.tree.structure(trained)}; must be {jax.tree.structure(params)}"
             )
@@ -208,7 +211,8 @@ def fit(
     given = net
     if (masks := masks_of(state)) is not None:
         zero = jax.tree.map(np.zeros_like, net.params)
-        net = dataclasses.replace(net, params=chosen(masks, net.params, zero), masks={})
+        net = dataclasses.replace(net, params=chosen(masks, net.params, zero))
+        net = dataclasses.replace(net, masks={n: m for n, m in net.masks.items() if n not in masks})
     with contextlib.ExitStack() as stack:
         done, kept = None, None
         if checkpoints is not None:
@@ -230,7 +234,7 @@ def fit(
                 advance(value)
             if kept is not None:
                 kept.add(epoch + 1, (_trained(net), net.buffers, state))
-    return dataclasses.replace(net, masks=masks_of(state) or net.masks)
+    return dataclasses.replace(net, masks={**net.masks, **(masks_of(state) or {})})
 
 
 def _trained(net: Network) -> Any:

@@ -21,6 +21,7 @@ from jaxsim.sparsity.masked import (
     masked_moments,
     negative,
     own,
+    present,
     stepped,
     with_own,
 )
@@ -179,17 +180,18 @@ def _rewiring(
 
     def init(params: Any) -> SparseState:
         flat = by_name(own(net, params))
-        memory = () if remember is None else {n: jnp.zeros_like(flat[n]) for n in stacked}
-        start = jax.tree.map(jnp.array, net.masks)
+        memory = {n: jnp.zeros_like(flat[n]) for n in stacked if n in flat} if remember else ()
+        start = present(net, net.masks, params)
         return SparseState(
             jnp.zeros((), jnp.int32), start, memory, inner.init(masked(net, start, params))
         )
 
     def exchange(state: SparseState, grads: Any, params: Any) -> tuple[Any, SparseState]:
         w, g = by_name(own(net, params)), by_name(own(net, grads))
-        scores = grow({n: g[n] for n in stacked}, state.memory, state.step)
+        here = {n: stack for n, stack in stacked.items() if n in w}
+        scores = grow({n: g[n] for n in here}, state.memory, state.step)
         masks = dict(state.masks)
-        for name, stack in stacked.items():
+        for name, stack in here.items():
             rows = (math.prod(stack), -1)
             masks[name] = _exchanged(
                 state.masks[name].reshape(rows),
@@ -205,17 +207,19 @@ def _rewiring(
             state.step + 1, masks, state.memory, after
         )
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SparseState]:
+    def update(
+        updates: Any, state: Any, params: Any = None, **more: Any
+    ) -> tuple[Any, SparseState]:
         if remember is not None:
             state = state._replace(memory=remember(state.memory, by_name(own(net, updates))))
         due = (state.step > 0) & (state.step % every == 0) & (state.step < until)
         return lax.cond(
             due,
             lambda: exchange(state, updates, params),
-            lambda: stepped(inner, net, state, state.masks, updates, params),
+            lambda: stepped(inner, net, state, state.masks, updates, params, **more),
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _exchanged(mask: Array, size: Array, growth: Array, share: Array) -> Array:

@@ -8,7 +8,7 @@ weight decay do, and so are its moments. Gradients are to be those of all weight
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -55,10 +55,11 @@ def masks_of(state: Any) -> Masks | None:
     """The masks in an optimiser's state, or None.
 
     Args:
-      state: of any optax transformation.
+      state: of any optax transformation; each sparse optimiser in it has those of its parameters.
     """
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, SparseState))
-    return next((node.masks for node in nodes if isinstance(node, SparseState)), None)
+    found = [node.masks for node in nodes if isinstance(node, SparseState)]
+    return {n: m for masks in reversed(found) for n, m in masks.items()} if found else None
 
 
 def fixed(inner: GradientTransformation, net: Network) -> GradientTransformation:
@@ -113,15 +114,20 @@ def gradual(
     start = all_masks(net, sites)
 
     def make(state: SparseState, params: Any, grads: Any) -> Masks:
-        now = dataclasses.replace(net, params=params, masks=state.masks)
+        here = by_name(params)
+        names = [s.name for s in net.select(sites) if s.param in here]
+        others = {n: m for n, m in net.masks.items() if n not in state.masks}
+        now = dataclasses.replace(
+            net, params=completed(net, params), masks={**others, **state.masks}
+        )
         share = None if schedule.sparsity is None else schedule.sparsity(state.step)
         masks = make_masks(
             now,
-            criterion.score(now, state.memory),
+            criterion.score(now, completed_memory(net, state.memory)),
             share,
             pattern=pattern,
             distribution=distribution,
-            sites=sites,
+            sites=names,
         )
         return {**state.masks, **masks}
 
@@ -151,21 +157,21 @@ def _pruning(
     import optax
 
     def first(params: Any) -> SparseState:
+        masks = present(net, start, params)
         return SparseState(
             jnp.zeros((), jnp.int32),
-            # a copy: the network's own may be donated, or live elsewhere
-            jax.tree.map(jnp.array, start),
+            masks,
             init(own(net, params)),
-            inner.init(masked(net, start, params)),
+            inner.init(masked(net, masks, params)),
         )
 
-    def step(updates: Any, state: Any, params: Any = None) -> tuple[Any, SparseState]:
+    def step(updates: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, SparseState]:
         w, g = own(net, params), own(net, updates)
         state = state._replace(memory=update(state.memory, w, g))
         masks = lax.cond(due(state.step), lambda: make(state, w, g), lambda: state.masks)
-        return stepped(inner, net, state, masks, updates, params)
+        return stepped(inner, net, state, masks, updates, params, **more)
 
-    return optax.GradientTransformation(first, step)
+    return optax.GradientTransformationExtraArgs(first, step)
 
 
 def stepped(
@@ -175,10 +181,15 @@ def stepped(
     masks: Masks,
     grads: Any,
     params: Any,
+    **more: Any,
 ) -> tuple[Any, SparseState]:
     """A step of the wrapped optimiser within masks: updates, and the state after it."""
+    import optax
+
     before = masked_moments(inner, net, state.inner, masks, params)
-    updates, after = inner.update(masked(net, masks, grads), before, masked(net, masks, params))
+    updates, after = optax.with_extra_args_support(inner).update(
+        masked(net, masks, grads), before, masked(net, masks, params), **more
+    )
     updates = with_own(net, updates, chosen(masks, own(net, updates), negative(own(net, params))))
     return updates, SparseState(state.step + 1, masks, state.memory, after)
 
@@ -190,9 +201,14 @@ def masked_moments(
     import optax
 
     remains = masked(net, masks, jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params))
-    return optax.tree_utils.tree_map_params(
-        inner, lambda a, m: jnp.where(m, a, 0) if a.shape == m.shape else a, state, remains
-    )
+
+    def absent(node: Any) -> bool:  # a parameter that the wrapped optimizer does not train
+        return isinstance(node, optax.MaskedNode)
+
+    def kept(a: Any, m: Any) -> Any:
+        return a if absent(a) or a.shape != m.shape else jnp.where(m, a, 0)
+
+    return optax.tree_utils.tree_map_params(inner, kept, state, remains, is_leaf=absent)
 
 
 def negative(tree: Any) -> Any:
@@ -201,14 +217,72 @@ def negative(tree: Any) -> Any:
 
 
 def own(net: Network, tree: Any) -> Any:
-    """The network's parameters in what `fit` optimises, which may hold ranges beside them."""
-    return tree if jax.tree.structure(tree) == jax.tree.structure(net.params) else tree["params"]
+    """The network's parameters in what `fit` optimises, which may hold ranges beside them.
+
+    Optax's wrappers (`masked`, `multi_transform`) put a `MaskedNode` in the place of a parameter
+    that is not for this optimiser.
+
+    Raises:
+      ValueError: no tree of the network's parameters.
+    """
+    if _fits(net, tree):
+        return tree
+    if isinstance(tree, Mapping) and "params" in tree and _fits(net, tree["params"]):
+        return tree["params"]
+    what = "none" if tree is None else str(jax.tree.structure(tree))
+    raise ValueError(
+        "params: a sparse optimizer takes the network's own parameters (and optax's MaskedNode "
+        f"where one is not for it), in update(grads, state, params) too; got {what}"
+    )
 
 
 def with_own(net: Network, tree: Any, params: Any) -> Any:
     """What `fit` optimises with other parameters of the network."""
-    same = jax.tree.structure(tree) == jax.tree.structure(net.params)
-    return params if same else {**tree, "params": params}
+    return params if _fits(net, tree) else {**tree, "params": params}
+
+
+def _fits(net: Network, tree: Any) -> bool:
+    import optax
+
+    structure = jax.tree.structure(tree, is_leaf=lambda n: isinstance(n, optax.MaskedNode))
+    return structure == jax.tree.structure(net.params)
+
+
+def present(net: Network, masks: Masks, params: Any) -> Masks:
+    """Masks of the parameters that an optimiser is given.
+
+    They are copies: the network's own may be donated, or live elsewhere.
+
+    Raises:
+      ValueError: none of them is among the parameters.
+    """
+    here = by_name(own(net, params))
+    if not (found := {n: jnp.array(m) for n, m in masks.items() if n in here}):
+        raise ValueError(
+            f"params: none of the masked ones ({', '.join(masks)}) is among those that this sparse "
+            f"optimizer is given ({', '.join(here)})"
+        )
+    return found
+
+
+def completed(net: Network, params: Any) -> Any:
+    """Parameters with the network's own in the place of those that are not for an optimiser."""
+    import optax
+
+    return jax.tree.map(
+        lambda own, p: own if isinstance(p, optax.MaskedNode) else p,
+        net.params,
+        params,
+        is_leaf=lambda n: isinstance(n, optax.MaskedNode),
+    )
+
+
+def completed_memory(net: Network, memory: Any) -> Any:
+    """What a criterion remembers of each parameter, zero of those that are not for an optimiser."""
+    if not _fits(net, memory):
+        return memory
+    still = dataclasses.replace(net, params=jax.tree.map(jnp.zeros_like, net.params))
+    return completed(still, memory)
 
 
 def masked(net: Network, masks: Masks, tree: Any) -> Any:

@@ -215,7 +215,8 @@ def _masked(
                 folded, {p: now[p] + a - before[p] for p, a in constant.changes.items()}
             )
             if exact:
-                held += [f"{group.name}[{c}]" for c in np.flatnonzero(constant.held & ~gone)]
+                stays = (constant.held | (made[group.name] == 0)) & ~gone
+                held += [f"{group.name}[{c}]" for c in np.flatnonzero(stays)]
             else:
                 gone |= made[group.name] == 0
         if gone.all():
