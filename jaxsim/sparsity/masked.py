@@ -115,7 +115,7 @@ def gradual(
 
     def make(state: SparseState, params: Any, grads: Any) -> Masks:
         here = by_name(params)
-        names = [s.name for s in net.select(sites) if s.param in here]
+        names = [s.name for s in net.select(sites) if here.keys() >= set(s.parts)]
         others = {n: m for n, m in net.masks.items() if n not in state.masks}
         now = dataclasses.replace(
             net, params=completed(net, params), masks={**others, **state.masks}
