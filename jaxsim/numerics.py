@@ -120,6 +120,23 @@ def native(a: Any) -> Any:
     return a
 
 
+def placed_like(a: Array, other: Any) -> Array:
+    """An array on the devices of another one of its rank, cut as that is where its sizes allow it.
+
+    Args:
+      a: What is made beside a parameter, such as its mask.
+      other: The parameter; nothing happens where it is traced or not on a mesh.
+    """
+    sharding = None if is_traced(a) or is_traced(other) else getattr(other, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding) or np.ndim(a) != np.ndim(other):
+        return a
+    try:
+        sharding.shard_shape(np.shape(a))
+    except ValueError:  # a size that the mesh does not divide
+        return a
+    return jax.device_put(a, sharding)
+
+
 def straight_through(
     exact: Callable[..., Array], smooth: Callable[..., Array]
 ) -> Callable[..., Array]:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from jaxsim.internals import inner_jaxprs
 from jaxsim.network import Network, contractions, path_name, trace_plan
+from jaxsim.numerics import placed_like
 from jaxsim.sparsity.labels import Atom, Chain, Label, Product, atoms, kept, resolved, shares
 from jaxsim.sparsity.modules import resized
 from jaxsim.sparsity.provenance import Leaf, place, provenance
@@ -299,7 +300,7 @@ def _taken(a: Any, index: np.ndarray, axis: int) -> Any:
     if isinstance(a, jax.ShapeDtypeStruct):
         shape = (*a.shape[:axis], len(index), *a.shape[axis + 1 :])
         return jax.ShapeDtypeStruct(shape, a.dtype)
-    return jnp.take(a, index, axis)
+    return placed_like(jnp.take(a, index, axis), a)
 
 
 class Blame(NamedTuple):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 
 from jaxsim.core import Core, Op, State, Wrapper, float_core
 from jaxsim.network import Network, path_name, write_states
-from jaxsim.numerics import check_share, is_traced
+from jaxsim.numerics import check_share, is_traced, placed_like
 from jaxsim.sparsity.distribution import Distribution, Layer, rank
 from jaxsim.sparsity.pattern import Layout, Pattern
 
@@ -111,9 +111,9 @@ def make_masks(
       ValueError: scores that are NaN, a stack that does not come first in its parameter, a layer
         that the pattern does not fit, or one that would lose everything.
     """
-    stacked, flat = stacks(net, sites), by_name(scores)
+    stacked, flat, params = stacks(net, sites), by_name(scores), by_name(net.params)
     # in the order of the tree, so that ties between layers have an order that is known
-    names = [name for name in by_name(net.params) if name in stacked]
+    names = [name for name in params if name in stacked]
     contracted = contracted_axes(net, names) if pattern.needs_axes else {}
     layouts: dict[str, Layout] = {}
     alive: dict[str, Array] = {}
@@ -142,7 +142,8 @@ def make_masks(
     masks: Masks = {}
     for name, mask in kept.items():
         whole = layouts[name].spread(mask & alive[name]).reshape(flat[name].shape)
-        masks[name] = whole & net.masks[name] if name in net.masks else whole
+        mine = whole & net.masks[name] if name in net.masks else whole
+        masks[name] = placed_like(mine, params[name])
         rows = masks[name].reshape(len(mask), -1).any(1)
         if not allow_collapse and not is_traced(rows) and not bool(rows.all()):
             raise ValueError(

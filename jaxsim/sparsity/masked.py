@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jaxsim.network import Network
+from jaxsim.numerics import placed_like
 from jaxsim.sparsity.criterion import Criterion, magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import (
@@ -140,7 +141,7 @@ def all_masks(net: Network, sites: str | Sequence[str]) -> Masks:
     """A network's masks, and those that leave everything at chosen sites without one."""
     flat = by_name(net.params)
     require_alone(net, sites, "a sparse optimizer")
-    return {**{n: jnp.ones(flat[n].shape, bool) for n in stacks(net, sites)}, **net.masks}
+    return {**{n: jnp.ones_like(flat[n], bool) for n in stacks(net, sites)}, **net.masks}
 
 
 def _pruning(
@@ -257,7 +258,9 @@ def present(net: Network, masks: Masks, params: Any) -> Masks:
       ValueError: none of them is among the parameters.
     """
     here = by_name(own(net, params))
-    if not (found := {n: jnp.array(m) for n, m in masks.items() if n in here}):
+    if not (
+        found := {n: placed_like(jnp.array(m), here[n]) for n, m in masks.items() if n in here}
+    ):
         raise ValueError(
             f"params: none of the masked ones ({', '.join(masks)}) is among those that this sparse "
             f"optimizer is given ({', '.join(here)})"
