@@ -201,8 +201,8 @@ def params_of(pieces: Encoder) -> dict[str, Any]:
     Args:
       pieces: from `encoder`, trained since or not; what cores or masks it has is left behind.
     """
-    (embedding,) = pieces.embed.args
-    params = {"embedding": embedding["params"], "head": pieces.head}
+    embedding, _ = pieces.embed.args
+    params = {"embedding": embedding, "head": pieces.head}
     for name in ("attention", "feed_forward"):
         halves: tuple[Network, ...] = getattr(pieces, name)
         params |= {f"{name}_{i}": half.params for i, half in enumerate(halves)}
