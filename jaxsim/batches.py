@@ -221,7 +221,7 @@ def _source(data: Any, name: str) -> Iterable[Any]:
         raise ValueError(f"{name}={data!r}: expected at least one batch, got none")
     if not isinstance(data, str | bytes):
         try:
-            return iter(data)
+            return iter(data)  # pyright: ignore
         except TypeError:
             pass
     raise ValueError(

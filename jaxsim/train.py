@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.batches import Batch, labelled, row_count, take_rows
 from jaxsim.checkpoint import describe, trail
@@ -114,7 +114,7 @@ def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.Gradien
 def fit(
     net: Network,
     images: Any,
-    labels: Num[np.ndarray, "N ..."] | None = None,
+    labels: Any = None,
     *,
     epochs: int,
     optimizer: optax.GradientTransformation,

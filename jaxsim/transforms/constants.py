@@ -117,7 +117,7 @@ def emitted(
         return np.arange(group.size) == c
 
     constant, zero = nothing.copy(), nothing.copy()
-    for c in np.flatnonzero(empty):
+    for c in map(int, np.flatnonzero(empty)):
         held = [(readers[s.name], entries(s, axis, one(c))) for s, axis in sites]
         constant[c] = not any(reader.moves(own) for reader, own in held)
         zero[c] = constant[c] and not any(reader.share(own).any() for reader, own in held)
