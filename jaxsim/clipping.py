@@ -7,6 +7,7 @@ a Partial too.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxsim.grid import Clip, Grid, Range, encode, scale_and_zero
-from jaxsim.numerics import check_range, is_traced, quantile
+from jaxsim.numerics import check_range, is_traced, quantile, unit_of
 
 __all__ = [
     "percentile",
@@ -32,6 +33,7 @@ __all__ = [
 
 SAMPLE = 2**16  # values of a row that a search looks at, beside its largest
 BINS = 2048
+MOST = float(np.finfo(np.float32).max)
 
 
 def percentile(share: float | Array) -> Clip:
@@ -143,6 +145,16 @@ def cut(clip: Clip | None, x: Float[Array, "..."], r: Range) -> tuple[Float[Arra
     return jnp.clip(x, r.lo, r.hi), Range(*map(lax.stop_gradient, r))
 
 
+def over_kept(clip: Clip | None) -> Clip | None:
+    """The rule of weights some of which are pruned: it looks at those that are not zero.
+
+    Where zeros do not move a rule it is what it was.
+    """
+    if not isinstance(clip, Partial) or clip.func not in (_percentile, _rms, _least_squares):
+        return clip
+    return partial(clip.func, *clip.args, kept=True)
+
+
 def _check_ends(lo: Any, hi: Any) -> None:
     if is_traced(lo) or is_traced(hi):
         return
@@ -151,21 +163,34 @@ def _check_ends(lo: Any, hi: Any) -> None:
         raise ValueError(f"lo={lo}, hi={hi}: must be finite, and lo at most hi")
 
 
-def _percentile(share: Array, rows: Array, *, bits: int, symmetric: bool) -> Range:
-    share = jnp.asarray(share, jnp.float32) / 100
+def _percentile(
+    share: Array, rows: Array, *, bits: int, symmetric: bool, kept: bool = False
+) -> Range:
+    share, among = jnp.asarray(share, jnp.float32) / 100, rows != 0 if kept else None
     if symmetric:
-        hi = quantile(jnp.abs(rows), share)
+        hi = quantile(jnp.abs(rows), share, among)
         return Range(-hi, hi)
-    return Range(quantile(rows, (1 - share) / 2), quantile(rows, (1 + share) / 2))
+    return Range(*(quantile(rows, (1 + sign * share) / 2, among) for sign in (-1, 1)))
 
 
-def _rms(width: Array, rows: Array, *, bits: int, symmetric: bool) -> Range:
+def _rms(width: Array, rows: Array, *, bits: int, symmetric: bool, kept: bool = False) -> Range:
+    unit = unit_of(rows, (-1,))
+    near = rows / unit
+    among = near != 0 if kept else jnp.ones(rows.shape, bool)
+    count = jnp.maximum(jnp.sum(among, -1), 1).astype(jnp.float32)
+
+    def mean(values: Array) -> Array:
+        return jnp.sum(values, -1, where=among) / count
+
+    unit = unit[..., 0]
     if symmetric:
-        hi = width * jnp.sqrt(jnp.mean(rows**2, -1))
+        hi = jnp.minimum(width * jnp.sqrt(mean(near**2)), MOST / unit) * unit
         return Range(-hi, hi)
-    mean, spread = jnp.mean(rows, -1), width * jnp.std(rows, -1)
+    middle = mean(near)
+    spread = width * jnp.sqrt(mean((near - middle[..., None]) ** 2))
     return Range(
-        jnp.maximum(mean - spread, jnp.min(rows, -1)), jnp.minimum(mean + spread, jnp.max(rows, -1))
+        jnp.maximum((middle - spread) * unit, jnp.min(rows, -1)),
+        jnp.minimum((middle + spread) * unit, jnp.max(rows, -1)),
     )
 
 
@@ -175,7 +200,7 @@ def _fixed(lo: Array, hi: Array, rows: Array, *, bits: int, symmetric: bool) -> 
 
 def _learned(lo: Array, hi: Array, rows: Array, *, bits: int, symmetric: bool) -> Range:
     top = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
-    share = 1 / np.sqrt(rows.shape[-1] * max(top, 1))
+    share = 1 / math.sqrt(max(rows.shape[-1], 1) * max(top, 1))
 
     def scaled(end: Array) -> Array:
         return end * share + lax.stop_gradient(end * (1 - share))
@@ -198,8 +223,10 @@ def _sampled(rows: Array) -> Array:
     return rows[..., :: -(-rows.shape[-1] // SAMPLE)]
 
 
-def _least_squares(rows: Array, *, bits: int, symmetric: bool) -> Range:
-    grid, values = Grid(bits, symmetric=symmetric), _sampled(rows)
+def _least_squares(rows: Array, *, bits: int, symmetric: bool, kept: bool = False) -> Range:
+    grid, unit = Grid(bits, symmetric=symmetric), unit_of(rows, (-1,))
+    rows = rows / unit
+    values = _sampled(rows)
     most = jnp.max(jnp.abs(rows), -1)
     ends = (-most, most) if symmetric else (jnp.min(rows, -1), jnp.max(rows, -1))
 
@@ -207,7 +234,7 @@ def _least_squares(rows: Array, *, bits: int, symmetric: bool) -> Range:
         """Mean squared error of each row, its range scaled by a share [rows]."""
         scale, zero = scale_and_zero(grid, Range(*(end * share for end in ends)))
         scale, zero = scale[..., None], zero[..., None]
-        decoded = (encode(grid, values, scale, zero) - zero) * scale
+        decoded = (encode(grid, values, scale, zero, kept=kept) - zero) * scale
         return jnp.mean((decoded - values) ** 2, -1)
 
     def best(shares: Array) -> Array:
@@ -222,7 +249,7 @@ def _least_squares(rows: Array, *, bits: int, symmetric: bool) -> Range:
     found = best(jnp.broadcast_to(coarse.reshape(64, *(1,) * len(shape)), (64, *shape)))
     near = jnp.linspace(ratio, 1 / ratio, 17).reshape(17, *(1,) * len(shape))
     found = best(jnp.minimum(found * near, 1.0))
-    return Range(*(end * found for end in ends))
+    return Range(*(end * found * unit[..., 0] for end in ends))
 
 
 def _entropy(rows: Array, *, bits: int, symmetric: bool) -> Range:
@@ -237,8 +264,10 @@ def _entropy(rows: Array, *, bits: int, symmetric: bool) -> Range:
 def _threshold(x: Float[Array, " n"], *, bits: int, symmetric: bool) -> Float[Array, ""]:
     """The threshold of magnitudes [n] that loses the least information."""
     levels = 2 ** (bits - 1) if symmetric else 2**bits
-    magnitude = jnp.abs(x)
-    width = jnp.maximum(jnp.max(magnitude), jnp.finfo(jnp.float32).tiny) / BINS
+    unit = unit_of(x, (0,))[0]
+    magnitude = jnp.abs(x) / unit
+    most = jnp.max(magnitude)
+    width = jnp.where(most > 0, most, 1.0) / BINS
     place = jnp.minimum((magnitude / width).astype(jnp.int32), BINS - 1)
     counts = jnp.zeros(BINS).at[place].add((x != 0).astype(jnp.float32))
     index = jnp.arange(BINS)
@@ -252,11 +281,12 @@ def _threshold(x: Float[Array, " n"], *, bits: int, symmetric: bool) -> Float[Ar
         total = jnp.zeros(levels).at[level].add(jnp.where(inside, counts, 0))
         filled = jnp.zeros(levels).at[level].add(some.astype(jnp.float32))
         q = jnp.where(some, total[level] / jnp.maximum(filled[level], 1), 0)
-        p, q = p / jnp.sum(p), q / jnp.maximum(jnp.sum(q), 1)
+        p, q = p / jnp.maximum(jnp.sum(p), 1), q / jnp.maximum(jnp.sum(q), 1)
         # A bin with outliers alone has no code of its own; a tiny share keeps the sum finite.
         q = jnp.maximum(q, 1e-9)
         return jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, 1e-30) / q), 0))
 
     candidates = np.unique(np.append(np.arange(levels, BINS, max(levels // 8, 8)), BINS))
     divergences = lax.map(divergence, jnp.asarray(candidates))
-    return (jnp.asarray(candidates)[jnp.argmin(divergences)]) * width
+    found = jnp.asarray(candidates, jnp.float32)[jnp.argmin(divergences)] * width
+    return jnp.minimum(found, most) * unit

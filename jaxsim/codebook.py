@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxsim.numerics import unit_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class Codebook:
 
     Attributes:
       levels: the table, for weights divided by the largest magnitude that shares a scale; None
-        fits one to each tensor by k-means, and then there is no scale.
+        fits one to each tensor by k-means, and then there is no scale. A table without a zero, and
+        a fitted one, holds a zero as the value nearest to it; pruned weights stay zero, and so do
+        weights all of whose scale are.
       size: entries of a fitted table, where there are as many vectors.
       length: weights that point together, as one vector along the contracted axes (product
         quantisation); 1 for a table of numbers.
@@ -46,6 +50,8 @@ class Codebook:
 class Floating:
     """A float of fewer bits, scaled so that the largest magnitude is its largest.
 
+    One with the exponents of float32 is scaled by a power of two, which changes no digit.
+
     Attributes:
       dtype: "float8_e4m3fn", "float8_e5m2", "bfloat16" or "float16".
       per: "tensor" or "channel" (weights only) for what shares a scale.
@@ -66,6 +72,11 @@ class Floating:
     def largest(self) -> float:
         """Largest finite magnitude."""
         return float(jnp.finfo(self.dtype).max)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it has fewer exponents than float32, so that numbers are scaled to fit."""
+        return jnp.finfo(self.dtype).nexp < jnp.finfo(jnp.float32).nexp
 
 
 def nf4(
@@ -130,7 +141,11 @@ def nearest(x: Float[Array, "..."], levels: Float[Array, " size"]) -> Int[Array,
 
 @partial(jax.jit, static_argnames=("size", "iterations"))
 def k_means(
-    x: Float[Array, "n length"], *, size: int, iterations: int
+    x: Float[Array, "n length"],
+    *,
+    size: int,
+    iterations: int,
+    kept: Bool[Array, "n length"] | None = None,
 ) -> tuple[Float[Array, "size length"], Int[Array, " n"]]:
     """Centres that vectors cluster around, and the nearest of each vector.
 
@@ -141,30 +156,38 @@ def k_means(
       x: vectors.
       size: number of centres, at most that of the vectors.
       iterations: of Lloyd's algorithm.
+      kept: which numbers of the vectors count, the others being zero; None for all. Distances and
+        means are of those that count.
 
     Source: Lloyd (1982), Least squares quantization in PCM, IEEE Trans. Inf. Theory 28.
     """
     n, length = x.shape
+    unit = unit_of(x, (0, 1))
+    x = x / unit
+    counted = None if kept is None else kept.astype(x.dtype)
+    some = jnp.ones(n, bool) if kept is None else jnp.any(kept, -1)
     first = x[:, 0] if length == 1 else jnp.sum(x**2, -1)
-    order = jnp.argsort(first)
-    centres = x[order[((np.arange(size) + 0.5) * n / size).astype(np.int32)]]
+    order = jnp.argsort(jnp.where(some, first, jnp.inf))
+    begin = jnp.arange(0.5, size) * (jnp.sum(some) / size)
+    centres = x[order[begin.astype(jnp.int32)]]
 
     def assign(centres: Array) -> Array:
         if length == 1:
             return nearest(x[:, 0], centres[:, 0]).astype(jnp.int32)
-        return jnp.argmin(jnp.sum(centres**2, -1) - 2 * x @ centres.T, -1)
+        squares = jnp.sum(centres**2, -1)[None] if counted is None else counted @ (centres**2).T
+        return jnp.argmin(squares - 2 * x @ centres.T, -1)
 
     def move(_: int, centres: Array) -> Array:
         index = assign(centres)
+        weight = jnp.ones(x.shape) if counted is None else counted
         sums = jnp.zeros((size, length)).at[index].add(x)
-        counts = jnp.zeros(size).at[index].add(1.0)
-        worst = x[jnp.argmax(jnp.sum((x - centres[index]) ** 2, -1))]
-        empty = counts == 0
+        counts = jnp.zeros((size, length)).at[index].add(weight)
+        worst = x[jnp.argmax(jnp.sum(weight * (x - centres[index]) ** 2, -1))]
+        empty = jnp.all(counts == 0, -1)
         first_empty = empty & (jnp.cumsum(empty) == 1)
-        means = sums / jnp.maximum(counts, 1)[:, None]
-        means = jnp.where(empty[:, None], centres, means)
+        means = jnp.where(counts == 0, centres, sums / jnp.maximum(counts, 1))
         moved = jnp.where(first_empty[:, None], worst, means)
         return jnp.sort(moved, 0) if length == 1 else moved
 
     centres = lax.fori_loop(0, iterations, move, centres)
-    return centres, assign(centres)
+    return centres * unit, assign(centres)

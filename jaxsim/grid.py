@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from jaxsim.numerics import clip_through, round_through
+from jaxsim.numerics import clip_through, divide, round_through, step_of, unit_of
 
 Clip = Callable[..., "Range"]
 """`(rows, bits, symmetric) -> Range`: what part of the values [..., n] a grid covers.
@@ -32,7 +33,8 @@ class Grid:
 
     Attributes:
       bits: width of a stored code, 1 to 8. One bit holds the signs, and the step is their mean
-        magnitude; two symmetric bits are ternary.
+        magnitude: zero has no code and is held as a positive number, except where all that share
+        a step are zero, and where a weight is pruned. Two symmetric bits are ternary.
       symmetric: codes are ±(2^(bits-1) - 1) around an exact zero; otherwise the grid is affine and
         a zero point places the range on all 2^bits codes.
       per: what has a step of its own: the whole "tensor"; an output "channel" (weights); a "group"
@@ -111,6 +113,7 @@ def observe(
     clip: Clip | None = None,
     bits: int = 8,
     symmetric: bool = False,
+    among: Bool[Array, "..."] | None = None,
 ) -> Range:
     """The range of `x`, to which no gradient flows from `x`.
 
@@ -120,18 +123,26 @@ def observe(
       clip: what part of them it covers; None for all, and for one bit their mean magnitude.
       bits: width of the codes that are to cover it.
       symmetric: the range is (-r, r).
+      among: which of the values the mean magnitude is of; None for all.
 
     Returns:
-      The range, with the reduced axes of size 1 (or scalars).
+      The range, with the reduced axes of size 1 (or scalars); the empty one of no values.
     """
     x = lax.stop_gradient(x).astype(jnp.float32)
     summed = tuple(range(x.ndim)) if axes is None else tuple(axes)
-    kept = tuple(a for a in range(x.ndim) if a not in summed)
-    rows = jnp.transpose(x, kept + summed).reshape(*(x.shape[a] for a in kept), -1)
-    if clip is not None:
+    left = tuple(a for a in range(x.ndim) if a not in summed)
+    lead, count = [x.shape[a] for a in left], math.prod(x.shape[a] for a in summed)
+
+    def to_rows(a: Array) -> Array:
+        return jnp.transpose(a, left + summed).reshape(*lead, count)
+
+    rows = to_rows(x)
+    if x.size == 0:
+        r = no_range(tuple(lead))
+    elif clip is not None:
         r = Range(*clip(rows, bits=bits, symmetric=symmetric))
     elif bits == 1:
-        mean = jnp.mean(jnp.abs(rows), -1)
+        mean = _mean_magnitude(rows, None if among is None else to_rows(among))
         r = Range(-mean, mean)
     elif symmetric:
         most = jnp.max(jnp.abs(rows), -1)
@@ -143,20 +154,38 @@ def observe(
     return Range(*(jnp.expand_dims(end, summed) for end in r))
 
 
+def _mean_magnitude(
+    rows: Float[Array, "*rows n"], among: Bool[Array, "*rows n"] | None
+) -> Float[Array, "*rows"]:
+    magnitude = jnp.abs(rows)
+    unit = unit_of(rows, (-1,))
+    shares, unit = magnitude / unit, unit[..., 0]
+    if among is None:
+        return unit * jnp.mean(shares, -1)
+    count = jnp.maximum(jnp.sum(among, -1), 1).astype(jnp.float32)
+    return unit * (jnp.sum(shares, -1, where=among) / count)
+
+
 def scale_and_zero(grid: Grid, r: Range) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """Step of the grid over a range, and the code of zero.
 
-    A range of zero width (an all-zero tensor) has step 1. An affine range is stretched to hold
+    A range of zero width (an all-zero tensor) has step 1, and on one bit, where zero has no code,
+    step 0. No other step is below the smallest normal float. An affine range is stretched to hold
     zero, which then has a code of its own: padding and pruned weights stay exact.
     """
     qmin, qmax = grid.code_range
     if grid.symmetric:
         width = jnp.maximum(jnp.abs(r.lo), jnp.abs(r.hi))
-        scale = jnp.where(width > 0, width / qmax, 1.0)
+        scale = step_of(width, qmax, empty=0.0 if grid.bits == 1 else 1.0)
         return scale, jnp.zeros_like(scale)
     lo, hi = jnp.minimum(r.lo, 0.0), jnp.maximum(r.hi, 0.0)
-    scale = jnp.where(hi > lo, (hi - lo) / (qmax - qmin), 1.0)
-    return scale, jnp.clip(jnp.round(qmin - lo / scale), qmin, qmax)
+    # halves: the difference of two of the largest floats is none
+    scale = step_of(hi * 0.5 - lo * 0.5, (qmax - qmin) * 0.5, empty=1.0)
+    return scale, jnp.clip(jnp.round(qmin - divide(lo, scale)), qmin, qmax)
+
+
+FAR = 2.0**30
+"""Steps from zero that every value beyond is taken for; the last code is 127 at most."""
 
 
 def encode(
@@ -165,6 +194,8 @@ def encode(
     scale: Float[Array, "..."],
     zero: Float[Array, "..."],
     key: Key[Array, ""] | None = None,
+    *,
+    kept: bool = False,
 ) -> Float[Array, "..."]:
     """Codes of `x`, as floats; the gradient passes inside the range and is zero outside.
 
@@ -174,10 +205,14 @@ def encode(
       scale: step of the grid, broadcastable to them.
       zero: its code of zero.
       key: for stochastic rounding; without one it rounds to the nearest.
+      kept: a zero stays zero although the grid has no code for it.
     """
-    steps = x / scale
+    scale = jnp.where(scale > 0, scale, 1.0) if grid.bits == 1 else scale
+    # far beyond the last code, and finite where a range that was stored is left far behind
+    steps = jnp.clip(divide(x, scale), -FAR, FAR)
     if grid.bits == 1:
         rounded = jnp.where(steps >= 0, 1.0, -1.0)
+        rounded = jnp.where(steps == 0, 0.0, rounded) if kept else rounded
     elif grid.spacing == "powers":
         rounded = _power(steps, key if grid.rounding == "stochastic" else None)
     elif grid.rounding == "stochastic" and key is not None:

@@ -50,7 +50,7 @@ from jaxsim.frontends import (
 )
 from jaxsim.grid import Range
 from jaxsim.internals import bind, inner_jaxprs, parameters
-from jaxsim.numerics import is_traced, native, straight_through
+from jaxsim.numerics import is_traced, native, own_promotion, straight_through
 from jaxsim.table import html, render, sites_table
 from jaxsim.values import PytreeValue
 
@@ -305,7 +305,8 @@ class Network(PytreeValue):
             args, defaults = self.example.whole()
         arguments = abstract_arguments(call_arguments(args, {**defaults, **kwargs}))
         params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
-        traced = trace_plan(self.fn, params, buffers, arguments, self.example, self.weights)
+        more = (self.example, self.weights, self.masks)
+        traced = trace_plan(self.fn, params, buffers, arguments, *more)
         flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
         total = sum(int(np.prod(p.shape)) for p in flat.values())
         for path, b in jax.tree_util.tree_leaves_with_path(self.buffers):
@@ -844,6 +845,7 @@ def trace_plan(
     arguments: Parts,
     example: Parts,
     weights: Sequence[str],
+    masked: Collection[str] = (),
 ) -> Traced:
     """Traces a call of a model and plans it; arrays may be shapes.
 
@@ -854,6 +856,7 @@ def trace_plan(
       arguments: Those of the call.
       example: Those it was traced with first, for errors.
       weights: Paths of the buffers that count as weights.
+      masked: Paths of the weights that are pruned, which the ops of their sites say.
 
     Raises:
       ValueError: The model rejects the arguments.
@@ -872,7 +875,7 @@ def trace_plan(
         for path, leaf in jax.tree_util.tree_leaves_with_path(buffers)
     ]
     unknown = [None] * len(arguments.arrays)
-    planner = _Planner()
+    planner = _Planner(masked)
     plan = planner.plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
     for t in plan.known:
         planner.read(t, "output")
@@ -896,7 +899,7 @@ def _weight(path: Sequence[Any], leaf: Any) -> _Known:
 def _trace_call(net: Network, arguments: Parts) -> Traced:
     """A call of a network, traced; its sites are those the network knows."""
     traced = trace_plan(
-        net.fn, net.masked_params(), net.buffers, arguments, net.example, net.weights
+        net.fn, net.masked_params(), net.buffers, arguments, net.example, net.weights, net.masks
     )
     check_sites(net, traced.plan)
     return traced
@@ -935,7 +938,8 @@ class _Planner:
         and of primitives where the equation is none.
     """
 
-    def __init__(self):
+    def __init__(self, masked: Collection[str]):
+        self.masked = masked
         self.uses: dict[str, int] = {}
         self.readers: dict[str, list[str]] = {}
 
@@ -1079,7 +1083,8 @@ class _Planner:
             sources=tuple(sorted(source.sources)),
             parts=tuple(sorted(source.parts)),
         )
-        return Contraction(site, Op(geometry), x, w, 1 - w_at, w_at)
+        op = Op(geometry, masked=any(part in self.masked for part in site.parts))
+        return Contraction(site, op, x, w, 1 - w_at, w_at)
 
 
 def _merged(sources: Sequence[_Known]) -> _Known:
@@ -1227,7 +1232,8 @@ class _Writer:
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             key = _site_key(self.key, site.name, over)
             op = dataclasses.replace(entry.op, integer=True, at=tuple(over))
-            states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
+            with own_promotion():
+                states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
 
     def inner(
         self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
@@ -1348,13 +1354,15 @@ class Walk:
                 wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any
             ) -> Array:
                 core, op = build(wrappers), dataclasses.replace(still, at=at)
-                return core.read(op, state_of(core, op, w, write_key), x, read_key)
+                with own_promotion():
+                    return core.read(op, state_of(core, op, w, write_key), x, read_key)
 
             return run
 
         if self.calibrating and state is not None:
             op = dataclasses.replace(entry.op, integer=True, ranges="stored", at=at)
-            w = state = build(wrappers).calibrate(op, state, x)
+            with own_promotion():
+                w = state = build(wrappers).calibrate(op, state, x)
         y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
         return y, state
 

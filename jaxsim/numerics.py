@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 
 @jax.custom_jvp
@@ -35,6 +36,84 @@ def clip_through(
     """
     inside = (x >= lo) & (x <= hi)
     return jnp.where(inside, x, jnp.clip(jax.lax.stop_gradient(x), lo, hi))
+
+
+TINY = float(np.finfo(np.float32).tiny)
+"""The smallest normal float32: hardware may take what lies below it for zero."""
+
+
+def step_of(width: Float[Array, "..."], count: float | Array, *, empty: float) -> Array:
+    """A share of a width that can be divided by.
+
+    `width / count`, and at least the smallest normal float, since a quotient below it may be
+    flushed to zero.
+
+    Args:
+      width: at least 0.
+      count: into how many steps.
+      empty: the step where the width is zero, or so small that it may be taken for it.
+    """
+    return jnp.where(width >= TINY, jnp.maximum(width / count, TINY), empty)
+
+
+def times_both(y: Float[Array, "..."], a: Array | float, b: Array) -> Float[Array, "..."]:
+    """`y * (a * b)`, and `y * a * b` where the product of two scales is no normal float."""
+    both = a * b
+    fits = (both >= TINY) & jnp.isfinite(both)
+    return y * jnp.where(fits, both, a) * jnp.where(fits, 1.0, b)
+
+
+def power_below(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The largest power of two that is no larger than each magnitude, at most 2^126; 0 for zero.
+
+    What is divided by it keeps its digits, and can be squared or added up.
+    """
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32) & 0x7F800000
+    return jnp.minimum(lax.bitcast_convert_type(bits, jnp.float32), 2.0**126)
+
+
+def unit_of(x: Float[Array, "..."], axes: Sequence[int]) -> Float[Array, "..."]:
+    """A power of two that brings the largest magnitude near one; 1 for zeros.
+
+    Args:
+      x: no derivative flows to the unit.
+      axes: what shares a unit, kept with size 1.
+    """
+    most = jnp.max(jnp.abs(lax.stop_gradient(x)), axes, keepdims=True, initial=0)
+    unit = power_below(most)
+    return jnp.where(unit > 0, unit, 1.0)
+
+
+@jax.custom_jvp
+def divide(x: Float[Array, "..."], by: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x / by` for any normal `by`, with a derivative that is finite where the quotient is.
+
+    Compilers multiply by the reciprocal, which above 2^126 may be flushed to zero; and the usual
+    derivative squares `by`.
+    """
+    return _quotient(x, by)
+
+
+def _quotient(x: Array, by: Array) -> Array:
+    less = jnp.where(jnp.abs(by) > 1, 0.25, 1.0).astype(by.dtype)
+    return (x * less) / (by * less)
+
+
+divide.defjvps(
+    lambda tangent, ans, x, by: _quotient(tangent, by),
+    lambda tangent, ans, x, by: -ans * _quotient(tangent, by),
+)
+
+
+@contextlib.contextmanager
+def own_promotion() -> Generator[None]:
+    """JAX's standard promotion of types and ranks, which this package's arithmetic is written for.
+
+    A caller's strict modes (`jax_numpy_dtype_promotion`, `jax_numpy_rank_promotion`) are about the
+    caller's code. Also a decorator.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def is_traced(value: Any) -> bool:
@@ -97,14 +176,20 @@ def check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value}: must be below 1")
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is an int, numpy's, or an array that holds one; a boolean is none."""
+    if isinstance(value, np.ndarray | jax.Array) and not is_traced(value):
+        return value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def checked_int(name: str, value: Any, lo: int, hi: int | None = None) -> int:
-    """A whole number in [lo, hi] as an int, numpy's included.
+    """A whole number in [lo, hi] as an int, numpy's and arrays that hold one included.
 
     Raises:
       ValueError: it is not one.
     """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < lo or (hi is not None and value > hi):
+    if not is_whole(value) or value < lo or (hi is not None and value > hi):
         allowed = f"of at least {lo}" if hi is None else f"from {lo} to {hi}"
         raise ValueError(f"{name}={value!r}: must be an int {allowed}")
     return int(value)
@@ -164,7 +249,9 @@ def derivative_alone(y: Float[Array, "..."]) -> Float[Array, "..."]:
 derivative_alone.defjvps(lambda tangent, ans, y: tangent)
 
 
-def quantile(x: Float[Array, "*rows n"], q: Float[Array, ""]) -> Float[Array, "*rows"]:
+def quantile(
+    x: Float[Array, "*rows n"], q: Float[Array, ""], among: Bool[Array, "*rows n"] | None = None
+) -> Float[Array, "*rows"]:
     """The q-quantile along the last axis, interpolated between neighbours as numpy does.
 
     The two order statistics are found by bisection on the bits of the floats, 32 counting passes:
@@ -173,11 +260,17 @@ def quantile(x: Float[Array, "*rows n"], q: Float[Array, ""]) -> Float[Array, "*
     Args:
       x: float32 values without NaN, n at least 1.
       q: share in [0, 1].
+      among: which of the values to look at; None for all. A row without one has quantile zero.
     """
-    position = jnp.clip(q, 0, 1) * (x.shape[-1] - 1)
+    last = x.shape[-1] - 1 if among is None else jnp.sum(among, -1).astype(jnp.float32) - 1
+    position = jnp.clip(q, 0, 1) * jnp.maximum(last, 0)
     below = jnp.floor(position).astype(jnp.int32)
     bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers that sort as the floats do
+    if among is not None:  # what is left out comes last, and is as large as the largest
+        some = jnp.any(among, -1, keepdims=True)
+        largest = jnp.max(jnp.where(among, order, -(2**31)), -1, keepdims=True)
+        order = jnp.where(among, order, jnp.where(some, largest, 0))
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         lo, hi = ends
@@ -194,7 +287,8 @@ def quantile(x: Float[Array, "*rows n"], q: Float[Array, ""]) -> Float[Array, "*
         lax.bitcast_convert_type(jnp.where(o < 0, o ^ 0x7FFFFFFF, o), jnp.float32)
         for o in (found, above)
     )
-    return lo + (hi - lo) * (position - below)
+    # halves: the difference of two of the largest floats is none
+    return lo + (hi * 0.5 - lo * 0.5) * ((position - below) * 2)
 
 
 def digit_count(largest: int, bits: int) -> int:

@@ -17,7 +17,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, own_promotion
 
 __all__ = [
     "Layer",
@@ -103,6 +103,7 @@ def adaround(
 
 
 @jax.jit
+@own_promotion()
 def rounded(rounding: Rounding, layer: Layer) -> Float[Array, "B K N"]:
     """A layer's weights on their grid; an output that nearest rounding serves better has that.
 
@@ -115,12 +116,14 @@ def rounded(rounding: Rounding, layer: Layer) -> Float[Array, "B K N"]:
     return jnp.where(better[..., None, :], chosen, plain)
 
 
+@own_promotion()
 def nearest(layer: Layer) -> Float[Array, "B K N"]:
     """Each weight rounded to the nearest code."""
     w, _, scale, zero, free, lo, hi = layer
     return _on_grid(w, w, scale, zero, free, lo, hi)
 
 
+@own_promotion()
 def cost(layer: Layer, q: Float[Array, "B K N"]) -> Float[Array, "B N"]:
     """Mean square error of each output."""
     error = layer.w - q
@@ -138,6 +141,7 @@ def _on_grid(
 _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
+@own_promotion()
 def _gptq(layer: Layer, *, damping: Array, by_activation: Array) -> Array:
     def one(gram: Array, *weights: Array) -> Array:
         K, N = weights[0].shape
@@ -176,6 +180,7 @@ _STRETCH = (-0.1, 1.1)
 """Ends of the stretched sigmoid."""
 
 
+@own_promotion()
 def _adaround(layer: Layer, *, steps: Array, rate: Array, pull: Array) -> Array:
     import optax
 

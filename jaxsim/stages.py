@@ -181,7 +181,7 @@ def equations(net: Network, arguments: Parts) -> Equations:
     """
     params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), net)
     shapes = abstract_arguments(arguments)
-    traced = trace_plan(net.fn, params, buffers, shapes, net.example, net.weights)
+    traced = trace_plan(net.fn, params, buffers, shapes, net.example, net.weights, net.masks)
     check_sites(net, traced.plan)
     plan = _needed(_opened(traced.plan))
     paths = tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))

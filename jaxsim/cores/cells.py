@@ -192,7 +192,7 @@ def pcm_joshi(largest: float | Array = 25.0, *, on_off: float | Array = 100.0) -
 
 
 def _is_zero(value: float | Array) -> bool:
-    return isinstance(value, int | float) and value == 0
+    return not is_traced(value) and float(value) == 0
 
 
 def _measured(

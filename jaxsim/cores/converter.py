@@ -13,7 +13,15 @@ from jaxtyping import Array, Float
 from jaxsim.clipping import percentile as covering
 from jaxsim.core import Core, Op, State
 from jaxsim.grid import Range, no_range, observe, widen
-from jaxsim.numerics import checked_int, clip_through, is_traced, over_planes, round_through
+from jaxsim.numerics import (
+    checked_int,
+    clip_through,
+    divide,
+    is_traced,
+    over_planes,
+    round_through,
+    step_of,
+)
 
 RangeRule = Literal["calibrated", "max", "granular"]
 
@@ -92,10 +100,10 @@ def converted(
             op.count("conversion_steps", y.size * float(2 ** np.asarray(bits)))
         rank = y.ndim - op.x_planes(x)
         lo, hi = (over_planes(end, rank) for end in range_of(op, state, x, y))
-        lsb = jnp.where(hi > lo, (hi - lo) / steps(), 1.0)
+        lsb = step_of(hi - lo, steps(), empty=1.0)
         if signed:
-            return clip_through(round_through(y / lsb), -steps() / 2, steps() / 2) * lsb
-        return lo + clip_through(round_through((y - lo) / lsb), 0, steps()) * lsb
+            return clip_through(round_through(divide(y, lsb)), -steps() / 2, steps() / 2) * lsb
+        return lo + clip_through(round_through(divide(y - lo, lsb)), 0, steps()) * lsb
 
     return Core(write, calibrate, read)
 
@@ -137,7 +145,8 @@ def _shifted_apart(r: Range) -> Range:
     width = r.hi - r.lo
     some = width > 0
     widest = jnp.max(width)
-    ratio = jnp.where(some, widest / jnp.where(some, width, 1), 1)
+    ratio = jnp.where(some, divide(widest, jnp.where(some, width, 1)), 1)
+    ratio = jnp.clip(ratio, 1, 2.0**100)
     wider = jnp.where(some, widest / 2.0 ** jnp.floor(jnp.log2(ratio)), width)
     lo = jnp.where(r.lo == -r.hi, -wider / 2, r.lo)
     return Range(lo, lo + wider)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.codebook import Codebook, Floating, index_bits, k_means, nearest
 from jaxsim.core import Core, Op, State
+from jaxsim.numerics import divide, step_of, times_both, unit_of
 
 
 class LookedUp(NamedTuple):
@@ -22,12 +23,14 @@ class LookedUp(NamedTuple):
       levels: the table: numbers [size], or vectors [size, length].
       scale: what the numbers are multiplied by, of the weight's rank, contracted axes of size 1.
       passed: what lends the weight its derivative before deployment; None after it.
+      kept: which weights are not pruned; None where all are kept, or zero has a place in the table.
     """
 
     pointers: Int[Array, "..."]
     levels: Float[Array, "size ..."]
     scale: Float[Array, "..."]
     passed: Array | None
+    kept: Bool[Array, "..."] | None = None
 
 
 def looked_up(core: Core, *, weights: Codebook) -> Core:
@@ -52,29 +55,36 @@ def looked_up(core: Core, *, weights: Codebook) -> Core:
         passed = None if op.integer else w
         values = lax.stop_gradient(w)
         outputs = op.per_output()
+        has_zero = weights.levels is not None and 0.0 in weights.levels
+        kept = values != 0 if (op.masked or op.filled > 0) and not has_zero else None
+        if op.masked and not has_zero:
+            op.count("weight_bits", w.size)  # one says of each whether it is pruned
         if weights.levels is None:
             rows = vectors(op, values)
             size = min(weights.size, len(rows))
-            levels, pointers = k_means(rows, size=size, iterations=weights.iterations)
+            among = None if kept is None else vectors(op, kept)
+            levels, pointers = k_means(rows, size=size, iterations=weights.iterations, kept=among)
             pointers = pointers.astype(jnp.uint8 if size <= 256 else jnp.int32)
-            state = LookedUp(pointers, levels, jnp.ones(outputs), passed)
+            state = LookedUp(pointers, levels, jnp.ones(outputs), passed, kept)
             op.count("weight_bits", 32 * levels.size + index_bits(size) * pointers.size)
             op.count("cells", pointers.size)
             return state
         levels = jnp.asarray(weights.levels, jnp.float32)
         axes = op.sharing(weights.per)
         most = jnp.max(jnp.abs(values), axes, keepdims=True)
-        largest = jnp.where(most > 0, most, 1.0)
-        pointers = nearest(values / largest, levels)
+        most = step_of(most, 1, empty=0.0)
+        pointers = nearest(divide(values, jnp.where(most > 0, most, 1.0)), levels)
         op.count("weight_bits", index_bits(levels.size) * w.size)
         op.count("cells", w.size)
-        return LookedUp(pointers, levels, jnp.broadcast_to(largest, outputs), passed)
+        return LookedUp(pointers, levels, jnp.broadcast_to(most, outputs), passed, kept)
 
     def weight(op: Op, state: LookedUp) -> Array:
         values = jnp.take(state.levels, state.pointers.astype(jnp.int32), axis=0)
         if weights.levels is None:
             values = _contracted_home(op, values)
         values = values * state.scale
+        if state.kept is not None:
+            values = jnp.where(state.kept, values, 0)
         if state.passed is None:
             return values
         return state.passed + lax.stop_gradient(values - state.passed)
@@ -117,7 +127,10 @@ def floated(core: Core, *, weights: Floating | None, inputs: Floating | None) ->
     def write(op: Op, w: Array, key: Any) -> Floated:
         w = w.astype(jnp.float32)
         if weights is None:
-            return Floated(core.write(op, w, key), jnp.ones(op.per_output()))
+            # near one, so that products with scaled inputs do not leave the floats' range
+            unit = unit_of(w, tuple(range(w.ndim)))
+            state = core.write(op, w / unit, key)
+            return Floated(state, jnp.broadcast_to(unit, op.per_output()))
         axes = op.sharing(weights.per)
         stored, scale = _rounded(weights, w, axes)
         if op.integer:
@@ -129,23 +142,26 @@ def floated(core: Core, *, weights: Floating | None, inputs: Floating | None) ->
         return state
 
     def read(op: Op, state: Floated, x: Array, key: Any) -> Array:
-        x, scale = x.astype(jnp.float32), op.to_output(state.scale)
+        x, x_scale, scale = x.astype(jnp.float32), None, op.to_output(state.scale)
         if inputs is not None:
             x, x_scale = _rounded(inputs, x, tuple(range(x.ndim)))
-            scale = scale * jnp.reshape(x_scale, ())
         # Not every backend multiplies short floats; float32 holds each of them.
         inner = state.inner if weights is None else state.inner.astype(jnp.float32)
-        return core.read(op, inner, x, key).astype(jnp.float32) * scale
+        y = core.read(op, inner, x, key).astype(jnp.float32)
+        return y * scale if x_scale is None else times_both(y, jnp.reshape(x_scale, ()), scale)
 
     return Core(write, calibrate, read)
 
 
 def _rounded(form: Floating, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """Values that the format has, as float32 with the derivative of `x / scale`, and the scale."""
-    most = jnp.max(jnp.abs(lax.stop_gradient(x)), axes, keepdims=True)
-    scale = jnp.where(most > 0, most, 1.0) / form.largest
-    steps = x / scale
-    near = lax.stop_gradient(steps).astype(form.dtype).astype(jnp.float32)
+    most = jnp.max(jnp.abs(lax.stop_gradient(x)), axes, keepdims=True, initial=0)
+    # a power of two moves the exponent alone
+    scale = step_of(most, form.largest, empty=1.0) if form.scaled else unit_of(x, axes)
+    steps = divide(x, scale)
+    # what lies beyond the largest is not rounded to infinity, which a scale rounded down would do
+    held = jnp.clip(lax.stop_gradient(steps), -form.largest, form.largest)
+    near = held.astype(form.dtype).astype(jnp.float32)
     return steps + lax.stop_gradient(near - steps), scale
 
 

@@ -117,9 +117,9 @@ def peaks(core: Core) -> Core:
         return Peaks(core.write(op, w, key), most, jnp.zeros_like(most), jnp.zeros(()))
 
     def calibrate(op: Op, state: Peaks, x: Array) -> Peaks:
-        most = _by_channel(op, jnp.abs(op.geometry.as_matmul().x(x)).max(-2))
+        most = _by_channel(op, jnp.abs(op.geometry.as_matmul().x(x)).max(-2, initial=0))
         inner, most = core.calibrate(op, state.inner, x), jnp.maximum(state.x, most)
-        return Peaks(inner, state.w, most, state.seen + 1)
+        return Peaks(inner, state.w, most, state.seen + float(x.size > 0))
 
     def read(op: Op, state: Peaks, x: Array, key: Any) -> Array:
         return core.read(op, state.inner, x, key)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxsim.clipping import cut
+from jaxsim.clipping import cut, over_kept
 from jaxsim.core import Core, Op, State, Wrapper, float_core
+from jaxsim.cores.tiled import real
 from jaxsim.grid import Grid, Range, encode, no_range, observe, scale_and_zero, widen
-from jaxsim.numerics import code_dtype
+from jaxsim.numerics import code_dtype, times_both, unit_of
 
 
 class Quantized(NamedTuple):
@@ -24,7 +25,8 @@ class Quantized(NamedTuple):
 
     Attributes:
       inner: what the inner core wrote of the codes.
-      scale: step of the weights, of the weight's rank, contracted axes of size 1.
+      scale: step of the weights, of the weight's rank, contracted axes of size 1; of floats a
+        power of two.
       zero: code of a zero weight, of the same shape.
       total: sum of the codes of each output, broadcastable to the output.
       inputs: range of the inputs; None where none is stored.
@@ -54,7 +56,8 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
     def inner_op(op: Op) -> Op:
         if weights is not None:
             op = op.codes(*map(np.asarray, weights.code_range))
-            op = dataclasses.replace(op, code_bits=weights.bits)
+            bits = 2 if weights.bits == 1 and op.masked else weights.bits  # a sign, or nothing
+            op = dataclasses.replace(op, code_bits=bits)
         return op if inputs is None else op.inputs(*inputs.code_range)
 
     def write(op: Op, w: Array, key: Any) -> Quantized:
@@ -62,16 +65,23 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         unseen = no_range() if inputs is not None and stored(inputs) else None
         w = w.astype(jnp.float32)
         if weights is None:
-            state, one = core.write(op, w, key), jnp.ones(outputs)
-            return Quantized(state, one, jnp.zeros(outputs), op.column_sum(w), unseen)
+            # near one, so that products with codes do not leave the floats' range
+            unit = unit_of(w, tuple(range(w.ndim)))
+            w, scale = w / unit, jnp.broadcast_to(unit, outputs)
+            state = core.write(op, w, key)
+            return Quantized(state, scale, jnp.zeros(outputs), op.column_sum(w), unseen)
         axes = op.sharing(weights.per)
         # a clip whose arrays have the axes of the weight's stack has a range for each slice
         clip = jax.tree.map(
             lambda a: op.own(a) if jnp.ndim(a) > w.ndim - len(axes) else a, weights.clip
         )
-        w, r = cut(clip, w, _observed(dataclasses.replace(weights, clip=clip), w, axes))
+        kept = op.masked or op.filled > 0
+        rule = dataclasses.replace(weights, clip=over_kept(clip) if kept else clip)
+        seen = _observed(rule, w, axes, w != 0 if kept else None)
+        w, r = cut(clip, w, seen)
         scale, zero = scale_and_zero(weights, r)
-        codes = encode(weights, w, scale, zero, _rounding_key(weights, key, "weights"))
+        draw = _rounding_key(weights, key, "weights")
+        codes = encode(weights, w, scale, zero, draw, kept=kept)
         if op.integer:
             codes = codes.astype(code_dtype(*weights.code_range))
         state = core.write(inner_op(op), codes, key)
@@ -89,7 +99,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         x = x.astype(jnp.float32)
         per_token = inputs.per == "token"
         axes = op.geometry.x_summed if per_token else None
-        batch = partial(_observed, inputs, x, axes)
+        batch = partial(_observed, inputs, x, axes, real(op, x) if op.filled else None)
         held = state.inputs
         r = batch() if held is None else op.range("quantize(inputs=…)", held, batch)
         x, r = cut(inputs.clip, x, r)
@@ -107,7 +117,8 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
 
     def calibrate(op: Op, state: Quantized, x: Array) -> Quantized:
         if inputs is not None and state.inputs is not None:
-            seen = _observed(inputs, x.astype(jnp.float32))
+            among = real(op, x) if op.filled else None
+            seen = _observed(inputs, x.astype(jnp.float32), None, among)
             state = state._replace(inputs=widen(state.inputs, seen, inputs.average))
         op, codes, _, _ = to_codes(op, state, x, None)
         return state._replace(inner=core.calibrate(op, state.inner, codes))
@@ -124,7 +135,8 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
                 w_zero = w_zero.astype(jnp.int32)
             inside = op.row_sum(codes)
             y = y - w_zero * (inside if x_zero is None else inside - x_zero * op.depth)
-        return y.astype(jnp.float32) * (x_scale * op.to_output(state.scale))
+        y, scale = y.astype(jnp.float32), op.to_output(state.scale)
+        return y * scale if inputs is None else times_both(y, x_scale, scale)
 
     return Core(write, calibrate, read)
 
@@ -144,8 +156,11 @@ def stored(inputs: Grid) -> bool:
     return not inputs.dynamic and inputs.per != "token"
 
 
-def _observed(grid: Grid, x: Array, axes: Sequence[int] | None = None) -> Range:
-    return observe(x, axes=axes, clip=grid.clip, bits=grid.bits, symmetric=grid.symmetric)
+def _observed(
+    grid: Grid, x: Array, axes: Sequence[int] | None, among: Array | None = None
+) -> Range:
+    how = {"bits": grid.bits, "symmetric": grid.symmetric, "among": among}
+    return observe(x, axes=axes, clip=grid.clip, **how)
 
 
 def _rounding_key(grid: Grid, key: Any, name: str) -> Any:

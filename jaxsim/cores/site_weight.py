@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from jaxtyping import Array, Bool, Float
@@ -18,7 +19,8 @@ def masked(core: Core, *, mask: Bool[Array, "..."]) -> Core:
     """
 
     def write(op: Op, w: Array, key: Any) -> State:
-        return core.write(op, w * op.own(mask).astype(w.dtype), key)
+        pruned = dataclasses.replace(op, masked=True)
+        return core.write(pruned, w * op.own(mask).astype(w.dtype), key)
 
     return Core(write, core.calibrate, core.read)
 

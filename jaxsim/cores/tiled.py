@@ -37,7 +37,8 @@ def tiled(core: Core, *, rows: int) -> Core:
             precision=matmul.geometry.precision,
             dtype=matmul.geometry.dtype,
         )
-        return dataclasses.replace(op, geometry=geometry), matmul
+        filled = -K % tiles
+        return dataclasses.replace(op, geometry=geometry, filled=filled), matmul
 
     def x_tiles(op: Op, x: Array) -> tuple[Op, Array]:
         inner, matmul = split(op)
@@ -74,6 +75,14 @@ def grouped(core: Core, *, rows: int) -> Core:
       rows: products of a group, at least 1.
     """
     return tiled(core, rows=rows)
+
+
+def real(op: Op, x: Array) -> Array:
+    """Which numbers of an input [..., tiles, M, rows] of tiles are no filling."""
+    _, tiles, rows, _ = op.geometry.w_shape
+    place = jnp.arange(tiles * rows).reshape(tiles, 1, rows)
+    place = place.reshape((1,) * (x.ndim - 3) + place.shape)
+    return jnp.broadcast_to(place < tiles * rows - op.filled, x.shape)
 
 
 def _cut(a: Array, axis: int, tiles: int, size: int) -> Array:

@@ -17,7 +17,7 @@ from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import grouped
 from jaxsim.grid import Grid
 from jaxsim.network import Network
-from jaxsim.numerics import check_range, checked_int, is_traced
+from jaxsim.numerics import check_range, checked_int, is_traced, is_whole
 from jaxsim.transforms.compose import Transform, makers, transformable
 
 Format = int | Grid | Codebook | Floating | None
@@ -106,7 +106,7 @@ def _only(kind: type[_Kind], form: Any) -> _Kind | None:
 
 def _grid(form: Any, *, per: Literal["tensor", "channel"]) -> Any:
     """The grid that a number of bits stands for."""
-    if isinstance(form, int | np.integer) and not isinstance(form, bool):
+    if is_whole(form):
         return Grid(int(form), per=per)
     return form
 
