@@ -7,6 +7,7 @@ from the foot of its columns, column 0 the one next to the drivers of its rows.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -121,7 +122,7 @@ def gated(
     Source: Xiao et al. (2022), arXiv 2109.01262, p. 42.
     """
     r = _checked({"column": column, "column_terminal": column_terminal})
-    none = jnp.zeros(())
+    none = jnp.zeros((), jnp.result_type(float))
     return Wires(
         row=none, row_terminal=none, **r, topology="gated", interleaved=interleaved, solver="auto"
     )
@@ -144,7 +145,7 @@ def effective_conductance(g: Float[Array, "..."], wires: Wires) -> Float[Array, 
     """
     if wires.topology == "gated":
         raise ValueError("wires: a gated array is no linear map of its inputs")
-    row, column = _segments(wires, *g.shape[-2:])
+    row, column = _segments(wires, g)
     if not wires.interleaved:
         return nodal.transfer(g, row, column)
     both = nodal.transfer(_interleaved(g), row, _on_one_wire(column))
@@ -178,7 +179,7 @@ def solve(
     """
     if wires.topology == "gated":
         raise ValueError("wires: a gated array is solved exactly by `currents`")
-    row, column = _segments(wires, *g.shape[-2:])
+    row, column = _segments(wires, g)
     if wires.interleaved:
         g, column = _interleaved(g), _on_one_wire(column)
         v = jnp.stack([v, -v], -1).reshape(*v.shape[:-1], -1)
@@ -197,7 +198,7 @@ def currents(g: Float[Array, "..."], v: Float[Array, "..."], wires: Wires) -> Fl
       [*arrays, b, n]; [2, *arrays, b, n] for pairs, the net current and zero.
     """
     if wires.topology == "gated":
-        _, column = _segments(wires, *g.shape[-2:])
+        _, column = _segments(wires, g)
         drive, load = (g[0] - g[1], g[0] + g[1]) if wires.interleaved else (g, None)
 
         def applied(sign: int) -> Array:
@@ -251,9 +252,11 @@ def wired(core: Core, *, wires: Wires, redrawn: bool = False) -> Core:
         matmul, lead = op.geometry.as_matmul(), op.x_planes(x)
         v, g = matmul.x(x), matmul.w(state)
         *planes, B, M, K = v.shape
-        v = jnp.moveaxis(v.reshape(-1, B, M, K), 0, 1).reshape(B, -1, K)
-        y = currents(g, v, wires)
-        y = jnp.moveaxis(y.reshape(*y.shape[:-2], -1, M, y.shape[-1]), -3, 0)
+        count = math.prod(planes)
+        v = jnp.moveaxis(v.reshape(count, B, M, K), 0, 1).reshape(B, count * M, K)
+        none = jnp.zeros((*g.shape[:-2], 0, g.shape[-1]), v.dtype)
+        y = currents(g, v, wires) if v.size else none
+        y = jnp.moveaxis(y.reshape(*y.shape[:-2], count, M, y.shape[-1]), -3, 0)
         y = matmul.y(y.reshape(*planes, *y.shape[1:]), x.shape[lead:])
         op.count("macs", y.size * op.depth)
         return y
@@ -264,7 +267,7 @@ def wired(core: Core, *, wires: Wires, redrawn: bool = False) -> Core:
 def _checked(resistances: dict[str, float | Array]) -> dict[str, Array]:
     for name, r in resistances.items():
         check_range(name, r, 0)
-    return {name: jnp.asarray(r, jnp.float32) for name, r in resistances.items()}
+    return {name: jnp.asarray(r, jnp.result_type(float)) for name, r in resistances.items()}
 
 
 def _check_pairs(op: Op, w: Array) -> None:
@@ -278,10 +281,17 @@ def _check_pairs(op: Op, w: Array) -> None:
         )
 
 
-def _segments(wires: Wires, m: int, n: int) -> tuple[Array, Array]:
+def _segments(wires: Wires, g: Array) -> tuple[Array, Array]:
     """Resistance of each piece of a row, from its driver, and of a column, to its foot."""
-    first, last = jnp.arange(n) == 0, jnp.arange(m) == m - 1
-    return wires.row + wires.row_terminal * first, wires.column + wires.column_terminal * last
+    m, n = g.shape[-2:]
+    dtype = jnp.promote_types(g.dtype, jnp.float32)
+    ends = (wires.row, wires.row_terminal, wires.column, wires.column_terminal)
+    row, row_terminal, column, column_terminal = (jnp.asarray(r, dtype) for r in ends)
+    first, last = (jnp.arange(k) == at for k, at in ((n, 0), (m, m - 1)))
+    return (
+        row + row_terminal * first.astype(dtype),
+        column + column_terminal * last.astype(dtype),
+    )
 
 
 def _interleaved(g: Array) -> Array:

@@ -257,3 +257,26 @@ def test_wires_print_what_they_are():
         return r
 
     jax.eval_shape(inside, jax.ShapeDtypeStruct((), jnp.float32))
+
+
+def test_in_double_precision_wires_are_exact_to_1e_9():
+    """Resistances too: rounded to float32 they cost 1e-8."""
+    rng = np.random.default_rng(7)
+    g, v = rng.uniform(0.01, 1, (12, 9)), rng.uniform(size=(3, 12))
+    row, column = 0.0123456789, 0.00376543211
+    ends = {"row_terminal": 0.0211111111, "column_terminal": 0.0577777777}
+    with jax.enable_x64(True):
+        made = js.wires.input_source(row, column, **ends)
+        found = v @ np.asarray(wires.effective_conductance(jnp.asarray(g), made))
+        few = np.asarray(wires.solve(jnp.asarray(g), jnp.asarray(v), made, tolerance=1e-13).current)
+        gated = js.wires.gated(column, column_terminal=ends["column_terminal"])
+        on = (v > 0.5).astype(float)
+        switched = np.asarray(wires.currents(jnp.asarray(g), jnp.asarray(on), gated))
+    rows = resistors.segments(9, row, ends["row_terminal"])
+    columns = resistors.segments(12, column, ends["column_terminal"])[::-1]
+    exact, _ = resistors.input_source(g, v, rows, columns)
+    for mine in (found, few):
+        np.testing.assert_allclose(mine, exact, rtol=0, atol=1e-9 * np.abs(exact).max())
+    assert switched.dtype == np.float64
+    single = wires.currents(jnp.asarray(g, "f"), jnp.asarray(v, "f"), made)
+    assert single.dtype == jnp.float32
