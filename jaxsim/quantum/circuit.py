@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex
 
-from jaxsim.numerics import checked_int, is_traced
+from jaxsim.numerics import checked_int, is_traced, is_whole
 
 MAX_WIRES = 9
 """Most wires of a circuit: its matrix has 4^n entries."""
@@ -88,9 +88,16 @@ def read_qfunc(qfunc: Callable[..., Any], n_wires: int, *params: Any) -> Circuit
 def _gate(operation: Any, n_wires: int) -> Gate:
     wires = tuple(operation.wires.tolist())
     for wire in wires:
-        if not isinstance(wire, int) or not 0 <= wire < n_wires:
+        if not is_whole(wire) or not 0 <= wire < n_wires:
             raise ValueError(f"qfunc: wire {wire!r} of {operation}; allowed: 0 to {n_wires - 1}")
+    wires = tuple(map(int, wires))
     matrix = operation.matrix()
+    if np.ndim(matrix) != 2:
+        shapes = [list(np.shape(p)) for p in operation.parameters]
+        raise ValueError(
+            f"qfunc: {operation.name} on wires {list(wires)} has parameters of shapes {shapes}, a "
+            "batch; a gate takes one number each: batch theta, or use jax.vmap"
+        )
     if not is_traced(matrix):
         matrix = np.asarray(matrix, complex)
         if not np.allclose(matrix @ matrix.conj().T, np.eye(len(matrix)), atol=1e-6):

@@ -36,7 +36,7 @@ def carried_back(
       Σ over paths of K† … O … K: exact, as any channel acts on an observable by its adjoint.
     """
     n, count = circuit.n_wires, len(observables)
-    operators = [] if channel is None else [channel.operators]
+    operators = [] if channel is None else [_adjoint(channel)]
     xp = namespace([*(gate.matrix for gate in circuit.gates), *operators])
     dtype = xp.result_type(*(gate.matrix for gate in circuit.gates), *operators, xp.complex64)
     eye = np.eye(2**n)
@@ -48,8 +48,8 @@ def carried_back(
         return on_axes(xp, matrix.T, left, [n + r for r in rows])
 
     def decayed(wire: int) -> Any:
-        assert channel is not None
-        return sum(between(operator, (wire,)) for operator in channel.operators)
+        (adjoint,) = operators
+        return on_axes(xp, adjoint, held, [1 + wire, 1 + n + wire])
 
     if channel is not None and channel.where == "end":
         for wire in range(n):
@@ -60,6 +60,15 @@ def carried_back(
                 held = decayed(wire)
         held = between(gate.matrix, gate.wires)
     return held.reshape(count, 2**n, 2**n)
+
+
+def _adjoint(channel: Channel) -> Any:
+    """O → Σ K† O K of one wire as a matrix on the rows and columns of O."""
+    if channel.adjoint is not None:
+        return channel.adjoint
+    k = channel.operators
+    xp = namespace([k])
+    return xp.einsum("mca,mdb->abcd", xp.conj(k), k).reshape(4, 4)
 
 
 def pauli_coefficients(observables: Complex[Array, "m 2^n 2^n"]) -> Float[Array, "m 3^n"]:

@@ -211,7 +211,7 @@ def probabilities(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[
     theta = checked_angles(kernel, theta)
     if kernel.unitary is not None:
         re, im = jnp.split(_squares(kernel, states(theta)), 2, -1)
-        return (re + im).reshape(*theta.shape[:-1], -1)
+        return (re + im).reshape(*theta.shape[:-1], 2**kernel.n_wires)
     if kernel.outcomes is None:
         raise ValueError(
             f"kernel: outcomes of a noisy circuit of {kernel.n_wires} wires were not kept; "
@@ -239,7 +239,8 @@ def _products(factors: Sequence[Array]) -> Array:
         return factors[0]
     middle = len(factors) // 2
     a, b = _products(factors[:middle]), _products(factors[middle:])
-    return (a[..., :, None] * b[..., None, :]).reshape(*a.shape[:-1], -1)
+    size = a.shape[-1] * b.shape[-1]
+    return (a[..., :, None] * b[..., None, :]).reshape(*a.shape[:-1], size)
 
 
 def _folded(coeffs: Array, cos: Sequence[Array], sin: Sequence[Array]) -> Array:
@@ -252,7 +253,7 @@ def _folded(coeffs: Array, cos: Sequence[Array], sin: Sequence[Array]) -> Array:
     first, second = _products(factors[: n // 2]), _products(factors[n // 2 :])
     a, b = first.shape[-1], second.shape[-1]
     inner = second @ coeffs.reshape(-1, a, b).transpose(2, 0, 1).reshape(b, -1)
-    inner = inner.reshape(*inner.shape[:-1], -1, a)
+    inner = inner.reshape(*inner.shape[:-1], inner.shape[-1] // a, a)
     return jnp.sum(inner * first[..., None, :], -1)
 
 

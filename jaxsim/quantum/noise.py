@@ -22,10 +22,13 @@ class Channel(NamedTuple):
       operators: its Kraus operators K; traced where its strength is.
       where: "gates", after every gate on each wire it touches; "end", on every wire before it is
         read.
+      adjoint: what it makes of an observable, O → Σ K† O K, as a matrix on the rows and columns of
+        O, for strengths that have derivatives; None to compute it from the operators.
     """
 
     operators: Complex[Array, "m 2 2"] | np.ndarray
     where: Where = "gates"
+    adjoint: Array | np.ndarray | None = None
 
 
 def depolarizing(p: float | Array, where: Where = "gates") -> Channel:
@@ -41,8 +44,11 @@ def depolarizing(p: float | Array, where: Where = "gates") -> Channel:
     check_range("p", p, 0, 0.75)
     xp = namespace([p])
     stay, turn = xp.sqrt(1 - p), xp.sqrt(p / 3)
-    parts = [stay * np.eye(2), turn * _X, turn * _Y, turn * _Z]
-    return Channel(xp.stack(parts).astype(_complex(xp, p)), _checked(where))
+    operators = xp.stack([stay * np.eye(2), turn * _X, turn * _Y, turn * _Z])
+    # X O X + Y O Y + Z O Z is 2 Tr(O) - O: no root of the strength is left
+    eye = np.eye(2).reshape(4)
+    adjoint = (1 - 4 * p / 3) * np.eye(4) + (2 * p / 3) * np.outer(eye, eye)
+    return _of_strength(operators, adjoint, where, xp, p)
 
 
 def amplitude_damping(gamma: float | Array, where: Where = "gates") -> Channel:
@@ -58,8 +64,16 @@ def amplitude_damping(gamma: float | Array, where: Where = "gates") -> Channel:
     check_range("gamma", gamma, 0, 1)
     xp = namespace([gamma])
     keep = _UP + xp.sqrt(1 - gamma) * _DOWN
-    parts = [keep, xp.sqrt(gamma) * np.array([[0, 1], [0, 0]])]
-    return Channel(xp.stack(parts).astype(_complex(xp, gamma)), _checked(where))
+    operators = xp.stack([keep, xp.sqrt(gamma) * np.array([[0, 1], [0, 0]])])
+    # Populations are polynomial. Coherences keep a root, with derivative zero at gamma = 1: they
+    # come from Z, of which 1 - gamma is left where a wire is read.
+    some = gamma < 1
+    root = xp.where(some, xp.sqrt(xp.where(some, 1 - gamma, 1)), 0)
+    kept, decayed, coherent = np.diag([1, 0, 0, 0]), np.zeros((4, 4)), np.diag([0, 1, 1, 0])
+    decayed[3] = [1, 0, 0, -1]
+    last = np.diag([0, 0, 0, 1])
+    adjoint = kept + last + gamma * decayed + root * coherent
+    return _of_strength(operators, adjoint, where, xp, gamma)
 
 
 def kraus(operators: Sequence[Any], where: Where = "gates") -> Channel:
@@ -86,6 +100,11 @@ _X = np.array([[0, 1], [1, 0]])
 _Y = np.array([[0, -1j], [1j, 0]])
 _Z = np.array([[1, 0], [0, -1]])
 _UP, _DOWN = np.diag([1, 0]), np.diag([0, 1])
+
+
+def _of_strength(operators: Any, adjoint: Any, where: Where, xp: Any, strength: Any) -> Channel:
+    dtype = _complex(xp, strength)
+    return Channel(operators.astype(dtype), _checked(where), xp.asarray(adjoint).astype(dtype))
 
 
 def _complex(xp: Any, strength: Any) -> Any:

@@ -123,7 +123,7 @@ def quanv2d(
     else:
         cos, sin = cosines(angles)
         out = from_cosines(kernel, _taps(cos, spec), _taps(sin, spec))
-    return out.reshape(*out.shape[:3], -1)
+    return out.reshape(*out.shape[:3], out.shape[3] * out.shape[4])
 
 
 def _padded(angles: Float[Array, "B H W C"], spec: QuanvSpec) -> Float[Array, "B P Q C"]:

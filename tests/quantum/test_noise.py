@@ -71,3 +71,35 @@ def test_outcomes_of_a_noisy_circuit_have_its_expectations():
     np.testing.assert_allclose(chance.sum(1), 1, atol=1e-6)
     expected = chance @ np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
     np.testing.assert_allclose(expected, jq.expval(kernel, theta), atol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["gates", "end"])
+@pytest.mark.parametrize(
+    ("channel", "most"), [(jq.depolarizing, 0.75), (jq.amplitude_damping, 1.0)]
+)
+def test_derivatives_by_the_strength_are_right_at_both_ends(channel, most, where):
+    """Against differences in double precision: a channel is polynomial in its strength."""
+    circuit = jq.strongly_entangling(np.random.default_rng(0).normal(size=(2, 2, 3)))
+    theta = np.array([[0.3, 0.7]])
+
+    def value(strength):
+        return jq.expval(jq.compile_circuit(circuit, noise=channel(strength, where)), theta)
+
+    def coefficients(strength):
+        return np.asarray(jq.compile_circuit(circuit, noise=channel(strength, where)).coeffs)
+
+    terms = np.array([1, np.sin(0.3), np.cos(0.3)])[:, None]
+    terms = (terms * [1, np.sin(0.7), np.cos(0.7)]).reshape(-1)
+    for at, step in ((0.0, 1e-6), (most, -1e-6)):
+        slope = jax.jacobian(value)(at)[0]
+        ends = (coefficients(at + k * step) @ terms for k in (0, 1, 2))
+        f0, f1, f2 = ends
+        np.testing.assert_allclose(slope, (4 * f1 - 3 * f0 - f2) / (2 * step), rtol=1e-3, atol=2e-3)
+
+
+def test_adjoints_of_channels_are_those_of_their_operators():
+    for strength in (0.0, 0.3, 0.75):
+        for channel in (jq.depolarizing(strength), jq.amplitude_damping(strength)):
+            k = np.asarray(channel.operators)
+            by_hand = np.einsum("mca,mdb->abcd", k.conj(), k).reshape(4, 4)
+            np.testing.assert_allclose(channel.adjoint, by_hand, atol=1e-12)
