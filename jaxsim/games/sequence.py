@@ -9,7 +9,7 @@ the mixture of players who hold them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxsim.games.game import CERTAIN, Episode, Game
-from jaxsim.numerics import is_traced
+from jaxsim.numerics import TINY, is_traced, is_whole
 
 
 class Chance(NamedTuple):
@@ -108,39 +108,38 @@ def sequence_form(root: Node) -> Named:
       root: of the tree.
 
     Raises:
-      ValueError: chances that do not sum to 1, a decision without moves, an infoset with other
+      ValueError: chances that are none or do not sum to 1, payoffs that are not finite, a decision
+        without moves, actions that are no whole numbers from 0 to 65535, an infoset with other
         moves or another player somewhere else, or a player who forgets what he did.
     """
     found: tuple[dict[str, _Infoset], dict[str, _Infoset]] = ({}, {})
     ends: dict[tuple[_Sequence, _Sequence], list[float]] = {}
 
-    def walk(node: Node, done: tuple[_Sequence, _Sequence], chance: float) -> None:
+    # a stack of nodes, the next one last: a tree may be deeper than Python's own stack
+    todo: list[tuple[Node, tuple[_Sequence, _Sequence], float]] = [(root, (None, None), 1.0)]
+    while todo:
+        node, done, chance = todo.pop()
         if isinstance(node, Chance):
-            if abs(sum(p for p, _ in node.outcomes) - 1) > 1e-9:
-                raise ValueError(f"outcomes: chances {[p for p, _ in node.outcomes]} sum not to 1")
-            for p, after in node.outcomes:
-                walk(after, done, chance * p)
+            outcomes = list(zip(_chances(node), (after for _, after in node.outcomes), strict=True))
+            todo += [(after, done, chance * p) for p, after in reversed(outcomes)]
         elif isinstance(node, Decision):
-            if node.player not in (0, 1) or not node.moves:
-                raise ValueError(
-                    f"infoset {node.infoset!r}: player {node.player} with {len(node.moves)} moves; "
-                    "must be player 0 or 1 with at least one"
-                )
-            mine = _Infoset(done[node.player], tuple(sorted(node.moves)))
-            if found[node.player].setdefault(node.infoset, mine) != mine:
+            player, moves = _player(node), _moves(node)
+            mine = _Infoset(done[player], tuple(moves))
+            if found[player].setdefault(node.infoset, mine) != mine:
                 raise ValueError(
                     f"infoset {node.infoset!r}: reached by other moves of its player, or with "
                     "other moves to make, elsewhere in the tree"
                 )
-            for action, after in sorted(node.moves.items()):
+            for action, after in reversed(moves.items()):
                 step = (node.infoset, action)
-                walk(after, (step, done[1]) if node.player == 0 else (done[0], step), chance)
+                then = (step, done[1]) if player == 0 else (done[0], step)
+                todo.append((after, then, chance))
         else:
             end = ends.setdefault(done, [0.0, 0.0])
             end[0] += chance
-            end[1] += chance * node
-
-    walk(root, (None, None), 1.0)
+            end[1] += chance * _payoff(node)
+    if both := set(found[0]) & set(found[1]):
+        raise ValueError(f"infoset {min(both)!r}: both players move at it")
     width = 1 + max((a for seat in found for i in seat.values() for a in i.moves), default=0)
     orders = [_ordered(seat) for seat in found]
     places = [{n: i for i, n in enumerate(n for level in o for n in level)} for o in orders]
@@ -162,6 +161,46 @@ def sequence_form(root: Node) -> Named:
 
 
 _Sequence = tuple[str, int] | None
+_MOST = 2**16 - 1
+"""Largest action: tables have as many columns as the largest one says."""
+
+
+def _chances(node: Chance) -> list[float]:
+    """The chances of a node, checked."""
+    chances = [p for p, _ in node.outcomes]
+    if not all(_finite(p) and float(p) >= 0 for p in chances) or abs(sum(chances) - 1) > 1e-9:
+        raise ValueError(f"outcomes: chances {chances}: must be at least 0 and sum to 1")
+    return [float(p) for p in chances]
+
+
+def _player(node: Decision) -> int:
+    if not is_whole(node.player) or node.player not in (0, 1) or not node.moves:
+        raise ValueError(
+            f"infoset {node.infoset!r}: player {node.player} with {len(node.moves)} moves; "
+            "must be player 0 or 1 with at least one"
+        )
+    return int(node.player)
+
+
+def _moves(node: Decision) -> dict[int, Node]:
+    """The moves of a node by rising action, checked."""
+    for action in node.moves:
+        if not is_whole(action) or not 0 <= action <= _MOST:
+            raise ValueError(
+                f"infoset {node.infoset!r}: action {action!r}: must be an int from 0 to {_MOST}"
+            )
+    return {int(action): node.moves[action] for action in sorted(node.moves)}
+
+
+def _payoff(node: Any) -> float:
+    if not _finite(node):
+        raise ValueError(f"payoff={node!r}: must be a finite number, a Chance or a Decision")
+    return float(node)
+
+
+def _finite(value: Any) -> bool:
+    number = np.asarray(value)
+    return number.ndim == 0 and number.dtype.kind in "biuf" and bool(np.isfinite(number))
 
 
 class _Infoset(NamedTuple):
@@ -215,13 +254,18 @@ def _filled(rows: Sequence[Sequence[float]], by: float) -> np.ndarray:
 
 def uniform_policy(seat: Seat) -> Policy:
     """Every legal action equally often."""
-    legal = jnp.concatenate(seat.legal)
+    legal = _legal(seat)
     return legal / legal.sum(-1, keepdims=True)
+
+
+def _legal(seat: Seat) -> Bool[Array, "I A"]:
+    """Which actions are legal at each infoset; of a player who never moves, no row."""
+    return jnp.concatenate(seat.legal) if seat.legal else jnp.zeros((0, 1), bool)
 
 
 def random_policy(seat: Seat, key: Key[Array, ""]) -> Policy:
     """Uniform draws on the legal actions, normalised."""
-    legal = jnp.concatenate(seat.legal)
+    legal = _legal(seat)
     draws = jax.random.uniform(key, legal.shape, minval=1e-6) * legal
     return draws / draws.sum(-1, keepdims=True)
 
@@ -232,13 +276,13 @@ def check_policy(seat: Seat, policy: Policy) -> None:
     Raises:
       ValueError: another shape, rows that do not sum to 1 within 1e-4, or weight on illegal moves.
     """
-    legal = np.concatenate([np.asarray(a) for a in seat.legal])
+    legal = np.asarray(_legal(seat))
     if jnp.shape(policy) != legal.shape:
         raise ValueError(f"policy: shape {jnp.shape(policy)}; must be {legal.shape}")
     if is_traced(policy):
         return
     p = np.asarray(policy)
-    if not np.isfinite(p).all() or (p < 0).any() or np.abs(p.sum(1) - 1).max() > 1e-4:
+    if not np.isfinite(p).all() or (p < 0).any() or (np.abs(p.sum(1) - 1) > 1e-4).any():
         raise ValueError("policy: rows must be probabilities that sum to 1 within 1e-4")
     if np.where(legal, 0, p).any():
         raise ValueError("policy: gives illegal actions a probability")
@@ -266,11 +310,12 @@ def behaviour_policy(seat: Seat, plan: Plan) -> Policy:
         here = plan[at : at + legal.size].reshape(legal.shape)
         reach = jnp.ones(len(parents), plan.dtype) if above is None else above[parents]
         # dividing by 1 where the plan does not come keeps the gradient free of NaN
-        played = here / jnp.where(reach > 0, reach, 1)[:, None]
-        policy.append(jnp.where((reach > 0)[:, None], played, legal / legal.sum(-1, keepdims=True)))
+        reached = reach >= TINY
+        played = here / jnp.where(reached, reach, 1)[:, None]
+        policy.append(jnp.where(reached[:, None], played, legal / legal.sum(-1, keepdims=True)))
         above = here.reshape(-1)
         at += legal.size
-    return jnp.concatenate(policy)
+    return jnp.concatenate(policy) if policy else jnp.zeros((0, 1), plan.dtype)
 
 
 def facing(seat: Seat, plan: Plan) -> Float[Array, " S"]:
@@ -302,7 +347,7 @@ def best_response(seat: Seat, values: Float[Array, " S"]) -> tuple[Float[Array, 
     value, choices = _swept(seat, values)
     width = seat.legal[0].shape[-1] if seat.legal else 1
     best = [jax.nn.one_hot(jnp.argmax(c, -1), width, dtype=values.dtype) for c in choices]
-    return value, jnp.concatenate(best)
+    return value, jnp.concatenate(best) if best else jnp.zeros((0, width), values.dtype)
 
 
 def _swept(seat: Seat, values: Array) -> tuple[Array, list[Array]]:
@@ -406,7 +451,7 @@ def _init_logits(game: SequenceGame, key: Array) -> tuple[Array, Array]:
 
 def _plans_of_logits(game: SequenceGame, agent: tuple[Array, Array]) -> tuple[Array, Array]:
     first, second = (
-        jax.nn.softmax(jnp.where(jnp.concatenate(seat.legal), logits, -jnp.inf))
+        jax.nn.softmax(jnp.where(_legal(seat), logits, -jnp.inf))
         for seat, logits in zip(game, agent, strict=True)
     )
     return _plans(game, (first, second))
@@ -439,7 +484,7 @@ def _episode(
     opponent: Faced,
     ends: tuple[Array, Array],
 ) -> Episode:
-    depth = max(len(seat.parents) for seat in game)
+    depth = max(1, *(len(seat.parents) for seat in game))
 
     def one(seat: Seat, mine: Array, theirs: Array, end: Array) -> tuple[Array, Array, Array]:
         many = seat.opposite.shape[1]

@@ -53,8 +53,10 @@ def rectified(iterations: int = 1000) -> MetaSolver:
     """Opponents of PSRO-rN, for one new agent an iteration.
 
     Agent i of the Nash mixture p would train against the agents that it beats, each as often as
-    p_j max(M_ij, 0); here these are averaged over p_i. As a *report* of the population the Nash
-    mixture is meant: give `psro` the argument `report`.
+    p_j max(M_ij, 0); here these are averaged over p_i. Where nothing in the mixture beats anything
+    in it, as where one agent beats all, it is the mixture itself; and so it is where what is won is
+    no more than twice what the mixture leaves to win, since the solver is no more exact than that.
+    As a *report* of the population the Nash mixture is meant: give `psro` the argument `report`.
 
     Args:
       iterations: of `nash`.
@@ -165,10 +167,13 @@ def _nash_lp(payoffs: Array, size: Array) -> Array:
 
 
 def _rectified(solver: MetaSolver, payoffs: Array, size: Array) -> Array:
-    p = solver(payoffs, size)
-    often = p * (p @ jnp.maximum(payoffs, 0))
-    total = often.sum()
-    return jnp.where(total > 0, often / jnp.where(total > 0, total, 1), p)
+    p, mask = solver(payoffs, size), filled(payoffs, size)
+    a = scaled(payoffs, mask)
+    often = p * (p @ jnp.maximum(a, 0))
+    total, error = often.sum(), jnp.max(jnp.where(mask, a @ p, 0), initial=0)
+    # what is as small as the solver's own error is made of what it failed to leave out
+    known = total > 2 * error + 16 * len(p) * jnp.finfo(p.dtype).eps
+    return jnp.where(known, often / jnp.where(known, total, 1), p)
 
 
 def _replicator(steps: Array, rate: Array, least: Array, payoffs: Array, size: Array) -> Array:

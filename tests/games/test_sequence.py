@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxsim.games as jg
+import jaxsim.solvers as js
 from jaxsim.games import sequence
 from tests.oracles import sequence_lp
 
@@ -184,7 +185,7 @@ def test_a_policy_where_it_never_comes_is_uniform_and_has_a_gradient():
 def test_bad_trees_and_policies_are_refused():
     end = {0: 1.0, 1: -1.0}
     bad = {
-        "sum not to 1": jg.Chance([(0.5, 1.0), (0.4, 0.0)]),
+        "sum to 1": jg.Chance([(0.5, 1.0), (0.4, 0.0)]),
         "player 2": jg.Decision(2, "x", end),
         "elsewhere in the tree": jg.Chance(
             [(0.5, jg.Decision(0, "x", end)), (0.5, jg.Decision(0, "x", {0: 1.0}))]
@@ -208,3 +209,63 @@ def test_bad_trees_and_policies_are_refused():
         jg.read_policy(KUHN, {})
     with pytest.raises(ValueError, match="cards=1: must be"):
         jg.kuhn_poker(1)
+
+
+def _tree(first=0, second=1, chances=(0.5, 0.5), payoff=1.0):
+    moves = {first: payoff, second: 3.0}
+    return jg.Chance([(p, jg.Decision(0, "a", moves)) for p in chances])
+
+
+@pytest.mark.parametrize(
+    ("told", "tree"),
+    {
+        "action -1: must be an int from 0": _tree(first=-1),
+        "action 0.5: must be an int": _tree(first=0.5),
+        "action nan: must be an int": _tree(first=float("nan")),
+        "action 100000: must be an int from 0 to 65535": _tree(first=100_000),
+        r"chances \[-0.5, 1.5\]: must be at least 0": _tree(chances=(-0.5, 1.5)),
+        r"chances \[nan, 1.0\]": _tree(chances=(float("nan"), 1.0)),
+        "payoff=nan: must be a finite number": _tree(payoff=float("nan")),
+        "payoff=inf": _tree(payoff=float("inf")),
+        "payoff='3'": _tree(payoff="3"),
+        "payoff=None": _tree(payoff=None),
+    }.items(),
+)
+def test_actions_chances_and_payoffs_that_are_none_are_refused(told, tree):
+    with pytest.raises(ValueError, match=told):
+        jg.sequence_form(tree)
+
+
+def test_numpy_numbers_are_actions_players_and_payoffs():
+    moves = {np.int64(0): np.float32(1), np.int32(1): np.asarray(3)}
+    tree = jg.Chance([(np.float64(1), jg.Decision(np.int64(1), "a", moves))])
+    game = jg.sequence_form(tree).game
+    plans = [sequence.realization_plan(s, sequence.uniform_policy(s)) for s in game]
+    assert sequence.policy_value(game, *plans) == 2
+
+
+def test_deep_trees_and_a_player_who_never_moves():
+    """1500 levels that end at once, or go on: going on to the end is worth 1."""
+    node = 1.0
+    for level in reversed(range(1500)):
+        node = jg.Decision(0, str(level), {0: 0.0, 1: node})
+    assert len(jg.sequence_form(node).game.first.legal) == 1500
+    game = jg.sequence_form(
+        jg.Decision(1, "a", {0: 5.0, 1: 2.0, 2: jg.Decision(1, "b", {0: 1.0})})
+    ).game
+    still, mover = game
+    policy = sequence.uniform_policy(still)
+    assert policy.shape == (0, 1)
+    plan = sequence.realization_plan(still, policy)
+    value, best = sequence.best_response(mover, sequence.facing(mover, plan))
+    assert value == -1
+    assert best.tolist() == [[0, 0, 1], [1, 0, 0]]
+    sequence.check_policy(still, sequence.behaviour_policy(still, plan))
+    nothing = sequence.best_response(
+        still, sequence.facing(still, sequence.realization_plan(mover, best))
+    )
+    assert (nothing[0], nothing[1].shape) == (1, (0, 1))
+    seats = sequence.both_seats(game)
+    run = js.psro(seats, js.nash(100), js.exact(), jax.random.key(0), start=1, iterations=2)
+    assert np.isfinite(np.asarray(run.population.payoffs)).all()
+    assert run.nash_conv[-1] == pytest.approx(0, abs=1e-6)

@@ -260,3 +260,27 @@ def test_the_linear_programme_is_that_of_another_formulation():
     )  # fmt: skip
     assert found.fun == pytest.approx(0, abs=1e-7)
     assert gap(p, mixing.solve_lp(p)) == pytest.approx(gap(p, found.x[:6]), abs=1e-6)
+
+
+@pytest.mark.parametrize("iterations", [10, 100, 1000])
+@pytest.mark.parametrize("agents", [2, 5, 20])
+def test_rectified_does_not_train_against_what_the_solver_failed_to_leave_out(agents, iterations):
+    """The last agent beats all: the mixture is it alone, and it beats nobody in the mixture."""
+    rng = np.random.default_rng(agents)
+    a = rng.normal(size=(agents, agents))
+    a = a - a.T
+    a[-1, :-1], a[:-1, -1] = rng.uniform(0.1, 1, agents - 1), 0
+    a[:-1, -1] = -a[-1, :-1]
+    weights = mixing.rectified(iterations)(jnp.asarray(a), jnp.int32(agents))
+    exact = mixing.nash_lp()(jnp.asarray(a), jnp.int32(agents))
+    assert exact[-1] == pytest.approx(1)
+    assert weights[-1] == weights.max()
+    assert weights[-1] > 0.5
+
+
+def test_rectified_of_a_cycle_is_what_each_agent_beats():
+    a = np.array([[0, 1, -2], [-1, 0, 3], [2, -3, 0]], np.float32)
+    p = np.array([3, 2, 1]) / 6  # Nash: the payoff of the pair that an agent is not in
+    often = p * (p @ np.maximum(a, 0))
+    found = mixing.rectified(3000)(jnp.asarray(a), jnp.int32(3))
+    np.testing.assert_allclose(found, often / often.sum(), atol=0.01)
