@@ -18,6 +18,7 @@ Engine = Literal["auto", "packed", "frontier"]
 
 CACHE = 8 << 20  # bytes of live bits that packed sweeps keep close to the cores
 ROWS = 64 << 20  # bytes of active rows a frontier batch may take
+VISIT = 4.5  # what a frontier's visit of an edge costs, in places of a sweep; see docs/cascades.md
 DENSE_SLOTS = 400_000  # beyond this the live bits of a few words outgrow the cache
 
 
@@ -88,6 +89,40 @@ def touched_share(g: ICGraph, seeds: Int[np.ndarray, " k"]) -> float:
     return share
 
 
+def expected_work(
+    g: ICGraph, seeds: Int[np.ndarray, " k"], n_sims: int, *, most: int = 400
+) -> tuple[int, float]:
+    """Estimate how long cascades go on, and how many edges have a tail that has just changed.
+
+    Each round of the mean-field recursion gives the probability that a node becomes active then.
+    Sweeps go on while any of all simulations changes, however few do; a frontier visits an edge
+    again whenever its tail changes in one of them.
+
+    Args:
+        g: a concrete graph.
+        seeds: node ids; -1 pads.
+        n_sims: simulations that run together.
+        most: largest number of rounds.
+
+    Returns:
+        Rounds until less than one node of all simulations is expected to change, and visits of
+        edges until then.
+    """
+    src, dst = np.asarray(g.src), np.asarray(g.dst)
+    p = np.minimum(np.asarray(g.p, np.float64), 1 - 2.0**-24)
+    new = np.zeros(g.n)
+    new[seeds[seeds >= 0]] = 1
+    left, visits = 1 - new, 0.0
+    for rounds in range(most):
+        if new.sum() * n_sims < 1:
+            return rounds, visits
+        seen = -np.expm1(n_sims * np.log1p(-np.minimum(new, 1 - 1e-12)))
+        visits += float(seen[src].sum())
+        new = left * -np.expm1(np.bincount(dst, np.log1p(-p * new[src]), g.n))
+        left = left - new
+    return most, visits
+
+
 def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: bool) -> _Plan:
     traced = any(is_traced(x) for x in (g.p, seeds))
     choice = engine
@@ -98,10 +133,17 @@ def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: b
         else:
             share = touched_share(g, np.atleast_1d(np.asarray(seeds)))
             dense = share > 0.7 and packed.slots(g) <= DENSE_SLOTS
-            choice = "packed" if dense else "frontier"
+            choice = "packed" if dense and _sweeps_pay(g, seeds, n_sims) else "frontier"
     if choice == "packed":
         return _Plan("packed", word_count(packed.slots(g), n_sims))
     return _Plan("frontier", word_count(g.n, n_sims, budget=ROWS, most=128))
+
+
+def _sweeps_pay(g: ICGraph, seeds: ArrayLike, n_sims: int) -> bool:
+    """Whether sweeps over all edges are expected to cost less than visits of some."""
+    together = 32 * word_count(g.n, n_sims, budget=ROWS, most=128)
+    rounds, visits = expected_work(g, np.atleast_1d(np.asarray(seeds)), together)
+    return rounds * packed.slots(g) < VISIT * visits
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "max_steps"))
