@@ -267,12 +267,14 @@ class Outline(NamedTuple):
       widths: features that each classifier reads.
       classes: number of logits.
       flops: of one row up to each exit, at the sites and in the classifiers.
+      dtype: of the network's own logits, which those of the classifiers take too.
     """
 
     axes: tuple[tuple[int | None, ...], ...]
     widths: tuple[int, ...]
     classes: int
     flops: tuple[float, ...]
+    dtype: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -446,7 +448,8 @@ def _outline(
     read = itertools.accumulate((2 * d * classes for d in widths), initial=0)
     heads = [*read][1:]
     flops = [a + b for a, b in zip(itertools.accumulate(stages), [*heads, heads[-1]], strict=True)]
-    return Outline(axes, widths, classes, tuple(flops))
+    ((at, i),) = cut.outputs
+    return Outline(axes, widths, classes, tuple(flops), str(cut.stages[at].outputs[i].dtype))
 
 
 def crossing(cut: Stages) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -502,7 +505,9 @@ def _simulated(net: EarlyExit, arguments: Parts, key: Any) -> Exits:
     plan, last = prepared(net, arguments, rowed), len(net.heads)
     live, uncertainty = list[Array](), list[Array]()
     streak, staying = no_streak(rows), jnp.ones(rows, bool)
-    logits, layer = jnp.zeros(()), jnp.full(rows, last + 1, jnp.int32)
+    dtype = jnp.dtype(plan.outline.dtype)
+    logits = jnp.zeros((rows, plan.outline.classes), dtype)
+    layer = jnp.full(rows, last + 1, jnp.int32)
     for at, stage in enumerate(plan.cut.stages):
         own = held(net, plan.cut, stage)
         head = net.heads[at] if at < last else None
@@ -511,7 +516,7 @@ def _simulated(net: EarlyExit, arguments: Parts, key: Any) -> Exits:
             plan, at, own, head, net.threshold, given, live, streak, key, None
         )
         uncertainty.append(jnp.where(staying, doubt, jnp.nan))
-        logits = jnp.where(staying[:, None], found, logits)
+        logits = jnp.where(staying[:, None], found.astype(dtype), logits)
         if at < last:
             layer = jnp.where(staying & leave, at + 1, layer)
             staying = staying & ~leave
@@ -616,7 +621,7 @@ def _run(net: EarlyExit, arguments: Parts, buckets: Buckets, key: Any) -> Exits:
     axes = ((), *map(_all_rows, net.cuts, found.axes))
     step = _stepper(net, arguments, key)
     most = buckets.max_batch // buckets.batch * buckets.batch
-    logits = np.zeros((rows, found.classes), np.float32)
+    logits = np.zeros((rows, found.classes), found.dtype)
     layer = np.full(rows, last + 1, np.int32)
     uncertainty = np.full((rows, last + 1), np.nan, np.float32)
     streak = jax.tree.map(np.array, no_streak(rows))

@@ -279,6 +279,7 @@ def decided(net: Pyramid, passed: Passed, lengths: Int[Array, " B"]) -> Exits:
         layer = jnp.where(here & leave, jnp.minimum(layer, i + 1), layer)
         here = here & ~leave
     logits = jnp.take_along_axis(passed.logits, layer[:, None, None] - 1, 1)[:, 0]
+    logits = logits.astype(net.encoder.head["bias"].dtype)
     computed = jnp.arange(L) < layer[:, None]
     kept = jnp.where(computed, passed.kept, 0).astype(jnp.int32)
     n_in = jnp.concatenate([jnp.asarray(lengths)[:, None], kept[:, :-1]], 1)
@@ -469,7 +470,8 @@ def _run(net: Pyramid, ids: np.ndarray, lengths: np.ndarray, buckets: Buckets) -
     for start in range(0, len(order), buckets.max_batch):
         said += _run_batch(net, ids, lengths, order[start : start + buckets.max_batch], buckets)
     B, L, C = len(ids), len(net.encoder.attention), net.encoder.head["bias"].shape[0]
-    logits, layer = np.zeros((B, C), np.float32), np.zeros(B, np.int32)
+    dtype = net.encoder.head["bias"].dtype
+    logits, layer = np.zeros((B, C), dtype), np.zeros(B, np.int32)
     kept, uncertainty = np.zeros((B, L), np.int32), np.full((B, L), np.nan, np.float32)
     for rows, at, i, count, answer in said:
         # Later layers overwrite: what is left is the exit that each row took.
