@@ -452,3 +452,17 @@ def test_training_sees_the_network():
     net = js.exit_early(2)(js.trace(Net(), Net().init(jax.random.key(0), x), x))
     with pytest.raises(ValueError, match="not logits"):
         net(x, train=True, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_exits_answer_in_the_floats_of_the_network(dtype):
+    w = {n: jnp.eye(8, dtype=dtype) for n in "abc"}
+
+    def model(p, x):
+        for n in "abc":
+            x = jnp.tanh(x @ p[n])
+        return x
+
+    x = jnp.ones((3, 8), dtype)
+    net = js.exit_early(2)(js.trace(model, w, x))
+    assert net(x).dtype == net.run(x).logits.dtype == net.simulate(x).logits.dtype == dtype
