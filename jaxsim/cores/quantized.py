@@ -159,8 +159,8 @@ def stored(inputs: Grid) -> bool:
 def _observed(
     grid: Grid, x: Array, axes: Sequence[int] | None, among: Array | None = None
 ) -> Range:
-    how = {"bits": grid.bits, "symmetric": grid.symmetric, "among": among}
-    return observe(x, axes=axes, clip=grid.clip, **how)
+    bits, symmetric = grid.bits, grid.symmetric
+    return observe(x, axes=axes, clip=grid.clip, bits=bits, symmetric=symmetric, among=among)
 
 
 def _rounding_key(grid: Grid, key: Any, name: str) -> Any:
