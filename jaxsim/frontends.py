@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -176,7 +177,7 @@ def _is_key(value: Any) -> bool:
     dtype = getattr(value, "dtype", None)
     if dtype is None:
         return False
-    typed = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
     return typed or (dtype == "uint32" and value.shape == (2,))
 
 
@@ -281,16 +282,13 @@ class NnxCall(Value):
                 f"{', '.join(self.streams) or 'none, for it draws nothing'}"
             )
 
-        def reseeded(path: Any, variable: Any) -> None:
-            shape, key = variable.shape, _fold(keys[variable.tag], "/".join(map(str, path)))
-            variable.set_value(jax.random.split(key, shape) if shape else key)
-
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.RngKey)):
+        state = nnx.state(model, nnx.RngKey)
+        for path, variable in nnx.to_flat_state(state):
             if variable.tag in keys:
-                holder = model
-                for name in path:
-                    holder = holder[name] if isinstance(name, int) else getattr(holder, name)
-                reseeded(path, holder)
+                key = _fold(keys[variable.tag], "/".join(map(str, path)))
+                shape = variable.shape
+                variable.set_value(jax.random.split(key, shape) if shape else key)
+        nnx.update(model, state)
 
     def _filter(self, mutable: Any) -> Any:
         """A filter of NNX from names of variable types, as Linen names its collections."""
@@ -316,8 +314,8 @@ def _values(state: Any) -> list[Any]:
     return [variable for _, variable in nnx.to_flat_state(state)]
 
 
-def _fold(key: Key[Array, ""], name: str) -> Any:
-    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+def _fold(key: Any, name: str) -> Key[Array, ""]:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 

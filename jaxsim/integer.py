@@ -193,7 +193,7 @@ def integer_only(chip: Network) -> IntegerNetwork:
         raise ValueError("chip: give what js.deploy(net, calibrate=inputs) returns")
     held = (chip.masked_params(), chip.buffers)
     shapes = jax.eval_shape(lambda: held)
-    traced = trace_plan(chip.fn, *shapes, chip.example, chip.example, chip.weights)
+    traced = trace_plan(chip.fn, shapes[0], shapes[1], chip.example, chip.example, chip.weights)
     check_sites(chip, traced.plan)
     known: list[Any] = [np.asarray(a) if _numeric(a) else a for a in jax.tree.leaves(held)]
     converter = _Converter(chip)

@@ -198,7 +198,7 @@ class Network(PytreeValue):
             self.params,
         )
 
-    def site_masks(self, site: Site) -> tuple[Array, ...]:
+    def site_masks(self, site: Site) -> tuple[Any, ...]:
         """Which entries of a site's weight remain, in one array or more that hold it together.
 
         Args:
@@ -699,7 +699,7 @@ def params_read(net: Network) -> set[str]:
     carries counts as read.
     """
     shapes = jax.eval_shape(lambda: (net.params, net.buffers))
-    plan = trace_plan(net.fn, *shapes, net.example, net.example, net.weights).plan
+    plan = trace_plan(net.fn, shapes[0], shapes[1], net.example, net.example, net.weights).plan
     live = _live(plan, set(net.states))
     return {name for name, is_read in zip(param_names(net), live, strict=False) if is_read}
 
@@ -982,8 +982,8 @@ class _Planner:
             else:
                 entry = self.contraction(eqn, ins, lengths)
                 for i, t in enumerate(ins):
-                    site = entry is not None and i == entry.w_at
-                    self.read(t, entry.site.name if site else eqn.primitive.name)
+                    here = entry is not None and i == entry.w_at
+                    self.read(t, entry.site.name if entry and here else eqn.primitive.name)
             entries.append(entry)
             known.update(zip(eqn.outvars, outs, strict=True))
         return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
