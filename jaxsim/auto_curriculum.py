@@ -15,6 +15,7 @@ import tyro
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from jaxsim import files
 from jaxsim import games as jg
 from jaxsim import solvers as js
 from jaxsim.checkpoint import trail
@@ -205,8 +206,10 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
     told = {k: v for k, v in dataclasses.asdict(args).items() if k not in _NOT_OF_THE_RUN}
     state = js.init_meta(network, optimizer, key)
     curve = jnp.full(steps, jnp.nan)
-    with trail(args.out / "checkpoints", run=json.dumps(told)) as kept:
-        (args.out / "settings.json").write_text(json.dumps(told, indent=1) + "\n")
+    with trail(args.out / "checkpoints", run=told) as kept:
+        note = args.out / "settings.json"
+        if not note.exists() or not note.stat().st_size:
+            files.write_text(note, json.dumps(told, indent=1) + "\n")
         done, (state, curve) = kept.newest((state, curve))
         with progress("meta-training", steps, done, "NashConv", quiet=args.quiet) as advance:
             for i in range(done, steps):
@@ -236,13 +239,17 @@ def trained(folder: Path) -> tuple[MetaSolver, dict[str, Any]]:
       ValueError: there is none.
     """
     path = folder / "settings.json"
-    if not path.exists():
-        raise ValueError(f"folder={str(folder)!r}: no settings.json; give a folder of `nac train`")
-    told = json.loads(path.read_text())
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(
+            f"folder={str(folder)!r}: no settings.json, or a damaged one; give a folder of "
+            "`nac train`"
+        ) from None
     network = meta_network(told["network"])
     optimizer = js.meta_optimizer(told["rate"], told["steps"])
     state = js.init_meta(network, optimizer, jax.random.key(0))
-    with trail(folder / "checkpoints", run=json.dumps(told)) as kept:
+    with trail(folder / "checkpoints", run=told, read_only=True) as kept:
         done, (state, _) = kept.newest((state, jnp.full(told["steps"], jnp.nan)))
     if done == 0:
         raise ValueError(f"folder={str(folder)!r}: no checkpoint yet")
@@ -349,5 +356,5 @@ def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             n: {"exact": np.nan_to_num(e, nan=-1).tolist(), "found": s.tolist()}
             for n, (e, s) in found.items()
         }
-        args.json.write_text(json.dumps(numbers) + "\n")
+        files.write_text(args.json, json.dumps(numbers) + "\n")
     return found

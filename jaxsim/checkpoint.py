@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
+import os
+import re
+import shutil
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxsim import files
 from jaxsim.exits import EarlyExit
 from jaxsim.network import Network, param_names, params_read, path_name, write_states
 from jaxsim.packing import Form, pack, unpack
@@ -35,13 +41,19 @@ def save(path: str | Path, net: Network) -> None:
       net: deployed or not. Arrays of a deployed one must be on devices of this process.
 
     Raises:
-      ValueError: the folder exists.
+      ValueError: the folder exists, or another thread or process is saving to it.
+      OSError: it cannot be written; nothing of it is left.
     """
+    folder = Path(path).absolute()
+    with files.locked("path", folder):
+        if folder.exists():
+            raise ValueError(f"path={str(path)!r} exists; choose a new folder")
+        _write(folder, net)
+
+
+def _write(folder: Path, net: Network) -> None:
     import orbax.checkpoint as ocp
 
-    folder = Path(path).absolute()
-    if folder.exists():
-        raise ValueError(f"path={str(path)!r} exists; choose a new folder")
     metadata: dict[str, Any] = {
         "network": describe(net),
         "deployed": net.deployed,
@@ -53,8 +65,15 @@ def save(path: str | Path, net: Network) -> None:
         metadata["check"] = _check(content, metadata)
         content = {"packed": jnp.frombuffer(content, jnp.uint8)}
     metadata["format"] = _PACKED if net.deployed else _FORMAT
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder, content, custom_metadata=metadata)
+    part = folder.with_name(f"{folder.name}.orbax-checkpoint-tmp")  # as orbax calls it
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    try:
+        # Not the asynchronous one: its threads outlive a failure and keep a process from ending.
+        with _writable(folder), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            content = ocp.args.StandardSave(content)
+            checkpointer.save(folder, args=content, custom_metadata=metadata)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def load(path: str | Path, like: Network) -> Network:
@@ -154,6 +173,9 @@ class Trail(NamedTuple):
     def newest(self, like: Any) -> tuple[int, Any]:
         """The number and content of the newest checkpoint; 0 and `like` where there is none.
 
+        Its arrays lie where those of `like` do and are committed there if those are, so that what
+        was compiled for `like` is not compiled again. Neither has weak types.
+
         Raises:
           ValueError: the newest one does not hold what `like` does.
         """
@@ -161,44 +183,74 @@ class Trail(NamedTuple):
 
         step = self.manager.latest_step()
         if step is None:
-            return 0, like
+            return 0, jax.tree.map(lambda a: a.astype(a.dtype) if _is_weak(a) else a, like)
         target = _abstract(like, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         with _readable(self.manager.directory):
             kept = self.manager.restore(step, args=ocp.args.StandardRestore(_boxed(target)))
         return step, _unboxed(like, kept)
 
     def add(self, step: int, tree: Any) -> None:
-        """Writes a checkpoint; it counts once it is complete."""
+        """Writes a checkpoint; it counts once it is complete.
+
+        Raises:
+          OSError: it cannot be written; the newest one is still the one before.
+        """
         import orbax.checkpoint as ocp
 
-        self.manager.save(step, args=ocp.args.StandardSave(_boxed(tree)))
+        with _writable(Path(self.manager.directory)):
+            self.manager.save(step, args=ocp.args.StandardSave(_boxed(tree)))
 
 
 @contextmanager
-def trail(folder: str | Path, *, run: str) -> Generator[Trail]:
-    """Opens a folder of numbered checkpoints, and finishes writing at the end.
+def trail(
+    folder: str | Path, *, run: Mapping[str, Any], read_only: bool = False
+) -> Generator[Trail]:
+    """Opens a folder of numbered checkpoints, which is locked until the end.
 
     Args:
       folder: made if need be.
-      run: what tells the run from others; kept in the folder.
+      run: what tells the run from others, by name, as JSON holds it; kept in the folder.
+      read_only: neither lock nor make the folder: another process may be adding checkpoints.
 
     Raises:
-      ValueError: the folder belongs to another run.
+      ValueError: the folder belongs to another run, or another process writes to it.
     """
     import orbax.checkpoint as ocp
 
-    note = Path(folder) / "run.txt"
-    if note.exists() and note.read_text() != run:
-        raise ValueError(f"checkpoints={str(folder)!r} are of another run; choose a new folder")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(run)
-    options = ocp.CheckpointManagerOptions(max_to_keep=1)
-    manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
-    try:
+    with contextlib.ExitStack() as stack:
+        path = Path(folder).absolute()
+        if not read_only:
+            stack.enter_context(files.locked("checkpoints", path))
+            path.mkdir(exist_ok=True)
+        _check_note(folder, run, write=not read_only)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else 1,
+            enable_async_checkpointing=False,
+            read_only=read_only,
+        )
+        manager = ocp.CheckpointManager(path, options=options)
+        stack.callback(manager.close)
         yield Trail(manager)
-    finally:
-        manager.wait_until_finished()
-        manager.close()
+
+
+def _check_note(folder: str | Path, run: Mapping[str, Any], *, write: bool) -> None:
+    """Compares what tells a run from others with the note in its folder, or writes the note."""
+    note, run = Path(folder) / "run.txt", json.loads(json.dumps(run))
+    # A note that a full disk has cut to nothing tells nothing.
+    if text := note.read_text(encoding="utf-8") if note.exists() else "":
+        try:
+            kept = json.loads(text)
+        except json.JSONDecodeError:
+            kept = None
+        if kept == run:
+            return
+        what = "of another run"
+        if isinstance(kept, dict):
+            names = [n for n in {**run, **kept} if kept.get(n) != run.get(n)]
+            what += f" (other {', '.join(names)})"
+        raise ValueError(f"checkpoints={str(folder)!r} are {what}; choose a new folder")
+    if write:
+        files.write_text(note, json.dumps(run))
 
 
 def _content(net: Network) -> dict[str, Any]:
@@ -282,6 +334,10 @@ def _key_data(leaf: Any) -> Array | jax.ShapeDtypeStruct:
     return jax.random.key_data(leaf)
 
 
+def _is_weak(leaf: Any) -> bool:
+    return bool(getattr(leaf, "weak_type", False))
+
+
 @contextmanager
 def _readable(path: Any) -> Generator[None]:
     """Turns what orbax and tensorstore raise on a bad checkpoint into a ValueError."""
@@ -289,3 +345,22 @@ def _readable(path: Any) -> Generator[None]:
         yield
     except Exception as error:
         raise ValueError(f"path={str(path)!r} is not a readable checkpoint: {error}") from error
+
+
+@contextmanager
+def _writable(folder: Path) -> Generator[None]:
+    """Turns what orbax and tensorstore raise of a disk into an OSError of one line."""
+    said = logging.getLogger("absl")
+
+    def of_a_thread(record: logging.LogRecord) -> bool:
+        return "_SignalingThread" not in record.getMessage()
+
+    said.addFilter(of_a_thread)  # a traceback a thread, of what is raised here all the same
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else str(error).split("\n")[0]
+        raise OSError(f"{str(folder)!r} cannot be written: {reason}") from error
+    finally:
+        said.removeFilter(of_a_thread)

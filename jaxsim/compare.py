@@ -15,6 +15,7 @@ from jaxsim.batches import joined, labelled, row_count, take_rows
 from jaxsim.core import Parts
 from jaxsim.network import Network, call_arguments
 from jaxsim.numerics import checked_int
+from jaxsim.samples import check_batch, check_labels
 from jaxsim.table import render, si
 
 
@@ -95,12 +96,19 @@ def compare(
       A row a network. Weight bits count at sites only; a site without a core stores floats.
 
     Raises:
-      ValueError: no data, lengths that differ, a network named "reference", or one whose outputs
+      ValueError: no data, lengths that differ, inputs that are not finite, labels that are no
+        classes, a network named "reference", or one whose outputs
         are not [N, classes].
     """
     inputs, labels = labelled(data)
     if np.shape(labels) != (count := row_count(inputs, "data"),):
         raise ValueError(f"data: {count} inputs and labels {list(np.shape(labels))}")
+    check_batch("data[0]", inputs)
+    few = call_arguments(*take_rows(inputs, slice(0, 1)))
+    outputs = jax.eval_shape(_outputs, reference, few, key)
+    check_labels(
+        "data[1]", labels, outputs.shape[-1] if isinstance(outputs, jax.ShapeDtypeStruct) else None
+    )
     if isinstance(networks, Network):
         networks = {"transformed": networks}
     if not isinstance(networks, Mapping) or "reference" in networks:
@@ -144,11 +152,12 @@ def classify(
       batch_size: inputs a call, at least 1.
 
     Raises:
-      ValueError: batch_size out of range, or outputs of another form.
+      ValueError: batch_size out of range, inputs that are not finite, or outputs of another form.
     """
     batch_size = checked_int("batch_size", batch_size, 1)
     answers: list[np.ndarray] = []
     whole = joined(inputs)
+    check_batch("inputs", whole)
     count = row_count(whole)
     for i, start in enumerate(range(0, count, batch_size)):
         batch_key = None if key is None else jax.random.fold_in(key, i)
@@ -158,12 +167,16 @@ def classify(
     return np.concatenate(answers)
 
 
+def _outputs(net: Network, arguments: Parts, key: Key[Array, ""] | None) -> Any:
+    args, kwargs = arguments.whole()
+    return net(*args, key=key, **kwargs)
+
+
 @partial(jax.jit, static_argnames=("rows",))
 def _classes(
     net: Network, arguments: Parts, key: Key[Array, ""] | None, rows: int
 ) -> Int[Array, " N"]:
-    args, kwargs = arguments.whole()
-    logits = net(*args, key=key, **kwargs)
+    logits = _outputs(net, arguments, key)
     if not isinstance(logits, jax.Array) or logits.shape != (rows, logits.shape[-1]):
         raise ValueError("networks: outputs must be one array of logits, [N, classes]")
     return jnp.argmax(logits, -1)

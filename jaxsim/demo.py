@@ -13,6 +13,7 @@ import optax
 from filelock import FileLock
 
 import jaxsim as js
+from jaxsim import files
 from jaxsim.checkpoint import describe, load, save
 from jaxsim.compare import Comparison, classify, compare
 from jaxsim.data import Images, fashion_mnist
@@ -75,7 +76,7 @@ def run(demo: Demo) -> Comparison:
     table = compare(net, chips, (test.images, test.labels))
     console.print(table)
     demo.out.mkdir(parents=True, exist_ok=True)
-    (demo.out / "table.txt").write_text(str(table))
+    files.write_text(demo.out / "table.txt", str(table))
 
     few = test._replace(images=test.images[: demo.images], labels=test.labels[: demo.images])
     log = Log(demo.cache / "sweep.json")

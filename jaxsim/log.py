@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,60 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxsim import files
+
 
 def fingerprint(arrays: Any, *facts: Any) -> str:
     """A digest that another run would not have.
 
     Args:
-      arrays: tree of arrays, compared bit by bit, keys not among them.
+      arrays: tree of arrays, compared bit by bit; random keys as their data.
       *facts: whatever else matters and has a `repr` that says it.
     """
     digest = hashlib.sha256(repr(facts).encode())
-    for leaf in map(np.asarray, jax.tree.leaves(arrays)):
+    for leaf in map(_numbers, jax.tree.leaves(arrays)):
         digest.update(f"{leaf.dtype} {leaf.shape}".encode())
         digest.update(leaf.tobytes())
     return digest.hexdigest()
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    dtype = getattr(leaf, "dtype", None)
+    is_key = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def programme(compiled: Any, *args: Any) -> tuple[str, bool]:
+    """A digest of what a jitted function computes, with the constants that it closes over.
+
+    Tracing is shared with the call that follows. Another version of JAX has another digest.
+
+    Args:
+      compiled: by `jax.jit`.
+      *args: of a call.
+
+    Returns:
+      The digest, and whether it covers everything: what a host callback does is not seen.
+    """
+    closed = compiled.trace(*args).jaxpr
+    constants: list[Any] = []
+    names: set[str] = set()
+    _collect(closed, constants, names)
+    # Addresses of functions that rules are kept by.
+    text = re.sub(r"0x[0-9a-f]{6,}", "", str(closed))
+    return fingerprint(constants, text), not any("callback" in name for name in names)
+
+
+def _collect(jaxpr: Any, constants: list[Any], names: set[str]) -> None:
+    """Constants and names of primitives of a jaxpr and of those in it, whatever holds them."""
+    constants.extend(getattr(jaxpr, "consts", ()))
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        constants.extend(v.val for v in equation.invars if np.ndim(getattr(v, "val", 0)))
+        for value in equation.params.values():
+            for part in value if isinstance(value, list | tuple) else (value,):
+                if hasattr(part, "eqns"):
+                    _collect(part, constants, names)
 
 
 class Log:
@@ -73,9 +114,7 @@ class Log:
         with FileLock(self.path.with_name(f"{self.path.name}.lock")):
             # Of two processes that measured the same, the first to finish is right for both.
             self.scores = {name: made} | self._read()
-            part = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-            part.write_text(json.dumps(self.scores, indent=1))
-            part.replace(self.path)
+            files.write_text(self.path, json.dumps(self.scores, indent=1))
 
     def _read(self) -> dict[str, Any]:
         if self.path is None or not self.path.exists():

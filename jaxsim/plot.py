@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxsim import files
 from jaxsim.schedule import Timeline
 
 
@@ -70,7 +71,8 @@ def accuracy_curves(
     axes[0].set_ylabel("accuracy, %")
     figure.suptitle(title)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with files.whole(path) as part:
+        figure.savefig(part, dpi=150)
 
 
 def accuracy_bars(
@@ -109,7 +111,8 @@ def accuracy_bars(
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with files.whole(path) as part:
+        figure.savefig(part, dpi=150)
 
 
 def gantt(path: str | Path, timeline: Timeline, *, title: str = "") -> None:
@@ -145,7 +148,8 @@ def gantt(path: str | Path, timeline: Timeline, *, title: str = "") -> None:
     shown = f"{timeline.ticks:.4g} ticks, {timeline.bubble:.1%} idle"
     ax.set_title(title or shown, loc="left")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with files.whole(path) as part:
+        figure.savefig(part, dpi=150)
 
 
 def nash_conv_curves(
@@ -181,7 +185,8 @@ def nash_conv_curves(
     ax.legend(frameon=False)
     figure.suptitle(title)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with files.whole(path) as part:
+        figure.savefig(part, dpi=150)
 
 
 def routing_maps(
@@ -232,4 +237,5 @@ def routing_maps(
     handles = [Patch(color=c, label=f"function {u + 1}") for u, c in enumerate(colours)]
     figure.legend(handles=handles, loc="outside lower center", ncols=functions, fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with files.whole(path) as part:
+        figure.savefig(part, dpi=120)

@@ -24,6 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 import jaxsim as js
+from jaxsim import files
 from jaxsim.data import fashion_mnist
 from jaxsim.network import path_name
 from jaxsim.npz import read_npz
@@ -152,7 +153,7 @@ def transform(args: Transform) -> js.Network:
         report.append(js.compare(net, {"transformed": chip}, seen, key=key))
     args.out.mkdir(parents=True)
     js.save(args.out / "chip", chip)
-    (args.out / "report.txt").write_text("\n".join(map(str, report)))
+    files.write_text(args.out / "report.txt", "\n".join(map(str, report)))
     console = Console()
     console.print(*report, sep="\n")
     console.print(f"wrote {args.out / 'chip'} and {args.out / 'report.txt'}")

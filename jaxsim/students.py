@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxsim.numerics import check_range, checked_int
+from jaxsim.samples import check_finite
 
 Head = dict[str, Array]
 """A linear classifier: kernel [d, C] and bias [C]."""
@@ -49,7 +50,7 @@ def fit_students(
 
     Raises:
       ValueError: no features, one of another number of examples or that is no matrix, a teacher
-        that is no matrix, or an argument out of range.
+        that is no matrix, a number that is not finite, or an argument out of range.
 
     Source: Liu et al. (2020), FastBERT, arXiv 2004.02178, section 3.2.2; the direction of the
     divergence is that of its code.
@@ -63,6 +64,8 @@ def fit_students(
     for i, feature in enumerate(features):
         if feature.ndim != 2 or len(feature) != len(teacher):
             raise ValueError(f"features[{i}]{list(feature.shape)}: must be [{len(teacher)}, d]")
+    check_finite("features", list(features))
+    check_finite("teacher", teacher)
     steps = checked_int("steps", steps, 1)
     batch_size = checked_int("batch_size", batch_size, 1)
     check_range("learning_rate", learning_rate, 0, above=True)

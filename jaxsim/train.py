@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,29 @@ from jaxtyping import Array, Float, Int, Key
 from jaxsim.batches import Batch, labelled, row_count, take_rows
 from jaxsim.checkpoint import describe, trail
 from jaxsim.core import Parts
-from jaxsim.log import fingerprint
+from jaxsim.log import fingerprint, programme
 from jaxsim.network import Network, call_arguments
 from jaxsim.numerics import check_range
 from jaxsim.pipeline import Pipeline
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
 from jaxsim.progress import progress
+from jaxsim.samples import check_batch, check_finite, check_labels
 from jaxsim.sparsity.mask import chosen
 from jaxsim.sparsity.masked import masks_of
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 
 
 def cross_entropy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, ""]:
-    """Mean cross-entropy with integer classes."""
+    """Mean cross-entropy with integer classes.
+
+    Args:
+      logits: one row an input.
+      labels: the class of each.
+
+    Raises:
+      ValueError: labels that are no classes, where their numbers are known.
+    """
+    check_labels("labels", labels, logits.shape[-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -75,7 +86,14 @@ def taught(
     Args:
       logits: [N, C] of the teacher.
       labels: [N] classes.
+
+    Raises:
+      ValueError: other shapes, logits that are not finite, or labels that are no classes.
     """
+    if np.ndim(logits) != 2 or np.shape(labels) != (len(logits),):
+        raise ValueError(f"labels{list(np.shape(labels))} for logits{list(np.shape(logits))}")
+    check_finite("logits", logits)
+    check_labels("labels", labels, np.shape(logits)[1])
     return np.concatenate([np.asarray(logits, np.float32), np.asarray(labels)[:, None]], 1)
 
 
@@ -149,7 +167,10 @@ def fit(
         buffers as a second output and they are kept.
       rngs: Linen's random streams (`"dropout"`), given a new key at every step.
       loss: mean over a batch of `(logits, labels)`, for instance `distillation(…)`.
-      checkpoints: folder to write to after each epoch and to resume from; of this run only.
+      checkpoints: folder to write to after each epoch and to resume from; of this run only, which
+        is known by the bits of the network, the data and the key, and by the programme of a step:
+        its loss, optimizer and call. Not seen are what host callbacks do and the loss of a
+        pipeline. Locked while it is in use.
       label: what the progress bar says.
       quiet: show no progress bar.
 
@@ -157,8 +178,9 @@ def fit(
       The network with trained parameters and buffers.
 
     Raises:
-      ValueError: a deployed network, lengths that differ, epochs or batch_size out of range, or
-        checkpoints of another run.
+      ValueError: a deployed network, lengths that differ, images that are not finite, labels that
+        are no classes of the cross-entropy, epochs or batch_size out of range, or checkpoints of
+        another run.
     """
     if net.deployed:
         raise ValueError("net is deployed: train the composed network, then deploy it")
@@ -171,11 +193,19 @@ def fit(
     if not 1 <= batch_size <= count:
         raise ValueError(f"batch_size={batch_size}: must be from 1 to {count}")
     options = dict(call or {})
+    check_batch("images", inputs)
     steps = count // batch_size
 
     def streams(key: Any) -> dict[str, Any]:
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
         return {"rngs": keys} if keys else {}
+
+    if loss is cross_entropy:
+        few = take_rows(inputs, slice(0, 1))
+        more = {**options, **few.kwargs, **streams(key)}
+        check_labels("labels", labels, _classes(net, few.args, key, more))
+    else:
+        check_finite("labels", labels)
 
     def loss_of(values: Any, net: Network, x: Parts, y: Array, key: Any) -> tuple[Array, Any]:
         args, kwargs = x.whole()
@@ -216,8 +246,26 @@ def fit(
     with contextlib.ExitStack() as stack:
         done, kept = None, None
         if checkpoints is not None:
-            arrays = given.params, labels, jax.random.key_data(key)
-            run = fingerprint(arrays, describe(given), count, batch_size)
+            few = slice(0, batch_size)
+            batch = call_arguments(*take_rows(inputs, few)), labels[few]
+            if isinstance(net, Pipeline):  # its step is no one programme
+                rest, covered = programme(update, net, state, _trained(net), {})
+            else:
+                rest, covered = programme(step, net, state, *batch, key)
+            if not covered:
+                warnings.warn(
+                    "checkpoints: what host callbacks compute is not compared with the run before",
+                    stacklevel=2,
+                )
+            run = {
+                "network": fingerprint(given, describe(given)),
+                "images": fingerprint(inputs),
+                "labels": fingerprint(labels),
+                "key": fingerprint(key),
+                "batch_size": batch_size,
+                "loss, optimizer or call": rest,
+                "version of JAX": jax.__version__,
+            }
             kept = stack.enter_context(trail(checkpoints, run=run))
             done, (values, buffers, state) = kept.newest((_trained(net), net.buffers, state))
             net = dataclasses.replace(_with(net, values), buffers=buffers)
@@ -235,6 +283,20 @@ def fit(
             if kept is not None:
                 kept.add(epoch + 1, (_trained(net), net.buffers, state))
     return dataclasses.replace(net, masks={**net.masks, **(masks_of(state) or {})})
+
+
+def _classes(net: Network, args: Any, key: Any, options: Mapping[str, Any]) -> int | None:
+    """How many classes the outputs tell apart; None of a pipeline, where only a call would say."""
+    if isinstance(net, Pipeline):
+        return None
+    arguments = call_arguments(args, options)
+
+    def call(net: Network, arguments: Parts) -> Any:
+        args, kwargs = arguments.whole()
+        return net(*args, key=key, **kwargs)
+
+    out = jax.eval_shape(call, net, arguments)
+    return (out[0] if "mutable" in options else out).shape[-1]
 
 
 def _trained(net: Network) -> Any:

@@ -16,10 +16,11 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxsim.checkpoint import trail
 from jaxsim.decision import Buckets, check_buckets, rounded_up
-from jaxsim.log import fingerprint
+from jaxsim.log import fingerprint, programme
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.progress import progress
 from jaxsim.pyramid import Passed, Pyramid, decided
+from jaxsim.samples import check_finite, check_labels
 from jaxsim.students import fit_students
 from jaxsim.train import cross_entropy
 
@@ -87,6 +88,10 @@ def train_pyramid(
     check_buckets(buckets)
     if not len(ids) == len(lengths) == len(labels):
         raise ValueError(f"ids, lengths, labels: {len(ids)}, {len(lengths)}, {len(labels)} rows")
+    if loss is cross_entropy:
+        check_labels("labels", labels, _classes(net))
+    else:
+        check_finite("labels", labels)
     if len(ids) < buckets.max_batch:
         raise ValueError(f"ids: {len(ids)} rows; must be {buckets.max_batch}, a batch, or more")
     if soft is not None:
@@ -121,7 +126,18 @@ def train_pyramid(
         done, kept = 0, None
         if checkpoints is not None:
             facts = steps, soft, buckets, jax.random.key_data(key).tolist()
-            run = fingerprint((net, ids, lengths, labels), *facts)
+            first = next(_endless(lengths, key, buckets.max_batch))
+            n = _bucket(lengths[first], buckets, net)
+            batch = _wide(ids[first], n), lengths[first], labels[first]
+            rest, _ = programme(step, values, state, batch, np.float32(hot))
+            run = {
+                "network": fingerprint(net),
+                "ids": fingerprint((ids, lengths)),
+                "labels": fingerprint(labels),
+                "steps, soft, buckets or key": fingerprint((), *facts),
+                "loss or optimizer": rest,
+                "version of JAX": jax.__version__,
+            }
             kept = stack.enter_context(trail(checkpoints, run=run))
             done, (values, state) = kept.newest((values, state))
         advance = stack.enter_context(progress(label, steps, done, "loss", quiet=quiet))
@@ -154,7 +170,8 @@ def pass_all(
       buckets: shapes to compile for.
 
     Raises:
-      ValueError: what `Pyramid.simulate` raises.
+      ValueError: labels that are no classes or of another number, or what `Pyramid.simulate`
+        raises.
     """
     check_buckets(buckets)
     order, parts = np.argsort(lengths, kind="stable"), []
@@ -240,6 +257,9 @@ def sweep(
     Raises:
       ValueError: what `Pyramid.simulate` raises.
     """
+    check_labels("labels", labels, _classes(net))
+    if not len(ids) == len(lengths) == len(labels):
+        raise ValueError(f"ids, lengths, labels: {len(ids)}, {len(lengths)}, {len(labels)} rows")
     found: list[Speed] = []
     for scale in scales:
         check_range("scale", scale, 0)
@@ -307,3 +327,7 @@ def _bucket(lengths: np.ndarray, buckets: Buckets, net: Pyramid) -> int:
 def _wide(ids: np.ndarray, n: int) -> np.ndarray:
     """Rows cut or padded to n tokens."""
     return np.pad(ids, ((0, 0), (0, max(0, n - ids.shape[1]))))[:, :n]
+
+
+def _classes(net: Pyramid) -> int:
+    return net.encoder.head["bias"].shape[-1]

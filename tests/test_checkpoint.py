@@ -232,13 +232,16 @@ def test_another_format_is_refused(tmp_path):
 
 def test_a_trail_keeps_the_newest(tmp_path):
     start = {"a": jnp.zeros(3)}
-    with trail(tmp_path / "run", run="a") as kept:
+    with trail(tmp_path / "run", run={"seed": 1}) as kept:
         assert kept.newest(start) == (0, start)
         kept.add(1, {"a": jnp.ones(3)})
         kept.add(2, {"a": jnp.full(3, 2.0)})
-    with trail(tmp_path / "run", run="a") as kept:
+    with trail(tmp_path / "run", run={"seed": 1}) as kept:
         step, tree = kept.newest(start)
-    with pytest.raises(ValueError, match="are of another run"), trail(tmp_path / "run", run="b"):
+    with (
+        pytest.raises(ValueError, match=r"are of another run \(other seed\)"),
+        trail(tmp_path / "run", run={"seed": 2}),
+    ):
         pass
     assert step == 2
     assert np.array_equal(tree["a"], jnp.full(3, 2.0))

@@ -17,8 +17,9 @@ import jaxsim as js
 from benchmarks.chips import retrained
 from jaxsim.data import fashion_mnist
 from jaxsim.demo import CALL
+from jaxsim.log import programme
 from jaxsim.models.resnet import ResNet
-from jaxsim.train import fit
+from jaxsim.train import cross_entropy, fit
 from tests.models import NnxCnn, normal
 from tests.transforms.networks import X, cnn
 
@@ -197,3 +198,64 @@ def test_four_bit_aware_training_recovers_three_points_and_the_chip_loses_at_mos
     four = js.quantize(weights=4, inputs=4)(net)
     aware = retrained(four, train, epochs=2, seed=0, quiet=True)
     assert right(aware) > right(four) + 0.03
+
+
+def test_a_run_is_known_by_all_that_changes_its_result(tmp_path):
+    """Images, labels, key, rate, schedule, loss, call and buffers; more epochs go on."""
+    images, run = np.asarray(X), {**RUN, "optimizer": optax.adam(1e-2)}
+    folder = {"checkpoints": tmp_path / "run"}
+    one = fit(cnn(), images, LABELS, **run, **folder)
+    assert equal(
+        one, fit(cnn(), images, LABELS, **{**run, "optimizer": optax.adam(1e-2)}, **folder)
+    )
+    schedules = [optax.cosine_decay_schedule(1e-2, n) for n in (5, 50)]
+    decay = [jax.tree.map(lambda p, s=s: jnp.full_like(p, s), cnn().params) for s in (1.0, 2.0)]
+    for optimizer in (
+        optax.adam(0.5),
+        optax.adam(1e-2, b2=0.99),
+        *map(optax.adam, schedules),
+        *(optax.chain(optax.adam(1e-2), scaled(d)) for d in decay),
+    ):
+        with pytest.raises(ValueError, match=r"another run \(other .*optimizer"):
+            fit(cnn(), images, LABELS, **{**run, "optimizer": optimizer}, **folder)
+    for change, told in (
+        ({"images": images * 2}, "other images"),
+        ({"labels": LABELS[::-1]}, "other labels"),
+        ({"key": jax.random.key(99)}, "other key"),
+        ({"batch_size": 2}, "batch_size"),
+        ({"loss": lambda z, y: 2 * cross_entropy(z, y)}, "other loss"),
+    ):
+        given = {**run, "images": images, "labels": LABELS, **change}
+        with pytest.raises(ValueError, match=told):
+            fit(cnn(), given.pop("images"), given.pop("labels"), **given, **folder)
+    longer = {**run, "epochs": run["epochs"] + 1}
+    assert equal(
+        fit(cnn(), images, LABELS, **longer), fit(cnn(), images, LABELS, **longer, **folder)
+    )
+
+
+def scaled(by):
+    """A transformation whose arrays are known only by what they hold, inside a jitted function."""
+    times = jax.jit(lambda u: jax.tree.map(lambda v, b: v * b, u, by))
+    return optax.GradientTransformation(lambda _: (), lambda u, s, _=None: (times(u), s))
+
+
+def test_arrays_inside_a_programme_tell_runs_apart():
+    steps = [
+        jax.jit(lambda x, c=c: x + jax.jit(lambda x: x * c)(x))
+        for c in map(jnp.full, (50, 50), (1, 2))
+    ]
+    first, second = (programme(s, 1.0)[0] for s in steps)
+    assert first != second
+    assert programme(steps[0], 1.0) == (first, True)
+    host = jax.jit(lambda x: jax.pure_callback(np.sin, x, x))
+    assert not programme(host, np.float32(1))[1]
+
+
+def test_what_is_not_compared_is_said(tmp_path):
+    def loss(logits, labels):
+        jax.debug.callback(lambda z: None, logits)
+        return cross_entropy(logits, labels)
+
+    with pytest.warns(UserWarning, match="host callbacks"):
+        fit(cnn(), X, LABELS, **{**RUN, "loss": loss}, checkpoints=tmp_path / "run")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jaxsim import files
 from jaxsim.cascades import graph as graphs
 from jaxsim.cascades.infer import diagnose, infer_network
 from jaxsim.cascades.maximize import IMResult, maximize_influence
@@ -146,5 +147,5 @@ def influence(args: Influence) -> IMResult:
             "certified": result.certified,
             "n_rr": result.n_rr,
         }
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        files.write_text(args.json, json.dumps(record, indent=1) + "\n")
     return result

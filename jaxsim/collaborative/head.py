@@ -14,6 +14,7 @@ from jaxsim.collaborative.codes import loo_codes, ridge_codes
 from jaxsim.collaborative.dictionary import Dictionary
 from jaxsim.collaborative.residuals import one_hot, residuals_of
 from jaxsim.numerics import is_traced
+from jaxsim.samples import check_labels
 
 Readout = Literal["residual", "ridge"]
 
@@ -100,6 +101,7 @@ def leave_one_out_entropy(
       logits: from `batch_logits` with leave_one_out.
       labels: classes.
     """
+    check_labels("labels", labels, logits.shape[1])
     counts = jnp.zeros(logits.shape[1], logits.dtype).at[labels].add(1)
     if not is_traced(labels):
         alone = np.flatnonzero(np.bincount(np.asarray(labels)) == 1)

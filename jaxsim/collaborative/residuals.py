@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsim.collaborative.codes import checked_features
 from jaxsim.numerics import checked_int, is_traced
+from jaxsim.samples import check_labels
 
 
 def class_residuals(
@@ -83,10 +84,8 @@ def one_hot(labels: Any, num_classes: int, dtype: Any = jnp.float32) -> Float[Ar
     labels = labels if is_traced(labels) else np.asarray(labels)
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels: {labels.dtype}{list(labels.shape)}, must be a vector of ints")
+    check_labels("labels", labels, num_classes)
     if not is_traced(labels):
-        wrong = labels[(labels < 0) | (labels >= num_classes)]
-        if wrong.size:
-            raise ValueError(f"labels: {int(wrong[0])} among them; allowed: 0 to {num_classes - 1}")
         missing = sorted(set(range(num_classes)) - set(labels.tolist()))
         if missing:
             warnings.warn(f"labels: no sample of class {missing[0]}", stacklevel=2)

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.numerics import check_range, checked_int
+from jaxsim.samples import check_finite, check_labels
 
 Loss = Callable[[nn.Module, Any, Array, Array], Array]
 """`(model, variables, images, labels) -> loss`."""
@@ -60,8 +61,8 @@ def fit_stages(
       The variables of each stage's model.
 
     Raises:
-      ValueError: no stage, a setting out of range, labels of another number than images, or a
-        model without a backbone.
+      ValueError: no stage, a setting out of range, images that are not finite, labels that
+        are no classes or of another number than images, or a model without a backbone.
     """
     if not stages:
         raise ValueError("stages=[]: give at least one")
@@ -94,9 +95,10 @@ def balanced_rows(
       key: to draw with.
 
     Raises:
-      ValueError: a class with fewer samples.
+      ValueError: labels that are no classes, or a class with fewer samples.
     """
     per_class = checked_int("per_class", per_class, 1)
+    check_labels("labels", labels)
     order = np.asarray(jax.random.permutation(key, len(labels)))
     rows: list[np.ndarray] = []
     for c in np.unique(labels):
@@ -140,3 +142,5 @@ def _check(i: int, stage: Stage) -> None:
         raise ValueError(
             f"stages[{i}].labels: {len(stage.labels)} of them for {len(stage.images)} images"
         )
+    check_labels(f"stages[{i}].labels", stage.labels)
+    check_finite(f"stages[{i}].images", stage.images)

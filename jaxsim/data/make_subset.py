@@ -66,7 +66,8 @@ def make_subset(folder: Path, path: Path) -> str:
         arrays[f"{split}_images"] = images[rows]
         arrays[f"{split}_labels"] = labels[rows]
         arrays[f"{split}_rows"] = rows.astype(np.uint16)
-    np.savez_compressed(path, **arrays)
+    with files.whole(path) as part:
+        np.savez_compressed(part, **arrays)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -27,6 +27,7 @@ from jaxsim.exits import (
 from jaxsim.network import Network, call_arguments
 from jaxsim.numerics import checked_int
 from jaxsim.pipeline import Pipeline
+from jaxsim.samples import check_batch
 from jaxsim.stages import Cut, balanced, blocks, flops
 from jaxsim.students import fit_students
 from jaxsim.transforms.compose import Transform, require_network
@@ -127,6 +128,7 @@ def distill_exits(
         raise ValueError("net: has no exits; js.exit_early(…)(net) makes them")
     batch_size = checked_int("batch_size", batch_size, 1)
     batch = joined(inputs)
+    check_batch("inputs", batch)
     arguments = call_arguments(batch.args, {**net.defaults.whole(), **kwargs, **batch.kwargs})
     *features, teacher = at_exits(net, arguments, batch_size, jax.random.fold_in(key, 1))
     heads = fit_students(

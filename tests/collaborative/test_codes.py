@@ -172,10 +172,12 @@ BAD = {
     r"y\[3, 5\]: must be \[rows, 4\]": lambda: jcol.ridge_codes(GOOD, jnp.ones((3, 5)), 0.1),
     r"X\[4\]: must be \[rows, d\]": lambda: jcol.loo_codes(GOOD[0], 0.1),
     "X: holds NaN": lambda: jcol.loo_codes(GOOD.at[0, 0].set(jnp.nan), 0.1),
-    "labels: 3 among them; allowed: 0 to 2": lambda: jcol.make_dictionary(
+    r"labels\[\d+\]=3: must be a class from 0 to 2": lambda: jcol.make_dictionary(
         GOOD, np.array([0, 1, 3]), 3, 0.1
     ),
-    "labels: -1 among them": lambda: jcol.batch_logits(GOOD, np.array([0, 1, -1]), 3, 0.1, 1.0),
+    r"labels\[2\]=-1: must be a class": lambda: jcol.batch_logits(
+        GOOD, np.array([0, 1, -1]), 3, 0.1, 1.0
+    ),
     "labels: 1 of them for 3": lambda: jcol.batch_logits(GOOD, np.array([0]), 1, 0.1, 1.0),
     "labels: float64": lambda: jcol.make_dictionary(GOOD, np.zeros(3), 1, 0.1),
     "labels: 2 of them for 3": lambda: jcol.make_dictionary(GOOD, np.array([0, 0]), 1, 0.1),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxsim import files
 from jaxsim.data.rpm.picture import draw
 from jaxsim.data.rpm.puzzle import generate
 from jaxsim.data.rpm.solver import solve
@@ -46,7 +47,7 @@ def rpm(args: Rpm) -> None:
     if wrong:
         raise ValueError(f"{wrong} of {args.count} matrices have another answer by the solver")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("wb") as file:
+    with files.whole(args.out) as part, part.open("wb") as file:
         np.savez_compressed(file, panels=puzzles.panels, answers=puzzles.answers)
     print(f"wrote {args.count} matrices to {args.out}")
     if args.picture is not None:
@@ -70,4 +71,5 @@ def _plot(path: Path, images: np.ndarray, answers: np.ndarray) -> None:
                 axes.spines[:].set(
                     color="tab:green" if right else "0.7", linewidth=3 if right else 1
                 )
-    figure.savefig(path, dpi=100)
+    with files.whole(path) as part:
+        figure.savefig(part, dpi=100)

@@ -1,0 +1,83 @@
+"""Files that are whole or not there, and locks beside paths that only one writes to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Generator[Path]:
+    """A place to write a file, which takes its path's place once it is complete.
+
+    A full disk or a kill leaves what was there before. Devices and pipes are written to directly.
+
+    Args:
+      path: Of the file; its folder must exist.
+
+    Yields:
+      A path beside it, with the same ending, to write to.
+
+    Raises:
+      OSError: It cannot be written, with the path that was asked for.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    part = target.with_name(f".{target.stem}.{os.getpid()}.{threading.get_ident()}{target.suffix}")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file of UTF-8, whole or not at all."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked(name: str, path: str | os.PathLike[str]) -> Generator[None]:
+    """Keeps other threads and processes from writing to the same path, without waiting.
+
+    Args:
+      name: Of the argument, for the error.
+      path: What is written to; the lock lies beside it while it is held. Its folder is made.
+
+    Raises:
+      ValueError: Another thread or process writes to it.
+      OSError: Its folder cannot be made or written to.
+    """
+    from filelock import FileLock, Timeout
+
+    target = Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.lock")
+    with beside.open("a"):  # what is wrong with the folder is said here; the lock would only wait
+        pass
+    lock = FileLock(beside, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    # What filelock raises of one thread that asks twice is a RuntimeError.
+    except (Timeout, RuntimeError):
+        raise ValueError(
+            f"{name}={str(path)!r}: another thread or process writes to it; wait for it, or choose "
+            "another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        # While it is held: who asks for it now makes a new one. Some systems keep an open file.
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        lock.release()
