@@ -1,5 +1,7 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from jaxsim import clipping, rounding, sparsity, tokens
 from jaxsim.checkpoint import load, save
 from jaxsim.codebook import Codebook, Floating, fp4, nf4
@@ -44,6 +46,11 @@ from jaxsim.transforms.shrink import shrink
 from jaxsim.transforms.slice_bits import slice_bits
 from jaxsim.transforms.smooth import smooth
 from jaxsim.transforms.synthesize import synthesize_inputs
+
+try:
+    __version__ = version("jaxsim")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "unknown"
 
 __all__ = [
     "trace",

@@ -19,7 +19,7 @@ from jaxsim import files
 from jaxsim import games as jg
 from jaxsim import solvers as js
 from jaxsim.checkpoint import trail
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, checked_seed
 from jaxsim.progress import progress
 from jaxsim.solvers.mixing import MetaSolver
 from jaxsim.solvers.nac import Sampler
@@ -123,9 +123,11 @@ class Train:
     every: int = 50
     """Steps between checkpoints."""
     plot: Path | None = None
-    """PNG file for the objective against the steps."""
+    """Image file for the objective against the steps."""
+    json: Path | None = None
+    """File for the objective at each step."""
     quiet: bool = False
-    """Show no progress."""
+    """Print nothing but errors; files are written all the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Evaluate:
     """PNG file for NashConv against the iterations."""
     json: Path | None = None
     """File for the numbers."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +193,9 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
     devices = [d for d in jax.devices() if args.batch % len(jax.devices()) == 0 or d.id == 0]
     mesh = jax.make_mesh((len(devices),), ("games",)) if len(devices) > 1 else None
     optimizer = js.meta_optimizer(args.rate, steps)
-    key = jax.random.key(checked_int("seed", args.seed, 0))
+    key = jax.random.key(checked_seed(args.seed))
+    files.check_target("plot", args.plot, image=True)
+    files.check_target("json", args.json)
     made = [recipe(args.game, dim=dim) for dim in (*args.grow, args.dim)]
     stages = [
         js.meta_step(
@@ -219,6 +225,8 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
                 if (i + 1) % every == 0 or i + 1 == steps:
                     kept.add(i + 1, (state, curve))
     found = np.asarray(curve)
+    if args.json is not None:
+        files.write_json(args.json, {"objective": found.tolist()})
     if args.plot is not None:
         from jaxsim.plot import nash_conv_curves
 
@@ -228,7 +236,7 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
     return js.network_solver(network, state.params), found
 
 
-_NOT_OF_THE_RUN = ("out", "every", "plot", "quiet")
+_NOT_OF_THE_RUN = ("out", "every", "plot", "json", "quiet")
 """Settings that do not change what is computed."""
 
 
@@ -323,13 +331,18 @@ def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     from rich.console import Console
     from rich.table import Table
 
+    files.check_target("plot", args.plot, image=True)
+    files.check_target("json", args.json)
+    key = jax.random.key(checked_seed(args.seed))
     solver, told = trained(args.folder)
     game: Any = args.game or told["game"]
     made = recipe(game, dim=args.dim or told["dim"])
     solvers = {f"NAC, {told['network']}": (solver, None), **baselines()}
-    key = jax.random.key(checked_int("seed", args.seed, 0))
     found = measure(solvers, made, key, args.games, iterations=args.iterations)
-    console, table = Console(), Table(title=f"{game}: NashConv of {args.games} new games")
+    console, table = (
+        Console(quiet=args.quiet),
+        Table(title=f"{game}: NashConv of {args.games} new games"),
+    )
     for column in ("meta-solver", "exact", "± s.e.", "found by an oracle", "less the first"):
         table.add_column(column)
     first = next(iter(found.values()))
@@ -356,5 +369,5 @@ def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             n: {"exact": np.nan_to_num(e, nan=-1).tolist(), "found": s.tolist()}
             for n, (e, s) in found.items()
         }
-        files.write_text(args.json, json.dumps(numbers) + "\n")
+        files.write_json(args.json, numbers)
     return found

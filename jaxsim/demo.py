@@ -19,6 +19,7 @@ from jaxsim.compare import Comparison, classify, compare
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.log import Log, fingerprint
 from jaxsim.models.resnet import ResNet
+from jaxsim.numerics import checked_seed
 from jaxsim.plot import Curve, accuracy_curves
 from jaxsim.train import fit
 
@@ -38,6 +39,8 @@ class Demo:
       images: how many test images the sweep of the figure uses.
       programmings: how often the sweep programmes each chip anew.
       seed: of the weights, the order of the images and the cells.
+      json: file for the numbers of the table.
+      quiet: print nothing but errors; files are written all the same.
     """
 
     out: Path = Path("out")
@@ -46,6 +49,8 @@ class Demo:
     images: int = 400
     programmings: int = 3
     seed: int = 0
+    json: Path | None = None
+    quiet: bool = False
 
 
 def run(demo: Demo) -> Comparison:
@@ -62,11 +67,15 @@ def run(demo: Demo) -> Comparison:
     for name in ("epochs", "images", "programmings"):
         if getattr(demo, name) < 1:
             raise ValueError(f"{name}={getattr(demo, name)}: must be at least 1")
-    console, started = Console(), time.perf_counter()
+    checked_seed(demo.seed)
+    files.check_target("json", demo.json)
+    console, started = Console(quiet=demo.quiet), time.perf_counter()
     jax.config.update("jax_compilation_cache_dir", str(demo.cache.expanduser() / "compiled"))
     train, test = fashion_mnist("train"), fashion_mnist("test")
     console.print(f"Fashion-MNIST from {train.source}")
-    net, sparse = trained(train, epochs=demo.epochs, seed=demo.seed, cache=demo.cache)
+    net, sparse = trained(
+        train, epochs=demo.epochs, seed=demo.seed, cache=demo.cache, quiet=demo.quiet
+    )
     console.print(net)
 
     chips = {
@@ -77,10 +86,12 @@ def run(demo: Demo) -> Comparison:
     console.print(table)
     demo.out.mkdir(parents=True, exist_ok=True)
     files.write_text(demo.out / "table.txt", str(table))
+    if demo.json is not None:
+        files.write_json(demo.json, [row._asdict() for row in table.rows])
 
     few = test._replace(images=test.images[: demo.images], labels=test.labels[: demo.images])
     log = Log(demo.cache / "sweep.json")
-    panels = sweep(sparse, train, few, programmings=demo.programmings, log=log)
+    panels = sweep(sparse, train, few, programmings=demo.programmings, log=log, quiet=demo.quiet)
     figure = demo.out / "sweep.png"
     accuracy_curves(
         figure,
@@ -158,7 +169,13 @@ def trained(
 
 
 def sweep(
-    net: js.Network, train: Images, test: Images, *, programmings: int, log: Log
+    net: js.Network,
+    train: Images,
+    test: Images,
+    *,
+    programmings: int,
+    log: Log,
+    quiet: bool = False,
 ) -> dict[str, dict[str, Curve]]:
     """Accuracy of analog chips against ADC bits and against cell error.
 
@@ -170,6 +187,7 @@ def sweep(
       test: the test images.
       programmings: how often a chip with cell errors is programmed.
       log: what was measured before, and will have been.
+      quiet: show no progress bar.
     """
     from rich.progress import track
 
@@ -202,7 +220,7 @@ def sweep(
     run = fingerprint(
         (net.params, net.buffers, net.masks, calibrate, *test[:2]), describe(digital(net))
     )
-    for label, name, i, trial in track(points, "sweeping"):
+    for label, name, i, trial in track(points, "sweeping", disable=quiet):
 
         def measure(label: str = label, name: str = name, i: int = i, trial: int = trial) -> float:
             chip = js.compose(digital, settings[label][name][i])(net)

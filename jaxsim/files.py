@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -44,6 +46,37 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a file of UTF-8, whole or not at all."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes what JSON holds, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def check_target(name: str, path: str | os.PathLike[str] | None, *, image: bool = False) -> None:
+    """Checks before a long computation that its result can be written where it is asked for.
+
+    Args:
+      name: Of the argument, for the error.
+      path: File to write; None for none.
+      image: Whether it is a figure, whose format its ending picks.
+
+    Raises:
+      ValueError: There is no such folder, the path is one itself, or no such format of images.
+    """
+    if path is None:
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{name}={str(path)!r}: is a folder; must be a file")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{name}={str(path)!r}: no folder {str(path.parent)!r} to write to")
+    if image:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        known = sorted(FigureCanvasBase.get_supported_filetypes())
+        if path.suffix.lower().removeprefix(".") not in known:
+            raise ValueError(f"{name}={str(path)!r}: must end in one of .{', .'.join(known)}")
 
 
 @contextlib.contextmanager

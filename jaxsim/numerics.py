@@ -222,6 +222,15 @@ def placed_like(a: Array, other: Any) -> Array:
     return jax.device_put(a, sharding)
 
 
+def checked_seed(value: Any, name: str = "seed") -> int:
+    """A seed of `jax.random.key` as an int; beyond 32 bits two seeds would draw the same.
+
+    Raises:
+      ValueError: it is no whole number from 0 to 2**32 - 1.
+    """
+    return checked_int(name, value, 0, 2**32 - 1)
+
+
 def straight_through(
     exact: Callable[..., Array], smooth: Callable[..., Array]
 ) -> Callable[..., Array]:

@@ -25,10 +25,12 @@ from jaxtyping import Array, Key
 
 import jaxsim as js
 from jaxsim import files
+from jaxsim.cost import Cost
 from jaxsim.data import fashion_mnist
 from jaxsim.network import path_name
 from jaxsim.npz import read_npz
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import checked_int, checked_seed
+from jaxsim.text_file import read_text
 from jaxsim.timing import Timing, alternate
 from jaxsim.vocabulary import is_model, model_maker, public
 
@@ -50,6 +52,10 @@ class Trace:
     """Shape of an input, with its batch."""
     settings: str = "{}"
     """Keyword arguments of the model, as JSON."""
+    json: Path | None = None
+    """File for the numbers."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
     trust_model: bool = False
     """Import the model that the recipe names and run its code, from wherever it comes; without,
     only classes of jaxsim.models."""
@@ -66,6 +72,12 @@ class Transform:
     """TOML file; docs/cli.md shows one."""
     out: Path = Path("chip")
     """Folder to make, with the checkpoint and the report in it."""
+    seed: int | None = None
+    """Of what the cells draw, the recipe's unless said."""
+    json: Path | None = None
+    """File for the numbers."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
     trust_model: bool = False
     """Import the model that the recipe names and run its code, from wherever it comes; without,
     only classes of jaxsim.models."""
@@ -84,6 +96,12 @@ class Bench:
     """Inputs of a call: of the recipe's data where it names some, else random."""
     runs: int = 11
     """Warm calls of each, taken in turn; at least 5."""
+    seed: int | None = None
+    """Of what the cells and the inputs draw, the recipe's unless said."""
+    json: Path | None = None
+    """File for the numbers."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
     trust_model: bool = False
     """Import the model that the recipe names and run its code, from wherever it comes; without,
     only classes of jaxsim.models."""
@@ -111,6 +129,7 @@ def show(args: Trace) -> None:
     """
     from rich.console import Console
 
+    files.check_target("json", args.json)
     if args.model.endswith(".toml"):
         recipe = read_recipe(args.model)
         net = model_of(recipe["model"], Path(args.model).parent, trust=args.trust_model)
@@ -123,11 +142,14 @@ def show(args: Trace) -> None:
         table = {"name": args.model, "settings": settings, "input": list(args.input)}
         # Who types the name of a model means to run it.
         shown = {"model": model_of(table, Path(), trust=True)}
-    console = Console()
+    costs = {name: net.cost() for name, net in shown.items()}
+    if args.json is not None:
+        files.write_json(args.json, {name: _numbers(cost) for name, cost in costs.items()})
+    console = Console(quiet=args.quiet)
     for name, net in shown.items():
         console.rule(name)
         console.print(net)
-        console.print(net.cost())
+        console.print(costs[name])
 
 
 def transform(args: Transform) -> js.Network:
@@ -143,18 +165,25 @@ def transform(args: Transform) -> js.Network:
 
     if args.out.exists():
         raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
-    recipe = read_recipe(args.recipe)
+    files.check_target("json", args.json)
+    recipe = _seeded(read_recipe(args.recipe), args.seed)
     net, chip, data = made(recipe, args.recipe.parent, trust=args.trust_model)
-    report: list[Any] = [net, chip, chip.cost()]
+    cost = chip.cost()
+    report: list[Any] = [net, chip, cost]
+    numbers: dict[str, Any] = {"cost": _numbers(cost)}
     if data is not None:
         few = slice(recipe["deploy"].get("images"))
         seen = data["images"][few], data["labels"][few]
         key = jax.random.fold_in(_key(recipe), 1)
-        report.append(js.compare(net, {"transformed": chip}, seen, key=key))
+        table = js.compare(net, {"transformed": chip}, seen, key=key)
+        report.append(table)
+        numbers["accuracy"] = [row._asdict() for row in table.rows]
     args.out.mkdir(parents=True)
     js.save(args.out / "chip", chip)
     files.write_text(args.out / "report.txt", "\n".join(map(str, report)))
-    console = Console()
+    if args.json is not None:
+        files.write_json(args.json, numbers)
+    console = Console(quiet=args.quiet)
     console.print(*report, sep="\n")
     console.print(f"wrote {args.out / 'chip'} and {args.out / 'report.txt'}")
     return chip
@@ -173,11 +202,12 @@ def bench(args: Bench) -> dict[str, Timing]:
     from rich.table import Table
 
     batch, runs = checked_int("batch", args.batch, 1), checked_int("runs", args.runs, 5)
-    recipe = read_recipe(args.recipe)
+    files.check_target("json", args.json)
+    recipe = _seeded(read_recipe(args.recipe), args.seed)
     net, chip, data = made(recipe, args.recipe.parent, trust=args.trust_model)
     if data is None:
         shape = (batch, *recipe["model"]["input"][1:])
-        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        x = np.random.default_rng(args.seed or 0).normal(size=shape).astype(np.float32)
     else:
         x = np.resize(data["images"], (batch, *data["images"].shape[1:]))
     run = jax.jit(lambda net, x, key: net(x, key=key))
@@ -196,7 +226,9 @@ def bench(args: Bench) -> dict[str, Timing]:
             f"{taken.median / times['model'].median:.2f}",
             f"{batch / taken.median:,.0f}",
         )
-    Console().print(table)
+    if args.json is not None:
+        files.write_json(args.json, {name: taken._asdict() for name, taken in times.items()})
+    Console(quiet=args.quiet).print(table)
     return times
 
 
@@ -242,8 +274,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
       ValueError: not TOML, a part that is missing, or a key that is unknown.
     """
     try:
-        recipe = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        recipe = tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"recipe={str(path)!r}: not TOML: {error}") from None
     _check_keys("recipe", recipe, {"model", "transform", "deploy"})
     if "model" not in recipe:
@@ -333,7 +365,21 @@ def _key(recipe: Mapping[str, Any]) -> Key[Array, ""]:
 
 
 def _seed(what: str, table: Mapping[str, Any]) -> int:
-    return checked_int(f"{what} seed", table.get("seed", 0), 0, 2**32 - 1)
+    return checked_seed(table.get("seed", 0), f"{what} seed")
+
+
+def _seeded(recipe: dict[str, Any], seed: int | None) -> dict[str, Any]:
+    """A recipe whose cells draw from another seed, if one is given."""
+    if seed is None:
+        return recipe
+    return recipe | {"deploy": recipe["deploy"] | {"seed": checked_seed(seed)}}
+
+
+def _numbers(cost: Cost) -> dict[str, Any]:
+    sites = [
+        {"name": s.name, "params": s.params, "nonzero": s.nonzero, **s.spent} for s in cost.sites
+    ]
+    return {"params": cost.params, "nonzero": cost.nonzero, "sites": sites}
 
 
 def _made(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """`jaxsim influence`: an edge list or a cascade file in, seeds with a certificate out."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +19,7 @@ from jaxsim.cascades.maximize import IMResult, maximize_influence
 from jaxsim.cascades.plot import plot_influence
 from jaxsim.cascades.sample import load_cascades
 from jaxsim.cascades.simulate import influence as compare
+from jaxsim.numerics import checked_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Influence:
     """Image file for spread against number of seeds."""
     json: Path | None = None
     """File for the result as JSON."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
 
 
 def _read_graph(args: Influence, console: Console) -> graphs.LabelledGraph:
@@ -95,12 +97,15 @@ def influence(args: Influence) -> IMResult:
         ValueError: an argument out of range or a file that does not parse.
         FileNotFoundError: no such file.
     """
-    console = Console()
+    console = Console(quiet=args.quiet)
     if args.simulations < 1:
         raise ValueError(f"simulations = {args.simulations}; allowed: at least 1")
+    files.check_target("plot", args.plot, image=True)
+    files.check_target("json", args.json)
+    seed = checked_seed(args.seed)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    search, evaluate = jax.random.split(jax.random.key(args.seed))
-    with Progress(*columns, console=console, transient=True) as progress:
+    search, evaluate = jax.random.split(jax.random.key(seed))
+    with Progress(*columns, console=console, transient=True, disable=args.quiet) as progress:
         task = progress.add_task(f"reading {args.source}")
         graph, labels = _read_graph(args, console)
         progress.update(task, description=f"{graph.n} nodes, {graph.m} edges: sampling")
@@ -147,5 +152,5 @@ def influence(args: Influence) -> IMResult:
             "certified": result.certified,
             "n_rr": result.n_rr,
         }
-        files.write_text(args.json, json.dumps(record, indent=1) + "\n")
+        files.write_json(args.json, record)
     return result

@@ -1,6 +1,7 @@
 """The graph a cascade runs on: edges sorted by target, and the two layouts the engines read."""
 
 import dataclasses
+import re
 import warnings
 from os import PathLike
 from typing import Any, Literal, NamedTuple
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+
+from jaxsim.numerics import checked_int
+from jaxsim.text_file import read_lines
 
 ROW_WIDTH = 16  # inputs a pull row may have; longer lists are split and merged again
 
@@ -244,8 +248,9 @@ def load_edgelist(
     """Read an edge list in the manner of SNAP: one `src dst` or `src dst p` a line.
 
     Args:
-        path: text file, columns separated by white space or commas; lines starting with # or %
-            are comments. Node names are integers and need not be consecutive.
+        path: text file in UTF-8, columns separated by white space or commas; lines starting with
+            # or % are comments. Node names are whole numbers of any length, or any text without
+            commas and white space that is no number.
         undirected: each line is an edge both ways.
         probabilities: take p from the third column; otherwise every p is 1 (follow with
             `weighted_cascade`, `uniform` or `trivalency`).
@@ -253,33 +258,82 @@ def load_edgelist(
         parallel: see `from_edges`.
 
     Returns:
-        The graph and the file's node names.
+        The graph and the file's node names as they are written there, in order: integers where
+        all are integers of 64 bits, else text.
 
     Raises:
-        ValueError: a line that does not parse, or a file without edges.
+        ValueError: a line that does not parse, with its number, another encoding, or a file
+            without edges.
         FileNotFoundError: no such file.
     """
-    with open(path, encoding="utf-8") as file:
-        lines = file.readlines()[skip_lines:]
-    kept = [s for s in lines if s.strip() and s.lstrip()[0] not in "#%"]
-    if not kept:
+    skip_lines, columns = checked_int("skip_lines", skip_lines, 0), 3 if probabilities else 2
+    names: list[str] = []
+    strengths: list[float] = []
+    where: list[int] = []
+    for number, line in enumerate(read_lines(path)[skip_lines:], skip_lines + 1):
+        if not line.strip() or line.lstrip()[0] in "#%":
+            continue
+        fields = _SEPARATOR.split(line.strip())[:columns]
+        if len(fields) < columns or not all(fields):
+            raise ValueError(
+                f"path = {path}, line {number}: {line.strip()!r}; allowed: {columns} columns, "
+                "src dst" + " p" * probabilities
+            )
+        names += fields[:2]
+        where.append(number)
+        if probabilities:
+            strengths.append(_strength(path, number, fields[2]))
+    if not names:
         raise ValueError(f"path = {path} holds no edge; allowed: at least one line `src dst`")
-    columns = 3 if probabilities else 2
-    text = (s.replace(",", " ") for s in kept)
-    try:
-        table = np.loadtxt(text, usecols=range(columns), dtype=np.float64, ndmin=2)
-    except ValueError as e:
-        raise ValueError(
-            f"path = {path}: {e}; allowed: {columns} numeric columns on every line"
-        ) from e
-    ends = table[:, :2]
-    if (ends != np.round(ends)).any():
-        raise ValueError(f"path = {path} holds a fractional node name; allowed: integers")
-    labels, ids = np.unique(ends.astype(np.int64), return_inverse=True)
+    labels, ids = _numbered(path, names, where)
     src, dst = ids.reshape(-1, 2).T
-    p = table[:, 2] if probabilities else 1.0
+    p = np.asarray(strengths) if probabilities else 1.0
     graph = from_edges(src, dst, p, len(labels), undirected=undirected, parallel=parallel)
     return LabelledGraph(graph, labels)
+
+
+_SEPARATOR = re.compile(r"\s*,\s*|\s+")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_DIGITS = 4000
+"""Of a whole number that Python reads; names of more are in the order of text."""
+_FRACTION = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+
+
+def _strength(path: str | PathLike[str], number: int, field: str) -> float:
+    try:
+        p = float(field)
+    except ValueError:
+        p = float("nan")
+    if not 0 <= p <= 1:
+        raise ValueError(f"path = {path}, line {number}: p = {field!r}; allowed: 0 to 1")
+    return p
+
+
+def _numbered(
+    path: str | PathLike[str], names: list[str], where: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Names of nodes in order, and the place there of each name of a file, two a line."""
+    different = set(names)
+    whole = {name for name in different if _WHOLE.fullmatch(name)}
+    odd = different - whole if whole else {n for n in different if _FRACTION.fullmatch(n)}
+    if odd:
+        at = next(i for i, name in enumerate(names) if name in odd)
+        raise ValueError(
+            f"path = {path}, line {where[at // 2]}: node {names[at]!r} is no whole number; "
+            "allowed: numeric names that are not fractional, or none that is a number; skip_lines leaves a "
+            "header out"
+        )
+    # As they are written: "7" and "07" are two nodes, and a number may have any length.
+    whole = whole if max(map(len, different)) < _DIGITS else set()
+    ordered = sorted(different, key=(lambda n: (int(n), n)) if whole else None)
+    index = {name: i for i, name in enumerate(ordered)}
+    numbers = [int(name) for name in ordered] if whole else []
+    plain = all(str(n) == name for n, name in zip(numbers, ordered, strict=False))
+    if whole and plain and numbers[0] >= -(2**63) and numbers[-1] < 2**63:
+        labels = np.asarray(numbers, np.int64)
+    else:
+        labels = np.asarray(ordered)
+    return labels, np.fromiter((index[name] for name in names), np.int64, len(names))
 
 
 def from_networkx(g: Any, p: str | float = 1.0) -> LabelledGraph:

@@ -14,6 +14,7 @@ from jaxsim import memory
 from jaxsim.cascades import bits, packed
 from jaxsim.cascades.graph import ICGraph, concrete
 from jaxsim.cascades.simulate import batch_keys
+from jaxsim.text_file import read_lines
 
 WORDS = 8  # words of cascades sampled together
 
@@ -240,28 +241,27 @@ def load_cascades(path: str | PathLike[str], *, width: float) -> LabelledCascade
     """Read a text file of one cascade a line: `node,time node,time ...`.
 
     Args:
-        path: the file; node names are any text without commas or white space. A field without a
-            comma is skipped, as the cascade's own name.
+        path: the file, in UTF-8; node names are any text without commas or white space. A field
+            without a comma is skipped, as the cascade's own name; lines starting with # or % are
+            comments.
         width: length of a time step, in the file's unit.
 
     Returns:
         The cascades and the node names.
 
     Raises:
-        ValueError: a time that does not parse, or a file without cascades.
+        ValueError: a line that does not parse, with its number, another encoding, or a file
+            without cascades.
         FileNotFoundError: no such file.
     """
     index: dict[str, int] = {}
     events: list[list[tuple[int, float]]] = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            pairs = [field.split(",") for field in line.split() if "," in field]
-            if not pairs:
-                continue
-            try:
-                events.append([(index.setdefault(p[0], len(index)), float(p[1])) for p in pairs])
-            except ValueError as e:
-                raise ValueError(f"path = {path}, line {number}: {e}; allowed: node,time") from e
+    for number, line in enumerate(read_lines(path), 1):
+        if line.lstrip()[:1] in ("#", "%"):
+            continue
+        pairs = [field.split(",") for field in line.split() if "," in field]
+        if pairs:
+            events.append([_event(path, number, pair, index) for pair in pairs])
     if not events:
         raise ValueError(f"path = {path} holds no cascade; allowed: lines of node,time pairs")
     memory.check(
@@ -271,6 +271,23 @@ def load_cascades(path: str | PathLike[str], *, width: float) -> LabelledCascade
     )
     cascades = from_events(events, len(index), width=width)
     return LabelledCascades(cascades, np.asarray(list(index)))
+
+
+def _event(
+    path: str | PathLike[str], number: int, pair: list[str], index: dict[str, int]
+) -> tuple[int, float]:
+    """A node, numbered in order of appearance, and its time."""
+    try:
+        name, when = pair
+        time = float(when)
+    except ValueError:
+        name, time = "", float("nan")
+    if not name or not np.isfinite(time):
+        raise ValueError(
+            f"path = {path}, line {number}: {','.join(pair)!r}; allowed: node,time with a finite "
+            "time"
+        )
+    return index.setdefault(name, len(index)), time
 
 
 def _from_when(when: Int[np.ndarray, "t n"]) -> Cascades:

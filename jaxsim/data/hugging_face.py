@@ -15,6 +15,7 @@ from jaxsim.data.safetensors import read_safetensors
 from jaxsim.encoder import Pool, mean_token
 from jaxsim.models.bert import Bert, from_hugging_face
 from jaxsim.numerics import checked_int
+from jaxsim.text_file import read_text
 
 
 class Sequences(NamedTuple):
@@ -52,7 +53,10 @@ def load_bert(
       ValueError: a file is damaged, or of another model.
     """
     folder = Path(path)
-    config = json.loads((folder / "config.json").read_text())
+    try:
+        config = json.loads(read_text(folder / "config.json"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{folder / 'config.json'}: is no JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{folder / 'config.json'}: must hold an object")
     arrays = read_safetensors(folder / "model.safetensors")
@@ -80,7 +84,7 @@ def word_pieces(
     if not texts:
         raise ValueError("texts=[]: give at least one")
     file = Path(path) / "tokenizer.json"
-    content = file.read_text()
+    content = read_text(file)
     try:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # what the package raises

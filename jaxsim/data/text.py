@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
+
+from jaxsim.text_file import read_text
 
 AG_NEWS_CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 SST2_CLASSES = ("negative", "positive")
@@ -47,12 +50,16 @@ def ag_news(split: Literal["train", "test"], path: str | os.PathLike[str] | None
     file = _folder(path) / f"ag_news_{split}.csv"
     texts: list[str] = []
     labels: list[int] = []
-    with file.open(newline="", encoding="utf-8") as lines:
-        for i, row in enumerate(csv.reader(lines), 1):
+    rows, line = csv.reader(io.StringIO(read_text(file))), 1
+    try:
+        for i, row in enumerate(rows, 1):
             if len(row) != 3 or row[0] not in ("1", "2", "3", "4"):
-                raise ValueError(f"{str(file)!r}: row {i} is no class 1 to 4, title, description")
+                raise ValueError(f"row {i} is no class 1 to 4, title, description")
             texts.append(f"{row[1]} {row[2]}")
             labels.append(int(row[0]) - 1)
+            line = rows.line_num + 1  # a quoted text may hold the ends of lines
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{str(file)!r}, line {line}: {error}") from None
     return Texts(tuple(texts), np.array(labels, np.int32), AG_NEWS_CLASSES)
 
 
@@ -76,10 +83,10 @@ def sst2(
     file = _folder(path) / f"sst2_{split}.tsv"
     texts: list[str] = []
     labels: list[int] = []
-    for i, line in enumerate(file.read_text(encoding="utf-8").rstrip("\n").split("\n"), 1):
+    for i, line in enumerate(read_text(file).rstrip("\n").split("\n"), 1):
         text, tab, label = line.rpartition("\t")
         if not tab or label not in ("0", "1"):
-            raise ValueError(f"{str(file)!r}: row {i} is no sentence, tab, 0 or 1")
+            raise ValueError(f"{str(file)!r}, line {i}: row {i} is no sentence, tab, 0 or 1")
         texts.append(text)
         labels.append(int(label))
     return Texts(tuple(texts), np.array(labels, np.int32), SST2_CLASSES)

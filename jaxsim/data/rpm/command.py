@@ -32,6 +32,10 @@ class Rpm:
     """Image file for the first matrices, the answer framed."""
     pictured: int = 3
     """How many of them."""
+    json: Path | None = None
+    """File for what was drawn: how many matrices, and how often each choice is the answer."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
 
 
 def rpm(args: Rpm) -> None:
@@ -42,6 +46,8 @@ def rpm(args: Rpm) -> None:
     """
     if args.pictured < 1:
         raise ValueError(f"pictured={args.pictured}: must be at least 1")
+    files.check_target("picture", args.picture, image=True)
+    files.check_target("json", args.json)
     puzzles = generate(args.count, configuration=args.configuration, seed=args.seed)
     wrong = int((solve(puzzles.panels, args.configuration) != puzzles.answers).sum())
     if wrong:
@@ -49,11 +55,16 @@ def rpm(args: Rpm) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with files.whole(args.out) as part, part.open("wb") as file:
         np.savez_compressed(file, panels=puzzles.panels, answers=puzzles.answers)
-    print(f"wrote {args.count} matrices to {args.out}")
+    if args.json is not None:
+        answers = np.bincount(puzzles.answers, minlength=8).tolist()
+        files.write_json(args.json, {"count": args.count, "answers": answers})
+    if not args.quiet:
+        print(f"wrote {args.count} matrices to {args.out}")
     if args.picture is not None:
         images = draw(puzzles.panels[: args.pictured], args.configuration, side=80)
         _plot(args.picture, images, puzzles.answers)
-        print(f"wrote {args.picture}")
+        if not args.quiet:
+            print(f"wrote {args.picture}")
 
 
 def _plot(path: Path, images: np.ndarray, answers: np.ndarray) -> None:

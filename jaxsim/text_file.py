@@ -1,0 +1,58 @@
+"""Text files as lines: UTF-8, with or without a byte-order mark, and whatever ends a line."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from pathlib import Path
+
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file, its byte-order mark left out and its lines ended by newlines.
+
+    Args:
+      path: Of a file in UTF-8.
+
+    Raises:
+      ValueError: The file is compressed, or in another encoding, with the line where that shows.
+      OSError: It cannot be read.
+    """
+    content = Path(path).read_bytes()
+    for magic, name in _PACKED.items():
+        if content.startswith(magic):
+            raise ValueError(f"path={str(path)!r}: is compressed ({name}); unpack it first")
+    if content.startswith(_WIDE):
+        raise ValueError(f"path={str(path)!r}: is in UTF-16 or UTF-32; must be UTF-8")
+    if (at := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, at) + 1
+        raise ValueError(
+            f"path={str(path)!r}, line {line}: holds a zero byte; must be UTF-8, not UTF-16"
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"path={str(path)!r}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; is "
+            "the file in Latin-1, or no text?"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a file, without their ends; line `i + 1` of the file is entry i.
+
+    Raises:
+      ValueError: See `read_text`.
+      OSError: It cannot be read.
+    """
+    return read_text(path).removesuffix("\n").split("\n")
