@@ -320,8 +320,8 @@ def _numbered(
         at = next(i for i, name in enumerate(names) if name in odd)
         raise ValueError(
             f"path = {path}, line {where[at // 2]}: node {names[at]!r} is no whole number; "
-            "allowed: numeric names that are not fractional, or none that is a number; skip_lines leaves a "
-            "header out"
+            "allowed: numeric names that are not fractional, or none that is a number; skip_lines "
+            "leaves a header out"
         )
     # As they are written: "7" and "07" are two nodes, and a number may have any length.
     whole = whole if max(map(len, different)) < _DIGITS else set()
