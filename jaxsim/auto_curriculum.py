@@ -15,7 +15,7 @@ import tyro
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from jaxsim import files
+from jaxsim import files, memory
 from jaxsim import games as jg
 from jaxsim import solvers as js
 from jaxsim.checkpoint import trail
@@ -186,6 +186,7 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
       ValueError: a setting out of range, or a folder of another run.
     """
     steps, every = checked_int("steps", args.steps, 1), checked_int("every", args.every, 1)
+    memory.check(f"steps={steps}", 4 * steps, "lower it")
     check_range("rate", args.rate, 0, above=True)
     if args.grow and args.game != "skill":
         raise ValueError(f"grow={args.grow}: games of {args.game!r} have one size; must be empty")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import math
+import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -220,6 +223,62 @@ def placed_like(a: Array, other: Any) -> Array:
     except ValueError:  # a size that the mesh does not divide
         return a
     return jax.device_put(a, sharding)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """A whole number that a compiled programme is made for: static, and without a leaf.
+
+    Attributes:
+      number: At least 0.
+    """
+
+    number: int
+
+    def __len__(self) -> int:
+        return self.number
+
+
+def checked_count(name: str, value: Any, lo: int = 1) -> Count:
+    """How often a compiled loop runs.
+
+    Args:
+      name: of the argument, for the error.
+      value: the number, at most 2**31 - 1, as loops count in 32 bits.
+      lo: smallest that is allowed.
+
+    Raises:
+      ValueError: it is out of range.
+    """
+    return Count(checked_int(name, value, lo, 2**31 - 1))
+
+
+def check_called(name: str, value: Any) -> None:
+    """Checks that a function of jaxsim's that makes a value is not given in place of the value.
+
+    Args:
+      name: of the argument, for the error.
+      value: what a caller gave.
+
+    Raises:
+      ValueError: it is such a function, or a class.
+    """
+    module = getattr(value, "__module__", None) or ""
+    qualified = getattr(value, "__qualname__", "")
+    if not module.startswith("jaxsim.") or not qualified or "." in qualified:
+        return
+    parameters = [*inspect.signature(value).parameters.values()]
+    if parameters and parameters[0].name in ("net", "chip", "layer"):  # takes what it is given to
+        return
+    public = getattr(sys.modules["jaxsim"], qualified, None) is value
+    called = f"js.{qualified}" if public else f"{module.rpartition('.')[2]}.{qualified}"
+    needs = any(
+        p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
+    )
+    raise ValueError(
+        f"{name}={called}: is what makes one; call it: {called}({'…' if needs else ''})"
+    )
 
 
 def checked_seed(value: Any, name: str = "seed") -> int:

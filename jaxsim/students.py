@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxsim import memory
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.samples import check_finite
 
@@ -67,6 +68,7 @@ def fit_students(
     check_finite("features", list(features))
     check_finite("teacher", teacher)
     steps = checked_int("steps", steps, 1)
+    memory.check(f"steps={steps}", 8 * steps, "lower it")
     batch_size = checked_int("batch_size", batch_size, 1)
     check_range("learning_rate", learning_rate, 0, above=True)
     numbers = jax.lax.stop_gradient((tuple(map(jnp.float32, features)), jnp.float32(teacher)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsim import memory
 from jaxsim.numerics import check_range, checked_int, is_traced
 
 __all__ = [
@@ -88,7 +89,9 @@ def rising(final: float, layers: int) -> Float[Array, " L"]:
       ValueError: `final` is negative, or there is no layer.
     """
     check_range("final", final, 0)
-    return jnp.float32(final) * jnp.arange(1, checked_int("layers", layers, 1) + 1) / layers
+    layers = checked_int("layers", layers, 1)
+    memory.check(f"layers={layers}", 4 * layers, "lower it")
+    return jnp.float32(final) * jnp.arange(1, layers + 1) / layers
 
 
 def falling(final: float, layers: int) -> Float[Array, " L"]:
@@ -104,6 +107,7 @@ def falling(final: float, layers: int) -> Float[Array, " L"]:
     """
     check_range("final", final, 0, 1, above=True)
     layers = checked_int("layers", layers, 4)
+    memory.check(f"layers={layers}", 24 * layers, "lower it")
     whole = max(3, -(-15 * layers // 100))
     left = np.concatenate([np.ones(whole + 1), np.linspace(1, final, layers - whole + 1)[1:]])
     return jnp.float32(1 - left[1:] / left[:-1])

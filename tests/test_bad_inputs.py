@@ -15,6 +15,7 @@ import jaxsim as js
 from jaxsim import games, solvers
 from jaxsim.data import fashion_mnist, read_idx, rpm
 from jaxsim.decision import Rule
+from jaxsim.students import fit_students
 from jaxsim.transforms.analog import analog
 from tests.transforms.networks import X, cnn
 
@@ -173,3 +174,82 @@ def test_the_network_of_the_table_is_as_it_was():
     for one, other in zip(jax.tree.leaves(net), jax.tree.leaves(cnn()), strict=True):
         np.testing.assert_array_equal(one, other)
     assert net.cores == cnn().cores == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: js.quantize(js.nf4, None), r"weights=js\.nf4.*call it: js\.nf4\(\)"),
+        (lambda: js.quantize(js.Grid, None), r"weights=js\.Grid.*call it: js\.Grid\(\)"),
+        (lambda: js.quantize(8, js.Floating), r"inputs=js\.Floating.*call it: js\.Floating\(\)"),
+        (lambda: js.quantize(js.Grid(clip=js.clipping.rms)), r"clip=clipping\.rms.*rms\(…\)"),
+        (lambda: js.prune(0.5, criterion=sp.magnitude), r"criterion=.*call it: .*magnitude\(\)"),
+        (lambda: js.prune(pattern=sp.n_of_m), r"pattern=.*call it: .*n_of_m\(…\)"),
+        (lambda: js.prune(0.5, distribution=sp.erk), r"distribution=.*call it: .*erk\(\)"),
+        (lambda: js.analog(cells=js.cells.sonos), r"cells=cells\.sonos.*call it: cells\.sonos\(\)"),
+        (lambda: js.analog(wires=js.wires.gated), r"wires=wires\.gated.*call it: wires\.gated"),
+        (lambda: js.compose(js.quantize), r"transforms=js\.quantize.*call it: js\.quantize\(\)"),
+        (lambda: js.rules({"*": js.prune}), r"by_pattern.*call it: js\.prune\(\)"),
+        (
+            lambda: js.round_weights(js.rounding.gptq, X),
+            r"rounding=rounding\.gptq.*call it: rounding\.gptq\(\)",
+        ),
+    ],
+)
+def test_what_makes_a_value_is_to_be_called(call, told):
+    with pytest.raises(ValueError, match=told):
+        call()
+
+
+def test_what_is_applied_to_networks_is_not_called_before():
+    assert callable(js.compose(js.quantize(8), js.integer_only, js.widen_ranges))
+
+
+HUGE = 10**10
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("layers", lambda: js.tokens.rising(0.5, 10 * HUGE)),
+        ("layers", lambda: js.tokens.falling(0.5, 10 * HUGE)),
+        ("servers", lambda: games.lotto(jax.random.key(0), servers=HUGE)),
+        ("customers", lambda: games.lotto(jax.random.key(0), customers=HUGE)),
+        ("rounds", lambda: games.matching_pennies(HUGE)),
+        ("dim", lambda: games.games_of_skill(jax.random.key(0), HUGE)),
+        ("modes", lambda: games.rps_mixture(jax.random.key(0), modes=HUGE + 1)),
+        ("count", lambda: rpm.generate(HUGE)),
+        (
+            "iterations",
+            lambda: solvers.psro(
+                games.games_of_skill(jax.random.key(0), 3),
+                solvers.uniform(),
+                solvers.exact(),
+                jax.random.key(0),
+                iterations=10**9,
+            ),
+        ),
+        ("iterations", lambda: solvers.nash(10**12)),
+        ("iterations", lambda: solvers.rectified(10**12)),
+        ("iterations", lambda: solvers.projected_replicator(10**11)),
+        ("steps", lambda: solvers.unrolled(10**12, 0.1)),
+        ("steps", lambda: solvers.implicit(10**12, 0.1)),
+        ("steps", lambda: solvers.dice(10**9, 0.1)),
+        ("episodes", lambda: solvers.dice(1, 0.1, episodes=10**12)),
+        ("steps", lambda: solvers_of_students(HUGE)),
+    ],
+)
+def test_sizes_are_looked_at_before_memory_is_taken(name, call):
+    with pytest.raises((MemoryError, ValueError), match=rf"{name} ?[=+]"):
+        call()
+
+
+def solvers_of_students(steps):
+    x = np.ones((4, 3), "f")
+    return fit_students([x], x, jax.random.key(0), steps=steps)
+
+
+def test_a_length_takes_no_memory():
+    assert not jax.tree.leaves(solvers.nash(2**31 - 1))
+    assert jax.tree.structure(solvers.nash(10)) == jax.tree.structure(solvers.nash(10))
+    assert jax.tree.structure(solvers.nash(10)) != jax.tree.structure(solvers.nash(11))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
+from jaxsim import memory
 from jaxsim.games.game import Game
 from jaxsim.numerics import checked_int
 
@@ -48,6 +49,9 @@ def lotto(key: Key[Array, ""], customers: int = 9, servers: int = 500) -> Game:
     """
     customers = checked_int("customers", customers, 1)
     servers = checked_int("servers", servers, 1)
+    memory.check(f"servers = {servers}", 12 * servers, "lower servers")
+    both = f"customers = {customers}, servers = {servers}"
+    memory.check(both, 8 * customers * servers, "lower them")
     at = jax.random.uniform(key, (customers, 2), minval=-1, maxval=1)
     return Game(
         Partial(_init, jnp.zeros(servers)),

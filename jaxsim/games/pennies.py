@@ -12,6 +12,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsim import memory
 from jaxsim.games.game import Episode, Game
 from jaxsim.numerics import checked_int
 
@@ -55,6 +56,7 @@ def matching_pennies(rounds: int = 50) -> Game:
     Source: Foerster et al. (2018), arXiv 1709.04326, for the game and the players' memory.
     """
     rounds = checked_int("rounds", rounds, 1)
+    memory.check(f"rounds={rounds}", 48 * rounds, "lower it")
     weights = jnp.full(rounds, 1 / rounds)
     return Game(
         Partial(_init),

@@ -11,6 +11,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
+from jaxsim import memory
 from jaxsim.games.game import Game
 from jaxsim.numerics import checked_int
 
@@ -42,6 +43,7 @@ def rps_mixture(key: Key[Array, ""], modes: int = 7) -> Game:
       code of Feng et al. (2021), arXiv 2106.02745.
     """
     modes = checked_int("modes", modes, 3)
+    memory.check(f"modes={modes}", 4 * (modes + 1) ** 2, "lower it")
     if modes % 2 == 0:
         raise ValueError(f"modes={modes}: must be odd")
     turn = jax.random.uniform(key, (), maxval=2 * math.pi)

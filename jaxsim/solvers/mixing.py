@@ -12,7 +12,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import Count, check_range, checked_count
 
 MetaSolver = Callable[[Float[Array, "N N"], Int[Array, ""]], Float[Array, " N"]]
 """From antisymmetric payoffs, of which the first `size` rows and columns are filled, and `size` to
@@ -41,7 +41,7 @@ def nash(iterations: int = 1000) -> MetaSolver:
 
     Source: Farina, Kroer and Sandholm (2021), arXiv 2007.14358, algorithm 2.
     """
-    return Partial(_nash, jnp.zeros(checked_int("iterations", iterations, 1)))
+    return Partial(_nash, checked_count("iterations", iterations))
 
 
 def nash_lp() -> MetaSolver:
@@ -80,7 +80,7 @@ def projected_replicator(
     """
     check_range("rate", rate, 0, above=True)
     check_range("least", least, 0, 1)
-    steps = jnp.zeros(checked_int("iterations", iterations, 1))
+    steps = checked_count("iterations", iterations)
     return Partial(_replicator, steps, jnp.asarray(rate), jnp.asarray(least))
 
 
@@ -104,7 +104,7 @@ def scaled(payoffs: Float[Array, "N N"], mask: Array) -> Float[Array, "N N"]:
     return a / jnp.where(top > 0, top, 1)
 
 
-def _nash(steps: Array, payoffs: Array, size: Array) -> Array:
+def _nash(steps: Count, payoffs: Array, size: Array) -> Array:
     # nothing flows back through the iterations: the mixture is a constant of the meta-gradient
     a, mask = lax.stop_gradient(payoffs), filled(payoffs, size)
     a = scaled(a, mask)
@@ -176,7 +176,7 @@ def _rectified(solver: MetaSolver, payoffs: Array, size: Array) -> Array:
     return jnp.where(known, often / jnp.where(known, total, 1), p)
 
 
-def _replicator(steps: Array, rate: Array, least: Array, payoffs: Array, size: Array) -> Array:
+def _replicator(steps: Count, rate: Array, least: Array, payoffs: Array, size: Array) -> Array:
     mask = filled(payoffs, size)
     a = scaled(lax.stop_gradient(payoffs), mask)
     floor = least / size * mask

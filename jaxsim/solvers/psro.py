@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from jaxsim import memory
 from jaxsim.games.game import Game, Strategy, alone, nash_conv, payoffs
 from jaxsim.numerics import checked_int
 from jaxsim.solvers.mixing import MetaSolver
@@ -56,6 +57,11 @@ def populate(game: Game, key: Key[Array, ""], start: int, room: int) -> Populati
       room: how many more.
     """
     start, room = checked_int("start", start, 1), checked_int("room", room, 0)
+    agent = jax.eval_shape(lambda key: game.strategy(game.init(key)), key)
+    size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(agent))
+    count = start + room
+    need = count * size + 4 * count**2
+    memory.check(f"start + iterations = {count} agents", need, "lower iterations")
     strategies = jax.vmap(lambda k: game.strategy(game.init(k)))(jax.random.split(key, start))
     among = payoffs(game, strategies)
 
@@ -127,8 +133,9 @@ def psro(
             weights = solver(population.payoffs, population.size)
         return respond(game, population, weights, oracle, keys[0]), (seen[0], seen[1])
 
+    population = populate(game, first, start, iterations)
     keys = (jax.random.split(rest, iterations), jax.random.split(tries, iterations))
-    population, seen = lax.scan(one, populate(game, first, start, iterations), keys)
+    population, seen = lax.scan(one, population, keys)
     weights, *last = measured(population, tries)
     exact, found = (jnp.append(a, b) for a, b in zip(seen, last, strict=True))
     return Run(population, weights, exact, found)

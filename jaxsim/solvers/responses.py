@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
 from jaxsim.games.game import Agent, Game, Opponent
-from jaxsim.numerics import check_range, checked_int, derivative_alone
+from jaxsim.numerics import Count, check_range, checked_count, checked_int, derivative_alone
 
 Oracle = Callable[[Game, Opponent, Key[Array, ""]], Agent]
 """From a game, an opponent and a key to an agent; a `Partial`. What a meta-gradient needs flows
@@ -28,7 +28,7 @@ def unrolled(steps: int, rate: float | Array) -> Oracle:
       rate: of a step, above 0. Traced.
     """
     check_range("rate", rate, 0, above=True)
-    return Partial(_unrolled, jnp.zeros(checked_int("steps", steps, 1)), jnp.asarray(rate))
+    return Partial(_unrolled, checked_count("steps", steps), jnp.asarray(rate))
 
 
 def implicit(
@@ -53,7 +53,7 @@ def implicit(
     check_range("tolerance", tolerance, 0)
     check_range("damping", damping, 0)
     numbers = map(jnp.asarray, (rate, tolerance, damping))
-    return Partial(_implicit, jnp.int32(checked_int("steps", steps, 1)), *numbers)
+    return Partial(_implicit, jnp.int32(checked_int("steps", steps, 1, 2**31 - 1)), *numbers)
 
 
 def exact() -> Oracle:
@@ -81,13 +81,13 @@ def first_order(oracle: Oracle) -> Oracle:
     return Partial(_constant, oracle)
 
 
-def _unrolled(steps: Array, rate: Array, game: Game, opponent: Opponent, key: Any) -> Agent:
+def _unrolled(steps: Count, rate: Array, game: Game, opponent: Opponent, key: Any) -> Agent:
     slope = jax.grad(lambda agent: game.against(game.strategy(agent), opponent))
 
     def one(agent: Agent, _: Any) -> tuple[Agent, None]:
         return jax.tree.map(lambda a, s: a + rate * s, agent, slope(agent)), None
 
-    return lax.scan(one, game.init(key), steps, unroll=min(len(steps), 5))[0]
+    return lax.scan(one, game.init(key), None, len(steps), unroll=min(len(steps), 5))[0]
 
 
 def _implicit(

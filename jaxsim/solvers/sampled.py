@@ -11,8 +11,9 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
+from jaxsim import memory
 from jaxsim.games.game import Agent, Draws, Episode, Game, Opponent, Strategy
-from jaxsim.numerics import check_range, check_share, checked_int
+from jaxsim.numerics import Count, check_range, check_share, checked_count
 from jaxsim.solvers.responses import Oracle
 
 
@@ -43,6 +44,13 @@ def dice_payoff(
     return worth.sum((1, 2)).mean()
 
 
+def _counted(name: str, value: Any, lo: int) -> Count:
+    """A count, where a key is drawn for each."""
+    count = checked_count(name, value, lo)
+    memory.check(f"{name}={value}", 8 * len(count), "lower it")
+    return count
+
+
 def dice(steps: int, rate: float | Array, episodes: int = 32) -> Oracle:
     """Gradient ascent from a new agent on payoffs that are sampled; derivatives go through it.
 
@@ -52,8 +60,8 @@ def dice(steps: int, rate: float | Array, episodes: int = 32) -> Oracle:
       episodes: of each step, at least 2.
     """
     check_range("rate", rate, 0, above=True)
-    number = jnp.zeros(checked_int("episodes", episodes, 2))
-    return Partial(_dice, jnp.zeros(checked_int("steps", steps, 1)), jnp.asarray(rate), number)
+    number = _counted("episodes", episodes, 2)
+    return Partial(_dice, _counted("steps", steps, 1), jnp.asarray(rate), number)
 
 
 def ppo(
@@ -81,7 +89,7 @@ def ppo(
     check_range("rate", rate, 0, above=True)
     check_share("clip", clip)
     counts = (("iterations", iterations, 1), ("episodes", episodes, 2), ("epochs", epochs, 1))
-    sizes = (jnp.zeros(checked_int(*c)) for c in counts)
+    sizes = (_counted(*c) for c in counts)
     return Partial(_ppo, *sizes, jnp.asarray(rate), jnp.asarray(clip))
 
 
@@ -115,7 +123,7 @@ def _baseline(told: Episode) -> Array:
 
 
 def _dice(
-    steps: Array, rate: Array, number: Array, game: Game, opponent: Opponent, key: Any
+    steps: Count, rate: Array, number: Count, game: Game, opponent: Opponent, key: Any
 ) -> Agent:
     first, rest = jax.random.split(key)
 
@@ -129,9 +137,9 @@ def _dice(
 
 
 def _ppo(
-    iterations: Array,
-    number: Array,
-    epochs: Array,
+    iterations: Count,
+    number: Count,
+    epochs: Count,
     rate: Array,
     clip: Array,
     game: Game,
@@ -160,7 +168,7 @@ def _ppo(
             step, moments = adam.update(jax.grad(surrogate)(agent), moments)
             return (jax.tree.map(lambda a, s: a + rate * s, agent, step), moments), None
 
-        return lax.scan(epoch, carry, epochs)[0], None
+        return lax.scan(epoch, carry, None, len(epochs))[0], None
 
     agent = game.init(first)
     keys = jax.random.split(rest, len(iterations))

@@ -20,7 +20,7 @@ from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wires import Wires, wired
 from jaxsim.network import Network, Site
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_called, check_range, checked_int
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 
 
@@ -83,6 +83,8 @@ def analog(
     elif adc_range != "calibrated":
         raise ValueError(f"adc_range={adc_range!r}: has no effect with adc=None")
     check_range("percentile", percentile, 0, 100, above=True)
+    check_called("cells", cells)
+    check_called("wires", wires)
     if cells is not None and not isinstance(cells, Device):
         raise ValueError(f"cells={cells!r}: must be a device from js.cells, or None")
     if input_bits is not None:

@@ -12,6 +12,7 @@ from jaxsim.core import Core, Wrapper, float_core, made_by
 from jaxsim.cores.blocked import blocked
 from jaxsim.cores.quantized import quantizer
 from jaxsim.network import Network, Site
+from jaxsim.numerics import check_called
 
 Transform = Callable[[Network], Network]
 """A pure function from a network to a network."""
@@ -30,6 +31,7 @@ def compose(*transforms: Transform) -> Transform:
     if not transforms:
         raise ValueError("transforms=(): compose at least one")
     for transform in transforms:
+        check_called("transforms", transform)
         if not callable(transform):
             raise ValueError(f"transforms: {transform!r} is not a function from Network to Network")
 
@@ -56,6 +58,7 @@ def rules(by_pattern: Mapping[str, Transform]) -> Transform:
     if not isinstance(by_pattern, Mapping) or not by_pattern:
         raise ValueError(f"by_pattern={by_pattern!r}: give a dict of at least one rule")
     for pattern, transform in by_pattern.items():
+        check_called(f"by_pattern: {pattern!r}", transform)
         if not callable(transform):
             raise ValueError(f"by_pattern: {pattern!r} has {transform!r}, which is no transform")
 

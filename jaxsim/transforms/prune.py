@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxsim.calls import shown_as_called
 from jaxsim.network import Network
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import check_called, checked_int
 from jaxsim.sparsity.criterion import Criterion, magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import check_sparsity, make_masks
@@ -69,6 +69,7 @@ def prune(
         "distribution": (distribution, Distribution),
     }
     for name, (value, kind) in kinds.items():
+        check_called(name, value)
         if not isinstance(value, kind):
             raise ValueError(f"{name}={value!r}: must be a {kind.__name__} of js.sparsity")
     check_sparsity(sparsity, pattern)

@@ -17,7 +17,7 @@ from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import grouped
 from jaxsim.grid import Grid
 from jaxsim.network import Network
-from jaxsim.numerics import check_range, checked_int, is_traced, is_whole
+from jaxsim.numerics import check_called, check_range, checked_int, is_traced, is_whole
 from jaxsim.transforms.compose import Transform, makers, transformable
 
 Format = int | Grid | Codebook | Floating | None
@@ -52,6 +52,8 @@ def quantize(
 
     Source: Jacob et al. (2018), arXiv 1712.05877; Gholami et al. (2021), arXiv 2103.13630.
     """
+    check_called("weights", weights)
+    check_called("inputs", inputs)
     w, x = _grid(weights, per="channel"), _grid(inputs, per="tensor")
     if w is None and x is None:
         raise ValueError("weights=None, inputs=None: nothing to quantise")
@@ -173,6 +175,7 @@ def _checked_grid(name: str, grid: Grid) -> Grid:
         raise ValueError(f"{name}: bits={bits} of powers of two, must be from 2 to 4")
     if bits == 1 and grid.rounding == "stochastic":
         raise ValueError(f"{name}: rounding='stochastic' with bits=1: a sign has no fraction")
+    check_called(f"{name}: clip", grid.clip)
     if grid.clip is not None and not callable(grid.clip):
         raise ValueError(f"{name}: clip={grid.clip!r}, must be a rule of js.clipping or None")
     average = grid.average

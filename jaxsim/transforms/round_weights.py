@@ -21,6 +21,7 @@ from jaxsim.cores.quantized import quantized, quantizer_place
 from jaxsim.cores.site_weight import shifted
 from jaxsim.grid import Grid
 from jaxsim.network import Network, Site
+from jaxsim.numerics import check_called
 from jaxsim.rounding import Layer, Rounding, rounded
 from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
 from jaxsim.transforms.matrices import matrices, params_of, solved, with_params
@@ -55,6 +56,7 @@ def round_weights(
 
     Source: Frantar et al. (2023), arXiv 2210.17323; Nagel et al. (2020), arXiv 2004.10568.
     """
+    check_called("rounding", rounding)
     if not callable(rounding):
         raise ValueError(f"rounding={rounding!r}: must be a function, such as js.rounding.gptq()")
 

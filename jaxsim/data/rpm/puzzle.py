@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int16
 
+from jaxsim import memory
 from jaxsim.data.rpm.layout import COLUMNS, LEVELS, SIZES, Component, components
 from jaxsim.data.rpm.rule import RULES, Rule, drawn, steps
 from jaxsim.data.rpm.solver import explained
@@ -66,6 +67,7 @@ def generate(
       ValueError: an argument out of range, or rules by which no puzzle was found.
     """
     count = checked_int("count", count, 1)
+    memory.check(f"count={count}", 2048 * count, "lower it")
     seed = checked_int("seed", seed, 0)
     parts = components(configuration)
     for name, pairs in (("allowed", allowed), ("wanted", wanted)):
