@@ -103,7 +103,7 @@ def compare(
     inputs, labels = labelled(data)
     if np.shape(labels) != (count := row_count(inputs, "data"),):
         raise ValueError(f"data: {count} inputs and labels {list(np.shape(labels))}")
-    check_batch("data[0]", inputs)
+    check_batch("data[0]", *inputs)
     few = call_arguments(*take_rows(inputs, slice(0, 1)))
     outputs = jax.eval_shape(_outputs, reference, few, key)
     check_labels(
@@ -157,7 +157,7 @@ def classify(
     batch_size = checked_int("batch_size", batch_size, 1)
     answers: list[np.ndarray] = []
     whole = joined(inputs)
-    check_batch("inputs", whole)
+    check_batch("inputs", *whole)
     count = row_count(whole)
     for i, start in enumerate(range(0, count, batch_size)):
         batch_key = None if key is None else jax.random.fold_in(key, i)

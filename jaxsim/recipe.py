@@ -307,7 +307,8 @@ def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> 
     if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"[model] input={shape!r}: must be a list of sizes, the batch first")
     name, call, seed = str(table["name"]), table.get("call", {}), _seed("[model]", table)
-    _check_keys("[model] call", call, None)
+    if not isinstance(call, dict):
+        raise ValueError(f"[model] call={call!r}: must be a table")
     make = model_maker(name, trust=trust)
     settings = _arguments(make, table.get("settings", {}))
     x = jnp.zeros(shape)
@@ -413,10 +414,10 @@ def _call(what: str, make: Any, given: Any) -> Any:
         raise ValueError(f"{what}: {error}") from error
 
 
-def _check_keys(what: str, table: Any, allowed: set[str] | None) -> None:
+def _check_keys(what: str, table: Any, allowed: set[str]) -> None:
     if not isinstance(table, dict):
         raise ValueError(f"{what}={table!r}: must be a table")
-    for key in table.keys() - (table.keys() if allowed is None else allowed):
+    for key in table.keys() - allowed:
         raise ValueError(f"{what}: {key!r} is unknown; it may have {', '.join(sorted(allowed))}")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.batches import Batch
 from jaxsim.numerics import is_traced
 
 
@@ -64,17 +64,17 @@ def check_finite(name: str, inputs: Any) -> None:
         raise ValueError(f"{name}{place}[{at}]={whole[where]}: must be finite")
 
 
-def check_batch(name: str, batch: Batch) -> None:
+def check_batch(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Checks that every array of a batch holds numbers, neither NaN nor infinite.
 
     Args:
       name: Of the argument, for the error.
-      batch: Of a network's inputs.
+      args: Positional arguments of a network.
+      kwargs: Keyword arguments of it.
 
     Raises:
       ValueError: One does not, with the first place.
     """
-    args, kwargs = batch
     if len(args) == 1 and not kwargs:
         check_finite(name, args[0])
     else:
@@ -84,4 +84,4 @@ def check_batch(name: str, batch: Batch) -> None:
 
 def _is_inexact(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", np.asarray(leaf).dtype)
-    return jax.dtypes.issubdtype(dtype, np.inexact)
+    return jnp.issubdtype(dtype, np.inexact)

@@ -193,7 +193,7 @@ def fit(
     if not 1 <= batch_size <= count:
         raise ValueError(f"batch_size={batch_size}: must be from 1 to {count}")
     options = dict(call or {})
-    check_batch("images", inputs)
+    check_batch("images", *inputs)
     steps = count // batch_size
 
     def streams(key: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 
 from jaxsim.data.fashion_mnist import CLASSES, DEBIAN_FOLDER, FILES, SUBSET
 from jaxsim.data.idx import read_idx
+from jaxsim.files import whole
 
 SEED = 20170825
 PER_CLASS = {"train": 700, "test": 200}  # as many as fit into 4 MB
@@ -66,7 +67,7 @@ def make_subset(folder: Path, path: Path) -> str:
         arrays[f"{split}_images"] = images[rows]
         arrays[f"{split}_labels"] = labels[rows]
         arrays[f"{split}_rows"] = rows.astype(np.uint16)
-    with files.whole(path) as part:
+    with whole(path) as part:
         np.savez_compressed(part, **arrays)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

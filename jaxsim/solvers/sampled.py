@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim import memory
 from jaxsim.games.game import Agent, Draws, Episode, Game, Opponent, Strategy
-from jaxsim.numerics import Count, check_range, check_share, checked_count
+from jaxsim.numerics import Count, check_range, check_share, checked_count, checked_int
 from jaxsim.solvers.responses import Oracle
 
 

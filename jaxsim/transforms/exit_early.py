@@ -128,7 +128,7 @@ def distill_exits(
         raise ValueError("net: has no exits; js.exit_early(…)(net) makes them")
     batch_size = checked_int("batch_size", batch_size, 1)
     batch = joined(inputs)
-    check_batch("inputs", batch)
+    check_batch("inputs", *batch)
     arguments = call_arguments(batch.args, {**net.defaults.whole(), **kwargs, **batch.kwargs})
     *features, teacher = at_exits(net, arguments, batch_size, jax.random.fold_in(key, 1))
     heads = fit_students(
