@@ -200,7 +200,7 @@ def integer_only(chip: Network) -> IntegerNetwork:
     values = converter.run(traced.plan, [*known, *[_Raw()] * len(chip.example.arrays)])
     outputs = tuple(map(converter.output, values))
     return IntegerNetwork(
-        cores={name: chip.cores[name] for name in converter.states},
+        cores={name: _hardware(chip.cores[name]) for name in converter.states},
         states=converter.states,
         constants=tuple(converter.constants),
         fn=chip.fn,
@@ -306,7 +306,7 @@ class _Converter:
         chain = self.chip.cores.get(name, ())
         if entry.site.kind == "dynamic":
             raise _refused(eqn, f"({name}) contracts two activations")
-        chain = tuple(w for w in chain if w.make not in SITE_WEIGHT)
+        chain = _hardware(chain)
         if not chain or chain[0].make is not quantized:
             raise _refused(eqn, f"({name}) is not quantised")
         for wrapper in chain[1:]:
@@ -553,6 +553,11 @@ _RULES: Mapping[str, Callable[..., list[Affine]]] = {
         ("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"), _extreme
     ),
 }
+
+
+def _hardware(chain: tuple[Wrapper, ...]) -> tuple[Wrapper, ...]:
+    """What reads a weight that is written, without what changed it before."""
+    return tuple(wrapper for wrapper in chain if wrapper.make not in SITE_WEIGHT)
 
 
 @jax.jit

@@ -73,7 +73,9 @@ def mlp(width=6):
 
 def at_every_exit(net, x):
     """Logits at every exit, [L, B, C], in float64."""
-    *features, logits = exits.at_exits(net, exits.call_arguments((x,), {}), 64, jax.random.key(0))
+    *features, logits = exits.at_exits(
+        net, js.network.call_arguments((x,), {}), 64, jax.random.key(0)
+    )
     heads = [np.asarray(classified(h, f)) for h, f in zip(net.heads, features, strict=True)]
     return np.float64([*heads, np.asarray(logits)])
 
@@ -332,7 +334,9 @@ def test_rows_may_lie_along_any_axis():
 
 def test_first_token_reads_the_class_token():
     net = with_exits("vit", feature=first_token)
-    *features, _ = exits.at_exits(net, exits.call_arguments((images(),), {}), 64, jax.random.key(0))
+    *features, _ = exits.at_exits(
+        net, js.network.call_arguments((images(),), {}), 64, jax.random.key(0)
+    )
     _, state = MODELS["vit"].apply(
         {"params": network("vit").params}, images(), capture_intermediates=True
     )

@@ -126,9 +126,9 @@ def analog(
             inputs = coded.settings["inputs"]
             if inputs is None and (steps or adc_range != "calibrated"):
                 _refuse_floats(site, input_bits, adc_range)
-            at = made.index(sliced) if sliced in made else len(made)
             lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(lifted)]
             chain = cores[site.name]
+            at = next((i for i, w in enumerate(chain) if w.make is sliced), len(chain))
             cores[site.name] = (*chain[:at], *lift, *before, *outside, *chain[at:], *array)
         return dataclasses.replace(net, cores=cores)
 

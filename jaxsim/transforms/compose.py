@@ -11,6 +11,7 @@ from jaxsim.calls import shown_as_called
 from jaxsim.core import Core, Wrapper, float_core, made_by
 from jaxsim.cores.blocked import blocked
 from jaxsim.cores.quantized import quantizer
+from jaxsim.cores.site_weight import SITE_WEIGHT
 from jaxsim.network import Network, Site
 from jaxsim.numerics import check_called
 
@@ -128,8 +129,13 @@ def transformable(net: Network, transform: str, sites: str | Sequence[str]) -> t
 
 
 def makers(net: Network, site: Site) -> list[Callable[..., Core]]:
-    """The functions wrapped around a site's core, outermost first."""
-    return [wrapper.make for wrapper in net.cores.get(site.name, ())]
+    """The functions wrapped around a site's core, outermost first.
+
+    Those that change the weight alone (its mask, its correction) are left out: they stand before
+    any hardware, and hardware may follow them.
+    """
+    chain = net.cores.get(site.name, ())
+    return [wrapper.make for wrapper in chain if wrapper.make not in SITE_WEIGHT]
 
 
 def require_codes(net: Network, site: Site, transform: str) -> Wrapper:

@@ -68,7 +68,7 @@ def run_sparse(
         chosen = transformable(net, "run_sparse", sites)
         for site in chosen:
             what = f"run_sparse at {site.name}"
-            if masked in makers(net, site):
+            if any(wrapper.make is masked for wrapper in net.cores.get(site.name, ())):
                 raise ValueError(
                     f"{what}: its mask stands at the site, as {', '.join(site.shared)} reads its "
                     "parameter too; a sparse weight would be another parameter"

@@ -186,7 +186,7 @@ def test_bad_input_is_named(call, message):
 
 
 def test_memory_is_guarded(monkeypatch):
-    monkeypatch.setattr(memory, "LIMIT", 100)
+    monkeypatch.setattr(memory, "LIMIT", 40)
     g = build(random_edges(0), 6)
     for call in (
         lambda: jc.simulate_ic(g, [0], jax.random.key(0), 10),

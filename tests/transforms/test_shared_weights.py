@@ -70,6 +70,14 @@ TRANSFORMS = {
         CODES, js.round_weights(js.rounding.gptq(), IDS), js.prune(0.5)
     ),
     "analog": js.compose(CODES, js.slice_bits(2), js.analog(adc=8)),
+    "prune, then analog": js.compose(
+        js.prune(0.5), CODES, js.slice_bits(2), js.analog(adc=8, input_bits=1)
+    ),
+    "prune, then blocks": js.compose(js.prune(0.5), CODES, js.block(2, 1, 1)),
+    "prune, then a table": js.compose(js.prune(0.5), js.quantize(js.nf4(), None)),
+    "prune, then the rest": js.compose(
+        *(js.prune(0.5), CODES, js.smooth(IDS), js.correct_bias(IDS), js.learn_ranges(IDS))
+    ),
 }
 
 
@@ -286,3 +294,25 @@ def test_masks_at_sites_share_what_they_compile():
     for share in (0.3, 0.5, 0.7):
         run(js.prune(share)(NET), IDS)
     assert js.internals.compile_count(run) == 1
+
+
+def test_what_follows_a_mask_at_a_site_is_counted_and_saved(tmp_path):
+    composed = js.compose(js.prune(0.5), CODES, js.slice_bits(2), js.analog(adc=8))(NET)
+    chip = js.deploy(composed, calibrate=IDS)
+    assert js.Crossbar().estimate(composed).energy > 0
+    assert js.Hardware().estimate(js.compose(js.prune(0.5), CODES)(NET)).energy > 0
+    js.save(tmp_path / "chip", chip)
+    np.testing.assert_array_equal(js.load(tmp_path / "chip", composed)(IDS)[1], chip(IDS)[1])
+
+
+def test_a_masked_and_corrected_site_is_integers_alone():
+    p, x = {"w": normal(5, 8, 8), "o": normal(7, 8, 4)}, normal(6, 16, 8)
+
+    def fn(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ p["w"]) @ p["w"]) @ p["o"]
+
+    net = js.compose(
+        js.prune(0.5, sites="w#2"), js.quantize(8, 8), js.round_weights(js.rounding.gptq(), x)
+    )(js.trace(fn, p, x))
+    chip = js.deploy(net, calibrate=x)
+    np.testing.assert_allclose(js.integer_only(chip)(x), chip(x), atol=0.05)
