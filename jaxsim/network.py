@@ -844,7 +844,7 @@ def trace_plan(
     buffers: PyTree,
     arguments: Parts,
     example: Parts,
-    weights: Sequence[str],
+    weights: Sequence[str] = (),
     masked: Collection[str] = (),
 ) -> Traced:
     """Traces a call of a model and plans it; arrays may be shapes.
