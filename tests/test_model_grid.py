@@ -183,7 +183,7 @@ def test_a_model_of_the_grid_traces_bit_for_bit(dtype, layer, state, container):
     if container == "nested":  # what is static there cannot be an argument of jit
 
         def expected(variables, *inputs):
-            arrays = jax.tree.leaves(net.params)
+            arrays = jax.tree.leaves(variables)
             static = net.fn.rest
             whole = type(static)(static.treedef, static.static, tuple(arrays)).whole()
             return apply(whole, *inputs)
