@@ -101,7 +101,7 @@ def load(path: str | Path, like: Network) -> Network:
         form = metadata.get("format")
         if form not in (_FORMAT, _PACKED) or not {"network", "deployed"} <= set(metadata):
             raise ValueError(f"format {form}, this version reads {_FORMAT} and {_PACKED}")
-    saved, expected = metadata["network"], describe(like)
+    saved, expected = [_nameable(line) for line in metadata["network"]], describe(like)
     if saved != expected:
         mine, theirs = (
             next((line for line in a if line not in b), "no more")
@@ -257,6 +257,11 @@ def _content(net: Network) -> dict[str, Any]:
     more = ("heads", "threshold") if isinstance(net, EarlyExit) else ()
     names = ("params", "buffers", "masks", "cores", "states", *more)
     return {name: getattr(net, name) for name in names}
+
+
+def _nameable(line: str) -> str:
+    """A line of an earlier version, which said in what module a core was."""
+    return re.sub(r"\bjaxsim(?:\.\w+)+\.(\w+\()", r"\1", line)
 
 
 def describe(net: Network) -> list[str]:

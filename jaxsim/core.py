@@ -126,10 +126,15 @@ class Wrapper(PytreeValue):
         return f"{made_by(self.make)}({shown})"
 
     def signature(self) -> str:
-        """What is static of it, the same in every process."""
+        """What is static of it, the same in every process and wherever jaxsim keeps the function.
+
+        A function of jaxsim's is named alone, one from elsewhere with its module.
+        """
         hidden = dataclasses.replace(self.parts, arrays=(math.nan,) * len(self.parts.arrays))
         shown = ", ".join(f"{k}={_short(v)}" for k, v in hidden.whole().items())
-        return f"{self.make.__module__}.{made_by(self.make)}({shown})"
+        module = self.make.__module__
+        place = "" if module.partition(".")[0] == "jaxsim" else f"{module}."
+        return f"{place}{made_by(self.make)}({shown})"
 
 
 def made_by(make: Callable[..., Core]) -> str:

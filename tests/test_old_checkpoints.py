@@ -4,6 +4,9 @@
 the networks of `tests/old_checkpoints.py`; `outputs.npz` is what they computed there.
 """
 
+import importlib
+import inspect
+import pkgutil
 from pathlib import Path
 
 import jax
@@ -11,6 +14,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim import cores
+from jaxsim.checkpoint import describe
 from tests.old_checkpoints import COMPOSED, NETWORKS, X, composed, network
 
 FOLDER = Path(__file__).parent / "fixtures" / "checkpoints_0.1"
@@ -43,3 +48,30 @@ def test_what_is_saved_now_reads_as_what_was_saved_then(name, tmp_path):
     now = js.load(tmp_path / "now", like=COMPOSED[name](network()))
     for a, b in zip(jax.tree.leaves(now.states), jax.tree.leaves(then.states), strict=True):
         np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_at_rest_names_a_module(name):
+    lines = describe(COMPOSED[name](network()))
+    assert not [line for line in lines if "jaxsim" in line]
+
+
+def test_a_function_of_somebody_elses_is_named_with_its_module():
+    wrapped = js.wrap(mine)(network())
+    assert "tests.test_old_checkpoints.mine()" in describe(wrapped)[0]
+
+
+def mine(core):
+    return core
+
+
+def test_names_of_cores_tell_them_apart():
+    """A name alone stands for a function only while no two have it."""
+    found = {}
+    for module in pkgutil.iter_modules(cores.__path__, "jaxsim.cores."):
+        for name, function in vars(importlib.import_module(module.name)).items():
+            if not inspect.isfunction(function) or function.__module__ != module.name:
+                continue
+            if next(iter(inspect.signature(function).parameters), None) == "core":
+                assert found.setdefault(name, module.name) == module.name
+    assert {"quantized", "blocked", "sliced", "tiled", "masked", "shifted"} <= set(found)
