@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
+from jaxsim.numerics import own_promotion
+
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,7 +31,8 @@ class Made:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns."""
-        return self.run(*args, **kwargs)
+        with own_promotion():
+            return self.run(*args, **kwargs)
 
     def __repr__(self) -> str:
         return self.shown

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, own_promotion
 
 
+@own_promotion()
 def normalized_entropy(logits: Float[Array, "... C"]) -> Float[Array, "..."]:
     """Entropy of a softmax over that of the uniform distribution, in [0, 1].
 
@@ -87,6 +88,7 @@ def no_streak(rows: int) -> Streak:
     return Streak(jnp.full(rows, -1, jnp.int32), jnp.zeros(rows, jnp.int32))
 
 
+@own_promotion()
 def leaves(
     rule: Rule, logits: Float[Array, "B C"], streak: Streak, layer: int | Int[Array, ""]
 ) -> tuple[Bool[Array, " B"], Float[Array, " B"], Streak]:

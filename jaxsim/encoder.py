@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxsim.calls import shown_as_called
 from jaxsim.network import Network, deploy
-from jaxsim.numerics import is_traced
+from jaxsim.numerics import is_traced, own_promotion
 from jaxsim.students import Head, classified
 from jaxsim.tokens import prefix
 from jaxsim.values import PytreeValue
@@ -23,11 +23,13 @@ Pool = Callable[[Array, Array], Array]
 """(tokens [B, n, d], which are there [B, n]) -> features [B, d]."""
 
 
+@own_promotion()
 def first_token(x: Float[Array, "B n d"], valid: Bool[Array, "B n"]) -> Float[Array, "B d"]:
     """The first token, a class token."""
     return x[:, 0]
 
 
+@own_promotion()
 def mean_token(x: Float[Array, "B n d"], valid: Bool[Array, "B n"]) -> Float[Array, "B d"]:
     """The mean of the tokens that are there."""
     share = valid / jnp.sum(valid, -1, keepdims=True)

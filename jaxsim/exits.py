@@ -33,7 +33,7 @@ from jaxsim.decision import (
 )
 from jaxsim.internals import compile_count
 from jaxsim.network import DATA, META, Network, check_key, uncut
-from jaxsim.numerics import is_traced
+from jaxsim.numerics import is_traced, own_promotion
 from jaxsim.stages import (
     Cut,
     Equations,
@@ -149,6 +149,7 @@ class EarlyExit(Network):
         """When a row leaves."""
         return Rule(self.threshold, self.patience, self.first)
 
+    @own_promotion()
     def simulate(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Exits:
         """Every row computed to the end, and what it would have left with: a pure function.
 
@@ -170,6 +171,7 @@ class EarlyExit(Network):
         arguments = self.arguments(args, kwargs, key)
         return _simulated(_settled(self), arguments, key)
 
+    @own_promotion()
     def run(
         self,
         *args: Any,

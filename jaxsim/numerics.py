@@ -225,6 +225,40 @@ def placed_like(a: Array, other: Any) -> Array:
     return jax.device_put(a, sharding)
 
 
+def cut_with(a: Any, other: Any) -> jax.sharding.NamedSharding | None:
+    """How what is made of a parameter is cut over its devices, in whatever shape; None as it is.
+
+    What ends in the parameter's shape is cut as that is, anything else along the largest axis that
+    the devices divide.
+
+    Args:
+      a: An array, or its shape and type: what is cut already, or is no larger than the part of the
+        parameter on one device, stays as it is.
+      other: The parameter; None where it is traced or not cut.
+    """
+    sharding = None if is_traced(a) or is_traced(other) else getattr(other, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding) or sharding.is_fully_replicated:
+        return None
+    there = getattr(a, "sharding", None)
+    if there is not None and not there.is_fully_replicated:
+        return None
+    shape, mesh = np.shape(a), sharding.mesh
+    entries = (*sharding.spec, *[None] * (np.ndim(other) - len(sharding.spec)))
+    names = [n for e in entries if e for n in (e if isinstance(e, tuple) else (e,))]
+    parts = math.prod(mesh.shape[n] for n in names)
+    if math.prod(shape) * parts <= math.prod(np.shape(other)):
+        return None
+    if shape[len(shape) - np.ndim(other) :] == np.shape(other):
+        spec = [None] * (len(shape) - np.ndim(other)) + list(entries)
+    else:
+        axes = [i for i, n in enumerate(shape) if n % parts == 0]
+        if not axes:
+            return None
+        most = max(axes, key=lambda i: shape[i])
+        spec = [tuple(names) if i == most else None for i in range(len(shape))]
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Count:

@@ -31,7 +31,7 @@ from jaxsim.encoder import Encoder, Pool, check_ids, flops_layer
 from jaxsim.exits import check_rows
 from jaxsim.internals import compile_count
 from jaxsim.network import Network
-from jaxsim.numerics import check_range, checked_int, is_traced
+from jaxsim.numerics import check_range, checked_int, is_traced, own_promotion
 from jaxsim.students import Head, classified
 from jaxsim.tokens import Keeps, above, check_levels, prefix, soft_mask, stays
 from jaxsim.values import PytreeValue
@@ -104,6 +104,7 @@ class Pyramid(PytreeValue):
         """The logits of the exit that each row takes, as `simulate` gives them."""
         return self.simulate(ids, lengths).logits
 
+    @own_promotion()
     def passed(self, ids: Int[Array, "B n"], lengths: Int[Array, " B"]) -> Passed:
         """What every exit would say: a pure function that `decided` and students go on from.
 
@@ -128,6 +129,7 @@ class Pyramid(PytreeValue):
             found.append((feature, logits, jnp.sum(valid, -1)))
         return Passed(*(jnp.stack(column, 1) for column in zip(*found, strict=True)))
 
+    @own_promotion()
     def simulate(self, ids: Int[Array, "B n"], lengths: Int[Array, " B"]) -> Exits:
         """Everything computed, and what it would have said: a pure function of static shapes.
 
@@ -145,6 +147,7 @@ class Pyramid(PytreeValue):
         """
         return decided(self, self.passed(ids, lengths), lengths)
 
+    @own_promotion()
     def soften(
         self,
         ids: Int[Array, "B n"],
@@ -182,6 +185,7 @@ class Pyramid(PytreeValue):
         logits = classified(encoder.head, encoder.pool(x, valid))
         return Softened(logits, jnp.stack(shares))
 
+    @own_promotion()
     def run(
         self,
         ids: Int[Array, "B n"],

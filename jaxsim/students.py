@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxsim import memory
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, own_promotion
 from jaxsim.samples import check_finite
 
 Head = dict[str, Array]
 """A linear classifier: kernel [d, C] and bias [C]."""
 
 
+@own_promotion()
 def classified(head: Head, feature: Float[Array, "B d"]) -> Float[Array, "B C"]:
     """Logits of a linear classifier."""
     return feature @ head["kernel"] + head["bias"]
@@ -76,6 +77,7 @@ def fit_students(
 
 
 @partial(jax.jit, static_argnames=("steps", "batch_size"))
+@own_promotion()
 def _fitted(
     features: tuple[Array, ...],
     teacher: Array,

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim import memory
-from jaxsim.numerics import check_range, checked_int, is_traced
+from jaxsim.numerics import check_range, checked_int, is_traced, own_promotion
 
 __all__ = [
     "token_importance",
@@ -29,6 +29,7 @@ Keeps = Callable[[Array, Array, Array], Array]
 """(level [], received [B, n], valid [B, n]) -> which tokens stay, [B, n]; at level 0 all do."""
 
 
+@own_promotion()
 def token_importance(
     attention: Float[Array, "B H n n"], valid: Bool[Array, "B n"]
 ) -> Float[Array, "B n"]:
@@ -49,6 +50,7 @@ def token_importance(
     return jnp.mean(received, 1) * valid
 
 
+@own_promotion()
 def above(
     level: Float[Array, ""], received: Float[Array, "B n"], valid: Bool[Array, "B n"]
 ) -> Bool[Array, "B n"]:
@@ -56,6 +58,7 @@ def above(
     return valid & (received >= level)
 
 
+@own_promotion()
 def top(
     level: Float[Array, ""], received: Float[Array, "B n"], valid: Bool[Array, "B n"]
 ) -> Bool[Array, "B n"]:
@@ -72,6 +75,7 @@ def top(
     return valid & (rank < jnp.ceil((1 - level) * count))
 
 
+@own_promotion()
 def soft_mask(
     received: Float[Array, "B n"], level: Float[Array, ""], temperature: Float[Array, ""] | float
 ) -> Float[Array, "B n"]:
@@ -82,6 +86,7 @@ def soft_mask(
     return jax.nn.sigmoid((received - level) / temperature)
 
 
+@own_promotion()
 def rising(final: float, layers: int) -> Float[Array, " L"]:
     """Thresholds that rise evenly from layer to layer up to `final`.
 
@@ -94,6 +99,7 @@ def rising(final: float, layers: int) -> Float[Array, " L"]:
     return jnp.float32(final) * jnp.arange(1, layers + 1) / layers
 
 
+@own_promotion()
 def falling(final: float, layers: int) -> Float[Array, " L"]:
     """Shares for `top` that each layer leaves out, so that `final` of the tokens are left at last.
 
@@ -127,6 +133,7 @@ def check_levels(level: Any, layers: int) -> None:
         check_range("level", number, 0)
 
 
+@own_promotion()
 def stays(
     keeps: Keeps,
     level: Float[Array, ""],
@@ -147,6 +154,7 @@ def stays(
     return valid & (first | keeps(level, received, valid))
 
 
+@own_promotion()
 def prefix(count: Int[Array, " B"], length: int) -> Bool[Array, "B n"]:
     """Which of `length` tokens are there when the first `count` are."""
     return jnp.arange(length) < count[:, None]

@@ -19,7 +19,7 @@ from jaxsim.checkpoint import describe, trail
 from jaxsim.core import Parts
 from jaxsim.log import fingerprint, programme
 from jaxsim.network import Network, call_arguments
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, own_promotion
 from jaxsim.pipeline import Pipeline
 from jaxsim.pipeline_gradient import pipeline_value_and_grad
 from jaxsim.progress import progress
@@ -29,6 +29,7 @@ from jaxsim.sparsity.masked import masks_of
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 
 
+@own_promotion()
 def cross_entropy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, ""]:
     """Mean cross-entropy with integer classes.
 
@@ -129,6 +130,7 @@ def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
+@own_promotion()
 def fit(
     net: Network,
     images: Any,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from jaxsim.checkpoint import trail
 from jaxsim.decision import Buckets, check_buckets, rounded_up
 from jaxsim.log import fingerprint, programme
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, own_promotion
 from jaxsim.progress import progress
 from jaxsim.pyramid import Passed, Pyramid, decided
 from jaxsim.samples import check_finite, check_labels
@@ -38,6 +38,7 @@ class Soft(NamedTuple):
     temperature: tuple[float, float] = (5e-3, 5e-4)
 
 
+@own_promotion()
 def train_pyramid(
     net: Pyramid,
     ids: Int[np.ndarray, "N n"],

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, UInt32
 
 from jaxsim.cascades.reverse import RRSets
+from jaxsim.numerics import own_promotion
 
 BATCH = 8  # most promising nodes evaluated at a time
 NEAR = 8  # nodes per seed evaluated for the upper bound
@@ -75,6 +76,7 @@ def _largest(counts: Int[Array, " n"], k: int) -> Int[Array, " k"]:
 
 
 @functools.partial(jax.jit, static_argnames="k")
+@own_promotion()
 def _cover(rr: RRSets, k: int) -> Cover:
     batch = min(BATCH, rr.mem.shape[1])
 
@@ -113,6 +115,7 @@ def _cover(rr: RRSets, k: int) -> Cover:
 
 
 @jax.jit
+@own_promotion()
 def coverage(rr: RRSets, seeds: Int[Array, " k"]) -> Int[Array, ""]:
     """Count the sets that hold at least one seed."""
     hit: UInt32[Array, "chunks words"] = jax.lax.reduce(

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import checked_int, own_promotion
 from jaxsim.text_file import read_lines
 
 ROW_WIDTH = 16  # inputs a pull row may have; longer lists are split and merged again
@@ -63,6 +63,7 @@ class ICGraph:
         """Number of edges."""
         return self.src.shape[0]
 
+    @own_promotion()
     def with_p(self, p: Float[ArrayLike, " m"]) -> "ICGraph":
         """The same edges with other probabilities; `p` may be traced, so sweeps compile once.
 
@@ -82,6 +83,7 @@ class ICGraph:
             raise ValueError(f"p has shape {value.shape}; allowed: () or ({self.m},), one per edge")
         return dataclasses.replace(self, p=jnp.broadcast_to(value, (self.m,)))
 
+    @own_promotion()
     def in_degree(self) -> Int[Array, " n"]:
         """Number of in-edges of each node."""
         return jnp.diff(self.in_start)
@@ -220,16 +222,19 @@ def from_edges(
     )
 
 
+@own_promotion()
 def weighted_cascade(g: ICGraph) -> ICGraph:
     """Give every edge probability 1 / in-degree of its head."""
     return g.with_p(1 / g.in_degree().astype(jnp.float32)[g.dst])
 
 
+@own_promotion()
 def uniform(g: ICGraph, p: float | Float[Array, ""]) -> ICGraph:
     """Give every edge the same probability."""
     return g.with_p(jnp.asarray(p, jnp.float32))
 
 
+@own_promotion()
 def trivalency(
     g: ICGraph, key: PRNGKeyArray, levels: tuple[float, ...] = (0.1, 0.01, 0.001)
 ) -> ICGraph:
@@ -397,6 +402,7 @@ def from_scipy(matrix: Any) -> ICGraph:
     )
 
 
+@own_promotion()
 def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
     """Turn seed ids into a mask; -1 pads and repeated ids count once.
 

@@ -12,6 +12,7 @@ from jaxsim.cascades.infer import NetworkEstimate, check_cascades, infer_network
 from jaxsim.cascades.maximize import maximize_influence
 from jaxsim.cascades.sample import Cascades
 from jaxsim.cascades.simulate import simulate_ic
+from jaxsim.numerics import own_promotion
 
 SIMULATIONS = 8192  # cascades that "best_of" estimates a spread from
 
@@ -35,6 +36,7 @@ class IMSResult(NamedTuple):
     """What was learned."""
 
 
+@own_promotion()
 def ims(
     c: Cascades,
     k: int,

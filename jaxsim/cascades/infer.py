@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsim import memory
 from jaxsim.cascades.graph import ICGraph, from_edges
 from jaxsim.cascades.sample import Cascades
+from jaxsim.numerics import own_promotion
 
 CHUNK = 4095  # cascades counted at a time: both counts then fit the 24 exact bits of a float32
 
@@ -39,6 +40,7 @@ class NetworkEstimate(NamedTuple):
     unlearnable: Bool[Array, " n"]
     """Nodes so often active at step 1 (1 - ap < tau) that in-edges cannot be told apart."""
 
+    @own_promotion()
     def structure(self, beta: float) -> Bool[Array, "n n"]:
         """Decide which edges exist, given that none is weaker than `beta`.
 
@@ -55,6 +57,7 @@ class NetworkEstimate(NamedTuple):
             raise ValueError(f"beta = {beta}; allowed: above 0, at most 1")
         return self.identifiable & (self.p > beta / 2)
 
+    @own_promotion()
     def to_graph(self, min_p: float = 0.0, z: float = 3.0) -> ICGraph:
         """Keep the edges that stand out of the noise.
 
@@ -87,6 +90,7 @@ class _Counts(NamedTuple):
 
 
 @jax.jit
+@own_promotion()
 def _count(s0: Bool[Array, "t n"], s1: Bool[Array, "t n"]) -> _Counts:
     t, n = s0.shape
     shift = jnp.float32(CHUNK + 1)
@@ -118,6 +122,7 @@ def _count(s0: Bool[Array, "t n"], s1: Bool[Array, "t n"]) -> _Counts:
 
 
 @jax.jit
+@own_promotion()
 def _estimate(k: _Counts, t: Array, tau: Array) -> NetworkEstimate:
     n = k.z.shape[0]
     n0, c0 = k.z[None] - k.n1, k.y[None] - k.c1
@@ -167,6 +172,7 @@ def check_cascades(c: Cascades) -> None:
         )
 
 
+@own_promotion()
 def infer_network(c: Cascades, *, tau: float | None = None) -> NetworkEstimate:
     """Estimate the probability of every ordered pair of nodes.
 
@@ -210,6 +216,7 @@ class Diagnosis(NamedTuple):
 
 
 @jax.jit
+@own_promotion()
 def diagnose(c: Cascades, estimate: NetworkEstimate) -> Diagnosis:
     """Check the assumptions of `infer_network` on its input.
 
@@ -284,6 +291,7 @@ def required_cascades(
 
 
 @functools.partial(jax.jit, static_argnames="steps")
+@own_promotion()
 def _refine(s0: Array, s1: Array, init: Array, steps: int) -> Array:
     x, y = s0.astype(jnp.float32), s1.astype(jnp.float32)
     seen = 1 - x

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from jaxsim.cascades.cover import coverage, max_cover
 from jaxsim.cascades.graph import ICGraph
 from jaxsim.cascades.reverse import RRSets, empty_sets, round_theta, rr_sample
+from jaxsim.numerics import own_promotion
 
 FIRST = 3  # sets that seeds are picked on for each set that certifies them
 LEAP = 6  # sizes passed over at once: a factor of eight
@@ -78,6 +79,7 @@ def _log_choose(n: int, k: int) -> float:
 
 
 @jax.jit
+@own_promotion()
 def _grow(first: RRSets, second: RRSets, new: RRSets) -> tuple[RRSets, RRSets]:
     middle = new.mem.shape[0] * FIRST // (FIRST + 1)
     return (

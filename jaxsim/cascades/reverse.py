@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray, UInt32
 from jaxsim import memory
 from jaxsim.cascades.bits import mix
 from jaxsim.cascades.graph import ICGraph
+from jaxsim.numerics import own_promotion
 
 CHUNK_WORDS = 16  # sets are stored 512 to a chunk, so that the lanes at work share a few chunks
 
@@ -25,6 +26,7 @@ class RRSets(NamedTuple):
         """Number of sets."""
         return self.mem.shape[0] * self.mem.shape[2] * 32
 
+    @own_promotion()
     def member(self) -> Bool[Array, "n theta"]:
         """Membership as flags."""
         words = self.mem.transpose(1, 0, 2).reshape(self.mem.shape[1], -1)
@@ -92,6 +94,7 @@ def rr_sample(g: ICGraph, key: PRNGKeyArray, theta: int, lanes: int = 256) -> RR
 
 
 @functools.partial(jax.jit, static_argnames=("theta", "lanes"))
+@own_promotion()
 def _sample(g: ICGraph, key: PRNGKeyArray, theta: int, lanes: int) -> Array:
     n, unit = g.n, 32 * CHUNK_WORDS
     seed = jax.random.bits(key, (3,), jnp.uint32)

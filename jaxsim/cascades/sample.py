@@ -14,6 +14,7 @@ from jaxsim import memory
 from jaxsim.cascades import bits, packed
 from jaxsim.cascades.graph import ICGraph, concrete
 from jaxsim.cascades.simulate import batch_keys
+from jaxsim.numerics import own_promotion
 from jaxsim.text_file import read_lines
 
 WORDS = 8  # words of cascades sampled together
@@ -42,6 +43,7 @@ class Cascades(NamedTuple):
         return self.S0.shape[1]
 
 
+@own_promotion()
 def sample_cascades(
     g: ICGraph,
     q: Float[ArrayLike, " n"],
@@ -86,6 +88,7 @@ def sample_cascades(
 
 
 @functools.partial(jax.jit, static_argnames="steps")
+@own_promotion()
 def _sample(g: ICGraph, q: Array, keys: PRNGKeyArray, steps: bool) -> Cascades:
     def batch(key: PRNGKeyArray) -> Cascades:
         for_seeds, for_edges = jax.random.split(key)
@@ -123,6 +126,7 @@ def _sample(g: ICGraph, q: Array, keys: PRNGKeyArray, steps: bool) -> Cascades:
     return jax.lax.map(batch, keys)
 
 
+@own_promotion()
 def from_steps(
     steps: Sequence[Sequence[ArrayLike]], n: int, *, cumulative: bool = False
 ) -> Cascades:
@@ -159,6 +163,7 @@ def from_steps(
     return _from_when(when)
 
 
+@own_promotion()
 def from_arrays(
     S0: Bool[ArrayLike, "t n"],
     S1: Bool[ArrayLike, "t n"],
@@ -290,6 +295,7 @@ def _event(
     return index.setdefault(name, len(index)), time
 
 
+@own_promotion()
 def _from_when(when: Int[np.ndarray, "t n"]) -> Cascades:
     return Cascades(
         jnp.asarray(when == 0),

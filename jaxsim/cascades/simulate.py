@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from jaxsim import memory
 from jaxsim.cascades import bits, frontier, packed
 from jaxsim.cascades.graph import ICGraph, is_traced, seed_mask
+from jaxsim.numerics import own_promotion
 
 Engine = Literal["auto", "packed", "frontier"]
 
@@ -147,6 +148,7 @@ def _sweeps_pay(g: ICGraph, seeds: ArrayLike, n_sims: int) -> bool:
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "max_steps"))
+@own_promotion()
 def _sizes(
     g: ICGraph, seeds: Bool[Array, " n"], keys: PRNGKeyArray, plan: _Plan, max_steps: int | None
 ) -> Int[Array, "batches sims"]:
@@ -183,6 +185,7 @@ def batch_keys(key: PRNGKeyArray, batches: int) -> PRNGKeyArray:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batches))
 
 
+@own_promotion()
 def simulate_ic(
     g: ICGraph,
     seeds: Int[ArrayLike, " k"],
@@ -243,6 +246,7 @@ def simulate_ic(
     return summary(sizes.reshape(-1)[:n_sims])
 
 
+@own_promotion()
 def influence(
     g: ICGraph, seed_sets: Int[ArrayLike, "sets k"], key: PRNGKeyArray, n_sims: int
 ) -> Spread:
@@ -275,6 +279,7 @@ def influence(
 
 
 @functools.partial(jax.jit, static_argnames="words")
+@own_promotion()
 def _compare(
     g: ICGraph, masks: Bool[Array, "sets n"], keys: PRNGKeyArray, words: int
 ) -> Int[Array, "batches sets sims"]:

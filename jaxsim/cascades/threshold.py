@@ -11,6 +11,7 @@ from jaxsim import memory
 from jaxsim.cascades import bits, packed
 from jaxsim.cascades.graph import ICGraph, concrete, seed_mask
 from jaxsim.cascades.simulate import Spread, batch_keys, summary, word_count
+from jaxsim.numerics import own_promotion
 
 
 def _draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> packed.Live:
@@ -32,6 +33,7 @@ def _draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> packed.Live:
 
 
 @functools.partial(jax.jit, static_argnames=("words", "max_steps"))
+@own_promotion()
 def _sizes(
     g: ICGraph, seeds: Bool[Array, " n"], keys: PRNGKeyArray, words: int, max_steps: int | None
 ) -> Int[Array, "batches sims"]:
@@ -46,6 +48,7 @@ def _sizes(
     return jax.lax.map(batch, keys)
 
 
+@own_promotion()
 def simulate_lt(
     g: ICGraph,
     seeds: Int[ArrayLike, " k"],

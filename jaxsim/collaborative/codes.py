@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsim.numerics import check_range, is_traced
+from jaxsim.numerics import check_range, is_traced, own_promotion
 
 
+@own_promotion()
 def ridge_codes(
     X: Float[Array, "N d"], y: Float[Array, "Q d"], lam: float | Array
 ) -> Float[Array, "Q N"]:
@@ -38,6 +39,7 @@ def ridge_codes(
     return _solve(X.T @ X, lam, y.T).T @ X.T
 
 
+@own_promotion()
 def coder(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N d"]:
     """The matrix P with codes y Pᵀ: for a dictionary that is read many times.
 
@@ -55,6 +57,7 @@ def coder(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N d"]:
     return _solve(X.T @ X, lam, X.T).T
 
 
+@own_promotion()
 def loo_codes(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N N"]:
     """Row i is the code of sample i from all the others; the diagonal is zero.
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from jaxsim.collaborative.codes import checked_features, coder
 from jaxsim.collaborative.residuals import one_hot, same_class_gram
+from jaxsim.numerics import own_promotion
 
 
 class Dictionary(NamedTuple):
@@ -29,6 +30,7 @@ class Dictionary(NamedTuple):
     gram: Float[Array, "N N"]
 
 
+@own_promotion()
 def make_dictionary(
     X: Float[Array, "N d"], labels: Int[Array, " N"], num_classes: int, lam: float | Array
 ) -> Dictionary:

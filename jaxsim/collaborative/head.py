@@ -13,17 +13,19 @@ from jaxtyping import Array, Float, Int
 from jaxsim.collaborative.codes import loo_codes, ridge_codes
 from jaxsim.collaborative.dictionary import Dictionary
 from jaxsim.collaborative.residuals import one_hot, residuals_of
-from jaxsim.numerics import is_traced
+from jaxsim.numerics import is_traced, own_promotion
 from jaxsim.samples import check_labels
 
 Readout = Literal["residual", "ridge"]
 
 
+@own_promotion()
 def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """Features of length one; near zero they, and their derivative, stay finite."""
     return x * jax.lax.rsqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-12)
 
 
+@own_promotion()
 def batch_logits(
     X: Float[Array, "N d"],
     labels: Int[Array, " N"],
@@ -60,6 +62,7 @@ def batch_logits(
     return -scale * residuals_of(products * (onehot @ onehot.T), onehot, X, products, codes)
 
 
+@own_promotion()
 def dictionary_logits(
     dictionary: Dictionary,
     y: Float[Array, "Q d"],
@@ -89,6 +92,7 @@ def dictionary_logits(
     return -scale * residuals_of(dictionary.gram, dictionary.onehot, y, products, codes)
 
 
+@own_promotion()
 def leave_one_out_entropy(
     logits: Float[Array, "N C"], labels: Int[Array, " N"]
 ) -> Float[Array, ""]:

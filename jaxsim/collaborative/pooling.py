@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxsim.collaborative.head import unit
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import checked_int, own_promotion
 
 
+@own_promotion()
 def bilinear_pool(
     F: Float[Array, "B H W C1"], G: Float[Array, "B H W C2"] | None = None
 ) -> Float[Array, "B C1*C2"]:
@@ -29,6 +30,7 @@ def bilinear_pool(
     return unit(signed_root(jnp.einsum("bhwi,bhwj->bij", F, other).reshape(len(F), -1)))
 
 
+@own_promotion()
 def compact_bilinear_pool(
     F: Float[Array, "B H W C"], D: int, key: Key[Array, ""]
 ) -> Float[Array, "B D"]:
@@ -48,6 +50,7 @@ def compact_bilinear_pool(
     return unit(signed_root(tensor_sketch(F, D, key).sum((1, 2))))
 
 
+@own_promotion()
 def tensor_sketch(x: Float[Array, "... C"], D: int, key: Key[Array, ""]) -> Float[Array, "... D"]:
     """A sketch of x ⊗ x: inner products of sketches are those of x squared, on average.
 

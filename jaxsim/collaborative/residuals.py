@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxsim.collaborative.codes import checked_features
-from jaxsim.numerics import checked_int, is_traced
+from jaxsim.numerics import checked_int, is_traced, own_promotion
 from jaxsim.samples import check_labels
 
 
+@own_promotion()
 def class_residuals(
     X: Float[Array, "N d"],
     labels: Int[Array, " N"],

@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, own_promotion
 from jaxsim.samples import check_finite, check_labels
 
 Loss = Callable[[nn.Module, Any, Array, Array], Array]
@@ -109,6 +109,7 @@ def balanced_rows(
     return np.concatenate(rows)
 
 
+@own_promotion()
 def _fitted(stage: Stage, variables: dict[str, Any], key: Key[Array, ""]) -> dict[str, Any]:
     optimizer = optax.adamw(stage.learning_rate, weight_decay=stage.weight_decay)
     state = optimizer.init(variables["params"])

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
+from jaxsim.numerics import own_promotion
+
 Agent = Any
 """What a best response changes: logits, positions, a policy for each seat."""
 Strategy = Any
@@ -67,16 +69,19 @@ class Game(NamedTuple):
     episode: Callable[[Strategy, Opponent, Draws], Episode] | None = None
 
 
+@own_promotion()
 def alone(game: Game, strategy: Strategy) -> Opponent:
     """The opponent who always plays one strategy."""
     return game.mix(jax.tree.map(lambda a: a[None], strategy), jnp.ones(1))
 
 
+@own_promotion()
 def payoff(game: Game, strategy: Strategy, other: Strategy) -> Float[Array, ""]:
     """Payoff of a strategy against another."""
     return game.against(strategy, alone(game, other))
 
 
+@own_promotion()
 def payoffs(game: Game, strategies: Strategy) -> Float[Array, "N N"]:
     """Payoffs of each strategy (row) against each (column), antisymmetric."""
     opponents = jax.vmap(Partial(alone, game))(strategies)
@@ -84,6 +89,7 @@ def payoffs(game: Game, strategies: Strategy) -> Float[Array, "N N"]:
     return (found - found.T) / 2
 
 
+@own_promotion()
 def nash_conv(game: Game, opponent: Opponent) -> Float[Array, ""]:
     """What both players together gain by best responses when both play as `opponent` does.
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim import memory
 from jaxsim.games.game import Game
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import checked_int, own_promotion
 
 
 class Servers(NamedTuple):
@@ -33,6 +33,7 @@ class Mixture(NamedTuple):
     weights: Float[Array, " N"]
 
 
+@own_promotion()
 def lotto(key: Key[Array, ""], customers: int = 9, servers: int = 500) -> Game:
     """A game of Lotto with customers at random in the square.
 
@@ -61,12 +62,14 @@ def lotto(key: Key[Array, ""], customers: int = 9, servers: int = 500) -> Game:
     )
 
 
+@own_promotion()
 def _init(like: Array, key: Array) -> Servers:
     where, how = jax.random.split(key)
     places = jax.random.uniform(where, (len(like), 2), minval=-1, maxval=1)
     return Servers(places, 0.2 * jax.random.normal(how, like.shape))
 
 
+@own_promotion()
 def _strategy(agent: Servers) -> Servers:
     return Servers(agent.places, jax.nn.softmax(agent.shares) * len(agent.shares))
 
@@ -77,6 +80,7 @@ def _pull(customers: Array, places: Array) -> Array:
     return jnp.exp(-jnp.sqrt(square + 1e-12))
 
 
+@own_promotion()
 def _against(customers: Array, mine: Servers, opponent: Mixture) -> Array:
     pull = _pull(customers, mine.places)
     drawn, total = pull @ mine.shares, pull.sum(-1)

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from jaxsim import memory
 from jaxsim.games.game import CERTAIN, Episode, Game
-from jaxsim.numerics import checked_int, is_traced
+from jaxsim.numerics import checked_int, is_traced, own_promotion
 
 
 def matrix_game(payoffs: Float[ArrayLike, "d d"]) -> Game:
@@ -49,6 +49,7 @@ def matrix_game(payoffs: Float[ArrayLike, "d d"]) -> Game:
     )
 
 
+@own_promotion()
 def skill_matrix(key: Key[Array, ""], dim: int) -> Float[Array, "d d"]:
     """A game of skill: W - Wᵀ + S - Sᵀ, a cycle and a transitive part of standard normals.
 
@@ -102,22 +103,27 @@ def blotto_matrix(coins: int, fields: int) -> Float[np.ndarray, "d d"]:
     return np.sign(won).astype(np.float32)
 
 
+@own_promotion()
 def _init(like: Array, key: Array) -> Array:
     return 0.2 * jax.random.normal(key, like.shape, like.dtype)
 
 
+@own_promotion()
 def _mix(a: Array, strategies: Array, weights: Array) -> Array:
     return a @ (weights @ strategies)
 
 
+@own_promotion()
 def _respond(opponent: Array) -> Array:
     return CERTAIN * jax.nn.one_hot(jnp.argmax(opponent), len(opponent), dtype=opponent.dtype)
 
 
+@own_promotion()
 def _draw(key: Array, strategy: Array, opponent: Array) -> Array:
     return jax.random.categorical(key, jnp.log(strategy))
 
 
+@own_promotion()
 def _episode(strategy: Array, opponent: Array, action: Array) -> Episode:
     # what an action is worth is known: the opponent's draw is left out
     told = jnp.stack([jnp.log(strategy[action]), jnp.zeros_like(strategy[0]), opponent[action]])

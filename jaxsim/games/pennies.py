@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim import memory
 from jaxsim.games.game import Episode, Game
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import checked_int, own_promotion
 
 Pair = tuple[Float[Array, "5"], Float[Array, "5"]]
 """For the seat that wants equal pennies and the one that wants unequal ones: at the start and after
@@ -76,11 +76,13 @@ _EQUAL = np.array([1.0, -1.0, -1.0, 1.0])
 _PURE = np.array(list(itertools.product((0.0, 1.0), repeat=5)))
 
 
+@own_promotion()
 def _init(key: Array) -> Pair:
     first, second = jax.random.normal(key, (2, 5))
     return first, second
 
 
+@own_promotion()
 def _strategy(agent: Pair) -> Pair:
     return jax.nn.sigmoid(agent[0]), jax.nn.sigmoid(agent[1])
 
@@ -98,6 +100,7 @@ def _value(weights: Array, equal: Array, unequal: Array) -> Array:
     return lax.scan(one, start, weights)[1].sum()
 
 
+@own_promotion()
 def _against(weights: Array, mine: Pair, opponent: Mixture) -> Array:
     def one(theirs: Pair) -> Array:
         return (_value(weights, mine[0], theirs[1]) - _value(weights, theirs[0], mine[1])) / 2
@@ -105,6 +108,7 @@ def _against(weights: Array, mine: Pair, opponent: Mixture) -> Array:
     return opponent.weights @ jax.vmap(one)(opponent.strategies)
 
 
+@own_promotion()
 def _seats(weights: Array, opponent: Mixture) -> tuple[Array, Array]:
     """What each deterministic player has in each seat [32], [32]."""
     theirs, often = opponent
@@ -118,17 +122,20 @@ def _seats(weights: Array, opponent: Mixture) -> tuple[Array, Array]:
     return jax.vmap(one)(pure)
 
 
+@own_promotion()
 def _best(weights: Array, opponent: Mixture) -> Array:
     first, second = _seats(weights, opponent)
     return (first.max() + second.max()) / 2
 
 
+@own_promotion()
 def _respond(weights: Array, opponent: Mixture) -> Pair:
     first, second = _seats(weights, opponent)
     pure = jnp.asarray(200 * _PURE - 100, opponent.weights.dtype)
     return pure[jnp.argmax(first)], pure[jnp.argmax(second)]
 
 
+@own_promotion()
 def _draw(weights: Array, key: Array, mine: Pair, opponent: Mixture) -> Draws:
     who, pennies = jax.random.split(key)
     drawn = jax.random.categorical(who, jnp.log(opponent.weights), shape=(2,))
@@ -146,6 +153,7 @@ def _draw(weights: Array, key: Array, mine: Pair, opponent: Mixture) -> Draws:
     return Draws(drawn, *(jnp.swapaxes(a, 0, 1) for a in found))
 
 
+@own_promotion()
 def _episode(weights: Array, mine: Pair, opponent: Mixture, draws: Draws) -> Episode:
     who, state, up, their_up = draws
     seats = jnp.arange(2)[:, None]

@@ -17,7 +17,7 @@ from jaxsim.games.sequence import (
     check_policy,
     sequence_form,
 )
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import checked_int, own_promotion
 
 
 def kuhn_poker(cards: int = 3) -> Named:
@@ -105,6 +105,7 @@ def leduc_poker() -> Named:
     return sequence_form(tree)
 
 
+@own_promotion()
 def read_policy(named: Named, table: Any) -> tuple[Policy, Policy]:
     """The policies of both players from a table that OpenSpiel has written.
 

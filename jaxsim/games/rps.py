@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim import memory
 from jaxsim.games.game import Game
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import checked_int, own_promotion
 
 RADIUS = 2.8722
 """Of the circle of modes."""
@@ -23,6 +23,7 @@ _SIDE = 97
 """Points a side of the grid on which the best response is looked for."""
 
 
+@own_promotion()
 def rps_mixture(key: Key[Array, ""], modes: int = 7) -> Game:
     """A non-transitive mixture of modes in the plane, turned by a random angle.
 
@@ -65,20 +66,24 @@ def rps_mixture(key: Key[Array, ""], modes: int = 7) -> Game:
     )
 
 
+@own_promotion()
 def _init(key: Array) -> Array:
     return 0.01 * jax.random.normal(key, (2,))
 
 
+@own_promotion()
 def _felt(means: Array, x: Array) -> Array:
     # SHARPNESS stands where a covariance would be inverted, as in the published code
     density = jnp.exp(-SHARPNESS / 2 * jnp.sum((x - means) ** 2, -1))
     return jnp.concatenate([density, jnp.ones(1, density.dtype)])
 
 
+@own_promotion()
 def _mix(table: Array, strategies: Array, weights: Array) -> Array:
     return table @ (weights @ strategies)
 
 
+@own_promotion()
 def _respond(means: Array, opponent: Float[Array, " K1"]) -> Float[Array, "2"]:
     def worth(x: Array) -> Array:
         return _felt(means, x) @ opponent
@@ -98,5 +103,6 @@ def _respond(means: Array, opponent: Float[Array, " K1"]) -> Float[Array, "2"]:
     return lax.fori_loop(0, 5, newton, start)
 
 
+@own_promotion()
 def _best(means: Array, opponent: Array) -> Array:
     return _felt(means, lax.stop_gradient(_respond(means, opponent))) @ opponent

@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxsim.games.game import CERTAIN, Episode, Game
-from jaxsim.numerics import TINY, is_traced, is_whole
+from jaxsim.numerics import TINY, is_traced, is_whole, own_promotion
 
 
 class Chance(NamedTuple):
@@ -252,6 +252,7 @@ def _filled(rows: Sequence[Sequence[float]], by: float) -> np.ndarray:
     )
 
 
+@own_promotion()
 def uniform_policy(seat: Seat) -> Policy:
     """Every legal action equally often."""
     legal = _legal(seat)
@@ -263,6 +264,7 @@ def _legal(seat: Seat) -> Bool[Array, "I A"]:
     return jnp.concatenate(seat.legal) if seat.legal else jnp.zeros((0, 1), bool)
 
 
+@own_promotion()
 def random_policy(seat: Seat, key: Key[Array, ""]) -> Policy:
     """Uniform draws on the legal actions, normalised."""
     legal = _legal(seat)
@@ -270,6 +272,7 @@ def random_policy(seat: Seat, key: Key[Array, ""]) -> Policy:
     return draws / draws.sum(-1, keepdims=True)
 
 
+@own_promotion()
 def check_policy(seat: Seat, policy: Policy) -> None:
     """Checks that a policy is one of a seat; a traced one is looked at for its shape only.
 
@@ -288,6 +291,7 @@ def check_policy(seat: Seat, policy: Policy) -> None:
         raise ValueError("policy: gives illegal actions a probability")
 
 
+@own_promotion()
 def realization_plan(seat: Seat, policy: Policy) -> Plan:
     """The plan that a policy plays: the product of its probabilities along each sequence.
 
@@ -303,6 +307,7 @@ def realization_plan(seat: Seat, policy: Policy) -> Plan:
     return jnp.concatenate([jnp.ones(1, policy.dtype), *plan])
 
 
+@own_promotion()
 def behaviour_policy(seat: Seat, plan: Plan) -> Policy:
     """The policy that plays a plan; uniform at infosets that the plan never reaches."""
     at, policy, above = 1, [], None
@@ -318,16 +323,19 @@ def behaviour_policy(seat: Seat, plan: Plan) -> Policy:
     return jnp.concatenate(policy) if policy else jnp.zeros((0, 1), plan.dtype)
 
 
+@own_promotion()
 def facing(seat: Seat, plan: Plan) -> Float[Array, " S"]:
     """Value of ending in each sequence of a seat, against a plan of the other player."""
     return jnp.sum(seat.values * plan[seat.opposite], -1)
 
 
+@own_promotion()
 def policy_value(game: SequenceGame, first: Plan, second: Plan) -> Float[Array, ""]:
     """Expected payoff to player 0."""
     return first @ facing(game.first, second)
 
 
+@own_promotion()
 def best_value(seat: Seat, values: Float[Array, " S"]) -> Float[Array, ""]:
     """The most that a player can have, given the value of ending in each of his sequences.
 
@@ -337,6 +345,7 @@ def best_value(seat: Seat, values: Float[Array, " S"]) -> Float[Array, ""]:
     return _swept(seat, values)[0]
 
 
+@own_promotion()
 def best_response(seat: Seat, values: Float[Array, " S"]) -> tuple[Float[Array, ""], Policy]:
     """The most that a player can have, and a pure policy that has it.
 
@@ -366,6 +375,7 @@ def _swept(seat: Seat, values: Array) -> tuple[Array, list[Array]]:
     return values[0] + (0 if below is None else below.sum()), choices[::-1]
 
 
+@own_promotion()
 def nash_conv(game: SequenceGame, first: Plan, second: Plan) -> Float[Array, ""]:
     """What the players gain by best responses to each other's plans, the sum of the two.
 
@@ -416,39 +426,47 @@ class Faced(NamedTuple):
     plans: tuple[Plan, Plan]
 
 
+@own_promotion()
 def _init(game: SequenceGame, key: Array) -> tuple[Array, Array]:
     first, second = jax.random.split(key)
     return random_policy(game.first, first), random_policy(game.second, second)
 
 
+@own_promotion()
 def _plans(game: SequenceGame, agent: tuple[Array, Array]) -> tuple[Array, Array]:
     return realization_plan(game.first, agent[0]), realization_plan(game.second, agent[1])
 
 
+@own_promotion()
 def _mixture(game: SequenceGame, plans: tuple[Array, Array], weights: Array) -> Faced:
     mixed = (weights @ plans[0], weights @ plans[1])
     return Faced((facing(game.first, mixed[1]), facing(game.second, mixed[0])), mixed)
 
 
+@own_promotion()
 def _against(plans: tuple[Array, Array], opponent: Faced) -> Array:
     return (plans[0] @ opponent.values[0] + plans[1] @ opponent.values[1]) / 2
 
 
+@own_promotion()
 def _best(game: SequenceGame, opponent: Faced) -> Array:
     values = opponent.values
     return (best_value(game.first, values[0]) + best_value(game.second, values[1])) / 2
 
 
+@own_promotion()
 def _respond(game: SequenceGame, opponent: Faced) -> tuple[Array, Array]:
     values = opponent.values
     return best_response(game.first, values[0])[1], best_response(game.second, values[1])[1]
 
 
+@own_promotion()
 def _init_logits(game: SequenceGame, key: Array) -> tuple[Array, Array]:
     first, second = _init(game, key)
     return jnp.log(jnp.maximum(first, 1e-6)), jnp.log(jnp.maximum(second, 1e-6))
 
 
+@own_promotion()
 def _plans_of_logits(game: SequenceGame, agent: tuple[Array, Array]) -> tuple[Array, Array]:
     first, second = (
         jax.nn.softmax(jnp.where(_legal(seat), logits, -jnp.inf))
@@ -457,11 +475,13 @@ def _plans_of_logits(game: SequenceGame, agent: tuple[Array, Array]) -> tuple[Ar
     return _plans(game, (first, second))
 
 
+@own_promotion()
 def _respond_logits(game: SequenceGame, opponent: Faced) -> tuple[Array, Array]:
     first, second = _respond(game, opponent)
     return CERTAIN * first, CERTAIN * second
 
 
+@own_promotion()
 def _draw(
     game: SequenceGame, key: Array, plans: tuple[Array, Array], opponent: Faced
 ) -> tuple[Array, Array]:
@@ -478,6 +498,7 @@ def _draw(
     )
 
 
+@own_promotion()
 def _episode(
     game: SequenceGame,
     plans: tuple[Array, Array],

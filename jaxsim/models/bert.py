@@ -43,7 +43,7 @@ class Embedding(nn.Module):
         word = self.param("word", init, (self.vocabulary, self.width))
         position = self.param("position", init, (self.positions, self.width))
         type_ = self.param("type", init, (2, self.width))
-        x = word[ids] + position[: ids.shape[1]] + type_[0]
+        x = word[ids] + position[None, : ids.shape[1]] + type_[None, :1]
         return nn.LayerNorm(self.epsilon, name="norm")(x)
 
 

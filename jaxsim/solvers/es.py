@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, own_promotion
 
 
 def es_value_and_grad(
@@ -32,6 +32,7 @@ def es_value_and_grad(
     check_range("sigma", sigma, 0, above=True)
     pairs = checked_int("pairs", pairs, 1)
 
+    @own_promotion()
     def estimate(key: Key[Array, ""], params: Any, *rest: Any) -> tuple[Array, Any]:
         flat, shaped = ravel_pytree(params)
         noise = jax.random.normal(key, (pairs, len(flat)), flat.dtype)

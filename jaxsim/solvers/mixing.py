@@ -12,7 +12,7 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from jaxsim.numerics import Count, check_range, checked_count
+from jaxsim.numerics import Count, check_range, checked_count, own_promotion
 
 MetaSolver = Callable[[Float[Array, "N N"], Int[Array, ""]], Float[Array, " N"]]
 """From antisymmetric payoffs, of which the first `size` rows and columns are filled, and `size` to
@@ -89,10 +89,12 @@ def filled(payoffs: Float[Array, "N N"], size: Int[Array, ""]) -> Array:
     return jnp.arange(len(payoffs)) < size
 
 
+@own_promotion()
 def _uniform(payoffs: Array, size: Array) -> Array:
     return filled(payoffs, size) / jnp.asarray(size, payoffs.dtype)
 
 
+@own_promotion()
 def _latest(payoffs: Array, size: Array) -> Array:
     return jax.nn.one_hot(size - 1, len(payoffs), dtype=payoffs.dtype)
 
@@ -104,6 +106,7 @@ def scaled(payoffs: Float[Array, "N N"], mask: Array) -> Float[Array, "N N"]:
     return a / jnp.where(top > 0, top, 1)
 
 
+@own_promotion()
 def _nash(steps: Count, payoffs: Array, size: Array) -> Array:
     # nothing flows back through the iterations: the mixture is a constant of the meta-gradient
     a, mask = lax.stop_gradient(payoffs), filled(payoffs, size)
@@ -153,6 +156,7 @@ def solve_lp(payoffs: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
     return x / x.sum()
 
 
+@own_promotion()
 def _nash_lp(payoffs: Array, size: Array) -> Array:
     def solve(payoffs: Any, size: Any) -> np.ndarray:
         a, n = np.asarray(payoffs, float), int(size)
@@ -166,6 +170,7 @@ def _nash_lp(payoffs: Array, size: Array) -> Array:
     )
 
 
+@own_promotion()
 def _rectified(solver: MetaSolver, payoffs: Array, size: Array) -> Array:
     p, mask = solver(payoffs, size), filled(payoffs, size)
     a = scaled(payoffs, mask)
@@ -176,6 +181,7 @@ def _rectified(solver: MetaSolver, payoffs: Array, size: Array) -> Array:
     return jnp.where(known, often / jnp.where(known, total, 1), p)
 
 
+@own_promotion()
 def _replicator(steps: Count, rate: Array, least: Array, payoffs: Array, size: Array) -> Array:
     mask = filled(payoffs, size)
     a = scaled(lax.stop_gradient(payoffs), mask)

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
 from jaxsim.games.game import Game, nash_conv
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, own_promotion
 from jaxsim.solvers.es import es_value_and_grad
 from jaxsim.solvers.mixing import MetaSolver
 from jaxsim.solvers.psro import Population, approximate_gain, populate, respond
@@ -80,6 +80,7 @@ def check_objective(objective: Objective) -> None:
         raise ValueError(f"window={window}: must divide iterations={iterations}")
 
 
+@own_promotion()
 def nac_loss(
     network: nn.Module, objective: Objective, params: Any, game: Game, key: Key[Array, ""]
 ) -> Float[Array, ""]:
@@ -223,6 +224,7 @@ def meta_step(
             check_vma=False,
         )
 
+    @own_promotion()
     def step(state: MetaState, key: Any) -> tuple[MetaState, Array]:
         games, noise = jax.random.split(jax.random.fold_in(key, state.step))
         value, grads = gradients(state.params, jax.random.split(games, batch), noise)

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsim.numerics import own_promotion
 from jaxsim.solvers.mixing import filled, nash, scaled
 
 
@@ -27,6 +28,7 @@ class ConvMixing(nn.Module):
     features: tuple[int, ...] = (8, 16, 8)
 
     @nn.compact
+    @own_promotion()
     def __call__(self, payoffs: Float[Array, "N N"], size: Int[Array, ""]) -> Float[Array, " N"]:
         """Weights of the agents."""
         mask = filled(payoffs, size)
@@ -55,6 +57,7 @@ class Unit(NamedTuple):
 
 
 @jax.custom_vjp
+@own_promotion()
 def recurrent(
     unit: Unit, x: Float[Array, "N B F"], there: Bool[Array, " N"]
 ) -> Float[Array, "B W"]:
@@ -89,11 +92,13 @@ def _states(unit: Unit, x: Array, there: Array) -> tuple[Array, Array]:
     return lax.scan(step, jnp.zeros((x.shape[1], len(unit.bias)), x.dtype), (x, there), unroll=32)
 
 
+@own_promotion()
 def _forward(unit: Unit, x: Array, there: Array) -> tuple[Array, Any]:
     last, before = _states(unit, x, there)
     return last, (unit, x, there, before)
 
 
+@own_promotion()
 def _backward(kept: tuple[Unit, Array, Array, Array], slope: Array) -> tuple[Unit, Array, None]:
     unit, x, there, before = kept
     width, on = len(unit.bias), there[:, None, None]
@@ -142,6 +147,7 @@ class GRUMixing(nn.Module):
     width: int = 32
 
     @nn.compact
+    @own_promotion()
     def __call__(self, payoffs: Float[Array, "N N"], size: Int[Array, ""]) -> Float[Array, " N"]:
         """Weights of the agents."""
         mask = filled(payoffs, size)
@@ -188,6 +194,7 @@ class EquivariantMixing(nn.Module):
     start: int = 200
 
     @nn.compact
+    @own_promotion()
     def __call__(
         self,
         payoffs: Float[Array, "N N"],

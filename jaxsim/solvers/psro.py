@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxsim import memory
 from jaxsim.games.game import Game, Strategy, alone, nash_conv, payoffs
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import checked_int, own_promotion
 from jaxsim.solvers.mixing import MetaSolver
 from jaxsim.solvers.responses import Oracle
 
@@ -89,6 +89,7 @@ def respond(
     return extend(game, population, game.strategy(agent))
 
 
+@own_promotion()
 def psro(
     game: Game,
     solver: MetaSolver,
@@ -141,6 +142,7 @@ def psro(
     return Run(population, weights, exact, found)
 
 
+@own_promotion()
 def approximate_gain(
     game: Game, opponent: Any, exploiter: Oracle, key: Key[Array, ""]
 ) -> Float[Array, ""]:

@@ -13,7 +13,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
 from jaxsim.games.game import Agent, Game, Opponent
-from jaxsim.numerics import Count, check_range, checked_count, checked_int, derivative_alone
+from jaxsim.numerics import (
+    Count,
+    check_range,
+    checked_count,
+    checked_int,
+    derivative_alone,
+    own_promotion,
+)
 
 Oracle = Callable[[Game, Opponent, Key[Array, ""]], Agent]
 """From a game, an opponent and a key to an agent; a `Partial`. What a meta-gradient needs flows
@@ -81,6 +88,7 @@ def first_order(oracle: Oracle) -> Oracle:
     return Partial(_constant, oracle)
 
 
+@own_promotion()
 def _unrolled(steps: Count, rate: Array, game: Game, opponent: Opponent, key: Any) -> Agent:
     slope = jax.grad(lambda agent: game.against(game.strategy(agent), opponent))
 
@@ -90,6 +98,7 @@ def _unrolled(steps: Count, rate: Array, game: Game, opponent: Opponent, key: An
     return lax.scan(one, game.init(key), None, len(steps), unroll=min(len(steps), 5))[0]
 
 
+@own_promotion()
 def _implicit(
     steps: Array,
     rate: Array,
@@ -121,12 +130,14 @@ def _implicit(
     return shaped(x + derivative_alone(-jnp.linalg.solve(bend, slope(x, opponent))))
 
 
+@own_promotion()
 def _exact(game: Game, opponent: Opponent, key: Any) -> Agent:
     if game.respond is None:
         raise ValueError("game: no exact best response is known; give another oracle")
     return lax.stop_gradient(game.respond(opponent))
 
 
+@own_promotion()
 def _approximate(quality: Array, game: Game, opponent: Opponent, key: Any) -> Agent:
     best, other = _exact(game, opponent, key), game.init(key)
     return jax.tree.map(lambda b, o: quality * b + (1 - quality) * o, best, other)

@@ -13,10 +13,18 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim import memory
 from jaxsim.games.game import Agent, Draws, Episode, Game, Opponent, Strategy
-from jaxsim.numerics import Count, check_range, check_share, checked_count, checked_int
+from jaxsim.numerics import (
+    Count,
+    check_range,
+    check_share,
+    checked_count,
+    checked_int,
+    own_promotion,
+)
 from jaxsim.solvers.responses import Oracle
 
 
+@own_promotion()
 def dice_payoff(
     game: Game, strategy: Strategy, opponent: Opponent, key: Key[Array, ""], episodes: int
 ) -> Float[Array, ""]:
@@ -122,6 +130,7 @@ def _baseline(told: Episode) -> Array:
     return (ahead.sum(0) - ahead) / (len(ahead) - 1)
 
 
+@own_promotion()
 def _dice(
     steps: Count, rate: Array, number: Count, game: Game, opponent: Opponent, key: Any
 ) -> Agent:
@@ -136,6 +145,7 @@ def _dice(
     return lax.scan(one, game.init(first), jax.random.split(rest, len(steps)))[0]
 
 
+@own_promotion()
 def _ppo(
     iterations: Count,
     number: Count,

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsim.core import Core, Op
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, own_promotion
 from jaxsim.sparsity.distribution import rank
 
 if TYPE_CHECKING:
     from optax import GradientTransformation
 
 
+@own_promotion()
 def topk(
     x: Float[Array, "..."], share: float | Array, axes: tuple[int, ...] = (-1,)
 ) -> Float[Array, "..."]:
@@ -99,6 +100,7 @@ def topk_gradient(share: float | Array) -> GradientTransformation:
         count = jnp.maximum(jnp.round(jnp.asarray(share, jnp.float32) * flat.size), 1)
         return jnp.where(rank(-jnp.abs(flat)) < count, flat, 0).reshape(e.shape)
 
+    @own_promotion()
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Residue]:
         whole = jax.tree.map(jnp.add, state.error, updates)
         part = jax.tree.map(sent, whole)

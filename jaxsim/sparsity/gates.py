@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxsim.network import Network, path_name, retraced
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, own_promotion
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import by_name, check_sparsity, make_masks, require_alone, stacks
 from jaxsim.sparsity.pattern import unstructured
@@ -167,6 +167,7 @@ def variational_dropout(start: float = -10.0, *, most: float = 3.0) -> Gates:
     )
 
 
+@own_promotion()
 def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Network:
     """A network that trains gates beside its weights.
 
@@ -226,6 +227,7 @@ def penalized(gates: Gates, strength: float | Array) -> GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+@own_promotion()
 def closed(
     trained: Network,
     net: Network,

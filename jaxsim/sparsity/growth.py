@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Key
 
 from jaxsim.network import Network
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, own_promotion
 from jaxsim.sparsity.distribution import rank
 from jaxsim.sparsity.mask import by_name, chosen, require_alone, stacks
 from jaxsim.sparsity.masked import (
@@ -140,6 +140,7 @@ def momentum_growth(
     def grow(grads: dict[str, Array], memory: Any, step: Array) -> dict[str, Array]:
         return {name: jnp.abs(memory[name]) for name in grads}
 
+    @own_promotion()
     def update(memory: Any, grads: dict[str, Array]) -> Any:
         return {n: decay * m + (1 - decay) * grads[n] for n, m in memory.items()}
 
@@ -178,6 +179,7 @@ def _rewiring(
             f"net has no mask of {missing[0]}: put js.prune(…) before, or leave it out"
         )
 
+    @own_promotion()
     def init(params: Any) -> SparseState:
         flat = by_name(own(net, params))
         memory = {n: jnp.zeros_like(flat[n]) for n in stacked if n in flat} if remember else ()
@@ -207,6 +209,7 @@ def _rewiring(
             state.step + 1, masks, state.memory, after
         )
 
+    @own_promotion()
     def update(
         updates: Any, state: Any, params: Any = None, **more: Any
     ) -> tuple[Any, SparseState]:

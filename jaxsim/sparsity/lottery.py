@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxsim.network import Network
-from jaxsim.numerics import check_range
+from jaxsim.numerics import check_range, own_promotion
 from jaxsim.sparsity.criterion import magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import chosen, make_masks
@@ -77,6 +77,7 @@ def lottery(
     shared = global_() if distribution is None else distribution
     start = all_masks(net, sites)
 
+    @own_promotion()
     def init(params: Any) -> SparseState:
         masks = jax.tree.map(jnp.array, start)
         state = inner.init(masked(net, masks, params))
@@ -104,6 +105,7 @@ def lottery(
             state.step + 1, masks, state.memory, state.memory.inner
         )
 
+    @own_promotion()
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SparseState]:
         early = Early(params, state.inner)
         memory = lax.cond(state.step == at, lambda: early, lambda: state.memory)

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jaxsim.network import Network
-from jaxsim.numerics import placed_like
+from jaxsim.numerics import own_promotion, placed_like
 from jaxsim.sparsity.criterion import Criterion, magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import (
@@ -157,6 +157,7 @@ def _pruning(
     """An optimiser that makes masks before the steps that are due, and keeps to them."""
     import optax
 
+    @own_promotion()
     def first(params: Any) -> SparseState:
         masks = present(net, start, params)
         return SparseState(
@@ -166,6 +167,7 @@ def _pruning(
             inner.init(masked(net, masks, params)),
         )
 
+    @own_promotion()
     def step(updates: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, SparseState]:
         w, g = own(net, params), own(net, updates)
         state = state._replace(memory=update(state.memory, w, g))
@@ -288,6 +290,7 @@ def completed_memory(net: Network, memory: Any) -> Any:
     return completed(still, memory)
 
 
+@own_promotion()
 def masked(net: Network, masks: Masks, tree: Any) -> Any:
     """What `fit` optimises, or a tree like it, zero where the masks are."""
     part = own(net, tree)

@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Key
 from jaxsim.core import Wrapper
 from jaxsim.cores.moments import Outputs, outputs
 from jaxsim.network import Network, deploy, widen_ranges
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics import check_range, checked_int, own_promotion
 from jaxsim.transforms.compose import require_network
 from jaxsim.transforms.layers import layers, norm_behind, norms, tensors, trials_of
 
 
+@own_promotion()
 def synthesize_inputs(
     net: Network,
     count: int = 64,
