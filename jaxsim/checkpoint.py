@@ -22,7 +22,14 @@ from jaxtyping import Array
 
 from jaxsim import files
 from jaxsim.exits import EarlyExit
-from jaxsim.network import Network, param_names, params_read, path_name, write_states
+from jaxsim.network import (
+    Network,
+    beside_weights,
+    param_names,
+    params_read,
+    path_name,
+    write_states,
+)
 from jaxsim.packing import Form, pack, unpack
 
 _FORMAT = 1
@@ -112,6 +119,7 @@ def load(path: str | Path, like: Network) -> Network:
         )
     if metadata["deployed"]:
         states = jax.eval_shape(write_states, like, jax.eval_shape(lambda: jax.random.key(0)))
+        states = beside_weights(like, states, _on)
         like = dataclasses.replace(
             like, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
@@ -294,9 +302,13 @@ def _abstract(tree: Any, home: jax.sharding.Sharding) -> Any:
     def shape(a: Any) -> jax.ShapeDtypeStruct:
         placed = getattr(a, "sharding", None)
         kept = placed if isinstance(placed, jax.sharding.NamedSharding) else home
-        return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a), sharding=kept)
+        return _on(a, kept)
 
     return jax.tree.map(shape, tree)
+
+
+def _on(a: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a), sharding=sharding)
 
 
 def _boxed(tree: Any) -> dict[str, list[Any]]:

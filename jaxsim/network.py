@@ -50,7 +50,7 @@ from jaxsim.frontends import (
 )
 from jaxsim.grid import Range
 from jaxsim.internals import bind, inner_jaxprs, parameters
-from jaxsim.numerics import is_traced, native, own_promotion, straight_through
+from jaxsim.numerics import cut_with, is_traced, native, own_promotion, straight_through
 from jaxsim.table import html, render, sites_table
 from jaxsim.values import PytreeValue
 
@@ -559,6 +559,7 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
     for batch in batches(inputs, "calibrate"):
         arguments = call_arguments(batch.args, {**fixed, **batch.kwargs})
         states = _calibrate(dataclasses.replace(chip, states=states), arguments)
+        states = beside_weights(chip, states, jax.device_put)
     for name, state in states.items():
         for r in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Range)):
             if not isinstance(r, Range) or is_traced(r.lo):
@@ -591,7 +592,31 @@ def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
     known = traced.values[: len(traced.values) - len(net.example.arrays)]
     values = [*known, *[None] * len(net.example.arrays)]
     _, states = _Writer(net.cores, key).run(traced.plan, values, ())
-    return states
+    return beside_weights(net, states, jax.device_put)
+
+
+def beside_weights(
+    net: Network, states: Mapping[str, State], put: Callable[[Any, Any], Any]
+) -> dict[str, State]:
+    """States cut over the devices of their site's weight, where writing them lost its cut.
+
+    Args:
+      net: whose parameters lie on a mesh; nothing happens otherwise.
+      states: of its sites, as arrays or as shapes and types.
+      put: gives a leaf a sharding.
+    """
+    weights = dict(zip(param_names(net), jax.tree.leaves(net.params), strict=True))
+
+    def placed(a: Any, w: Any) -> Any:
+        sharding = cut_with(a, w)
+        return a if sharding is None else put(a, sharding)
+
+    return {
+        name: jax.tree.map(lambda a, w=weights[name]: placed(a, w), state)
+        if name in weights
+        else state
+        for name, state in states.items()
+    }
 
 
 @jax.jit

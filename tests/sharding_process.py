@@ -1,6 +1,8 @@
 """What is made beside parameters on a mesh of four devices, printed as shardings."""
 
+import dataclasses
 import json
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +58,45 @@ def main():
         "shrunk masks": js.shrink(keep={"a:1": range(8)})(pruned).masks,
         "codes": {name: state.inner for name, state in chip.states.items()},
     }
-    print(json.dumps({name: cut(tree) for name, tree in made.items()}))
+    found = {name: cut(tree) for name, tree in made.items()}
+    print(json.dumps({"parameters": found, "states": dict(chips(net, x))}))
+
+
+CHIPS = {
+    "codes": (js.quantize(4, 8),),
+    "vectors": (js.quantize(js.Codebook(size=4, length=2), 8),),
+    "tiles": (js.quantize(4, 8), js.analog(rows=8)),
+    "cells": (
+        js.quantize(4, 8),
+        js.analog(cells=js.cells.proportional(0.1, noise=0.1), rows=8),
+    ),
+}
+
+
+def chips(net, x):
+    """Elements on one device, of each large array of a deployed and of a loaded network."""
+    for name, transforms in CHIPS.items():
+        composed = js.compose(*transforms)(net)
+        chip = js.deploy(composed, key=jax.random.key(0), calibrate=x)
+        plain = js.deploy(
+            dataclasses.replace(composed, params=jax.tree.map(np.asarray, composed.params)),
+            key=jax.random.key(0),
+            calibrate=np.asarray(x),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            js.save(f"{folder}/chip", chip)
+            loaded = js.load(f"{folder}/chip", composed)
+        shares = [
+            {
+                path_name(path): a.addressable_shards[0].data.size / a.size
+                for path, a in jax.tree_util.tree_leaves_with_path(c.states)
+                if 4 * a.size > net.params[path_name(path)[0]].size
+            }
+            for c in (chip, loaded)
+        ]
+        key = jax.random.key(1)
+        off = float(jnp.abs(loaded(x, key=key) - plain(x, key=key)).max())
+        yield name, [shares, off]
 
 
 if __name__ == "__main__":

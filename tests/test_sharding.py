@@ -16,6 +16,15 @@ def made():
 
 
 def test_what_is_made_beside_parameters_takes_their_sharding(made):
-    assert len(made) == 12
-    for name, axes in made.items():
+    assert len(made["parameters"]) == 12
+    for name, axes in made["parameters"].items():
         assert axes == {"a": 1, "b": 0}, name
+
+
+def test_what_a_chip_holds_is_cut_as_its_weights_are_and_so_is_what_is_loaded(made):
+    assert len(made["states"]) == 4
+    for name, (shares, off) in made["states"].items():
+        for found in shares:
+            assert {path[0] for path in found} == {"a", "b"}, name
+            assert set(found.values()) == {1 / 4}, (name, found)
+        assert off < 1e-4, name
