@@ -438,6 +438,14 @@ def trace(model: Any, *args: Any, weights: Any = (), **kwargs: Any) -> Network:
             "parameter was found in it" + (f", but {others}" if others else "")
         )
     _warn(changes(fn, params, buffers, arguments))
+    if traced.miscomputed and jax.default_backend() == "cpu" and jax.__version_info__ < (0, 12):
+        warnings.warn(
+            f"jax=={jax.__version__} computes wrong numbers on the CPU for a convolution of floats "
+            "whose padding takes some away and adds some: "
+            f"{', '.join(traced.miscomputed)}; pad with jnp.pad and slices, or install jax 0.12",
+            UserWarning,
+            stacklevel=2,
+        )
     return Network(
         params=params,
         buffers=buffers,
@@ -830,12 +838,14 @@ class Traced(NamedTuple):
       values: what the plan takes.
       out_tree: structure of what it returns.
       readers: for each parameter and buffer the sites and primitives that read it.
+      miscomputed: convolutions that XLA's CPU backend of JAX below 0.12 gets wrong, by parameter.
     """
 
     plan: Plan
     values: list[Any]
     out_tree: Any
     readers: dict[str, tuple[str, ...]]
+    miscomputed: tuple[str, ...]
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -906,7 +916,7 @@ def trace_plan(
         planner.read(t, "output")
     readers = {source: tuple(names) for source, names in planner.readers.items()}
     values = jax.tree.leaves((params, buffers, arguments.arrays))
-    return Traced(plan, values, jax.tree.structure(out), readers)
+    return Traced(plan, values, jax.tree.structure(out), readers, tuple(planner.miscomputed))
 
 
 _CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
@@ -967,6 +977,7 @@ class _Planner:
         self.masked = masked
         self.uses: dict[str, int] = {}
         self.readers: dict[str, list[str]] = {}
+        self.miscomputed: list[str] = []
 
     def read(self, tag: _Known | None, reader: str) -> None:
         """Notes that a value is read beside inputs, or leaves what is followed."""
@@ -1081,6 +1092,11 @@ class _Planner:
             geometry = _dot(eqn, w_at)
             kind = "dynamic" if dynamic else "dot"
         elif eqn.primitive is prims.conv_general_dilated_p:
+            ends = [end for pair in parameters(eqn)["padding"] for end in pair]
+            floats = jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating)
+            if floats and min(ends, default=0) < 0 < max(ends, default=0):
+                name = next((t.param for t in ins if t is not None and t.param), "")
+                self.miscomputed.append(name or eqn.primitive.name)
             if from_params != [1] or parameters(eqn)["batch_group_count"] != 1:
                 return None
             w_at, kind, geometry = 1, "conv", _conv(eqn)

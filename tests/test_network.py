@@ -348,3 +348,19 @@ def test_a_network_prints_its_sites():
     assert "stack" in text
     assert "2×3 · 4×4" in text
     assert "int4" in text
+
+
+@pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason="mended in XLA")
+@pytest.mark.parametrize("padding", [(-1, 1), (2, -1)])
+def test_a_convolution_that_xla_gets_wrong_is_told_by_name(padding):
+    """With padding (-1, 1), a kernel of 2 and 8 places it read beyond the input."""
+
+    def model(p, x):
+        y = jax.lax.conv_general_dilated(
+            x, p["w"], (1,), [padding], dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        return y @ p["v"]
+
+    params = {"w": jnp.ones((2, 3, 4)), "v": jnp.ones((4, 2))}
+    with pytest.warns(UserWarning, match=r"computes wrong numbers on the CPU .*: w; pad with"):
+        js.trace(model, params, jnp.ones((2, 8, 3)))
