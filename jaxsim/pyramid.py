@@ -180,7 +180,8 @@ class Pyramid(PytreeValue):
         ):
             y, received = attention(x, valid)
             mask = jnp.where(first, 1.0, soft_mask(received, self.level[i], temperature))
-            x = mask[..., None] * feed_forward(y)
+            y = feed_forward(y)
+            x = mask[..., None].astype(y.dtype) * y
             shares.append(jnp.sum(mask * valid) / jnp.sum(valid))
         logits = classified(encoder.head, encoder.pool(x, valid))
         return Softened(logits, jnp.stack(shares))

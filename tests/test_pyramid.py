@@ -13,7 +13,7 @@ import jaxsim as js
 from jaxsim import pyramid, tokens
 from jaxsim.decision import Buckets, Rule, normalized_entropy
 from jaxsim.encoder import deploy_layers, first_token, flops_layer, over_layers
-from jaxsim.models.bert import Attention, FeedForward
+from jaxsim.models.bert import Attention, FeedForward, encoder
 from tests.encoders import MODEL, heads, params, pieces, sequences
 from tests.oracles.pyramid import climb
 
@@ -273,3 +273,10 @@ def test_arguments_out_of_range_are_named():
         jax.jit(lambda n: made().run(IDS, n))(LENGTHS)
     with pytest.raises(ValueError, match="longest"):
         made().warm_up(41)
+
+
+def test_pyramids_answer_in_the_floats_of_the_encoder():
+    short = encoder(MODEL, jax.tree.map(lambda a: a.astype(jnp.bfloat16), params()))
+    net, given = js.prune_tokens(0.02)(short), sequences(3)
+    logits = net.run(*given).logits, net.simulate(*given).logits, net.soften(*given, 1e-3).logits
+    assert {a.dtype for a in (net(*given), *logits)} == {jnp.dtype("bfloat16")}

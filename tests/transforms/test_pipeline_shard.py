@@ -454,3 +454,16 @@ def test_what_is_no_pipeline_is_refused():
         js.pipeline_value_and_grad(chip, pipelines.entropy)
     with pytest.raises(ValueError, match="reduction='max'"):
         js.pipeline_value_and_grad(pipe(cnn()), len, reduction="max")
+
+
+def test_pipelines_answer_in_the_floats_of_the_network():
+    def model(p, x):
+        for n in "abc":
+            x = jnp.tanh(x @ p[n])
+        return x
+
+    x, w = jnp.ones((4, 8), "bfloat16"), {n: jnp.eye(8, dtype="bfloat16") for n in "abc"}
+    made = pipe(js.trace(model, w, x), 2)
+    value, grads = js.pipeline_value_and_grad(made, lambda y, t: jnp.mean((y - t) ** 2))(w, (x, x))
+    found = {a.dtype for a in (made(x), value, *grads.values())}
+    assert found == {jnp.dtype("bfloat16")}
