@@ -190,6 +190,16 @@ def test_the_network_of_the_table_is_as_it_was():
         (lambda: js.analog(wires=js.wires.gated), r"wires=wires\.gated.*call it: wires\.gated"),
         (lambda: js.compose(js.quantize), r"transforms=js\.quantize.*call it: js\.quantize\(\)"),
         (lambda: js.rules({"*": js.prune}), r"by_pattern.*call it: js\.prune\(\)"),
+        (lambda: js.exit_early(2, Rule), r"rule=decision\.Rule|rule=js\.Rule"),
+        (lambda: js.magic_pyramid(0.1, Rule, heads=()), r"exit=.*Rule.*call it"),
+        (lambda: sp.gradual(tx, net, sp.cubic), r"schedule=.*call it: .*cubic\(…\)"),
+        (
+            lambda: sp.gradual(tx, net, sp.one_shot(0.5), criterion=sp.movement),
+            r"criterion=.*call it: .*movement\(\)",
+        ),
+        (lambda: sp.lottery(tx, net, sp.iterative), r"schedule=.*call it: .*iterative\(…\)"),
+        (lambda: sp.gated(net, sp.hard_concrete), r"gates=.*call it: .*hard_concrete\(\)"),
+        (lambda: sp.penalized(sp.soft_threshold, 0.1), r"gates=.*call it: .*soft_threshold\(\)"),
         (
             lambda: js.round_weights(js.rounding.gptq, X),
             r"rounding=rounding\.gptq.*call it: rounding\.gptq\(\)",

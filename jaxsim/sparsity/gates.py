@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxsim.network import Network, path_name, retraced
-from jaxsim.numerics import check_range, own_promotion
+from jaxsim.numerics import check_called, check_range, own_promotion
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import by_name, check_sparsity, make_masks, require_alone, stacks
 from jaxsim.sparsity.pattern import unstructured
@@ -182,6 +182,7 @@ def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Ne
     Raises:
       ValueError: a network that is transformed or pruned already, or patterns without a site.
     """
+    check_called("gates", gates)
     if net.cores or net.masks or net.deployed:
         raise ValueError("net: give the float network, before any transform")
     names = tuple(stacks(net, sites))
@@ -215,6 +216,7 @@ def penalized(gates: Gates, strength: float | Array) -> GradientTransformation:
     """
     import optax
 
+    check_called("gates", gates)
     check_range("strength", strength, 0)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

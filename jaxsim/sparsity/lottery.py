@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 from jaxsim.network import Network
-from jaxsim.numerics import check_range, own_promotion
+from jaxsim.numerics import check_called, check_range, own_promotion
 from jaxsim.sparsity.criterion import magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import chosen, make_masks
@@ -68,6 +68,8 @@ def lottery(
     """
     import optax
 
+    check_called("schedule", schedule)
+    check_called("distribution", distribution)
     check_range("at", at, 0)
     if rewind not in ("weights", "rate"):
         raise ValueError(f"rewind={rewind!r}: must be 'weights' or 'rate'")

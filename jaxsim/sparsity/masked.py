@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jaxsim.network import Network
-from jaxsim.numerics import own_promotion, placed_like
+from jaxsim.numerics import check_called, own_promotion, placed_like
 from jaxsim.sparsity.criterion import Criterion, magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.mask import (
@@ -107,6 +107,9 @@ def gradual(
       ValueError: a schedule's sparsity beside a pattern that fixes it, or neither; sites or a
         pattern that do not fit the network.
     """
+    check_called("schedule", schedule)
+    check_called("criterion", criterion)
+    check_called("distribution", distribution)
     criterion = magnitude() if criterion is None else criterion
     pattern = unstructured() if pattern is None else pattern
     distribution = global_() if distribution is None else distribution

@@ -25,7 +25,7 @@ from jaxsim.exits import (
     with_rows,
 )
 from jaxsim.network import Network, call_arguments
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import check_called, checked_int
 from jaxsim.pipeline import Pipeline
 from jaxsim.samples import check_batch
 from jaxsim.stages import Cut, balanced, blocks, flops
@@ -61,6 +61,7 @@ def exit_early(
     Source: Teerapittayanon et al. (2016), BranchyNet, arXiv 1709.01686; Liu et al. (2020),
     FastBERT, arXiv 2004.02178.
     """
+    check_called("rule", rule)
     names = tuple(exits) if isinstance(exits, Sequence) else None
     count = checked_int("exits", exits, 2) if names is None else len(names) + 1
     check_rule(rule, count)

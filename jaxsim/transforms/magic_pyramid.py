@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxsim.calls import shown_as_called
 from jaxsim.decision import Rule, check_rule
 from jaxsim.encoder import Encoder
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import check_called, checked_int
 from jaxsim.pyramid import Pyramid
 from jaxsim.students import Head
 from jaxsim.tokens import Keeps, above, check_levels
@@ -67,6 +67,7 @@ def magic_pyramid(
 
     Source: He et al. (2021), Magic Pyramid, arXiv 2111.00230.
     """
+    check_called("exit", exit)
     checked_int("protect", protect, 1)
 
     def pyramid(encoder: Encoder) -> Pyramid:
