@@ -19,7 +19,9 @@ Engine = Literal["auto", "packed", "frontier"]
 
 CACHE = 8 << 20  # bytes of live bits that packed sweeps keep close to the cores
 ROWS = 64 << 20  # bytes of active rows a frontier batch may take
-VISIT = 4.5  # what a frontier's visit of an edge costs, in places of a sweep; see docs/cascades.md
+# What a frontier's visit of an edge costs for each word, in places of a sweep, and how many words
+# cost as much as the visit itself; measured, see docs/cascades.md.
+VISIT, OVERHEAD = 3.3, 45
 DENSE_SLOTS = 400_000  # beyond this the live bits of a few words outgrow the cache
 
 
@@ -142,9 +144,9 @@ def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: b
 
 def _sweeps_pay(g: ICGraph, seeds: ArrayLike, n_sims: int) -> bool:
     """Whether sweeps over all edges are expected to cost less than visits of some."""
-    together = 32 * word_count(g.n, n_sims, budget=ROWS, most=128)
-    rounds, visits = expected_work(g, np.atleast_1d(np.asarray(seeds)), together)
-    return rounds * packed.slots(g) < VISIT * visits
+    words = word_count(g.n, n_sims, budget=ROWS, most=128)
+    rounds, visits = expected_work(g, np.atleast_1d(np.asarray(seeds)), 32 * words)
+    return rounds * packed.slots(g) < VISIT * (1 + OVERHEAD / words) * visits
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "max_steps"))

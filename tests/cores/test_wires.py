@@ -25,15 +25,15 @@ CODES = (quantized, {"weights": Grid(8), "inputs": None})
 R = {"row": 2**-8, "column": 2**-7, "row_terminal": 2**-6, "column_terminal": 2**-5}
 
 
-def pieces(K, N):
-    """The wires of `R` for an array of K rows and N columns."""
-    row = resistors.segments(N, R["row"], R["row_terminal"])
-    return row, resistors.segments(K, R["column"], R["column_terminal"])[::-1]
+def pieces(K, N, r):
+    """The wires of resistances `r` for an array of K rows and N columns."""
+    row = resistors.segments(N, r["row"], r["row_terminal"])
+    return row, resistors.segments(K, r["column"], r["column_terminal"])[::-1]
 
 
-def by_the_circuit(g, v, settings):
+def by_the_circuit(g, v, settings, r=R):
     """Currents [*planes, B, M, N] of arrays [*planes, B, K, N] for inputs [B, M, K]."""
-    row, column = pieces(*g.shape[-2:])
+    row, column = pieces(*g.shape[-2:], r)
     out = np.zeros((*g.shape[:-2], v.shape[1], g.shape[-1]))
     if settings.topology == "gated":
         for at in np.ndindex(g.shape[1:-2]):
@@ -259,24 +259,38 @@ def test_wires_print_what_they_are():
     jax.eval_shape(inside, jax.ShapeDtypeStruct((), jnp.float32))
 
 
-def test_in_double_precision_wires_are_exact_to_1e_9():
-    """Resistances too: rounded to float32 they cost 1e-8."""
+# None is a float32: rounded to it they cost 1e-8.
+DOUBLE = {
+    "row": 0.0123456789,
+    "column": 0.00376543211,
+    "row_terminal": 0.0211111111,
+    "column_terminal": 0.0577777777,
+}
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("topology", ["input_source", "gated"])
+def test_in_double_precision_wires_are_exact_to_1e_9(topology, interleaved):
     rng = np.random.default_rng(7)
-    g, v = rng.uniform(0.01, 1, (12, 9)), rng.uniform(size=(3, 12))
-    row, column = 0.0123456789, 0.00376543211
-    ends = {"row_terminal": 0.0211111111, "column_terminal": 0.0577777777}
+    g, v = rng.uniform(0.01, 1, (2, 1, 12, 9)), rng.uniform(-1, 1, (1, 3, 12))
+    if topology == "gated":
+        v = np.round(1.5 * v).clip(-1, 1)
     with jax.enable_x64(True):
-        made = js.wires.input_source(row, column, **ends)
-        found = v @ np.asarray(wires.effective_conductance(jnp.asarray(g), made))
-        few = np.asarray(wires.solve(jnp.asarray(g), jnp.asarray(v), made, tolerance=1e-13).current)
-        gated = js.wires.gated(column, column_terminal=ends["column_terminal"])
-        on = (v > 0.5).astype(float)
-        switched = np.asarray(wires.currents(jnp.asarray(g), jnp.asarray(on), gated))
-    rows = resistors.segments(9, row, ends["row_terminal"])
-    columns = resistors.segments(12, column, ends["column_terminal"])[::-1]
-    exact, _ = resistors.input_source(g, v, rows, columns)
-    for mine in (found, few):
-        np.testing.assert_allclose(mine, exact, rtol=0, atol=1e-9 * np.abs(exact).max())
-    assert switched.dtype == np.float64
-    single = wires.currents(jnp.asarray(g, "f"), jnp.asarray(v, "f"), made)
+        if topology == "gated":
+            ends = {"column_terminal": DOUBLE["column_terminal"]}
+            settings = wires.gated(DOUBLE["column"], **ends, interleaved=interleaved)
+            found = {"one pass": wires.currents(jnp.asarray(g), jnp.asarray(v), settings)}
+        else:
+            settings = wires.input_source(**DOUBLE, interleaved=interleaved, solver="geff")
+            solved = wires.solve(jnp.asarray(g), jnp.asarray(v), settings, tolerance=1e-13)
+            net = [solved.current, jnp.zeros_like(solved.current)]
+            found = {
+                "matrix": wires.currents(jnp.asarray(g), jnp.asarray(v), settings),
+                "gradients": jnp.stack(net) if interleaved else solved.current,
+            }
+        single = wires.currents(jnp.asarray(g, "f"), jnp.asarray(v, "f"), settings)
     assert single.dtype == jnp.float32
+    exact = by_the_circuit(g, v, settings, DOUBLE)
+    for name, y in found.items():
+        assert y.dtype == np.float64
+        np.testing.assert_allclose(y, exact, rtol=0, atol=1e-9 * np.abs(exact).max(), err_msg=name)
