@@ -7,7 +7,7 @@ sees one form. An unknown one ends in a sentence that names both versions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -148,3 +148,32 @@ def source_line(eqn: jex.JaxprEqn) -> str:
 def compile_count(*jitted: Callable[..., Any]) -> int:
     """How many programs jitted functions have compiled."""
     return sum(function._cache_size() for function in jitted)  # pyright: ignore
+
+
+def jaxpr_of(
+    consts: Mapping[jex.Var, Any],
+    invars: Sequence[jex.Var],
+    outvars: Sequence[Any],
+    eqns: Sequence[jex.JaxprEqn],
+    like: jex.Jaxpr,
+) -> jex.Jaxpr:
+    """A jaxpr of some equations of another.
+
+    Args:
+      consts: The values of its constants, by variable.
+      invars: Its inputs.
+      outvars: Its outputs.
+      eqns: Its equations, in order of execution.
+      like: The other one, whose effects and names it has.
+    """
+    # Since jax 0.11 a constant is one only where its value is given.
+    values = {"consts": list(consts.values())} if jex.Jaxpr is jex.ClosedJaxpr else {}
+    return jex.Jaxpr(
+        constvars=list(consts),
+        invars=list(invars),
+        outvars=list(outvars),
+        eqns=list(eqns),
+        effects=like.effects,
+        debug_info=like.debug_info,
+        **values,
+    )

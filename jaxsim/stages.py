@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim.core import Parts, State, Wrapper
-from jaxsim.internals import inner_jaxprs, parameters, scan
+from jaxsim.internals import inner_jaxprs, jaxpr_of, parameters, scan
 from jaxsim.network import (
     Contraction,
     Entry,
@@ -348,17 +348,11 @@ def split(line: Equations, places: Sequence[Cut]) -> Stages:
         kinds = [[i for i in leaves if a <= i < b] for a, b in itertools.pairwise(first)]
         consts = [v for v in jaxpr.constvars if v in free]
         values = dict(zip(jaxpr.constvars, line.plan.consts, strict=True))
-        piece = jex.Jaxpr(
-            constvars=consts,
-            invars=[*(jaxpr.invars[i] for i in leaves), *taken],
-            outvars=given,
-            eqns=[jaxpr.eqns[i] for i in order],
-            effects=jaxpr.effects,
-            debug_info=jaxpr.debug_info,
-        )
+        held = {v: _anywhere(values[v]) for v in consts}
+        invars = [*(jaxpr.invars[i] for i in leaves), *taken]
         plan = Plan(
-            piece,
-            [_anywhere(values[v]) for v in consts],
+            jaxpr_of(held, invars, given, [jaxpr.eqns[i] for i in order], jaxpr),
+            list(held.values()),
             tuple(entries[i] for i in order),
             (None,) * len(given),
         )
@@ -504,14 +498,8 @@ def _opened(plan: Plan) -> Plan:
             entries.append(entry)
 
     add(plan, fresh=False)
-    jaxpr = jex.Jaxpr(
-        constvars=list(consts),
-        invars=plan.jaxpr.invars,
-        outvars=[at(v) for v in plan.jaxpr.outvars],
-        eqns=eqns,
-        effects=plan.jaxpr.effects,
-        debug_info=plan.jaxpr.debug_info,
-    )
+    outvars = [at(v) for v in plan.jaxpr.outvars]
+    jaxpr = jaxpr_of(consts, plan.jaxpr.invars, outvars, eqns, plan.jaxpr)
     return Plan(jaxpr, list(consts.values()), tuple(entries), plan.known)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -107,9 +108,22 @@ def test_an_unknown_parameter_names_both_versions():
 
 
 def test_no_other_file_reads_parameters_or_private_names_of_jax():
-    private = re.compile(r"eqn\.params|jax\._src|_cache_size|source_info_util|get_bind_params")
+    private = re.compile(
+        r"eqn\.params|jex\.Jaxpr\(|jax\._src|_cache_size|source_info_util|get_bind_params"
+    )
     readers = [path.name for path in PACKAGE.rglob("*.py") if private.search(path.read_text())]
     assert readers == ["internals.py"]
+
+
+def test_a_jaxpr_of_some_equations_keeps_its_constants():
+    table = np.arange(300.0, dtype=np.float32)
+    closed = jax.make_jaxpr(lambda x: jnp.sin(x * table) + 1)(table)
+    whole, constants = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    first, *_ = whole.eqns
+    part = internals.jaxpr_of(constants, whole.invars, first.outvars, [first], whole)
+    assert (len(part.constvars), len(part.invars)) == (1, 1)
+    (y,) = jax.core.eval_jaxpr(part, list(constants.values()), table)
+    np.testing.assert_array_equal(y, table * table)
 
 
 def test_programs_are_counted():

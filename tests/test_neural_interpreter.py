@@ -275,7 +275,7 @@ def test_it_trains_as_a_network_and_through_four_bits():
     net = js.trace(VISION, variables(VISION, IMAGES), IMAGES[:2])
     y = np.arange(48) % 3
     x = normal(48, 8, 12, 1, seed=5) + np.eye(3)[y].repeat(4, 1)[:, None, :, None]
-    how = {"epochs": 40, "optimizer": optax.adam(3e-3), "key": jax.random.key(0), "quiet": True}
+    how = {"epochs": 60, "optimizer": optax.adam(3e-3), "key": jax.random.key(0), "quiet": True}
     for start in (net, js.quantize(4, 8)(net)):
         tuned = fit(start, x, y, batch_size=16, **how)
         right = np.mean(np.argmax(jax.jit(tuned)(x), -1) == y)
