@@ -167,7 +167,9 @@ def jaxpr_of(
       like: The other one, whose effects and names it has.
     """
     # Since jax 0.11 a constant is one only where its value is given.
-    values = {"consts": list(consts.values())} if jex.Jaxpr is jex.ClosedJaxpr else {}
+    values: dict[str, Any] = {}
+    if hasattr(jex.Jaxpr, "consts"):
+        values["consts"] = list(consts.values())
     return jex.Jaxpr(
         constvars=list(consts),
         invars=list(invars),
