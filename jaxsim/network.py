@@ -269,9 +269,9 @@ class Network(PytreeValue):
         Raises:
           ValueError: A path that no buffer has, or an array of another shape or dtype.
 
-        Example:
-          y, updates = net(x, mutable=["batch_stats"])
-          net = net.with_state(updates)
+        Examples:
+          >>> y, updates = net(x, mutable=["batch_stats"])  # doctest: +SKIP
+          >>> net = net.with_state(updates)  # doctest: +SKIP
         """
         return dataclasses.replace(self, buffers=updated(self.buffers, updates))
 
@@ -409,7 +409,7 @@ def trace(model: Any, *args: Any, weights: Any = (), **kwargs: Any) -> Network:
       UserWarning: The module changes variables of its own, or modules among its arguments, which a
         pure function does not: see `mutable=` in docs/state.md.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> net = trace(lambda params, x: x @ params["w"], {"w": jnp.eye(3)}, jnp.ones((2, 3)))
       >>> [site.name for site in net.sites]
