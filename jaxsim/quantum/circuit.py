@@ -106,6 +106,29 @@ def _gate(operation: Any, n_wires: int) -> Gate:
     return Gate(operation.name, wires, matrix, angles)
 
 
+def checked_circuit(circuit: Circuit) -> Circuit:
+    """A circuit whose wires are Python's integers, whatever numbers they were given as.
+
+    Raises:
+      ValueError: n_wires out of range, a wire that is none of the circuit's or appears twice in a
+        gate, or a matrix that does not fit its gate's wires.
+    """
+    n, gates = checked_int("n_wires", circuit.n_wires, 1, MAX_WIRES), list[Gate]()
+    for gate in circuit.gates:
+        given = (int(w) if isinstance(w, bool | np.bool_) else w for w in gate.wires)
+        wires = tuple(checked_int(f"wires of {gate.name}", w, 0, n - 1) for w in given)
+        if len(set(wires)) != len(wires):
+            raise ValueError(f"wires of {gate.name}={wires}: must differ")
+        size = 2 ** len(wires)
+        if np.shape(gate.matrix) != (size, size):
+            raise ValueError(
+                f"matrix of {gate.name}: expected [{size}, {size}] for {len(wires)} wires, got "
+                f"{list(np.shape(gate.matrix))}"
+            )
+        gates.append(gate._replace(wires=wires))
+    return Circuit(n, tuple(gates))
+
+
 def namespace(arrays: Sequence[Any]) -> ModuleType:
     """Where to compute: on the host in double precision, unless something is traced."""
     return jnp if any(map(is_traced, arrays)) else np

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from jaxsim.numerics import is_traced
-from jaxsim.quantum.circuit import MAX_WIRES, Circuit, read_qfunc, unitary
+from jaxsim.quantum.circuit import MAX_WIRES, Circuit, checked_circuit, read_qfunc, unitary
 from jaxsim.quantum.heisenberg import carried_back, pauli_coefficients, signs
 from jaxsim.quantum.noise import Channel
 
@@ -86,7 +86,7 @@ def compile_circuit(
     if method not in ("auto", "gemm", "pauli", "sparse"):
         raise ValueError(f"method={method!r}: must be 'auto', 'gemm', 'pauli' or 'sparse'")
     if isinstance(qfunc, Circuit):
-        circuit = qfunc
+        circuit = checked_circuit(qfunc)
         if n_wires not in (None, circuit.n_wires) or len(params):
             raise ValueError(f"n_wires={n_wires}, params={params!r}: a Circuit has its own")
     elif n_wires is None:
