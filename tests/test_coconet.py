@@ -187,7 +187,7 @@ BAD = {
     r"x\[2, 3, 4\]: must be \[B, d\]": lambda: CollaborativeHead(2).init(
         jax.random.key(0), jnp.ones((2, 3, 4))
     ),
-    "labels: 3 among them": lambda: MODEL.apply(VARIABLES, X, LABELS + 1),
+    r"labels\[2\]=3: must be a class from 0 to 2": lambda: MODEL.apply(VARIABLES, X, LABELS + 1),
     "labels: 11 of them for 12": lambda: refresh_dictionary(
         js.trace(MODEL, VARIABLES, QUERIES), X, LABELS[:11]
     ),
