@@ -71,6 +71,8 @@ def take_apart(model: Any, args: tuple[Any, ...], weights: Any) -> Model:
     from flax import linen, nnx
 
     if isinstance(model, nnx.Module):
+        if len(args) > 1 and isinstance(args[0], Mapping) and "params" in args[0]:
+            raise ValueError("variables: an NNX module holds its own; give its inputs alone")
         return _nnx(model, args[1:] if len(args) > 1 and args[0] is None else args, weights)
     if isinstance(model, type) or not (callable(model) or _is_haiku(model)):
         raise ValueError(
@@ -185,6 +187,9 @@ def _plain(function: Callable[..., Any], variables: Any, args: tuple[Any, ...]) 
     if all(map(is_array, jax.tree.leaves(variables))):
         return Model(PlainCall(function), variables, {}, args, ())
     parts = Parts.of(variables, is_array)
+    if not parts.arrays:
+        path, leaf = jax.tree_util.tree_leaves_with_path(variables)[0]
+        raise ValueError(f"variables: {path_name(path)}={leaf!r} is not an array, nor is any other")
     params = jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, variables)
     call = PartitionedCall(function, dataclasses.replace(parts, arrays=()))
     return Model(call, params, {}, args, ())

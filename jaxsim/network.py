@@ -860,10 +860,13 @@ class Traced(NamedTuple):
         """What is contracted with inputs and is no site, each in a phrase."""
         found: list[str] = []
         for source, readers in self.readers.items():
-            others = [r for r in readers if r in _CONTRACTIONS]
+            others = [r for r in readers if r.partition(" ")[0] in _CONTRACTIONS]
+            typed = [r.partition(" of ")[2] for r in others if " of " in r]
             if others and source.startswith(BUFFERS):
                 name = source.removeprefix(BUFFERS)
                 found.append(f"{name} is a buffer ({', '.join(others)}): weights=… makes it a site")
+            elif typed:
+                found.append(f"{source} has dtype {typed[0]}; a weight must be a float")
             elif others:
                 found.append(f"{source} is contracted as no site is ({', '.join(others)})")
         return tuple(found)
@@ -1019,7 +1022,7 @@ class _Planner:
                 entry = self.contraction(eqn, ins, lengths)
                 for i, t in enumerate(ins):
                     here = entry is not None and i == entry.w_at
-                    self.read(t, entry.site.name if entry and here else eqn.primitive.name)
+                    self.read(t, entry.site.name if entry and here else _reader(eqn, i))
             entries.append(entry)
             known.update(zip(eqn.outvars, outs, strict=True))
         return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
@@ -1126,6 +1129,14 @@ class _Planner:
         )
         op = Op(geometry, masked=any(part in self.masked for part in site.parts))
         return Contraction(site, op, x, w, 1 - w_at, w_at)
+
+
+def _reader(eqn: Any, i: int) -> str:
+    """The name of an equation that is no site, with the dtype of a weight that no site may have."""
+    name, dtype = eqn.primitive.name, eqn.invars[i].aval.dtype
+    if name not in _CONTRACTIONS or jnp.issubdtype(dtype, jnp.floating):
+        return name
+    return f"{name} of {dtype}"
 
 
 def _merged(sources: Sequence[_Known]) -> _Known:

@@ -315,7 +315,9 @@ def test_complex_and_integer_weights_are_left_and_listed():
     assert [s.name for s in net.sites] == ["w"]
     assert [line.split()[0] for line in net.unreached] == ["c", "i"]
     np.testing.assert_array_equal(net(X), fn(p, X))
-    with pytest.raises(ValueError, match=r"has no sites.*but c is contracted"):
+    with pytest.raises(
+        ValueError, match=r"has no sites.*but c has dtype complex64; a weight must be a float"
+    ):
         js.trace(lambda p, x: x.astype(jnp.complex64) @ p["c"], {"c": p["c"]}, X)
 
 
