@@ -32,7 +32,7 @@ from jaxsim.decision import (
     rounded_up,
 )
 from jaxsim.internals import compile_count
-from jaxsim.network import DATA, META, Network, check_key, uncut
+from jaxsim.network import DATA, META, Network, uncut
 from jaxsim.numerics import is_traced, own_promotion
 from jaxsim.stages import (
     Cut,
@@ -166,7 +166,6 @@ class EarlyExit(Network):
           ValueError: a rule out of range, outputs other than logits [B, C], classifiers that do
             not fit the features, or what the network raises.
         """
-        check_key(key)
         check_rule(self.rule, len(self.heads) + 1)
         arguments = self.arguments(args, kwargs, key)
         return _simulated(_settled(self), arguments, key)
@@ -198,7 +197,6 @@ class EarlyExit(Network):
           ValueError: what `simulate` raises; traced arguments; ranges that are of a batch and so of
             the rows that happen to be in it; or a value between stages that no row has a part of.
         """
-        check_key(key)
         check_rule(self.rule, len(self.heads) + 1)
         check_buckets(buckets)
         arguments = self.arguments(args, kwargs, key)

@@ -1,6 +1,6 @@
 """A Flax model as a Network: traced once, its contractions named, each one given to a core.
 
-This is the only file that touches jaxprs. A call traces the model for the shapes at hand, plans
+A call traces the model for the shapes at hand, plans
 which equations are sites (`_plan`), and walks the equations (`Walk`), handing each site to its
 core and binding every other equation as it is. Under `jit` none of this is left at run time.
 """

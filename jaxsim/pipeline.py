@@ -18,7 +18,7 @@ from jaxsim import mpmd, spmd
 from jaxsim.core import Parts
 from jaxsim.microbatch import Batch, Joint, batch_of, joint_of, updates_buffers
 from jaxsim.mpmd import Place, Programme, Remat, Work, programmes
-from jaxsim.network import DATA, META, Network, call_arguments, check_key, is_array
+from jaxsim.network import DATA, META, Network, call_arguments, is_array
 from jaxsim.numerics import is_traced
 from jaxsim.schedule import Schedule, Timeline, simulate
 from jaxsim.stage_tables import (
@@ -112,7 +112,6 @@ class Pipeline(Network):
         Raises:
           ValueError: the batch is not divisible, or what the network raises.
         """
-        check_key(key)
         arguments = self.arguments(args, kwargs, key)
         plan = prepared(self, arguments)
         tree = plan.cut.equations.out_tree

@@ -16,7 +16,7 @@ from jaxsim.batches import batch_of
 from jaxsim.core import Parts
 from jaxsim.microbatch import updates_buffers
 from jaxsim.mpmd import is_inexact
-from jaxsim.network import Network, call_arguments, check_key, check_like, is_array
+from jaxsim.network import Network, check_like, is_array
 from jaxsim.pipeline import (
     Pipeline,
     Prepared,
@@ -67,14 +67,13 @@ def pipeline_value_and_grad(
     def step(
         params: Any, batch: Any, *, key: Key[Array, ""] | None = None, **kwargs: Any
     ) -> tuple[Any, Any]:
-        check_key(key)
         check_like(net.params, params)
         if not isinstance(batch, tuple) or len(batch) != 2:
             raise ValueError("batch: must be a tuple of inputs and targets")
         inputs, targets = batch
         given = batch_of(inputs, "batch")
         current = dataclasses.replace(net, params=params)
-        arguments = call_arguments(given.args, {**net.defaults.whole(), **kwargs, **given.kwargs})
+        arguments = net.arguments(given.args, {**kwargs, **given.kwargs}, key)
         plan = prepared(current, arguments)
         aims = Parts.of(targets, is_array)
         if layout.engine == "spmd":

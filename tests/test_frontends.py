@@ -208,6 +208,29 @@ def test_dropout_of_nnx_draws_anew_for_each_key(transform):
     np.testing.assert_array_equal(without[0][0], without[1][0])
 
 
+class DroppedOut(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(8, 16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.second = nnx.Linear(16, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.second(self.dropout(nnx.relu(self.first(x))))
+
+
+def test_dropout_of_a_pipeline_draws_anew_for_each_key():
+    """A call in stages and its gradients, as a call alone."""
+    with pytest.warns(UserWarning, match="RngCount"):
+        net = js.trace(DroppedOut(nnx.Rngs(0)), X)
+    pipe = js.pipeline_shard(2, microbatches=2, devices=jax.devices()[:1] * 2)(net)
+    step = js.pipeline_value_and_grad(pipe, lambda y, target: ((y - target) ** 2).mean())
+    calls = [pipe(X, key=key(i)) for i in (1, 2, 1)]
+    losses = [float(step(pipe.params, (X, X[:, :4]), key=key(i))[0]) for i in (1, 2, 1)]
+    assert (calls[0] == calls[2]).all()
+    assert (calls[0] != calls[1]).any()
+    assert losses[0] == losses[2] != losses[1]
+
+
 def test_a_stream_can_be_named():
     model = Dropped(nnx.Rngs(params=0, dropout=1))
     with pytest.warns(UserWarning, match="RngCount"):

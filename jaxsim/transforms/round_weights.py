@@ -99,10 +99,10 @@ def round_weights(
             name: not jnp.all(jnp.abs(w - targets[name]) < 0.4 * states[name].scale)
             for name, w in of(moved).items()
         }
-        kept = {s.param for s in chosen if off[s.name]}
-        rounded_net = with_params(rounded_net, {n: p for n, p in params.items() if n in kept})
+        restored = {s.param for s in chosen if off[s.name]}
+        rounded_net = with_params(rounded_net, {n: p for n, p in params.items() if n in restored})
         for site in chosen:
-            if site.param in kept:
+            if site.param in restored:
                 shift = _shift(rounded_net, site, probes[site.name], targets[site.name])
                 cores[site.name] = _with_shift(cores[site.name], shift)
         return dataclasses.replace(rounded_net, cores={**net.cores, **cores})
