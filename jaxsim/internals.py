@@ -129,8 +129,8 @@ def inner_jaxprs(eqn: jex.JaxprEqn) -> list[tuple[jex.Jaxpr, Sequence[Any]]]:
             found = list(params["branches"])
         case _:
             found = []
-    # Since jax 0.11 there is one class, whose constants are empty where it has none.
-    return [(j.jaxpr, j.consts) if isinstance(j, jex.ClosedJaxpr) else (j, ()) for j in found]
+    # Up to jax 0.10 an open jaxpr has no constants; since then there is one class for both.
+    return [(j.jaxpr, j.consts) if hasattr(j, "consts") else (j, ()) for j in found]
 
 
 def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -238,13 +238,14 @@ def _solve(
 
     applied = jnp.broadcast_to(v, jnp.broadcast_shapes(v.shape, g.shape))
     held = lax.stop_gradient(g)
-    e, (residual, k) = lax.custom_linear_solve(
+    solved = lax.custom_linear_solve(
         partial(matvec, g),
         applied,
         lambda _, b: exact(held, b),
         lambda _, c: transposed(held, c),
         has_aux=True,
     )
+    e, (residual, k) = cast("tuple[Array, tuple[Array, Array]]", solved)
     current = jnp.moveaxis(jnp.sum(g * e, (0, 2)), 0, 2)
     current = current.reshape(*current.shape[:2], -1)[..., :n]
     return current, _from_blocks(e)[..., :m, :n], residual, k
