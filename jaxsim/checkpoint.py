@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsim import files
-from jaxsim.exits import EarlyExit
 from jaxsim.network import (
     Network,
     beside_weights,
+    data_fields,
     param_names,
     params_read,
     path_name,
@@ -66,7 +66,7 @@ def _write(folder: Path, net: Network) -> None:
         "deployed": net.deployed,
         "calibrated": net.calibrated,
     }
-    content = _boxed(_content(net))
+    content = _boxed(data_fields(net))
     if net.deployed:
         content = pack([np.asarray(leaf) for leaf in _boxed(_stored(net))["leaves"]])
         metadata["check"] = _check(content, metadata)
@@ -125,7 +125,7 @@ def load(path: str | Path, like: Network) -> Network:
         )
     if form == _PACKED:
         return _unpacked(path, like, metadata)
-    content = _content(like)
+    content = data_fields(like)
     target = _abstract(content, _home(like))
     with _readable(path), ocp.StandardCheckpointer() as checkpointer:
         content = _unboxed(content, checkpointer.restore(folder, _boxed(target)))
@@ -160,7 +160,7 @@ def _stored(net: Network) -> dict[str, Any]:
     """What is stored of a deployed network: all but the parameters that it does not read."""
     read = params_read(net)
     leaves = zip(param_names(net), jax.tree.leaves(net.params), strict=True)
-    return {**_content(net), "params": {name: leaf for name, leaf in leaves if name in read}}
+    return {**data_fields(net), "params": {name: leaf for name, leaf in leaves if name in read}}
 
 
 def _check(content: bytes, metadata: dict[str, Any]) -> int:
@@ -261,12 +261,6 @@ def _check_note(folder: str | Path, run: Mapping[str, Any], *, write: bool) -> N
         files.write_text(note, json.dumps(run))
 
 
-def _content(net: Network) -> dict[str, Any]:
-    more = ("heads", "threshold") if isinstance(net, EarlyExit) else ()
-    names = ("params", "buffers", "masks", "cores", "states", *more)
-    return {name: getattr(net, name) for name in names}
-
-
 def _nameable(line: str) -> str:
     """A line of an earlier version, which said in what module a core was."""
     return re.sub(r"\bjaxsim(?:\.\w+)+\.(\w+\()", r"\1", line)
@@ -284,8 +278,7 @@ def describe(net: Network) -> list[str]:
         f"{path_name(path)} {jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         for path, leaf in jax.tree_util.tree_leaves_with_path((net.params, net.buffers))
     ]
-    exits = [f"exit at {name}" for name in net.cuts] if isinstance(net, EarlyExit) else []
-    return [*sites, *masks, *arrays, *exits]
+    return [*sites, *masks, *arrays, *net.cut_lines]
 
 
 def _home(net: Network) -> jax.sharding.Sharding:

@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +111,8 @@ class EarlyExit(Network):
       feature: what a classifier reads.
     """
 
+    cut_by: ClassVar[str] = "exit_early"
+
     heads: tuple[Head, ...] = ()
     threshold: Float[Array, ""] | float = 0.0
     cuts: tuple[str, ...] = ()
@@ -132,6 +134,11 @@ class EarlyExit(Network):
           ValueError: what `simulate` raises.
         """
         return self.simulate(*args, key=key, **kwargs).logits
+
+    @property
+    def cut_lines(self) -> tuple[str, ...]:
+        """Lines for the cuts at which this network holds arrays; a checkpoint compares them."""
+        return tuple(f"exit at {name}" for name in self.cuts)
 
     def __rich__(self) -> Any:
         from rich.console import Group

@@ -38,7 +38,6 @@ from jaxsim.cores.quantized import Quantized, quantized, stored
 from jaxsim.cores.site_weight import SITE_WEIGHT
 from jaxsim.cores.sliced import sliced
 from jaxsim.dyadic import dyadic, rescale
-from jaxsim.exits import EarlyExit
 from jaxsim.grid import Grid, scale_and_zero
 from jaxsim.internals import bind, inner_jaxprs, parameters
 from jaxsim.network import (
@@ -49,6 +48,7 @@ from jaxsim.network import (
     call_arguments,
     check_sites,
     is_array,
+    require_uncut,
     trace_plan,
 )
 from jaxsim.values import PytreeValue
@@ -187,8 +187,9 @@ def integer_only(chip: Network) -> IntegerNetwork:
     """
     if not isinstance(chip, Network):
         raise ValueError(f"chip: a {type(chip).__name__} is no Network")
-    if isinstance(chip, EarlyExit):
-        raise ValueError("integer_only cannot follow exit_early: its classifiers are floats")
+    require_uncut(
+        chip, "integer_only", allowed=("pipeline_shard",), reason="its classifiers are floats"
+    )
     if not (chip.deployed and chip.calibrated):
         raise ValueError("chip: give what js.deploy(net, calibrate=inputs) returns")
     held = (chip.masked_params(), chip.buffers)

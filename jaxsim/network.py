@@ -24,7 +24,7 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -128,7 +128,10 @@ class Network(PytreeValue):
       focus: names of the only sites that transforms may touch; None for all. Set by `rules`.
       deployed: weights are written; `params` of transformed sites are not read any more.
       calibrated: ranges are stored.
+      cut_by: the transform that cuts a network into this kind, empty for one that is whole.
     """
+
+    cut_by: ClassVar[str] = ""
 
     params: PyTree
     buffers: PyTree
@@ -351,6 +354,11 @@ class Network(PytreeValue):
         check_like(self.params, params)
         return dataclasses.replace(self, params=params)
 
+    @property
+    def cut_lines(self) -> tuple[str, ...]:
+        """Lines for the cuts at which this network holds arrays; a checkpoint compares them."""
+        return ()
+
     def __repr__(self) -> str:
         size = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self.params))
         stage = ("calibrated, " if self.calibrated else "deployed, ") if self.deployed else ""
@@ -496,6 +504,34 @@ def retraced(net: Network, fn: Callable[..., Any]) -> Network:
 def uncut(net: Network) -> Network:
     """The network alone, of one that was cut for exits or a pipeline; any other as it is."""
     return Network(**{f.name: getattr(net, f.name) for f in dataclasses.fields(Network)})
+
+
+def require_uncut(
+    net: Network,
+    transform: str,
+    *,
+    allowed: Collection[str] = (),
+    reason: str = "the network is cut",
+) -> None:
+    """Refuses a network that was cut in a way that a transform cannot follow.
+
+    Args:
+      net: any kind of network.
+      transform: name of the transform that is to be applied.
+      allowed: values of `cut_by` that it can follow.
+      reason: why it cannot follow the others.
+
+    Raises:
+      ValueError: the network is cut in another way.
+    """
+    if net.cut_by and net.cut_by not in allowed:
+        raise ValueError(f"{transform} cannot follow {net.cut_by}: {reason}")
+
+
+def data_fields(net: Network) -> dict[str, Any]:
+    """The fields of a network of any kind that hold arrays, by name."""
+    children, _ = jax.tree_util.tree_flatten_with_path(net, is_leaf=lambda x: x is not net)
+    return {path[0].name: value for path, value in children}
 
 
 def deploy(

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,8 @@ class Pipeline(Network):
     Attributes:
       layout: how it runs.
     """
+
+    cut_by: ClassVar[str] = "pipeline_shard"
 
     layout: Layout | None = None
 

@@ -24,9 +24,8 @@ from jaxsim.exits import (
     reading,
     with_rows,
 )
-from jaxsim.network import Network, call_arguments
+from jaxsim.network import Network, call_arguments, require_uncut
 from jaxsim.numerics import check_called, checked_int
-from jaxsim.pipeline import Pipeline
 from jaxsim.samples import check_batch
 from jaxsim.stages import Cut, balanced, blocks, flops
 from jaxsim.students import fit_students
@@ -72,9 +71,7 @@ def exit_early(
 
     def apply(net: Network) -> Network:
         require_network(net, "exit_early")
-        for kind, name in ((Pipeline, "pipeline_shard"), (EarlyExit, "exit_early")):
-            if isinstance(net, kind):
-                raise ValueError(f"exit_early cannot follow {name}: the network is cut")
+        require_uncut(net, "exit_early")
         args, kwargs = net.example.whole()
         arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
         _, rowed = with_rows(arguments)

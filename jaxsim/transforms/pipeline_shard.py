@@ -16,10 +16,9 @@ from jaxtyping import Array
 
 from jaxsim import spmd
 from jaxsim.calls import shown_as_called
-from jaxsim.exits import EarlyExit
 from jaxsim.microbatch import batch_of
 from jaxsim.mpmd import Place, Remat, Work, programmes
-from jaxsim.network import Network
+from jaxsim.network import Network, require_uncut
 from jaxsim.numerics import checked_int
 from jaxsim.pipeline import Layout, Pipeline, example_of
 from jaxsim.schedule import Schedule
@@ -104,10 +103,7 @@ def pipeline_shard(
 
     def apply(net: Network) -> Network:
         require_network(net, "pipeline_shard")
-        if isinstance(net, Pipeline):
-            raise ValueError("pipeline_shard cannot follow pipeline_shard: the network is cut")
-        if isinstance(net, EarlyExit):
-            raise ValueError("pipeline_shard cannot follow exit_early: the network is cut")
+        require_uncut(net, "pipeline_shard")
         places = _places(devices, stages)
         process = jax.process_index()
         local = all(d.process_index == process for place in places for d in place.devices)

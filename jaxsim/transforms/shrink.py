@@ -14,8 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxsim.calls import shown_as_called
 from jaxsim.core import Parts
-from jaxsim.exits import EarlyExit
-from jaxsim.network import Network, path_name
+from jaxsim.network import Network, path_name, require_uncut
 from jaxsim.numerics import check_range, checked_int
 from jaxsim.sparsity.dependencies import (
     Dependencies,
@@ -92,8 +91,9 @@ def shrink(
     def apply(net: Network) -> Network:
         require_network(net, "shrink")
         given = net
-        if isinstance(net, EarlyExit):
-            raise ValueError("shrink cannot follow exit_early, whose classifiers read the channels")
+        require_uncut(
+            net, "shrink", allowed=("pipeline_shard",), reason="its classifiers read the channels"
+        )
         if net.deployed or net.cores:
             after = "deploy" if net.deployed else f"the cores at {next(iter(net.cores))}"
             raise ValueError(f"shrink cannot follow {after}: put it first")
