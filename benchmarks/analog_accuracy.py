@@ -19,7 +19,7 @@ from rich.progress import Progress
 import jaxsim as js
 from benchmarks.cifar import Pictures, pictures, resnet
 from benchmarks.record import IMAGES, Table, record
-from jaxsim.plot import Curve, accuracy_bars, accuracy_curves
+from jaxsim.evaluate.plot import Curve, accuracy_bars, accuracy_curves
 
 NO_RATIO = 1e9
 """An on/off ratio that stands for infinity, so that a sweep over ratios is one programme."""

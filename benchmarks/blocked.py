@@ -13,9 +13,11 @@ import tyro
 from jax import lax
 
 from benchmarks.record import Table, record
-from jaxsim.core import Dot, Op, Wrapper, build
+from jaxsim.console.timing import alternate
 from jaxsim.cores.blocked import blocked, pair_set, product_set
-from jaxsim.timing import alternate
+from jaxsim.cores.geometry import Dot
+from jaxsim.cores.op import Op
+from jaxsim.cores.wrapper import Wrapper, build
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,13 @@ import jaxsim as js
 from benchmarks import cifar
 from benchmarks.chips import accuracy, mean_and_error, retrained
 from benchmarks.record import IMAGES, Table, record
-from jaxsim.compare import classify
+from jaxsim.cli.demo import Demo
 from jaxsim.data import Images, fashion_mnist
-from jaxsim.demo import Demo, trained
-from jaxsim.hardware import Hardware
-from jaxsim.plot import Curve, accuracy_curves
-from jaxsim.search import Choice, Search, search_blocked
+from jaxsim.evaluate.comparison import classify
+from jaxsim.evaluate.plot import Curve, accuracy_curves
+from jaxsim.evaluate.systolic import Hardware
+from jaxsim.search.blocks import Choice, Search, search_blocked
+from jaxsim.train.reference import trained
 
 FIXED = {
     "K=4, 1 × 1 dynamic, trunc": js.block(4, 1, 1),

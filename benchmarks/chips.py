@@ -13,10 +13,11 @@ import tyro
 
 import jaxsim as js
 from benchmarks.record import Table, record
-from jaxsim.compare import classify
+from jaxsim.cli.demo import Demo, recipes
 from jaxsim.data import Images, fashion_mnist
-from jaxsim.demo import CALL, Demo, recipes, trained
-from jaxsim.train import fit
+from jaxsim.evaluate.comparison import classify
+from jaxsim.train.loop import fit
+from jaxsim.train.reference import CALL, trained
 
 
 @dataclasses.dataclass(frozen=True)

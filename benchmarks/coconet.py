@@ -18,11 +18,11 @@ from flax import linen as nn
 import jaxsim.collaborative as jcol
 from benchmarks.qdcnn import DATA, Split, comparisons, mean_and_deviation
 from benchmarks.record import IMAGES, Table, record
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
+from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist
-from jaxsim.demo import Demo
-from jaxsim.log import Log
 from jaxsim.models.coconet import CoCoNet, CollaborativeHead, mean_pool
-from jaxsim.timing import alternate
 
 TUNING = 100
 """Seeds from here on are for choosing: their tasks hold validation images."""

@@ -13,8 +13,8 @@ import numpy as np
 import tyro
 
 from benchmarks.record import Table, record
+from jaxsim.console.timing import alternate
 from jaxsim.cores import wires
-from jaxsim.timing import alternate
 from tests.oracles import relaxation, resistors
 
 ON_OFF = 100.0

@@ -16,16 +16,18 @@ import jaxsim as js
 from benchmarks.chips import mean_and_error
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
+from jaxsim.adaptive.exit_step import programmes
+from jaxsim.adaptive.exits import EarlyExit
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
+from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist
-from jaxsim.demo import CALL, Demo
-from jaxsim.exits import EarlyExit, programmes
-from jaxsim.log import Log
 from jaxsim.models.resnet import ResNet
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
-from jaxsim.network import uncut
-from jaxsim.timing import alternate
-from jaxsim.train import fit
+from jaxsim.network.network import uncut
+from jaxsim.train.loop import fit
+from jaxsim.train.reference import CALL
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 import jaxsim as js
 from benchmarks.graphs import DATA, FILES
 from benchmarks.record import IMAGES, RESULTS
-from jaxsim.cascades.command import Influence, influence
-from jaxsim.plot import gantt
+from jaxsim.cli.influence import Influence, influence
+from jaxsim.pipeline.plot import gantt
 
 
 def main() -> int:

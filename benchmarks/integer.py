@@ -15,12 +15,13 @@ from flax import linen as nn
 
 import jaxsim as js
 from benchmarks.record import Table, record
-from jaxsim.compare import classify
+from jaxsim.cli.demo import Demo
+from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist
-from jaxsim.demo import Demo, trained
+from jaxsim.evaluate.comparison import classify
 from jaxsim.models.efficientnet_lite import EfficientNetLite
 from jaxsim.models.resnet import ResNet
-from jaxsim.timing import alternate
+from jaxsim.train.reference import trained
 
 
 @dataclasses.dataclass(frozen=True)

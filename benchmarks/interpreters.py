@@ -18,17 +18,17 @@ from benchmarks.chips import mean_and_error
 from benchmarks.parts import run_parts
 from benchmarks.qdcnn import DATA
 from benchmarks.record import IMAGES, Table, record
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
+from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist, rpm
-from jaxsim.demo import Demo
-from jaxsim.log import Log
 from jaxsim.models.functions import add_functions, add_task, added
 from jaxsim.models.neural_interpreter import NeuralInterpreter
+from jaxsim.models.plot import routing_maps
 from jaxsim.models.reasoner import PanelSymbols, Reasoner
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
-from jaxsim.plot import routing_maps
-from jaxsim.timing import alternate
-from jaxsim.train import fit, only
+from jaxsim.train.loop import fit, only
 
 WIDTH = 96
 INTERPRETER = NeuralInterpreter(

@@ -18,13 +18,13 @@ from benchmarks.parts import run_parts
 from benchmarks.record import IMAGES, Table, record
 from jaxsim import games as jg
 from jaxsim import solvers as js
-from jaxsim.auto_curriculum import Recipe, baselines, measure, recipe
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
 from jaxsim.collaborative.statistics import holm, paired_test
-from jaxsim.demo import Demo
+from jaxsim.console.timing import alternate
 from jaxsim.games import sequence
-from jaxsim.log import Log
+from jaxsim.solvers.experiment import Recipe, baselines, measure, recipe
 from jaxsim.solvers.mixing import MetaSolver
-from jaxsim.timing import alternate
 
 TEST, VALIDATION = 90210, 777
 """Keys of the games that are reported and of those that settings were chosen on. Until 27 November
@@ -225,7 +225,7 @@ def skill_table(settings: Settings, file: str, mine: str, *others: str) -> None:
 
 def figure(path: Path, found: Mapping[str, np.ndarray], title: str) -> None:
     """A picture of NashConv against the size of the population."""
-    from jaxsim.plot import nash_conv_curves
+    from jaxsim.solvers.plot import nash_conv_curves
 
     nash_conv_curves(path, found, title=title)
 

@@ -12,8 +12,9 @@ import tyro
 import jaxsim as js
 from benchmarks.chips import accuracy, mean_and_error, programmed, retrained
 from benchmarks.record import Table, record
+from jaxsim.cli.demo import Demo
 from jaxsim.data import fashion_mnist
-from jaxsim.demo import Demo, trained
+from jaxsim.train.reference import trained
 
 SEEN = 55_000
 """Training images used: those that `blocked_accuracy` trains its networks on, too."""

@@ -14,8 +14,8 @@ from flax import nnx
 
 import jaxsim as js
 from benchmarks.record import Table, record
+from jaxsim.console.timing import alternate
 from jaxsim.models.resnet import ResNet
-from jaxsim.timing import alternate
 
 COLUMNS = (
     "model",

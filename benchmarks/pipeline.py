@@ -18,9 +18,9 @@ import tyro
 
 import jaxsim as js
 from benchmarks.record import Table, record
+from jaxsim.console.timing import alternate
 from jaxsim.models.resnet import ResNet
-from jaxsim.pipeline import Pipeline
-from jaxsim.timing import alternate
+from jaxsim.pipeline.pipeline import Pipeline
 
 MIB = 2**20
 

@@ -22,27 +22,20 @@ from benchmarks.chips import mean_and_error
 from benchmarks.graphs import ROOT
 from benchmarks.parts import run_parts
 from benchmarks.record import IMAGES, Table, record
-from jaxsim.data.hugging_face import load_bert, word_pieces
+from jaxsim.adaptive.encoder import Encoder, deploy_layers, flops_layer, over_layers
+from jaxsim.adaptive.heads import classified, fit_students
+from jaxsim.adaptive.pyramid import Pyramid, programmes
+from jaxsim.adaptive.rule import Rule, rounded_up
+from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
+from jaxsim.adaptive.students import distil_students, pass_all
+from jaxsim.adaptive.tokens import falling, rising, top
+from jaxsim.checkpoint.log import Log
+from jaxsim.console.timing import alternate
 from jaxsim.data.text import ag_news, sst2
-from jaxsim.decision import Rule, rounded_up
-from jaxsim.encoder import Encoder, deploy_layers, flops_layer, over_layers
-from jaxsim.log import Log
 from jaxsim.models.bert import Attention, Bert, FeedForward, encoder
-from jaxsim.pyramid import Pyramid, programmes
-from jaxsim.students import classified, fit_students
-from jaxsim.timing import alternate
-from jaxsim.tokens import falling, rising, top
-from jaxsim.train import distillation, taught
-from jaxsim.train_pyramid import (
-    Soft,
-    Speed,
-    at_speed,
-    distil_students,
-    fastest,
-    pass_all,
-    sweep,
-    train_pyramid,
-)
+from jaxsim.models.hugging_face import load_bert, word_pieces
+from jaxsim.train.losses import distillation, taught
+from jaxsim.train.pyramid import Soft, train_pyramid
 from jaxsim.transforms.magic_pyramid import magic_pyramid
 
 DATA = Path(os.environ.get("JAXSIM_DATA", ROOT.parent / "shared" / "data")) / "mp_ni"

@@ -20,12 +20,12 @@ from jax import lax
 import jaxsim.quantum as jq
 from benchmarks.graphs import ROOT
 from benchmarks.record import IMAGES, Table, record
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
 from jaxsim.collaborative.statistics import holm, paired_test
+from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist
-from jaxsim.demo import Demo
-from jaxsim.log import Log
 from jaxsim.models.quanv import QDCNN, QuanvConv
-from jaxsim.timing import alternate
 
 DATA = Path(os.environ.get("JAXSIM_DATA", ROOT.parent / "shared" / "data")) / "quantum_coconet"
 TRAIN, VALID, TEST = 1000, 500, 2000

@@ -19,14 +19,15 @@ from scipy import stats
 import jaxsim as js
 from benchmarks.chips import accuracy, mean_and_error, retrained
 from benchmarks.record import Table, record
-from jaxsim.compare import classify
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
+from jaxsim.console.timing import alternate
 from jaxsim.data import Images, fashion_mnist
-from jaxsim.demo import CALL, Demo, trained
-from jaxsim.grid import Clip, Range
-from jaxsim.log import Log
+from jaxsim.evaluate.comparison import classify
+from jaxsim.formats.grid import Clip, Range
 from jaxsim.models.resnet import ResNet
-from jaxsim.timing import alternate
-from jaxsim.train import distillation, taught
+from jaxsim.train.losses import distillation, taught
+from jaxsim.train.reference import CALL, trained
 
 PARTS = ("formats", "clipping", "training", "mixed", "qwix", "timing")
 CALIBRATION = 256  # training images that set the ranges

@@ -14,9 +14,10 @@ import tyro
 import jaxsim as js
 from benchmarks.chips import accuracy, mean_and_error
 from benchmarks.record import Table, record
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
 from jaxsim.data import Images, fashion_mnist
-from jaxsim.demo import Demo, trained
-from jaxsim.log import Log
+from jaxsim.train.reference import trained
 
 HELD_OUT = 5000
 """Training images that no network has seen; AdaRound's pull was chosen on them, with seed 0."""

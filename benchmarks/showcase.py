@@ -17,17 +17,19 @@ from benchmarks import pyramid
 from benchmarks.chips import mean_and_error
 from benchmarks.exits import at_thresholds
 from benchmarks.record import IMAGES, Table, record
+from jaxsim.adaptive.exits import EarlyExit
+from jaxsim.adaptive.features import first_token, pooled
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
+from jaxsim.cores.bit_sliced import sliced
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
 from jaxsim.data import fashion_mnist
-from jaxsim.data.hugging_face import load_bert
-from jaxsim.demo import Demo, trained
-from jaxsim.exits import EarlyExit, first_token, pooled
-from jaxsim.log import Log
 from jaxsim.models.bert import params_of
-from jaxsim.network import uncut
-from jaxsim.pipeline import Pipeline
+from jaxsim.models.hugging_face import load_bert
+from jaxsim.network.network import uncut
+from jaxsim.pipeline.pipeline import Pipeline
+from jaxsim.train.reference import trained
 
 MULTIPLY, ADD = {"float": 3.7, "byte": 0.2}, {"float": 0.9, "byte": 0.1}
 """pJ in 45 nm, of 32-bit floats and of 8 bits with 32-bit sums (Horowitz, ISSCC 2014)."""

@@ -23,14 +23,14 @@ from benchmarks.chips import accuracy, mean_and_error
 from benchmarks.efficientnet import lite0, weights_file
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
+from jaxsim.checkpoint.log import Log
+from jaxsim.console.timing import alternate
 from jaxsim.cores.compressed import Layout
 from jaxsim.data import Images, fashion_mnist
-from jaxsim.log import Log
 from jaxsim.models.resnet import ResNet
-from jaxsim.network import path_name
-from jaxsim.sparsity.dependencies import without
-from jaxsim.timing import alternate
-from jaxsim.train import fit
+from jaxsim.network.leaves import path_name
+from jaxsim.sparsity.channels.groups import without
+from jaxsim.train.loop import fit
 from jaxsim.transforms.run_sparse import alternatives
 
 CALL = {"train": True, "mutable": ["batch_stats"]}

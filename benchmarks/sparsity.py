@@ -18,11 +18,11 @@ import tyro
 import jaxsim as js
 from benchmarks.chips import accuracy, mean_and_error
 from benchmarks.record import Table, record
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli.demo import Demo
 from jaxsim.collaborative import holm, paired_test
 from jaxsim.data import Images, fashion_mnist
-from jaxsim.demo import Demo
-from jaxsim.log import Log
-from jaxsim.train import cross_entropy
+from jaxsim.train.losses import cross_entropy
 
 HELD_OUT = 5000
 """Training images that no run sees; the learning rate was chosen on them."""

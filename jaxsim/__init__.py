@@ -2,34 +2,41 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from jaxsim import clipping, rounding, sparsity, tokens
-from jaxsim.checkpoint import load, save
-from jaxsim.codebook import Codebook, Floating, fp4, nf4
-from jaxsim.compare import classify, compare
-from jaxsim.core import Core, Op, float_core
+from jaxsim import sparsity
+from jaxsim.adaptive import tokens
+from jaxsim.adaptive.encoder import Encoder, deploy_layers, over_layers
+from jaxsim.adaptive.exits import EarlyExit
+from jaxsim.adaptive.pyramid import Pyramid
+from jaxsim.adaptive.rule import Buckets, Exits, Rule
+from jaxsim.checkpoint.save_load import load, save
 from jaxsim.cores import cells, wires
-from jaxsim.cores.converter import fpg_bits
-from jaxsim.crossbar import Crossbar
-from jaxsim.decision import Buckets, Exits, Rule
-from jaxsim.encoder import Encoder, deploy_layers, over_layers
-from jaxsim.exits import EarlyExit
-from jaxsim.grid import Grid
-from jaxsim.hardware import Hardware
-from jaxsim.integer import IntegerNetwork, integer_only
-from jaxsim.network import Network, Site, deploy, trace, widen_ranges
-from jaxsim.pipeline import simulate_schedule
-from jaxsim.pipeline_gradient import pipeline_value_and_grad
-from jaxsim.precision import ablation_sensitivity, assign_bits, hessian_sensitivity
-from jaxsim.pyramid import Pyramid
-from jaxsim.search import search_blocked
+from jaxsim.cores.adc import fpg_bits
+from jaxsim.cores.core import Core, float_core
+from jaxsim.cores.op import Op
+from jaxsim.evaluate.comparison import classify, compare
+from jaxsim.evaluate.crossbar import Crossbar
+from jaxsim.evaluate.systolic import Hardware
+from jaxsim.formats import clipping, rounding
+from jaxsim.formats.codebook import Codebook, Floating, fp4, nf4
+from jaxsim.formats.grid import Grid
+from jaxsim.integer.convert import integer_only
+from jaxsim.integer.network import IntegerNetwork
+from jaxsim.network.deployment import deploy, widen_ranges
+from jaxsim.network.network import Network
+from jaxsim.network.site import Site
+from jaxsim.network.tracing import trace
+from jaxsim.network.transform import compose, rules, wrap
+from jaxsim.pipeline.gradient import pipeline_value_and_grad
+from jaxsim.pipeline.pipeline import simulate_schedule
+from jaxsim.search.bits import ablation_sensitivity, assign_bits, hessian_sensitivity
+from jaxsim.search.blocks import search_blocked
 from jaxsim.sparsity import storage
-from jaxsim.sparsity.dependencies import dependencies
+from jaxsim.sparsity.channels.groups import dependencies
 from jaxsim.sparsity.efficiency import hardness_normalized, parameter_efficiency
 from jaxsim.sparsity.report import sparsity_report
 from jaxsim.sparsity.storage import storage_bits
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
-from jaxsim.transforms.compose import compose, rules, wrap
 from jaxsim.transforms.correct_bias import correct_bias
 from jaxsim.transforms.equalize import equalize
 from jaxsim.transforms.exit_early import distill_exits, exit_early

@@ -13,11 +13,11 @@ import pytest
 
 import jaxsim as js
 from jaxsim import games, solvers
+from jaxsim.adaptive.heads import fit_students
+from jaxsim.adaptive.rule import Rule
 from jaxsim.data import fashion_mnist, read_idx, rpm
-from jaxsim.decision import Rule
-from jaxsim.students import fit_students
 from jaxsim.transforms.analog import analog
-from tests.transforms.networks import X, cnn
+from tests.support.networks import X, cnn
 
 NAN, INF = math.nan, math.inf
 NO_COUNT = (0, -1, 1.5, "2", NAN)

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 import jaxsim as js
-from tests.demo_process import small
+from tests.support.demo_process import small
 
 X = jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
 LABELS = jnp.arange(8) % 4
@@ -152,7 +152,7 @@ def test_a_saved_chip_loads_and_computes_the_same_bits(kind, tmp_path):
 def test_training_lowers_the_loss():
     import optax
 
-    from jaxsim.train import fit
+    from jaxsim.train.loop import fit
 
     net = CODES(nnx_network()[0])
 

@@ -11,7 +11,7 @@ import pytest
 
 import jaxsim as js
 from benchmarks.graphs import DATA, FILES
-from tests.transforms.networks import X, cnn
+from tests.support.networks import X, cnn
 
 ROOT = Path(__file__).parent.parent
 

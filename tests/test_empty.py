@@ -6,8 +6,8 @@ import pytest
 
 import jaxsim as js
 import jaxsim.quantum as jq
-from jaxsim import clipping
-from tests.transforms.networks import X, cnn
+from jaxsim.formats import clipping
+from tests.support.networks import X, cnn
 
 NONE = np.zeros((0, *X.shape[1:]), np.float32)
 INPUTS = {

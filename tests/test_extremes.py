@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim import clipping
+from jaxsim.formats import clipping
 
 TINY = float(np.finfo(np.float32).tiny)
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 import jaxsim as js
-from jaxsim.core import Core
+from jaxsim.cores.core import Core
 
 DTYPES = ("float32", "bfloat16", "float16")
 LAYERS = ("dense", "conv", "depthwise", "tied", "recurrent")

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from tests.processes import start
+from tests.support.processes import start
 
 
 @pytest.fixture(scope="module")
 def made():
-    process = start("tests.sharding_process", devices=4)
+    process = start("tests.support.sharding_process", devices=4)
     output, _ = process.communicate()
     assert process.returncode == 0
     return json.loads(output.splitlines()[-1])

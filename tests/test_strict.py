@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.processes import start
+from tests.support.processes import start
 
 SHARES = 2
 
@@ -10,6 +10,6 @@ SHARES = 2
 @pytest.mark.slow
 @pytest.mark.parametrize("share", range(SHARES))
 def test_every_feature_runs_with_strict_promotion_of_types_and_ranks(share):
-    process = start("tests.strict_process", f"{share}/{SHARES}", devices=1)
+    process = start("tests.support.strict_process", f"{share}/{SHARES}", devices=1)
     output, error = process.communicate(timeout=900)
     assert process.returncode == 0, output + error

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, UInt32
 
 from jaxsim.cascades.reverse import RRSets
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics.arrays import own_promotion
 
 BATCH = 8  # most promising nodes evaluated at a time
 NEAR = 8  # nodes per seed evaluated for the upper bound

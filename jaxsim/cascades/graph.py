@@ -12,8 +12,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from jaxsim.numerics import checked_int, own_promotion
-from jaxsim.text_file import read_lines
+from jaxsim.files.text import read_lines
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int
 
 ROW_WIDTH = 16  # inputs a pull row may have; longer lists are split and merged again
 

@@ -12,7 +12,7 @@ from jaxsim.cascades.infer import NetworkEstimate, check_cascades, infer_network
 from jaxsim.cascades.maximize import maximize_influence
 from jaxsim.cascades.sample import Cascades
 from jaxsim.cascades.simulate import simulate_ic
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics.arrays import own_promotion
 
 SIMULATIONS = 8192  # cascades that "best_of" estimates a spread from
 

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim import memory
 from jaxsim.cascades.graph import ICGraph, from_edges
 from jaxsim.cascades.sample import Cascades
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
 
 CHUNK = 4095  # cascades counted at a time: both counts then fit the 24 exact bits of a float32
 

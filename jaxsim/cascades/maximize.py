@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from jaxsim.cascades.cover import coverage, max_cover
 from jaxsim.cascades.graph import ICGraph
 from jaxsim.cascades.reverse import RRSets, empty_sets, round_theta, rr_sample
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics.arrays import own_promotion
 
 FIRST = 3  # sets that seeds are picked on for each set that certifies them
 LEAP = 6  # sizes passed over at once: a factor of eight

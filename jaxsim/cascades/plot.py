@@ -4,9 +4,9 @@ from os import PathLike
 
 import numpy as np
 
-from jaxsim import files
 from jaxsim.cascades.maximize import IMResult
 from jaxsim.cascades.simulate import Spread
+from jaxsim.files import atomic
 
 
 def plot_influence(path: str | PathLike[str], prefixes: Spread, result: IMResult) -> None:
@@ -29,5 +29,5 @@ def plot_influence(path: str | PathLike[str], prefixes: Spread, result: IMResult
     axes.axhline(result.upper, color="C3", ls=":", label="upper bound on any seeds")
     axes.set(xlabel="seeds", ylabel="active nodes", xlim=(1, max(2, len(mean))), ylim=(0, None))
     axes.legend(loc="lower right", frameon=False)
-    with files.whole(path) as part:
+    with atomic.whole(path) as part:
         figure.savefig(part)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, UInt32
 
-from jaxsim import memory
 from jaxsim.cascades.bits import mix
 from jaxsim.cascades.graph import ICGraph
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
 
 CHUNK_WORDS = 16  # sets are stored 512 to a chunk, so that the lanes at work share a few chunks
 

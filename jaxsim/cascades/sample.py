@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, UInt32
 
-from jaxsim import memory
 from jaxsim.cascades import bits, packed
 from jaxsim.cascades.graph import ICGraph, concrete
 from jaxsim.cascades.simulate import batch_keys
-from jaxsim.numerics import own_promotion
-from jaxsim.text_file import read_lines
+from jaxsim.files.text import read_lines
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
 
 WORDS = 8  # words of cascades sampled together
 

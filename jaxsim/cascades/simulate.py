@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from jaxsim import memory
 from jaxsim.cascades import bits, frontier, packed
 from jaxsim.cascades.graph import ICGraph, is_traced, seed_mask
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
 
 Engine = Literal["auto", "packed", "frontier"]
 

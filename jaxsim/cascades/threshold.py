@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Int, PRNGKeyArray, UInt32
 
-from jaxsim import memory
 from jaxsim.cascades import bits, packed
 from jaxsim.cascades.graph import ICGraph, concrete, seed_mask
 from jaxsim.cascades.simulate import Spread, batch_keys, summary, word_count
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
 
 
 def _draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> packed.Live:

@@ -2,12 +2,7 @@
 
 from jaxsim.collaborative.codes import loo_codes, ridge_codes
 from jaxsim.collaborative.dictionary import Dictionary, make_dictionary
-from jaxsim.collaborative.head import (
-    batch_logits,
-    dictionary_logits,
-    leave_one_out_entropy,
-    unit,
-)
+from jaxsim.collaborative.head import batch_logits, dictionary_logits, leave_one_out_entropy, unit
 from jaxsim.collaborative.pooling import bilinear_pool, compact_bilinear_pool, tensor_sketch
 from jaxsim.collaborative.residuals import class_residuals
 from jaxsim.collaborative.statistics import Paired, holm, paired_test

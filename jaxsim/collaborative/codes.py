@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsim.numerics import check_range, is_traced, own_promotion
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import check_range, is_traced
 
 
 @own_promotion()

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from jaxsim.collaborative.codes import checked_features, coder
 from jaxsim.collaborative.residuals import one_hot, same_class_gram
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics.arrays import own_promotion
 
 
 class Dictionary(NamedTuple):

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 from jaxsim.collaborative.codes import loo_codes, ridge_codes
 from jaxsim.collaborative.dictionary import Dictionary
 from jaxsim.collaborative.residuals import one_hot, residuals_of
-from jaxsim.numerics import is_traced, own_promotion
-from jaxsim.samples import check_labels
+from jaxsim.inputs.samples import check_labels
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import is_traced
 
 Readout = Literal["residual", "ridge"]
 

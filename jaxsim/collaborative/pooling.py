@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxsim.collaborative.head import unit
-from jaxsim.numerics import checked_int, own_promotion
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int
 
 
 @own_promotion()

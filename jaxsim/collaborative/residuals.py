@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxsim.collaborative.codes import checked_features
-from jaxsim.numerics import checked_int, is_traced, own_promotion
-from jaxsim.samples import check_labels
+from jaxsim.inputs.samples import check_labels
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int, is_traced
 
 
 @own_promotion()

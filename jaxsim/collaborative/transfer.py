@@ -13,8 +13,9 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
-from jaxsim.numerics import check_range, checked_int, own_promotion
-from jaxsim.samples import check_finite, check_labels
+from jaxsim.inputs.samples import check_finite, check_labels
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import check_range, checked_int
 
 Loss = Callable[[nn.Module, Any, Array, Array], Array]
 """`(model, variables, images, labels) -> loss`."""

@@ -22,8 +22,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Int8, Num
 
-from jaxsim.core import Core, Op, State
-from jaxsim.numerics import derivative_alone, is_traced
+from jaxsim.cores.core import Core, State
+from jaxsim.cores.op import Op
+from jaxsim.numerics.checks import is_traced
+from jaxsim.numerics.gradients import derivative_alone
 
 Rounding = Literal["trunc", "unbiased", "rounded"]
 Pairs = tuple[tuple[int, int], ...]

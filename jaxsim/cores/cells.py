@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jaxsim.numerics import check_range, is_traced
+from jaxsim.numerics.checks import check_range, is_traced
 
 __all__ = [
     "Device",

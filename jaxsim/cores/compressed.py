@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim.core import Core, Matmul, Op
+from jaxsim.cores.core import Core
+from jaxsim.cores.geometry import Matmul
+from jaxsim.cores.op import Op
 
 Layout = Literal["rows", "blocks"]
 """How weights are held: the entries of each output one after the other (compressed sparse rows), or

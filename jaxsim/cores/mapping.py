@@ -11,8 +11,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxsim.core import Core, Matmul, Op, State
-from jaxsim.numerics import code_dtype
+from jaxsim.cores.core import Core, State
+from jaxsim.cores.geometry import Matmul
+from jaxsim.cores.op import Op
+from jaxsim.numerics.digits import code_dtype
 
 
 def differential(core: Core) -> Core:

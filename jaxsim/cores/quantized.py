@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxsim.clipping import cut, over_kept
-from jaxsim.core import Core, Op, State, Wrapper, float_core
+from jaxsim.cores.core import Core, State, float_core
+from jaxsim.cores.op import Op
 from jaxsim.cores.tiled import real
-from jaxsim.grid import Grid, Range, encode, no_range, observe, scale_and_zero, widen
-from jaxsim.numerics import code_dtype, times_both, unit_of
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.formats.clipping import cut, over_kept
+from jaxsim.formats.grid import Grid, Range, encode, no_range, observe, scale_and_zero, widen
+from jaxsim.numerics.digits import code_dtype
+from jaxsim.numerics.scaling import times_both, unit_of
 
 
 class Quantized(NamedTuple):

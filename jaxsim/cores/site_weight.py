@@ -7,7 +7,8 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Float
 
-from jaxsim.core import Core, Op, State, float_core
+from jaxsim.cores.core import Core, State, float_core
+from jaxsim.cores.op import Op
 
 
 def masked(core: Core, *, mask: Bool[Array, "..."]) -> Core:

@@ -8,7 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.core import Core, Dot, Matmul, Op, State
+from jaxsim.cores.core import Core, State
+from jaxsim.cores.geometry import Dot, Matmul
+from jaxsim.cores.op import Op
 
 
 def tiled(core: Core, *, rows: int) -> Core:

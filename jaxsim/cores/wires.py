@@ -16,10 +16,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxsim.core import Core, Op, State
 from jaxsim.cores import nodal
+from jaxsim.cores.core import Core, State
 from jaxsim.cores.nodal import Solution
-from jaxsim.numerics import check_range, is_traced
+from jaxsim.cores.op import Op
+from jaxsim.numerics.checks import check_range, is_traced
 
 __all__ = [
     "Wires",

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 
 # Third byte of the magic number -> element type, most significant byte first.
 DTYPES = {

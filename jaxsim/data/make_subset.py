@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 
 from jaxsim.data.fashion_mnist import CLASSES, DEBIAN_FOLDER, FILES, SUBSET
 from jaxsim.data.idx import read_idx
-from jaxsim.files import whole
+from jaxsim.files.atomic import whole
 
 SEED = 20170825
 PER_CLASS = {"train": 700, "test": 200}  # as many as fit into 4 MB

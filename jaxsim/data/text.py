@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from jaxsim.text_file import read_text
+from jaxsim.files.text import read_text
 
 AG_NEWS_CLASSES = ("World", "Sports", "Business", "Sci/Tech")
 SST2_CLASSES = ("negative", "positive")

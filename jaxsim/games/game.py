@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics.arrays import own_promotion
 
 Agent = Any
 """What a best response changes: logits, positions, a policy for each seat."""

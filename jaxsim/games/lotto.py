@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
-from jaxsim import memory
 from jaxsim.games.game import Game
-from jaxsim.numerics import checked_int, own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int
 
 
 class Servers(NamedTuple):

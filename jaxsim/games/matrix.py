@@ -11,9 +11,10 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from jaxsim import memory
 from jaxsim.games.game import CERTAIN, Episode, Game
-from jaxsim.numerics import checked_int, is_traced, own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int, is_traced
 
 
 def matrix_game(payoffs: Float[ArrayLike, "d d"]) -> Game:

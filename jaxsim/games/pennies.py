@@ -12,9 +12,10 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim import memory
 from jaxsim.games.game import Episode, Game
-from jaxsim.numerics import checked_int, own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int
 
 Pair = tuple[Float[Array, "5"], Float[Array, "5"]]
 """For the seat that wants equal pennies and the one that wants unequal ones: at the start and after

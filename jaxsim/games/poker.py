@@ -8,16 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.games.sequence import (
-    Chance,
-    Decision,
-    Named,
-    Node,
-    Policy,
-    check_policy,
-    sequence_form,
-)
-from jaxsim.numerics import checked_int, own_promotion
+from jaxsim.games.sequence import Chance, Decision, Named, Node, Policy, check_policy, sequence_form
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int
 
 
 def kuhn_poker(cards: int = 3) -> Named:

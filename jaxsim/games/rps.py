@@ -11,9 +11,10 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
-from jaxsim import memory
 from jaxsim.games.game import Game
-from jaxsim.numerics import checked_int, own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int
 
 RADIUS = 2.8722
 """Of the circle of modes."""

@@ -18,7 +18,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxsim.games.game import CERTAIN, Episode, Game
-from jaxsim.numerics import TINY, is_traced, is_whole, own_promotion
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import is_traced, is_whole
+from jaxsim.numerics.scaling import TINY
 
 
 class Chance(NamedTuple):

@@ -12,11 +12,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxsim.encoder import Encoder, Pool, mean_token
-from jaxsim.frontends import LinenCall
-from jaxsim.network import Network, trace
-from jaxsim.numerics import checked_int
-from jaxsim.tokens import prefix, token_importance
+from jaxsim.adaptive.encoder import Encoder, Pool, mean_token
+from jaxsim.adaptive.tokens import prefix, token_importance
+from jaxsim.network.calls import LinenCall
+from jaxsim.network.network import Network
+from jaxsim.network.tracing import trace
+from jaxsim.numerics.checks import checked_int
 
 _NO = -1e9  # added to scores of keys that are not there; float32 only
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxsim.collaborative.dictionary import Dictionary, fingerprint, make_dictionary
 from jaxsim.collaborative.head import Readout, batch_logits, dictionary_logits, unit
-from jaxsim.network import Network
-from jaxsim.numerics import check_range, checked_int, is_traced
+from jaxsim.network.network import Network
+from jaxsim.numerics.checks import check_range, checked_int, is_traced
 
 
 class CollaborativeHead(nn.Module):

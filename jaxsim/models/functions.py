@@ -13,7 +13,7 @@ from jaxtyping import Array, Key
 
 from jaxsim.models.neural_interpreter import NeuralInterpreter
 from jaxsim.models.vision import Vision
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 
 ROWS = ("signatures", "codes")  # parameters of a script with a row for each function
 INITS = ("random", "mirror")

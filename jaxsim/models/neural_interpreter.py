@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jaxsim.models.relative_position import RelativePosition
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics.checks import check_range, checked_int
 
 POSITIONS = (None, "shared", "per_function")
 # torch's default for a linear map, which the published model begins from.

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 from jaxsim.quantum.ansatz import basic_entangling, random_layers, strongly_entangling
 from jaxsim.quantum.circuit import Circuit
 from jaxsim.quantum.encoding import Encoding, ry

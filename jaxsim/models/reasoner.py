@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 
 PANELS, CHOICES = 8, 8
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxsim.models.relative_position import RelativePosition
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 
 
 class Layer(nn.Module):

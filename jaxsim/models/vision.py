@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 
 
 class Vision(nn.Module):

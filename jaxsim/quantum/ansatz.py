@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 from jaxsim.quantum.circuit import MAX_WIRES, Circuit, Gate, namespace
 
 CNOT = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]], complex)

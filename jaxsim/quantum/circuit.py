@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex
 
-from jaxsim.numerics import checked_int, is_traced, is_whole
+from jaxsim.numerics.checks import checked_int, is_traced, is_whole
 
 MAX_WIRES = 9
 """Most wires of a circuit: its matrix has 4^n entries."""

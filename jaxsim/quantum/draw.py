@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxsim.numerics import is_traced
+from jaxsim.numerics.checks import is_traced
 from jaxsim.quantum.circuit import Circuit, Gate
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsim.numerics import is_traced
+from jaxsim.numerics.checks import is_traced
 
 Encoding = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 """From pixels to angles of the same shape, each on its own."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from jaxsim.numerics import is_traced
+from jaxsim.numerics.checks import is_traced
 from jaxsim.quantum.circuit import MAX_WIRES, Circuit, checked_circuit, read_qfunc, unitary
 from jaxsim.quantum.heisenberg import carried_back, pauli_coefficients, signs
 from jaxsim.quantum.noise import Channel

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex
 
-from jaxsim.numerics import check_range
+from jaxsim.numerics.checks import check_range
 from jaxsim.quantum.circuit import namespace
 
 Where = Literal["gates", "end"]

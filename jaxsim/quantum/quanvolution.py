@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 from jaxsim.quantum.encoding import Encoding, ry
 from jaxsim.quantum.kernel import CircuitKernel, cosines, from_cosines, from_states, states
 from jaxsim.quantum.shots import sample

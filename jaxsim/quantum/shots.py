@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 from jaxsim.quantum.heisenberg import signs
 from jaxsim.quantum.kernel import CircuitKernel, expval, probabilities
 

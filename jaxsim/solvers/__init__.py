@@ -1,14 +1,7 @@
 """Solvers that grow a population of agents, and meta-solvers that are learned."""
 
 from jaxsim.solvers.es import es_value_and_grad
-from jaxsim.solvers.mixing import (
-    latest,
-    nash,
-    nash_lp,
-    projected_replicator,
-    rectified,
-    uniform,
-)
+from jaxsim.solvers.mixing import latest, nash, nash_lp, projected_replicator, rectified, uniform
 from jaxsim.solvers.nac import (
     MetaState,
     Objective,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from jaxsim.numerics import check_range, checked_int, own_promotion
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import check_range, checked_int
 
 
 def es_value_and_grad(

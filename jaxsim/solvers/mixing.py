@@ -12,7 +12,8 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from jaxsim.numerics import Count, check_range, checked_count, own_promotion
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import Count, check_range, checked_count
 
 MetaSolver = Callable[[Float[Array, "N N"], Int[Array, ""]], Float[Array, " N"]]
 """From antisymmetric payoffs, of which the first `size` rows and columns are filled, and `size` to

@@ -15,7 +15,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
 from jaxsim.games.game import Game, nash_conv
-from jaxsim.numerics import check_range, checked_int, own_promotion
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.solvers.es import es_value_and_grad
 from jaxsim.solvers.mixing import MetaSolver
 from jaxsim.solvers.psro import Population, approximate_gain, populate, respond

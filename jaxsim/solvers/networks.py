@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim.numerics import own_promotion
+from jaxsim.numerics.arrays import own_promotion
 from jaxsim.solvers.mixing import filled, nash, scaled
 
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxsim import memory
 from jaxsim.games.game import Game, Strategy, alone, nash_conv, payoffs
-from jaxsim.numerics import checked_int, own_promotion
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int
 from jaxsim.solvers.mixing import MetaSolver
 from jaxsim.solvers.responses import Oracle
 

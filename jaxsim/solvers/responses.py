@@ -13,14 +13,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
 from jaxsim.games.game import Agent, Game, Opponent
-from jaxsim.numerics import (
-    Count,
-    check_range,
-    checked_count,
-    checked_int,
-    derivative_alone,
-    own_promotion,
-)
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import Count, check_range, checked_count, checked_int
+from jaxsim.numerics.gradients import derivative_alone
 
 Oracle = Callable[[Game, Opponent, Key[Array, ""]], Agent]
 """From a game, an opponent and a key to an agent; a `Partial`. What a meta-gradient needs flows

@@ -11,16 +11,10 @@ from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
-from jaxsim import memory
 from jaxsim.games.game import Agent, Draws, Episode, Game, Opponent, Strategy
-from jaxsim.numerics import (
-    Count,
-    check_range,
-    check_share,
-    checked_count,
-    checked_int,
-    own_promotion,
-)
+from jaxsim.numerics import memory
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import Count, check_range, check_share, checked_count, checked_int
 from jaxsim.solvers.responses import Oracle
 
 

@@ -1,5 +1,6 @@
 """Sparsity: what may be left out, and what that saves."""
 
+from jaxsim.sparsity.activations import topk, topk_gradient, topk_inputs
 from jaxsim.sparsity.criterion import (
     Criterion,
     given,
@@ -13,7 +14,6 @@ from jaxsim.sparsity.criterion import (
     taylor,
 )
 from jaxsim.sparsity.distribution import Distribution, er, erk, global_, lamp, uniform
-from jaxsim.sparsity.ephemeral import topk, topk_gradient, topk_inputs
 from jaxsim.sparsity.gates import (
     Gates,
     closed,
@@ -23,14 +23,14 @@ from jaxsim.sparsity.gates import (
     soft_threshold,
     variational_dropout,
 )
-from jaxsim.sparsity.growth import momentum_growth, rigl, sparse_evolution
-from jaxsim.sparsity.lottery import lottery
-from jaxsim.sparsity.masked import SparseState, fixed, gradual, masks_of
+from jaxsim.sparsity.obs import prune_layer
+from jaxsim.sparsity.optimizers.growth import momentum_growth, rigl, sparse_evolution
+from jaxsim.sparsity.optimizers.lottery import lottery
+from jaxsim.sparsity.optimizers.masked import SparseState, fixed, gradual, masks_of
 from jaxsim.sparsity.pattern import Pattern, block, channel, head, n_of_m, unstructured
 from jaxsim.sparsity.schedule import Schedule, cubic, iterative, one_shot
 from jaxsim.sparsity.second_order import fisher, obd, wood_fisher
 from jaxsim.sparsity.structured import activation_variance, activity, batch_norm_scale, redundancy
-from jaxsim.sparsity.surgeon import prune_layer
 
 __all__ = [
     # patterns

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxsim.network import Network
+from jaxsim.network.network import Network
 
 Loss = Callable[[Network], Float[Array, ""]]
 """A loss of a network on data of the caller's, differentiable by the parameters."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxsim.numerics import check_range, checked_int
+from jaxsim.numerics.checks import check_range, checked_int
 
 
 def parameter_efficiency(accuracy: float, nonzeros: int) -> float:

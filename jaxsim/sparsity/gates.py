@@ -12,10 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxsim.network import Network, path_name, retraced
-from jaxsim.numerics import check_called, check_range, own_promotion
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network
+from jaxsim.network.params import by_name
+from jaxsim.network.tracing import retraced
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import check_called, check_range
 from jaxsim.sparsity.distribution import Distribution, global_
-from jaxsim.sparsity.mask import by_name, check_sparsity, make_masks, require_alone, stacks
+from jaxsim.sparsity.masks import check_sparsity, make_masks, require_alone, stacks
 from jaxsim.sparsity.pattern import unstructured
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 
 
 class Layout(NamedTuple):

@@ -9,13 +9,49 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsim.core import Wrapper
+from jaxsim.console.table import render, si
 from jaxsim.cores.site_weight import SITE_WEIGHT, captured
-from jaxsim.network import Network, Site, path_name, write_states
-from jaxsim.numerics import checked_int
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network
+from jaxsim.network.site import Site
+from jaxsim.network.writer import write_states
+from jaxsim.numerics.checks import checked_int
 from jaxsim.sparsity import storage
 from jaxsim.sparsity.storage import Format, lower_bound, storage_bits
-from jaxsim.table import render, sparsity_table
+
+
+def sparsity_table(
+    rows: Sequence[tuple[str, int, int, float, dict[str, int | None], str]],
+    *,
+    compression: float,
+    useful: float,
+) -> Any:
+    """A rich table of what sparse weights save.
+
+    Args:
+      rows: (name, entries, nonzero entries, MACs, bits by format, best format) by weight.
+      compression: of all weights, each in its best format.
+      useful: share of the MACs whose weight is not zero.
+    """
+    from rich.table import Table
+
+    table = Table(
+        title=f"sparse weights, bits by format · {compression:.2f}x smaller · {useful:.1%} of the "
+        "MACs"
+    )
+    table.add_column("weight", style="bold", no_wrap=True)
+    for column in ("entries", "nonzero", "density", "MACs"):
+        table.add_column(column, justify="right")
+    for column in rows[0][4] if rows else ():
+        table.add_column(column, justify="right")
+    table.add_column("fewest bits")
+    for name, size, nonzero, macs, bits, best in rows:
+        held = ["–" if b is None else si(b) for b in bits.values()]
+        density = f"{nonzero / size:.1%}"
+        table.add_row(name, si(size), si(nonzero), density, si(macs), *held, best)
+    return table
+
 
 FORMATS = (
     storage.bitmap(),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxsim.numerics import check_range, check_share
+from jaxsim.numerics.checks import check_range, check_share
 
 
 class Schedule(NamedTuple):

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from jaxsim.batches import batch_of, kept, one_batch, row_count
-from jaxsim.network import Network
-from jaxsim.numerics import check_range, checked_int, native
+from jaxsim.inputs.batches import batch_of, kept, one_batch, row_count
+from jaxsim.network.network import Network
+from jaxsim.numerics.arrays import native
+from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.sparsity.criterion import Criterion, Loss, Tree, hessian_product
 
 ExampleLoss = Callable[[Network, Any], Float[Array, ""]]

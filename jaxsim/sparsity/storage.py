@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Num
 
-from jaxsim.numerics import checked_int
+from jaxsim.numerics.checks import checked_int
 
 __all__ = [
     "Field",

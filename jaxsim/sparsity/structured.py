@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsim.batches import batches, kept
-from jaxsim.core import Core, Op, State, Wrapper, float_core
-from jaxsim.network import Network, deploy, path_name, write_states
+from jaxsim.cores.core import Core, State, float_core
+from jaxsim.cores.op import Op
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.inputs.batches import batches, kept
+from jaxsim.network.deployment import deploy
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network
+from jaxsim.network.params import by_name
+from jaxsim.network.writer import write_states
 from jaxsim.sparsity.criterion import Criterion, Tree
-from jaxsim.sparsity.mask import by_name
 
 
 def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:

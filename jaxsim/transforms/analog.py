@@ -9,19 +9,21 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.calls import shown_as_called
-from jaxsim.core import Wrapper
+from jaxsim.cores.adc import RangeRule, converted
+from jaxsim.cores.bit_serial import lifted, serial
+from jaxsim.cores.bit_sliced import sliced
 from jaxsim.cores.cells import Device
-from jaxsim.cores.converter import RangeRule, converted
-from jaxsim.cores.held import grounded, held
-from jaxsim.cores.inputs import lifted, serial
+from jaxsim.cores.conductance import grounded, held
 from jaxsim.cores.mapping import differential, offset, referred
-from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wires import Wires, wired
-from jaxsim.network import Network, Site
-from jaxsim.numerics import check_called, check_range, checked_int
-from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.network import Network
+from jaxsim.network.site import Site
+from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.numerics.checks import check_called, check_range, checked_int
+from jaxsim.transforms.codes import require_codes
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

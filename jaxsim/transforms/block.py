@@ -9,14 +9,15 @@ from typing import Any, Literal, get_args
 import jax
 from jaxtyping import Array, Int
 
-from jaxsim.calls import shown_as_called
-from jaxsim.core import Wrapper, made_by
 from jaxsim.cores.blocked import Blocks, Pairs, Rounding, blocked, pair_set, product_set
 from jaxsim.cores.quantized import quantized, quantizer
-from jaxsim.grid import Grid
-from jaxsim.network import Network, Site
-from jaxsim.numerics import checked_int, is_traced
-from jaxsim.transforms.compose import Transform, makers, transformable
+from jaxsim.cores.wrapper import Wrapper, made_by
+from jaxsim.formats.grid import Grid
+from jaxsim.network.network import Network
+from jaxsim.network.site import Site
+from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.numerics.checks import checked_int, is_traced
+from jaxsim.values.calls import shown_as_called
 
 Mode = Literal["exact", "static", "dynamic"]
 Count = int | Int[Array, ""]

@@ -16,12 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxsim.batches import Batch
-from jaxsim.core import Core, Op, Parts, State, Wrapper
-from jaxsim.network import Network, Site, deploy
-from jaxsim.sparsity.dependencies import Dependencies, Group, without
-from jaxsim.sparsity.labels import kept
-from jaxsim.transforms.layers import Tensors, tensors, with_tensors
+from jaxsim.cores.core import Core, State
+from jaxsim.cores.op import Op
+from jaxsim.cores.partition import Parts
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.inputs.batches import Batch
+from jaxsim.network.deployment import deploy
+from jaxsim.network.network import Network
+from jaxsim.network.params import Tensors, tensors, with_tensors
+from jaxsim.network.site import Site
+from jaxsim.sparsity.channels.axes import kept
+from jaxsim.sparsity.channels.groups import Dependencies, Group, without
 
 
 class Reader(NamedTuple):

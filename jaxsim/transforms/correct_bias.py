@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxsim.batches import kept
-from jaxsim.calls import shown_as_called
-from jaxsim.core import Wrapper
-from jaxsim.cores.digital import biased
-from jaxsim.cores.moments import Outputs, outputs
-from jaxsim.network import Network
-from jaxsim.transforms.compose import Transform, makers, require_network, transformable
-from jaxsim.transforms.measure import measured, require_run
+from jaxsim.cores.observers import Outputs, outputs
+from jaxsim.cores.scale_shift import biased
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.inputs.batches import kept
+from jaxsim.network.network import Network
+from jaxsim.network.transform import Transform, makers, require_network, transformable
+from jaxsim.transforms.observe import measured, require_run
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

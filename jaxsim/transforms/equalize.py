@@ -9,25 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.batches import kept
-from jaxsim.calls import shown_as_called
-from jaxsim.network import Network
-from jaxsim.numerics import check_range
-from jaxsim.transforms.compose import Transform
-from jaxsim.transforms.layers import (
+from jaxsim.inputs.batches import kept
+from jaxsim.network.network import Network
+from jaxsim.network.params import Tensors, tensors, with_tensors
+from jaxsim.network.transform import Transform
+from jaxsim.numerics.checks import check_range
+from jaxsim.transforms.rescaling import (
     TOLERANCE,
     Layer,
-    Tensors,
     Trials,
     factors,
     layers,
     norm_behind,
     norms,
     on_outputs,
-    tensors,
     trials_of,
-    with_tensors,
 )
+from jaxsim.values.calls import shown_as_called
 
 
 class Pair(NamedTuple):

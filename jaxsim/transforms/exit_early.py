@@ -10,26 +10,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxsim.batches import joined
-from jaxsim.calls import shown_as_called
-from jaxsim.decision import Rule, check_rule
-from jaxsim.exits import (
-    EarlyExit,
-    Feature,
-    Lines,
-    at_exits,
-    lines,
-    outline,
-    pooled,
-    reading,
-    with_rows,
-)
-from jaxsim.network import Network, call_arguments, require_uncut
-from jaxsim.numerics import check_called, checked_int
-from jaxsim.samples import check_batch
-from jaxsim.stages import Cut, balanced, blocks, flops
-from jaxsim.students import fit_students
-from jaxsim.transforms.compose import Transform, require_network
+from jaxsim.adaptive.exits import EarlyExit, at_exits
+from jaxsim.adaptive.features import Feature, pooled
+from jaxsim.adaptive.heads import fit_students
+from jaxsim.adaptive.rows import Lines, lines, outline, reading, with_rows
+from jaxsim.adaptive.rule import Rule, check_rule
+from jaxsim.inputs.batches import joined
+from jaxsim.inputs.samples import check_batch
+from jaxsim.network.arguments import call_arguments
+from jaxsim.network.cuts import Cut, balanced, blocks, flops
+from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.transform import Transform, require_network
+from jaxsim.numerics.checks import check_called, checked_int
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

@@ -7,21 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxsim.batches import kept
-from jaxsim.calls import shown_as_called
-from jaxsim.network import Network
-from jaxsim.numerics import check_range
-from jaxsim.transforms.compose import Transform
-from jaxsim.transforms.layers import (
-    TOLERANCE,
-    layers,
-    norm_behind,
-    norms,
-    on_outputs,
-    tensors,
-    trials_of,
-    with_tensors,
-)
+from jaxsim.inputs.batches import kept
+from jaxsim.network.network import Network
+from jaxsim.network.params import tensors, with_tensors
+from jaxsim.network.transform import Transform
+from jaxsim.numerics.checks import check_range
+from jaxsim.transforms.rescaling import TOLERANCE, layers, norm_behind, norms, on_outputs, trials_of
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

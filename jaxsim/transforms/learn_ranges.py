@@ -10,15 +10,16 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxsim import clipping
-from jaxsim.batches import kept
-from jaxsim.calls import shown_as_called
-from jaxsim.core import Wrapper
 from jaxsim.cores.quantized import quantized, quantizer, quantizer_place, stored
-from jaxsim.grid import Clip, Grid
-from jaxsim.network import Network, Site
-from jaxsim.transforms.compose import Transform, transformable
-from jaxsim.transforms.measure import measured
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.formats import clipping
+from jaxsim.formats.grid import Clip, Grid
+from jaxsim.inputs.batches import kept
+from jaxsim.network.network import Network
+from jaxsim.network.site import Site
+from jaxsim.network.transform import Transform, transformable
+from jaxsim.transforms.observe import measured
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

@@ -8,13 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsim.calls import shown_as_called
-from jaxsim.decision import Rule, check_rule
-from jaxsim.encoder import Encoder
-from jaxsim.numerics import check_called, checked_int
-from jaxsim.pyramid import Pyramid
-from jaxsim.students import Head
-from jaxsim.tokens import Keeps, above, check_levels
+from jaxsim.adaptive.encoder import Encoder
+from jaxsim.adaptive.heads import Head
+from jaxsim.adaptive.pyramid import Pyramid
+from jaxsim.adaptive.rule import Rule, check_rule
+from jaxsim.adaptive.tokens import Keeps, above, check_levels
+from jaxsim.numerics.checks import check_called, checked_int
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

@@ -14,15 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxsim import spmd
-from jaxsim.calls import shown_as_called
-from jaxsim.microbatch import batch_of
-from jaxsim.mpmd import Place, Remat, Work, programmes
-from jaxsim.network import Network, require_uncut
-from jaxsim.numerics import checked_int
-from jaxsim.pipeline import Layout, Pipeline, example_of
-from jaxsim.schedule import Schedule
-from jaxsim.stages import (
+from jaxsim.network.cuts import (
     Cut,
     Equations,
     balanced,
@@ -32,11 +24,18 @@ from jaxsim.stages import (
     cuts,
     equations,
     flops,
-    held,
     sizes,
-    split,
 )
-from jaxsim.transforms.compose import Transform, require_network
+from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.stages import held, split
+from jaxsim.network.transform import Transform, require_network
+from jaxsim.numerics.checks import checked_int
+from jaxsim.pipeline import spmd
+from jaxsim.pipeline.microbatch import batch_of
+from jaxsim.pipeline.mpmd import Place, Remat, Work, programmes
+from jaxsim.pipeline.pipeline import Layout, Pipeline, example_of
+from jaxsim.pipeline.schedule import Schedule
+from jaxsim.values.calls import shown_as_called
 
 Balance = Literal["flops", "time", "bytes"] | Sequence[str]
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.calls import shown_as_called
-from jaxsim.network import Network
-from jaxsim.numerics import check_called, checked_int
+from jaxsim.network.network import Network
+from jaxsim.network.transform import Transform, transformable
+from jaxsim.numerics.checks import check_called, checked_int
 from jaxsim.sparsity.criterion import Criterion, magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
-from jaxsim.sparsity.mask import check_sparsity, make_masks
+from jaxsim.sparsity.masks import check_sparsity, make_masks
 from jaxsim.sparsity.pattern import Pattern, unstructured
-from jaxsim.transforms.compose import Transform, transformable
 from jaxsim.transforms.site_masks import at_parameters, at_sites
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.batches import kept
-from jaxsim.calls import shown_as_called
-from jaxsim.core import Wrapper
-from jaxsim.cores.moments import Moments, moments
-from jaxsim.grid import Grid
-from jaxsim.network import Network
-from jaxsim.numerics import check_range, checked_int
-from jaxsim.sparsity.mask import check_sparsity
+from jaxsim.cores.observers import Moments, moments
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.formats.grid import Grid
+from jaxsim.inputs.batches import kept
+from jaxsim.network.network import Network
+from jaxsim.network.params import params_of, with_params
+from jaxsim.network.transform import Transform, transformable
+from jaxsim.numerics.checks import check_range, checked_int
+from jaxsim.sparsity.masks import check_sparsity
+from jaxsim.sparsity.obs import prune_layer
 from jaxsim.sparsity.pattern import unstructured
-from jaxsim.sparsity.surgeon import prune_layer
-from jaxsim.transforms.compose import Transform, transformable
-from jaxsim.transforms.matrices import matrices, params_of, solved, with_params
-from jaxsim.transforms.measure import measured, require_run
+from jaxsim.transforms.observe import measured, require_run
+from jaxsim.transforms.site_weights import matrices, solved
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

@@ -9,16 +9,17 @@ from typing import Any, Literal, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.calls import shown_as_called
-from jaxsim.codebook import Codebook, Floating
-from jaxsim.core import Wrapper, made_by
-from jaxsim.cores.looked_up import floated, looked_up
+from jaxsim.cores.lookup import looked_up
+from jaxsim.cores.minifloat import floated
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import grouped
-from jaxsim.grid import Grid
-from jaxsim.network import Network
-from jaxsim.numerics import check_called, check_range, checked_int, is_traced, is_whole
-from jaxsim.transforms.compose import Transform, makers, transformable
+from jaxsim.cores.wrapper import Wrapper, made_by
+from jaxsim.formats.codebook import Codebook, Floating
+from jaxsim.formats.grid import Grid
+from jaxsim.network.network import Network
+from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced, is_whole
+from jaxsim.values.calls import shown_as_called
 
 Format = int | Grid | Codebook | Floating | None
 """How numbers are stored: bits of a symmetric grid, a grid, a table, short floats, or as they are.

@@ -11,21 +11,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.batches import kept
-from jaxsim.calls import shown_as_called
-from jaxsim.clipping import fixed
-from jaxsim.core import Wrapper
-from jaxsim.cores.digital import biased
-from jaxsim.cores.moments import Moments, moments
+from jaxsim.cores.observers import Moments, moments
 from jaxsim.cores.quantized import quantized, quantizer_place
+from jaxsim.cores.scale_shift import biased
 from jaxsim.cores.site_weight import shifted
-from jaxsim.grid import Grid
-from jaxsim.network import Network, Site
-from jaxsim.numerics import check_called
-from jaxsim.rounding import Layer, Rounding, rounded
-from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
-from jaxsim.transforms.matrices import matrices, params_of, solved, with_params
-from jaxsim.transforms.measure import measured, require_run
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.formats.clipping import fixed
+from jaxsim.formats.grid import Grid
+from jaxsim.formats.rounding import Layer, Rounding, rounded
+from jaxsim.inputs.batches import kept
+from jaxsim.network.network import Network
+from jaxsim.network.params import params_of, with_params
+from jaxsim.network.site import Site
+from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.numerics.checks import check_called
+from jaxsim.transforms.codes import require_codes
+from jaxsim.transforms.observe import measured, require_run
+from jaxsim.transforms.site_weights import matrices, solved
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

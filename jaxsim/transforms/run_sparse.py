@@ -13,13 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.calls import shown_as_called
-from jaxsim.core import Dot, Op, Wrapper, build
 from jaxsim.cores.compressed import Layout, compressed, matrices, places, stored
+from jaxsim.cores.geometry import Dot
+from jaxsim.cores.op import Op
 from jaxsim.cores.site_weight import masked
-from jaxsim.network import Network, path_name, write_states
-from jaxsim.numerics import check_range, checked_int, is_traced
-from jaxsim.transforms.compose import Transform, makers, transformable
+from jaxsim.cores.wrapper import Wrapper, build
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network
+from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.network.writer import write_states
+from jaxsim.numerics.checks import check_range, checked_int, is_traced
+from jaxsim.values.calls import shown_as_called
 
 BREAK_EVEN = {"rows": 0.85, "blocks": 0.95}
 """Share of a weight that must be left out before leaving it out is faster, for at least 64 rows of

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxsim.calls import shown_as_called
-from jaxsim.core import Parts
-from jaxsim.network import Network, path_name, require_uncut
-from jaxsim.numerics import check_range, checked_int
-from jaxsim.sparsity.dependencies import (
+from jaxsim.cores.partition import Parts
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.params import tensors, with_tensors
+from jaxsim.network.transform import Transform, require_network
+from jaxsim.numerics.checks import check_range, checked_int
+from jaxsim.sparsity.channels.groups import (
     Dependencies,
     Group,
     dependencies,
@@ -27,9 +29,8 @@ from jaxsim.sparsity.dependencies import (
     unmade,
     without,
 )
-from jaxsim.transforms.compose import Transform, require_network
 from jaxsim.transforms.constants import emitted, read_through, watched
-from jaxsim.transforms.layers import tensors, with_tensors
+from jaxsim.values.calls import shown_as_called
 
 TOLERANCE = 1e-4
 """What outputs may differ by, as a share of the largest, where they are to be the same."""

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.core import Wrapper
 from jaxsim.cores.site_weight import captured, masked, shifted
-from jaxsim.network import Network, Site, path_name, write_states
-from jaxsim.sparsity.mask import Masks
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network
+from jaxsim.network.site import Site
+from jaxsim.network.writer import write_states
+from jaxsim.sparsity.masks import Masks
 
 
 def at_sites(net: Network, sites: Iterable[Site], before: Masks) -> Network:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxsim.calls import shown_as_called
-from jaxsim.core import Wrapper, made_by
+from jaxsim.cores.bit_sliced import sliced
 from jaxsim.cores.blocked import blocked
-from jaxsim.cores.digital import DIGITAL
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.sliced import sliced
+from jaxsim.cores.scale_shift import DIGITAL
 from jaxsim.cores.tiled import grouped
-from jaxsim.network import Network
-from jaxsim.numerics import checked_int
-from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
+from jaxsim.cores.wrapper import Wrapper, made_by
+from jaxsim.network.network import Network
+from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.numerics.checks import checked_int
+from jaxsim.transforms.codes import require_codes
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

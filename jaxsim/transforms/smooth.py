@@ -11,16 +11,17 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxsim.batches import kept
-from jaxsim.calls import shown_as_called
-from jaxsim.clipping import fixed, learned
-from jaxsim.core import Wrapper
-from jaxsim.cores.digital import biased, smoothed
-from jaxsim.cores.moments import Peaks, peaks
-from jaxsim.network import Network
-from jaxsim.numerics import check_range
-from jaxsim.transforms.compose import Transform, makers, require_codes, transformable
-from jaxsim.transforms.measure import measured, require_run
+from jaxsim.cores.observers import Peaks, peaks
+from jaxsim.cores.scale_shift import biased, smoothed
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.formats.clipping import fixed, learned
+from jaxsim.inputs.batches import kept
+from jaxsim.network.network import Network
+from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.numerics.checks import check_range
+from jaxsim.transforms.codes import require_codes
+from jaxsim.transforms.observe import measured, require_run
+from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called

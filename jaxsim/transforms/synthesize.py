@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxsim.core import Wrapper
-from jaxsim.cores.moments import Outputs, outputs
-from jaxsim.network import Network, deploy, widen_ranges
-from jaxsim.numerics import check_range, checked_int, own_promotion
-from jaxsim.transforms.compose import require_network
-from jaxsim.transforms.layers import layers, norm_behind, norms, tensors, trials_of
+from jaxsim.cores.observers import Outputs, outputs
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.deployment import deploy, widen_ranges
+from jaxsim.network.network import Network
+from jaxsim.network.params import tensors
+from jaxsim.network.transform import require_network
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import check_range, checked_int
+from jaxsim.transforms.rescaling import layers, norm_behind, norms, trials_of
 
 
 @own_promotion()

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-from tests.cascades.graphs import build
 from tests.oracles import cascades_enumeration
+from tests.support.graphs import build
 
 HARD_OPTIMUM = 503.6  # spread of a near-optimal set, from the specification
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-from tests.cascades.graphs import build, random_edges
 from tests.oracles.cascades_estimates import two_conditionals, with_seeding_rate
+from tests.support.graphs import build, random_edges
 
 
 def instance(n=60):

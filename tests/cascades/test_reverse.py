@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 import jaxsim.cascades as jc
 from jaxsim.cascades import maximize, reverse
 from jaxsim.cascades.bits import pack
-from tests.cascades.graphs import build, random_edges, real
 from tests.oracles import cascades_enumeration
 from tests.oracles.cascades_estimates import greedy_cover
+from tests.support.graphs import build, random_edges, real
 
 
 def as_sets(member):

@@ -5,8 +5,8 @@ import pytest
 
 import jaxsim.cascades as jc
 from benchmarks.graphs import DATA
-from tests.cascades.graphs import build, random_edges
 from tests.oracles import cascades_networkx
+from tests.support.graphs import build, random_edges
 
 
 def test_seeds_and_first_steps_have_their_probabilities():

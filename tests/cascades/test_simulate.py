@@ -11,10 +11,10 @@ from jax.sharding import Mesh
 
 import jaxsim.cascades as jc
 from benchmarks.graphs import ROOT, SEEDS
-from jaxsim import memory
 from jaxsim.cascades import simulate
-from tests.cascades.graphs import build, random_edges, real
+from jaxsim.numerics import memory
 from tests.oracles import cascades_enumeration, cascades_networkx
+from tests.support.graphs import build, random_edges, real
 
 ENGINES = ("packed", "frontier")
 # Mean and standard error that CyNetDiff 0.1.18 gave, per weighting.

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsim.core import Dot, Op
 from jaxsim.cores.blocked import blocked, grouped, pair_set, product_set
+from jaxsim.cores.geometry import Dot
+from jaxsim.cores.op import Op
 from jaxsim.cores.tiled import tiled
-from jaxsim.grid import Grid
-from tests import sites
-from tests.geometries import geometries, integers, seeds
+from jaxsim.formats.grid import Grid
 from tests.oracles import blocks as oracle
 from tests.oracles import contraction, quantiser
+from tests.support import sites
+from tests.support.geometries import geometries, integers, seeds
 
 CODES = np.arange(-127, 128).astype(np.int8)
 EXPERTS = Dot((2,), (0,), (1,), (0,), 3, (3, 7, 5))  # ebd,edf->ebf

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxsim.core import Dot, Op
 from jaxsim.cores import cells
-from jaxsim.cores.converter import converted
-from jaxsim.cores.held import grounded, held
+from jaxsim.cores.adc import converted
+from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.conductance import grounded, held
+from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset, referred
+from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.sliced import sliced
-from jaxsim.grid import Grid
-from tests import sites
+from jaxsim.formats.grid import Grid
 from tests.oracles import devices
+from tests.support import sites
 
 K, N, ALPHA = 400, 500, 0.01
 SQUARE = Dot((1,), (), (0,), (), 2, (K, N))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.cores.converter import Converter
+from jaxsim.cores.adc import Converter
 
 ROWS, COLUMNS, VECTORS, LEVELS, ON_OFF = 144, 64, 256, 127, 100.0
 

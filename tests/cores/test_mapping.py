@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from jaxsim.core import Op
 from jaxsim.cores.mapping import differential, offset, referred
-from jaxsim.grid import Grid
-from tests import sites
+from jaxsim.cores.op import Op
+from jaxsim.formats.grid import Grid
 from tests.oracles import quantiser
+from tests.support import sites
 
 
 def written(mapping, width=8):

@@ -5,16 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsim import clipping
-from jaxsim.core import Conv, Dot, Op
+from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.conv import Conv
+from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset
+from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import grouped, tiled
-from jaxsim.grid import Grid
-from tests import sites
-from tests.geometries import geometries, seeds
+from jaxsim.formats import clipping
+from jaxsim.formats.grid import Grid
 from tests.oracles import quantiser
+from tests.support import sites
+from tests.support.geometries import geometries, seeds
 
 grids = st.builds(
     Grid,

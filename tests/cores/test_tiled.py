@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from jaxsim.cores.tiled import tiled
-from jaxsim.grid import Grid
-from tests import sites
+from jaxsim.formats.grid import Grid
 from tests.oracles import quantiser
+from tests.support import sites
 
 
 @pytest.mark.parametrize("rows", [1, 3, 6, 7, 19, 20])

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.core import Op
 from jaxsim.cores import cells, wires
-from jaxsim.cores.held import held
+from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.conductance import held
 from jaxsim.cores.mapping import differential, offset
+from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.sliced import sliced
 from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wires import wired
-from jaxsim.grid import Grid
-from tests import sites
+from jaxsim.formats.grid import Grid
 from tests.oracles import resistors
-from tests.transforms.networks import X, cnn, run
+from tests.support import sites
+from tests.support.networks import X, cnn, run
 
 KEY = jax.random.key(5)
 DEVICE = (held, {"device": cells.proportional(0.05, on_off=20.0)})

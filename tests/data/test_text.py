@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxsim.data.hugging_face import word_pieces
 from jaxsim.data.text import ag_news, sst2
+from jaxsim.models.hugging_face import word_pieces
 
 
 def test_ag_news_joins_titles_and_descriptions(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ def faked(v, bits, axes=None):
 
 
 def cnn(params, x, *, weights, inputs):
-    """The CNN of tests/transforms/networks.py, each contraction on fake-quantised operands."""
+    """The CNN of tests/support/networks.py, each contraction on fake-quantised operands."""
 
     def conv(x, layer, stride):
         kernel = faked(layer["kernel"], weights, (0, 1, 2))

@@ -12,7 +12,7 @@ import jaxsim.quantum as jq
 from jaxsim.quantum import ansatz
 from jaxsim.quantum.circuit import unitary
 from tests.oracles.circuits import expectations, shifted_jacobian
-from tests.quantum.circuits import angles, random, strongly
+from tests.support.circuits import angles, random, strongly
 
 METHODS = ("gemm", "pauli", "sparse")
 

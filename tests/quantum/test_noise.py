@@ -8,7 +8,7 @@ import pytest
 
 import jaxsim.quantum as jq
 from tests.oracles.circuits import expectations, noisy_expectations
-from tests.quantum.circuits import angles, random, strongly
+from tests.support.circuits import angles, random, strongly
 
 BIT_FLIP = [np.sqrt(0.8) * np.eye(2), np.sqrt(0.2) * np.array([[0, 1], [1, 0]])]
 CHANNELS = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import jaxsim.quantum as jq
-from tests.quantum.circuits import random, strongly
+from tests.support.circuits import random, strongly
 
 IDENTITY = jq.compile_circuit(jq.Circuit(4, ()))
 

@@ -9,7 +9,7 @@ import pennylane as qml
 import pytest
 
 import jaxsim.quantum as jq
-from tests.quantum.circuits import angles, strongly
+from tests.support.circuits import angles, strongly
 
 DRAWS, SHOTS = 2000, 200
 

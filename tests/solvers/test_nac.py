@@ -7,7 +7,7 @@ import pytest
 import jaxsim.games as jg
 import jaxsim.solvers as js
 from jaxsim.solvers.networks import Unit, recurrent
-from tests.processes import of_two_and_of_one
+from tests.support.processes import of_two_and_of_one
 
 NETWORKS = {
     "conv": js.ConvMixing((3,)),
@@ -197,7 +197,7 @@ def test_training_makes_nash_conv_smaller(gradient):
 
 @pytest.mark.slow
 def test_two_processes_train_as_two_devices_do_and_those_as_one():
-    first, second, alone = of_two_and_of_one("tests.nac_process")
+    first, second, alone = of_two_and_of_one("tests.support.nac_process")
     assert first == second == alone
 
 

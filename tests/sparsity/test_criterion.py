@@ -9,13 +9,13 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxsim as js
+from jaxsim.network.params import by_name
 from jaxsim.sparsity.criterion import hessian_product
-from jaxsim.sparsity.mask import by_name
 from jaxsim.sparsity.second_order import example_gradients, inverse_fisher
-from jaxsim.train import cross_entropy
-from tests.models import normal
+from jaxsim.train.losses import cross_entropy
 from tests.oracles import sparsity as oracle
-from tests.transforms.networks import X, cnn
+from tests.support.models import normal
+from tests.support.networks import X, cnn
 
 sp = js.sparsity
 LABELS = np.arange(8) % 3
@@ -164,7 +164,7 @@ def gram_of(K, seed=0):
 
 
 def test_the_surgeon_s_single_removal_is_the_constrained_minimum():
-    from jaxsim.sparsity.surgeon import removal
+    from jaxsim.sparsity.obs import removal
 
     gram, w = gram_of(7), np.asarray(normal(7, 3, seed=3), np.float64)
     scaled = gram / np.mean(np.diag(gram))

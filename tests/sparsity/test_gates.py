@@ -10,9 +10,9 @@ import pytest
 from scipy import integrate, stats
 
 import jaxsim as js
-from jaxsim.sparsity.mask import by_name
-from jaxsim.train import fit
-from tests.transforms.networks import SITES, X, cnn
+from jaxsim.network.params import by_name
+from jaxsim.train.loop import fit
+from tests.support.networks import SITES, X, cnn
 
 sp = js.sparsity
 LABELS = np.arange(8) % 3

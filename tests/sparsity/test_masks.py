@@ -8,10 +8,10 @@ import pytest
 
 import jaxsim as js
 from jaxsim.sparsity.distribution import Layer, densities, rank
-from jaxsim.sparsity.mask import contracted_axes
-from tests.models import normal
+from jaxsim.sparsity.masks import contracted_axes
 from tests.oracles import sparsity as oracle
-from tests.transforms.networks import cnn, stack
+from tests.support.models import normal
+from tests.support.networks import cnn, stack
 
 sp = js.sparsity
 

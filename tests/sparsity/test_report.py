@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from tests.sparsity.networks import network
+from tests.support.cut_networks import network
 
 
 def test_a_report_counts_what_masks_leave():

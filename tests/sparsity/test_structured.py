@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.sparsity.mask import by_name
-from tests.models import normal, resnet
-from tests.transforms.networks import X, cnn
+from jaxsim.network.params import by_name
+from tests.support.models import normal, resnet
+from tests.support.networks import X, cnn
 
 sp = js.sparsity
 

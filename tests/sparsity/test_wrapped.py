@@ -8,8 +8,8 @@ import pytest
 
 import jaxsim as js
 from jaxsim import sparsity as sp
-from jaxsim.train import fit, only
-from tests.models import normal
+from jaxsim.train.loop import fit, only
+from tests.support.models import normal
 
 X = normal(8, 6)
 LABELS = np.arange(8) % 3

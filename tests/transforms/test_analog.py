@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from tests import models
-from tests.transforms.networks import X, cnn, run, stack
+from tests.support import models
+from tests.support.networks import X, cnn, run, stack
 
 KEY = jax.random.key(11)
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.cores.bit_sliced import sliced
 from jaxsim.cores.blocked import blocked
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.sliced import sliced
-from tests import models
-from tests.transforms.networks import X, attention, cnn, run, stack
+from tests.support import models
+from tests.support.networks import X, attention, cnn, run, stack
 
 PAIRS = [(0, 1), (1, 0)]
 

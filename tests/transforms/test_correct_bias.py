@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.core import Wrapper
-from jaxsim.cores.moments import outputs
-from tests.models import normal
-from tests.transforms.networks import SITES, X, attention, cnn, run, stack
+from jaxsim.cores.observers import outputs
+from jaxsim.cores.wrapper import Wrapper
+from tests.support.models import normal
+from tests.support.networks import SITES, X, attention, cnn, run, stack
 
 
 def means(net, x):

@@ -8,9 +8,9 @@ import pytest
 
 import jaxsim as js
 from jaxsim.transforms.equalize import pairs
-from jaxsim.transforms.layers import layers, trials_of
-from tests.models import normal
-from tests.transforms.networks import X, cnn, run
+from jaxsim.transforms.rescaling import layers, trials_of
+from tests.support.models import normal
+from tests.support.networks import X, cnn, run
 from tests.transforms.test_fold_norms import uneven
 
 

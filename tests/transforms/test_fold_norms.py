@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import jaxsim as js
-from tests.models import NnxCnn, normal
-from tests.transforms.networks import X, cnn, run
+from tests.support.models import NnxCnn, normal
+from tests.support.networks import X, cnn, run
 
 
 class Normed(nn.Module):

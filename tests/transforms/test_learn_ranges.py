@@ -7,10 +7,11 @@ import optax
 import pytest
 
 import jaxsim as js
-from jaxsim.train import distillation, fit, taught
+from jaxsim.train.loop import fit
+from jaxsim.train.losses import distillation, taught
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
-from tests import models
-from tests.transforms.networks import SITES, X, cnn, run
+from tests.support import models
+from tests.support.networks import SITES, X, cnn, run
 
 LABELS = np.arange(len(X)) % 3
 

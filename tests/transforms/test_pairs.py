@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from tests.models import normal
+from tests.support.models import normal
 
 PAGE = Path(__file__).parents[2] / "docs" / "pairs.md"
 PAIR = jax.devices()[:1] * 2
@@ -99,7 +99,7 @@ def transforms(x):
     }
 
 
-NAMES = tuple(transforms(None))
+NAMES = tuple(transforms(normal(1, 1)))
 CHANGING = ("fold_norms", "equalize", "shrink", "prune_layers", "prune", "round_weights")
 """What changes parameters: the function that these have in floats is what is compared with."""
 ON_CODES = (

@@ -14,11 +14,12 @@ import optax
 import pytest
 
 import jaxsim as js
-from jaxsim.train import fit
-from tests import pipelines
-from tests.models import normal
-from tests.pipelines import furthest, plain
-from tests.transforms.networks import X, attention, cnn, stack
+from jaxsim.network.arguments import call_arguments
+from jaxsim.train.loop import fit
+from tests.support import pipelines
+from tests.support.models import normal
+from tests.support.networks import X, attention, cnn, stack
+from tests.support.pipelines import furthest, plain
 
 ONE = jax.devices()[:1]
 
@@ -184,7 +185,7 @@ def test_under_jit_and_grad_it_is_the_same_function():
 
 
 def test_other_batch_sizes_need_no_new_trace_and_equal_shapes_compile_once():
-    from jaxsim.pipeline import prepared
+    from jaxsim.pipeline.pipeline import prepared
 
     case = pipelines.mlp()
     made = pipe(case.net)
@@ -192,7 +193,7 @@ def test_other_batch_sizes_need_no_new_trace_and_equal_shapes_compile_once():
         x = normal(batch, 12)
         np.testing.assert_allclose(made(x), case.net(x), atol=1e-6)
     again = pipe(case.net, microbatches=4, schedule="1f1b")
-    arguments = [js.network.call_arguments((normal(n, 12),), {}) for n in (8, 16)]
+    arguments = [call_arguments((normal(n, 12),), {}) for n in (8, 16)]
     first, second = (prepared(n, a) for n, a in zip((made, again), arguments, strict=True))
     assert first.programmes is second.programmes  # micro-batches of four
 

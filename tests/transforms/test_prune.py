@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from tests import models
-from tests.transforms.networks import SITES, X, cnn, run, stack
+from tests.support import models
+from tests.support.networks import SITES, X, cnn, run, stack
 
 
 def smallest(flat, sparsity):

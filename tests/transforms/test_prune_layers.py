@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from tests.models import normal
-from tests.transforms.networks import SITES, attention, cnn, stack
+from tests.support.models import normal
+from tests.support.networks import SITES, attention, cnn, stack
 
 X = normal(64, 6, 6, 3, seed=12)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim import clipping
-from jaxsim.codebook import k_means
+from jaxsim.formats import clipping
+from jaxsim.formats.codebook import k_means
 
 W = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
 EYE = np.eye(16, dtype=np.float32)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from tests import models
+from jaxsim.cores.geometry import Dot
 from tests.oracles import fake_quant, quantiser
-from tests.transforms.networks import SITES, X, attention, cnn, run
+from tests.support import models
+from tests.support.networks import SITES, X, attention, cnn, run
 
 
 def loss_and_slopes(forward):
@@ -66,7 +67,7 @@ def test_a_quantised_dense_layer_is_its_exact_integers():
     }
     y = run(js.deploy(js.quantize(**grid)(net), calibrate=x), x)
     (site,) = net.sites
-    geometry = js.core.Dot((1,), (), (0,), (), 2, site.w_shape)
+    geometry = Dot((1,), (), (0,), (), 2, site.w_shape)
     np.testing.assert_allclose(y, quantiser.product(geometry, x, params["w"], **grid), rtol=1e-5)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.rounding import gptq, rounded
-from tests.models import normal
-from tests.transforms.networks import SITES, X, cnn, run, stack
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.formats.rounding import gptq, rounded
+from tests.support.models import normal
+from tests.support.networks import SITES, X, cnn, run, stack
 
 GRIDS = {
     "channel": js.Grid(3, per="channel"),
@@ -54,7 +55,7 @@ def test_deployed_codes_are_the_rounded_weights_on_the_grid_they_had(grid, round
 
 
 def _weights_only(wrapper):
-    return js.core.Wrapper.of(wrapper.make, **{**wrapper.settings, "inputs": None})
+    return Wrapper.of(wrapper.make, **{**wrapper.settings, "inputs": None})
 
 
 @pytest.mark.parametrize("rounding", [gptq(), FEW], ids=["gptq", "adaround"])

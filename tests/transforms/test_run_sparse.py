@@ -8,9 +8,9 @@ import pytest
 import jaxsim as js
 from jaxsim.cores.compressed import compressed, places, stored
 from jaxsim.transforms.run_sparse import alternatives
-from tests.models import normal
-from tests.sites import CONV, DENSE, operands, read, read_deployed
-from tests.transforms.networks import X, cnn, run
+from tests.support.models import normal
+from tests.support.networks import X, cnn, run
+from tests.support.sites import CONV, DENSE, operands, read, read_deployed
 
 WHOLE = dataclasses.replace(CONV, groups=1, w_shape=(4, 6, 3, 2))
 LAYOUTS = {"rows": (1, 1), "blocks": (4, 2), "large blocks": (32, 32)}

@@ -11,9 +11,9 @@ import pytest
 
 import jaxsim as js
 from jaxsim import sparsity
-from jaxsim.core import Wrapper
 from jaxsim.cores.site_weight import SITE_WEIGHT, captured
-from jaxsim.network import write_states
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.writer import write_states
 
 IDS = jax.random.randint(jax.random.key(3), (8, 16), 0, 24)
 FEW = js.rounding.adaround(300, rate=0.03)

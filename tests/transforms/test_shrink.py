@@ -12,10 +12,10 @@ from benchmarks import torch_networks
 from benchmarks.efficientnet import lite0, weights_file
 from benchmarks.shrink import Small
 from jaxsim.models.resnet import ResNet
-from jaxsim.sparsity.dependencies import without
-from jaxsim.train import fit
-from tests.models import normal
-from tests.sparsity.networks import IMAGES, MODELS, inputs, network
+from jaxsim.sparsity.channels.groups import without
+from jaxsim.train.loop import fit
+from tests.support.cut_networks import IMAGES, MODELS, inputs, network
+from tests.support.models import normal
 
 run = jax.jit(lambda net, x: net(x))
 

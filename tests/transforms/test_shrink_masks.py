@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from tests.models import normal
+from tests.support.models import normal
 
 X = normal(2, 6, 6, 3)
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.cores.bit_sliced import sliced
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.sliced import sliced
-from tests.transforms.networks import X, cnn, run
+from tests.support.networks import X, cnn, run
 
 
 @pytest.mark.parametrize("bits", [1, 3, 7])

@@ -4,8 +4,8 @@ import pytest
 
 import jaxsim as js
 from jaxsim.transforms.smooth import channel_scales
-from tests.models import normal
-from tests.transforms.networks import SITES, X, cnn, run, stack
+from tests.support.models import normal
+from tests.support.networks import SITES, X, cnn, run, stack
 
 
 def outliers(seed=1):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from tests.models import normal
-from tests.transforms.networks import cnn, stack
+from tests.support.models import normal
+from tests.support.networks import cnn, stack
 from tests.transforms.test_fold_norms import folded
 
 

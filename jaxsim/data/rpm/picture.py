@@ -7,9 +7,9 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jaxsim import memory
 from jaxsim.data.rpm.layout import COLORS, COLUMNS, SIZES, TYPES, components
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import memory
+from jaxsim.numerics.checks import checked_int
 
 ANGLES = 8  # a figure is turned by a multiple of 45 degrees that means nothing
 _FINE = 4  # samples a pixel, along each side

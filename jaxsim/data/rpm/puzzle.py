@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int16
 
-from jaxsim import memory
 from jaxsim.data.rpm.layout import COLUMNS, LEVELS, SIZES, Component, components
 from jaxsim.data.rpm.rule import RULES, Rule, drawn, steps
 from jaxsim.data.rpm.solver import explained
-from jaxsim.numerics import checked_int
+from jaxsim.numerics import memory
+from jaxsim.numerics.checks import checked_int
 
 _TRIES = 1000
 

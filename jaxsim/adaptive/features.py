@@ -1,0 +1,49 @@
+"""What a classifier between stages reads of the activations there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Feature = Callable[[tuple[Array, ...]], Float[Array, "B d"]]
+"""What a classifier reads of the activations that are live at a cut, [B, …] each."""
+
+
+def pooled(live: tuple[Array, ...]) -> Float[Array, "B d"]:
+    """The one float activation there is, its mean over places or tokens.
+
+    Args:
+      live: [B, d], [B, N, d], [B, H, W, d], …, features last; integers and masks are passed over.
+
+    Raises:
+      ValueError: none or several are floats of that rank.
+    """
+    x = _only(live)
+    return jnp.mean(x, tuple(range(1, x.ndim - 1)))
+
+
+def first_token(live: tuple[Array, ...]) -> Float[Array, "B d"]:
+    """The first token, a class token, of the one float activation there is.
+
+    Args:
+      live: [B, N, d].
+
+    Raises:
+      ValueError: none or several are floats of that rank.
+    """
+    x = _only(live)
+    if x.ndim != 3:
+        raise ValueError(f"feature=first_token: an activation {list(x.shape)} has no tokens")
+    return x[:, 0]
+
+
+def _only(live: tuple[Array, ...]) -> Array:
+    found = [x for x in live if x.ndim > 1 and jnp.issubdtype(x.dtype, jnp.floating)]
+    if len(found) != 1:
+        shapes = ", ".join(str(list(x.shape)) for x in found) or "no float [B, …, d]"
+        raise ValueError(
+            f"feature: {shapes} are live where the network is cut; give a function of them"
+        )
+    return found[0]

@@ -1,0 +1,236 @@
+"""Which axes of the values between stages hold the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxsim.adaptive.features import Feature
+from jaxsim.cores.partition import Parts
+from jaxsim.network.cost import Cost
+from jaxsim.network.cuts import Cut, Equations, chosen, cuts, equations
+from jaxsim.network.network import Network, uncut
+from jaxsim.network.stages import Stages, split
+
+
+def check_rows(net: Network, deploy: str) -> None:
+    """Checks that what a network says of a row does not depend on the others in its batch.
+
+    Args:
+      net: a network, or a piece of one.
+      deploy: the call that would deploy it.
+
+    Raises:
+      ValueError: a core that takes its ranges from a batch.
+    """
+    if net.cores and not net.deployed:
+        raise ValueError(
+            f"run: the core at {next(iter(net.cores))} is not deployed, and may take its ranges "
+            f"from whatever is in a batch; {deploy} first"
+        )
+    for site in net.sites:
+        if site.kind == "dynamic" and site.name in net.cores:
+            raise ValueError(
+                f"run: {site.name} contracts two inputs, and its core takes their ranges from "
+                "whatever is in a batch; use simulate"
+            )
+
+
+class Outline(NamedTuple):
+    """What of a cut network does not depend on the number of rows.
+
+    Attributes:
+      axes: for each cut and each value that crosses it, the axis that holds the rows; None where
+        none does.
+      widths: features that each classifier reads.
+      classes: number of logits.
+      flops: of one row up to each exit, at the sites and in the classifiers.
+      dtype: of the network's own logits, which those of the classifiers take too.
+    """
+
+    axes: tuple[tuple[int | None, ...], ...]
+    widths: tuple[int, ...]
+    classes: int
+    flops: tuple[float, ...]
+    dtype: str
+
+
+class Lines(NamedTuple):
+    """A network's equations for two rows and for three, and where they can be cut."""
+
+    two: Equations
+    three: Equations
+    places: tuple[Cut, ...]
+
+
+def lines(net: Network, arguments: Parts, rowed: tuple[bool, ...]) -> Lines:
+    """The equations of a network for two rows and for three: what differs holds the rows.
+
+    Args:
+      net: its arrays may be shapes.
+      arguments: of a call; they may be shapes.
+      rowed: which of their arrays hold rows.
+    """
+    two, three = (
+        equations(without_exits(net), with_batch_size(arguments, rowed, n)) for n in (2, 3)
+    )
+    return Lines(two, three, cuts(two))
+
+
+def reading(
+    found: Lines, places: Sequence[Cut], feature: Feature
+) -> tuple[tuple[tuple[int | None, ...], ...], tuple[int, ...]]:
+    """Where rows lie in what crosses each cut, and how many features a classifier there reads.
+
+    Args:
+      found: the equations.
+      places: the cuts.
+      feature: what a classifier reads.
+
+    Raises:
+      ValueError: features other than [B, d], a row that has parts of a value on several axes, or
+        what `feature` raises.
+    """
+    cut, wider = split(found.two, places), split(found.three, places)
+    along: list[tuple[int | None, ...]] = []
+    widths: list[int] = []
+    for place, crossed in zip(places, crossing(cut), strict=True):
+        live = [cut.stages[s].outputs[i] for s, i in crossed]
+        more = [wider.stages[s].outputs[i] for s, i in crossed]
+        axes = tuple(_axis(a.shape, b.shape) for a, b in zip(live, more, strict=True))
+        read = jax.eval_shape(lambda live, axes=axes: feature(batch_first(live, axes)), live)
+        if read.ndim != 2 or read.shape[0] != 2:
+            raise ValueError(
+                f"feature: gives {list(read.shape)} for 2 rows at {place.name}, not [B, d]"
+            )
+        along.append(axes)
+        widths.append(read.shape[1])
+    return tuple(along), tuple(widths)
+
+
+def outline(
+    net: Network,
+    arguments: Parts,
+    rowed: tuple[bool, ...],
+    names: Sequence[str],
+    feature: Feature,
+) -> Outline:
+    """What a network looks like at its cuts.
+
+    Args:
+      net: its arrays may be shapes.
+      arguments: of a call; they may be shapes.
+      rowed: which of their arrays hold rows.
+      names: sites that the stages but the first begin with.
+      feature: what a classifier reads.
+
+    Raises:
+      ValueError: a cut that does not exist, outputs other than logits [B, C], or what `reading`
+        raises.
+    """
+    few = with_batch_size(arguments, rowed, 2)
+    leaves_, treedef = jax.tree.flatten((without_exits(net), few))
+    return _outline(treedef, abstract_leaves(leaves_), rowed, tuple(names), feature)
+
+
+@functools.lru_cache(maxsize=64)
+def _outline(
+    treedef: Any,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+    rowed: tuple[bool, ...],
+    names: tuple[str, ...],
+    feature: Feature,
+) -> Outline:
+    net, few = jax.tree.unflatten(treedef, shapes)
+    found = lines(net, few, rowed)
+    places = chosen(found.places, names, argument="exits")
+    cut = split(found.two, places)
+    outputs = [list(cut.stages[s].outputs[i].shape) for s, i in cut.outputs]
+    if len(outputs) != 1 or len(outputs[0]) != 2 or outputs[0][0] != 2 or outputs[0][1] < 2:
+        raise ValueError(f"exits: the network returns {outputs} for 2 rows, not logits [B, C]")
+    classes = outputs[0][1]
+    axes, widths = reading(found, places, feature)
+    counted: list[Cost] = []
+
+    def count(net: Network) -> None:
+        args, kwargs = few.whole()
+        counted.append(net.cost(*args, **kwargs))
+
+    jax.eval_shape(count, net)  # settings of wrappers are numbers there, and only shapes here
+    macs = {site.name: site.spent["macs"] / 2 for site in counted[0].sites}
+    stages = [sum(2 * macs[name] for name in stage.sites) for stage in cut.stages]
+    read = itertools.accumulate((2 * d * classes for d in widths), initial=0)
+    heads = [*read][1:]
+    flops = [a + b for a, b in zip(itertools.accumulate(stages), [*heads, heads[-1]], strict=True)]
+    ((at, i),) = cut.outputs
+    return Outline(axes, widths, classes, tuple(flops), str(cut.stages[at].outputs[i].dtype))
+
+
+def crossing(cut: Stages) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """For each cut the values computed before it and read after it."""
+    last = {source: at for at, stage in enumerate(cut.stages) for source in stage.sources}
+    last.update(dict.fromkeys(cut.outputs, len(cut.stages) - 1))
+    return tuple(
+        tuple(sorted(source for source, end in last.items() if source[0] <= at < end))
+        for at in range(len(cut.stages) - 1)
+    )
+
+
+def without_exits(net: Network) -> Network:
+    """The network without exits or masks, which change nothing in its equations."""
+    return dataclasses.replace(uncut(net), masks={})
+
+
+def batch_first(live: Sequence[Array], axes: Sequence[int | None]) -> tuple[Array, ...]:
+    """The values that hold rows, those first."""
+    return tuple(jnp.moveaxis(a, i, 0) for a, i in zip(live, axes, strict=True) if i is not None)
+
+
+def _axis(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
+    """The axis along which a value of two rows and one of three differ."""
+    changed = [i for i, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
+    if len(changed) > 1 or (changed and (two[changed[0]], three[changed[0]]) != (2, 3)):
+        raise ValueError(
+            f"exits: a value between stages is {list(two)} for 2 rows and {list(three)} for 3; "
+            "rows are to be entries of one axis"
+        )
+    return changed[0] if changed else None
+
+
+def with_rows(arguments: Parts) -> tuple[int, tuple[bool, ...]]:
+    """Number of rows, the leading axis of the first array that has one, and which arrays have it.
+
+    Raises:
+      ValueError: no array has an axis, or there is no row.
+    """
+    shapes = [np.shape(a) for a in arguments.arrays]
+    rows = next((shape[0] for shape in shapes if shape), 0)
+    if rows == 0:
+        raise ValueError("args: the first array with an axis must have a row at least")
+    return rows, tuple(shape[:1] == (rows,) for shape in shapes)
+
+
+def with_batch_size(arguments: Parts, rowed: tuple[bool, ...], rows: int) -> Parts:
+    """Shapes of the arguments with another number of rows."""
+    return dataclasses.replace(
+        arguments,
+        arrays=tuple(
+            jax.ShapeDtypeStruct(
+                (rows, *np.shape(a)[1:]) if own else np.shape(a), jnp.result_type(a)
+            )
+            for a, own in zip(arguments.arrays, rowed, strict=True)
+        ),
+    )
+
+
+def abstract_leaves(leaves_: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes and dtypes of arrays, hashable."""
+    return tuple(jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves_)

@@ -1,0 +1,106 @@
+"""Arrays of a pytree as orbax writes and reads them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def abstract_tree(tree: Any, home: jax.sharding.Sharding) -> Any:
+    """Shapes of the arrays, each with the sharding it has, or `home`."""
+
+    def shape(a: Any) -> jax.ShapeDtypeStruct:
+        placed = getattr(a, "sharding", None)
+        kept = placed if isinstance(placed, jax.sharding.NamedSharding) else home
+        return shape_on(a, kept)
+
+    return jax.tree.map(shape, tree)
+
+
+def shape_on(a: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array, to be placed by a sharding."""
+    return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a), sharding=sharding)
+
+
+def boxed(tree: Any) -> dict[str, list[Any]]:
+    """The leaves as orbax takes them: in a list, random keys as their data."""
+    return {"leaves": [_key_data(leaf) for leaf in jax.tree.leaves(tree)]}
+
+
+def unboxed(like: Any, boxed: dict[str, list[Any]]) -> Any:
+    """A tree like `like` of the leaves that `boxed` wrote, each placed where that of `like` is."""
+    leaves, treedef = jax.tree.flatten(like)
+    arrays = [_as_placed(a, leaf) for a, leaf in zip(boxed["leaves"], leaves, strict=True)]
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jax.random.wrap_key_data(a, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else a
+            for a, leaf in zip(arrays, leaves, strict=True)
+        ],
+    )
+
+
+def _as_placed(a: Any, leaf: Any) -> Any:
+    """An array that is bound to the default device only if that of the network is.
+
+    What is read from disk is bound to the device it was put on, and calls of it compile anew.
+    """
+    bound = getattr(leaf, "committed", False) or not isinstance(a, jax.Array)
+    if bound or a.sharding != jax.sharding.SingleDeviceSharding(jax.devices()[0]):
+        return a
+    return jnp.asarray(np.asarray(a))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _key_data(leaf: Any) -> Array | jax.ShapeDtypeStruct:
+    if not _is_key(leaf):
+        return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return jax.random.key_data(leaf)
+
+
+def is_weak(leaf: Any) -> bool:
+    """Whether an array has a weak type."""
+    return bool(getattr(leaf, "weak_type", False))
+
+
+@contextmanager
+def readable(path: Any) -> Generator[None]:
+    """Turns what orbax and tensorstore raise on a bad checkpoint into a ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"path={str(path)!r} is not a readable checkpoint: {error}") from error
+
+
+@contextmanager
+def writable(folder: Path) -> Generator[None]:
+    """Turns what orbax and tensorstore raise of a disk into an OSError of one line."""
+    said = logging.getLogger("absl")
+
+    def of_a_thread(record: logging.LogRecord) -> bool:
+        return "_SignalingThread" not in record.getMessage()
+
+    said.addFilter(of_a_thread)  # a traceback a thread, of what is raised here all the same
+    try:
+        yield
+    except Exception as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else str(error).split("\n")[0]
+        raise OSError(f"{str(folder)!r} cannot be written: {reason}") from error
+    finally:
+        said.removeFilter(of_a_thread)

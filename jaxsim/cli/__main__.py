@@ -1,0 +1,5 @@
+"""`python -m jaxsim.cli`: the command line."""
+
+from jaxsim.cli.main import main
+
+main()

@@ -1,0 +1,184 @@
+"""The main job on real data: a trained CNN, taken to three kinds of hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+import jaxsim as js
+from jaxsim.checkpoint.log import Log, fingerprint
+from jaxsim.checkpoint.save_load import describe
+from jaxsim.data import Images, fashion_mnist
+from jaxsim.evaluate.comparison import Comparison, classify, compare
+from jaxsim.evaluate.plot import Curve, accuracy_curves
+from jaxsim.files import atomic
+from jaxsim.numerics.checks import checked_seed
+from jaxsim.train.reference import trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Train a small ResNet on Fashion-MNIST, compose three chips from it, compare and plot them.
+
+    Attributes:
+      out: folder for the table and the figure.
+      cache: folder for trained weights and points of the sweep; another run takes from there
+        what it finds, also after a kill, and several may run at once.
+      epochs: passes over the training set.
+      images: how many test images the sweep of the figure uses.
+      programmings: how often the sweep programmes each chip anew.
+      seed: of the weights, the order of the images and the cells.
+      json: file for the numbers of the table.
+      quiet: print nothing but errors; files are written all the same.
+    """
+
+    out: Path = Path("out")
+    cache: Path = Path("~/.cache/jaxsim/demo")
+    epochs: int = 4
+    images: int = 400
+    programmings: int = 3
+    seed: int = 0
+    json: Path | None = None
+    quiet: bool = False
+
+
+def run(demo: Demo) -> Comparison:
+    """Runs the demo, prints its table and writes `table.txt` and `sweep.png`.
+
+    Returns:
+      The comparison that was printed.
+
+    Raises:
+      ValueError: a setting out of range.
+    """
+    from rich.console import Console
+
+    for name in ("epochs", "images", "programmings"):
+        if getattr(demo, name) < 1:
+            raise ValueError(f"{name}={getattr(demo, name)}: must be at least 1")
+    checked_seed(demo.seed)
+    atomic.check_target("json", demo.json)
+    console, started = Console(quiet=demo.quiet), time.perf_counter()
+    jax.config.update("jax_compilation_cache_dir", str(demo.cache.expanduser() / "compiled"))
+    train, test = fashion_mnist("train"), fashion_mnist("test")
+    console.print(f"Fashion-MNIST from {train.source}")
+    net, sparse = trained(
+        train, epochs=demo.epochs, seed=demo.seed, cache=demo.cache, quiet=demo.quiet
+    )
+    console.print(net)
+
+    chips = {
+        name: js.deploy(chip, key=jax.random.key(demo.seed + 1), calibrate=train.images[:256])
+        for name, chip in recipes(net, sparse).items()
+    }
+    table = compare(net, chips, (test.images, test.labels))
+    console.print(table)
+    demo.out.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(demo.out / "table.txt", str(table))
+    if demo.json is not None:
+        atomic.write_json(demo.json, [row._asdict() for row in table.rows])
+
+    few = test._replace(images=test.images[: demo.images], labels=test.labels[: demo.images])
+    log = Log(demo.cache / "sweep.json")
+    panels = sweep(sparse, train, few, programmings=demo.programmings, log=log, quiet=demo.quiet)
+    figure = demo.out / "sweep.png"
+    accuracy_curves(
+        figure,
+        panels,
+        reference=float(np.mean(classify(net, few.images) == few.labels)),
+        title="Half the weights, 8-bit codes, 2-bit cells in analog arrays",
+    )
+    seconds = time.perf_counter() - started
+    console.print(f"wrote {demo.out / 'table.txt'} and {figure} after {seconds:.0f} s")
+    return table
+
+
+def recipes(net: js.Network, sparse: js.Network) -> dict[str, js.Network]:
+    """The three chips of the demo, not yet deployed.
+
+    Args:
+      net: the trained network.
+      sparse: the same, half of its weights pruned and the rest trained on.
+    """
+    unsigned = js.Grid(8, symmetric=False)  # what follows a ReLU has no sign
+    digital = js.quantize(weights=8, inputs=unsigned)
+    cells = js.cells.proportional(0.02)
+    return {
+        "int8": digital(net),
+        "pruned, sliced": js.compose(digital, js.slice_bits(2))(sparse),
+        "pruned, analog": js.compose(digital, js.slice_bits(2), js.analog(adc=8, cells=cells))(
+            sparse
+        ),
+    }
+
+
+def sweep(
+    net: js.Network,
+    train: Images,
+    test: Images,
+    *,
+    programmings: int,
+    log: Log,
+    quiet: bool = False,
+) -> dict[str, dict[str, Curve]]:
+    """Accuracy of analog chips against ADC bits and against cell error.
+
+    Only numbers that cores trace vary along a curve, so each curve compiles once.
+
+    Args:
+      net: what to hold in arrays.
+      train: where calibration images come from.
+      test: the test images.
+      programmings: how often a chip with cell errors is programmed.
+      log: what was measured before, and will have been.
+      quiet: show no progress bar.
+    """
+    from rich.progress import track
+
+    bits = [3.0, 4.0, 5.0, 6.0, 8.0]
+    sigmas = [0.01, 0.02, 0.05, 0.1]
+    digital = js.compose(js.quantize(8, js.Grid(8, symmetric=False)), js.slice_bits(2))
+    mappings: tuple[Literal["differential", "offset"], ...] = ("differential", "offset")
+    devices = {"proportional": js.cells.proportional, "independent": js.cells.independent}
+    settings = {
+        "ADC bits": {name: [js.analog(adc=b, mapping=name) for b in bits] for name in mappings},
+        "cell error, share of conductance": {
+            f"{name} error": [js.analog(adc=8, cells=device(s)) for s in sigmas]
+            for name, device in devices.items()
+        },
+    }
+    along = dict(zip(settings, (bits, sigmas), strict=True))
+    trials = dict(zip(settings, (1, programmings), strict=True))
+    points = [
+        (label, name, i, trial)
+        for label, curves in settings.items()
+        for name, transforms in curves.items()
+        for i in range(len(transforms))
+        for trial in range(trials[label])
+    ]
+    found = {
+        label: {name: np.zeros((len(along[label]), trials[label])) for name in curves}
+        for label, curves in settings.items()
+    }
+    calibrate = train.images[:128]
+    run = fingerprint(
+        (net.params, net.buffers, net.masks, calibrate, *test[:2]), describe(digital(net))
+    )
+    for label, name, i, trial in track(points, "sweeping", disable=quiet):
+
+        def measure(label: str = label, name: str = name, i: int = i, trial: int = trial) -> float:
+            chip = js.compose(digital, settings[label][name][i])(net)
+            chip = js.deploy(chip, key=jax.random.key(trial), calibrate=calibrate)
+            return float(np.mean(classify(chip, test.images) == test.labels))
+
+        point = f"{run[:16]} {label} {name} {along[label][i]} {trial}"
+        found[label][name][i, trial] = log.get(point, measure)
+    return {
+        label: {name: Curve(along[label], accuracy) for name, accuracy in curves.items()}
+        for label, curves in found.items()
+    }

@@ -1,0 +1,105 @@
+"""What a Flax model becomes on tomorrow's hardware.
+
+Examples:
+  jaxsim demo
+  jaxsim trace jaxsim.models.resnet:ResNet --input 1 28 28 1
+  jaxsim transform chip.toml --out chip
+  jaxsim bench chip.toml --batch 256
+  jaxsim rpm --configuration grid_2 --out train.npz --picture some.png
+  jaxsim nac train skill --out run
+  jaxsim nac evaluate run --plot curves.png
+  jaxsim influence edges.txt --k 20 --plot spread.png
+  jaxsim --version
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+
+import jax
+import tyro
+
+import jaxsim
+from jaxsim.cli import demo, nac, recipe
+from jaxsim.cli.influence import Influence, influence
+from jaxsim.cli.rpm import Rpm, rpm
+
+_ASCII = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-", "…": "...", "µ": "u", "→": "->"})
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs a subcommand; what it cannot do ends with a message and exit code 2.
+
+    A reader that closes the pipe ends it without a word, with exit code 1.
+    """
+    codecs.register_error("jaxsim-ascii", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="jaxsim-ascii")
+    try:
+        _run(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer has nowhere to go, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, MemoryError, OverflowError) as error:
+        _end(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _end(f"out of memory: {error}")
+
+
+def _end(message: str) -> None:
+    print(f"jaxsim: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stands for a character that an output cannot hold."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_ASCII)
+    return text.encode("ascii", "replace").decode(), error.end
+
+
+def _run(args: list[str]) -> None:
+    if args == ["--version"]:
+        print(f"jaxsim {jaxsim.__version__}, jax {jax.__version__}")
+        return
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        {
+            "demo": demo.Demo,
+            "trace": recipe.Trace,
+            "transform": recipe.Transform,
+            "bench": recipe.Bench,
+            "nac": nac.Nac,
+            "influence": Influence,
+            "rpm": Rpm,
+        },
+        prog="jaxsim",
+        description=__doc__,
+        args=args,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+    match chosen:
+        case demo.Demo():
+            demo.run(chosen)
+        case recipe.Trace():
+            recipe.show(chosen)
+        case recipe.Transform():
+            recipe.transform(chosen)
+        case recipe.Bench():
+            recipe.bench(chosen)
+        case nac.Nac():
+            nac.run(chosen)
+        case Influence():
+            influence(chosen)
+        case Rpm():
+            rpm(chosen)

@@ -1,0 +1,249 @@
+"""`jaxsim nac`: meta-solvers trained, kept on disk and measured on games they have not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Float
+
+from jaxsim import solvers as js
+from jaxsim.checkpoint.resume import trail
+from jaxsim.console.progress import progress
+from jaxsim.files import atomic
+from jaxsim.numerics import memory
+from jaxsim.numerics.checks import check_range, checked_int, checked_seed
+from jaxsim.solvers.experiment import (
+    GameName,
+    NetworkName,
+    baselines,
+    measure,
+    meta_network,
+    recipe,
+)
+from jaxsim.solvers.mixing import MetaSolver
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a meta-solver on games of a kind; a run that was stopped goes on where it was."""
+
+    game: Annotated[GameName, tyro.conf.Positional]
+    """Kind of game."""
+    out: Path = Path("nac")
+    """Folder for checkpoints and settings."""
+    network: NetworkName = "equivariant"
+    """Of the meta-solver."""
+    steps: int = 600
+    """Of meta-training."""
+    batch: int = 16
+    """Games a step, divided over the devices."""
+    rate: float = 6e-3
+    """Of Adam at first; it falls by a cosine to nothing."""
+    dim: int = 200
+    """Actions of a game of skill."""
+    grow: tuple[int, ...] = ()
+    """Actions of games of skill to train on first, in turn; `dim` comes last, and each has an equal
+    share of the steps."""
+    seed: int = 0
+    """Of the network and the games."""
+    every: int = 50
+    """Steps between checkpoints."""
+    plot: Path | None = None
+    """Image file for the objective against the steps."""
+    json: Path | None = None
+    """File for the objective at each step."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained meta-solver beside the others on new games."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """That `train` wrote to."""
+    game: GameName | None = None
+    """Kind of game, the one it was trained on unless said."""
+    dim: int | None = None
+    """Actions of a game of skill, as trained unless said."""
+    games: int = 64
+    """How many; they are not those of training."""
+    iterations: int | None = None
+    """Agents that join, as trained unless said."""
+    seed: int = 10**6
+    """Of the games."""
+    plot: Path | None = None
+    """PNG file for NashConv against the iterations."""
+    json: Path | None = None
+    """File for the numbers."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Nac:
+    """Neural auto-curricula: learn how a population should be mixed."""
+
+    do: (
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    )
+
+
+def run(args: Nac) -> None:
+    """Runs the command."""
+    if isinstance(args.do, Train):
+        train(args.do)
+    else:
+        evaluate(args.do)
+
+
+def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
+    """Trains a meta-solver, or goes on training it.
+
+    Whatever stops it, a run that is started again with the same settings ends with the same bits:
+    the games of a step depend on the seed and the number of the step, and a checkpoint counts once
+    it is complete.
+
+    Returns:
+      The meta-solver and the objective at each step.
+
+    Raises:
+      ValueError: a setting out of range, or a folder of another run.
+    """
+    steps, every = checked_int("steps", args.steps, 1), checked_int("every", args.every, 1)
+    memory.check(f"steps={steps}", 4 * steps, "lower it")
+    check_range("rate", args.rate, 0, above=True)
+    if args.grow and args.game != "skill":
+        raise ValueError(f"grow={args.grow}: games of {args.game!r} have one size; must be empty")
+    network = meta_network(args.network)
+    devices = [d for d in jax.devices() if args.batch % len(jax.devices()) == 0 or d.id == 0]
+    mesh = jax.make_mesh((len(devices),), ("games",)) if len(devices) > 1 else None
+    optimizer = js.meta_optimizer(args.rate, steps)
+    key = jax.random.key(checked_seed(args.seed))
+    atomic.check_target("plot", args.plot, image=True)
+    atomic.check_target("json", args.json)
+    made = [recipe(args.game, dim=dim) for dim in (*args.grow, args.dim)]
+    stages = [
+        js.meta_step(
+            network,
+            m.objective,
+            m.sample,
+            optimizer,
+            batch=args.batch,
+            gradient=m.gradient,
+            mesh=mesh,
+        )
+        for m in made
+    ]
+    told = {k: v for k, v in dataclasses.asdict(args).items() if k not in _NOT_OF_THE_RUN}
+    state = js.init_meta(network, optimizer, key)
+    curve = jnp.full(steps, jnp.nan)
+    with trail(args.out / "checkpoints", run=told) as kept:
+        note = args.out / "settings.json"
+        if not note.exists() or not note.stat().st_size:
+            atomic.write_text(note, json.dumps(told, indent=1) + "\n")
+        done, (state, curve) = kept.newest((state, curve))
+        with progress("meta-training", steps, done, "NashConv", quiet=args.quiet) as advance:
+            for i in range(done, steps):
+                state, value = stages[i * len(stages) // steps](state, key)
+                curve = curve.at[i].set(value)
+                advance(value)
+                if (i + 1) % every == 0 or i + 1 == steps:
+                    kept.add(i + 1, (state, curve))
+    found = np.asarray(curve)
+    if args.json is not None:
+        atomic.write_json(args.json, {"objective": found.tolist()})
+    if args.plot is not None:
+        from jaxsim.solvers.plot import nash_conv_curves
+
+        nash_conv_curves(
+            args.plot, {args.network: found[None]}, title=f"objective, {args.game}", along="steps"
+        )
+    return js.network_solver(network, state.params), found
+
+
+_NOT_OF_THE_RUN = ("out", "every", "plot", "json", "quiet")
+"""Settings that do not change what is computed."""
+
+
+def trained(folder: Path) -> tuple[MetaSolver, dict[str, Any]]:
+    """The newest meta-solver in a folder that `train` wrote to, and the settings of the run.
+
+    Raises:
+      ValueError: there is none.
+    """
+    path = folder / "settings.json"
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(
+            f"folder={str(folder)!r}: no settings.json, or a damaged one; give a folder of "
+            "`nac train`"
+        ) from None
+    network = meta_network(told["network"])
+    optimizer = js.meta_optimizer(told["rate"], told["steps"])
+    state = js.init_meta(network, optimizer, jax.random.key(0))
+    with trail(folder / "checkpoints", run=told, read_only=True) as kept:
+        done, (state, _) = kept.newest((state, jnp.full(told["steps"], jnp.nan)))
+    if done == 0:
+        raise ValueError(f"folder={str(folder)!r}: no checkpoint yet")
+    return js.network_solver(network, state.params), told
+
+
+def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Measures, prints a table, and writes a figure and the numbers where asked.
+
+    Raises:
+      ValueError: no such run, or a setting out of range.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    atomic.check_target("plot", args.plot, image=True)
+    atomic.check_target("json", args.json)
+    key = jax.random.key(checked_seed(args.seed))
+    solver, told = trained(args.folder)
+    game: Any = args.game or told["game"]
+    made = recipe(game, dim=args.dim or told["dim"])
+    solvers = {f"NAC, {told['network']}": (solver, None), **baselines()}
+    found = measure(solvers, made, key, args.games, iterations=args.iterations)
+    console, table = (
+        Console(quiet=args.quiet),
+        Table(title=f"{game}: NashConv of {args.games} new games"),
+    )
+    for column in ("meta-solver", "exact", "± s.e.", "found by an oracle", "less the first"):
+        table.add_column(column)
+    first = next(iter(found.values()))
+    for name, (exact, seen) in found.items():
+        last = exact[:, -1] if np.isfinite(exact).all() else seen[:, -1]
+        base = first[0][:, -1] if np.isfinite(first[0]).all() else first[1][:, -1]
+        error = last.std(ddof=1) / len(last) ** 0.5 if len(last) > 1 else float("nan")
+        table.add_row(
+            name,
+            f"{exact[:, -1].mean():.4f}",
+            f"{error:.4f}",
+            f"{seen[:, -1].mean():.4f}",
+            f"{(last - base).mean():+.4f}",
+        )
+    console.print(table)
+    console.print("NashConv is the sum of both players' gains; exploitability is half of it")
+    if args.plot is not None:
+        from jaxsim.solvers.plot import nash_conv_curves
+
+        shown = {n: e if np.isfinite(e).all() else s for n, (e, s) in found.items()}
+        nash_conv_curves(args.plot, shown, title=f"{game}, {args.games} new games")
+    if args.json is not None:
+        numbers = {
+            n: {"exact": np.nan_to_num(e, nan=-1).tolist(), "found": s.tolist()}
+            for n, (e, s) in found.items()
+        }
+        atomic.write_json(args.json, numbers)
+    return found

@@ -1,0 +1,130 @@
+"""Codes as conductances of memory cells, which are never exactly what was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, cast
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxsim.cores.cells import Device, normal
+from jaxsim.cores.core import Core, State
+from jaxsim.cores.op import Op
+from jaxsim.numerics.digits import over_planes
+
+
+class Held(NamedTuple):
+    """State of cells whose reads are noisy.
+
+    Attributes:
+      inner: what the inner core wrote of the conductances.
+      cells: the conductances.
+    """
+
+    inner: State
+    cells: Float[Array, "..."]
+
+
+def held(core: Core, *, device: Device, redraw: bool = False) -> Core:
+    """Holds each code as a conductance, from 1 / on_off for zero to 1 for the largest code.
+
+    A read is in units of codes, so a cell that holds zero adds g_min / (1 - g_min) of the largest
+    code: the difference of two columns, or `grounded`, takes that off.
+
+    Read noise is drawn anew for every product of an input vector with an array. Its sum over a
+    column is Gaussian with variance Σ x² sigma(g)², so it is drawn at the outputs: the same
+    distribution, without a copy of the array for each vector.
+
+    Args:
+      core: contracts inputs with conductances.
+      device: what programming a conductance yields, and what reading it adds.
+      redraw: add read noise to the cells instead, one draw a call, and let `core` write them anew:
+        for a core in which cells act on one another.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        if key is None:
+            raise ValueError("key=None: cells with programming error need a key")
+        g = w.astype(jnp.float32) / over_planes(largest(op), w.ndim)
+        low = smallest(device)
+        if low is not None:
+            g = low + (1 - low) * g
+        cells = device.programme(g, key)
+        inner = core.write(op, cells, key)
+        return inner if device.noise is None else Held(inner, cells)
+
+    def calibrate(op: Op, state: State, x: Array) -> State:
+        x = x.astype(jnp.float32)
+        if device.noise is None:
+            return core.calibrate(op, state, x)
+        return state._replace(inner=core.calibrate(op, state.inner, x))
+
+    def noisy(op: Op, state: Held, x: Array, key: Any) -> Array:
+        if key is None:
+            raise ValueError("key=None: cells with read noise need a key at every call")
+        sigma = cast(Any, device.noise)(state.cells)
+        if redraw:
+            cells = state.cells + sigma * normal(key, sigma.shape)
+            silent = dataclasses.replace(op, meter=None)
+            return core.read(op, core.write(silent, cells, key), x, key)
+        y = core.read(op, state.inner, x, key)
+        silent = dataclasses.replace(op, meter=None)
+        variance = silent.contract(jnp.square(x), jnp.square(sigma))
+        return y + _root(variance) * normal(key, y.shape)
+
+    def read(op: Op, state: State, x: Array, key: Any) -> Array:
+        x = x.astype(jnp.float32)
+        if device.noise is None:
+            y = core.read(op, state, x, key)
+        elif op.quiet:
+            y = core.read(op, state.inner, x, key)
+        else:
+            y = noisy(op, state, x, key)
+        low = smallest(device)
+        top = largest(op) if low is None else largest(op) / (1 - low)
+        return y * over_planes(top, y.ndim - op.x_planes(x))
+
+    return Core(write, calibrate, read)
+
+
+def grounded(core: Core, *, device: Device) -> Core:
+    """Takes off, digitally, what cells of the smallest conductance add to a single column.
+
+    Args:
+      core: reads cells in units of codes.
+      device: of those cells.
+    """
+    low = smallest(device)
+
+    def read(op: Op, state: State, x: Array, key: Any) -> Array:
+        y = core.read(op, state, x, key)
+        if low is None:
+            return y
+        ground = over_planes(largest(op) * low / (1 - low), y.ndim - op.x_planes(x))
+        return y - ground * op.row_sum(x.astype(jnp.float32))
+
+    return Core(core.write, core.calibrate, read)
+
+
+def smallest(device: Device) -> Float[Array, ""] | None:
+    """The conductance of an empty cell, in units of the largest; None for zero."""
+    return None if device.on_off is None else 1.0 / jnp.asarray(device.on_off, jnp.float32)
+
+
+def largest(op: Op) -> np.ndarray:
+    """The largest code of each plane, at least 1: a plane may hold nothing.
+
+    Raises:
+      ValueError: the weight is a float, or has a sign.
+    """
+    if op.w_lo is None or op.w_hi is None or op.w_lo.min() < 0:
+        raise ValueError("held: a cell holds no sign; wrap it in differential or offset")
+    return np.maximum(op.w_hi, 1).astype(np.float32)
+
+
+def _root(variance: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The square root, with derivative zero at zero."""
+    some = variance > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, variance, 1)), 0)

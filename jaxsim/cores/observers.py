@@ -1,0 +1,201 @@
+"""What flows through a site, measured: the second moments of its inputs, the peaks, the outputs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxsim.cores.core import Core, State, float_core
+from jaxsim.cores.op import Op
+from jaxsim.cores.quantized import quantized
+from jaxsim.formats.grid import Grid
+from jaxsim.numerics import memory
+
+
+class Moments(NamedTuple):
+    """State of a site whose inputs are measured, as a batch of matrix products.
+
+    Attributes:
+      inner: what the inner core wrote.
+      w: weights [B, K, N].
+      scale: step of the grid at each weight, [B, K, N].
+      zero: code of zero at each weight, [B, K, N].
+      ends: values of the smallest and the largest code, for each output or one for all.
+      gram: sum of the outer products of the inputs, [B, K, K].
+      seen: how many inputs that were.
+    """
+
+    inner: State
+    w: Float[Array, "B K N"]
+    scale: Float[Array, "B K N"]
+    zero: Float[Array, "B K N"]
+    ends: tuple[Float[Array, "..."], Float[Array, "..."]]
+    gram: Float[Array, "B K K"]
+    seen: Float[Array, ""]
+
+
+def moments(core: Core, *, weights: Grid) -> Core:
+    """Sums the outer products of what flows in at calibration, and notes the weights' grid.
+
+    Args:
+      core: contracts.
+      weights: grid that the weights are to be rounded to.
+
+    Raises:
+      MemoryError: when written, a site with too many inputs for their moments to be held.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> Moments:
+        matmul = op.geometry.as_matmul()
+        B, K, _ = matmul.geometry.w_shape
+        what = f"second moments of {K} inputs" + (f", {B} times" if B > 1 else "")
+        memory.check(what, 4 * B * K**2, "leave such a site out with sites=")
+        w = w.astype(jnp.float32)
+        on = quantized(float_core, weights=weights, inputs=None).write(op, w, None)
+
+        def spread(s: Array) -> Array:
+            return matmul.w(jnp.broadcast_to(s, w.shape))
+
+        summed = op.geometry.contracted
+        scale, zero = (jnp.squeeze(a, summed) for a in (on.scale, on.zero))
+        if weights.per == "tensor":
+            scale, zero = (a.reshape(-1)[0] for a in (scale, zero))
+        lo, hi = ((code - zero) * scale for code in weights.code_range)
+        return Moments(
+            inner=core.write(op, w, key),
+            w=matmul.w(w),
+            scale=spread(on.scale),
+            zero=spread(on.zero),
+            ends=(lo, hi),
+            gram=jnp.zeros((B, K, K)),
+            seen=jnp.zeros(()),
+        )
+
+    def calibrate(op: Op, state: Moments, x: Array) -> Moments:
+        rows = op.geometry.as_matmul().x(x.astype(jnp.float32))
+        gram = jnp.einsum("bmk,bml->bkl", rows, rows, precision=lax.Precision.HIGHEST)
+        return state._replace(
+            inner=core.calibrate(op, state.inner, x),
+            gram=state.gram + gram,
+            seen=state.seen + rows.shape[1],
+        )
+
+    def read(op: Op, state: Moments, x: Array, key: Any) -> Array:
+        return core.read(op, state.inner, x.astype(jnp.float32), key)
+
+    return Core(write, calibrate, read)
+
+
+class Peaks(NamedTuple):
+    """State of a site whose input channels are measured.
+
+    Attributes:
+      inner: what the inner core wrote.
+      w: largest magnitude of the weights of each input channel, [B, C].
+      x: largest magnitude of each input channel, [B, C].
+      seen: how many calls that is of.
+    """
+
+    inner: State
+    w: Float[Array, "B C"]
+    x: Float[Array, "B C"]
+    seen: Float[Array, ""]
+
+
+def peaks(core: Core) -> Core:
+    """Notes the largest magnitude of each input channel at calibration, and of its weights.
+
+    Args:
+      core: contracts.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> Peaks:
+        most = _by_channel(op, jnp.abs(op.geometry.as_matmul().w(w)).max(-1))
+        return Peaks(core.write(op, w, key), most, jnp.zeros_like(most), jnp.zeros(()))
+
+    def calibrate(op: Op, state: Peaks, x: Array) -> Peaks:
+        most = _by_channel(op, jnp.abs(op.geometry.as_matmul().x(x)).max(-2, initial=0))
+        inner, most = core.calibrate(op, state.inner, x), jnp.maximum(state.x, most)
+        return Peaks(inner, state.w, most, state.seen + float(x.size > 0))
+
+    def read(op: Op, state: Peaks, x: Array, key: Any) -> Array:
+        return core.read(op, state.inner, x, key)
+
+    return Core(write, calibrate, read)
+
+
+def _by_channel(op: Op, most: Float[Array, "B K"]) -> Float[Array, "B C"]:
+    """The largest over a kernel's taps, which come before its channels."""
+    most = most.astype(jnp.float32)
+    return most.reshape(len(most), -1, op.geometry.channels).max(1)
+
+
+class Outputs(NamedTuple):
+    """State of a site whose outputs are measured.
+
+    Attributes:
+      inner: what the inner core wrote.
+      seen: values of each output channel.
+      total: their sum, of the weight's rank, contracted axes of size 1.
+      squares: the sum of their squares, of the same shape.
+    """
+
+    inner: State
+    seen: Float[Array, ""]
+    total: Float[Array, "..."]
+    squares: Float[Array, "..."]
+
+    @property
+    def mean(self) -> Float[Array, "..."]:
+        """Mean of each output channel."""
+        return self.total / jnp.maximum(self.seen, 1).reshape(_ones_behind(self))
+
+    @property
+    def variance(self) -> Float[Array, "..."]:
+        """Variance of each output channel."""
+        return self.squares / jnp.maximum(self.seen, 1).reshape(_ones_behind(self)) - self.mean**2
+
+
+def _ones_behind(state: Outputs) -> tuple[int, ...]:
+    return (*state.seen.shape, *(1,) * (state.total.ndim - state.seen.ndim))
+
+
+def outputs(core: Core, *, target: Array | None = None) -> Core:
+    """Measures the outputs at calibration, and moves their mean.
+
+    Args:
+      core: what is measured.
+      target: mean that each output channel is moved to by what was measured so far, of the weight's
+        rank, contracted axes of size 1, behind the axes of the weight's stack; None moves nothing.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> Outputs:
+        none = jnp.zeros(op.per_output())
+        return Outputs(core.write(op, w, key), jnp.zeros(()), none, none)
+
+    def calibrate(op: Op, state: Outputs, x: Array) -> Outputs:
+        inner = core.calibrate(op, state.inner, x)
+        y = core.read(op, inner, x, None).astype(jnp.float32)
+
+        def spread(s: Array) -> Array:
+            return jnp.broadcast_to(op.to_output(s), y.shape)
+
+        (total,), (squares,) = (jax.linear_transpose(spread, state.total)(v) for v in (y, y * y))
+        return Outputs(
+            inner,
+            state.seen + y.size / total.size,
+            state.total + total,
+            state.squares + squares,
+        )
+
+    def read(op: Op, state: Outputs, x: Array, key: Any) -> Array:
+        y = core.read(op, state.inner, x, key)
+        if target is None:
+            return y
+        return y + op.to_output(op.own(target) - state.mean)
+
+    return Core(write, calibrate, read)

@@ -1,0 +1,56 @@
+"""What is done to inputs and outputs outside the hardware, in digital logic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsim.cores.core import Core, State
+from jaxsim.cores.op import Op
+from jaxsim.cores.site_weight import SITE_WEIGHT
+
+
+def smoothed(core: Core, *, channels: Array) -> Core:
+    """Divides each input channel by a number and multiplies its weights by it.
+
+    Args:
+      core: contracts.
+      channels: those numbers, [*stack, B, C]: C channels of each of B groups or batch entries.
+
+    Source: Xiao et al. (2023), arXiv 2211.10438, eq. 3.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        return core.write(op, w.astype(jnp.float32) * op.geometry.to_w(op.own(channels)), key)
+
+    def divided(op: Op, x: Array) -> Array:
+        return x.astype(jnp.float32) / op.geometry.to_x(op.own(channels))
+
+    def calibrate(op: Op, state: State, x: Array) -> State:
+        return core.calibrate(op, state, divided(op, x))
+
+    def read(op: Op, state: State, x: Array, key: Any) -> Array:
+        return core.read(op, state, divided(op, x), key)
+
+    return Core(write, calibrate, read)
+
+
+def biased(core: Core, *, bias: Array) -> Core:
+    """Adds a number to each output channel.
+
+    Args:
+      core: contracts.
+      bias: those numbers, of the weight's rank, contracted axes of size 1, behind the axes of the
+        weight's stack.
+    """
+
+    def read(op: Op, state: State, x: Array, key: Any) -> Array:
+        return core.read(op, state, x, key) + op.to_output(op.own(bias))
+
+    return Core(core.write, core.calibrate, read)
+
+
+DIGITAL = (smoothed, biased, *SITE_WEIGHT)
+"""What stands outside the codes at a site and changes nothing in how hardware holds them."""

@@ -1,0 +1,113 @@
+"""Accuracies as figures."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxsim.files import atomic
+
+
+class Curve(NamedTuple):
+    """Accuracy along one setting.
+
+    Attributes:
+      x: the setting [N].
+      accuracy: shares, one row a programming [N, trials].
+    """
+
+    x: Sequence[float]
+    accuracy: Float[np.ndarray, "N trials"]
+
+
+def accuracy_curves(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, Curve]],
+    *,
+    reference: float,
+    title: str,
+    baseline: str = "float",
+) -> None:
+    """Writes a figure of accuracy curves with standard errors to a PNG.
+
+    Args:
+      path: file to write.
+      panels: for each panel's horizontal axis, its curves by name.
+      reference: accuracy drawn across.
+      title: of the figure.
+      baseline: what has that accuracy.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    markers = ("o", "s", "^", "D", "v", "P", "X")
+    for ax, (label, curves) in zip(axes, panels.items(), strict=True):
+        for marker, (name, curve) in zip(itertools.cycle(markers), curves.items(), strict=False):
+            trials = curve.accuracy.shape[1]
+            spread = curve.accuracy.std(1, ddof=1) if trials > 1 else np.zeros(len(curve.x))
+            ax.errorbar(
+                curve.x,
+                100 * curve.accuracy.mean(1),
+                yerr=100 * spread / np.sqrt(trials),
+                marker=marker,
+                markersize=4,
+                capsize=3,
+                label=name,
+            )
+        ax.axhline(100 * reference, color="0.5", linestyle=":", label=baseline)
+        ax.set_xlabel(label)
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    axes[0].set_ylabel("accuracy, %")
+    figure.suptitle(title)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic.whole(path) as part:
+        figure.savefig(part, dpi=150)
+
+
+def accuracy_bars(
+    path: str | Path,
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    reference: float,
+    title: str,
+    baseline: str = "float",
+) -> None:
+    """Writes a figure of accuracies of several chips under several conditions to a PNG.
+
+    Args:
+      path: file to write.
+      groups: for each chip, the accuracies [trials] under each condition, as shares.
+      reference: accuracy drawn across.
+      title: of the figure.
+      baseline: what has that accuracy.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    conditions = list(dict.fromkeys(name for group in groups.values() for name in group))
+    figure = Figure(figsize=(1.6 + 1.5 * len(conditions), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    width = 0.8 / len(groups)
+    for i, (name, group) in enumerate(groups.items()):
+        places = [conditions.index(c) + (i - (len(groups) - 1) / 2) * width for c in group]
+        percent = [100 * np.asarray(trials) for trials in group.values()]
+        errors = [p.std(ddof=1) / np.sqrt(len(p)) if len(p) > 1 else 0.0 for p in percent]
+        ax.bar(places, [p.mean() for p in percent], width, yerr=errors, capsize=2, label=name)
+    ax.axhline(100 * reference, color="0.5", linestyle=":", label=baseline)
+    ax.set_xticks(range(len(conditions)), [c.replace(", ", ",\n") for c in conditions])
+    ax.set_ylabel("accuracy, %")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(title)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic.whole(path) as part:
+        figure.savefig(part, dpi=150)

@@ -1,0 +1,260 @@
+"""What a network would spend on a systolic array that multiplies blocks: an analytic model.
+
+Nothing here is measured and nothing was synthesised. The model counts operations and moved bits
+and multiplies them by the energies below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from jaxsim.console.table import render, si
+from jaxsim.cores.blocked import Blocks, blocked
+from jaxsim.cores.quantized import quantized, quantizer
+from jaxsim.cores.scale_shift import DIGITAL
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.network import Network
+from jaxsim.numerics.checks import check_range, checked_int
+
+
+class Spent(NamedTuple):
+    """What one site spends in one call, by the model.
+
+    Attributes:
+      multiply: pJ of block multipliers.
+      add: pJ of putting block products together and accumulating.
+      shift: pJ of moving products to the places of their blocks, and of cutting results to blocks.
+      sram: pJ of reading operands and writing results, on chip.
+      dram: pJ of loading weights.
+      cycles: of the array.
+      bits: operands and results moved to and from the array.
+    """
+
+    multiply: float
+    add: float
+    shift: float
+    sram: float
+    dram: float
+    cycles: float
+    bits: float
+
+    @property
+    def energy(self) -> float:
+        """All of it in pJ."""
+        return self.multiply + self.add + self.shift + self.sram + self.dram
+
+
+class Load(NamedTuple):
+    """What a site asks of the array.
+
+    Attributes:
+      matmul: sizes (B, M, K, N) of B products [M, K] @ [K, N].
+      runs: executions in one call.
+      kept: share of the weights that pruning left.
+      bits: width of stored inputs and weights, where no blocks are chosen.
+      blocks: which blocks are multiplied; None where codes are multiplied whole.
+    """
+
+    matmul: tuple[int, int, int, int]
+    runs: int
+    kept: float
+    bits: tuple[int, int]
+    blocks: Blocks | None
+
+
+class Estimate(NamedTuple):
+    """An analytic estimate of a network on the array, beside the 8-bit baseline. It prints.
+
+    Attributes:
+      names: of the sites.
+      spent: what each spends.
+      baseline: what each spends on an array of plain 8-bit multipliers, nothing skipped.
+    """
+
+    names: tuple[str, ...]
+    spent: tuple[Spent, ...]
+    baseline: tuple[Spent, ...]
+
+    @property
+    def energy(self) -> float:
+        """In pJ."""
+        return sum(s.energy for s in self.spent)
+
+    @property
+    def cycles(self) -> float:
+        """Of the array."""
+        return sum(s.cycles for s in self.spent)
+
+    @property
+    def bits(self) -> float:
+        """Moved to and from the array."""
+        return sum(s.bits for s in self.spent)
+
+    @property
+    def energy_gain(self) -> float:
+        """Energy of the baseline over that of the network."""
+        return sum(s.energy for s in self.baseline) / self.energy
+
+    @property
+    def speed_gain(self) -> float:
+        """Cycles of the baseline over those of the network."""
+        return sum(s.cycles for s in self.baseline) / self.cycles
+
+    @property
+    def traffic_gain(self) -> float:
+        """Moved bits of the baseline over those of the network."""
+        return sum(s.bits for s in self.baseline) / self.bits
+
+    def __str__(self) -> str:
+        return render(self.__rich__())
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        table = Table(title="one call, gains over FxP8 · analytic model, not a measurement")
+        table.add_column("site", style="bold", overflow="fold")
+        for column in ("pJ", "multiply", "add", "shift", "SRAM", "DRAM", "cycles", "bits"):
+            table.add_column(column, justify="right")
+        for column in ("energy", "speed", "traffic"):
+            table.add_column(f"{column} gain", justify="right")
+        for name, s, base in zip(self.names, self.spent, self.baseline, strict=True):
+            amounts = (s.energy, *s)
+            gains = (base.energy / s.energy, base.cycles / s.cycles, base.bits / s.bits)
+            table.add_row(name, *map(si, amounts), *(f"{gain:.2f}×" for gain in gains))
+        totals = [sum(part) for part in zip(*self.spent, strict=True)]
+        gains = (self.energy_gain, self.speed_gain, self.traffic_gain)
+        table.add_section()
+        table.add_row("all", *map(si, (self.energy, *totals)), *(f"{g:.2f}×" for g in gains))
+        return table
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """A systolic array of precision-reconfigurable elements, as an analytic model.
+
+    Sums stay in the elements (output-stationary). An element holds as many block multipliers as
+    take the area of one 8-bit multiplier, floor(64 / K²); an array of plain 8-bit multipliers is
+    the baseline. Block products of a code overlap in 2K bits, where they are added. Static blocks
+    have fixed places; the product of dynamic ones is shifted by their indices. The
+    multiply-accumulates of pruned weights are gated, which saves energy and no cycles, and their
+    blocks are not stored, at one bit a weight to say which. Energies are of 45 nm CMOS at 0.9 V;
+    registers, control and leakage are not in the model.
+
+    Attributes:
+      rows, columns: elements of the array. Own choice.
+      multiply: pJ for each pair of operand bits in a multiplier; 0.2 pJ for 8 × 8 bits. Source:
+        Horowitz, "Computing's energy problem", ISSCC 2014.
+      add: pJ for each bit of an adder; 0.1 pJ for 32 bits. Source: Horowitz.
+      sram: pJ for each bit of the operand buffers; 20 pJ for 64 bits of 32 KB. Source: Horowitz.
+      dram: pJ for each bit from DRAM; the lower of 1.3 to 2.6 nJ for 64 bits. Source: Horowitz.
+      accumulator: bits of the sums in the elements. Own choice.
+      shifter: bits of the shifter of dynamic products, taken to cost as much as an adder as wide.
+        Own assumption.
+      port: bits an edge element takes in a cycle: what the baseline needs. Own choice.
+      weight_loads: times each weight comes from DRAM in one call; 0 where weights stay on chip, 1
+        where each call loads them. Own choice.
+    """
+
+    rows: int = 32
+    columns: int = 32
+    multiply: float = 0.2 / 64
+    add: float = 0.1 / 32
+    sram: float = 20 / 64
+    dram: float = 1300 / 64
+    accumulator: int = 32
+    shifter: int = 16
+    port: float = 8
+    weight_loads: float = 0
+
+    def __post_init__(self):
+        for name in ("rows", "columns", "accumulator", "shifter"):
+            checked_int(name, getattr(self, name), 1)
+        for name in ("multiply", "add", "sram", "dram", "weight_loads"):
+            check_range(name, getattr(self, name), 0)
+        check_range("port", self.port, 0, above=True)
+
+    def estimate(self, net: Network, *args: Any, **kwargs: Any) -> Estimate:
+        """What one call of a network spends on the array.
+
+        Contractions of two activations that were left as they are, are left out.
+
+        Args:
+          net: quantised; blocks of the products may be chosen, and weights pruned.
+          *args: inputs (only shapes count); without any, those of the traced example.
+          **kwargs: keyword arguments, as in a call.
+
+        Raises:
+          ValueError: a site holds floats, or hardware that this array does not have.
+        """
+        loads = self.loads(net, *args, **kwargs)
+        plain = [load._replace(kept=1.0, bits=(8, 8), blocks=None) for load in loads.values()]
+        return Estimate(
+            tuple(loads), tuple(map(self.spend, loads.values())), tuple(map(self.spend, plain))
+        )
+
+    def loads(self, net: Network, *args: Any, **kwargs: Any) -> dict[str, Load]:
+        """What each site asks of the array; see `estimate`."""
+        found: dict[str, Load] = {}
+        for site, cost in zip(net.sites, net.cost(*args, **kwargs).sites, strict=True):
+            chain = net.cores.get(site.name, ())
+            if site.kind == "dynamic" and not chain:
+                continue
+            density = net.density(site)
+            if density is None:
+                raise ValueError(f"net: the mask of {site.name} is traced; call it outside jit")
+            found[site.name] = Load(
+                matmul=cost.matmul,
+                runs=cost.runs,
+                kept=density,
+                bits=_widths(site.name, chain),
+                blocks=next((w.settings["blocks"] for w in chain if w.make is blocked), None),
+            )
+        return found
+
+    def spend(self, load: Load) -> Spent:
+        """What one site spends."""
+        B, M, K, N = load.matmul
+        row_tiles, column_tiles = -(-M // self.rows), -(-N // self.columns)
+        blocks, (x_bits, w_bits) = load.blocks, load.bits
+        width, products, shifted = 8, 1, False
+        if blocks is not None:
+            width, products = int(blocks.width), int(blocks.products)
+            shifted = bool(blocks.x_dynamic) or bool(blocks.w_dynamic)
+            x_bits, w_bits = int(blocks.x_bits), int(blocks.w_bits)
+        stored = w_bits if load.kept == 1 else min(w_bits, 1 + load.kept * w_bits)
+        macs, outputs = load.runs * B * M * K * N * load.kept, load.runs * B * M * N
+        x_read = load.runs * B * M * K * column_tiles * x_bits
+        w_read = load.runs * B * K * N * row_tiles * stored
+        moved = x_read + w_read + outputs * 8  # results leave the array as 8-bit codes
+        steps = load.runs * B * row_tiles * column_tiles * K * products
+        cycles = steps / max(1, 64 // width**2)
+        ports = self.port * (self.rows + self.columns)
+        return Spent(
+            multiply=macs * products * self.multiply * width**2,
+            add=macs * self.add * ((products - 1) * 2 * width + self.accumulator),
+            shift=self.add
+            * ((macs * self.shifter if shifted else 0) + (8 * outputs if blocks else 0)),
+            sram=moved * self.sram,
+            dram=self.weight_loads * load.runs * B * K * N * stored * self.dram,
+            cycles=max(cycles, (x_read + w_read) / ports),
+            bits=moved,
+        )
+
+
+def _widths(name: str, chain: tuple[Wrapper, ...]) -> tuple[int, int]:
+    """Bits of the inputs and weights of a site the array can hold.
+
+    Raises:
+      ValueError: it cannot.
+    """
+    coded = quantizer(chain)
+    if coded is None:
+        raise ValueError(f"net: {name} holds floats; put quantize(weights=…, inputs=…) before it")
+    for other in chain:
+        if other.make not in (*DIGITAL, quantized, blocked):
+            raise ValueError(f"net: the array cannot hold {other!r} at {name}")
+    grids = [coded.settings[what] for what in ("inputs", "weights")]
+    if None in grids:
+        raise ValueError(f"net: {name} has floats for an operand; quantise inputs and weights")
+    return grids[0].bits, grids[1].bits

@@ -1,0 +1,1 @@
+"""Files: whole or not there, texts with their line numbers, checked archives."""

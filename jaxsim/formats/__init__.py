@@ -1,0 +1,1 @@
+"""How numbers are stored: grids, codebooks, short floats, and rules for their ranges."""

@@ -1,0 +1,218 @@
+"""Which code each weight is rounded to, so that a layer's outputs change least.
+
+A layer is a batch of matrix products x w. With H = E[xᵀx], rounding w to q costs each output
+(w - q)ᵀ H (w - q): nothing else about the inputs matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float
+
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import check_range, checked_int
+
+__all__ = [
+    "Layer",
+    "gptq",
+    "adaround",
+    "rounded",
+    "nearest",
+    "cost",
+]
+
+BLOCK = 64
+"""Rows whose errors are fed back one by one before a matrix product does it for all that follow."""
+
+
+class Layer(NamedTuple):
+    """A layer's weights, the grid they are to lie on, and what flows in.
+
+    Attributes:
+      w: weights [B, K, N].
+      gram: mean of the outer products of the inputs [B, K, K].
+      scale: step of the grid, at each weight.
+      zero: code of zero, at each weight.
+      free: which weights are to be rounded; the others keep their value.
+      lo, hi: smallest and largest code.
+    """
+
+    w: Float[Array, "B K N"]
+    gram: Float[Array, "B K K"]
+    scale: Float[Array, "B K N"]
+    zero: Float[Array, "B K N"]
+    free: Bool[Array, "B K N"]
+    lo: float | Float[Array, ""]
+    hi: float | Float[Array, ""]
+
+
+Rounding = Callable[[Layer], Float[Array, "B K N"]]
+"""From a layer to its weights, rounded; a `Partial` whose numbers are traced."""
+
+
+def gptq(damping: float | Array = 0.01, *, by_activation: bool = True) -> Rounding:
+    """Rounds one input after the other; those that follow make up for the error.
+
+    With H + λI = R Rᵀ, R upper triangular, the cost is the sum over i of
+    (Σ_{j ≤ i} R_ji (w - q)_j)², and row i is rounded so that its own term is least. This is the
+    optimal brain surgeon's update in another order of the sums, without an inverse.
+
+    Args:
+      damping: λ as a share of the mean of H's diagonal, above 0. Traced.
+      by_activation: round the inputs of the largest second moment first, not in order. Traced.
+
+    Raises:
+      ValueError: damping is not above 0.
+
+    Source: Frantar et al. (2023), arXiv 2210.17323, algorithm 1.
+    """
+    check_range("damping", damping, 0, above=True)
+    return Partial(_gptq, damping=jnp.float32(damping), by_activation=jnp.bool_(by_activation))
+
+
+def adaround(
+    steps: int = 2000, *, rate: float | Array = 0.01, pull: float | Array = 3.0
+) -> Rounding:
+    """Learns for each weight whether it goes up or down, by gradient descent on the layer's cost.
+
+    How far a weight goes up is a stretched sigmoid in [0, 1]; a term Σ 1 - |2h - 1|^β pulls it to
+    the ends, β falling from 20 to 2 after a fifth of the steps in which it is absent.
+
+    Args:
+      steps: of Adam, at least 1. Traced.
+      rate: of Adam, above 0. Traced.
+      pull: weight of that term, where the cost of rounding to nearest is 1, above 0. Traced.
+
+    Raises:
+      ValueError: an argument out of range.
+
+    Source: Nagel et al. (2020), arXiv 2004.10568, eq. 21–24, with the cost of eq. 13.
+    """
+    steps = checked_int("steps", steps, 1)
+    check_range("rate", rate, 0, above=True)
+    check_range("pull", pull, 0, above=True)
+    numbers = {"rate": jnp.float32(rate), "pull": jnp.float32(pull)}
+    return Partial(_adaround, steps=jnp.int32(steps), **numbers)
+
+
+@jax.jit
+@own_promotion()
+def rounded(rounding: Rounding, layer: Layer) -> Float[Array, "B K N"]:
+    """A layer's weights on their grid; an output that nearest rounding serves better has that.
+
+    Args:
+      rounding: `gptq(…)`, `adaround(…)`, or a function of your own.
+      layer: what to round.
+    """
+    chosen, plain = rounding(layer), nearest(layer)
+    better = cost(layer, chosen) < cost(layer, plain)
+    return jnp.where(better[..., None, :], chosen, plain)
+
+
+@own_promotion()
+def nearest(layer: Layer) -> Float[Array, "B K N"]:
+    """Each weight rounded to the nearest code."""
+    w, _, scale, zero, free, lo, hi = layer
+    return _on_grid(w, w, scale, zero, free, lo, hi)
+
+
+@own_promotion()
+def cost(layer: Layer, q: Float[Array, "B K N"]) -> Float[Array, "B N"]:
+    """Mean square error of each output."""
+    error = layer.w - q
+    return jnp.sum(error * _matmul(layer.gram, error), -2)
+
+
+def _on_grid(
+    at: Array, w: Array, scale: Array, zero: Array, free: Array, lo: Any, hi: Any
+) -> Array:
+    """Where `at` is rounded to; where not free, `w`."""
+    code = jnp.clip(jnp.round(at / scale) + zero, lo, hi)
+    return jnp.where(free, (code - zero) * scale, w)
+
+
+_matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+
+
+@own_promotion()
+def _gptq(layer: Layer, *, damping: Array, by_activation: Array) -> Array:
+    def one(gram: Array, *weights: Array) -> Array:
+        K, N = weights[0].shape
+        order = jnp.where(by_activation, jnp.argsort(-jnp.diag(gram)), jnp.arange(K))
+        size = min(BLOCK, K)
+        more = -K % size  # rows that hold nothing and that no other row knows of
+        unit = jnp.mean(jnp.diag(gram))
+        gram = gram[order][:, order] / jnp.where(unit > 0, unit, 1) + damping * jnp.eye(K)
+        gram = jnp.pad(gram, (0, more)) + jnp.diag(jnp.arange(K + more) >= K)
+        upper = jnp.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1]
+        feed = jnp.triu(upper / jnp.diag(upper), 1)
+        fill = ((0, more), (0, 0))
+        rows = [jnp.pad(a[order], fill, mode="edge") for a in weights]
+
+        def block(b: Array, q: Array) -> Array:
+            cut = partial(lax.dynamic_slice_in_dim, start_index=b * size, slice_size=size)
+            own, due = [cut(a) for a in rows], _matmul(cut(feed, axis=1).T, rows[0] - q)
+            within = cut(cut(feed, axis=1))
+
+            def row(i: Array, q: Array) -> Array:
+                w, scale, zero, free = (a[i] for a in own)
+                at = w + due[i] + _matmul(within[:, i], own[0] - q)
+                code = _on_grid(at, w, scale, zero, free, layer.lo, layer.hi)
+                return q.at[i].set(code)
+
+            done = lax.fori_loop(0, size, row, own[0])
+            return lax.dynamic_update_slice_in_dim(q, done, b * size, 0)
+
+        q = lax.fori_loop(0, (K + more) // size, block, rows[0])
+        return jnp.zeros((K, N)).at[order].set(q[:K])
+
+    return jax.vmap(one)(layer.gram, layer.w, layer.scale, layer.zero, layer.free)
+
+
+_STRETCH = (-0.1, 1.1)
+"""Ends of the stretched sigmoid."""
+
+
+@own_promotion()
+def _adaround(layer: Layer, *, steps: Array, rate: Array, pull: Array) -> Array:
+    import optax
+
+    lo, hi = _STRETCH
+    down = jnp.floor(layer.w / layer.scale)
+    start = jnp.clip((layer.w / layer.scale - down - lo) / (hi - lo), 1e-3, 1 - 1e-3)
+    unit = cost(layer, nearest(layer))
+    unit = jnp.where(unit > 0, unit, 1)
+    adam = optax.adam(rate)
+
+    def share(v: Array) -> Array:
+        return jnp.clip(jax.nn.sigmoid(v) * (hi - lo) + lo, 0, 1)
+
+    def values(h: Array) -> Array:
+        code = jnp.clip(down + h + layer.zero, layer.lo, layer.hi)
+        return jnp.where(layer.free, (code - layer.zero) * layer.scale, layer.w)
+
+    def loss(v: Array, beta: Array, on: Array) -> Array:
+        h = share(v)
+        ends = 1 - jnp.abs(2 * h - 1) ** beta
+        return jnp.mean(cost(layer, values(h)) / unit) + on * pull * jnp.mean(ends)
+
+    def step(i: Array, carry: Any) -> Any:
+        v, state = carry
+        done = i / steps
+        after = jnp.maximum(done - 0.2, 0) / 0.8
+        beta = 2 + 18 * (1 + jnp.cos(math.pi * after)) / 2
+        slope = jax.grad(loss)(v, beta, jnp.where(done >= 0.2, 1.0, 0.0))
+        change, state = adam.update(slope, state)
+        return optax.apply_updates(v, change), state
+
+    v = jax.scipy.special.logit(start)
+    v, _ = lax.fori_loop(0, steps, step, (v, adam.init(v)))
+    return values(jnp.round(share(v)))

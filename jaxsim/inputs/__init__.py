@@ -1,0 +1,1 @@
+"""What a caller hands in: batches and labels, and checks of them."""

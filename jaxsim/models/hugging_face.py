@@ -1,0 +1,99 @@
+"""Folders of Hugging Face: a model's weights with its configuration, and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Key
+
+from jaxsim.adaptive.encoder import Pool, mean_token
+from jaxsim.data.safetensors import read_safetensors
+from jaxsim.files.text import read_text
+from jaxsim.models.bert import Bert, from_hugging_face
+from jaxsim.numerics.checks import checked_int
+
+
+class Sequences(NamedTuple):
+    """Texts as word pieces.
+
+    Attributes:
+      ids: [N, n] padded behind with 0.
+      lengths: [N] how many are there.
+    """
+
+    ids: Int32[np.ndarray, "N n"]
+    lengths: Int32[np.ndarray, " N"]
+
+
+def load_bert(
+    path: str | os.PathLike[str],
+    *,
+    classes: int,
+    key: Key[Any, ""],
+    pool: Pool = mean_token,
+) -> tuple[Bert, dict[str, Any]]:
+    """A pretrained BERT with a new classifier.
+
+    Args:
+      path: folder with `config.json` and `model.safetensors`.
+      classes: of the classifier.
+      key: for its weights.
+      pool: what it reads.
+
+    Returns:
+      The model and its parameters.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: a file is damaged, or of another model.
+    """
+    folder = Path(path)
+    try:
+        config = json.loads(read_text(folder / "config.json"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{folder / 'config.json'}: is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'}: must hold an object")
+    arrays = read_safetensors(folder / "model.safetensors")
+    return from_hugging_face(arrays, config, classes=classes, key=key, pool=pool)
+
+
+def word_pieces(
+    path: str | os.PathLike[str], texts: Sequence[str], longest: int = 128
+) -> Sequences:
+    """Texts as word pieces, with the marks that the tokenizer puts around them.
+
+    Needs the `tokenizers` package, which `pip install "jaxsim[text]"` brings.
+
+    Args:
+      path: folder with `tokenizer.json`.
+      texts: one a row, at least one.
+      longest: word pieces of a row; what is longer is cut.
+
+    Raises:
+      ValueError: no texts, `longest` below 2, or a file that is no tokenizer.
+    """
+    from tokenizers import Tokenizer
+
+    checked_int("longest", longest, 2)
+    if not texts:
+        raise ValueError("texts=[]: give at least one")
+    file = Path(path) / "tokenizer.json"
+    content = read_text(file)
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:  # what the package raises
+        raise ValueError(f"{str(file)!r}: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(longest)
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    lengths = np.array([len(row) for row in rows], np.int32)
+    ids = np.zeros((len(rows), int(lengths.max())), np.int32)
+    for row, found in zip(ids, rows, strict=True):
+        row[: len(found)] = found
+    return Sequences(ids, lengths)

@@ -1,0 +1,102 @@
+"""What a contraction spends: parameters, stored bits, multiply-accumulates, conversions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxsim.console.table import render
+from jaxsim.cores.op import Meter, Op
+from jaxsim.cores.wrapper import Wrapper, build
+from jaxsim.network.tables import cost_table
+
+
+class SiteCost(NamedTuple):
+    """The cost of one call at one site.
+
+    Attributes:
+      name: the site.
+      params: entries of its parameter; 0 for later uses of the same parameter.
+      nonzero: those that pruning left.
+      spent: what its core counts, by name. Always "macs" (multiply-accumulates in the hardware,
+        all slices and signs), "cells" (stored numbers) and "weight_bits"; with an ADC
+        "conversions"; at a blocked site "block_products"; and whatever a user's core adds with
+        `Op.count`.
+      matmul: sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N].
+      runs: executions in one call.
+    """
+
+    name: str
+    params: int
+    nonzero: int
+    spent: dict[str, float]
+    matmul: tuple[int, int, int, int]
+    runs: int
+
+
+class Cost(NamedTuple):
+    """The cost of one call of a network.
+
+    Attributes:
+      sites: by site.
+      params: entries of all parameters, at sites or not.
+      nonzero: those that pruning left.
+    """
+
+    sites: tuple[SiteCost, ...]
+    params: int
+    nonzero: int
+
+    def __str__(self) -> str:
+        return render(self.__rich__())
+
+    def __rich__(self) -> Any:
+        return cost_table([(s.name, s.params, s.nonzero, s.spent) for s in self.sites])
+
+    def total(self, what: str) -> float:
+        """The sum of one column over all sites; 0 where no core counts it."""
+        return sum(site.spent.get(what, 0.0) for site in self.sites)
+
+
+def site_cost(
+    op: Op,
+    wrappers: Sequence[Wrapper],
+    x: jax.ShapeDtypeStruct,
+    w: jax.ShapeDtypeStruct,
+    *,
+    name: str,
+    params: int,
+    nonzero: int,
+    copies: int,
+    runs: int,
+) -> SiteCost:
+    """The cost of one site, from abstract operands: nothing is computed.
+
+    Args:
+      op: its contraction.
+      wrappers: its core's chain.
+      x: input of one execution.
+      w: weight of one execution.
+      name: of the site.
+      params: entries of its parameter.
+      nonzero: those that pruning left.
+      copies: how many weights a scan stacks.
+      runs: executions in one call.
+    """
+    written, read = Meter(), Meter()
+    core = build(wrappers)
+
+    def once(w: Any, x: Any, key: Any) -> Any:
+        state = core.write(dataclasses.replace(op, integer=True, meter=written), w, key)
+        return core.read(dataclasses.replace(op, integer=True, meter=read), state, x, key)
+
+    jax.eval_shape(once, w, x, jax.eval_shape(lambda: jax.random.key(0)))
+    spent = {what: amount * copies for what, amount in written.items()}
+    for what, amount in read.items():
+        spent[what] = spent.get(what, 0.0) + amount * runs
+    B, K, N = op.geometry.as_matmul().geometry.w_shape
+    outputs = jax.eval_shape(op.contract, x, w).size
+    return SiteCost(name, params, nonzero, spent, (B, outputs // max(B * N, 1), K, N), runs)

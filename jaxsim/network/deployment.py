@@ -1,0 +1,143 @@
+"""Weights written once, ranges set: a network as a chip holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+from jaxtyping import Array, Key
+
+from jaxsim.cores.core import State
+from jaxsim.cores.partition import Parts
+from jaxsim.formats.grid import Range
+from jaxsim.inputs.batches import batches
+from jaxsim.network.arguments import call_arguments, check_key
+from jaxsim.network.interpreter import Walk
+from jaxsim.network.leaves import check_params
+from jaxsim.network.network import Network, run_network, trace_call
+from jaxsim.network.params import param_names
+from jaxsim.network.plan import Contraction, Inner, Plan
+from jaxsim.network.planner import trace_plan
+from jaxsim.network.writer import beside_weights, write_states
+from jaxsim.numerics.checks import is_traced
+
+
+def deploy(
+    net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None, **kwargs: Any
+) -> Network:
+    """Writes the weights once and sets the ranges, as one programmes a chip.
+
+    Args:
+      net: a composed network.
+      key: for cores that draw random numbers when they write. Site `name` uses
+        `fold_in(key, crc32(name))`, so adding a transform elsewhere does not change its draw.
+      calibrate: inputs for which to set input and ADC ranges: one batch (an array, a tuple of
+        positional arguments, or a dict of keyword arguments), or any iterable of batches, of which
+        one at a time is in memory. Ranges widen from batch to batch.
+      **kwargs: further keyword arguments of the model, for every batch.
+
+    Returns:
+      A network whose calls read what was written. Gradients with respect to its inputs and its
+      states pass straight through rounding.
+
+    Raises:
+      ValueError: nothing to deploy, already deployed, weights that became NaN or infinite, a core
+        needs `key` or `calibrate`, or what `widen_ranges` raises.
+    """
+    if not isinstance(net, Network):
+        raise ValueError(f"net: a {type(net).__name__} is no Network; js.trace(model, …) makes one")
+    if net.deployed:
+        raise ValueError("net is deployed already; deploy the composed network again instead")
+    if not net.cores:
+        raise ValueError("net has no transformed sites to deploy; compose a transform first")
+    if calibrate is None and kwargs:
+        raise ValueError(
+            f"calibrate=None: expected the inputs that go with {', '.join(kwargs)}; give all of "
+            "the model's keyword arguments as a dict, calibrate={…}"
+        )
+    check_key(key)
+    inputs = None if calibrate is None else batches(calibrate, "calibrate")
+    check_params(net.params)
+    chip = dataclasses.replace(net, states=write_states(net, key), deployed=True)
+    if inputs is None:
+        any_key = jax.eval_shape(lambda: jax.random.key(0))
+        jax.eval_shape(run_network, chip, net.example, any_key)
+        return chip
+    return widen_ranges(chip, inputs, **kwargs)
+
+
+def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
+    """Calibrates a deployed network on more inputs: its ranges widen to hold them too.
+
+    Args:
+      chip: a deployed network.
+      *args: inputs as of `deploy`: a batch or an iterable of batches. Several are one batch of
+        positional arguments.
+      **kwargs: further keyword arguments of the model, for every batch.
+
+    Raises:
+      ValueError: not deployed; no batch; inputs that hold NaN or infinite values; or a site whose
+        range is to be stored did not run (a branch not taken).
+    """
+    if not chip.deployed:
+        raise ValueError(
+            "chip is not deployed: deploy(net, calibrate=inputs) sets its first ranges"
+        )
+    inputs = args[0] if len(args) == 1 else args
+    if not args:
+        inputs, kwargs = kwargs, {}
+    chip, fixed = dataclasses.replace(chip, calibrated=True), {**chip.defaults.whole(), **kwargs}
+    states = chip.states
+    for batch in batches(inputs, "calibrate"):
+        arguments = call_arguments(batch.args, {**fixed, **batch.kwargs})
+        states = _calibrate(dataclasses.replace(chip, states=states), arguments)
+        states = beside_weights(chip, states, jax.device_put)
+    for name, state in states.items():
+        for r in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Range)):
+            if not isinstance(r, Range) or is_traced(r.lo):
+                continue
+            if np.any((r.lo == np.inf) & (r.hi == -np.inf)):
+                raise ValueError(f"calibrate: {name} did not run on it and has no range to store")
+            if not (np.isfinite(r.lo).all() and np.isfinite(r.hi).all()):
+                raise ValueError(f"calibrate: NaN or infinite values reach {name}")
+    return dataclasses.replace(chip, states=states)
+
+
+@jax.jit
+def _calibrate(chip: Network, arguments: Parts) -> dict[str, State]:
+    """Every transformed site's state after its ranges have seen the arguments."""
+    traced = trace_call(chip, arguments)
+    walk = Walk(chip.cores, "stored", None, calibrating=True)
+    _, states = walk.run(traced.plan, traced.values, chip.states, ())
+    return states
+
+
+def params_read(net: Network) -> set[str]:
+    """Paths of the parameters that calls read; a deployed site reads its state instead.
+
+    Found for the arguments the network was traced with. A parameter that a loop around a site
+    carries counts as read.
+    """
+    shapes = jax.eval_shape(lambda: (net.params, net.buffers))
+    plan = trace_plan(net.fn, shapes[0], shapes[1], net.example, net.example, net.weights).plan
+    live = _live(plan, set(net.states))
+    return {name for name, is_read in zip(param_names(net), live, strict=False) if is_read}
+
+
+def _live(plan: Plan, written: set[str]) -> list[bool]:
+    """Which inputs of a plan its outputs depend on, where written sites read no weight."""
+    live = {v for v in plan.jaxpr.outvars if isinstance(v, jex.Var)}
+    for eqn, entry in zip(reversed(plan.jaxpr.eqns), reversed(plan.entries), strict=True):
+        if not (eqn.effects or any(v in live for v in eqn.outvars)):
+            continue
+        needed = [True] * len(eqn.invars)
+        if isinstance(entry, Contraction) and entry.site.name in written:
+            needed[entry.w_at] = False
+        elif isinstance(entry, Inner) and len(entry.plans) == 1:
+            needed = _live(entry.plans[0], written)
+        used = (v for v, need in zip(eqn.invars, needed, strict=True) if need)
+        live.update(v for v in used if isinstance(v, jex.Var))
+    return [v in live for v in plan.jaxpr.invars]

@@ -1,0 +1,247 @@
+"""Evaluates a plan, each site by its core."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.extend.core as jex
+import jax.extend.core.primitives as prims
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Key
+
+from jaxsim import internals
+from jaxsim.cores.core import Core, State
+from jaxsim.cores.op import Op
+from jaxsim.cores.wrapper import Wrapper, build
+from jaxsim.internals import bind, parameters
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.gradients import straight_through
+
+
+def evaluate_plan(
+    plan: Plan,
+    values: Sequence[Any],
+    step: Callable[[Any, Entry, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """The outputs of a jaxpr whose equations `step(equation, entry, operands)` computes."""
+    env = dict(zip(plan.jaxpr.invars, values, strict=True))
+    env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex.Literal) else env[atom]
+
+    for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
+        outs = step(eqn, entry, [read(atom) for atom in eqn.invars])
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in plan.jaxpr.outvars]
+
+
+def site_key(key: Key[Array, ""] | None, name: str, indices: Iterable[Any]) -> Any:
+    """A key for a site's random numbers in this iteration of each loop around it."""
+    if key is None:
+        return None
+    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    for index in indices:
+        key = jax.random.fold_in(key, index)
+    return key
+
+
+class Walk:
+    """Evaluates a plan, handing each transformed site to its core.
+
+    Every method threads the states of the sites inside: unchanged when reading, updated when
+    calibrating.
+    """
+
+    def __init__(
+        self,
+        cores: Mapping[str, tuple[Wrapper, ...]],
+        ranges: Literal["batch", "stored", "missing"],
+        key: Key[Array, ""] | None,
+        *,
+        calibrating: bool = False,
+        part: Any = None,
+    ):
+        """Prepares to evaluate; `part` tells apart the read noise of parts of one call."""
+        self.cores = cores
+        self.ranges: Literal["batch", "stored", "missing"] = ranges
+        self.key = key
+        self.read_key = key if key is None or part is None else jax.random.fold_in(key, part)
+        self.calibrating = calibrating
+
+    def run(
+        self,
+        plan: Plan,
+        values: Sequence[Any],
+        states: Mapping[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Outputs and states; `indices` holds the iteration of each loop around."""
+        states = dict(states)
+
+        def step(eqn: Any, entry: Entry, ins: list[Any]) -> Sequence[Any]:
+            if isinstance(entry, Contraction) and entry.site.name in self.cores:
+                y, state = self.site(entry, ins, states.get(entry.site.name), indices)
+                if state is not None:
+                    states[entry.site.name] = state
+                return [y.astype(eqn.outvars[0].aval.dtype)]
+            if isinstance(entry, Inner) and not entry.names.isdisjoint(self.cores):
+                outs, updated = self.inner(eqn, entry, ins, states, indices)
+                states.update(updated)
+                return outs
+            return bind(eqn, ins)
+
+        return evaluate_plan(plan, values, step), states
+
+    def site(
+        self, entry: Contraction, ins: list[Any], state: State | None, indices: tuple[Any, ...]
+    ) -> tuple[Array, State | None]:
+        """The site's output as its core computes it, and its state."""
+        site, wrappers = entry.site, self.cores[entry.site.name]
+        x, w = ins[entry.x_at], ins[entry.w_at]
+        read_key = site_key(self.read_key, site.name + ":read", indices)
+        at = tuple(i for i, stacked in zip(indices, site.stacked, strict=True) if stacked)
+        if state is None:
+            over = indices if site.kind == "dynamic" else at
+            write_key = site_key(self.key, site.name, over)
+            ranges = "batch"
+            state_of = _written
+        else:
+            w, write_key, ranges, state_of = state, None, self.ranges, _stored
+
+        def read(integer: bool) -> Callable[..., Array]:
+            quiet = self.calibrating
+            still = dataclasses.replace(entry.op, integer=integer, ranges=ranges, quiet=quiet)
+
+            def run(
+                wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any
+            ) -> Array:
+                core, op = build(wrappers), dataclasses.replace(still, at=at)
+                with own_promotion():
+                    return core.read(op, state_of(core, op, w, write_key), x, read_key)
+
+            return run
+
+        if self.calibrating and state is not None:
+            op = dataclasses.replace(entry.op, integer=True, ranges="stored", at=at)
+            with own_promotion():
+                w = state = build(wrappers).calibrate(op, state, x)
+        y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
+        return y, state
+
+    def inner(
+        self,
+        eqn: Any,
+        entry: Inner,
+        ins: list[Any],
+        states: Mapping[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Outputs and states of an equation that holds transformed sites."""
+        plans = entry.plans
+        inside = {name: states[name] for name in entry.names if name in states}
+        match eqn.primitive:
+            case prims.scan_p:
+                return self.scan(eqn, entry, ins, inside, indices)
+            case prims.while_p:
+                return self.loop(eqn, entry, ins, inside, indices)
+            case prims.cond_p:
+                branches = [partial(self.branch, plan, inside, indices) for plan in plans]
+                return lax.switch(ins[0], branches, *ins[1:])
+            case prims.remat_p:
+                params = parameters(eqn)
+                run = jax.checkpoint(
+                    partial(self.branch, plans[0], inside, indices),
+                    prevent_cse=params["prevent_cse"],
+                    policy=params["policy"],
+                )
+                return run(*ins)
+            case _:
+                return self.run(plans[0], ins, inside, indices)
+
+    def branch(
+        self, plan: Plan, states: Mapping[str, State], indices: tuple[Any, ...], *ins: Any
+    ) -> tuple[list[Any], dict[str, State]]:
+        """`run`, with the operands last."""
+        return self.run(plan, ins, states, indices)
+
+    def scan(
+        self,
+        eqn: Any,
+        entry: Inner,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """A scan: stacked states go in (and, calibrated, come out) slice by slice."""
+        loop, (plan,) = internals.scan(eqn), entry.plans
+        carried = loop.carry
+        sites = {c.site.name: c.site for c in contractions(plan)}
+        stacked = {k: s for k, s in states.items() if sites[k].stacked[len(indices)]}
+        fixed = {k: s for k, s in states.items() if k not in stacked}
+
+        def body(carry: Any, slices: Any) -> Any:
+            values, fixed_now = carry
+            index, xs, stacked_now = slices
+            outs, after = self.run(
+                plan,
+                [*ins[: loop.consts], *values, *xs],
+                {**fixed, **fixed_now, **stacked_now},
+                (*indices, index),
+            )
+            changed = {k: after[k] for k in stacked} if self.calibrating else {}
+            return (outs[:carried], {k: after[k] for k in fixed_now}), (outs[carried:], changed)
+
+        (carry, fixed_after), (ys, stacked_after) = lax.scan(
+            body,
+            (ins[loop.consts : loop.first_slice], fixed if self.calibrating else {}),
+            (jnp.arange(loop.length), ins[loop.first_slice :], stacked),
+            length=loop.length,
+            reverse=loop.reverse,
+            unroll=loop.unroll,
+        )
+        return [*carry, *ys], {**states, **fixed_after, **stacked_after}
+
+    def loop(
+        self,
+        eqn: Any,
+        entry: Inner,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """A while loop; its iterations are counted so that each draws its own noise.
+
+        The test runs at the end of each step, where what it calibrates can be carried on.
+        """
+        numbers, (test, body) = internals.while_loop(eqn), entry.plans
+        test_consts = ins[: numbers.test_consts]
+        body_consts = ins[numbers.test_consts : numbers.first_carry]
+
+        def tested(index: Array, values: list[Any], states_now: dict[str, State]) -> Any:
+            (go_on,), after = self.run(test, [*test_consts, *values], states_now, (*indices, index))
+            return go_on, index, values, after
+
+        def step(carry: Any) -> Any:
+            _, index, values, states_now = carry
+            outs, after = self.run(body, [*body_consts, *values], states_now, (*indices, index))
+            return tested(index + 1, outs, after)
+
+        start = tested(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
+        _, _, outs, after = lax.while_loop(lambda carry: carry[0], step, start)
+        return outs, after
+
+
+def _written(core: Core, op: Op, w: Array, key: Any) -> State:
+    return core.write(op, w, key)
+
+
+def _stored(core: Core, op: Op, state: State, key: Any) -> State:
+    return state

@@ -1,0 +1,403 @@
+"""A model whose contractions can be given other meanings; calling it is a pure function."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from jaxsim.console.table import html, render
+from jaxsim.cores.core import State
+from jaxsim.cores.partition import Parts
+from jaxsim.cores.site_weight import masked
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.arguments import (
+    abstract_arguments,
+    apply_call,
+    call_arguments,
+    check_key,
+    explained_call,
+)
+from jaxsim.network.calls import NnxCall
+from jaxsim.network.changes import updated
+from jaxsim.network.cost import Cost, SiteCost, site_cost
+from jaxsim.network.interpreter import Walk
+from jaxsim.network.leaves import PyTree, check_like, is_array, path_name
+from jaxsim.network.plan import Plan, Traced, contractions
+from jaxsim.network.planner import trace_plan
+from jaxsim.network.site import Site, matching_names
+from jaxsim.network.tables import sites_table
+from jaxsim.numerics.checks import is_traced
+from jaxsim.values.value import PytreeValue
+
+DATA = ("params", "buffers", "masks", "cores", "states")
+"""Fields of a network that hold arrays; every other field is static."""
+
+
+META = (
+    *("fn", "sites", "defaults", "example", "weights", "unreached"),
+    *("focus", "deployed", "calibrated"),
+)
+"""Fields of a network that are static."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=[*DATA], meta_fields=[*META])
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Network(PytreeValue):
+    """A model whose contractions can be given other meanings. Calling it is a pure function.
+
+    Attributes:
+      params: the trainable parameters, as the model holds them.
+      buffers: everything else the model reads (batch statistics, …).
+      masks: for each pruned parameter's path, which of its entries remain.
+      cores: for each transformed site, its chain of wrappers, the first one outermost.
+      states: for each transformed site, what its core has written; empty before `deploy`.
+      fn: `(params, buffers, *args, **kwargs) -> outputs`, the model.
+      sites: every contraction found, in order of execution.
+      defaults: keyword arguments fixed at `trace`.
+      example: shapes of the arguments it was traced with.
+      weights: paths of the buffers that count as weights.
+      unreached: what is contracted with inputs and is no site, each in a phrase.
+      focus: names of the only sites that transforms may touch; None for all. Set by `rules`.
+      deployed: weights are written; `params` of transformed sites are not read any more.
+      calibrated: ranges are stored.
+      cut_by: the transform that cuts a network into this kind, empty for one that is whole.
+    """
+
+    cut_by: ClassVar[str] = ""
+
+    params: PyTree
+    buffers: PyTree
+    masks: dict[str, Array]
+    cores: dict[str, tuple[Wrapper, ...]]
+    states: dict[str, State]
+    fn: Callable[..., Any]
+    sites: tuple[Site, ...]
+    defaults: Parts
+    example: Parts
+    weights: tuple[str, ...] = ()
+    unreached: tuple[str, ...] = ()
+    focus: tuple[str, ...] | None = None
+    deployed: bool = False
+    calibrated: bool = False
+
+    def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
+        """The outputs of the model on this hardware.
+
+        Args:
+          *args: the model's inputs; batch and other free sizes may differ from the traced ones.
+          key: needed where cores draw random numbers at every call; random streams of an NNX module
+            (dropout) are drawn anew for each key, too.
+          **kwargs: the model's keyword arguments.
+
+        Returns:
+          What the model returns.
+
+        Raises:
+          ValueError: the model rejects the arguments, or a core needs a key.
+        """
+        arguments = self.arguments(args, kwargs, key)
+        if not self.cores:
+            with explained_call(self.example, arguments):
+                return apply_call(arguments, self.fn, self.masked_params(), self.buffers)
+        return run_network(self, arguments, key)
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], key: Key[Array, ""] | None
+    ) -> Parts:
+        """The arguments of a call, with the defaults of `trace` and a key for random streams.
+
+        Raises:
+          ValueError: The key is none.
+        """
+        check_key(key)
+        kwargs = {**self.defaults.whole(), **kwargs}
+        if key is not None and isinstance(self.fn, NnxCall) and self.fn.streams:
+            kwargs.setdefault("rngs", jax.random.fold_in(key, zlib.crc32(b"rngs")))
+        return call_arguments(args, kwargs)
+
+    @property
+    def ranges(self) -> Literal["batch", "stored", "missing"]:
+        """Where calls take ranges from."""
+        return "batch" if not self.deployed else "stored" if self.calibrated else "missing"
+
+    def masked_params(self) -> PyTree:
+        """The parameters with pruned entries set to zero."""
+        if not self.masks:
+            return self.params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, p: (
+                p * self.masks[name].astype(p.dtype)
+                if (name := path_name(path)) in self.masks
+                else p
+            ),
+            self.params,
+        )
+
+    def site_masks(self, site: Site) -> tuple[Any, ...]:
+        """Which entries of a site's weight remain, in one array or more that hold it together.
+
+        Args:
+          site: One of this network's sites.
+
+        Returns:
+          The masks, of the weight's or its parameters' shapes; empty where nothing is pruned.
+        """
+        here = [w.settings["mask"] for w in self.cores.get(site.name, ()) if w.make is masked]
+        if here:
+            return (here[-1],)
+        if not any(part in self.masks for part in site.parts):
+            return ()
+        shapes = {
+            path_name(p): a.shape for p, a in jax.tree_util.tree_leaves_with_path(self.params)
+        }
+        return tuple(
+            self.masks[part] if part in self.masks else np.ones(shapes[part], bool)
+            for part in site.parts
+        )
+
+    def density(self, site: Site) -> float | None:
+        """Share of a site's weight that pruning left, in [0, 1]; None while masks are traced."""
+        masks = self.site_masks(site)
+        if any(map(is_traced, masks)):
+            return None
+        return sum(map(_count, masks)) / sum(m.size for m in masks) if masks else 1.0
+
+    def select(self, patterns: str | Sequence[str]) -> tuple[Site, ...]:
+        """The sites that glob or `re:` patterns name, within the focus.
+
+        Args:
+          patterns: globs (`Conv_*`), or regular expressions (`re:Conv_[12]/kernel`), matched to a
+            site's name or its parameter's path. Dynamic sites need a pattern that begins with
+            `dynamic`, or a focus that holds them.
+
+        Returns:
+          The sites, in order of execution.
+
+        Raises:
+          ValueError: no pattern, or one that matches nothing within the focus.
+        """
+        patterns = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+            raise ValueError(f"sites={patterns!r}: give a pattern or a list of patterns")
+        if not patterns:
+            raise ValueError("sites=[]: give at least one pattern")
+        focus, asked = self.focus, self.focus is not None
+        sites = self.sites if focus is None else [s for s in self.sites if s.name in focus]
+        hits = {pattern: matching_names(sites, pattern, dynamic=asked) for pattern in patterns}
+        for pattern, names in hits.items():
+            if not names:
+                known = ", ".join(s.name for s in sites)
+                within = " of its rule" if asked else ""
+                raise ValueError(
+                    f"sites={pattern!r} matches no site{within}; the sites are: {known}"
+                )
+        chosen = set[str]().union(*hits.values())
+        return tuple(s for s in sites if s.name in chosen)
+
+    def with_state(self, updates: PyTree) -> Network:
+        """This network with new values of what it reads beside its parameters.
+
+        Args:
+          updates: What a call with `mutable=` returned beside its outputs: a tree of buffers, or a
+            part of one. Shapes and dtypes are those of before.
+
+        Raises:
+          ValueError: A path that no buffer has, or an array of another shape or dtype.
+
+        Examples:
+          >>> y, updates = net(x, mutable=["batch_stats"])  # doctest: +SKIP
+          >>> net = net.with_state(updates)  # doctest: +SKIP
+        """
+        return dataclasses.replace(self, buffers=updated(self.buffers, updates))
+
+    def wrap(self, names: Iterable[str], wrapper: Wrapper) -> Network:
+        """This network with a wrapper placed innermost at each named site.
+
+        Raises:
+          ValueError: it is deployed, or has no site of that name.
+        """
+        names = list(names)
+        if self.deployed:
+            raise ValueError(f"{wrapper!r} cannot follow deploy: the weights are written already")
+        if unknown := set(names) - {site.name for site in self.sites}:
+            raise ValueError(f"names={sorted(unknown)}: no such sites")
+        added = {name: (*self.cores.get(name, ()), wrapper) for name in names}
+        return dataclasses.replace(self, cores={**self.cores, **added})
+
+    def cost(self, *args: Any, **kwargs: Any) -> Cost:
+        """What one call spends, by site.
+
+        Args:
+          *args: inputs (only shapes count); without any array, those of the traced example.
+          **kwargs: keyword arguments, as in a call.
+
+        Returns:
+          Parameters, stored bits, multiply-accumulates and whatever the cores count. Loops of
+          unknown length count once, and traced masks as if nothing were pruned.
+        """
+        defaults = self.defaults.whole()
+        if not any(map(is_array, jax.tree.leaves((args, kwargs)))):
+            args, defaults = self.example.whole()
+        arguments = abstract_arguments(call_arguments(args, {**defaults, **kwargs}))
+        params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
+        more = (self.example, self.weights, self.masks)
+        traced = trace_plan(self.fn, params, buffers, arguments, *more)
+        flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
+        total = sum(int(np.prod(p.shape)) for p in flat.values())
+        for path, b in jax.tree_util.tree_leaves_with_path(self.buffers):
+            if path_name(path) in self.weights:
+                flat[path_name(path)] = b
+        rows: list[SiteCost] = []
+        counted = set[str]()
+        for contraction in contractions(traced.plan):
+            site = contraction.site
+            new = [p for p in site.sources if p in flat and p not in counted]
+            counted.update(new)
+            size = sum(int(np.prod(flat[p].shape)) for p in new)
+            zeros = sum(mask.size - _count(mask) for mask in self.site_masks(site)) if size else 0
+            rows.append(
+                site_cost(
+                    dataclasses.replace(contraction.op, at=(0,) * len(site.stack)),
+                    self.cores.get(site.name, ()),
+                    contraction.x,
+                    contraction.w,
+                    name=site.name,
+                    params=size,
+                    nonzero=size - zeros,
+                    copies=0 if site.kind == "dynamic" else math.prod(site.stack),
+                    runs=math.prod(site.lengths),
+                )
+            )
+        pruned = sum(mask.size - _count(mask) for mask in self.masks.values())
+        return Cost(tuple(rows), params=total, nonzero=total - pruned)
+
+    def with_params(self, params: PyTree) -> Network:
+        """This network with other values of its parameters, as a training loop needs it.
+
+        Args:
+          params: a tree like `params`, of the same shapes.
+
+        Raises:
+          ValueError: another structure, another shape, numbers that are no floats, or a deployed
+            network, whose calls do not read its parameters any more.
+        """
+        if self.deployed:
+            raise ValueError("net is deployed: its calls do not read the parameters any more")
+        check_like(self.params, params)
+        return dataclasses.replace(self, params=params)
+
+    @property
+    def cut_lines(self) -> tuple[str, ...]:
+        """Lines for the cuts at which this network holds arrays; a checkpoint compares them."""
+        return ()
+
+    def __repr__(self) -> str:
+        size = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self.params))
+        stage = ("calibrated, " if self.calibrated else "deployed, ") if self.deployed else ""
+        counts = f"{len(self.sites)} sites, {len(self.cores)} transformed, {len(self.masks)} pruned"
+        return f"{type(self).__name__}({stage}{counts}, {size} parameters)"
+
+    def __str__(self) -> str:
+        return render(self.__rich__())
+
+    def _repr_html_(self) -> str:
+        return html(self.__rich__())
+
+    def __rich__(self) -> Any:
+        rows = [
+            (
+                s.name,
+                s.kind,
+                s.w_shape,
+                s.stack,
+                s.x_shape,
+                s.macs * math.prod(s.lengths),
+                self.cores.get(s.name, ()),
+                self.density(s),
+            )
+            for s in self.sites
+        ]
+        return sites_table(rows, self.unreached, deployed=self.deployed, calibrated=self.calibrated)
+
+
+def uncut(net: Network) -> Network:
+    """The network alone, of one that was cut for exits or a pipeline; any other as it is."""
+    return Network(**{f.name: getattr(net, f.name) for f in dataclasses.fields(Network)})
+
+
+def require_uncut(
+    net: Network,
+    transform: str,
+    *,
+    allowed: Collection[str] = (),
+    reason: str = "the network is cut",
+) -> None:
+    """Refuses a network that was cut in a way that a transform cannot follow.
+
+    Args:
+      net: any kind of network.
+      transform: name of the transform that is to be applied.
+      allowed: values of `cut_by` that it can follow.
+      reason: why it cannot follow the others.
+
+    Raises:
+      ValueError: the network is cut in another way.
+    """
+    if net.cut_by and net.cut_by not in allowed:
+        raise ValueError(f"{transform} cannot follow {net.cut_by}: {reason}")
+
+
+def data_fields(net: Network) -> dict[str, Any]:
+    """The fields of a network of any kind that hold arrays, by name."""
+    children, _ = jax.tree_util.tree_flatten_with_path(net, is_leaf=lambda x: x is not net)
+    return {path[0].name: value for path, value in children}
+
+
+@jax.jit
+def run_network(net: Network, arguments: Parts, key: Any) -> Any:
+    """A call of a transformed network, compiled as one even where the caller does not."""
+    traced = trace_call(net, arguments)
+    walk = Walk(net.cores, net.ranges, key)
+    outputs, _ = walk.run(traced.plan, traced.values, net.states, ())
+    return jax.tree.unflatten(traced.out_tree, outputs)
+
+
+def _count(mask: Array) -> int:
+    return mask.size if is_traced(mask) else int(jnp.sum(mask))
+
+
+def trace_call(net: Network, arguments: Parts) -> Traced:
+    """A call of a network, traced; its sites are those the network knows."""
+    traced = trace_plan(
+        net.fn, net.masked_params(), net.buffers, arguments, net.example, net.weights, net.masks
+    )
+    check_sites(net, traced.plan)
+    return traced
+
+
+def check_sites(net: Network, plan: Plan) -> None:
+    """Checks that a call runs the sites that were traced: any other would silently stay float."""
+    known = {site.name: site for site in net.sites}
+    for contraction in contractions(plan):
+        site = contraction.site
+        if site.kind == "dynamic":
+            continue
+        if site.name not in known:
+            raise ValueError(
+                f"args: {site.name} runs for these arguments and did not when the model was "
+                "traced; trace it with arguments of the same kind"
+            )
+        if net.deployed and site.name in net.cores and site.w_shape != known[site.name].w_shape:
+            raise ValueError(
+                f"args: the weight of {site.name} was written as {list(known[site.name].w_shape)} "
+                f"and these arguments make it {list(site.w_shape)}"
+            )

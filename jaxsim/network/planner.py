@@ -1,0 +1,335 @@
+"""Finds the sites of a model: follows through its equations what comes of parameters alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.extend.core.primitives as prims
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsim import internals
+from jaxsim.cores.conv import Conv
+from jaxsim.cores.geometry import Dot
+from jaxsim.cores.op import Op
+from jaxsim.cores.partition import Parts
+from jaxsim.internals import inner_jaxprs, parameters
+from jaxsim.network.arguments import apply_call, explained_call
+from jaxsim.network.leaves import PyTree, path_name
+from jaxsim.network.plan import (
+    BUFFERS,
+    CONTRACTIONS,
+    Contraction,
+    Entry,
+    Inner,
+    Known,
+    Plan,
+    Traced,
+    contractions,
+)
+from jaxsim.network.site import Site
+
+
+def trace_plan(
+    fn: Callable[..., Any],
+    params: PyTree,
+    buffers: PyTree,
+    arguments: Parts,
+    example: Parts,
+    weights: Sequence[str] = (),
+    masked: Collection[str] = (),
+) -> Traced:
+    """Traces a call of a model and plans it; arrays may be shapes.
+
+    Args:
+      fn: The model, `(params, buffers, *args, **kwargs) -> outputs`.
+      params: Its parameters.
+      buffers: What else it reads.
+      arguments: Those of the call.
+      example: Those it was traced with first, for errors.
+      weights: Paths of the buffers that count as weights.
+      masked: Paths of the weights that are pruned, which the ops of their sites say.
+
+    Raises:
+      ValueError: The model rejects the arguments.
+    """
+
+    def flat(params: PyTree, buffers: PyTree, arguments: Parts) -> Any:
+        return apply_call(arguments, fn, params, buffers)
+
+    with explained_call(example, arguments):
+        closed, out = jax.make_jaxpr(flat, return_shape=True)(params, buffers, arguments)
+    tags = [_weight(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    constant = [
+        _weight(path, leaf)
+        if path_name(path) in weights
+        else Known(sources=frozenset([BUFFERS + path_name(path)]))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(buffers)
+    ]
+    unknown = [None] * len(arguments.arrays)
+    planner = _Planner(masked)
+    plan = planner.plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
+    for t in plan.known:
+        planner.read(t, "output")
+    readers = {source: tuple(names) for source, names in planner.readers.items()}
+    values = jax.tree.leaves((params, buffers, arguments.arrays))
+    return Traced(plan, values, jax.tree.structure(out), readers, tuple(planner.miscomputed))
+
+
+def _weight(path: Sequence[Any], leaf: Any) -> Known:
+    name = path_name(path)
+    own = frozenset([name])
+    return Known(name, int(np.prod(np.shape(leaf))), sources=own, parts=own)
+
+
+class _Planner:
+    """Names the sites of a jaxpr by following where its values come from.
+
+    Attributes:
+      uses: how many sites each weight has so far.
+      readers: for each parameter and buffer what reads it together with inputs: names of sites,
+        and of primitives where the equation is none.
+    """
+
+    def __init__(self, masked: Collection[str]):
+        self.masked = masked
+        self.uses: dict[str, int] = {}
+        self.readers: dict[str, list[str]] = {}
+        self.miscomputed: list[str] = []
+
+    def read(self, tag: Known | None, reader: str) -> None:
+        """Notes that a value is read beside inputs, or leaves what is followed."""
+        for source in () if tag is None else tag.sources:
+            readers = self.readers.setdefault(source, [])
+            if reader not in readers:
+                readers.append(reader)
+
+    def plan(
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        tags: Sequence[Known | None],
+        lengths: tuple[int, ...],
+    ) -> Plan:
+        known: dict[Any, Known | None] = dict(zip(jaxpr.invars, tags, strict=True))
+        known.update(dict.fromkeys(jaxpr.constvars, Known()))
+
+        def tag(atom: Any) -> Known | None:
+            return Known() if isinstance(atom, jex.Literal) else known[atom]
+
+        entries: list[Entry] = []
+        for eqn in jaxpr.eqns:
+            ins = [tag(atom) for atom in eqn.invars]
+            entry, outs = None, [None] * len(eqn.outvars)
+            sources = [t for t in ins if t is not None]
+            inner = inner_jaxprs(eqn)
+            if len(sources) == len(ins) and len(inner) == 1 and eqn.primitive is not prims.scan_p:
+                outs = list(self.plan(*inner[0], ins, lengths).known)
+            elif len(sources) == len(ins):
+                tag_of = _merged(sources)._replace(parts=_parts(eqn, sources))
+                outs = [tag_of] * len(eqn.outvars)
+            elif inner:
+                plans, outs = self.inner(eqn, inner, ins, lengths)
+                names = frozenset(c.site.name for p in plans for c in contractions(p))
+                if names or any(t is not None for t in outs):
+                    entry = Inner(plans, names)
+            else:
+                entry = self.contraction(eqn, ins, lengths)
+                for i, t in enumerate(ins):
+                    here = entry is not None and i == entry.w_at
+                    self.read(t, entry.site.name if entry and here else _reader(eqn, i))
+            entries.append(entry)
+            known.update(zip(eqn.outvars, outs, strict=True))
+        return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
+
+    def inner(
+        self,
+        eqn: Any,
+        inner: list[tuple[Any, Sequence[Any]]],
+        ins: list[Known | None],
+        lengths: tuple[int, ...],
+    ) -> tuple[tuple[Plan, ...], list[Known | None]]:
+        """Plans of an equation's jaxprs, and what is known of its outputs."""
+        if eqn.primitive is prims.scan_p:
+            (jaxpr, consts), loop, depth = inner[0], internals.scan(eqn), len(lengths)
+            carry = _unchanged(jaxpr, ins, loop.consts, loop.carry)
+            mapped = [
+                None if t is None else t._replace(mapped=t.mapped | {depth})
+                for t in ins[loop.first_slice :]
+            ]
+            plan = self.plan(
+                jaxpr, consts, [*ins[: loop.consts], *carry, *mapped], (*lengths, loop.length)
+            )
+            self.read_carry(eqn, ins[loop.consts : loop.first_slice], carry, plan)
+            for t in plan.known[loop.carry :]:
+                self.read(t, eqn.primitive.name)
+            return (plan,), [*carry, *[None] * (len(eqn.outvars) - loop.carry)]
+        if eqn.primitive is prims.while_p:
+            loop = internals.while_loop(eqn)
+            test, body = ins[: loop.test_consts], ins[loop.test_consts : loop.first_carry]
+            start = ins[loop.first_carry :]
+            carry = _unchanged(inner[1][0], [*body, *start], len(body), len(start))
+            plans = (
+                self.plan(*inner[0], [*test, *carry], (*lengths, 1)),
+                self.plan(*inner[1], [*body, *carry], (*lengths, 1)),
+            )
+            self.read_carry(eqn, start, carry, plans[1])
+            return plans, carry
+        operands = ins[1:] if eqn.primitive is prims.cond_p else ins
+        plans = tuple(self.plan(*j, operands, lengths) for j in inner)
+        if len(plans) == 1:
+            return plans, list(plans[0].known)
+        self.read(ins[0], eqn.primitive.name)
+        for t in (t for plan in plans for t in plan.known):
+            self.read(t, eqn.primitive.name)
+        return plans, [None] * len(eqn.outvars)
+
+    def read_carry(
+        self,
+        eqn: Any,
+        start: Sequence[Known | None],
+        carry: Sequence[Known | None],
+        body: Plan,
+    ) -> None:
+        """Notes what a loop's carry holds at first or later and is not followed through it."""
+        for before, kept, after in zip(start, carry, body.known, strict=False):
+            if kept is None:
+                self.read(before, eqn.primitive.name)
+                self.read(after, eqn.primitive.name)
+
+    def contraction(
+        self, eqn: Any, ins: list[Known | None], lengths: tuple[int, ...]
+    ) -> Contraction | None:
+        """The site an equation is, if it is one."""
+        from_params = [i for i, t in enumerate(ins) if t is not None and t.param]
+        if eqn.primitive is prims.dot_general_p:
+            dynamic = all(t is None for t in ins)
+            if not dynamic and not from_params:
+                return None
+            w_at = 1 if dynamic else from_params[0]
+            geometry = _dot(eqn, w_at)
+            kind = "dynamic" if dynamic else "dot"
+        elif eqn.primitive is prims.conv_general_dilated_p:
+            ends = [end for pair in parameters(eqn)["padding"] for end in pair]
+            floats = jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating)
+            if floats and min(ends, default=0) < 0 < max(ends, default=0):
+                name = next((t.param for t in ins if t is not None and t.param), "")
+                self.miscomputed.append(name or eqn.primitive.name)
+            if from_params != [1] or parameters(eqn)["batch_group_count"] != 1:
+                return None
+            w_at, kind, geometry = 1, "conv", _conv(eqn)
+        else:
+            return None
+        x, w = (_abstract(eqn.invars[i]) for i in (1 - w_at, w_at))
+        if kind != "dynamic" and not jnp.issubdtype(w.dtype, jnp.floating):
+            return None
+        source = ins[w_at] or Known()
+        use = self.uses[source.param] = self.uses.get(source.param, 0) + 1
+        if kind == "dynamic":
+            name = f"dynamic/{use - 1}"
+        else:
+            name = source.param if use == 1 else f"{source.param}#{use}"
+        site = Site(
+            name=name,
+            param=source.param or None,
+            kind=kind,
+            x_shape=x.shape,
+            w_shape=w.shape,
+            dtype=str(w.dtype),
+            macs=math.prod(eqn.outvars[0].aval.shape) * Op(geometry).depth,
+            lengths=lengths,
+            stacked=tuple(depth in source.mapped for depth in range(len(lengths))),
+            sources=tuple(sorted(source.sources)),
+            parts=tuple(sorted(source.parts)),
+        )
+        op = Op(geometry, masked=any(part in self.masked for part in site.parts))
+        return Contraction(site, op, x, w, 1 - w_at, w_at)
+
+
+def _reader(eqn: Any, i: int) -> str:
+    """The name of an equation that is no site, with the dtype of a weight that no site may have."""
+    name, dtype = eqn.primitive.name, eqn.invars[i].aval.dtype
+    if name not in CONTRACTIONS or jnp.issubdtype(dtype, jnp.floating):
+        return name
+    return f"{name} of {dtype}"
+
+
+def _merged(sources: Sequence[Known]) -> Known:
+    largest = max(sources, key=lambda t: (bool(t.param), t.size), default=Known())
+    return largest._replace(
+        mapped=frozenset().union(*(t.mapped for t in sources)),
+        sources=frozenset().union(*(t.sources for t in sources)),
+        parts=frozenset(),
+    )
+
+
+def _parts(eqn: Any, ins: Sequence[Known]) -> frozenset[str]:
+    """Weights whose zeros an equation hands on, of operands that no input reaches."""
+    name = eqn.primitive.name
+    if name == "concatenate":
+        joined = [t.parts for t in ins]
+        return frozenset().union(*joined) if all(joined) else frozenset()
+    if name == "mul":
+        return max(ins, key=lambda t: (bool(t.parts), t.size)).parts
+    if name in _ZERO_STAYS_ZERO and not any(t.parts for t in ins[1:]):
+        return ins[0].parts
+    return frozenset()
+
+
+_ZERO_STAYS_ZERO = {
+    *("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "dynamic_slice", "gather"),
+    *("rev", "split", "convert_element_type", "reduce_precision", "copy", "copy_p", "device_put"),
+    *("sharding_constraint", "stop_gradient", "name", "neg", "abs", "sign", "tanh", "div"),
+}
+"""Primitives that move entries of their first operand, or map each so that zero stays zero."""
+
+
+def _unchanged(jaxpr: Any, ins: Sequence[Known | None], first: int, count: int) -> list[Any]:
+    """Tags of a loop's carry: known only where the body hands its input back unchanged."""
+    loop = zip(
+        jaxpr.invars[first:], jaxpr.outvars[:count], ins[first : first + count], strict=False
+    )
+    return [t if before is after else None for before, after, t in loop]
+
+
+def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
+
+
+def _dot(eqn: Any, w_at: int) -> Dot:
+    params = parameters(eqn)
+    contract, batch = params["dimension_numbers"]
+    x_at = 1 - w_at
+    return Dot(
+        x_contract=tuple(contract[x_at]),
+        x_batch=tuple(batch[x_at]),
+        w_contract=tuple(contract[w_at]),
+        w_batch=tuple(batch[w_at]),
+        x_ndim=eqn.invars[x_at].aval.ndim,
+        w_shape=tuple(eqn.invars[w_at].aval.shape),
+        weight_first=w_at == 0,
+        precision=params["precision"],
+        dtype=params["preferred_element_type"],
+    )
+
+
+def _conv(eqn: Any) -> Conv:
+    params = parameters(eqn)
+    numbers = params["dimension_numbers"]
+    return Conv(
+        strides=tuple(params["window_strides"]),
+        padding=tuple((int(lo), int(hi)) for lo, hi in params["padding"]),
+        lhs_dilation=tuple(params["lhs_dilation"]),
+        rhs_dilation=tuple(params["rhs_dilation"]),
+        groups=params["feature_group_count"],
+        x_spec=tuple(numbers.lhs_spec),
+        w_spec=tuple(numbers.rhs_spec),
+        y_spec=tuple(numbers.out_spec),
+        w_shape=tuple(eqn.invars[1].aval.shape),
+        precision=params["precision"],
+        dtype=params["preferred_element_type"],
+    )

@@ -1,0 +1,87 @@
+"""Printed tables of networks, their cuts and their costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxsim.console.table import si
+
+
+def cuts_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    """A rich table of where a network is cut.
+
+    Args:
+      title: what the cuts are.
+      columns: of the table.
+      rows: a value for each column.
+    """
+    from rich.table import Table
+
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
+
+
+def sites_table(
+    rows: Iterable[Sequence[Any]],
+    unreached: Sequence[str],
+    *,
+    deployed: bool,
+    calibrated: bool,
+) -> Any:
+    """A rich table of a network's sites.
+
+    Args:
+      rows: (name, kind, weight shape, stack, input shape, MACs, wrappers, density) by site; the
+        density in [0, 1], None while it is traced.
+      unreached: what is no site, each in a phrase.
+      deployed: weights are written.
+      calibrated: ranges are stored.
+    """
+    from rich.table import Table
+
+    stage = "not deployed"
+    if deployed:
+        stage = "deployed, calibrated" if calibrated else "deployed"
+    caption = "not sites: " + "; ".join(unreached) if unreached else None
+    table = Table(title=f"jaxsim.Network · {stage}", caption=caption)
+    table.add_column("site", style="bold", overflow="fold")
+    table.add_column("kind")
+    table.add_column("weight", justify="right")
+    table.add_column("input", justify="right")
+    table.add_column("MACs", justify="right")
+    table.add_column("kept", justify="right")
+    table.add_column("hardware, outermost first")
+    for name, kind, weight, stack, inputs, macs, wrappers, density in rows:
+        shape = "×".join(map(str, weight))
+        table.add_row(
+            name,
+            kind,
+            f"{'×'.join(map(str, stack))} · {shape}" if stack else shape,
+            "×".join(map(str, inputs)),
+            si(macs),
+            "traced" if density is None else "all" if density == 1 else f"{density:.1%}",
+            " → ".join(map(repr, wrappers)) or "float",
+        )
+    return table
+
+
+def cost_table(rows: Sequence[tuple[str, int, int, dict[str, float]]]) -> Any:
+    """A rich table of what sites spend.
+
+    Args:
+      rows: (name, parameters, nonzero parameters, what is spent) by site.
+    """
+    from rich.table import Table
+
+    spent = list(dict.fromkeys(what for row in rows for what in row[3]))
+    table = Table(title="cost of one call, by site")
+    table.add_column("site", style="bold", overflow="fold")
+    for column in ("params", "nonzero", *spent):
+        table.add_column(column.replace("_", " "), justify="right")
+    for name, params, nonzero, amounts in rows:
+        cells = [params, nonzero, *(amounts.get(what, 0) for what in spent)]
+        table.add_row(name, *map(si, cells))
+    return table

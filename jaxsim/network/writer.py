@@ -1,0 +1,154 @@
+"""Writes the weight of each site into its core."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core.primitives as prims
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from jaxsim import internals
+from jaxsim.cores.core import State
+from jaxsim.cores.wrapper import Wrapper, build
+from jaxsim.internals import bind
+from jaxsim.network.interpreter import evaluate_plan, site_key
+from jaxsim.network.network import Network, trace_call
+from jaxsim.network.params import param_names
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
+from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.gradients import cut_with
+
+
+@jax.jit
+def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
+    """Every transformed site's state, from the parameters alone.
+
+    Args:
+      net: a composed network.
+      key: for cores that draw random numbers when they write.
+    """
+    traced = trace_call(net, net.example)
+    known = traced.values[: len(traced.values) - len(net.example.arrays)]
+    values = [*known, *[None] * len(net.example.arrays)]
+    _, states = _Writer(net.cores, key).run(traced.plan, values, ())
+    return beside_weights(net, states, jax.device_put)
+
+
+def beside_weights(
+    net: Network, states: Mapping[str, State], put: Callable[[Any, Any], Any]
+) -> dict[str, State]:
+    """States cut over the devices of their site's weight, where writing them lost its cut.
+
+    Args:
+      net: whose parameters lie on a mesh; nothing happens otherwise.
+      states: of its sites, as arrays or as shapes and types.
+      put: gives a leaf a sharding.
+    """
+    weights = dict(zip(param_names(net), jax.tree.leaves(net.params), strict=True))
+
+    def placed(a: Any, w: Any) -> Any:
+        sharding = cut_with(a, w)
+        return a if sharding is None else put(a, sharding)
+
+    return {
+        name: jax.tree.map(lambda a, w=weights[name]: placed(a, w), state)
+        if name in weights
+        else state
+        for name, state in states.items()
+    }
+
+
+class _Writer:
+    """Evaluates what the parameters alone determine, and writes each site's weight."""
+
+    def __init__(self, cores: Mapping[str, tuple[Wrapper, ...]], key: Key[Array, ""] | None):
+        self.cores = cores
+        self.key = key
+
+    def run(
+        self, plan: Plan, values: Sequence[Any], indices: tuple[Any, ...]
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Known outputs (None elsewhere) and the states written inside.
+
+        `values` holds None for what is not known, `indices` the iteration of each loop around.
+        """
+        states: dict[str, State] = {}
+
+        def step(eqn: Any, entry: Entry, ins: list[Any]) -> Sequence[Any]:
+            outs: Sequence[Any] = [None] * len(eqn.outvars)
+            if isinstance(entry, Contraction):
+                self.write(entry, ins, indices, states)
+            elif entry is not None:
+                outs, written = self.inner(eqn, entry, ins, indices)
+                states.update(written)
+            elif all(value is not None for value in ins):
+                outs = bind(eqn, ins)
+            return outs
+
+        return evaluate_plan(plan, values, step), states
+
+    def write(
+        self,
+        entry: Contraction,
+        ins: list[Any],
+        indices: tuple[Any, ...],
+        states: dict[str, State],
+    ) -> None:
+        site = entry.site
+        if site.name in self.cores and site.kind != "dynamic":
+            over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
+            key = site_key(self.key, site.name, over)
+            op = dataclasses.replace(entry.op, integer=True, at=tuple(over))
+            with own_promotion():
+                states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
+
+    def inner(
+        self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
+    ) -> tuple[Sequence[Any], dict[str, State]]:
+        plans = entry.plans
+        if eqn.primitive is prims.scan_p:
+            return self.scan(eqn, entry, ins, indices)
+        if eqn.primitive is prims.while_p:
+            loop = internals.while_loop(eqn)
+            carry = [
+                value if tag is not None else None
+                for value, tag in zip(ins[loop.first_carry :], plans[1].known, strict=True)
+            ]
+            test, body = ins[: loop.test_consts], ins[loop.test_consts : loop.first_carry]
+            within = (*indices, 0)
+            _, states = self.run(plans[0], [*test, *carry], within)
+            _, more = self.run(plans[1], [*body, *carry], within)
+            return carry, {**states, **more}
+        if eqn.primitive is prims.cond_p:
+            runs = [self.run(plan, ins[1:], indices) for plan in plans]
+            merged = {name: state for _, states in runs for name, state in states.items()}
+            return [None] * len(eqn.outvars), merged
+        return self.run(plans[0], ins, indices)
+
+    def scan(
+        self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
+    ) -> tuple[Sequence[Any], dict[str, State]]:
+        """Writes inside a scan: one for each slice of a stacked weight, one for the others."""
+        loop, (plan,) = internals.scan(eqn), entry.plans
+        carry = [
+            value if tag is not None else None
+            for value, tag in zip(ins[loop.consts :], plan.known, strict=False)
+        ][: loop.carry]
+        fixed, xs = [*ins[: loop.consts], *carry], ins[loop.first_slice :]
+        sites = {c.site.name: c.site for c in contractions(plan) if c.site.name in self.cores}
+        axes = {
+            name: 0 if site.stacked[len(indices)] else None
+            for name, site in sites.items()
+            if site.kind != "dynamic"
+        }
+
+        def one(index: Any, xs: list[Any]) -> dict[str, State]:
+            _, states = self.run(plan, [*fixed, *xs], (*indices, index))
+            return states
+
+        states = jax.vmap(one, in_axes=(0, 0), out_axes=axes)(jnp.arange(loop.length), xs)
+        return [*carry, *[None] * (len(eqn.outvars) - len(carry))], states

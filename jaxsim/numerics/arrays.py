@@ -1,0 +1,51 @@
+"""Arrays as the package computes with them: dtypes, promotion and devices."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxsim.numerics.checks import is_traced
+
+
+@contextlib.contextmanager
+def own_promotion() -> Generator[None]:
+    """JAX's standard promotion of types and ranks, which this package's arithmetic is written for.
+
+    A caller's strict modes (`jax_numpy_dtype_promotion`, `jax_numpy_rank_promotion`) are about the
+    caller's code. Also a decorator.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def native(a: Any) -> Any:
+    """An array in this machine's byte order; anything else as it is.
+
+    jax reads the bytes of others as if they were its own, once a programme is compiled.
+    """
+    if isinstance(a, np.ndarray | np.generic) and not a.dtype.isnative:
+        return a.astype(a.dtype.newbyteorder("="))
+    return a
+
+
+def placed_like(a: Array, other: Any) -> Array:
+    """An array on the devices of another one of its rank, cut as that is where its sizes allow it.
+
+    Args:
+      a: What is made beside a parameter, such as its mask.
+      other: The parameter; nothing happens where it is traced or not on a mesh.
+    """
+    sharding = None if is_traced(a) or is_traced(other) else getattr(other, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding) or np.ndim(a) != np.ndim(other):
+        return a
+    try:
+        sharding.shard_shape(np.shape(a))
+    except ValueError:  # a size that the mesh does not divide
+        return a
+    return jax.device_put(a, sharding)

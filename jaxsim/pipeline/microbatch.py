@@ -1,0 +1,235 @@
+"""A mini-batch as micro-batches, and what each returns as the outputs of the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxsim.cores.partition import Parts
+from jaxsim.network.arguments import abstract_arguments
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network
+from jaxsim.numerics.checks import is_traced
+
+
+class Batch(NamedTuple):
+    """How arrays divide into micro-batches.
+
+    Attributes:
+      size: of the mini-batch: the leading axis of the first argument that has one.
+      microbatches: their number.
+    """
+
+    size: int
+    microbatches: int
+
+    @property
+    def micro(self) -> int:
+        """Size of a micro-batch."""
+        return self.size // self.microbatches
+
+    def divides(self, a: Any) -> bool:
+        """Whether an array is divided: whether its leading axis is the batch."""
+        return np.ndim(a) > 0 and np.shape(a)[0] == self.size
+
+    def shape(self, a: Any) -> jax.ShapeDtypeStruct:
+        """The shape of an array in one micro-batch."""
+        shape = (self.micro, *np.shape(a)[1:]) if self.divides(a) else np.shape(a)
+        return jax.ShapeDtypeStruct(shape, a.dtype)
+
+    def parts(self, arrays: Sequence[Any]) -> list[list[Any]]:
+        """The arrays of each micro-batch; those without a batch axis are in all of them."""
+        divided = iter(_divided([a for a in arrays if self.divides(a)], self.microbatches))
+        columns = [next(divided) if self.divides(a) else [a] * self.microbatches for a in arrays]
+        return [[column[m] for column in columns] for m in range(self.microbatches)]
+
+
+def batch_of(arguments: Parts, count: int, replicas: int) -> Batch:
+    """The mini-batch of a call's arguments.
+
+    Args:
+      arguments: of the call.
+      count: number of micro-batches.
+      replicas: devices that share a micro-batch.
+
+    Raises:
+      ValueError: no argument has an axis, or the batch is not divisible.
+    """
+    sizes = [np.shape(a)[0] for a in arguments.arrays if np.ndim(a)]
+    if not sizes:
+        raise ValueError("args: no array has an axis to divide into micro-batches")
+    if sizes[0] % count or sizes[0] == 0:
+        raise ValueError(
+            f"args: a batch of {sizes[0]} is not divisible into microbatches={count} equal parts"
+        )
+    if (sizes[0] // count) % replicas:
+        raise ValueError(
+            f"args: micro-batches of {sizes[0] // count} are not divisible among "
+            f"{replicas} devices a stage"
+        )
+    return Batch(sizes[0], count)
+
+
+class Joint(NamedTuple):
+    """How the outputs of micro-batches become those of the mini-batch.
+
+    Attributes:
+      axes: for each output, the axis along which it holds the batch; None if it does not.
+      means: for the output that is the moving average of a variance, which output is that of the
+        mean and how much of the old average remains [its shape]; by output.
+    """
+
+    axes: tuple[int | None, ...]
+    means: dict[int, tuple[int, np.ndarray]]
+
+    def join(self, parts: Sequence[Sequence[Array]]) -> list[Array]:
+        """The outputs of the mini-batch.
+
+        Outputs that hold the batch are concatenated. Of the others, integers are those of the last
+        micro-batch and floats are averaged, which is exact for a moving average of means. To that
+        of variances the variance of the micro-batches' means is added, so that it too is the one
+        update that the statistics of the whole mini-batch make.
+
+        Args:
+          parts: outputs of each micro-batch.
+        """
+        if len(parts) == 1:
+            return list(parts[0])
+        joined: list[Array] = []
+        for i, axis in enumerate(self.axes):
+            values = [part[i] for part in parts]
+            if axis is not None:
+                joined.append(_concatenated(values, axis))
+            elif not jnp.issubdtype(values[0].dtype, jnp.inexact):
+                joined.append(values[-1])
+            elif i in self.means:
+                mean, decay = self.means[i]
+                home = getattr(values[0], "sharding", None)
+                means = [part[mean] for part in parts]
+                if home is not None and not any(map(is_traced, means)):
+                    means = jax.device_put(means, home)
+                joined.append(_variance(values, means, decay))
+            else:
+                joined.append(_mean(values))
+        return joined
+
+
+def joint_of(net: Network, whole: Parts, micro: Parts) -> Joint:
+    """How the outputs of micro-batches join, from shapes alone.
+
+    Args:
+      net: whose call it is.
+      whole: arguments of the mini-batch.
+      micro: arguments of a micro-batch.
+
+    Raises:
+      ValueError: an output changes in more than one axis with the batch.
+    """
+    params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), net)
+    large, small = (
+        jax.tree_util.tree_leaves_with_path(
+            jax.eval_shape(partial(_call, net), params, buffers, abstract_arguments(arguments))
+        )
+        for arguments in (whole, micro)
+    )
+    axes = tuple(
+        _batch_axis(path_name(path), a.shape, b.shape)
+        for (path, a), (_, b) in zip(large, small, strict=True)
+    )
+    if not updates_buffers(micro):
+        return Joint(axes, {})
+    names = {path_name(path[1:]): i for i, (path, _) in enumerate(small) if len(path) > 1}
+    held = {path_name(p): i for i, (p, _) in enumerate(_leaves(buffers))}
+    pairs = {
+        names[name]: names[mean]
+        for name in names
+        if name in held and name.endswith("/var") and axes[names[name]] is None
+        if (mean := name.removesuffix("var") + "mean") in names and mean in held
+    }
+    if not pairs:
+        return Joint(axes, {})
+
+    # An update is linear in the old average, so its derivative is the share that remains. XLA
+    # drops everything else.
+    @jax.jit
+    def remains() -> list[Array]:
+        zeros = jax.tree.map(_filled, (params, buffers, micro.arrays))
+        ones = jax.tree.map(_unit_tangent, buffers)
+
+        def updates(buffers: Any) -> Any:
+            arguments = dataclasses.replace(micro, arrays=zeros[2])
+            return jax.tree.leaves(_call(net, zeros[0], buffers, arguments))
+
+        _, tangents = jax.jvp(updates, (zeros[1],), (ones,))
+        return [tangents[i] for i in pairs]
+
+    with jax.ensure_compile_time_eval():
+        decays = [np.asarray(a) for a in remains()]
+    return Joint(axes, {i: (pairs[i], a) for i, a in zip(pairs, decays, strict=True)})
+
+
+def updates_buffers(arguments: Parts) -> bool:
+    """Whether a call returns updates of its buffers as a second output."""
+    return bool(arguments.whole()[1].get("mutable", False))
+
+
+def _call(net: Network, params: Any, buffers: Any, arguments: Parts) -> Any:
+    args, kwargs = arguments.whole()
+    return net.fn(params, buffers, *args, **kwargs)
+
+
+def _leaves(tree: Any) -> list[tuple[Any, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _batch_axis(name: str, large: tuple[int, ...], small: tuple[int, ...]) -> int | None:
+    if len(large) != len(small):
+        raise ValueError(f"output {name}: its rank changes with the batch")
+    changed = [i for i, (a, b) in enumerate(zip(large, small, strict=True)) if a != b]
+    if len(changed) > 1:
+        raise ValueError(
+            f"output {name}: {list(large)} for the mini-batch and {list(small)} for a micro-batch "
+            "differ in more than one axis"
+        )
+    return changed[0] if changed else None
+
+
+def _filled(a: jax.ShapeDtypeStruct) -> Array:
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(cast(Any, a))), a.shape)
+    return jnp.zeros(a.shape, a.dtype)
+
+
+def _unit_tangent(a: jax.ShapeDtypeStruct) -> Any:
+    if jnp.issubdtype(a.dtype, jnp.inexact):
+        return jnp.ones(a.shape, a.dtype)
+    return np.zeros(a.shape, jax.dtypes.float0)
+
+
+@partial(jax.jit, static_argnums=1)
+def _divided(arrays: list[Array], count: int) -> list[list[Array]]:
+    return [list(a.reshape(count, a.shape[0] // count, *a.shape[1:])) for a in arrays]
+
+
+@partial(jax.jit, static_argnums=1)
+def _concatenated(values: list[Array], axis: int) -> Array:
+    return jnp.concatenate(values, axis)
+
+
+@jax.jit
+def _mean(values: list[Array]) -> Array:
+    return jnp.mean(jnp.stack(values), 0)
+
+
+@jax.jit
+def _variance(values: list[Array], means: list[Array], remains: np.ndarray) -> Array:
+    share = 1 - remains  # of the new statistic in the average; none where nothing is updated
+    between = jnp.var(jnp.stack(means), 0) / jnp.where(share == 0, 1, share)
+    return jnp.mean(jnp.stack(values), 0) + between.astype(values[0].dtype)

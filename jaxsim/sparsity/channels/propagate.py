@@ -1,0 +1,501 @@
+"""Which axes of a network run over the same channels, read from its equations.
+
+Every axis of every value carries a label; each equation says which labels are one. What a rule does
+not understand is frozen, with the primitive, the line of the model and the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.extend.core.primitives as prims
+import numpy as np
+
+from jaxsim import internals
+from jaxsim.internals import inner_jaxprs, parameters
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network
+from jaxsim.sparsity.channels.axes import (
+    Atom,
+    Label,
+    chain,
+    divide,
+    freeze,
+    product,
+    regroup,
+    unify,
+)
+
+
+class Leaf(NamedTuple):
+    """A parameter or buffer.
+
+    Attributes:
+      path: `params/Conv_0/kernel`, `buffers/batch_stats/…`.
+      axes: label of each axis.
+      roles: for each axis "out" where a site makes it, "in" where a site sums over it, else "".
+    """
+
+    path: str
+    axes: tuple[Label, ...]
+    roles: tuple[str, ...]
+
+
+class Provenance(NamedTuple):
+    """What a network's axes run over.
+
+    Attributes:
+      leaves: of the parameters and the buffers, in order.
+      grouped: paths of convolution kernels in several groups, and what those groups are.
+      made: for the outputs of every equation, those inside others before it, what their axes are.
+    """
+
+    leaves: tuple[Leaf, ...]
+    grouped: dict[str, Label]
+    made: tuple[tuple[Label, ...], ...]
+
+
+class _Value(NamedTuple):
+    """A value's labels, and the parameter whose axes they are in some order, if it is one."""
+
+    axes: tuple[Label, ...]
+    path: str = ""
+    order: tuple[int, ...] = ()
+
+
+def provenance(net: Network, jaxpr: Any) -> Provenance:
+    """Follows the axes of a network's parameters and buffers through a call.
+
+    Args:
+      net: the network.
+      jaxpr: of a call, what it takes the leaves of `(params, buffers, arguments)`.
+    """
+    tree = {"params": net.params, "buffers": net.buffers}
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree["params"])]
+    paths = [f"params/{path}" for path in paths]
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree["buffers"]):
+        paths.append(f"buffers/{path_name(path)}")
+    values = [
+        _Value(tuple(map(Atom, v.aval.shape)), path, tuple(range(v.aval.ndim)))
+        for path, v in zip(paths, jaxpr.invars, strict=False)
+    ]
+    given = [_frozen(v.aval.shape, "an input of the model") for v in jaxpr.invars[len(paths) :]]
+    follow = _Follow()
+    for value in follow.run(jaxpr, [*values, *given]):
+        _freeze(value, "an output of the model")
+    leaves = tuple(
+        Leaf(v.path, v.axes, tuple(follow.roles.get((v.path, i), "") for i in range(len(v.axes))))
+        for v in values
+    )
+    return Provenance(leaves, follow.grouped, tuple(follow.made))
+
+
+def _frozen(shape: Sequence[int], reason: str) -> _Value:
+    return _Value(tuple(Atom(n, reason) for n in shape))
+
+
+def _freeze(value: _Value, reason: str) -> None:
+    for label in value.axes:
+        freeze(label, reason)
+
+
+class _Follow:
+    """Labels of the values of a jaxpr, equation by equation."""
+
+    def __init__(self):
+        self.roles: dict[tuple[str, int], str] = {}
+        self.grouped: dict[str, Label] = {}
+        self.made: list[tuple[Label, ...]] = []
+
+    def run(self, jaxpr: Any, values: Sequence[_Value], around: Any = None) -> list[_Value]:
+        """Labels of the outputs of a jaxpr; `around` is the equation that runs it."""
+        env: dict[Any, _Value] = dict(zip(jaxpr.invars, values, strict=True))
+        for v in jaxpr.constvars:
+            env[v] = _frozen(v.aval.shape, "a constant of the model")
+
+        def read(atom: Any) -> _Value:
+            if isinstance(atom, jex.Literal):
+                return _frozen(np.shape(atom.val), "a constant of the model")
+            return env[atom]
+
+        for inside in jaxpr.eqns:
+            eqn = inside
+            if around is not None and not internals.source_line(eqn):
+                eqn = eqn.replace(source_info=around.source_info)
+            ins = [read(atom) for atom in eqn.invars]
+            outs = self.step(eqn, ins)
+            self.made += [value.axes for value in outs]
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def step(self, eqn: Any, ins: list[_Value]) -> Sequence[_Value]:
+        """Labels of the outputs of an equation."""
+        name = eqn.primitive.name
+        if inner := inner_jaxprs(eqn):
+            return self.inner(eqn, [jaxpr for jaxpr, _ in inner], ins)
+        if eqn.primitive is prims.dot_general_p:
+            return [self.dot(eqn, *ins)]
+        if eqn.primitive is prims.conv_general_dilated_p:
+            return [self.conv(eqn, *ins)]
+        if name in _MOVED:
+            return [_MOVED[name](eqn, ins)]
+        if name in _REDUCED:
+            return [_reduced(eqn, ins[0], _REDUCED[name]) for _ in eqn.outvars]
+        if name in _ALONG:
+            return _along(eqn, ins, _ALONG[name])
+        if name == "split":
+            return _split(eqn, ins[0])
+        if name == "optimization_barrier":
+            return ins
+        if name in _ELEMENTWISE:
+            return _elementwise(eqn, ins)
+        return _unknown(eqn, ins, "is not understood")
+
+    def role(self, value: _Value, axes: Sequence[int], role: str) -> None:
+        """Notes what a site does along axes of an operand, if that is a parameter."""
+        if value.path:
+            for axis in axes:
+                self.roles.setdefault((value.path, value.order[axis]), role)
+
+    def dot(self, eqn: Any, a: _Value, b: _Value) -> _Value:
+        """A contraction: what it sums over is one, and so is what it goes along with."""
+        (a_sum, b_sum), (a_batch, b_batch) = parameters(eqn)["dimension_numbers"]
+        for axes in ((a_sum, b_sum), (a_batch, b_batch)):
+            for i, j in zip(*axes, strict=True):
+                unify(a.axes[i], b.axes[j])
+        a_free = [i for i in range(len(a.axes)) if i not in (*a_sum, *a_batch)]
+        b_free = [i for i in range(len(b.axes)) if i not in (*b_sum, *b_batch)]
+        for value, summed, free in ((a, a_sum, a_free), (b, b_sum, b_free)):
+            self.role(value, summed, "in")
+            self.role(value, free, "out")
+        batch = [a.axes[i] for i in a_batch]
+        free = [*(a.axes[i] for i in a_free), *(b.axes[j] for j in b_free)]
+        return _Value((*batch, *free))
+
+    def conv(self, eqn: Any, x: _Value, w: _Value) -> _Value:
+        """A convolution: features are those of its groups, one after the other."""
+        params, numbers = parameters(eqn), parameters(eqn)["dimension_numbers"]
+        if params["batch_group_count"] != 1:
+            return _unknown(eqn, [x, w], "runs over groups of the batch")[0]
+        groups = params["feature_group_count"]
+        features = w.axes[numbers.rhs_spec[0]]
+        channels = w.axes[numbers.rhs_spec[1]]
+        if groups > 1:
+            group = Atom(groups)
+            each = features.size // groups
+            unify(features, product([group, Atom(each)]))
+            unify(x.axes[numbers.lhs_spec[1]], product([group, channels]))
+            if w.path:
+                self.grouped[w.path] = group
+        else:
+            unify(x.axes[numbers.lhs_spec[1]], channels)
+        self.role(w, [numbers.rhs_spec[0]], "out")
+        self.role(w, [numbers.rhs_spec[1]], "in")
+        for value, spec in ((x, numbers.lhs_spec), (w, numbers.rhs_spec)):
+            for axis in spec[2:]:
+                freeze(value.axes[axis], "a place in an image or a window")
+        out: list[Label] = [
+            Atom(n, "a place in an image or a window") for n in eqn.outvars[0].aval.shape
+        ]
+        out[numbers.out_spec[0]] = x.axes[numbers.lhs_spec[0]]
+        out[numbers.out_spec[1]] = features
+        return _Value(tuple(out))
+
+    def inner(self, eqn: Any, jaxprs: list[Any], ins: list[_Value]) -> Sequence[_Value]:
+        """An equation that runs others."""
+        if eqn.primitive is prims.scan_p:
+            loop = internals.scan(eqn)
+            fixed, first = loop.consts, loop.first_slice
+            for value in ins[first:]:
+                freeze(value.axes[0], "a turn of a scan")
+            rows = [
+                _Value(v.axes[1:], v.path, v.order[1:]) if v.path else _Value(v.axes[1:])
+                for v in ins[first:]
+            ]
+            outs = self.run(jaxprs[0], [*ins[:first], *rows], eqn)
+            for before, after in zip(ins[fixed:first], outs[: loop.carry], strict=True):
+                _unify(before, after)
+            turn = Atom(loop.length, "a turn of a scan")
+            return [*ins[fixed:first], *(_Value((turn, *v.axes)) for v in outs[loop.carry :])]
+        if eqn.primitive is prims.while_p:
+            loop = internals.while_loop(eqn)
+            carry = ins[loop.first_carry :]
+            self.run(jaxprs[0], [*ins[: loop.test_consts], *carry], eqn)
+            body = ins[loop.test_consts : loop.first_carry]
+            outs = self.run(jaxprs[1], [*body, *carry], eqn)
+            for before, after in zip(carry, outs, strict=True):
+                _unify(before, after)
+            return carry
+        if eqn.primitive is prims.cond_p:
+            outs, *others = [self.run(jaxpr, ins[1:], eqn) for jaxpr in jaxprs]
+            for other in others:
+                for one, same in zip(outs, other, strict=True):
+                    _unify(one, same)
+            return outs
+        return self.run(jaxprs[0], ins, eqn)
+
+
+def _unify(a: _Value, b: _Value) -> None:
+    for one, other in zip(a.axes, b.axes, strict=True):
+        unify(one, other)
+
+
+def place(eqn: Any) -> str:
+    """The primitive of an equation and the line of the model that it comes from."""
+    where = internals.source_line(eqn)
+    return f"{eqn.primitive.name} at {where}" if where else eqn.primitive.name
+
+
+def _unknown(eqn: Any, ins: Sequence[_Value], why: str) -> list[_Value]:
+    """Freezes all that an equation touches."""
+    reason = f"{place(eqn)} {why}"
+    for value in ins:
+        _freeze(value, reason)
+    return [_frozen(v.aval.shape, reason) for v in eqn.outvars]
+
+
+def _elementwise(eqn: Any, ins: Sequence[_Value]) -> list[_Value]:
+    """Operands of one shape; axes of size 1 and scalars are repeated."""
+    shape = eqn.outvars[0].aval.shape
+    whole = [value for value in ins if value.axes]
+    if any(len(value.axes) != len(shape) for value in whole):
+        return _unknown(eqn, ins, "has operands of several ranks")
+    if len(eqn.invars) == 1 and eqn.primitive.name in _SAME:
+        return [ins[0]]
+    axes: list[Label] = []
+    for axis, size in enumerate(shape):
+        first, *others = [
+            *(value.axes[axis] for value in whole if value.axes[axis].size == size),
+            Atom(size),
+        ]
+        axes.append(first)
+        for other in others:
+            unify(first, other)
+    return [_Value(tuple(axes)) for _ in eqn.outvars]
+
+
+def _broadcast(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    shape, to = parameters(eqn)["shape"], parameters(eqn)["broadcast_dimensions"]
+    axes: list[Label] = [Atom(n) for n in shape]
+    for label, axis in zip(ins[0].axes, to, strict=True):
+        if label.size == shape[axis]:
+            axes[axis] = label
+    return _Value(tuple(axes))
+
+
+def _transpose(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    order, value = parameters(eqn)["permutation"], ins[0]
+    axes = tuple(value.axes[i] for i in order)
+    return _Value(axes, value.path, tuple(value.order[i] for i in order) if value.path else ())
+
+
+def _squeeze(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    return _Value(
+        tuple(a for i, a in enumerate(ins[0].axes) if i not in parameters(eqn)["dimensions"])
+    )
+
+
+def _reshape(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    reason = f"{place(eqn)} mixes axes that are laid out in different ways"
+    if parameters(eqn).get("dimensions") is not None:
+        return _unknown(eqn, ins, "transposes")[0]
+    return _Value(tuple(regroup(ins[0].axes, eqn.outvars[0].aval.shape, reason)))
+
+
+def _slice(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    params, axes = parameters(eqn), list[Label]()
+    strides = params["strides"] or (1,) * len(ins[0].axes)
+    bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    for label, (start, stop, stride) in zip(ins[0].axes, bounds, strict=True):
+        axes.append(_part(eqn, label, start, stop, stride))
+    return _Value(tuple(axes))
+
+
+def _part(eqn: Any, label: Label, start: int, stop: int, stride: int) -> Label:
+    """A slice of an axis: one of several equal parts, which then lose the same entries."""
+    size = stop - start
+    if size == label.size and stride == 1:
+        return label
+    even = stride == 1 and size and label.size % size == 0 and start % size == 0
+    parts = divide(label, label.size // size) if even else None
+    if parts is None:
+        freeze(label, f"{place(eqn)} cuts it unevenly")
+        return Atom(-(-size // stride), f"{place(eqn)} cuts it unevenly")
+    freeze(parts[0], f"{place(eqn)} takes one of them")
+    return parts[1]
+
+
+def _split(eqn: Any, value: _Value) -> list[_Value]:
+    axis, sizes = parameters(eqn)["axis"], parameters(eqn)["sizes"]
+    start, outs = 0, list[_Value]()
+    for size in sizes:
+        axes = list(value.axes)
+        axes[axis] = _part(eqn, axes[axis], start, start + size, 1)
+        outs.append(_Value(tuple(axes)))
+        start += size
+    return outs
+
+
+def _dynamic_slice(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    axes = list[Label]()
+    for label, size in zip(ins[0].axes, parameters(eqn)["slice_sizes"], strict=True):
+        axes.append(label if label.size == size else _chosen(eqn, label, size))
+    return _Value(tuple(axes))
+
+
+def _chosen(eqn: Any, label: Label, size: int) -> Label:
+    reason = f"{place(eqn)} looks entries up by number"
+    freeze(label, reason)
+    return Atom(size, reason)
+
+
+def _update(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    for whole, part in zip(ins[0].axes, ins[1].axes, strict=True):
+        if whole.size == part.size:
+            unify(whole, part)
+        else:
+            freeze(part, f"{place(eqn)} looks entries up by number")
+            freeze(whole, f"{place(eqn)} looks entries up by number")
+    return _Value(ins[0].axes)
+
+
+def _gather(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    operand, indices = ins
+    numbers, sizes = parameters(eqn)["dimension_numbers"], parameters(eqn)["slice_sizes"]
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    offsets, kept = iter(numbers.offset_dims), dict[int, Label]()
+    for axis, label in enumerate(operand.axes):
+        whole = sizes[axis] == label.size and axis not in numbers.start_index_map
+        out = label if whole and axis not in gone else _chosen(eqn, label, sizes[axis])
+        if axis not in gone:
+            kept[next(offsets)] = out
+    batch = iter(indices.axes[:-1])
+    rank = eqn.outvars[0].aval.ndim
+    return _Value(tuple(kept[i] if i in kept else next(batch) for i in range(rank)))
+
+
+def _concatenate(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    at = parameters(eqn)["dimension"]
+    axes = list(ins[0].axes)
+    for other in ins[1:]:
+        for axis, label in enumerate(other.axes):
+            if axis != at:
+                unify(axes[axis], label)
+    axes[at] = chain([value.axes[at] for value in ins])
+    return _Value(tuple(axes))
+
+
+def _pad(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    axes: list[Label] = []
+    for label, (lo, hi, inner) in zip(ins[0].axes, parameters(eqn)["padding_config"], strict=True):
+        reason = f"{place(eqn)} fills it up"
+        if lo < 0 or hi < 0 or inner:
+            freeze(label, reason)
+            axes.append(Atom(max(lo + hi + label.size + max(label.size - 1, 0) * inner, 0), reason))
+            continue
+        around = [Atom(lo, reason)] if lo else []
+        behind = [Atom(hi, reason)] if hi else []
+        axes.append(chain([*around, label, *behind]))
+    return _Value(tuple(axes))
+
+
+def _iota(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    counted = parameters(eqn)["dimension"]
+    shape = enumerate(eqn.outvars[0].aval.shape)
+    return _Value(tuple(Atom(n, f"{place(eqn)} counts" * (i == counted)) for i, n in shape))
+
+
+def _reduced(eqn: Any, value: _Value, why: str) -> _Value:
+    """A reduction; `why` one over zeros differs from one over fewer entries."""
+    axes = parameters(eqn)["axes"]
+    if why:
+        for axis in axes:
+            freeze(value.axes[axis], f"{place(eqn)} {why}")
+    return _Value(tuple(a for i, a in enumerate(value.axes) if i not in axes))
+
+
+def _along(eqn: Any, ins: Sequence[_Value], of: Callable[[Any], Sequence[int]]) -> list[_Value]:
+    """Labels pass but along those axes where the order of the entries counts."""
+    for axis in of(parameters(eqn)):
+        for value in ins:
+            freeze(value.axes[axis], f"{place(eqn)} goes along it")
+    for other in ins[1:]:
+        _unify(ins[0], other)
+    return [_Value(ins[0].axes) for _ in eqn.outvars]
+
+
+def _window(eqn: Any, ins: Sequence[_Value]) -> _Value:
+    """A pooling: axes with windows of one entry pass."""
+    value, params, axes = ins[0], parameters(eqn), list[Label]()
+    rows = zip(
+        value.axes,
+        eqn.outvars[0].aval.shape,
+        params["window_dimensions"],
+        params["window_strides"],
+        params["padding"],
+        strict=True,
+    )
+    for label, size, window, stride, padding in rows:
+        if window == 1 and stride == 1 and tuple(padding) == (0, 0) and size == label.size:
+            axes.append(label)
+        else:
+            freeze(label, "a place in an image or a window")
+            axes.append(Atom(size, "a place in an image or a window"))
+    return _Value(tuple(axes))
+
+
+_MOVED: dict[str, Callable[[Any, Sequence[_Value]], _Value]] = {
+    "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenate,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _update,
+    "gather": _gather,
+    "iota": _iota,
+    "pad": _pad,
+    "reduce_window_max": _window,
+    "reduce_window_min": _window,
+    "reduce_window_sum": _window,
+    "reshape": _reshape,
+    "slice": _slice,
+    "squeeze": _squeeze,
+    "transpose": _transpose,
+}
+
+_COMPARES = "compares the entries with each other"
+_REDUCED = {
+    "reduce_sum": "",
+    "reduce_max": _COMPARES,
+    "reduce_min": _COMPARES,
+    "reduce_prod": "multiplies the entries",
+    "reduce_and": _COMPARES,
+    "reduce_or": _COMPARES,
+    "argmax": _COMPARES,
+    "argmin": _COMPARES,
+}
+
+_ALONG: dict[str, Callable[[Any], Sequence[int]]] = {
+    "cumlogsumexp": lambda params: [params["axis"]],
+    "cummax": lambda params: [params["axis"]],
+    "cummin": lambda params: [params["axis"]],
+    "cumprod": lambda params: [params["axis"]],
+    "cumsum": lambda params: [params["axis"]],
+    "rev": lambda params: params["dimensions"],
+    "sort": lambda params: [params["dimension"]],
+}
+
+_SAME = {"convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient"}
+"""Primitives whose output stands for their operand, so that a weight stays one behind them."""
+
+_ELEMENTWISE = _SAME | {
+    *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh"),
+    *("cbrt", "ceil", "clamp", "clz", "complex", "conj", "cos", "cosh", "digamma", "div", "eq"),
+    *("erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "imag"),
+    *("integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min"),
+    *("mul", "ne", "neg", "nextafter", "not", "or", "population_count", "pow", "real", "rem"),
+    *("round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "sign", "sin", "sinh"),
+    *("shift_right_logical", "sqrt", "square", "sub", "tan", "tanh", "xor"),
+    *("bitcast_convert_type", "random_bits", "random_unwrap", "random_wrap"),
+}

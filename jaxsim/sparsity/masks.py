@@ -1,0 +1,244 @@
+"""Masks of a network's parameters, from scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from jaxsim.cores.core import Core, State, float_core
+from jaxsim.cores.op import Op
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.leaves import path_name
+from jaxsim.network.network import Network
+from jaxsim.network.params import by_name
+from jaxsim.network.writer import write_states
+from jaxsim.numerics.arrays import placed_like
+from jaxsim.numerics.checks import check_share, is_traced
+from jaxsim.sparsity.distribution import Distribution, Layer, rank
+from jaxsim.sparsity.pattern import Layout, Pattern
+
+Masks = dict[str, Bool[Array, "..."]]
+"""Which weights remain, by the parameter's path."""
+
+
+def chosen(masks: Mapping[str, Array], tree: Any, other: Any) -> Any:
+    """A tree of parameters, or of what is of their shape, the other one where a mask is zero."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a, b: (
+            jnp.where(masks[name], a, b) if (name := path_name(path)) in masks else a
+        ),
+        tree,
+        other,
+    )
+
+
+def stacks(net: Network, sites: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The parameters whose zeros are zeros of chosen sites, and the axes that scans stack.
+
+    Raises:
+      ValueError: a pattern that matches nothing, a site without a parameter, or one whose weight
+        is computed from parameters so that their zeros are not zeros of it.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for site in net.select(sites):
+        if site.param is None:
+            raise ValueError(f"prune at {site.name}: it contracts two inputs, nothing to prune")
+        if not site.parts:
+            raise ValueError(
+                f"prune at {site.name}: its weight is computed from {', '.join(site.sources)}, so "
+                "zeros there would be none in what is multiplied; leave it out by sites=…"
+            )
+        for part in site.parts:
+            if part in net.weights:
+                raise ValueError(
+                    f"prune at {site.name}: {part} is a weight that trace(weights=…) named and no "
+                    "parameter, and masks are of parameters; leave it out by sites=…"
+                )
+            found.setdefault(part, site.stack)
+    return found
+
+
+def require_alone(net: Network, sites: str | Sequence[str], what: str) -> None:
+    """Checks that nothing but the chosen sites reads their parameters.
+
+    Args:
+      net: Whose sites they are.
+      sites: Patterns of the sites.
+      what: Name of the function that would change the parameters.
+
+    Raises:
+      ValueError: Something else reads one.
+    """
+    chosen = net.select(sites)
+    names = {site.name for site in chosen}
+    for site in chosen:
+        if others := [reader for reader in site.shared if reader not in names]:
+            raise ValueError(
+                f"{what} at {site.name}: {', '.join(site.sources)} is read by "
+                f"{', '.join(others)} too, which would see its zeros; leave it out by sites=…"
+            )
+
+
+def make_masks(
+    net: Network,
+    scores: Any,
+    sparsity: float | Array | None,
+    *,
+    pattern: Pattern,
+    distribution: Distribution,
+    sites: str | Sequence[str] = "*",
+    allow_collapse: bool = False,
+) -> Masks:
+    """Masks that leave out the units of the lowest scores; what is pruned already stays so.
+
+    The score of a unit is the mean over its weights.
+
+    Args:
+      net: whose layers and masks these are.
+      scores: a number for each parameter, a tree like `net.params`.
+      sparsity: share of the units to leave out; None where the pattern fixes it. Traced.
+      pattern: which weights go together.
+      distribution: how many each layer loses.
+      sites: patterns of the sites to prune.
+      allow_collapse: let a layer lose all its weights.
+
+    Raises:
+      ValueError: scores that are NaN, a stack that does not come first in its parameter, a layer
+        that the pattern does not fit, or one that would lose everything.
+    """
+    stacked, flat, params = stacks(net, sites), by_name(scores), by_name(net.params)
+    # in the order of the tree, so that ties between layers have an order that is known
+    names = [name for name in params if name in stacked]
+    contracted = contracted_axes(net, names) if pattern.needs_axes else {}
+    layouts: dict[str, Layout] = {}
+    alive: dict[str, Array] = {}
+    units: dict[str, Array] = {}
+    for name in names:
+        whole, stack = flat[name].shape, stacked[name]
+        if not is_traced(flat[name]) and bool(jnp.isnan(flat[name]).any()):
+            raise ValueError(f"scores of {name}: some are NaN")
+        if whole[: len(stack)] != stack:
+            raise ValueError(
+                f"prune at {name} {list(whole)}: a scan stacks it along an axis that is not its "
+                "first"
+            )
+        shape = whole[len(stack) :]
+        layout = pattern.layout(name, shape, contracted.get(name, ()))
+        left = net.masks.get(name, jnp.ones(whole, bool))
+        alive[name] = layout.gather(left).any(-1)
+        score = layout.gather(jnp.where(left, flat[name], 0)).mean(-1)
+        units[name] = jnp.where(alive[name], score, -jnp.inf)
+        layouts[name] = layout
+    if pattern.sparsity is not None:
+        kept = {n: _of_groups(u, pattern.sparsity) for n, u in units.items()}
+    else:
+        assert sparsity is not None
+        kept = _of_layers(units, layouts, sparsity, distribution, tied=pattern.tied)
+    masks: Masks = {}
+    for name, mask in kept.items():
+        whole = layouts[name].spread(mask & alive[name]).reshape(flat[name].shape)
+        mine = whole & net.masks[name] if name in net.masks else whole
+        masks[name] = placed_like(mine, params[name])
+        rows = masks[name].reshape(len(mask), -1).any(1)
+        if not allow_collapse and not is_traced(rows) and not bool(rows.all()):
+            raise ValueError(
+                f"sparsity={sparsity}: nothing is left of {name}; choose another distribution, or "
+                "allow_collapse=True"
+            )
+    return masks
+
+
+def _of_groups(units: Array, sparsity: float) -> Array:
+    """Which units stay where each group loses the same share."""
+    return rank(units) >= round(sparsity * units.shape[-1])
+
+
+def _of_layers(
+    units: Mapping[str, Array],
+    layouts: Mapping[str, Layout],
+    sparsity: float | Array,
+    distribution: Distribution,
+    *,
+    tied: bool,
+) -> dict[str, Array]:
+    """Which units [B, 1, U] stay, as a distribution has it."""
+    sets: dict[str, list[str]] = {}
+    for name in units:
+        module = name.rsplit("/", 2)[0] if tied and name.count("/") > 1 else ""
+        sets.setdefault(module if tied else name, []).append(name)
+    layers: list[Layer] = []
+    for names in sets.values():
+        size = sum(layouts[name].size for name in names)
+        total = sum((units[n][:, 0] * layouts[n].size for n in names), jnp.float32(0))
+        layers.append(Layer(total / size, layouts[names[0]].shape, size))
+    counts = distribution.removed(layers, sparsity)
+    kept = {
+        key: (rank(layer.scores) >= count[:, None])[:, None]
+        for key, layer, count in zip(sets, layers, counts, strict=True)
+    }
+    return {name: kept[key] for key, names in sets.items() for name in names}
+
+
+def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Which axes of each parameter its site sums over, without those that scans stack.
+
+    Found by writing parameters that vary along one axis only, and looking at the site's matrix.
+    """
+    sites = {part: s for s in reversed(net.sites) for part in s.parts if part in names}
+    probed = dataclasses.replace(
+        net, cores={s.name: (Wrapper.of(_seen),) for s in sites.values()}, states={}, masks={}
+    )
+    shapes = {
+        n: p.shape[len(sites[n].stack) :] for n, p in by_name(net.params).items() if n in names
+    }
+    found: dict[str, list[int]] = {name: [] for name in names}
+    for axis in range(max(map(len, shapes.values()))):
+
+        def varying(path: Any, p: Any, axis: int = axis) -> np.ndarray:
+            name = path_name(path)
+            if name not in shapes or axis >= len(shapes[name]):
+                return np.zeros(np.shape(p), p.dtype)
+            at = np.ndim(p) - len(shapes[name]) + axis
+            index = np.arange(p.shape[at]).reshape(-1, *[1] * (np.ndim(p) - at - 1))
+            return np.broadcast_to(index, p.shape).astype(p.dtype)
+
+        # the answer is needed now, also where the network itself is traced
+        with jax.ensure_compile_time_eval():
+            params = jax.tree_util.tree_map_with_path(varying, net.params)
+            buffers = jax.tree.map(lambda b: jnp.zeros(b.shape, b.dtype), net.buffers)
+            still = dataclasses.replace(probed, params=params, buffers=buffers)
+            written = write_states(still, None)
+            for name, site in sites.items():
+                if bool(jnp.ptp(written[site.name], axis=-2).any()):
+                    found[name].append(axis)
+    return {name: tuple(axes) for name, axes in found.items()}
+
+
+def _seen(core: Core) -> Core:
+    """A core whose state is the site's matrix [B, K, N]."""
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        return op.geometry.as_matmul().w(w)
+
+    return Core(write, float_core.calibrate, float_core.read)
+
+
+def check_sparsity(sparsity: float | Array | None, pattern: Pattern) -> None:
+    """Checks that a sparsity is in [0, 1), and given where the pattern does not fix it.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if pattern.sparsity is not None:
+        if sparsity is not None:
+            raise ValueError(f"sparsity={sparsity}: the pattern fixes it at {pattern.sparsity:.4g}")
+        return
+    if sparsity is None:
+        raise ValueError("sparsity=None: give one in [0, 1); this pattern does not fix it")
+    check_share("sparsity", sparsity)

@@ -1,0 +1,1 @@
+"""Optimizers that leave weights out while they train."""

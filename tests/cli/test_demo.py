@@ -1,0 +1,85 @@
+"""The demo and the command line."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli import demo
+from jaxsim.cli import main as cli
+from jaxsim.cli.demo import Demo, run
+from jaxsim.train import reference
+from tests.support.demo_process import small
+from tests.support.processes import finished, start
+
+
+@pytest.mark.slow
+def test_demos_that_share_a_cache_agree_though_one_is_killed_and_goes_on(tmp_path, monkeypatch):
+    for module, name in ((demo, "fashion_mnist"), (reference, "ResNet")):  # small() replaces them
+        monkeypatch.setattr(module, name, getattr(module, name))
+    one, other, whole, cache = (tmp_path / name for name in ("one", "other", "whole", "cache"))
+    killed = start("tests.support.demo_process", one, cache, 5)
+    beside = start("tests.support.demo_process", other, cache)
+    finished(beside)
+    killed.communicate(timeout=300)
+    assert killed.returncode == -9
+    assert not (one / "sweep.png").exists()
+    table = small(whole, tmp_path / "another")
+    assert [row.name for row in table.rows] == [
+        "reference",
+        "int8",
+        "pruned, sliced",
+        "pruned, analog",
+    ]
+    monkeypatch.setattr(reference, "fit", None)  # what goes on trains nothing
+    assert small(one, cache) == table
+    for out in (one, other, whole):
+        assert (out / "table.txt").read_text() == str(table)
+        assert np.ndim(matplotlib.image.imread(out / "sweep.png")) == 3
+    points = [Log(folder / "sweep.json").scores for folder in (cache, tmp_path / "another")]
+    assert points[0] == points[1]
+
+
+@pytest.fixture(autouse=True)
+def uncached():
+    """Later tests do not write what they compile into the demo's cache."""
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize("name", ["epochs", "images", "programmings"])
+def test_settings_out_of_range_are_named(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}=0"):
+        run(dataclasses.replace(Demo(out=tmp_path, cache=tmp_path), **{name: 0}))
+
+
+def test_the_command_says_what_is_wrong_and_exits_with_two(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--epochs", "0"])
+    assert stop.value.code == 2
+    assert "epochs=0: must be at least 1" in capsys.readouterr().err
+
+
+def test_the_command_explains_itself():
+    help_ = subprocess.run(
+        [sys.executable, "-m", "jaxsim.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "demo" in help_.stdout
+
+
+def test_importing_jaxsim_brings_nothing_slow():
+    script = (
+        "import jax, sys, time; start = time.perf_counter(); import jaxsim; "
+        "print(time.perf_counter() - start); "
+        "print([m for m in ('matplotlib', 'orbax', 'scipy', 'optax', 'tyro') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    seconds, loaded = ran.stdout.splitlines()
+    assert float(seconds) < 1
+    assert loaded == "[]"

@@ -1,0 +1,138 @@
+import jax
+import numpy as np
+import pytest
+
+import jaxsim as js
+from tests.support import models
+from tests.support.networks import SITES, attention, cnn, stack
+
+# by hand, for 8 images of 6×6×3: outputs of each layer, and products in each output
+OUTPUTS = [8 * 6 * 6 * 4, 8 * 3 * 3 * 6, 8 * 8, 8 * 3]
+DEPTH = [3 * 3 * 3, 3 * 3 * 4, 6, 8]
+WEIGHTS = [3 * 3 * 3 * 4, 3 * 3 * 4 * 6, 6 * 8, 8 * 3]
+BIASES = 4 + 6 + 8 + 3
+
+
+def column(cost, what):
+    assert [site.name for site in cost.sites] == list(SITES)
+    return [site.spent.get(what, 0) for site in cost.sites]
+
+
+def test_a_float_network_costs_what_the_hand_counts():
+    cost = cnn().cost()
+    macs = [o * d for o, d in zip(OUTPUTS, DEPTH, strict=True)]
+    assert column(cost, "macs") == macs
+    assert column(cost, "cells") == WEIGHTS
+    assert column(cost, "weight_bits") == [32 * n for n in WEIGHTS]
+    assert [site.params for site in cost.sites] == WEIGHTS
+    assert cost.params == sum(WEIGHTS) + BIASES
+    assert cost.total("macs") == sum(macs) == sum(site.macs for site in cnn().sites)
+    assert cost.total("conversions") == 0
+
+
+def test_costs_follow_the_inputs_given():
+    x = np.zeros((16, 6, 6, 3), np.float32)
+    assert cnn().cost(x).total("macs") == 2 * cnn().cost().total("macs")
+    assert cnn().cost(x).total("cells") == cnn().cost().total("cells")
+
+
+def test_codes_are_stored_in_their_bits():
+    cost = js.quantize(5, 8)(cnn()).cost()
+    assert column(cost, "weight_bits") == [5 * n for n in WEIGHTS]
+    assert column(cost, "macs") == column(cnn().cost(), "macs")
+
+
+@pytest.mark.parametrize("mapping", ["differential", "offset"])
+def test_a_sliced_tiled_chip_costs_what_the_hand_counts(mapping):
+    """7 magnitude bits (8 when offset) in cells of 2; tiles of at most 16 rows, of equal height."""
+    analog = js.analog(adc=8, mapping=mapping, rows=16)
+    cost = js.compose(js.quantize(), js.slice_bits(2), analog)(cnn()).cost()
+    signs, slices = (2, 4) if mapping == "differential" else (1, 4)
+    tiles = [2, 3, 1, 1]  # of 27, 36, 6 and 8 rows
+    rows = [14, 12, 6, 8]
+    features = [4, 6, 8, 3]
+    cells = [signs * slices * t * r * f for t, r, f in zip(tiles, rows, features, strict=True)]
+    assert column(cost, "cells") == cells
+    bits = (2 + 2 + 2 + 1) / 4 if mapping == "differential" else 2
+    assert column(cost, "weight_bits") == [bits * n for n in cells]
+    assert column(cost, "conversions") == [
+        o * slices * t for o, t in zip(OUTPUTS, tiles, strict=True)
+    ]
+    products = [o * t * r for o, t, r in zip(OUTPUTS, tiles, rows, strict=True)]
+    assert column(cost, "macs") == [signs * slices * n for n in products]
+
+
+def test_pruned_weights_are_counted_out():
+    cost = js.prune(0.5, distribution=js.sparsity.uniform())(cnn()).cost()
+    assert [site.nonzero for site in cost.sites] == [n // 2 for n in WEIGHTS]
+    assert cost.nonzero == sum(WEIGHTS) // 2 + BIASES
+
+
+def test_scans_multiply_what_runs_and_what_is_stacked():
+    cost = js.compose(js.quantize(), js.analog(adc=8))(stack()).cost()
+    w, head = cost.sites
+    assert w.params == 3 * 16
+    assert w.spent["cells"] == 3 * 16 * 2
+    assert w.spent["macs"] == 3 * (5 * 4 * 4) * 2
+    assert w.spent["conversions"] == 3 * 5 * 4
+    assert head.spent["conversions"] == 5 * 2
+
+
+def test_a_weight_that_a_scan_reuses_is_stored_once():
+    case = models.CASES["rnn, params in consts"]()
+    cost = js.trace(case.model, case.variables, *case.args).cost()
+    assert [site.spent["cells"] for site in cost.sites] == [16, 16]
+    assert [site.spent["macs"] for site in cost.sites] == [5 * 2 * 4 * 4] * 2
+
+
+def test_a_weight_used_twice_is_one_parameter():
+    case = models.CASES["shared jit"]()
+    cost = js.trace(case.model, case.variables, *case.args).cost()
+    assert [site.params for site in cost.sites] == [16, 16, 0]
+    assert cost.params == 32
+
+
+def test_products_of_activations_store_nothing():
+    sites = {site.name: site for site in attention().cost().sites}
+    assert "cells" not in sites["dynamic/0"].spent or sites["dynamic/0"].spent["cells"] == 0
+    assert sites["dynamic/0"].spent["macs"] == 2 * 5 * 5 * 4
+
+
+def test_a_deployed_chip_costs_what_its_network_did():
+    net = js.compose(js.quantize(8, js.Grid(8, dynamic=True)), js.analog())(stack())
+    assert js.deploy(net).cost() == net.cost()
+
+
+def counting(core, *, price):
+    """A user's core that meters something of its own."""
+
+    def read(op, state, x, key):
+        op.count("energy", price * op.depth)
+        return core.read(op, state, x, key)
+
+    return core._replace(read=read)
+
+
+def test_a_users_core_counts_what_it_likes():
+    cost = js.wrap(counting, price=2.0)(stack()).cost()
+    assert cost.total("energy") == 3 * 2 * 4 + 2 * 4
+
+
+def test_costs_print_by_site():
+    shown = str(js.compose(js.prune(0.5), js.quantize(), js.analog(adc=8))(cnn()).cost())
+    assert all(name in shown for name in (*SITES, "conversions", "weight bits"))
+
+
+def test_pruned_networks_print_and_cost_inside_jit():
+    seen = []
+
+    @jax.jit
+    def traced(sparsity):
+        net = js.prune(sparsity)(cnn())
+        seen.append((str(net), net.cost().nonzero))
+        return sparsity
+
+    traced(0.5)
+    ((shown, nonzero),) = seen
+    assert "traced" in shown
+    assert nonzero == sum(WEIGHTS) + BIASES

@@ -1,0 +1,218 @@
+import itertools
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+import jaxsim as js
+from jaxsim.search.blocks import (
+    Choice,
+    Config,
+    assign,
+    configs,
+    search_blocked,
+    site_harm,
+    two_fronts,
+)
+from tests.support import models
+from tests.support.networks import SITES, X, cnn, run, stack
+
+FEW = configs((3, 4))
+
+
+def eight():
+    return js.quantize(8, 8)(cnn())
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return np.asarray(run(js.deploy(eight(), calibrate=X), X))
+
+
+def scored(expected):
+    """A stand-in for accuracy: how near the outputs are, 1 where they are equal."""
+
+    def evaluate(net):
+        calls.append(net)
+        return 1 - np.abs(np.asarray(run(net, X)) - expected).mean() / np.abs(expected).mean()
+
+    calls = []
+    return evaluate, calls
+
+
+@pytest.fixture(scope="module")
+def found(expected):
+    evaluate, calls = scored(expected)
+    compiled = run._cache_size()
+    result = search_blocked(eight(), X, evaluate, drop=0.2, candidates=FEW, quiet=True)
+    return result, len(calls), run._cache_size() - compiled
+
+
+def test_the_assignment_is_the_best_of_all():
+    """Against every assignment of 4 options to 5 sites."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        harm, cost = rng.exponential(size=(2, 5, 4))
+        budget = cost.min(1).sum() + rng.uniform(0, 3)
+        best = min(
+            sum(harm[range(5), choice])
+            for choice in itertools.product(range(4), repeat=5)
+            if sum(cost[range(5), choice]) <= budget
+        )
+        chosen = assign(harm, cost, budget)
+        assert cost[range(5), chosen].sum() <= budget * (1 + 1e-9)
+        assert harm[range(5), chosen].sum() == pytest.approx(best, rel=1e-9)
+
+
+def test_no_assignment_below_the_cheapest():
+    with pytest.raises(ValueError, match=r"budget=1\.5: the cheapest choice costs 2\.0"):
+        assign(np.ones((2, 3)), np.ones((2, 3)), 1.5)
+
+
+def test_candidates_are_every_choice_of_both_operands():
+    assert len(configs((4,))) == 3**2
+    assert len(configs((3,))) == 5**2
+    assert len(configs((2,))) == 7**2
+    assert set(FEW) < set(configs())
+    assert Config(4) in FEW
+    assert Config(3, 2, 1, ("dynamic", "static")) in FEW
+
+
+def test_choices_are_accurate_enough_and_layers_beat_the_network(found):
+    result, _, _ = found
+    assert result.exact == 1
+    for choice in (result.network, result.layers):
+        assert choice.accuracy >= result.exact - 0.2
+        assert choice.energy_gain > 1
+    assert result.layers.energy < result.network.energy
+    assert len(set(result.network.by_site.values())) == 1
+    assert len({config.K for config in result.layers.by_site.values()}) == 1
+
+
+def test_a_choice_is_the_transform_it_was_evaluated_as(found, expected):
+    result, _, _ = found
+    evaluate, _ = scored(expected)
+    for choice in (result.network, result.layers):
+        net = choice(eight())
+        assert evaluate(js.deploy(net, calibrate=X)) == pytest.approx(choice.accuracy, abs=1e-6)
+        model = js.Hardware().estimate(net)
+        assert model.energy == pytest.approx(choice.energy)
+        assert model.energy_gain == pytest.approx(choice.energy_gain)
+        assert model.speed_gain == pytest.approx(choice.speed_gain)
+
+
+def test_no_choice_of_the_list_is_beaten_by_one_that_was_tried(found):
+    result, _, _ = found
+    points = [(choice.energy, choice.accuracy) for choice in result.pareto]
+    assert points == sorted(points)
+    assert [a for _, a in points] == sorted({a for _, a in points})
+    for choice in result.tried:
+        assert any(e <= choice.energy and a >= choice.accuracy for e, a in points)
+    assert "analytic model" in str(result)
+    assert "← layers" in str(result)
+
+
+def test_evaluations_are_counted_and_compile_once(found):
+    result, calls, compiled = found
+    assert result.evaluations == calls == 1 + len(result.tried)
+    assert compiled <= 2  # one for the exact network, one for all choices
+
+
+def test_a_search_goes_on_where_it_was_stopped(tmp_path, expected, found):
+    evaluate, calls = scored(expected)
+    log = tmp_path / "search.json"
+
+    def interrupted(net):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return evaluate(net)
+
+    with pytest.raises(KeyboardInterrupt):
+        search_blocked(eight(), X, interrupted, drop=0.2, candidates=FEW, log=log, quiet=True)
+    again = search_blocked(eight(), X, evaluate, drop=0.2, candidates=FEW, log=log, quiet=True)
+    assert again.layers.by_site == found[0].layers.by_site
+    assert again.evaluations == found[0].evaluations == len(calls)
+    known = search_blocked(eight(), X, None, drop=0.2, candidates=FEW, log=log, quiet=True)
+    assert known.layers == again.layers  # nothing was left to measure
+    with pytest.raises(ValueError, match="is of another network, inputs or candidates"):
+        search_blocked(eight(), X + 1, evaluate, candidates=FEW, log=log, quiet=True)
+
+
+def test_two_fronts_hold_what_nothing_beats_and_what_only_that_beats():
+    points = np.array([[2, 1], [3, 3], [0, 3], [1, 3], [1, 2], [2, 2], [2, 3]], float)
+    assert [tuple(points[i]) for i in two_fronts(points)] == [
+        (0, 3),
+        (1, 2),
+        (1, 3),
+        (2, 1),
+        (2, 2),
+    ]
+
+
+def test_stacked_layers_are_chosen_together():
+    net, x = js.quantize(8, 8)(stack()), models.normal(5, 4)
+    y = np.asarray(run(js.deploy(net, calibrate=x), x))
+    result = search_blocked(
+        net,
+        x,
+        lambda n: -float(np.abs(run(n, x) - y).mean()),
+        drop=0.05,
+        candidates=FEW,
+        quiet=True,
+    )
+    assert set(result.layers.by_site) == {"w", "head"}
+
+
+def test_nothing_accurate_enough_is_no_choice(expected):
+    evaluate, _ = scored(expected)
+    coarse = [Config(4, 1, 1, ("static", "static")), Config(4, 1, 1, ("dynamic", "dynamic"))]
+    result = search_blocked(eight(), X, evaluate, drop=0, candidates=coarse, steps=1, quiet=True)
+    assert result.network is None
+    assert result.layers is None
+    assert result.pareto
+
+
+BAD = {
+    "drop=-1: must": lambda: search_blocked(eight(), X, float, drop=-1),
+    r"candidates=\(\)": lambda: search_blocked(eight(), X, float, candidates=[]),
+    "net is deployed": lambda: search_blocked(js.deploy(eight(), calibrate=X), X, float),
+    "holds floats": lambda: search_blocked(cnn(), X, lambda net: 1.0, quiet=True),
+    "affine grid": lambda: search_blocked(
+        js.quantize(8, js.Grid(8, symmetric=False))(cnn()), X, lambda net: 1.0, quiet=True
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments_are_named(message):
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()
+
+
+def test_harm_is_the_error_at_the_outputs_of_a_site_alone():
+    net, config = eight(), Config(3, 1, 1, ("dynamic", "dynamic"), "trunc")
+    harm = site_harm(net, SITES, (config,), X)[:, 0]
+    y = np.asarray(run(js.deploy(net, calibrate=X), X))
+    for name, found in zip(SITES, harm, strict=True):
+        alone = Choice({n: config if n == name else Config(3) for n in SITES}, 0, 0, 0, 0)(net)
+        approximate = np.asarray(run(js.deploy(alone, calibrate=X), X))
+        assert found == pytest.approx(np.sum((approximate - y) ** 2) / np.sum(y**2), rel=1e-4)
+
+
+def test_harm_at_one_site_grows_with_the_error_there():
+    """Relative to one another, candidates' harms are their errors at the site itself."""
+    net, name = eight(), SITES[0]
+    two = (Config(3, 1, 1, ("dynamic", "dynamic")), Config(3, 2, 2, ("dynamic", "dynamic")))
+    harm = site_harm(net, (name,), two, X)[0]
+
+    def first(transform):
+        return np.asarray(run(js.deploy(transform(conv), calibrate=X), X))
+
+    conv = js.quantize(8, 8)(js.trace(nn.Conv(4, (3, 3), use_bias=False), _first_layer(), X))
+    exact = first(js.block(3, mode="exact"))
+    errors = [np.sum((first(config.transform()) - exact) ** 2) for config in two]
+    assert harm[0] / harm[1] == pytest.approx(errors[0] / errors[1], rel=1e-3)
+
+
+def _first_layer():
+    return {"params": {"kernel": cnn().params["Conv_0"]["kernel"]}}

@@ -1,0 +1,41 @@
+"""`python -m tests.support.demo_process OUT CACHE [POINTS]`: the demo in small.
+
+Several may share a cache. One is killed when it has measured so many points.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from jaxsim.checkpoint.log import Log
+from jaxsim.cli import demo
+from jaxsim.data import fashion_mnist
+from jaxsim.models.resnet import ResNet
+from jaxsim.train import reference
+
+FEW = {s: fashion_mnist(s, source="subset") for s in ("train", "test")}
+FEW = {s: d._replace(images=d.images[:200], labels=d.labels[:200]) for s, d in FEW.items()}
+
+
+def small(out, cache):
+    """The demo on 200 images of the subset, with a network of one block."""
+    demo.fashion_mnist = FEW.get
+    reference.ResNet = lambda **_: ResNet((1,), 4)
+    settings = demo.Demo(out=Path(out), cache=Path(cache), epochs=1, images=50, programmings=2)
+    return demo.run(settings)
+
+
+class Mortal(Log):
+    """Kills its process at its first score after so many."""
+
+    def _add(self, name, made):
+        if len(self.scores) == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._add(name, made)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        demo.Log = Mortal
+    small(*sys.argv[1:3])

@@ -1,0 +1,64 @@
+"""Networks that the transforms are tried on."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import jaxsim as js
+from tests.support.models import normal
+
+X = normal(8, 6, 6, 3, seed=3)
+
+
+class Cnn(nn.Module):
+    """Two convolutions and two dense layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3))(x))
+        x = nn.relu(nn.Conv(6, (3, 3), (2, 2))(x)).mean((1, 2))
+        x = nn.relu(nn.Dense(8)(x))
+        return nn.Dense(3)(x)
+
+
+SITES = ("Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel", "Dense_1/kernel")
+
+
+@functools.cache
+def cnn():
+    model = Cnn()
+    variables = model.init(jax.random.key(0), X)
+    # a bias of zero and a sum of codes of zero would sit on the corner of a relu
+    moved = jax.tree.map(lambda p: p + 0.05 * normal(*p.shape), variables)
+    return js.trace(model, moved, X)
+
+
+@functools.cache
+def attention():
+    """Scores of two activations, and three projections."""
+
+    def fn(params, x):
+        q, k = x @ params["q"], x @ params["k"]
+        return nn.softmax(q @ jnp.swapaxes(k, -1, -2)) @ (x @ params["v"])
+
+    params = {name: normal(4, 4, seed=i) for i, name in enumerate("qkv")}
+    return js.trace(fn, params, normal(2, 5, 4))
+
+
+@functools.cache
+def stack(outputs=2):
+    """Three layers in a scan and a head."""
+
+    def fn(params, x):
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])
+        return x @ params["head"]
+
+    return js.trace(fn, {"w": normal(3, 4, 4), "head": normal(4, outputs)}, normal(5, 4))
+
+
+@jax.jit
+def run(net, *args, **kwargs):
+    """A call of a network."""
+    return net(*args, **kwargs)

@@ -1,0 +1,103 @@
+"""What is made beside parameters on a mesh of four devices, printed as shardings."""
+
+import dataclasses
+import json
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jaxsim as js
+from jaxsim import sparsity as sp
+from jaxsim.network.leaves import path_name
+
+MESH = Mesh(np.array(jax.devices()), ("m",))
+SPECS = {"a": PartitionSpec(None, "m"), "b": PartitionSpec("m", None)}
+
+
+def put(a, spec):
+    return jax.device_put(jnp.asarray(a, jnp.float32), NamedSharding(MESH, spec))
+
+
+def fn(p, x):
+    return jax.nn.relu(x @ p["a"]) @ p["b"]
+
+
+def cut(tree):
+    """Which axis of each array is cut over the devices, None for none."""
+    found = {}
+    for path, a in jax.tree_util.tree_leaves_with_path(tree):
+        local = a.addressable_shards[0].data.shape
+        cuts = [i for i, (n, m) in enumerate(zip(a.shape, local, strict=True)) if n != m]
+        found[path_name(path)] = cuts[0] if cuts else None
+    return found
+
+
+def main():
+    rng = np.random.default_rng(0)
+    params = {n: put(rng.normal(size=s), SPECS[n]) for n, s in (("a", (8, 16)), ("b", (16, 4)))}
+    x = put(rng.normal(size=(8, 8)), PartitionSpec())
+    net = js.trace(fn, params, x)
+    adam, pruned, coded = optax.adam(1e-2), js.prune(0.5)(net), js.quantize(4, 8)(net)
+    cubic = sp.cubic(0.5, begin=0, every=1, updates=2)
+    chip = js.deploy(coded, calibrate=x)
+    made = {
+        "prune": pruned.masks,
+        "prune again": js.prune(0.75)(pruned).masks,
+        "pattern": js.prune(pattern=sp.n_of_m(2, 4))(net).masks,
+        "fixed": sp.fixed(adam, pruned).init(params).masks,
+        "rigl": sp.rigl(adam, pruned, every=2, until=9).init(params).masks,
+        "gradual": sp.gradual(adam, net, cubic).init(params).masks,
+        "prune_layers": js.prune_layers(x, 0.5)(net).masks,
+        "round_weights": js.round_weights(js.rounding.gptq(), x)(coded).params,
+        "equalize": js.equalize(x)(net).params,
+        "shrink": js.shrink(0.5)(net).params,
+        "shrunk masks": js.shrink(keep={"a:1": range(8)})(pruned).masks,
+        "codes": {name: state.inner for name, state in chip.states.items()},
+    }
+    found = {name: cut(tree) for name, tree in made.items()}
+    print(json.dumps({"parameters": found, "states": dict(chips(net, x))}))
+
+
+CHIPS = {
+    "codes": (js.quantize(4, 8),),
+    "vectors": (js.quantize(js.Codebook(size=4, length=2), 8),),
+    "tiles": (js.quantize(4, 8), js.analog(rows=8)),
+    "cells": (
+        js.quantize(4, 8),
+        js.analog(cells=js.cells.proportional(0.1, noise=0.1), rows=8),
+    ),
+}
+
+
+def chips(net, x):
+    """Elements on one device, of each large array of a deployed and of a loaded network."""
+    for name, transforms in CHIPS.items():
+        composed = js.compose(*transforms)(net)
+        chip = js.deploy(composed, key=jax.random.key(0), calibrate=x)
+        plain = js.deploy(
+            dataclasses.replace(composed, params=jax.tree.map(np.asarray, composed.params)),
+            key=jax.random.key(0),
+            calibrate=np.asarray(x),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            js.save(f"{folder}/chip", chip)
+            loaded = js.load(f"{folder}/chip", composed)
+        shares = [
+            {
+                path_name(path): a.addressable_shards[0].data.size / a.size
+                for path, a in jax.tree_util.tree_leaves_with_path(c.states)
+                if 4 * a.size > net.params[path_name(path)[0]].size
+            }
+            for c in (chip, loaded)
+        ]
+        key = jax.random.key(1)
+        off = float(jnp.abs(loaded(x, key=key) - plain(x, key=key)).max())
+        yield name, [shares, off]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What is printed of transforms and networks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from jaxsim import sparsity as sp
+from jaxsim.adaptive.encoder import over_layers
+from tests.support.networks import SITES, X, cnn
+
+
+def doubled(core, *, by):
+    return js.Core(core.write, core.calibrate, lambda op, s, x, key: by * core.read(op, s, x, key))
+
+
+SHOWN = {
+    "quantize(weights=8, inputs=8)": lambda: js.quantize(8, 8),
+    "quantize(weights=4, sites='Conv*')": lambda: js.quantize(4, sites="Conv*"),
+    "quantize()": lambda: js.quantize(),
+    "quantize(inputs=Grid(symmetric=False))": lambda: js.quantize(inputs=js.Grid(symmetric=False)),
+    "prune(sparsity=0.5)": lambda: js.prune(0.5),
+    "prune(sparsity=0.25)": lambda: js.prune(np.float64(0.25)),
+    "wrap(make=doubled, by=2.0)": lambda: js.wrap(doubled, by=2.0),
+    "compose(prune(sparsity=0.5), quantize(weights=8, inputs=None))": lambda: js.compose(
+        js.prune(0.5), js.quantize(8, None)
+    ),
+    "rules(by_pattern={'Conv*': quantize(weights=4), '*': quantize(weights=8)})": lambda: js.rules(
+        {"Conv*": js.quantize(weights=4), "*": js.quantize(weights=8)}
+    ),
+    "smooth(inputs=float32[8, 6, 6, 3], alpha=0.5)": lambda: js.smooth(X, 0.5),
+    "smooth(inputs={'x': float32[8, 6, 6, 3]})": lambda: js.smooth({"x": X}),
+    "over_layers(transform=quantize(weights=8))": lambda: over_layers(js.quantize(weights=8)),
+    "exit_early(exits=2)": lambda: js.exit_early(2),
+    "pipeline_shard(stages=2, microbatches=2)": lambda: js.pipeline_shard(2, 2),
+    "shrink(sparsity=0.5)": lambda: js.shrink(0.5),
+    "block(K=2)": lambda: js.block(2),
+    "analog(adc=8, rows=64)": lambda: js.analog(rows=64, adc=8),
+    "slice_bits(bits=2)": lambda: js.slice_bits(2),
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_a_transform_is_shown_by_its_call(shown):
+    assert repr(SHOWN[shown]()) == shown
+
+
+def test_no_transform_shows_an_address_or_an_array():
+    others = [
+        js.prune(0.5, criterion=sp.taylor(lambda net: net(X).sum())),
+        js.round_weights(js.rounding.gptq(), (x for x in [X, X])),
+        js.analog(cells=js.cells.proportional(0.02)),
+        js.learn_ranges([X] * 20),
+        js.quantize(js.nf4(), js.Grid(8, clip=js.clipping.percentile(99.0))),
+        js.magic_pyramid(jnp.ones(3), js.Rule(0.5)),
+    ]
+    for transform in others:
+        assert "0x" not in repr(transform)
+        assert len(repr(transform)) < 400, repr(transform)
+
+
+def test_a_network_is_shown_in_a_line_and_printed_as_a_table():
+    net = js.quantize(8, 8)(js.prune(0.5)(cnn()))
+    size = sum(p.size for p in jax.tree.leaves(net.params))
+    assert repr(net) == f"Network(4 sites, 4 transformed, 4 pruned, {size} parameters)"
+    chip = js.deploy(net, calibrate=X)
+    assert repr(chip).startswith("Network(calibrated, 4 sites")
+    for shown in (chip._repr_html_(), str(chip)):
+        assert all(name in shown for name in SITES)
+    assert chip._repr_html_().startswith("<pre>")
+    assert "array" not in jax.jit(lambda net: (print(repr(net)), net)[1])(net).__repr__()
+
+
+def test_exits_and_stages_are_printed():
+    exits = js.exit_early(["Conv_1/kernel", "Dense_1/kernel"], js.Rule(0.25))(cnn())
+    shown = str(exits)
+    assert all(name in shown for name in SITES)
+    assert "before Conv_1/kernel" in shown
+    assert "before Dense_1/kernel" in shown
+    assert "0.25" in shown
+    assert repr(exits).startswith("EarlyExit(")
+    pipe = js.pipeline_shard(2, 4, devices=jax.devices()[:1] * 2)(cnn())
+    assert pipe.layout.cuts[0] in str(pipe).split("stages")[1]
+    assert "4 micro-batches" in str(pipe)
+    assert repr(pipe).startswith("Pipeline(")
+
+
+def test_parameters_are_replaced_where_they_fit():
+    net = js.quantize(8, None)(cnn())
+    moved = jax.tree.map(lambda p: p + 1, net.params)
+    assert net.with_params(moved) == dataclasses.replace(net, params=moved)
+    grads = jax.grad(lambda p: net.with_params(p)(X).sum())(net.params)
+    assert jax.tree.structure(grads) == jax.tree.structure(net.params)
+    lacking = {k: v for k, v in moved.items() if k != "Dense_1"}
+    kernel = moved["Dense_1"] | {"kernel": jnp.zeros((3, 8))}
+    whole = moved["Dense_1"] | {"kernel": jnp.zeros((8, 3), int)}
+    for params, message in (
+        (lacking, "params: .*without Dense_1/bias"),
+        ({**moved, "more": X}, "params: .*with more"),
+        ({**moved, "Dense_1": kernel}, r"Dense_1/kernel is \[3, 8\], the network's is \[8, 3\]"),
+        ({**moved, "Dense_1": whole}, "Dense_1/kernel is int32 and has no gradient"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            net.with_params(params)
+    with pytest.raises(ValueError, match="net is deployed"):
+        js.deploy(net).with_params(moved)
