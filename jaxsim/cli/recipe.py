@@ -2,7 +2,7 @@
 
 A recipe is TOML. A value that is a table with one key, the name of something public in jaxsim, is
 what that makes: `inputs = {Grid = {bits = 8, symmetric = false}}`, `cells = {"cells.proportional" =
-0.02}`. What can be named is told by `jaxsim.vocabulary`.
+0.02}`. What can be named is told by `jaxsim.cli.vocabulary`.
 """
 
 from __future__ import annotations

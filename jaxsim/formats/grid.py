@@ -19,7 +19,7 @@ from jaxsim.numerics.scaling import divide, step_of, unit_of
 Clip = Callable[..., "Range"]
 """`(rows, bits, symmetric) -> Range`: what part of the values [..., n] a grid covers.
 
-A `jax.tree_util.Partial`, so that its numbers are traced; see `jaxsim.clipping`.
+A `jax.tree_util.Partial`, so that its numbers are traced; see `jaxsim.formats.clipping`.
 """
 
 

@@ -59,7 +59,7 @@ def skill_matrix(key: Key[Array, ""], dim: int) -> Float[Array, "d d"]:
       dim: d, at least 1.
 
     Raises:
-      MemoryError: more than `jaxsim.memory.LIMIT`.
+      MemoryError: more than `jaxsim.numerics.memory.LIMIT`.
 
     Source: Czarnecki et al. (2020), arXiv 2004.09468, section 5, unscaled.
     """
@@ -91,7 +91,7 @@ def blotto_matrix(coins: int, fields: int) -> Float[np.ndarray, "d d"]:
       [d, d] with d = C(coins + fields - 1, fields - 1) allocations in lexicographic order.
 
     Raises:
-      MemoryError: more than `jaxsim.memory.LIMIT`.
+      MemoryError: more than `jaxsim.numerics.memory.LIMIT`.
     """
     coins, fields = checked_int("coins", coins, 1), checked_int("fields", fields, 1)
     d = math.comb(coins + fields - 1, fields - 1)

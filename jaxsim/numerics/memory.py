@@ -17,5 +17,5 @@ def check(what: str, need: int, hint: str) -> None:
     if need > LIMIT:
         raise MemoryError(
             f"{what} needs {need / 2**30:.1f} GiB; allowed: {LIMIT / 2**30:.1f} GiB "
-            f"(jaxsim.memory.LIMIT); {hint}"
+            f"(jaxsim.numerics.memory.LIMIT); {hint}"
         )

@@ -43,7 +43,7 @@ def exit_early(
         the others are.
       rule: when a row leaves.
       feature: `(live) -> [B, d]`, what a classifier reads of the activations [B, …] that are live
-        where it is: by default the mean over places or tokens, `jaxsim.exits.first_token`, or a
+        where it is: by default the mean over places or tokens, `jaxsim.adaptive.first_token`, or a
         function, which cuts with several activations need.
 
     Raises:
