@@ -21,7 +21,7 @@ from jaxsim.adaptive.exits import EarlyExit
 from jaxsim.adaptive.features import first_token, pooled
 from jaxsim.checkpoint.log import Log
 from jaxsim.cli.demo import Demo
-from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import tiled
 from jaxsim.data import fashion_mnist
@@ -257,7 +257,7 @@ def flops_share(net: EarlyExit, inputs: tuple[np.ndarray, ...]) -> float:
 def model_of(net: js.Network, one: tuple[np.ndarray, ...]) -> Spent:
     """What one input spends at the sites."""
     chip = uncut(net)
-    made = {name: [w.make for w in chain] for name, chain in chip.cores.items()}
+    made = {name: [w.factory for w in chain] for name, chain in chip.cores.items()}
     analog = any(tiled in makers for makers in made.values())
     arrays = js.Crossbar().estimate(chip, *one) if analog else None
     of_array = {} if arrays is None else dict(zip(arrays.names, arrays.spent, strict=True))
@@ -272,7 +272,7 @@ def model_of(net: js.Network, one: tuple[np.ndarray, ...]) -> Spent:
             continue
         kind = "byte" if quantized in makers else "float"
         # A slice of 2 bits is a quarter of the multiplier; sums stay as wide.
-        multiply = MULTIPLY[kind] / (4 if sliced in makers else 1)
+        multiply = MULTIPLY[kind] / (4 if bit_sliced in makers else 1)
         energy += kept * macs * (multiply + ADD[kind])
         times[site.name] = macs / UNITS
         masked = site.params if site.nonzero < site.params else 0

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.formats.clipping import percentile as covering
 from jaxsim.formats.grid import Range, no_range, observe, widen
 from jaxsim.numerics.checks import checked_int, is_traced
@@ -22,7 +23,7 @@ from jaxsim.numerics.scaling import divide, step_of
 RangeRule = Literal["calibrated", "max", "granular"]
 
 
-class Converter(NamedTuple):
+class AdcState(NamedTuple):
     """State behind an ADC.
 
     Attributes:
@@ -34,7 +35,8 @@ class Converter(NamedTuple):
     outputs: Range
 
 
-def converted(
+@role("adc", at_rest="converted")
+def uniform_adc(
     core: Core,
     *,
     bits: float | Array,
@@ -67,7 +69,7 @@ def converted(
         levels = 2.0 ** jnp.asarray(bits, jnp.float32)
         return levels - 2 if signed else levels - 1
 
-    def range_of(op: Op, state: Converter, x: Array, y: Array) -> Range:
+    def range_of(op: Op, state: AdcState, x: Array, y: Array) -> Range:
         if rule == "calibrated":
             r = op.range("analog(adc=…)", state.outputs, lambda: observed(op, x, y))
             return _shifted_apart(r)
@@ -81,15 +83,15 @@ def converted(
             lo, hi = -below + 0 * w_hi, steps() - below + 0 * w_hi
         return Range(jnp.asarray(lo, jnp.float32), jnp.asarray(hi, jnp.float32))
 
-    def write(op: Op, w: Array, key: Any) -> Converter:
-        return Converter(core.write(op, w, key), no_range(op.w_planes(w)))
+    def write(op: Op, w: Array, key: Any) -> AdcState:
+        return AdcState(core.write(op, w, key), no_range(op.w_planes(w)))
 
-    def calibrate(op: Op, state: Converter, x: Array) -> Converter:
+    def calibrate(op: Op, state: AdcState, x: Array) -> AdcState:
         inner = core.calibrate(op, state.inner, x)
         y = core.read(dataclasses.replace(op, quiet=True), inner, x, None).astype(jnp.float32)
-        return Converter(inner, widen(state.outputs, observed(op, x, y)))
+        return AdcState(inner, widen(state.outputs, observed(op, x, y)))
 
-    def read(op: Op, state: Converter, x: Array, key: Any) -> Array:
+    def read(op: Op, state: AdcState, x: Array, key: Any) -> Array:
         y = core.read(op, state.inner, x, key).astype(jnp.float32)
         op.count("conversions", y.size)
         if not is_traced(bits):
@@ -130,7 +132,7 @@ def fpg_bits(weight_bits: int, input_bits: int, rows: int) -> int:
 def _extremes(op: Op) -> tuple[int, int, np.ndarray]:
     """Smallest and largest input code, and the largest weight code of each plane."""
     if op.x_lo is None or op.x_hi is None or op.w_lo is None or op.w_hi is None:
-        raise ValueError("converted: a range without calibration needs inputs and weights as codes")
+        raise ValueError("uniform_adc: a range without calibration needs inputs and weights as codes")
     return op.x_lo, op.x_hi, np.maximum(np.abs(op.w_lo), np.abs(op.w_hi)).astype(np.float32)
 
 

@@ -9,10 +9,11 @@ from jaxtyping import Array, Num
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.numerics.digits import code_dtype, digit, digit_count
 
 
-class Lifted(NamedTuple):
+class UnsignedInputsState(NamedTuple):
     """State behind inputs that were moved up.
 
     Attributes:
@@ -24,7 +25,8 @@ class Lifted(NamedTuple):
     total: Num[Array, "..."]
 
 
-def lifted(core: Core) -> Core:
+@role("inputs", at_rest="lifted")
+def unsigned_inputs(core: Core) -> Core:
     """Adds to each input code what makes the smallest one zero, and takes its share off digitally.
 
     So an affine grid drives the rows with voltages of one sign, and what a ReLU puts to zero draws
@@ -36,7 +38,7 @@ def lifted(core: Core) -> Core:
 
     def moved(op: Op) -> tuple[Op, int]:
         if op.x_lo is None or op.x_hi is None:
-            raise ValueError("lifted: the input is a float; wrap it in quantized(inputs=…)")
+            raise ValueError("unsigned_inputs: the input is a float; wrap it in quantized(inputs=…)")
         return op.inputs(0, op.x_hi - op.x_lo), op.x_lo
 
     def lift(op: Op, x: Array) -> Array:
@@ -45,20 +47,21 @@ def lifted(core: Core) -> Core:
             x = x.astype(code_dtype(0, inner.x_hi or 0))
         return x - jnp.asarray(lo, x.dtype)
 
-    def write(op: Op, w: Array, key: Any) -> Lifted:
-        return Lifted(core.write(moved(op)[0], w, key), op.column_sum(w))
+    def write(op: Op, w: Array, key: Any) -> UnsignedInputsState:
+        return UnsignedInputsState(core.write(moved(op)[0], w, key), op.column_sum(w))
 
-    def calibrate(op: Op, state: Lifted, x: Array) -> Lifted:
+    def calibrate(op: Op, state: UnsignedInputsState, x: Array) -> UnsignedInputsState:
         return state._replace(inner=core.calibrate(moved(op)[0], state.inner, lift(op, x)))
 
-    def read(op: Op, state: Lifted, x: Array, key: Any) -> Array:
+    def read(op: Op, state: UnsignedInputsState, x: Array, key: Any) -> Array:
         inner, lo = moved(op)
         return core.read(inner, state.inner, lift(op, x), key) + lo * state.total
 
     return Core(write, calibrate, read)
 
 
-def serial(core: Core, *, bits: int) -> Core:
+@role("serial", at_rest="serial")
+def bit_serial(core: Core, *, bits: int) -> Core:
     """Applies each input code as digits of `bits` bits, and adds their reads with shifts.
 
     A signed code is applied as sign and magnitude. The digits are input planes, least significant
@@ -75,7 +78,7 @@ def serial(core: Core, *, bits: int) -> Core:
     def digits_of(op: Op) -> tuple[Op, list[int]]:
         """The op on digits, and the place value of each."""
         if op.x_lo is None or op.x_hi is None:
-            raise ValueError("serial: the input is a float; wrap it in quantized(inputs=…)")
+            raise ValueError("bit_serial: the input is a float; wrap it in quantized(inputs=…)")
         most = max(-op.x_lo, op.x_hi)
         count = digit_count(most, bits)
         full = min(most, 2**bits - 1)

@@ -11,10 +11,14 @@ from jaxtyping import Array
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.numerics.digits import digit, digit_count
 
 
-def sliced(core: Core, *, bits: int, top: Literal["full_range", "padded"] = "full_range") -> Core:
+@role("slices", at_rest="sliced")
+def bit_sliced(
+    core: Core, *, bits: int, top: Literal["full_range", "padded"] = "full_range"
+) -> Core:
     """Stores each code as digits of `bits` bits and adds their reads with shifts.
 
     A signed code is sliced as sign and magnitude, so every digit has its sign. The slices are
@@ -33,7 +37,7 @@ def sliced(core: Core, *, bits: int, top: Literal["full_range", "padded"] = "ful
     def digits_of(op: Op) -> tuple[Op, list[int]]:
         """The op on digits, and the place value of each slice."""
         if op.w_lo is None or op.w_hi is None:
-            raise ValueError("sliced: the weight is a float; wrap it in quantized(weights=…)")
+            raise ValueError("bit_sliced: the weight is a float; wrap it in quantized(weights=…)")
         largest = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi))
         count = digit_count(int(largest.max()), bits)
         shifts = [bits * i for i in range(count)]

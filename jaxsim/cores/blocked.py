@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Int, Int8, Num
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.numerics.checks import is_traced
 from jaxsim.numerics.gradients import derivative_alone
 
@@ -117,6 +118,7 @@ class Blocked(NamedTuple):
     exact: State | None
 
 
+@role("blocks")
 def blocked(core: Core, *, blocks: Blocks, bits: tuple[int, int]) -> Core:
     """Multiplies some blocks of the codes: each row's cuts, and the sum over rows.
 

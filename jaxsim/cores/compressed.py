@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsim.cores.core import Core
 from jaxsim.cores.geometry import Matmul
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 
 Layout = Literal["rows", "blocks"]
 """How weights are held: the entries of each output one after the other (compressed sparse rows), or
@@ -66,6 +67,7 @@ def stored(where: Places, layout: Layout, block: tuple[int, int]) -> int:
     return where.inputs.size * (1 if layout == "rows" else block[0] * block[1])
 
 
+@role("sparse")
 def compressed(
     core: Core, *, index: Array, begins: Array, layout: Layout, block: tuple[int, int]
 ) -> Core:

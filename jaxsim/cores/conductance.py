@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 from jaxsim.cores.cells import Device, normal
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.numerics.digits import over_planes
 
 
-class Held(NamedTuple):
+class ConductanceState(NamedTuple):
     """State of cells whose reads are noisy.
 
     Attributes:
@@ -27,7 +28,8 @@ class Held(NamedTuple):
     cells: Float[Array, "..."]
 
 
-def held(core: Core, *, device: Device, redraw: bool = False) -> Core:
+@role("cells", at_rest="held")
+def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
     """Holds each code as a conductance, from 1 / on_off for zero to 1 for the largest code.
 
     A read is in units of codes, so a cell that holds zero adds g_min / (1 - g_min) of the largest
@@ -53,7 +55,7 @@ def held(core: Core, *, device: Device, redraw: bool = False) -> Core:
             g = low + (1 - low) * g
         cells = device.programme(g, key)
         inner = core.write(op, cells, key)
-        return inner if device.noise is None else Held(inner, cells)
+        return inner if device.noise is None else ConductanceState(inner, cells)
 
     def calibrate(op: Op, state: State, x: Array) -> State:
         x = x.astype(jnp.float32)
@@ -61,7 +63,7 @@ def held(core: Core, *, device: Device, redraw: bool = False) -> Core:
             return core.calibrate(op, state, x)
         return state._replace(inner=core.calibrate(op, state.inner, x))
 
-    def noisy(op: Op, state: Held, x: Array, key: Any) -> Array:
+    def noisy(op: Op, state: ConductanceState, x: Array, key: Any) -> Array:
         if key is None:
             raise ValueError("key=None: cells with read noise need a key at every call")
         sigma = cast(Any, device.noise)(state.cells)
@@ -89,7 +91,8 @@ def held(core: Core, *, device: Device, redraw: bool = False) -> Core:
     return Core(write, calibrate, read)
 
 
-def grounded(core: Core, *, device: Device) -> Core:
+@role("cells", at_rest="grounded")
+def offset_current(core: Core, *, device: Device) -> Core:
     """Takes off, digitally, what cells of the smallest conductance add to a single column.
 
     Args:
@@ -120,7 +123,7 @@ def largest(op: Op) -> np.ndarray:
       ValueError: the weight is a float, or has a sign.
     """
     if op.w_lo is None or op.w_hi is None or op.w_lo.min() < 0:
-        raise ValueError("held: a cell holds no sign; wrap it in differential or offset")
+        raise ValueError("conductance: a cell holds no sign; wrap it in differential or offset")
     return np.maximum(op.w_hi, 1).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Weights that point into a table, and numbers held as short floats."""
+"""Weights that point into a table of levels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.cores.core import Core
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Codebook, index_bits, k_means, nearest
 from jaxsim.numerics.scaling import divide, step_of
 
 
-class LookedUp(NamedTuple):
+class LookupState(NamedTuple):
     """State of weights that point into a table.
 
     Attributes:
@@ -34,7 +35,8 @@ class LookedUp(NamedTuple):
     kept: Bool[Array, "..."] | None = None
 
 
-def looked_up(core: Core, *, weights: Codebook) -> Core:
+@role("floats", at_rest="looked_up")
+def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
     """Holds weights as indices into a table, and looks them up at each read.
 
     Args:
@@ -51,7 +53,7 @@ def looked_up(core: Core, *, weights: Codebook) -> Core:
         short = -w.shape[-1] % weights.length
         return jnp.pad(w, ((0, 0), (0, short))).reshape(-1, weights.length)
 
-    def write(op: Op, w: Array, key: Any) -> LookedUp:
+    def write(op: Op, w: Array, key: Any) -> LookupState:
         w = w.astype(jnp.float32)
         passed = None if op.integer else w
         values = lax.stop_gradient(w)
@@ -66,7 +68,7 @@ def looked_up(core: Core, *, weights: Codebook) -> Core:
             among = None if kept is None else vectors(op, kept)
             levels, pointers = k_means(rows, size=size, iterations=weights.iterations, kept=among)
             pointers = pointers.astype(jnp.uint8 if size <= 256 else jnp.int32)
-            state = LookedUp(pointers, levels, jnp.ones(outputs), passed, kept)
+            state = LookupState(pointers, levels, jnp.ones(outputs), passed, kept)
             op.count("weight_bits", 32 * levels.size + index_bits(size) * pointers.size)
             op.count("cells", pointers.size)
             return state
@@ -77,9 +79,9 @@ def looked_up(core: Core, *, weights: Codebook) -> Core:
         pointers = nearest(divide(values, jnp.where(most > 0, most, 1.0)), levels)
         op.count("weight_bits", index_bits(levels.size) * w.size)
         op.count("cells", w.size)
-        return LookedUp(pointers, levels, jnp.broadcast_to(most, outputs), passed, kept)
+        return LookupState(pointers, levels, jnp.broadcast_to(most, outputs), passed, kept)
 
-    def weight(op: Op, state: LookedUp) -> Array:
+    def weight(op: Op, state: LookupState) -> Array:
         values = jnp.take(state.levels, state.pointers.astype(jnp.int32), axis=0)
         if weights.levels is None:
             values = _contracted_home(op, values)
@@ -90,10 +92,10 @@ def looked_up(core: Core, *, weights: Codebook) -> Core:
             return values
         return state.passed + lax.stop_gradient(values - state.passed)
 
-    def calibrate(op: Op, state: LookedUp, x: Array) -> LookedUp:
+    def calibrate(op: Op, state: LookupState, x: Array) -> LookupState:
         return state
 
-    def read(op: Op, state: LookedUp, x: Array, key: Any) -> Array:
+    def read(op: Op, state: LookupState, x: Array, key: Any) -> Array:
         silent = dataclasses.replace(op, meter=None)
         return core.read(op, core.write(silent, weight(op, state), None), x, key)
 

@@ -14,9 +14,11 @@ from jaxtyping import Array
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.geometry import Matmul
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.numerics.digits import code_dtype
 
 
+@role("mapping")
 def differential(core: Core) -> Core:
     """Holds a code as the difference of two: positive part minus negative part.
 
@@ -51,6 +53,7 @@ def differential(core: Core) -> Core:
     return Core(write, calibrate, read)
 
 
+@role("mapping")
 def offset(core: Core) -> Core:
     """Holds a code above zero by adding the largest magnitude, and subtracts its share digitally.
 
@@ -75,7 +78,7 @@ def offset(core: Core) -> Core:
     return Core(write, calibrate, read)
 
 
-class Referred(NamedTuple):
+class UnitColumnState(NamedTuple):
     """State of an array with a column of zeros.
 
     Attributes:
@@ -87,7 +90,8 @@ class Referred(NamedTuple):
     column: State
 
 
-def referred(core: Core) -> Core:
+@role("mapping", at_rest="referred")
+def unit_column(core: Core) -> Core:
     """Holds codes like `offset`, and subtracts the output of one more column that stores zeros.
 
     The column goes through the same hardware: its cells have errors of their own, shared by all
@@ -105,22 +109,22 @@ def referred(core: Core) -> Core:
     def own(key: Any) -> Any:
         return None if key is None else jax.random.fold_in(key, 1)
 
-    def write(op: Op, w: Array, key: Any) -> Referred:
+    def write(op: Op, w: Array, key: Any) -> UnitColumnState:
         inner, z = _shifted(op)
         w = _with_room(w, inner)
         z = jnp.asarray(z, w.dtype)
         unit = column(op)[0]
         zeros = jnp.full(unit.geometry.w_shape, z)
-        return Referred(core.write(inner, w + z, key), core.write(unit, zeros, own(key)))
+        return UnitColumnState(core.write(inner, w + z, key), core.write(unit, zeros, own(key)))
 
-    def calibrate(op: Op, state: Referred, x: Array) -> Referred:
+    def calibrate(op: Op, state: UnitColumnState, x: Array) -> UnitColumnState:
         unit, matmul = column(op)
-        return Referred(
+        return UnitColumnState(
             core.calibrate(_shifted(op)[0], state.inner, x),
             core.calibrate(unit, state.column, matmul.x(x)),
         )
 
-    def read(op: Op, state: Referred, x: Array, key: Any) -> Array:
+    def read(op: Op, state: UnitColumnState, x: Array, key: Any) -> Array:
         unit, matmul = column(op)
         y = core.read(_shifted(op)[0], state.inner, x, key)
         zero = core.read(unit, state.column, matmul.x(x), own(key))

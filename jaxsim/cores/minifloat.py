@@ -11,11 +11,12 @@ from jaxtyping import Array, Float
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Floating
 from jaxsim.numerics.scaling import divide, step_of, times_both, unit_of
 
 
-class Floated(NamedTuple):
+class MinifloatState(NamedTuple):
     """State of a site of short floats.
 
     Attributes:
@@ -27,7 +28,8 @@ class Floated(NamedTuple):
     scale: Float[Array, "..."]
 
 
-def floated(core: Core, *, weights: Floating | None, inputs: Floating | None) -> Core:
+@role("floats", at_rest="floated")
+def minifloat(core: Core, *, weights: Floating | None, inputs: Floating | None) -> Core:
     """Rounds weights and inputs to short floats, scaled to their largest magnitude.
 
     The scale of the inputs is the batch's. Products are summed in float32.
@@ -40,24 +42,24 @@ def floated(core: Core, *, weights: Floating | None, inputs: Floating | None) ->
     Source: Micikevicius et al. (2022), FP8 formats for deep learning, arXiv 2209.05433.
     """
 
-    def write(op: Op, w: Array, key: Any) -> Floated:
+    def write(op: Op, w: Array, key: Any) -> MinifloatState:
         w = w.astype(jnp.float32)
         if weights is None:
             # near one, so that products with scaled inputs do not leave the floats' range
             unit = unit_of(w, tuple(range(w.ndim)))
             state = core.write(op, w / unit, key)
-            return Floated(state, jnp.broadcast_to(unit, op.per_output()))
+            return MinifloatState(state, jnp.broadcast_to(unit, op.per_output()))
         axes = op.sharing(weights.per)
         stored, scale = _rounded(weights, w, axes)
         if op.integer:
             stored = stored.astype(weights.dtype)
         state = core.write(dataclasses.replace(op, code_bits=weights.bits), stored, key)
-        return Floated(state, jnp.broadcast_to(scale, op.per_output()))
+        return MinifloatState(state, jnp.broadcast_to(scale, op.per_output()))
 
-    def calibrate(op: Op, state: Floated, x: Array) -> Floated:
+    def calibrate(op: Op, state: MinifloatState, x: Array) -> MinifloatState:
         return state
 
-    def read(op: Op, state: Floated, x: Array, key: Any) -> Array:
+    def read(op: Op, state: MinifloatState, x: Array, key: Any) -> Array:
         x, x_scale, scale = x.astype(jnp.float32), None, op.to_output(state.scale)
         if inputs is not None:
             x, x_scale = _rounded(inputs, x, tuple(range(x.ndim)))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
+from jaxsim.cores.role import role
 from jaxsim.formats.grid import Grid
 from jaxsim.numerics import memory
 
@@ -38,6 +39,7 @@ class Moments(NamedTuple):
     seen: Float[Array, ""]
 
 
+@role("observer")
 def moments(core: Core, *, weights: Grid) -> Core:
     """Sums the outer products of what flows in at calibration, and notes the weights' grid.
 
@@ -106,6 +108,7 @@ class Peaks(NamedTuple):
     seen: Float[Array, ""]
 
 
+@role("observer")
 def peaks(core: Core) -> Core:
     """Notes the largest magnitude of each input channel at calibration, and of its weights.
 
@@ -164,6 +167,7 @@ def _ones_behind(state: Outputs) -> tuple[int, ...]:
     return (*state.seen.shape, *(1,) * (state.total.ndim - state.seen.ndim))
 
 
+@role("observer")
 def outputs(core: Core, *, target: Array | None = None) -> Core:
     """Measures the outputs at calibration, and moves their mean.
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Num
 
 from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.cores.tiled import real
-from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.clipping import cut, over_kept
 from jaxsim.formats.grid import Grid, Range, encode, no_range, observe, scale_and_zero, widen
 from jaxsim.numerics.digits import code_dtype
@@ -42,6 +42,7 @@ class Quantized(NamedTuple):
     inputs: Range | None
 
 
+@role("codes")
 def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
     """Rounds weights and inputs to grids and lets `core` multiply the codes.
 
@@ -142,16 +143,6 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         return y * scale if inputs is None else times_both(y, x_scale, scale)
 
     return Core(write, calibrate, read)
-
-
-def quantizer(chain: Sequence[Wrapper]) -> Wrapper | None:
-    """Which of a site's wrappers turns numbers into codes; None where none does."""
-    return next((wrapper for wrapper in chain if wrapper.make is quantized), None)
-
-
-def quantizer_place(chain: Sequence[Wrapper]) -> int:
-    """Where in a chain that has one the quantiser stands."""
-    return [wrapper.make for wrapper in chain].index(quantized)
 
 
 def stored(inputs: Grid) -> bool:

@@ -9,10 +9,11 @@ from jaxtyping import Array
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
-from jaxsim.cores.site_weight import SITE_WEIGHT
+from jaxsim.cores.role import role
 
 
-def smoothed(core: Core, *, channels: Array) -> Core:
+@role("scale", at_rest="smoothed")
+def smooth_scaling(core: Core, *, channels: Array) -> Core:
     """Divides each input channel by a number and multiplies its weights by it.
 
     Args:
@@ -37,7 +38,8 @@ def smoothed(core: Core, *, channels: Array) -> Core:
     return Core(write, calibrate, read)
 
 
-def biased(core: Core, *, bias: Array) -> Core:
+@role("bias", at_rest="biased")
+def bias_correction(core: Core, *, bias: Array) -> Core:
     """Adds a number to each output channel.
 
     Args:
@@ -50,7 +52,3 @@ def biased(core: Core, *, bias: Array) -> Core:
         return core.read(op, state, x, key) + op.to_output(op.own(bias))
 
     return Core(core.write, core.calibrate, read)
-
-
-DIGITAL = (smoothed, biased, *SITE_WEIGHT)
-"""What stands outside the codes at a site and changes nothing in how hardware holds them."""

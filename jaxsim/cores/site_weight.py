@@ -9,8 +9,10 @@ from jaxtyping import Array, Bool, Float
 
 from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 
 
+@role("mask")
 def masked(core: Core, *, mask: Bool[Array, "..."]) -> Core:
     """Sets pruned entries of the weight to zero at this site alone.
 
@@ -26,6 +28,7 @@ def masked(core: Core, *, mask: Bool[Array, "..."]) -> Core:
     return Core(write, core.calibrate, core.read)
 
 
+@role("correction")
 def shifted(core: Core, *, shift: Float[Array, "..."]) -> Core:
     """Adds a correction to the weight at this site alone; gradients reach the parameter.
 
@@ -40,11 +43,8 @@ def shifted(core: Core, *, shift: Float[Array, "..."]) -> Core:
     return Core(write, core.calibrate, core.read)
 
 
+@role("observer")
 def captured(core: Core) -> Core:
     """Stores the weight as it arrives, for those who want to know it."""
     del core
     return Core(lambda op, w, key: w, float_core.calibrate, float_core.read)
-
-
-SITE_WEIGHT = (masked, shifted)
-"""Wrappers that change the weight itself and nothing in how hardware holds it."""

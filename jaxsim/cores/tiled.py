@@ -11,8 +11,10 @@ from jaxtyping import Array
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.geometry import Dot, Matmul
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 
 
+@role("array")
 def tiled(core: Core, *, rows: int) -> Core:
     """Splits the contraction into equal tiles of at most `rows` products and adds their reads.
 
@@ -69,6 +71,7 @@ def tiled(core: Core, *, rows: int) -> Core:
     return Core(write, calibrate, read)
 
 
+@role("groups")
 def grouped(core: Core, *, rows: int) -> Core:
     """Gives each group of products of an output a core of its own: a scale, where it quantises.
 

@@ -20,6 +20,7 @@ from jaxsim.cores import nodal
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.nodal import Solution
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
 from jaxsim.numerics.checks import check_range, is_traced
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
     "effective_conductance",
     "solve",
     "currents",
-    "wired",
+    "parasitic_resistance",
 ]
 
 FEW = 8
@@ -218,7 +219,8 @@ def currents(g: Float[Array, "..."], v: Float[Array, "..."], wires: Wires) -> Fl
     return lax.cond(jnp.all(found.converged), lambda: y, lambda: currents(g, v, direct))
 
 
-def wired(core: Core, *, wires: Wires, redrawn: bool = False) -> Core:
+@role("cells", at_rest="wired")
+def parasitic_resistance(core: Core, *, wires: Wires, redrawn: bool = False) -> Core:
     """Reads an array through the resistance of its wires.
 
     It goes right inside `held`, whose conductances it takes; each matrix that it is given is one
@@ -237,7 +239,7 @@ def wired(core: Core, *, wires: Wires, redrawn: bool = False) -> Core:
 
     def write(op: Op, w: Array, key: Any) -> State:
         if jnp.issubdtype(w.dtype, jnp.integer):
-            raise ValueError(f"wired: the weight is {w.dtype} codes; wrap it in held(device=…)")
+            raise ValueError(f"parasitic_resistance: the weight is {w.dtype} codes; wrap it in conductance(device=…)")
         if wires.interleaved:
             _check_pairs(op, w)
         if not fixed:

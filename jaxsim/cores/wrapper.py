@@ -13,43 +13,44 @@ import numpy as np
 
 from jaxsim.cores.core import Core, float_core
 from jaxsim.cores.partition import Parts
+from jaxsim.cores.role import Role, role_of
 from jaxsim.numerics.checks import is_traced
 from jaxsim.values.value import PytreeValue
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["make"])
+@partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["factory"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Wrapper(PytreeValue):
     """A `Core -> Core` function with its settings, as data; made by `Wrapper.of`.
 
     Floats and arrays among the settings are leaves, everything else is static: two wrappers that
-    differ only in numbers share one compiled programme.
+    differ only in numbers share one compiled program.
 
     Attributes:
-      make: `(core, **settings) -> Core`.
+      factory: `(core, **settings) -> Core`.
       parts: the settings.
     """
 
-    make: Callable[..., Core]
+    factory: Callable[..., Core]
     parts: Parts
 
     @classmethod
-    def of(cls, make: Callable[..., Core], **settings: Any) -> Wrapper:
+    def of(cls, factory: Callable[..., Core], **settings: Any) -> Wrapper:
         """A wrapper with settings."""
-        return cls(make, Parts.of(settings, _is_number))
+        return cls(factory, Parts.of(settings, _is_number))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of `make`."""
+        """Keyword arguments of `factory`."""
         return self.parts.whole()
 
     def __call__(self, core: Core) -> Core:
         """Wraps a core."""
-        return self.make(core, **self.settings)
+        return self.factory(core, **self.settings)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{k}={_short(v)}" for k, v in self.settings.items() if v is not None)
-        return f"{made_by(self.make)}({shown})"
+        return f"{factory_name(self.factory)}({shown})"
 
     def signature(self) -> str:
         """What is static of it, the same in every process and wherever jaxsim keeps the function.
@@ -58,14 +59,35 @@ class Wrapper(PytreeValue):
         """
         hidden = dataclasses.replace(self.parts, arrays=(math.nan,) * len(self.parts.arrays))
         shown = ", ".join(f"{k}={_short(v)}" for k, v in hidden.whole().items())
-        module = self.make.__module__
+        module = self.factory.__module__
         place = "" if module.partition(".")[0] == "jaxsim" else f"{module}."
-        return f"{place}{made_by(self.make)}({shown})"
+        name = getattr(self.factory, "at_rest", factory_name(self.factory))
+        return f"{place}{name}({shown})"
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return factory_name(self.factory)
+
+    @property
+    def role(self) -> Role:
+        """The part of a chain that the function declares to be."""
+        return role_of(self.factory)
 
 
-def made_by(make: Callable[..., Core]) -> str:
+def factory_name(factory: Callable[..., Core]) -> str:
     """The name of a function that wraps a core."""
-    return getattr(make, "__name__", repr(make))
+    return getattr(factory, "__name__", repr(factory))
+
+
+def first_of(chain: Sequence[Wrapper], role: Role) -> Wrapper | None:
+    """The outermost wrapper of a role, None where a chain has none."""
+    return next((wrapper for wrapper in chain if wrapper.role == role), None)
+
+
+def place_of(chain: Sequence[Wrapper], role: Role) -> int:
+    """Position of the outermost wrapper of a role, the chain's length where it has none."""
+    return next((i for i, wrapper in enumerate(chain) if wrapper.role == role), len(chain))
 
 
 def _is_number(value: Any) -> bool:

@@ -11,10 +11,7 @@ import math
 from typing import Any, NamedTuple
 
 from jaxsim.console.table import render, si
-from jaxsim.cores.bit_serial import serial
-from jaxsim.cores.quantized import quantizer
-from jaxsim.cores.tiled import tiled
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.digits import digit_count
@@ -136,11 +133,11 @@ class Crossbar:
         found: dict[str, ArraySpent] = {}
         for site in net.cost(*args, **kwargs).sites:
             chain = net.cores.get(site.name, ())
-            makers = [wrapper.make for wrapper in chain]
-            if tiled not in makers:
+            array, serial = place_of(chain, "array"), place_of(chain, "serial")
+            if array == len(chain):
                 continue
             (B, M, K, _), spent, digits = site.matmul, site.spent, _digits(chain)
-            apart = serial in makers and makers.index(serial) < makers.index(tiled)
+            apart = serial < array
             conversions = spent.get("conversions", 0.0)
             columns = conversions / (site.runs * max(M, 1) * (digits if apart else 1))
             drives = float(site.runs * B * M * K * digits)
@@ -160,9 +157,9 @@ class Crossbar:
 
 def _digits(chain: tuple[Wrapper, ...]) -> int:
     """How many digits drive the rows for one input."""
-    coded = quantizer(chain)
+    coded = first_of(chain, "codes")
     for wrapper in chain:
-        if wrapper.make is serial and coded is not None:
+        if wrapper.role == "serial" and coded is not None:
             grid = coded.settings["inputs"]
             lo, hi = grid.code_range
             return digit_count(hi if grid.symmetric else hi - lo, wrapper.settings["bits"])

@@ -10,10 +10,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from jaxsim.console.table import render, si
-from jaxsim.cores.blocked import Blocks, blocked
-from jaxsim.cores.quantized import quantized, quantizer
-from jaxsim.cores.scale_shift import DIGITAL
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.blocked import Blocks
+from jaxsim.cores.role import DIGITAL
+from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range, checked_int
 
@@ -208,7 +207,7 @@ class Hardware:
                 runs=cost.runs,
                 kept=density,
                 bits=_widths(site.name, chain),
-                blocks=next((w.settings["blocks"] for w in chain if w.make is blocked), None),
+                blocks=next((w.settings["blocks"] for w in chain if w.role == "blocks"), None),
             )
         return found
 
@@ -248,11 +247,11 @@ def _widths(name: str, chain: tuple[Wrapper, ...]) -> tuple[int, int]:
     Raises:
       ValueError: it cannot.
     """
-    coded = quantizer(chain)
+    coded = first_of(chain, "codes")
     if coded is None:
         raise ValueError(f"net: {name} holds floats; put quantize(weights=…, inputs=…) before it")
     for other in chain:
-        if other.make not in (*DIGITAL, quantized, blocked):
+        if other.role not in DIGITAL | {"codes", "blocks"}:
             raise ValueError(f"net: the array cannot hold {other!r} at {name}")
     grids = [coded.settings[what] for what in ("inputs", "weights")]
     if None in grids:

@@ -25,7 +25,8 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
       ValueError: There is no such file, it is damaged, holds objects, or unpacks to more than
-        `jaxsim.numerics.memory.LIMIT` bytes or, beyond 64 MiB, to more than a hundred times its size.
+        `jaxsim.numerics.memory.LIMIT` bytes or, beyond 64 MiB, to more than a hundred times its
+        size.
     """
     path = Path(path)
     try:

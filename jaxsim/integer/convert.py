@@ -18,12 +18,10 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.cores.bit_sliced import sliced
-from jaxsim.cores.blocked import blocked
 from jaxsim.cores.core import State
 from jaxsim.cores.partition import Parts
-from jaxsim.cores.quantized import Quantized, quantized, stored
-from jaxsim.cores.site_weight import SITE_WEIGHT
+from jaxsim.cores.quantized import Quantized, stored
+from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.grid import Grid, scale_and_zero
 from jaxsim.integer.affine import (
@@ -216,10 +214,10 @@ class _Converter:
         if entry.site.kind == "dynamic":
             raise _refused(eqn, f"({name}) contracts two activations")
         chain = _hardware(chain)
-        if not chain or chain[0].make is not quantized:
+        if not chain or not isinstance(self.chip.states[name], Quantized):
             raise _refused(eqn, f"({name}) is not quantised")
         for wrapper in chain[1:]:
-            if wrapper.make not in (blocked, sliced):
+            if wrapper.role not in ("blocks", "slices"):
                 raise _refused(eqn, f"({name}) reads {wrapper!r}, which computes with floats")
         weights, inputs = (chain[0].settings[k] for k in ("weights", "inputs"))
         for what, grid in (("weights", weights), ("inputs", inputs)):
@@ -450,7 +448,7 @@ _RULES: Mapping[str, Callable[..., list[Affine]]] = {
 
 def _hardware(chain: tuple[Wrapper, ...]) -> tuple[Wrapper, ...]:
     """What reads a weight that is written, without what changed it before."""
-    return tuple(wrapper for wrapper in chain if wrapper.make not in SITE_WEIGHT)
+    return tuple(wrapper for wrapper in chain if wrapper.role not in WEIGHT)
 
 
 def _numeric(a: Any) -> bool:

@@ -17,7 +17,6 @@ from jaxtyping import Array, Key
 from jaxsim.console.table import html, render
 from jaxsim.cores.core import State
 from jaxsim.cores.partition import Parts
-from jaxsim.cores.site_weight import masked
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.arguments import (
     abstract_arguments,
@@ -151,7 +150,7 @@ class Network(PytreeValue):
         Returns:
           The masks, of the weight's or its parameters' shapes; empty where nothing is pruned.
         """
-        here = [w.settings["mask"] for w in self.cores.get(site.name, ()) if w.make is masked]
+        here = [w.settings["mask"] for w in self.cores.get(site.name, ()) if w.role == "mask"]
         if here:
             return (here[-1],)
         if not any(part in self.masks for part in site.parts):

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Transforms: pure functions from a network to a network, composed and kept to some sites."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxsim.cores.core import Core, float_core
-from jaxsim.cores.site_weight import SITE_WEIGHT
-from jaxsim.cores.wrapper import Wrapper, made_by
+from jaxsim.cores.role import WEIGHT
+from jaxsim.cores.wrapper import Wrapper, factory_name
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
 from jaxsim.numerics.checks import check_called
@@ -98,7 +98,7 @@ def wrap(
         raise ValueError(f"make={make!r} with {settings}: {error}") from error
 
     def apply(net: Network) -> Network:
-        chosen = transformable(net, made_by(make), sites)
+        chosen = transformable(net, factory_name(make), sites)
         return net.wrap((s.name for s in chosen), Wrapper.of(make, **settings))
 
     return apply
@@ -128,11 +128,9 @@ def transformable(net: Network, transform: str, sites: str | Sequence[str]) -> t
     return net.select(sites)
 
 
-def makers(net: Network, site: Site) -> list[Callable[..., Core]]:
-    """The functions wrapped around a site's core, outermost first.
+def hardware_chain(net: Network, site: Site) -> list[Wrapper]:
+    """The wrappers around a site's core, outermost first, without those of the weight alone.
 
-    Those that change the weight alone (its mask, its correction) are left out: they stand before
-    any hardware, and hardware may follow them.
+    A mask and a correction of the weight stand before any hardware, and hardware may follow them.
     """
-    chain = net.cores.get(site.name, ())
-    return [wrapper.make for wrapper in chain if wrapper.make not in SITE_WEIGHT]
+    return [wrapper for wrapper in net.cores.get(site.name, ()) if wrapper.role not in WEIGHT]

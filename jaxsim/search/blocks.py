@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxsim.checkpoint.log import Log, fingerprint
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.console.table import render, si
-from jaxsim.cores.blocked import Rounding, blocked
+from jaxsim.cores.blocked import Rounding
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.partition import Parts
@@ -414,7 +414,7 @@ def _modelled(
     for c, config in enumerate(candidates):
         cores = config.transform()(net).cores
         for i, name in enumerate(names):
-            blocks = next(w for w in cores[name] if w.make is blocked).settings["blocks"]
+            blocks = next(w for w in cores[name] if w.role == "blocks").settings["blocks"]
             spent = model.spend(loads[name]._replace(blocks=blocks))
             table[:, i, c] = spent.energy, spent.cycles
     return table[0], table[1]

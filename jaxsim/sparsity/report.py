@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from jaxsim.console.table import render, si
-from jaxsim.cores.site_weight import SITE_WEIGHT, captured
+from jaxsim.cores.role import WEIGHT
+from jaxsim.cores.site_weight import captured
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
@@ -157,12 +158,12 @@ def _nonzero(net: Network) -> dict[str, np.ndarray]:
     found = {path_name(path): np.asarray(leaf) != 0 for path, leaf in leaves}
     changed: dict[str, Site] = {}
     for site in net.sites:
-        here = any(w.make in SITE_WEIGHT for w in net.cores.get(site.name, ()))
+        here = any(w.role in WEIGHT for w in net.cores.get(site.name, ()))
         if site.param is not None and "#" not in site.name and (here or len(site.parts) != 1):
             changed[site.name] = site
     cores = {
         name: (
-            *(w for w in net.cores.get(name, ()) if w.make in SITE_WEIGHT),
+            *(w for w in net.cores.get(name, ()) if w.role in WEIGHT),
             Wrapper.of(captured),
         )
         for name in changed

@@ -9,18 +9,17 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.cores.adc import RangeRule, converted
-from jaxsim.cores.bit_serial import lifted, serial
-from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.adc import RangeRule, uniform_adc
+from jaxsim.cores.bit_serial import bit_serial, unsigned_inputs
 from jaxsim.cores.cells import Device
-from jaxsim.cores.conductance import grounded, held
-from jaxsim.cores.mapping import differential, offset, referred
+from jaxsim.cores.conductance import conductance, offset_current
+from jaxsim.cores.mapping import differential, offset, unit_column
 from jaxsim.cores.tiled import tiled
-from jaxsim.cores.wires import Wires, wired
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.wires import Wires, parasitic_resistance
+from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
-from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called, check_range, checked_int
 from jaxsim.transforms.codes import require_codes
 from jaxsim.values.calls import shown_as_called
@@ -96,41 +95,40 @@ def analog(
     if input_bits is None and accumulate == "analog":
         raise ValueError("accumulate='analog': has no effect with input_bits=None")
 
-    steps = [] if input_bits is None else [Wrapper.of(serial, bits=input_bits)]
+    steps = [] if input_bits is None else [Wrapper.of(bit_serial, bits=input_bits)]
     before, behind = (steps, []) if accumulate == "digital" else ([], steps)
-    sign = {"differential": differential, "offset": offset, "unit_column": referred}[mapping]
+    sign = {"differential": differential, "offset": offset, "unit_column": unit_column}[mapping]
     reading: list[Wrapper] = []
     if adc is not None:
         traced = {
             k: jnp.asarray(v, jnp.float32)
             for k, v in {"bits": adc, "percentile": percentile}.items()
         }
-        reading = [Wrapper.of(converted, **traced, signed=signed, rule=adc_range)]
+        reading = [Wrapper.of(uniform_adc, **traced, signed=signed, rule=adc_range)]
     holding: list[Wrapper] = []
     if cells is not None:
         redrawn = wires is not None and cells.noise is not None
-        holding = [Wrapper.of(held, device=cells, redraw=redrawn)]
+        holding = [Wrapper.of(conductance, device=cells, redraw=redrawn)]
         if wires is not None:
-            holding.append(Wrapper.of(wired, wires=wires, redrawn=redrawn))
+            holding.append(Wrapper.of(parasitic_resistance, wires=wires, redrawn=redrawn))
     array = [*reading, *behind, *([Wrapper.of(sign)] if signed else []), *holding]
     if cells is not None and mapping == "offset":
-        array = [Wrapper.of(grounded, device=cells), *array]
+        array = [Wrapper.of(offset_current, device=cells), *array]
     array = [Wrapper.of(tiled, rows=rows), *array]
     outside = [] if signed else [Wrapper.of(sign)]
 
     def apply(net: Network) -> Network:
         cores = dict(net.cores)
         for site in transformable(net, "analog", sites):
-            made = makers(net, site)
-            if tiled in made:
+            if first_of(net.cores.get(site.name, ()), "array") is not None:
                 raise ValueError(f"analog cannot follow analog at {site.name}")
             coded = require_codes(net, site, "analog")
             inputs = coded.settings["inputs"]
             if inputs is None and (steps or adc_range != "calibrated"):
                 _refuse_floats(site, input_bits, adc_range)
-            lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(lifted)]
+            lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(unsigned_inputs)]
             chain = cores[site.name]
-            at = next((i for i, w in enumerate(chain) if w.make is sliced), len(chain))
+            at = place_of(chain, "slices")
             cores[site.name] = (*chain[:at], *lift, *before, *outside, *chain[at:], *array)
         return dataclasses.replace(net, cores=cores)
 

@@ -10,12 +10,11 @@ import jax
 from jaxtyping import Array, Int
 
 from jaxsim.cores.blocked import Blocks, Pairs, Rounding, blocked, pair_set, product_set
-from jaxsim.cores.quantized import quantized, quantizer
-from jaxsim.cores.wrapper import Wrapper, made_by
+from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.formats.grid import Grid
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
-from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import checked_int, is_traced
 from jaxsim.values.calls import shown_as_called
 
@@ -159,14 +158,15 @@ def _widths(net: Network, site: Site) -> tuple[int, int]:
     Raises:
       ValueError: it is not quantised right before, on symmetric grids.
     """
-    coded, before = quantizer(net.cores.get(site.name, ())), makers(net, site)
+    before = hardware_chain(net, site)
+    coded = first_of(before, "codes")
     if coded is None:
         raise ValueError(
             f"block at {site.name}: it holds floats; put quantize(weights=…, inputs=…) before it"
         )
-    if before[-1] is not quantized:
+    if before[-1] is not coded:
         raise ValueError(
-            f"block cannot follow {made_by(before[-1])} at {site.name}: it must come right after "
+            f"block cannot follow {before[-1].name} at {site.name}: it must come right after "
             "quantize"
         )
     grids = coded.settings

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from jaxsim.cores.blocked import blocked
-from jaxsim.cores.quantized import quantizer
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.wrapper import Wrapper, first_of
+from jaxsim.formats.grid import Grid
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
-from jaxsim.network.transform import makers
+from jaxsim.network.transform import hardware_chain
 
 
 def require_codes(net: Network, site: Site, transform: str) -> Wrapper:
@@ -20,17 +19,29 @@ def require_codes(net: Network, site: Site, transform: str) -> Wrapper:
         raise ValueError(
             f"{transform} at {site.name}: it contracts two inputs and stores no weight"
         )
-    coded = quantizer(net.cores.get(site.name, ()))
+    coded = first_of(net.cores.get(site.name, ()), "codes")
     if coded is None or coded.settings["weights"] is None:
-        held = "no integer codes" if makers(net, site) else "floats"
+        kind = "no integer codes" if hardware_chain(net, site) else "floats"
         raise ValueError(
-            f"{transform} at {site.name}: its weights are {held}; put quantize(weights=…) with "
+            f"{transform} at {site.name}: its weights are {kind}; put quantize(weights=…) with "
             "bits or a Grid before it"
         )
     for wrapper in net.cores[site.name]:
-        if wrapper.make is blocked and len(wrapper.settings["blocks"].rows) > 1:
+        if wrapper.role == "blocks" and len(wrapper.settings["blocks"].rows) > 1:
             raise ValueError(
                 f"{transform} cannot follow block(pairs=…) at {site.name}: these pairs are no "
                 "product set, and a cell holds one code for all of them"
             )
     return coded
+
+
+def require_grid(net: Network, site: Site, transform: str) -> Grid:
+    """The grid of a site's weights, for transforms that compute with its steps.
+
+    Raises:
+      ValueError: The weights are no codes, or codes of another format than a `Grid`.
+    """
+    form = require_codes(net, site, transform).settings["weights"]
+    if not isinstance(form, Grid):
+        raise ValueError(f"{transform} at {site.name}: its weights are on {form}, expected a Grid")
+    return form

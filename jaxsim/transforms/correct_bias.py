@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxsim.cores.observers import Outputs, outputs
-from jaxsim.cores.scale_shift import biased
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.scale_shift import bias_correction
+from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.inputs.batches import kept
 from jaxsim.network.network import Network
-from jaxsim.network.transform import Transform, makers, require_network, transformable
+from jaxsim.network.transform import Transform, hardware_chain, require_network, transformable
 from jaxsim.transforms.observe import measured, require_run
 from jaxsim.values.calls import shown_as_called
 
@@ -53,14 +53,14 @@ def correct_bias(
         known = {(site.name, site.w_shape, site.stack) for site in exact.sites}
         chosen = transformable(net, "correct_bias", sites)
         for site in chosen:
-            made = makers(net, site)
+            made = hardware_chain(net, site)
             if site.kind == "dynamic":
                 raise ValueError(f"correct_bias at {site.name}: it contracts two inputs")
             if not made:
                 raise ValueError(
                     f"correct_bias at {site.name}: it computes in floats; put quantize before it"
                 )
-            if biased in made:
+            if first_of(made, "bias") is not None:
                 raise ValueError(f"correct_bias cannot follow correct_bias at {site.name}")
             if (site.name, site.w_shape, site.stack) not in known:
                 raise ValueError(f"reference: it has no site {site.name} like that of the network")
@@ -77,7 +77,7 @@ def correct_bias(
         cores = dict(net.cores)
         for site in chosen:
             bias = floats[site.name].mean - found[site.name].mean
-            cores[site.name] = (Wrapper.of(biased, bias=bias), *cores[site.name])
+            cores[site.name] = (Wrapper.of(bias_correction, bias=bias), *cores[site.name])
         return dataclasses.replace(net, cores=cores)
 
     return apply

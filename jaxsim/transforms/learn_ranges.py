@@ -10,8 +10,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxsim.cores.quantized import quantized, quantizer, quantizer_place, stored
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.quantized import stored
+from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats import clipping
 from jaxsim.formats.grid import Clip, Grid
 from jaxsim.inputs.batches import kept
@@ -57,7 +57,7 @@ def learn_ranges(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "learn_ranges", sites)
         for site in chosen:
-            if quantizer(net.cores.get(site.name, ())) is None:
+            if not _on_grids(net.cores.get(site.name, ())):
                 raise ValueError(
                     f"learn_ranges at {site.name}: it is not on a grid; put quantize before it"
                 )
@@ -114,24 +114,31 @@ def _trained(rule: Any) -> bool:
     return isinstance(rule, Partial) and rule.func in clipping.TRAINED
 
 
+def _on_grids(chain: Sequence[Wrapper]) -> bool:
+    """Whether a chain's codes are of grids, whose range rules can be replaced."""
+    coded = first_of(chain, "codes")
+    forms = () if coded is None else [f for f in coded.settings.values() if f is not None]
+    return bool(forms) and all(isinstance(form, Grid) for form in forms)
+
+
 def _rules(chain: Sequence[Wrapper]) -> list[tuple[str, Any]]:
     """The trained rules of a site's chain, by operand."""
-    coded = quantizer(chain)
-    if coded is None:
+    if not _on_grids(chain):
         return []
-    grids = ((name, coded.settings[name]) for name in ("weights", "inputs"))
+    settings = chain[place_of(chain, "codes")].settings
+    grids = ((name, settings[name]) for name in ("weights", "inputs"))
     return [(name, g.clip) for name, g in grids if g is not None and _trained(g.clip)]
 
 
 def _probe(chain: Sequence[Wrapper]) -> tuple[Wrapper, ...]:
     """A chain that ends with the grids, their ranges those that err least."""
-    at = quantizer_place(chain)
+    at = place_of(chain, "codes")
     grids = {
         operand: grid
         and dataclasses.replace(grid, clip=clipping.least_squares(), rounding="nearest")
         for operand, grid in chain[at].settings.items()
     }
-    return (*chain[:at], Wrapper.of(quantized, **grids))
+    return (*chain[:at], Wrapper.of(chain[at].factory, **grids))
 
 
 def _with_rules(
@@ -143,7 +150,7 @@ def _with_rules(
         name = site if isinstance(site, str) else site.name
 
         def changed(wrapper: Wrapper, site: Any = site) -> Wrapper:
-            if wrapper.make is not quantized:
+            if wrapper.role != "codes":
                 return wrapper
             grids = {
                 operand: None
@@ -151,7 +158,7 @@ def _with_rules(
                 else dataclasses.replace(grid, clip=clip(operand, grid, site))
                 for operand, grid in wrapper.settings.items()
             }
-            return Wrapper.of(quantized, **grids)
+            return Wrapper.of(wrapper.factory, **grids)
 
         cores[name] = tuple(map(changed, cores[name]))
     return dataclasses.replace(net, cores=cores)

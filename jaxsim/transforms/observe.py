@@ -22,7 +22,8 @@ def measured(net: Network, cores: Mapping[str, tuple[Wrapper, ...]], inputs: Any
     Args:
       net: not deployed.
       cores: chain of each site to measure at; the others compute in floats.
-      inputs: a batch or an iterable of batches (see `jaxsim.inputs.batches`), one at a time in memory.
+      inputs: a batch or an iterable of batches (see `jaxsim.inputs.batches`), one at a time in
+        memory.
 
     Raises:
       ValueError: no batch, or what `deploy` raises.

@@ -9,15 +9,15 @@ from typing import Any, Literal, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.cores.lookup import looked_up
-from jaxsim.cores.minifloat import floated
+from jaxsim.cores.lookup import codebook_lookup
+from jaxsim.cores.minifloat import minifloat
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import grouped
-from jaxsim.cores.wrapper import Wrapper, made_by
+from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.codebook import Codebook, Floating
 from jaxsim.formats.grid import Grid
 from jaxsim.network.network import Network
-from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced, is_whole
 from jaxsim.values.calls import shown_as_called
 
@@ -78,17 +78,17 @@ def quantize(
         on_grids = {"weights": _only(Grid, w), "inputs": _only(Grid, x)}
         wrappers.append(Wrapper.of(quantized, **on_grids))
     if isinstance(w, Codebook):
-        wrappers.append(Wrapper.of(looked_up, weights=w))
+        wrappers.append(Wrapper.of(codebook_lookup, weights=w))
     if isinstance(w, Floating) or isinstance(x, Floating):
         short = {"weights": _only(Floating, w), "inputs": _only(Floating, x)}
-        wrappers.append(Wrapper.of(floated, **short))
+        wrappers.append(Wrapper.of(minifloat, **short))
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, "quantize", sites)
         for site in chosen:
-            if before := makers(net, site):
+            if before := hardware_chain(net, site):
                 raise ValueError(
-                    f"quantize cannot follow {made_by(before[-1])} at {site.name}: codes must be "
+                    f"quantize cannot follow {before[-1].name} at {site.name}: codes must be "
                     "made before hardware stores them, and only once"
                 )
             if site.kind == "dynamic" and isinstance(w, Codebook):

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.cores.observers import Moments, moments
-from jaxsim.cores.quantized import quantized, quantizer_place
-from jaxsim.cores.scale_shift import biased
 from jaxsim.cores.site_weight import shifted
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.clipping import fixed
 from jaxsim.formats.grid import Grid
 from jaxsim.formats.rounding import Layer, Rounding, rounded
@@ -23,9 +21,9 @@ from jaxsim.inputs.batches import kept
 from jaxsim.network.network import Network
 from jaxsim.network.params import params_of, with_params
 from jaxsim.network.site import Site
-from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called
-from jaxsim.transforms.codes import require_codes
+from jaxsim.transforms.codes import require_grid
 from jaxsim.transforms.observe import measured, require_run
 from jaxsim.transforms.site_weights import matrices, solved
 from jaxsim.values.calls import shown_as_called
@@ -68,13 +66,13 @@ def round_weights(
     def apply(net: Network) -> Network:
         chosen, grids = transformable(net, "round_weights", sites), dict[str, Grid]()
         for site in chosen:
-            grid = require_codes(net, site, "round_weights").settings["weights"]
+            grid = require_grid(net, site, "round_weights")
             if grid.bits == 1 or grid.spacing != "even" or grid.rounding != "nearest":
                 raise ValueError(
                     f"round_weights at {site.name}: its weights are on {grid}; it rounds to the "
                     "nearest of evenly spaced codes of at least 2 bits"
                 )
-            if biased in makers(net, site):
+            if first_of(net.cores[site.name], "bias") is not None:
                 raise ValueError(
                     f"round_weights cannot follow correct_bias at {site.name}: the correction is "
                     "for other weights; put it before"
@@ -133,21 +131,20 @@ def _shift(net: Network, site: Site, probe: tuple[Wrapper, ...], target: Array) 
 
 def _with_shift(chain: tuple[Wrapper, ...], shift: Array) -> tuple[Wrapper, ...]:
     """A chain that corrects the weight right before what it is quantized, or measured, by."""
-    makes = [wrapper.make for wrapper in chain]
-    at = makes.index(quantized) if quantized in makes else len(makes) - 1
+    at = min(place_of(chain, "codes"), len(chain) - 1)
     return (*chain[:at], Wrapper.of(shifted, shift=shift), *chain[at:])
 
 
 def _probe(chain: tuple[Wrapper, ...], grid: Grid) -> tuple[Wrapper, ...]:
     """A chain that measures what the quantiser of another sees."""
-    return (*chain[: quantizer_place(chain)], Wrapper.of(moments, weights=grid))
+    return (*chain[: place_of(chain, "codes")], Wrapper.of(moments, weights=grid))
 
 
 def _fixed(chain: tuple[Wrapper, ...], grid: Grid, ends: Any) -> tuple[Wrapper, ...]:
     """A chain whose weights' grid has the range it is measured to have, whatever the weights."""
-    at = quantizer_place(chain)
+    at = place_of(chain, "codes")
     settings = {**chain[at].settings, "weights": dataclasses.replace(grid, clip=fixed(*ends))}
-    return (*chain[:at], Wrapper.of(quantized, **settings), *chain[at + 1 :])
+    return (*chain[:at], Wrapper.of(chain[at].factory, **settings), *chain[at + 1 :])
 
 
 def _layer(state: Moments, grid: Grid, unit: Array) -> Layer:

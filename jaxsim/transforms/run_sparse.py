@@ -16,11 +16,10 @@ from jaxtyping import Array
 from jaxsim.cores.compressed import Layout, compressed, matrices, places, stored
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
-from jaxsim.cores.site_weight import masked
-from jaxsim.cores.wrapper import Wrapper, build
+from jaxsim.cores.wrapper import Wrapper, build, first_of
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
-from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.network.writer import write_states
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
 from jaxsim.values.calls import shown_as_called
@@ -72,7 +71,7 @@ def run_sparse(
         chosen = transformable(net, "run_sparse", sites)
         for site in chosen:
             what = f"run_sparse at {site.name}"
-            if any(wrapper.make is masked for wrapper in net.cores.get(site.name, ())):
+            if first_of(net.cores.get(site.name, ()), "mask") is not None:
                 raise ValueError(
                     f"{what}: its mask stands at the site, as {', '.join(site.shared)} reads its "
                     "parameter too; a sparse weight would be another parameter"
@@ -81,7 +80,7 @@ def run_sparse(
                 raise ValueError(f"{what}: no mask; prune it first")
             if is_traced(net.masks[site.param]):
                 raise ValueError(f"{what}: its mask is traced, and its places must be known")
-            if makers(net, site):
+            if hardware_chain(net, site):
                 raise ValueError(f"{what}: it has a core already; only float weights run sparse")
             if site.stack:
                 raise ValueError(f"{what}: its weights are stacked by a scan")

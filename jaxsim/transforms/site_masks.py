@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.cores.site_weight import captured, masked, shifted
+from jaxsim.cores.site_weight import captured, masked
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
@@ -57,10 +57,10 @@ def at_parameters(net: Network, sites: Iterable[Site]) -> Network:
     """
     masks, cores = dict(net.masks), dict(net.cores)
     for site in sites:
-        here = [w for w in cores.get(site.name, ()) if w.make is masked]
+        here = [w for w in cores.get(site.name, ()) if w.role == "mask"]
         if not here:
             continue
-        cores[site.name] = tuple(w for w in cores[site.name] if w.make is not masked)
+        cores[site.name] = tuple(w for w in cores[site.name] if w.role != "mask")
         for name, mask in _of_parameters(net, site, here[-1].settings["mask"]).items():
             masks[name] = mask & masks[name] if name in masks else mask
     cores = {name: chain for name, chain in cores.items() if chain}
@@ -69,8 +69,8 @@ def at_parameters(net: Network, sites: Iterable[Site]) -> Network:
 
 def _corrections(net: Network, site: Site) -> int:
     """How many wrappers of a site's chain stand before its weight is what it multiplies."""
-    makes = [w.make for w in net.cores.get(site.name, ())]
-    return len(makes) - makes[::-1].index(shifted) if shifted in makes else 0
+    roles = [w.role for w in net.cores.get(site.name, ())]
+    return len(roles) - roles[::-1].index("correction") if "correction" in roles else 0
 
 
 def _weights(net: Network, values: Masks, sites: Iterable[Site]) -> dict[str, Array]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxsim.cores.bit_sliced import sliced
-from jaxsim.cores.blocked import blocked
-from jaxsim.cores.quantized import quantized
-from jaxsim.cores.scale_shift import DIGITAL
-from jaxsim.cores.tiled import grouped
-from jaxsim.cores.wrapper import Wrapper, made_by
+from jaxsim.cores.bit_sliced import bit_sliced
+from jaxsim.cores.role import DIGITAL
+from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.network import Network
-from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import checked_int
 from jaxsim.transforms.codes import require_codes
 from jaxsim.values.calls import shown_as_called
@@ -48,12 +45,12 @@ def slice_bits(
         chosen = transformable(net, "slice_bits", sites)
         for site in chosen:
             require_codes(net, site, "slice_bits")
-            allowed = (*DIGITAL, grouped, quantized, blocked)
-            if before := [make for make in makers(net, site) if make not in allowed]:
+            allowed = DIGITAL | {"groups", "codes", "blocks"}
+            if before := [w for w in net.cores[site.name] if w.role not in allowed]:
                 raise ValueError(
-                    f"slice_bits cannot follow {made_by(before[-1])} at {site.name}: it must come "
+                    f"slice_bits cannot follow {before[-1].name} at {site.name}: it must come "
                     "right after quantize, or block"
                 )
-        return net.wrap((s.name for s in chosen), Wrapper.of(sliced, bits=bits, top=top))
+        return net.wrap((s.name for s in chosen), Wrapper.of(bit_sliced, bits=bits, top=top))
 
     return apply

@@ -12,14 +12,15 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxsim.cores.observers import Peaks, peaks
-from jaxsim.cores.scale_shift import biased, smoothed
+from jaxsim.cores.role import DIGITAL
+from jaxsim.cores.scale_shift import smooth_scaling
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.clipping import fixed, learned
 from jaxsim.inputs.batches import kept
 from jaxsim.network.network import Network
-from jaxsim.network.transform import Transform, makers, transformable
+from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import check_range
-from jaxsim.transforms.codes import require_codes
+from jaxsim.transforms.codes import require_grid
 from jaxsim.transforms.observe import measured, require_run
 from jaxsim.values.calls import shown_as_called
 
@@ -56,15 +57,15 @@ def smooth(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "smooth", sites)
         for site in chosen:
-            clip = require_codes(net, site, "smooth").settings["weights"].clip
+            clip = require_grid(net, site, "smooth").clip
             if isinstance(clip, Partial) and clip.func in _SET:
                 raise ValueError(
                     f"smooth at {site.name}: the range of its weights is set, by round_weights or "
                     "otherwise, and smoothing changes the weights"
                 )
-            for other in (smoothed, biased):
-                if other in makers(net, site):
-                    raise ValueError(f"smooth cannot follow {other.__name__} at {site.name}")
+            for other in hardware_chain(net, site):
+                if other.role in DIGITAL:
+                    raise ValueError(f"smooth cannot follow {other.name} at {site.name}")
         probes = {site.name: (Wrapper.of(peaks),) for site in chosen}
         found: dict[str, Peaks] = measured(net, probes, data)
         cores = dict(net.cores)
@@ -72,7 +73,7 @@ def smooth(
             _, w, x, seen = found[site.name]
             require_run(site, seen, x)
             channels = channel_scales(x, w, alpha)
-            cores[site.name] = (Wrapper.of(smoothed, channels=channels), *cores[site.name])
+            cores[site.name] = (Wrapper.of(smooth_scaling, channels=channels), *cores[site.name])
         return dataclasses.replace(net, cores=cores)
 
     return apply

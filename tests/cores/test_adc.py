@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsim.cores.adc import _shifted_apart, converted, fpg_bits
-from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.adc import _shifted_apart, fpg_bits, uniform_adc
+from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.op import Op
@@ -16,7 +16,7 @@ from tests.support import sites
 
 
 def converter(bits, percentile=100.0, *, signed=True):
-    return (converted, {"bits": float(bits), "percentile": percentile, "signed": signed})
+    return (uniform_adc, {"bits": float(bits), "percentile": percentile, "signed": signed})
 
 
 def integers(geometry, bits_per_slice, *, shift=0):
@@ -33,7 +33,12 @@ def integers(geometry, bits_per_slice, *, shift=0):
 @pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
 def test_slices_are_converted_each_over_its_own_range(geometry, bits):
     x, w, sums, _, scale = integers(geometry, 2)
-    pieces = [sites.quantize(per="tensor"), (sliced, {"bits": 2}), converter(bits), differential]
+    pieces = [
+        sites.quantize(per="tensor"),
+        (bit_sliced, {"bits": 2}),
+        converter(bits),
+        differential,
+    ]
     y = sites.read_deployed(pieces, geometry, x, w)
     ends = crossbar.power_of_two_apart([crossbar.adc_range(s, 100.0, signed=True) for s in sums])
     expected = sum(
@@ -59,7 +64,7 @@ def test_the_offset_mapping_converts_the_whole_current(bits):
 @pytest.mark.parametrize("percentile", [100.0, 99.0, 70.0])
 def test_calibrated_ranges_cover_the_percentile_of_each_slice(percentile, signed):
     x, w, sums, _, _ = integers(sites.CONV, 3)
-    pieces = [sites.quantize(per="tensor"), (sliced, {"bits": 3})]
+    pieces = [sites.quantize(per="tensor"), (bit_sliced, {"bits": 3})]
     pieces += [converter(8, percentile, signed=signed), differential]
     state = sites.deployed(pieces, sites.CONV, x, w).inner
     expected = [crossbar.adc_range(s, percentile, signed=signed) for s in sums]
@@ -88,7 +93,7 @@ def test_a_silent_slice_keeps_its_empty_range():
 
 def fixed(rule, bits, *, signed):
     settings = {"bits": float(bits), "percentile": 100.0, "signed": signed, "rule": rule}
-    return (converted, settings)
+    return (uniform_adc, settings)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -198,7 +203,7 @@ def test_a_silent_column_converts_to_zero():
 def test_every_output_slice_and_tile_is_a_conversion():
     meter = {}
     x, w = sites.operands(sites.DENSE)
-    pieces = [sites.quantize(), (sliced, {"bits": 2}), (tiled, {"rows": 6}), converter(8)]
+    pieces = [sites.quantize(), (bit_sliced, {"bits": 2}), (tiled, {"rows": 6}), converter(8)]
     core = sites.core_of(*pieces, differential)
     op = Op(sites.DENSE, integer=True)
     core.read(Op(sites.DENSE, integer=True, meter=meter), core.write(op, w, None), x, None)

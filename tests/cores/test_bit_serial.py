@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsim.cores.adc import converted
-from jaxsim.cores.bit_serial import lifted, serial
+from jaxsim.cores.adc import uniform_adc
+from jaxsim.cores.bit_serial import bit_serial, unsigned_inputs
 from jaxsim.cores.op import Op
 from jaxsim.formats.grid import Grid
 from tests.oracles import crossbar
@@ -37,7 +37,7 @@ def test_inputs_applied_in_parts_give_the_same_integers(geometry, bits, symmetri
     x, w = sites.operands(geometry)
     grid = codes(symmetric=symmetric)
     whole = sites.read_deployed([grid], geometry, x, w)
-    pieces = [grid, *([] if symmetric else [lifted]), (serial, {"bits": bits})]
+    pieces = [grid, *([] if symmetric else [unsigned_inputs]), (bit_serial, {"bits": bits})]
     np.testing.assert_array_equal(sites.read_deployed(pieces, geometry, x, w), whole)
 
 
@@ -46,11 +46,11 @@ def test_lifted_codes_begin_at_zero_where_the_smallest_input_is():
     x, w = sites.operands(sites.DENSE)
     x = np.maximum(x, 0)
     grid = codes(symmetric=False)
-    sites.read([grid, lifted, spy(seen)], sites.DENSE, x, w)
+    sites.read([grid, unsigned_inputs, spy(seen)], sites.DENSE, x, w)
     op, codes_seen = seen[0]
     assert (op.x_lo, op.x_hi) == (0, 255)
     assert codes_seen.dtype == jnp.int16
-    core = sites.core_of(grid, lifted, spy(seen))
+    core = sites.core_of(grid, unsigned_inputs, spy(seen))
     core.read(Op(sites.DENSE), core.write(Op(sites.DENSE), w, None), x, None)
     lifted_codes = np.asarray(seen[-1][1])
     np.testing.assert_array_equal(lifted_codes[x == 0], 0)
@@ -62,7 +62,7 @@ def test_lifted_codes_begin_at_zero_where_the_smallest_input_is():
 def test_parts_are_the_digits_of_sign_and_magnitude(bits, width):
     seen = []
     x, w = sites.operands(sites.DENSE)
-    pieces = [codes(width), spy(seen), (serial, {"bits": bits}), spy(seen)]
+    pieces = [codes(width), spy(seen), (bit_serial, {"bits": bits}), spy(seen)]
     core = sites.core_of(*pieces)
     core.read(Op(sites.DENSE), core.write(Op(sites.DENSE), w, None), x, None)
     (_, whole), (op, parts) = seen
@@ -82,10 +82,10 @@ def test_the_order_of_lifting_and_steps_around_a_converter_decides_what_is_conve
     """With as many bits as it takes, a converter at either place changes nothing."""
     x, w = sites.operands(sites.DENSE, seed)
     x = np.abs(x)
-    fine = (converted, {"bits": 22.0, "percentile": 100.0, "signed": True, "rule": "granular"})
-    steps = (serial, {"bits": bits})
+    fine = (uniform_adc, {"bits": 22.0, "percentile": 100.0, "signed": True, "rule": "granular"})
+    steps = (bit_serial, {"bits": bits})
     order = [fine, steps] if analog else [steps, fine]
-    pieces = [codes(symmetric=False), lifted, *order]
+    pieces = [codes(symmetric=False), unsigned_inputs, *order]
     whole = sites.read_deployed([codes(symmetric=False)], sites.DENSE, x, w)
     y = sites.read_deployed(pieces, sites.DENSE, x, w)
     np.testing.assert_allclose(y, whole, rtol=1e-6, atol=1e-5)
@@ -93,10 +93,13 @@ def test_the_order_of_lifting_and_steps_around_a_converter_decides_what_is_conve
 
 def test_conversions_multiply_with_the_steps_unless_charge_adds_them():
     x, w = sites.operands(sites.DENSE)
-    adc = (converted, {"bits": 8.0, "percentile": 100.0, "signed": True})
+    adc = (uniform_adc, {"bits": 8.0, "percentile": 100.0, "signed": True})
     counts = {}
-    for name, order in {"digital": [serial, converted], "analog": [converted, serial]}.items():
-        parts = {serial: (serial, {"bits": 1}), converted: adc}
+    for name, order in {
+        "digital": [bit_serial, uniform_adc],
+        "analog": [uniform_adc, bit_serial],
+    }.items():
+        parts = {bit_serial: (bit_serial, {"bits": 1}), uniform_adc: adc}
         core = sites.core_of(codes(), *(parts[p] for p in order))
         meter = {}
         state = core.write(Op(sites.DENSE, integer=True), w, None)
@@ -113,12 +116,12 @@ def test_gradients_through_steps_are_those_of_the_whole_input():
         return jnp.sin(sites.read([grid, *steps], sites.DENSE, x, w, integer=False)).sum()
 
     whole = jax.grad(total)(x)
-    parts = jax.grad(lambda x: total(x, lifted, (serial, {"bits": 3})))(x)
+    parts = jax.grad(lambda x: total(x, unsigned_inputs, (bit_serial, {"bits": 3})))(x)
     assert np.abs(whole).max() > 0.1
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrapper", [lifted, (serial, {"bits": 2})])
+@pytest.mark.parametrize("wrapper", [unsigned_inputs, (bit_serial, {"bits": 2})])
 def test_floats_have_no_codes_to_apply(wrapper):
     x, w = sites.operands(sites.DENSE)
     floats = (sites.quantize()[0], {"weights": Grid(8), "inputs": None})

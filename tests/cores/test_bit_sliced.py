@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.mapping import differential
 from jaxsim.cores.op import Op
 from jaxsim.formats.grid import Grid
@@ -13,7 +13,7 @@ from tests.support import sites
 @pytest.mark.parametrize("width", [2, 5, 8])
 def test_slices_are_the_digits_of_sign_and_magnitude(bits, width):
     x, w = sites.operands(sites.DENSE)
-    state = sites.deployed([sites.quantize(width), (sliced, {"bits": bits})], sites.DENSE, x, w)
+    state = sites.deployed([sites.quantize(width), (bit_sliced, {"bits": bits})], sites.DENSE, x, w)
     codes, _, _ = quantiser.quantise(Grid(width), w, (0,))
     np.testing.assert_array_equal(state.inner, crossbar.digits(codes, bits, width - 1))
     assert state.inner.dtype == np.int8
@@ -29,7 +29,7 @@ def test_digits_and_signs_are_planes_of_known_range():
         )
 
     x, w = sites.operands(sites.DENSE)
-    for outer, inner in (((sliced, {"bits": 2}), spy), (differential, spy)):
+    for outer, inner in (((bit_sliced, {"bits": 2}), spy), (differential, spy)):
         sites.read([sites.quantize(), outer, inner], sites.DENSE, x, w)
     (lo, hi), (minus, plus) = seen
     np.testing.assert_array_equal(hi, [3, 3, 3, 1])
@@ -38,7 +38,7 @@ def test_digits_and_signs_are_planes_of_known_range():
     np.testing.assert_array_equal(plus, [127, 127])
 
 
-@pytest.mark.parametrize("wrapper", [(sliced, {"bits": 2})])
+@pytest.mark.parametrize("wrapper", [(bit_sliced, {"bits": 2})])
 def test_floats_have_no_digits(wrapper):
     core = sites.core_of(wrapper)
     with pytest.raises(ValueError, match="wrap it in quantized"):

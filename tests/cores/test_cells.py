@@ -7,11 +7,11 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxsim.cores import cells
-from jaxsim.cores.adc import converted
-from jaxsim.cores.bit_sliced import sliced
-from jaxsim.cores.conductance import grounded, held
+from jaxsim.cores.adc import uniform_adc
+from jaxsim.cores.bit_sliced import bit_sliced
+from jaxsim.cores.conductance import conductance, offset_current
 from jaxsim.cores.geometry import Dot
-from jaxsim.cores.mapping import differential, offset, referred
+from jaxsim.cores.mapping import differential, offset, unit_column
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
 from jaxsim.formats.grid import Grid
@@ -33,8 +33,8 @@ def weights():
 
 def array(mapping, device):
     """The chain of an array of cells."""
-    ground = [(grounded, {"device": device})] if offset in mapping else []
-    return [*mapping, *ground, (held, {"device": device})]
+    ground = [(offset_current, {"device": device})] if offset in mapping else []
+    return [*mapping, *ground, (conductance, {"device": device})]
 
 
 def effective(mapping, device, w):
@@ -57,7 +57,7 @@ def laws(kind, mapping, w, gmin):
     if mapping is differential:
         return np.hypot(cell(np.abs(w)), cell(0 * w)) / gr
     own = 2 / gr * cell((w + 1) / 2)
-    return np.hypot(own, 2 / gr * cell(0 * w + 0.5)) if mapping is referred else own
+    return np.hypot(own, 2 / gr * cell(0 * w + 0.5)) if mapping is unit_column else own
 
 
 @pytest.mark.parametrize("on_off", [None, 10.0])
@@ -80,10 +80,10 @@ def test_weight_errors_follow_their_law_at_every_weight(kind, mapping, on_off):
 def test_a_column_of_zeros_adds_its_own_error_to_every_output(kind):
     w, unit = weights()[:, :2], np.eye(K, dtype=np.float32)
     pair, device = Dot((1,), (), (0,), (), 2, (K, 2)), kind(ALPHA, on_off=10.0)
-    pieces = [CODES, *array([referred], device)]
+    pieces = [CODES, *array([unit_column], device)]
     keys = jax.random.split(KEY, 400)
     error = jax.vmap(lambda key: sites.read(pieces, pair, unit, w, key))(keys) - w
-    scaled = error / laws(kind, referred, w, 0.1)
+    scaled = error / laws(kind, unit_column, w, 0.1)
     assert np.std(scaled) == pytest.approx(1, rel=0.01)
     assert abs(np.mean(scaled)) < 0.02
     # what the two outputs share is the column's
@@ -97,14 +97,14 @@ def test_a_column_of_zeros_adds_its_own_error_to_every_output(kind):
 def test_slices_divide_the_error_by_what_their_digits_carry(top, most):
     """Digits of 2 bits and a top one of a single bit: 3·1, 3·4, 3·16 and 1·64 (or 3·64) of 127."""
     w = weights()
-    mapping = [(sliced, {"bits": 2, "top": top}), differential]
+    mapping = [(bit_sliced, {"bits": 2, "top": top}), differential]
     error = effective(mapping, cells.independent(ALPHA), w) - w
     law = np.sqrt(2) * ALPHA * np.sqrt(3**2 + 12**2 + 48**2 + (most * 64) ** 2) / 127
     assert np.std(error) == pytest.approx(law, rel=0.03)
 
 
 @pytest.mark.parametrize(
-    "mapping", [[differential], [offset], [referred], [(sliced, {"bits": 3}), differential]]
+    "mapping", [[differential], [offset], [unit_column], [(bit_sliced, {"bits": 3}), differential]]
 )
 @pytest.mark.parametrize("on_off", [None, 3.0])
 def test_perfect_cells_hold_the_codes(mapping, on_off):
@@ -117,7 +117,7 @@ def test_conductances_lie_between_the_smallest_and_the_largest():
     device = cells.Device(lambda g, key: g, on_off=4.0)
     x, w = sites.operands(sites.DENSE)
     state = sites.deployed(
-        [CODES, differential, (held, {"device": device})], sites.DENSE, x, w, KEY
+        [CODES, differential, (conductance, {"device": device})], sites.DENSE, x, w, KEY
     )
     assert state.inner.min() == 0.25
     assert state.inner.max() == 1
@@ -125,7 +125,7 @@ def test_conductances_lie_between_the_smallest_and_the_largest():
 
 def test_gradients_of_inputs_are_the_noisy_weights_transposed():
     x, w = sites.operands(sites.DENSE)
-    pieces = [CODES, differential, (held, {"device": cells.proportional(0.3, on_off=5.0)})]
+    pieces = [CODES, differential, (conductance, {"device": cells.proportional(0.3, on_off=5.0)})]
 
     def read(x):
         return sites.read(pieces, sites.DENSE, x, w, KEY, integer=False)
@@ -140,7 +140,7 @@ def test_gradients_of_inputs_are_the_noisy_weights_transposed():
 
 
 def test_cells_hold_no_sign_and_no_floats():
-    core = sites.core_of((held, {"device": cells.independent(0.1)}))
+    core = sites.core_of((conductance, {"device": cells.independent(0.1)}))
     w = np.ones((20, 6), np.float32)
     for op in (Op(sites.DENSE), Op(sites.DENSE).codes(-1, 1)):
         with pytest.raises(ValueError, match="differential or offset"):
@@ -224,7 +224,7 @@ def test_noise_redrawn_at_the_cells_is_one_draw_a_call():
     device = cells.independent(0.0, noise=0.1)
     x, w = sites.operands(sites.DENSE)
     x = jnp.tile(x[:1], (3, 1))
-    pieces = [CODES, differential, (held, {"device": device, "redraw": True})]
+    pieces = [CODES, differential, (conductance, {"device": device, "redraw": True})]
 
     def read(key):
         return sites.read(pieces, sites.DENSE, x, w, key)
@@ -238,8 +238,8 @@ def test_noise_redrawn_at_the_cells_is_one_draw_a_call():
 def test_calibration_reads_without_noise_and_a_call_needs_a_key():
     device = cells.independent(0.0, noise=1.0)
     x, w = sites.operands(sites.DENSE)
-    converter = (converted, {"bits": 8.0, "percentile": 100.0, "signed": True})
-    pieces = [CODES, converter, differential, (held, {"device": device})]
+    converter = (uniform_adc, {"bits": 8.0, "percentile": 100.0, "signed": True})
+    pieces = [CODES, converter, differential, (conductance, {"device": device})]
     state = sites.deployed(pieces, sites.DENSE, x, w, KEY)
     exact = x @ np.asarray(np.round(w / np.asarray(state.scale)))
     assert float(state.inner.outputs.hi) == pytest.approx(np.abs(exact).max(), rel=1e-5)
@@ -250,7 +250,7 @@ def test_calibration_reads_without_noise_and_a_call_needs_a_key():
 
 def test_noise_has_a_gradient_where_there_is_none_of_it():
     """A silent input has noise of variance zero, where a square root has no derivative."""
-    pieces = [CODES, differential, (held, {"device": cells.proportional(0.0, noise=0.1)})]
+    pieces = [CODES, differential, (conductance, {"device": cells.proportional(0.0, noise=0.1)})]
     x, w = sites.operands(sites.DENSE)
 
     def total(x):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.cores.adc import Converter
+from jaxsim.cores.adc import AdcState
 
 ROWS, COLUMNS, VECTORS, LEVELS, ON_OFF = 144, 64, 256, 127, 100.0
 
@@ -68,8 +68,8 @@ def ours(mapping, on_off, w, x):
     array = js.analog(adc=8, cells=cells, mapping=mapping, percentile=100.0)
     chip = js.compose(js.quantize(js.Grid(8), 8), array)(net)
     deployed = js.deploy(chip, key=jax.random.key(0), calibrate=jnp.asarray(x))
-    states = jax.tree.leaves(deployed.states, is_leaf=lambda s: isinstance(s, Converter))
-    (state,) = (s for s in states if isinstance(s, Converter))
+    states = jax.tree.leaves(deployed.states, is_leaf=lambda s: isinstance(s, AdcState))
+    (state,) = (s for s in states if isinstance(s, AdcState))
     return np.asarray(deployed(jnp.asarray(x))), np.asarray(state.outputs, np.float64).reshape(2)
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.cores.lookup import looked_up
-from jaxsim.cores.minifloat import floated
+from jaxsim.cores.lookup import codebook_lookup
+from jaxsim.cores.minifloat import minifloat
 from jaxsim.cores.quantized import quantized
 from jaxsim.formats.grid import Grid
 from tests.oracles import contraction, quantiser
@@ -30,7 +30,7 @@ def test_a_site_of_nf4_is_the_contraction_with_the_nearest_entries(geometry, per
     axes = None if per == "tensor" else geometry.contracted
     expected = contraction.contract(geometry, x, table(w, book.levels, axes))
     for read in (sites.read, sites.read_deployed):
-        y = read([(looked_up, {"weights": book})], geometry, x, w)
+        y = read([(codebook_lookup, {"weights": book})], geometry, x, w)
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -42,13 +42,13 @@ def test_a_fitted_table_of_as_many_entries_as_vectors_is_exact(geometry, length)
     outputs = w.size // np.prod([w.shape[a] for a in geometry.contracted])
     vectors = outputs * -(-(w.size // outputs) // length)
     book = js.Codebook(size=int(vectors), length=length)
-    y = sites.read_deployed([(looked_up, {"weights": book})], geometry, x, w)
+    y = sites.read_deployed([(codebook_lookup, {"weights": book})], geometry, x, w)
     np.testing.assert_allclose(y, contraction.contract(geometry, x, w), rtol=1e-4, atol=1e-4)
 
 
 def test_deployed_weights_are_bytes_and_the_table():
     x, w = sites.operands(sites.DENSE)
-    state = sites.deployed([(looked_up, {"weights": js.Codebook(size=8)})], sites.DENSE, x, w)
+    state = sites.deployed([(codebook_lookup, {"weights": js.Codebook(size=8)})], sites.DENSE, x, w)
     assert state.pointers.dtype == jnp.uint8
     assert state.levels.shape == (8, 1)
     assert state.passed is None
@@ -56,7 +56,7 @@ def test_deployed_weights_are_bytes_and_the_table():
 
 def test_gradients_pass_to_the_weights_as_if_nothing_were_rounded():
     x, w = sites.operands(sites.DENSE)
-    core = sites.core_of((looked_up, {"weights": js.nf4()}))
+    core = sites.core_of((codebook_lookup, {"weights": js.nf4()}))
     op = js.Op(sites.DENSE)
     found = jax.grad(lambda w: core.read(op, core.write(op, w, None), x, None).sum())(w)
     np.testing.assert_allclose(found, np.broadcast_to(x.sum(0)[:, None], w.shape), rtol=1e-5)
@@ -75,9 +75,9 @@ def test_short_floats_are_those_of_numpy(geometry, dtype):
 
     expected = contraction.contract(geometry, short(x), short(w))
     for read in (sites.read, sites.read_deployed):
-        y = read([(floated, {"weights": form, "inputs": form})], geometry, x, w)
+        y = read([(minifloat, {"weights": form, "inputs": form})], geometry, x, w)
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
-    state = sites.deployed([(floated, {"weights": form, "inputs": form})], geometry, x, w)
+    state = sites.deployed([(minifloat, {"weights": form, "inputs": form})], geometry, x, w)
     assert state.inner.dtype == kind
 
 
@@ -85,7 +85,7 @@ def test_a_table_of_weights_meets_inputs_of_codes():
     x, w = sites.operands(sites.DENSE)
     pieces = [
         (quantized, {"weights": None, "inputs": Grid(6)}),
-        (looked_up, {"weights": js.fp4()}),
+        (codebook_lookup, {"weights": js.fp4()}),
     ]
     codes, step, _ = quantiser.quantise(Grid(6), x)
     expected = (codes * step) @ table(w, js.fp4().levels, 0)

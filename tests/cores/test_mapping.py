@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxsim.cores.mapping import differential, offset, referred
+from jaxsim.cores.mapping import differential, offset, unit_column
 from jaxsim.cores.op import Op
 from jaxsim.formats.grid import Grid
 from tests.oracles import quantiser
@@ -46,13 +46,13 @@ def test_differential_of_floats_is_their_difference():
 def test_a_column_of_zeros_takes_the_offset_off_exactly(geometry):
     x, w = sites.operands(geometry)
     plain = sites.read_deployed([sites.quantize()], geometry, x, w)
-    y = sites.read_deployed([sites.quantize(), referred], geometry, x, w)
+    y = sites.read_deployed([sites.quantize(), unit_column], geometry, x, w)
     np.testing.assert_array_equal(y, plain)
 
 
 def test_the_column_of_zeros_is_one_for_all_outputs_and_stores_the_middle():
     x, w = sites.operands(sites.CONV)
-    state = sites.deployed([sites.quantize(), referred], sites.CONV, x, w).inner
+    state = sites.deployed([sites.quantize(), unit_column], sites.CONV, x, w).inner
     groups, depth = 2, 3 * 3 * 2
     assert state.column.shape == (groups, depth, 1)
     np.testing.assert_array_equal(state.column, 127)

@@ -8,7 +8,7 @@ from jaxsim.cores.geometry import Dot
 from jaxsim.cores.observers import moments, outputs, peaks
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.scale_shift import biased, smoothed
+from jaxsim.cores.scale_shift import bias_correction, smooth_scaling
 from tests.oracles import contraction
 from tests.support import sites
 from tests.support.geometries import geometries, seeds
@@ -87,7 +87,7 @@ def test_smoothing_changes_no_product(site, seed):
     x, w = sites.operands(geometry, seed, x_shape)
     state = sites.deployed([peaks], geometry, x, w)
     channels = np.random.default_rng(seed).uniform(0.5, 2, state.x.shape).astype(np.float32)
-    y = sites.read([(smoothed, {"channels": channels})], geometry, x, w)
+    y = sites.read([(smooth_scaling, {"channels": channels})], geometry, x, w)
     np.testing.assert_allclose(y, contraction.contract(geometry, x, w), rtol=1e-4, atol=1e-4)
 
 
@@ -112,7 +112,7 @@ def test_a_bias_is_added_to_its_own_channel():
         x, w = sites.operands(geometry)
         bias = np.arange(np.prod(Op(geometry).per_output()), dtype=np.float32)
         bias = bias.reshape(Op(geometry).per_output())
-        moved = sites.read([(biased, {"bias": bias})], geometry, x, w)
+        moved = sites.read([(bias_correction, {"bias": bias})], geometry, x, w)
         difference = np.asarray(moved - sites.read([], geometry, x, w))
         axis = difference.ndim - 1 if geometry is sites.DENSE else geometry.y_spec[1]
         by_channel = np.moveaxis(difference, axis, 0).reshape(bias.size, -1)

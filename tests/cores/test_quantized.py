@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset
@@ -28,7 +28,7 @@ holdings = st.lists(
     st.one_of(
         st.just((differential, {})),
         st.just((offset, {})),
-        st.builds(lambda bits: (sliced, {"bits": bits}), st.integers(1, 7)),
+        st.builds(lambda bits: (bit_sliced, {"bits": bits}), st.integers(1, 7)),
         st.builds(lambda rows: (tiled, {"rows": rows}), st.integers(1, 9)),
     ),
     max_size=4,
@@ -63,7 +63,7 @@ def test_however_codes_are_held_the_result_is_the_same_bits(
     )
 
 
-@pytest.mark.parametrize("holding", [[], [differential], [offset], [(sliced, {"bits": 2})]])
+@pytest.mark.parametrize("holding", [[], [differential], [offset], [(bit_sliced, {"bits": 2})]])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_long_sums_of_the_largest_codes_are_exact(holding, symmetric):
     """4608 products of 127 · 127 exceed 2^24, where float32 would round."""
@@ -81,7 +81,7 @@ def test_the_smallest_affine_code_survives_every_mapping():
     """-(-128) is no int8."""
     x, w = sites.operands(sites.DENSE)
     plain = sites.quantize(symmetric=False)
-    for holding in ([differential], [offset], [differential, (sliced, {"bits": 7})]):
+    for holding in ([differential], [offset], [differential, (bit_sliced, {"bits": 7})]):
         np.testing.assert_array_equal(
             sites.read([plain, *holding], sites.DENSE, x, -abs(w)),
             sites.read([plain], sites.DENSE, x, -abs(w)),
@@ -172,10 +172,10 @@ holding_lists = [
     [],
     [differential],
     [offset],
-    [(sliced, {"bits": 2})],
+    [(bit_sliced, {"bits": 2})],
     [(tiled, {"rows": 7})],
-    [(sliced, {"bits": 3}), (tiled, {"rows": 4}), differential],
-    [offset, (sliced, {"bits": 2}), (tiled, {"rows": 5})],
+    [(bit_sliced, {"bits": 3}), (tiled, {"rows": 4}), differential],
+    [offset, (bit_sliced, {"bits": 2}), (tiled, {"rows": 5})],
 ]
 
 

@@ -7,20 +7,20 @@ import pytest
 
 import jaxsim as js
 from jaxsim.cores import cells, wires
-from jaxsim.cores.bit_sliced import sliced
-from jaxsim.cores.conductance import held
+from jaxsim.cores.bit_sliced import bit_sliced
+from jaxsim.cores.conductance import conductance
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import tiled
-from jaxsim.cores.wires import wired
+from jaxsim.cores.wires import parasitic_resistance
 from jaxsim.formats.grid import Grid
 from tests.oracles import resistors
 from tests.support import sites
 from tests.support.networks import X, cnn, run
 
 KEY = jax.random.key(5)
-DEVICE = (held, {"device": cells.proportional(0.05, on_off=20.0)})
+DEVICE = (conductance, {"device": cells.proportional(0.05, on_off=20.0)})
 CODES = (quantized, {"weights": Grid(8), "inputs": None})
 R = {"row": 2**-8, "column": 2**-7, "row_terminal": 2**-6, "column_terminal": 2**-5}
 
@@ -57,10 +57,10 @@ def by_the_circuit(g, v, settings, r=R):
 def chain(mapping, settings, *, rows=None, **wiring):
     """The wrappers of an analog site, the wires innermost; `settings` None for perfect ones."""
     tiling = [] if rows is None else [(tiled, {"rows": rows})]
-    innermost = [] if settings is None else [(wired, {"wires": settings, **wiring})]
+    innermost = [] if settings is None else [(parasitic_resistance, {"wires": settings, **wiring})]
     if mapping is offset:
-        return [CODES, offset, (sliced, {"bits": 3}), *tiling, DEVICE, *innermost]
-    return [CODES, (sliced, {"bits": 4}), *tiling, differential, DEVICE, *innermost]
+        return [CODES, offset, (bit_sliced, {"bits": 3}), *tiling, DEVICE, *innermost]
+    return [CODES, (bit_sliced, {"bits": 4}), *tiling, differential, DEVICE, *innermost]
 
 
 def reads(mapping, settings, geometry, x, w, *, rows=None, **wiring):
@@ -149,7 +149,7 @@ def composed(r, *, solver="auto", sites_="Dense_*"):
     return js.compose(
         js.quantize(),
         js.analog(cells=js.cells.independent(0.02, on_off=50.0), rows=9),
-        js.wrap(wired, wires=wires.input_source(r, solver=solver), sites=sites_),
+        js.wrap(parasitic_resistance, wires=wires.input_source(r, solver=solver), sites=sites_),
     )(cnn())
 
 
@@ -238,7 +238,7 @@ def test_gated_wires_have_no_matrix():
 
 def test_wires_take_conductances_and_interleaved_ones_take_pairs():
     settings = wires.input_source(0.1, interleaved=True)
-    core = sites.core_of((wired, {"wires": settings}))
+    core = sites.core_of((parasitic_resistance, {"wires": settings}))
     w = np.ones((2, 20, 6), np.float32)
     with pytest.raises(ValueError, match="int8 codes"):
         core.write(Op(sites.DENSE), w.astype(np.int8), KEY)

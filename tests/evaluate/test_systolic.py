@@ -106,7 +106,7 @@ def test_what_the_array_cannot_hold_is_named():
         ARRAY.estimate(cnn())
     with pytest.raises(ValueError, match="floats for an operand"):
         ARRAY.estimate(js.quantize(8, None)(cnn()))
-    with pytest.raises(ValueError, match="cannot hold sliced"):
+    with pytest.raises(ValueError, match="cannot hold bit_sliced"):
         ARRAY.estimate(js.slice_bits(2)(js.block(4)(eight())))
     with pytest.raises(ValueError, match="cannot hold tiled"):
         ARRAY.estimate(eight().wrap(SITES, Wrapper.of(tiled, rows=3)))

@@ -89,7 +89,7 @@ def test_a_users_core_is_one_function():
 
 def test_wrapping_goes_inside_what_is_there():
     net = js.compose(js.quantize(), js.wrap(scaled, by=2.0))(cnn())
-    assert [w.make for w in net.cores["Dense_0/kernel"]] == [quantized, scaled]
+    assert [w.factory for w in net.cores["Dense_0/kernel"]] == [quantized, scaled]
 
 
 SMALL = models.normal(5, 4)
@@ -257,7 +257,7 @@ BAD_ORDERS = {
     "analog at Conv_0/kernel.*put quantize": lambda net: js.compose(Q(None, 8), A())(net),
     "quantize cannot follow quantized at Conv_0": lambda net: js.compose(Q(), Q())(net),
     "quantize cannot follow scaled": lambda net: js.compose(js.wrap(scaled, by=1.0), Q())(net),
-    "slice_bits cannot follow sliced": lambda net: js.compose(Q(), S(2), S(2))(net),
+    "slice_bits cannot follow bit_sliced": lambda net: js.compose(Q(), S(2), S(2))(net),
     "slice_bits cannot follow differential": lambda net: js.compose(Q(), A(), S(2))(net),
     r"analog.input_bits=1. at Conv_0/kernel: its inputs are floats": (
         lambda net: js.compose(Q(8, None), A(input_bits=1))(net)

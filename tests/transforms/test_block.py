@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.cores.bit_sliced import sliced
+from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.blocked import blocked
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.quantized import quantized
@@ -48,8 +48,8 @@ def test_cut_codes_are_codes_to_slices_and_crossbars():
     for name, holding in holdings.items():
         np.testing.assert_array_equal(run(js.compose(*holding)(net), X), expected, name)
     order = js.compose(js.slice_bits(2), js.analog(mapping="offset"))(net).cores["Dense_0/kernel"]
-    assert [w.make for w in order][:4] == [quantized, blocked, offset, sliced]
-    assert differential in [w.make for w in js.analog()(net).cores["Dense_0/kernel"]]
+    assert [w.factory for w in order][:4] == [quantized, blocked, offset, bit_sliced]
+    assert differential in [w.factory for w in js.analog()(net).cores["Dense_0/kernel"]]
 
 
 def test_noisy_crossbars_train_through_blocks():
@@ -206,7 +206,7 @@ BAD_ORDERS = {
     r"affine grid.*put quantize\(inputs=8\)": lambda: B(2)(Q(8, AFFINE)(cnn())),
     r"affine grid.*put quantize\(weights=8\)": lambda: B(2)(Q(AFFINE, 8)(cnn())),
     "block cannot follow blocked at Conv_0": lambda: chip(B(2), B(2)),
-    "block cannot follow sliced at Conv_0": lambda: chip(js.slice_bits(2), B(2)),
+    "block cannot follow bit_sliced at Conv_0": lambda: chip(js.slice_bits(2), B(2)),
     "block cannot follow .* at Conv_0": lambda: chip(js.analog(), B(2)),
     "quantize cannot follow blocked": lambda: chip(B(2), Q()),
     "analog cannot follow block.pairs=…. at Conv_0": lambda: chip(

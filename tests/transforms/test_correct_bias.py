@@ -82,7 +82,7 @@ def test_hardware_may_follow_and_computes_the_same():
 
 def test_a_corrected_network_is_shown_and_kept_on_disk(tmp_path):
     like = js.compose(js.smooth(X), js.correct_bias(X))(js.quantize(4, 8)(cnn()))
-    assert "biased(bias=array[1, 1, 1, 4])" in repr(like.cores[SITES[0]])
+    assert "bias_correction(bias=array[1, 1, 1, 4])" in repr(like.cores[SITES[0]])
     chip = js.deploy(like, calibrate=X)
     js.save(tmp_path / "chip", chip)
     other = dataclasses.replace(like, params=jax.tree.map(jnp.zeros_like, like.params))

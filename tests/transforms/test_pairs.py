@@ -159,12 +159,12 @@ def changing(names):
 
 def held(net, names):
     """That each has left its mark."""
-    makers = {w.make.__name__ for chain in net.cores.values() for w in chain}
+    makers = {w.factory.__name__ for chain in net.cores.values() for w in chain}
     marks = {
         "prune": bool(net.masks),
         "run_sparse": "compressed" in makers,
         "quantize": "quantized" in makers,
-        "slice_bits": "sliced" in makers,
+        "slice_bits": "bit_sliced" in makers,
         "block": "blocked" in makers,
         "analog": "tiled" in makers,
         "exit_early": isinstance(net, js.EarlyExit),

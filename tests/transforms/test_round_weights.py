@@ -55,7 +55,7 @@ def test_deployed_codes_are_the_rounded_weights_on_the_grid_they_had(grid, round
 
 
 def _weights_only(wrapper):
-    return Wrapper.of(wrapper.make, **{**wrapper.settings, "inputs": None})
+    return Wrapper.of(wrapper.factory, **{**wrapper.settings, "inputs": None})
 
 
 @pytest.mark.parametrize("rounding", [gptq(), FEW], ids=["gptq", "adaround"])

@@ -11,7 +11,8 @@ import pytest
 
 import jaxsim as js
 from jaxsim import sparsity
-from jaxsim.cores.site_weight import SITE_WEIGHT, captured
+from jaxsim.cores.role import WEIGHT
+from jaxsim.cores.site_weight import captured
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.writer import write_states
 
@@ -41,7 +42,7 @@ def weights(net):
     """What each site multiplies, before its hardware."""
     cores = {
         site.name: (
-            *(w for w in net.cores.get(site.name, ()) if w.make in SITE_WEIGHT),
+            *(w for w in net.cores.get(site.name, ()) if w.role in WEIGHT),
             Wrapper.of(captured),
         )
         for site in net.sites

@@ -101,8 +101,8 @@ def test_a_sweep_over_alpha_compiles_once():
         (lambda net: js.smooth(X, 1.5), "alpha=1.5"),
         (lambda net: js.smooth(X, -0.1), "alpha=-0.1"),
         (lambda net: js.smooth(X)(cnn()), "its weights are floats"),
-        (lambda net: js.smooth(X)(js.smooth(X)(net)), "smooth cannot follow smoothed"),
-        (lambda net: js.smooth(X)(js.correct_bias(X)(net)), "smooth cannot follow biased"),
+        (lambda net: js.smooth(X)(js.smooth(X)(net)), "smooth cannot follow smooth_scaling"),
+        (lambda net: js.smooth(X)(js.correct_bias(X)(net)), "smooth cannot follow bias_correction"),
         (
             lambda net: js.smooth(X)(js.round_weights(js.rounding.gptq(), X)(net)),
             "the range of its weights is set",
