@@ -9,10 +9,13 @@ from jaxsim.adaptive.exits import EarlyExit
 from jaxsim.adaptive.pyramid import Pyramid
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
 from jaxsim.checkpoint.save_load import load, save
-from jaxsim.cores import cells, wires
+from jaxsim.cores import adc, cells, wires
 from jaxsim.cores.adc import fpg_bits
 from jaxsim.cores.core import Core, float_core
 from jaxsim.cores.op import Op
+from jaxsim.cores.role import role
+from jaxsim.cores.storage import Format
+from jaxsim.cores.wrapper import Wrapper
 from jaxsim.evaluate.comparison import classify, compare
 from jaxsim.evaluate.crossbar import Crossbar
 from jaxsim.evaluate.systolic import Hardware
@@ -114,6 +117,7 @@ __all__ = [
     "pipeline_shard",
     "pipeline_value_and_grad",
     "simulate_schedule",
+    "adc",
     "cells",
     "wires",
     "Hardware",
@@ -129,7 +133,10 @@ __all__ = [
     "nf4",
     "fp4",
     "clipping",
+    "Format",
     "Core",
     "Op",
+    "Wrapper",
     "float_core",
+    "role",
 ]

@@ -1,13 +1,15 @@
-"""The analog-to-digital converter at the foot of each column."""
+"""Analog-to-digital converters at the ends of columns (`js.adc`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxsim.cores.core import Core, State
@@ -15,72 +17,170 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.formats.clipping import percentile as covering
 from jaxsim.formats.grid import Range, no_range, observe, widen
-from jaxsim.numerics.checks import checked_int, is_traced
+from jaxsim.numerics.checks import check_range, checked_int, is_traced
 from jaxsim.numerics.digits import over_planes
 from jaxsim.numerics.gradients import clip_through, round_through
 from jaxsim.numerics.scaling import divide, step_of
 
+__all__ = ["ADC", "Column", "fpg_bits", "uniform"]
+
 RangeRule = Literal["calibrated", "max", "granular"]
+
+
+class Column(NamedTuple):
+    """Codes that meet in one column of an array, from which its largest output follows.
+
+    Attributes:
+      depth: Number of products summed in the column.
+      x_lo, x_hi: Smallest and largest input code.
+      w_hi: Largest magnitude of a weight code, one for each weight plane.
+    """
+
+    depth: int
+    x_lo: int
+    x_hi: int
+    w_hi: np.ndarray
+
+
+class ADC(NamedTuple):
+    """An analog-to-digital converter at the end of a column, as functions.
+
+    Numbers of a function that are to be traced are bound by `jax.tree_util.Partial`, as `uniform`
+    does. `signed` is True behind a differential pair, whose outputs lie around zero.
+
+    Attributes:
+      convert: `(y, lo, hi, signed) -> y`, the digital values of analog ones [*] for a converter
+        that spans [lo, hi], both broadcastable to `y`; in the units of `y`.
+      observe: `(y, axes, signed) -> Range`, the range of a converter that has seen `y`, over all
+        axes but those of the weight planes, which stay as axes of size 1.
+      span: `(column, bits, signed) -> (lo, hi)`, the range that follows from codes alone, one for
+        each weight plane; None for a converter whose range is calibrated.
+      bits: Resolution, above 0, by which conversions are charged.
+    """
+
+    convert: Callable[..., Float[Array, "*"]]
+    observe: Callable[..., Range]
+    span: Callable[..., tuple[Any, Any]] | None
+    bits: float | Array
+
+    def __str__(self) -> str:
+        name = getattr(getattr(self.convert, "func", self.convert), "__name__", "adc").lstrip("_")
+        bits = "traced" if is_traced(self.bits) else f"{np.asarray(self.bits):.4g}"
+        span = "" if self.span is None else f", {self.span.__name__.lstrip('_')}"
+        return f"{name}, {bits} bits{span}"
+
+
+def uniform(
+    bits: float | Array,
+    *,
+    span: RangeRule = "calibrated",
+    percentile: float | Array = 99.98,
+) -> ADC:
+    """A converter of equal steps.
+
+    Behind a differential pair it is symmetric with an exact zero and has 2^bits - 2 steps,
+    otherwise 2^bits - 1 steps from the lower to the upper end.
+
+    Args:
+      bits: Resolution, 1 to 16. Traced, so that a sweep over it compiles once.
+      span: "calibrated" covers what was seen at calibration, the ranges of slices widened until
+        they differ by powers of two, so that shifts add them; "max" covers all that the array
+        could yield; "granular" makes a step one unit of input and weight codes and clips what
+        lies beyond.
+      percentile: Share of the calibration values, in percent, that a calibrated range covers, in
+        (0, 100]. Traced.
+
+    Raises:
+      ValueError: An argument out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> adc = js.adc.uniform(2)
+      >>> adc.convert(jnp.array([0.1, 1.4, 9.0]), 0.0, 3.0, signed=False).tolist()
+      [0.0, 1.0, 3.0]
+
+    Source: Xiao et al. (2022), arXiv 2109.01262, p. 39 (calibrated range).
+    """
+    check_range("bits", bits, 1, 16)
+    check_range("percentile", percentile, 0, 100, above=True)
+    if span not in _SPANS:
+        raise ValueError(f"span={span!r}: must be 'calibrated', 'max' or 'granular'")
+    return _uniform(jnp.asarray(bits, jnp.float32), jnp.asarray(percentile, jnp.float32), span)
+
+
+def _uniform(bits: float | Array, percentile: float | Array, span: RangeRule) -> ADC:
+    return ADC(Partial(_equal_steps, bits), Partial(_percentile, percentile), _SPANS[span], bits)
+
+
+def _steps(bits: float | Array, signed: bool) -> Float[Array, ""]:
+    levels = 2.0 ** jnp.asarray(bits, jnp.float32)
+    return levels - 2 if signed else levels - 1
+
+
+def _equal_steps(bits: float | Array, y: Array, lo: Array, hi: Array, signed: bool) -> Array:
+    steps = _steps(bits, signed)
+    lsb = step_of(hi - lo, steps, empty=1.0)
+    if signed:
+        return clip_through(round_through(divide(y, lsb)), -steps / 2, steps / 2) * lsb
+    return lo + clip_through(round_through(divide(y - lo, lsb)), 0, steps) * lsb
+
+
+def _percentile(percentile: float | Array, y: Array, axes: Sequence[int], signed: bool) -> Range:
+    return observe(y, axes=list(axes), clip=covering(percentile), symmetric=signed)
+
+
+def _largest(column: Column, bits: float | Array, signed: bool) -> tuple[Any, Any]:
+    lo, hi = (column.depth * end * column.w_hi for end in (column.x_lo, column.x_hi))
+    return (-np.maximum(-lo, hi), np.maximum(-lo, hi)) if signed else (lo, hi)
+
+
+def _unit_step(column: Column, bits: float | Array, signed: bool) -> tuple[Any, Any]:
+    steps = _steps(bits, signed)
+    below = jnp.floor(steps / 2 + 0.5) if signed or column.x_lo < 0 else 0.0
+    return -below + 0 * column.w_hi, steps - below + 0 * column.w_hi
+
+
+_SPANS: dict[str, Callable[..., tuple[Any, Any]] | None] = {
+    "calibrated": None,
+    "max": _largest,
+    "granular": _unit_step,
+}
 
 
 class AdcState(NamedTuple):
     """State behind an ADC.
 
     Attributes:
-      inner: what the array holds.
-      outputs: range of the values seen at calibration, one for each weight plane.
+      inner: State of the array.
+      outputs: Range of the values seen at calibration, one for each weight plane.
     """
 
     inner: State
     outputs: Range
 
 
-@role("adc", at_rest="converted")
-def uniform_adc(
-    core: Core,
-    *,
-    bits: float | Array,
-    percentile: float | Array,
-    signed: bool,
-    rule: RangeRule = "calibrated",
-) -> Core:
-    """Clips and rounds what `core` reads, as an ADC does, with one range a weight plane.
+@role("adc")
+def column_adc(core: Core, *, adc: ADC, signed: bool) -> Core:
+    """Converts what an array yields, with one range for each weight plane.
 
     Args:
-      core: computes the analog value.
-      bits: resolution. Traced, so that a sweep over it compiles once.
-      percentile: share of the calibration values, in percent, inside a calibrated range. Traced.
-      signed: sign and magnitude, symmetric with an exact zero, 2^bits - 2 steps; otherwise
-        2^bits - 1 steps from the lower to the upper end.
-      rule: "calibrated" covers what was seen, the ranges of slices widened until they differ by
-        powers of two, so that shifts add them; "max" covers all that the array could yield;
-        "granular" makes a step one unit of input and weight codes and clips what lies beyond.
-
-    Source: Xiao et al. (2022), arXiv 2109.01262, p. 39 (calibrated range).
+      core: Computes the analog value.
+      adc: The converter.
+      signed: Whether the value is the difference of a pair of columns.
     """
 
     def observed(op: Op, x: Array, y: Float[Array, "..."]) -> Range:
         first = op.x_planes(x)
         axes = [a for a in range(y.ndim) if not first <= a < first + op.planes]
-        r = observe(y, axes=axes, clip=covering(percentile), symmetric=signed)
+        r = adc.observe(y, axes, signed)
         return Range(*(jnp.squeeze(end, axes) for end in r))
 
-    def steps() -> Float[Array, ""]:
-        levels = 2.0 ** jnp.asarray(bits, jnp.float32)
-        return levels - 2 if signed else levels - 1
-
     def range_of(op: Op, state: AdcState, x: Array, y: Array) -> Range:
-        if rule == "calibrated":
+        if adc.span is None:
             r = op.range("analog(adc=…)", state.outputs, lambda: observed(op, x, y))
             return _shifted_apart(r)
-        x_lo, x_hi, w_hi = _extremes(op)
-        if rule == "max":
-            lo, hi = op.depth * x_lo * w_hi, op.depth * x_hi * w_hi
-            if signed:
-                lo, hi = -np.maximum(-lo, hi), np.maximum(-lo, hi)
-        else:
-            below = jnp.floor(steps() / 2 + 0.5) if signed or x_lo < 0 else 0.0
-            lo, hi = -below + 0 * w_hi, steps() - below + 0 * w_hi
+        lo, hi = adc.span(_column(op), adc.bits, signed)
         return Range(jnp.asarray(lo, jnp.float32), jnp.asarray(hi, jnp.float32))
 
     def write(op: Op, w: Array, key: Any) -> AdcState:
@@ -94,16 +194,34 @@ def uniform_adc(
     def read(op: Op, state: AdcState, x: Array, key: Any) -> Array:
         y = core.read(op, state.inner, x, key).astype(jnp.float32)
         op.count("conversions", y.size)
-        if not is_traced(bits):
-            op.count("conversion_steps", y.size * float(2 ** np.asarray(bits)))
+        if not is_traced(adc.bits):
+            op.count("conversion_steps", y.size * float(2 ** np.asarray(adc.bits)))
         rank = y.ndim - op.x_planes(x)
         lo, hi = (over_planes(end, rank) for end in range_of(op, state, x, y))
-        lsb = step_of(hi - lo, steps(), empty=1.0)
-        if signed:
-            return clip_through(round_through(divide(y, lsb)), -steps() / 2, steps() / 2) * lsb
-        return lo + clip_through(round_through(divide(y - lo, lsb)), 0, steps()) * lsb
+        return adc.convert(y, lo, hi, signed)
 
     return Core(write, calibrate, read)
+
+
+@role("adc", at_rest="converted")
+def uniform_adc(
+    core: Core,
+    *,
+    bits: float | Array,
+    percentile: float | Array,
+    signed: bool,
+    rule: RangeRule = "calibrated",
+) -> Core:
+    """Converts by equal steps: `column_adc` with the converter of `uniform`, by its numbers.
+
+    Args:
+      core: Computes the analog value.
+      bits: Resolution. Traced.
+      percentile: Share of the calibration values, in percent, inside a calibrated range. Traced.
+      signed: Whether the value is the difference of a pair of columns.
+      rule: `span` of `uniform`.
+    """
+    return column_adc(core, adc=_uniform(bits, percentile, rule), signed=signed)
 
 
 def fpg_bits(weight_bits: int, input_bits: int, rows: int) -> int:
@@ -129,11 +247,11 @@ def fpg_bits(weight_bits: int, input_bits: int, rows: int) -> int:
     return weight_bits + input_bits + math.ceil(math.log2(rows)) - (0 if both else 1)
 
 
-def _extremes(op: Op) -> tuple[int, int, np.ndarray]:
-    """Smallest and largest input code, and the largest weight code of each plane."""
+def _column(op: Op) -> Column:
     if op.x_lo is None or op.x_hi is None or op.w_lo is None or op.w_hi is None:
-        raise ValueError("uniform_adc: a range without calibration needs inputs and weights as codes")
-    return op.x_lo, op.x_hi, np.maximum(np.abs(op.w_lo), np.abs(op.w_hi)).astype(np.float32)
+        raise ValueError("adc: a range without calibration needs inputs and weights as codes")
+    w_hi = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi)).astype(np.float32)
+    return Column(op.depth, op.x_lo, op.x_hi, w_hi)
 
 
 def _shifted_apart(r: Range) -> Range:

@@ -38,7 +38,9 @@ def unsigned_inputs(core: Core) -> Core:
 
     def moved(op: Op) -> tuple[Op, int]:
         if op.x_lo is None or op.x_hi is None:
-            raise ValueError("unsigned_inputs: the input is a float; wrap it in quantized(inputs=…)")
+            raise ValueError(
+                "unsigned_inputs: the input is a float; wrap it in quantized(inputs=…)"
+            )
         return op.inputs(0, op.x_hi - op.x_lo), op.x_lo
 
     def lift(op: Op, x: Array) -> Array:

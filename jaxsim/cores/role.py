@@ -65,9 +65,9 @@ def role(name: Role, *, at_rest: str = "") -> Callable[[F], F]:
     Examples:
       >>> import jaxsim as js
       >>> @js.role("adc")
-      ... def sign_only(core):
-      ...     return core._replace(read=lambda *args: jnp.sign(core.read(*args)))
-      >>> js.cores.role.role_of(sign_only)
+      ... def ideal(core):
+      ...     return core
+      >>> js.Wrapper.of(ideal).role
       'adc'
     """
     known = Role.__args__  # pyright: ignore[reportAttributeAccessIssue]

@@ -239,7 +239,10 @@ def parasitic_resistance(core: Core, *, wires: Wires, redrawn: bool = False) -> 
 
     def write(op: Op, w: Array, key: Any) -> State:
         if jnp.issubdtype(w.dtype, jnp.integer):
-            raise ValueError(f"parasitic_resistance: the weight is {w.dtype} codes; wrap it in conductance(device=…)")
+            raise ValueError(
+                f"parasitic_resistance: the weight is {w.dtype} codes; wrap it in "
+                "conductance(device=…)"
+            )
         if wires.interleaved:
             _check_pairs(op, w)
         if not fixed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -12,7 +12,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxsim.formats.grid import checked_per
+from jaxsim.numerics.checks import checked_int
 from jaxsim.numerics.scaling import unit_of
+
+_SHORT = ("float8_e4m3fn", "float8_e5m2", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,34 @@ class Codebook:
             return f"table of {len(self.levels)} per {self.per}"
         return f"k-means of {self.size}" + (f" × {self.length}" if self.length > 1 else "")
 
+    def checked(self, side: Literal["weights", "inputs"]) -> Codebook:
+        """This table with settings that fit together.
+
+        Args:
+          side: The operand that it is to store.
+
+        Raises:
+          ValueError: A setting out of range, or inputs, which no table holds.
+        """
+        if side == "inputs":
+            raise ValueError(f"inputs={self!r}: must be an int, a Grid, a Floating or None")
+        rows = checked_per(side, self.per, self.rows, ("tensor", "channel", "group"))
+        if self.levels is None:
+            if self.per == "group":
+                raise ValueError(f"{side}: per='group': a fitted table is one a tensor")
+            size = checked_int(f"{side}: size", self.size, 2, 2**16)
+            length = checked_int(f"{side}: length", self.length, 1)
+            steps = checked_int(f"{side}: iterations", self.iterations, 1)
+            return replace(self, size=size, length=length, iterations=steps, rows=rows)
+        levels = np.asarray(self.levels, np.float32)
+        if self.length != 1:
+            raise ValueError(f"{side}: length={self.length}: only fitted tables hold vectors")
+        if levels.ndim != 1 or not 2 <= levels.size <= 2**16 or not np.isfinite(levels).all():
+            raise ValueError(f"{side}: levels={self.levels}: must be 2 to 65536 finite numbers")
+        if not (np.diff(levels) > 0).all():
+            raise ValueError(f"{side}: levels={self.levels}: must rise")
+        return replace(self, levels=tuple(map(float, levels)), rows=rows)
+
 
 @dataclass(frozen=True)
 class Floating:
@@ -62,6 +94,22 @@ class Floating:
 
     def __str__(self) -> str:
         return f"{self.dtype} per {self.per}"
+
+    def checked(self, side: Literal["weights", "inputs"]) -> Floating:
+        """This format, of a dtype and a scale that there are.
+
+        Args:
+          side: The operand that it is to store.
+
+        Raises:
+          ValueError: Another dtype, or scales that this operand does not take.
+        """
+        checked_per(side, self.per, None, ("tensor", "channel"))
+        if self.dtype not in _SHORT:
+            raise ValueError(f"{side}: dtype={self.dtype!r}, must be one of {', '.join(_SHORT)}")
+        if side == "inputs" and self.per != "tensor":
+            raise ValueError(f"inputs: per={self.per!r}, must be 'tensor' or 'token'")
+        return self
 
     @property
     def bits(self) -> int:

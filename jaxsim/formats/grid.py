@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
+from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced
 from jaxsim.numerics.gradients import clip_through, round_through
 from jaxsim.numerics.scaling import divide, step_of, unit_of
 
@@ -80,6 +81,67 @@ class Grid:
         if self.spacing == "powers":
             return -(2 ** (half - 2)), 2 ** (half - 2)
         return (1 - half if self.symmetric else -half), half - 1
+
+    def checked(self, side: Literal["weights", "inputs"]) -> Grid:
+        """This grid with settings that fit together, what is traced of them an array.
+
+        An int would be static, and a sweep over it compile anew.
+
+        Args:
+          side: The operand that it is to store.
+
+        Raises:
+          ValueError: A setting out of range, or one that this operand does not take.
+        """
+        bits = checked_int(f"{side}: bits", self.bits, 1, 8)
+        rows = checked_per(side, self.per, self.rows, ("tensor", "channel", "group", "token"))
+        if self.spacing not in ("even", "powers"):
+            raise ValueError(f"{side}: spacing={self.spacing!r}, must be 'even' or 'powers'")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ValueError(
+                f"{side}: rounding={self.rounding!r}, must be 'nearest' or 'stochastic'"
+            )
+        if not self.symmetric and (bits == 1 or self.spacing == "powers"):
+            raise ValueError(
+                f"{side}: symmetric=False with bits={bits}, spacing={self.spacing!r}: one bit and "
+                "powers of two have a sign and no zero point"
+            )
+        if self.spacing == "powers" and not 2 <= bits <= 4:
+            raise ValueError(f"{side}: bits={bits} of powers of two, must be from 2 to 4")
+        if bits == 1 and self.rounding == "stochastic":
+            raise ValueError(f"{side}: rounding='stochastic' with bits=1: a sign has no fraction")
+        check_called(f"{side}: clip", self.clip)
+        if self.clip is not None and not callable(self.clip):
+            raise ValueError(f"{side}: clip={self.clip!r}, must be a rule of js.clipping or None")
+        average = self.average
+        if average is not None and not is_traced(average):
+            check_range(f"{side}: average", average, 0, 1)
+            average = jnp.asarray(average, jnp.float32)
+        self._check_side(side)
+        return replace(self, bits=bits, average=average, rows=rows)
+
+    def _check_side(self, side: str) -> None:
+        if side == "weights" and (self.dynamic or self.average is not None or self.per == "token"):
+            raise ValueError(f"weights={self}: dynamic, average and per='token' are for inputs")
+        if side == "inputs" and self.per not in ("tensor", "token"):
+            raise ValueError(f"inputs: per={self.per!r}, must be 'tensor' or 'token'")
+        if side == "inputs" and self.average is not None and (self.dynamic or self.per == "token"):
+            raise ValueError(
+                f"inputs: average={self.average} has no effect on ranges of each batch"
+            )
+
+
+def checked_per(side: str, per: str, rows: int | None, known: Sequence[str]) -> int | None:
+    """The rows of a group, where scales are one a group.
+
+    Raises:
+      ValueError: `per` is not among those that are known, or rows are given without a group.
+    """
+    if per not in known:
+        raise ValueError(f"{side}: per={per!r}, must be one of {', '.join(map(repr, known))}")
+    if (rows is None) == (per == "group"):
+        raise ValueError(f"{side}: rows={rows} with per={per!r}: rows are of a group")
+    return None if rows is None else checked_int(f"{side}: rows", rows, 1)
 
 
 class Range(NamedTuple):

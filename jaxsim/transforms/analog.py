@@ -9,7 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.cores.adc import RangeRule, uniform_adc
+from jaxsim.cores.adc import ADC, RangeRule, column_adc, uniform_adc
 from jaxsim.cores.bit_serial import bit_serial, unsigned_inputs
 from jaxsim.cores.cells import Device
 from jaxsim.cores.conductance import conductance, offset_current
@@ -20,14 +20,14 @@ from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
-from jaxsim.numerics.checks import check_called, check_range, checked_int
+from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced
 from jaxsim.transforms.codes import require_codes
 from jaxsim.values.calls import shown_as_called
 
 
 @shown_as_called
 def analog(
-    adc: float | Array | None = None,
+    adc: float | Array | ADC | None = None,
     cells: Device | None = None,
     *,
     mapping: Literal["differential", "offset", "unit_column"] = "differential",
@@ -48,8 +48,8 @@ def analog(
     sign. Without `adc` and `cells` the arithmetic is exact.
 
     Args:
-      adc: bits of the ADC, 1 to 16 (at least 2 for the differential mapping); None for an ideal
-        one. Traced.
+      adc: Bits of the ADC, 1 to 16 (at least 2 for the differential mapping), traced; or a
+        converter, from `js.adc` or one's own (`js.adc.ADC`); None for an ideal one.
       cells: device of the cells, from `js.cells`; None for ideal ones.
       mapping: how signs are held.
       rows: rows of one array, at least 1; longer contractions are split over several.
@@ -79,7 +79,9 @@ def analog(
         raise ValueError(f"accumulate={accumulate!r}: must be 'digital' or 'analog'")
     rows = checked_int("rows", rows, 1)
     signed = mapping == "differential"
-    if adc is not None:
+    if isinstance(adc, ADC):
+        _check_converter(adc, adc_range, percentile, signed)
+    elif adc is not None:
         check_range("adc", adc, 2 if signed else 1, 16)
     elif adc_range != "calibrated":
         raise ValueError(f"adc_range={adc_range!r}: has no effect with adc=None")
@@ -98,8 +100,11 @@ def analog(
     steps = [] if input_bits is None else [Wrapper.of(bit_serial, bits=input_bits)]
     before, behind = (steps, []) if accumulate == "digital" else ([], steps)
     sign = {"differential": differential, "offset": offset, "unit_column": unit_column}[mapping]
+    spanned = adc.span is not None if isinstance(adc, ADC) else adc_range != "calibrated"
     reading: list[Wrapper] = []
-    if adc is not None:
+    if isinstance(adc, ADC):
+        reading = [Wrapper.of(column_adc, adc=adc, signed=signed)]
+    elif adc is not None:
         traced = {
             k: jnp.asarray(v, jnp.float32)
             for k, v in {"bits": adc, "percentile": percentile}.items()
@@ -124,7 +129,7 @@ def analog(
                 raise ValueError(f"analog cannot follow analog at {site.name}")
             coded = require_codes(net, site, "analog")
             inputs = coded.settings["inputs"]
-            if inputs is None and (steps or adc_range != "calibrated"):
+            if inputs is None and (steps or spanned):
                 _refuse_floats(site, input_bits, adc_range)
             lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(unsigned_inputs)]
             chain = cores[site.name]
@@ -133,6 +138,17 @@ def analog(
         return dataclasses.replace(net, cores=cores)
 
     return apply
+
+
+def _check_converter(
+    adc: ADC, adc_range: RangeRule, percentile: float | Array, signed: bool
+) -> None:
+    if adc_range != "calibrated" or is_traced(percentile) or percentile != 99.98:
+        raise ValueError(
+            f"adc={adc}: a converter has its own range; adc_range and percentile are for bits"
+        )
+    check_called("adc.bits", adc.bits)
+    check_range("adc.bits", adc.bits, 2 if signed else 0, above=not signed)
 
 
 def _check_wires(wires: Wires, cells: Device | None, mapping: str, input_bits: int | None) -> None:

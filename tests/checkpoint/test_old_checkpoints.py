@@ -58,7 +58,7 @@ def test_nothing_at_rest_names_a_module(name):
 
 def test_a_function_of_somebody_elses_is_named_with_its_module():
     wrapped = js.wrap(mine)(network())
-    assert "tests.test_old_checkpoints.mine()" in describe(wrapped)[0]
+    assert "tests.checkpoint.test_old_checkpoints.mine()" in describe(wrapped)[0]
 
 
 def mine(core):

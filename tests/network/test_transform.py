@@ -171,7 +171,7 @@ BAD_ARGUMENTS = {
     "bits=3.5": lambda: Q(js.Grid(3.5)),
     "weights='8'": lambda: Q("8"),
     "inputs=8.0": lambda: Q(8, 8.0),
-    "nothing to quantise": lambda: Q(None, None),
+    "nothing to quantize": lambda: Q(None, None),
     "per='row'": lambda: Q(js.Grid(8, per="row")),
     r"percentile: share=101": lambda: Q(js.Grid(8, clip=js.clipping.percentile(101.0))),
     "percentile: share=0": lambda: Q(8, js.Grid(8, clip=js.clipping.percentile(0.0))),
