@@ -238,6 +238,11 @@ def fpg_bits(weight_bits: int, input_bits: int, rows: int) -> int:
     Raises:
       ValueError: an argument out of range.
 
+    Examples:
+      >>> import jaxsim as js
+      >>> js.fpg_bits(weight_bits=2, input_bits=1, rows=1024)
+      12
+
     Source: Xiao et al. (2022), arXiv 2109.01262, eq. 2 and 3 (full-precision guarantee).
     """
     weight_bits = checked_int("weight_bits", weight_bits, 1)

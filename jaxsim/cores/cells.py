@@ -6,6 +6,7 @@ Conductances are relative to the largest one: a cell holds g in [1 / on_off, 1].
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -31,25 +32,61 @@ __all__ = [
 Conductance = Float[Array, "..."]
 
 
-class Device(NamedTuple):
-    """A memory device.
-
-    Attributes:
-      programme: `(g, key) -> g`, the conductances reached when [*] cells are programmed to g, with
-        g and result in units of the largest conductance.
-      on_off: ratio of the largest to the smallest conductance; None for infinity.
-      noise: `g -> sigma`, the standard deviation of [*] cells from one read to the next, in the
-        same units; None where reads repeat.
-    """
-
-    programme: Callable[[Conductance, Key[Array, ""]], Conductance]
+class _Device(NamedTuple):
+    program: Callable[[Conductance, Key[Array, ""]], Conductance]
     on_off: float | Array | None = None
     noise: Callable[[Conductance], Conductance] | None = None
 
+
+class Device(_Device):
+    """A memory device: what programming and reading its cells yields.
+
+    Attributes:
+      program: `(g, key) -> g`, the conductances reached when [*] cells are programmed to g, with
+        g and result in units of the largest conductance.
+      on_off: Ratio of the largest to the smallest conductance, above 1; None for infinity.
+      noise: `g -> sigma`, the standard deviation of [*] cells from one read to the next, in the
+        same units; None where reads repeat.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> levels = js.cells.Device(lambda g, key: jnp.round(3 * g) / 3, on_off=100.0)
+      >>> levels.program(jnp.array([0.1, 0.5]), None).tolist()[0]
+      0.0
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        program: Callable[[Conductance, Key[Array, ""]], Conductance] | None = None,
+        on_off: float | Array | None = None,
+        noise: Callable[[Conductance], Conductance] | None = None,
+        *,
+        programme: Callable[[Conductance, Key[Array, ""]], Conductance] | None = None,
+    ) -> Device:
+        """Makes a device; `programme` is the old name of `program`, for one release.
+
+        Raises:
+          ValueError: Neither is given, or both.
+        """
+        if programme is not None:
+            warnings.warn("Device: programme is now program", DeprecationWarning, stacklevel=2)
+        if (program is None) == (programme is None):
+            raise ValueError("program=None: expected a function (g, key) -> g")
+        return super().__new__(cls, program or programme, on_off, noise)  # pyright: ignore
+
+    @property
+    def programme(self) -> Callable[[Conductance, Key[Array, ""]], Conductance]:
+        """`program` by its old name, for one release."""
+        warnings.warn("Device.programme is now Device.program", DeprecationWarning, stacklevel=2)
+        return self.program
+
     def __str__(self) -> str:
-        function = getattr(self.programme, "func", self.programme)
+        function = getattr(self.program, "func", self.program)
         if function is _gaussian:
-            terms = cast(Any, self.programme).keywords["terms"]
+            terms = cast(Any, self.program).keywords["terms"]
             shown = "traced" if is_traced(terms) else _formula(np.asarray(terms))
         else:
             shown = getattr(function, "__name__", "device").lstrip("_")
@@ -71,6 +108,12 @@ def independent(
     Raises:
       ValueError: sigma, on_off or noise out of range.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.cells.independent(0.02).program(jnp.ones(3), jax.random.key(0)).shape
+      (3,)
+
     Source: Xiao et al. (2022), arXiv 2109.01262, §5.
     """
     return _generic(0, sigma, on_off, noise)
@@ -89,6 +132,12 @@ def proportional(
     Raises:
       ValueError: sigma, on_off or noise out of range.
 
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.cells.proportional(0.02, on_off=100.0).program(jnp.ones(3), jax.random.key(0)).shape
+      (3,)
+
     Source: Xiao et al. (2022), arXiv 2109.01262, §5.
     """
     return _generic(1, sigma, on_off, noise)
@@ -106,6 +155,12 @@ def inverse(
 
     Raises:
       ValueError: sigma, on_off or noise out of range.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.cells.inverse(0.02).program(jnp.ones(3), jax.random.key(0)).shape
+      (3,)
     """
     return _generic(2, sigma, on_off, noise)
 
@@ -204,10 +259,10 @@ def _measured(
 ) -> Device:
     check_range("largest", largest, 0, limit, above=True)
     check_range("on_off", on_off, 1, above=True)
-    programme = jax.tree_util.Partial(
+    program = jax.tree_util.Partial(
         _fitted, top=jnp.asarray(largest, jnp.float32), fit=jnp.asarray(fit), floor=floor
     )
-    return Device(programme, jnp.asarray(on_off, jnp.float32))
+    return Device(program, jnp.asarray(on_off, jnp.float32))
 
 
 def _fitted(g: Array, key: Key[Array, ""], *, top: Array, fit: Array, floor: float) -> Array:
@@ -314,7 +369,7 @@ def _saturating(current: Array, most: Any, scale: Any) -> Array:
 def _generic(
     term: int, sigma: float | Array, on_off: float | Array | None, noise: float | Array | None
 ) -> Device:
-    """A device with one term of `_spread`: all of them share a compiled programme."""
+    """A device with one term of `_spread`: all of them share a compiled program."""
 
     def terms(sigma: float | Array) -> Float[Array, "3"]:
         return jnp.zeros(3).at[term].set(sigma)
@@ -323,11 +378,11 @@ def _generic(
     if on_off is not None:
         check_range("on_off", on_off, 1, above=True)
         on_off = jnp.asarray(on_off, jnp.float32)
-    programme = jax.tree_util.Partial(_gaussian, terms=terms(sigma))
+    program = jax.tree_util.Partial(_gaussian, terms=terms(sigma))
     if noise is None:
-        return Device(programme, on_off)
+        return Device(program, on_off)
     check_range("noise", noise, 0)
-    return Device(programme, on_off, jax.tree_util.Partial(_spread, terms=terms(noise)))
+    return Device(program, on_off, jax.tree_util.Partial(_spread, terms=terms(noise)))
 
 
 def _gaussian(g: Array, key: Key[Array, ""], *, terms: Float[Array, "3"]) -> Array:

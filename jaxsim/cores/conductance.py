@@ -53,7 +53,7 @@ def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
         low = smallest(device)
         if low is not None:
             g = low + (1 - low) * g
-        cells = device.programme(g, key)
+        cells = device.program(g, key)
         inner = core.write(op, cells, key)
         return inner if device.noise is None else ConductanceState(inner, cells)
 

@@ -24,6 +24,13 @@ class Core(NamedTuple):
       read: `(op, state, x, key) -> y`, the contraction as this hardware does it.
 
     `key` is None where the caller gave none; a core that draws random numbers then raises.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> def doubled(core):
+      ...     return core._replace(read=lambda op, state, x, key: 2 * core.read(op, state, x, key))
+      >>> doubled(js.float_core)._fields
+      ('write', 'calibrate', 'read')
     """
 
     write: Callable[[Op, Array, Key[Array, ""] | None], State]

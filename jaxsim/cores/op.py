@@ -45,6 +45,14 @@ class Op:
       quiet: a read of calibration, in which nothing random happens.
       at: which slice of a stacked weight this is, an index for each axis of the stack.
       meter: where `count` adds, during a cost walk.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> from jaxsim.cores.geometry import Dot
+      >>> op = js.Op(Dot((1,), (), (0,), (), 2, (3, 2)))  # [B, 3] @ [3, 2]
+      >>> op.depth, op.contract(jnp.ones((4, 3)), jnp.ones((3, 2))).tolist()[0]
+      (3, [3.0, 3.0])
     """
 
     geometry: Geometry

@@ -26,6 +26,12 @@ class Format(Protocol):
     method. A wrapper whose role is "codes" has the settings `weights` and `inputs`, each a format
     or None; such a format has `bits`, `symmetric` and `code_range` as `Grid` has them, which what
     comes after it (`slice_bits`, `analog`) reads.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> from jaxsim.cores.storage import wrappers_of
+      >>> wrappers_of(js.Grid(4, per="channel"), "weights")
+      (quantized(weights=int4 symmetric per channel),)
     """
 
     def wrappers(self, side: Side) -> Sequence[Wrapper]:

@@ -29,6 +29,13 @@ class Wrapper(PytreeValue):
     Attributes:
       factory: `(core, **settings) -> Core`.
       parts: the settings.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> def scaled(core, *, by):
+      ...     return core._replace(read=lambda *args: by * core.read(*args))
+      >>> js.Wrapper.of(scaled, by=2.0)
+      scaled(by=2)
     """
 
     factory: Callable[..., Core]

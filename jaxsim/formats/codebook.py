@@ -35,6 +35,11 @@ class Codebook:
         `rows` products of an output. A fitted table is one a tensor.
       rows: products in a group.
       iterations: of k-means.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> print(js.Codebook((-1.0, 0.0, 1.0)), "|", js.Codebook(size=16, length=2))
+      table of 3 per channel | k-means of 16 × 2
     """
 
     levels: tuple[float, ...] | None = None
@@ -87,6 +92,11 @@ class Floating:
     Attributes:
       dtype: "float8_e4m3fn", "float8_e5m2", "bfloat16" or "float16".
       per: "tensor" or "channel" (weights only) for what shares a scale.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.Floating("float8_e4m3fn").largest
+      448.0
     """
 
     dtype: Literal["float8_e4m3fn", "float8_e5m2", "bfloat16", "float16"] = "float8_e4m3fn"
@@ -139,6 +149,11 @@ def nf4(
       per: what has a scale of its own, see `Codebook`.
       rows: products in a group.
 
+    Examples:
+      >>> import jaxsim as js
+      >>> len(js.nf4().levels), 0.0 in js.nf4().levels
+      (16, True)
+
     Source: Dettmers et al. (2023), arXiv 2305.14314, section 3.
     """
     return Codebook(_normal_levels(), per=per, rows=rows)
@@ -152,6 +167,11 @@ def fp4(
     Args:
       per: what has a scale of its own, see `Codebook`.
       rows: products in a group.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.fp4().levels[-3:]
+      (0.5, 0.6666666666666666, 1.0)
 
     Source: OCP Microscaling Formats (MX) specification 1.0, section 5.3.3.
     """

@@ -51,6 +51,13 @@ class Grid:
         shift (2 to 4 bits, symmetric).
       rounding: "nearest", or "stochastic": up with the probability of the fraction, so that the
         mean is exact. Needs a key.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.Grid(4, per="channel").code_range
+      (-7, 7)
+      >>> js.Grid(4, symmetric=False).code_range
+      (-8, 7)
     """
 
     bits: int = 8

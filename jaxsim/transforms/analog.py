@@ -69,6 +69,16 @@ def analog(
         not quantised (or its inputs, where `input_bits` or `adc_range` needs their codes), or that
         is analog already.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(4, 8)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(8)}, x)
+      >>> array = js.analog(adc=8, cells=js.cells.proportional(0.02), rows=64)
+      >>> net = js.compose(js.quantize(8, 8), js.slice_bits(2), array)(net)
+      >>> [wrapper.name for wrapper in net.cores["w"]][2:]
+      ['tiled', 'uniform_adc', 'differential', 'conductance']
+
     Source: Xiao et al. (2022), arXiv 2109.01262.
     """
     if mapping not in ("differential", "offset", "unit_column"):

@@ -55,6 +55,15 @@ def block(
       ValueError: an argument out of range; when applied, a site that is not quantised right
         before, on symmetric grids, or whose codes have fewer blocks.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(4, 8)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(8)}, x)
+      >>> chip = js.block(2, 2, 2)(js.quantize(8, 8)(net))  # two of four blocks of two bits
+      >>> [wrapper.name for wrapper in chip.cores["w"]]
+      ['quantized', 'blocked']
+
     Source: Elangovan, Jain and Raghunathan, "Ax-BxP", arXiv 2011.13000; "unbiased" after
     Hashemi, Bahar and Reda, "DRUM", ICCAD 2015.
     """

@@ -40,6 +40,19 @@ def correct_bias(
       ValueError: `reference` is no network; when applied, a site that nothing transforms, that
         contracts two inputs, is corrected already, did not run, or is not in the reference.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> normal = jax.random.normal
+      >>> params = {"a": normal(keys[0], (6, 8)), "b": normal(keys[1], (8, 3))}
+      >>> x = jax.random.normal(keys[2], (4, 6))
+      >>> net = js.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, x)
+      >>> chip = js.correct_bias(x)(js.quantize(3, 8)(net))
+      >>> bool(jnp.allclose(chip(x).mean(0), net(x).mean(0), atol=1e-4))
+      True
+
     Source: Nagel et al. (2019), arXiv 1906.04721, §4.2 (empirical); Banner et al. (2019),
     arXiv 1810.05723.
     """

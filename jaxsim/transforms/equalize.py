@@ -64,6 +64,22 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
       ValueError: epsilon out of range; when applied, a transformed site, no pair, or outputs that
         change.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> normal = jax.random.normal
+      >>> params = {"a": normal(keys[0], (6, 8)), "b": normal(keys[1], (8, 3))}
+      >>> x = jax.random.normal(keys[2], (4, 6))
+      >>> net = js.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, x)
+      >>> even = js.equalize(x)(net)
+      >>> bool(jnp.allclose(even(x), net(x), atol=1e-5))
+      True
+      >>> ratio = jnp.abs(even.params["a"]).max(0) / jnp.abs(even.params["b"]).max(1)
+      >>> bool(jnp.allclose(ratio, 1, atol=1e-3))  # the ranges of each channel are equal
+      True
+
     Source: Nagel et al. (2019), arXiv 1906.04721, §4.1.
     """
     check_range("epsilon", epsilon, 0, 1, above=True)

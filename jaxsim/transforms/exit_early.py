@@ -50,6 +50,19 @@ def exit_early(
       ValueError: an argument out of range; when applied, a network that is cut already, that
         returns anything but logits, or that has too few cuts whose feature is known.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> normal = jax.random.normal
+      >>> params = {"a": normal(keys[0], (6, 8)), "b": normal(keys[1], (8, 3))}
+      >>> x = jax.random.normal(keys[2], (4, 6))
+      >>> net = js.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, x)
+      >>> exits = js.exit_early(["b"], js.Rule(0.5))(net)
+      >>> exits.simulate(x).layer.shape  # the exit that each row takes
+      (4,)
+
     Source: Teerapittayanon et al. (2016), BranchyNet, arXiv 1709.01686; Liu et al. (2020),
     FastBERT, arXiv 2004.02178.
     """
@@ -114,6 +127,20 @@ def distill_exits(
 
     Raises:
       ValueError: no exits, or what `fit_students` or the network raises.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> normal = jax.random.normal
+      >>> params = {"a": normal(keys[0], (6, 8)), "b": normal(keys[1], (8, 3))}
+      >>> x = jax.random.normal(keys[2], (4, 6))
+      >>> net = js.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, x)
+      >>> exits = js.exit_early(["b"], js.Rule(0.5))(net)
+      >>> taught = js.distill_exits(exits, x, key=keys[0], steps=5, batch_size=4)
+      >>> taught.heads[0]["kernel"].shape
+      (8, 3)
     """
     if not isinstance(net, EarlyExit):
         raise ValueError("net: has no exits; js.exit_early(…)(net) makes them")

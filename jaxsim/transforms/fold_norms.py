@@ -41,6 +41,20 @@ def fold_norms(
       ValueError: epsilon out of range; when applied, a transformed site, no norm that can be
         folded, or outputs that change.
 
+    Examples:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> model = nn.Sequential(
+      ...     [nn.Conv(4, (3, 3)), nn.BatchNorm(True), nn.relu, nn.Conv(2, (3, 3))]
+      ... )
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+      >>> net = js.trace(model, model.init(jax.random.key(1), x), x)
+      >>> folded = js.fold_norms(x)(net)
+      >>> bool(jnp.allclose(folded(x), net(x), atol=1e-5))
+      True
+
     Source: Jacob et al. (2018), arXiv 1712.05877, §3.2.
     """
     check_range("epsilon", epsilon, 0, 1, above=True)

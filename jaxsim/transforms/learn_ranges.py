@@ -48,6 +48,15 @@ def learn_ranges(
     Raises:
       ValueError: neither rule; when applied, a site that is not quantised on grids,
         or is one of several layers that a scan stacks.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(4, 8)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(8)}, x)
+      >>> from jaxsim.transforms.learn_ranges import ranges
+      >>> sorted(ranges(js.learn_ranges(x)(js.quantize(4, 4)(net))))
+      ['w inputs 0', 'w inputs 1', 'w weights 0', 'w weights 1']
     """
     if weights is None and activations is None:
         raise ValueError("weights=None, activations=None: nothing to learn")

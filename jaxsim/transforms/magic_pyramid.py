@@ -37,6 +37,11 @@ def prune_tokens(
       ValueError: a level that is negative or not a number, `protect` below 1, or (when applied) not
         one level a layer.
 
+    Examples:
+      >>> import jaxsim as js
+      >>> js.prune_tokens(0.1, keeps=js.tokens.above)
+      prune_tokens(level=0.1, keeps=above)
+
     Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910.
     """
     return magic_pyramid(level, Rule(), keeps=keeps, protect=protect)
@@ -64,6 +69,11 @@ def magic_pyramid(
     Raises:
       ValueError: what `prune_tokens` raises, a rule out of range, or a number of classifiers that
         does not fit the layers.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.magic_pyramid(0.1, js.Rule(0.2))
+      magic_pyramid(level=0.1, exit=Rule(0.2, 0, 1))
 
     Source: He et al. (2021), Magic Pyramid, arXiv 2111.00230.
     """

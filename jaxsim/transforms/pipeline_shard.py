@@ -78,6 +78,19 @@ def pipeline_shard(
       ValueError: an argument out of range; when applied, fewer cuts than stages, more stages than
         devices, an unknown cut, or a network that is a pipeline already.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> normal = jax.random.normal
+      >>> params = {"a": normal(keys[0], (6, 8)), "b": normal(keys[1], (8, 3))}
+      >>> x = jax.random.normal(keys[2], (4, 6))
+      >>> net = js.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, x)
+      >>> line = js.pipeline_shard(2, 2, devices=jax.devices()[:1] * 2)(net)
+      >>> bool(jnp.allclose(line(x), net(x), atol=1e-5))
+      True
+
     Source: Huang et al. (2019), arXiv 1811.06965; Narayanan et al. (2019), PipeDream.
     """
     stages = checked_int("stages", stages, 1)

@@ -58,6 +58,15 @@ def prune(
         their zeros are none of its own (standardized, or merged from a low rank), NaN scores, a
         pattern that does not fit a layer, a layer that would lose everything, or a scan that stacks
         another axis than the first.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(4, 8)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(8)}, x)
+      >>> sparse = js.prune(0.5)(js.trace(lambda p, x: x @ p, jnp.arange(1.0, 65).reshape(8, 8), x))
+      >>> int(sum(mask.sum() for mask in sparse.masks.values()))
+      32
     """
     rounds = checked_int("rounds", rounds, 1)
     criterion = magnitude() if criterion is None else criterion

@@ -56,6 +56,19 @@ def prune_layers(
         twice, or contracts two inputs, that did not run, whose inputs m does not divide, or whose
         weight is computed from its parameter in a way that cannot be undone.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> normal = jax.random.normal
+      >>> params = {"a": normal(keys[0], (6, 8)), "b": normal(keys[1], (8, 3))}
+      >>> x = jax.random.normal(keys[2], (4, 6))
+      >>> net = js.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, x)
+      >>> sparse = js.prune_layers(x, 0.5)(net)
+      >>> {name: int(mask.sum()) for name, mask in sorted(sparse.masks.items())}
+      {'a': 24, 'b': 12}
+
     Source: Frantar and Alistarh (2023), arXiv 2301.00774.
     """
     check_range("damping", damping, 0, above=True)

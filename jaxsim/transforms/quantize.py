@@ -41,6 +41,17 @@ def quantize(
         applied, a site that is quantized already or that another core already took over, or a
         table at a dynamic site.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(4, 8)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(8)}, x)
+      >>> js.quantize(weights=8, inputs=js.Grid(6, symmetric=False))(net).cores["w"]
+      (quantized(inputs=int6 affine per tensor, weights=int8 symmetric per channel),)
+      >>> chip = js.deploy(js.quantize(4, 8)(net), calibrate=x)
+      >>> chip.states["w"].inner.dtype  # the weight is stored as codes
+      dtype('int8')
+
     Source: Jacob et al. (2018), arXiv 1712.05877; Gholami et al. (2021), arXiv 2103.13630.
     """
     check_called("weights", weights)

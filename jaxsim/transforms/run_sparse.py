@@ -58,6 +58,15 @@ def run_sparse(
     Raises:
       ValueError: an argument out of range; when applied, a site without a mask, of several groups,
         inside a scan or with a core already; or one that a dense product would run faster.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(4, 8)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(8)}, x)
+      >>> sparse = js.run_sparse("rows", break_even=0.5)(js.prune(0.875)(net))
+      >>> bool(jnp.allclose(sparse(x), x))
+      True
     """
     if layout not in BREAK_EVEN:
         raise ValueError(f"layout={layout!r}: must be 'rows' or 'blocks'")
@@ -150,6 +159,12 @@ def measure_break_even(
 
     Raises:
       ValueError: an argument out of range.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> share = js.measure_break_even(64, 64, 8, block=(32, 32))
+      >>> 0 <= share <= 1
+      True
     """
     if layout not in BREAK_EVEN:
         raise ValueError(f"layout={layout!r}: must be 'rows' or 'blocks'")

@@ -76,6 +76,19 @@ def shrink(
       ValueError: an argument out of range; when applied, a transformed or deployed network, a group
         that does not exist or cannot shrink, nothing to remove, NaN scores, or outputs that change.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> normal = jax.random.normal
+      >>> params = {"a": normal(keys[0], (6, 8)), "b": normal(keys[1], (8, 3))}
+      >>> x = jax.random.normal(keys[2], (4, 6))
+      >>> net = js.trace(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"], params, x)
+      >>> small = js.shrink(0.5)(net)
+      >>> {name: p.shape for name, p in small.params.items()}
+      {'a': (6, 4), 'b': (4, 3)}
+
     Source: Fang et al. (2023), arXiv 2301.12900 (groups and their importance).
     """
     if sparsity is not None:

@@ -35,6 +35,15 @@ def slice_bits(
       ValueError: bits or top out of range; when applied, a site whose weights are not quantised, or
         that is sliced or mapped to cells already.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(4, 8)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(8)}, x)
+      >>> chip = js.deploy(js.compose(js.quantize(8, 8), js.slice_bits(2))(net), calibrate=x)
+      >>> chip.states["w"].inner.shape  # 7 bits of magnitude in four cells
+      (4, 8, 8)
+
     Source: Xiao et al. (2022), arXiv 2109.01262, eq. 6–7.
     """
     bits = checked_int("bits", bits, 1, 7)

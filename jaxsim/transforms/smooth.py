@@ -48,6 +48,15 @@ def smooth(
       ValueError: alpha out of range; when applied, a site whose weights are not quantised, that
         did not run, that is smoothed or corrected already, or the range of whose weights is set.
 
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(4, 8)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(8)}, x)
+      >>> smooth = js.smooth(x, 0.5)(js.quantize(8, 8)(net))
+      >>> [wrapper.name for wrapper in smooth.cores["w"]]
+      ['smooth_scaling', 'quantized']
+
     Source: Xiao et al. (2023), arXiv 2211.10438, eq. 4.
     """
     check_range("alpha", alpha, 0, 1)

@@ -51,6 +51,20 @@ def synthesize_inputs(
       ValueError: an argument out of range, a network that is transformed or takes other inputs, or
         no norm that stands behind a site alone.
 
+    Examples:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> model = nn.Sequential(
+      ...     [nn.Conv(4, (3, 3)), nn.BatchNorm(True), nn.relu, nn.Conv(2, (3, 3))]
+      ... )
+      >>> x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+      >>> net = js.trace(model, model.init(jax.random.key(1), x), x)
+      >>> made = js.synthesize_inputs(net, 4, key=jax.random.key(2), steps=2)
+      >>> made.shape
+      (4, 6, 6, 3)
+
     Source: Cai et al. (2020), arXiv 2001.00281, eq. 4.
     """
     import optax

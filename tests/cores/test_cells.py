@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+import jaxsim as js
 from jaxsim.cores import cells
 from jaxsim.cores.adc import uniform_adc
 from jaxsim.cores.bit_sliced import bit_sliced
@@ -151,7 +152,7 @@ def test_cells_hold_no_sign_and_no_floats():
 
 def spread(device, level, count=40_000):
     """Mean and deviation of cells programmed to one level."""
-    g = device.programme(jnp.full(count, level, jnp.float32), KEY)
+    g = device.program(jnp.full(count, level, jnp.float32), KEY)
     return np.mean(g), np.std(g)
 
 
@@ -183,7 +184,7 @@ def test_sonos_drifts_and_spreads_as_its_fit_says(days, level):
 
 
 def test_no_conductance_of_phase_change_memory_is_negative():
-    g = cells.pcm_joshi().programme(jnp.linspace(0, 0.05, 20_000), KEY)
+    g = cells.pcm_joshi().program(jnp.linspace(0, 0.05, 20_000), KEY)
     assert np.min(g) == 0
 
 
@@ -270,8 +271,18 @@ def test_devices_print_what_they_are():
 def test_errors_of_all_three_kinds_share_a_programme():
     @jax.jit
     def programmed(device, g):
-        return device.programme(g, KEY)
+        return device.program(g, KEY)
 
     for kind in (cells.independent, cells.proportional, cells.inverse):
         programmed(kind(0.1, on_off=7.0, noise=0.1), jnp.ones(5))
     assert programmed._cache_size() == 1
+
+
+def test_the_old_name_of_program_warns_and_works():
+    device = js.cells.independent(0.1)
+    with pytest.warns(DeprecationWarning, match="program"):
+        assert device.programme is device.program
+    with pytest.warns(DeprecationWarning, match="program"):
+        assert js.cells.Device(programme=device.program) == js.cells.Device(device.program)
+    with pytest.raises(ValueError, match="program=None"):
+        js.cells.Device()
