@@ -34,6 +34,13 @@ class Column(NamedTuple):
       depth: Number of products summed in the column.
       x_lo, x_hi: Smallest and largest input code.
       w_hi: Largest magnitude of a weight code, one for each weight plane.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> column = js.adc.Column(depth=4, x_lo=0, x_hi=15, w_hi=np.array([3.0]))
+      >>> js.adc.uniform(8, span="max").span(column, 8, signed=False)[1].tolist()
+      [180.0]
     """
 
     depth: int
@@ -56,6 +63,11 @@ class ADC(NamedTuple):
       span: `(column, bits, signed) -> (lo, hi)`, the range that follows from codes alone, one for
         each weight plane; None for a converter whose range is calibrated.
       bits: Resolution, above 0, by which conversions are charged.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> print(js.adc.uniform(8, span="max"))
+      equal_steps, 8 bits, largest
     """
 
     convert: Callable[..., Float[Array, "*"]]

@@ -182,6 +182,13 @@ def sonos(
     Raises:
       ValueError: an argument out of range.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.cells.sonos().program(jnp.full(3, 0.5), jax.random.key(0)).shape
+      (3,)
+
     Source: measurements of Agrawal et al. (2022), IEDM 21.7, figs. 10 and 11, as fitted in
       CrossSim 3.2 (Sandia National Laboratories).
     """
@@ -208,6 +215,13 @@ def rram_milo(largest: float | Array = 225.0, *, on_off: float | Array = 4.5) ->
     Raises:
       ValueError: an argument out of range.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.cells.rram_milo().program(jnp.full(3, 0.5), jax.random.key(0)).shape
+      (3,)
+
     Source: measurements of Milo et al. (2021), IRPS, fig. 4 (IGVVA-100), as fitted in CrossSim 3.2.
     """
     return _measured((-0.009107, 4.782321), largest, 225.0, on_off)
@@ -222,6 +236,13 @@ def rram_wan(largest: float | Array = 39.26, *, on_off: float | Array = 39.26) -
 
     Raises:
       ValueError: an argument out of range.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.cells.rram_wan().program(jnp.full(3, 0.5), jax.random.key(0)).shape
+      (3,)
 
     Source: measurements of Wan et al. (2022), Nature 608, extended data fig. 3, as fitted in
       CrossSim 3.2.
@@ -238,6 +259,13 @@ def pcm_joshi(largest: float | Array = 25.0, *, on_off: float | Array = 100.0) -
 
     Raises:
       ValueError: an argument out of range.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.cells.pcm_joshi().program(jnp.full(3, 0.5), jax.random.key(0)).shape
+      (3,)
 
     Source: measurements of Joshi et al. (2020), Nature Communications 11, 2473, fig. 3b, as fitted
       in CrossSim 3.2.
@@ -402,6 +430,13 @@ def _formula(terms: np.ndarray) -> str:
 
 
 def normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Independent standard normal numbers."""
+    """Independent standard normal numbers.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim as js
+      >>> js.cells.normal(jax.random.key(0), (2, 3)).shape
+      (2, 3)
+    """
     # Drawn flat: XLA's CPU backend takes ten times as long to compile a draw of several axes.
     return jax.random.normal(key, (math.prod(shape),)).reshape(shape)

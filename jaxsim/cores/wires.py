@@ -49,6 +49,11 @@ class Wires(NamedTuple):
         switch it on.
       interleaved: the two cells of a pair share a column wire.
       solver: "geff", "cg" or "auto".
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.wires.input_source(1e-4).topology
+      'input_source'
     """
 
     row: float | Array
@@ -93,6 +98,13 @@ def input_source(
 
     Raises:
       ValueError: a resistance is negative, or the solver is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> wires = js.wires.input_source(1e-3)
+      >>> bool(js.wires.effective_conductance(jnp.ones((8, 4)), wires).max() < 1)
+      True
     """
     if solver not in ("auto", "geff", "cg"):
         raise ValueError(f"solver={solver!r}: must be 'auto', 'geff' or 'cg'")
@@ -121,6 +133,11 @@ def gated(
     Raises:
       ValueError: a resistance is negative.
 
+    Examples:
+      >>> import jaxsim as js
+      >>> js.wires.gated(1e-4).topology
+      'gated'
+
     Source: Xiao et al. (2022), arXiv 2109.01262, p. 42.
     """
     r = _checked({"column": column, "column_terminal": column_terminal})
@@ -144,6 +161,15 @@ def effective_conductance(g: Float[Array, "..."], wires: Wires) -> Float[Array, 
 
     Raises:
       ValueError: the wires are gated, and the array no linear map.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> g, wires = jnp.ones((8, 4)), js.wires.input_source(1e-3)
+      >>> v = jnp.linspace(0, 1, 8)[None]
+      >>> matrix = js.wires.effective_conductance(g, wires)
+      >>> bool(jnp.allclose(v @ matrix, js.wires.currents(g, v, wires), rtol=1e-4))
+      True
     """
     if wires.topology == "gated":
         raise ValueError("wires: a gated array is no linear map of its inputs")
@@ -178,6 +204,13 @@ def solve(
 
     Raises:
       ValueError: the wires are gated.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> found = js.wires.solve(jnp.ones((8, 4)), jnp.ones((1, 8)), js.wires.input_source(1e-3))
+      >>> bool(found.residual.max() < 1e-5)
+      True
     """
     if wires.topology == "gated":
         raise ValueError("wires: a gated array is solved exactly by `currents`")
@@ -198,6 +231,13 @@ def currents(g: Float[Array, "..."], v: Float[Array, "..."], wires: Wires) -> Fl
 
     Returns:
       [*arrays, b, n]; [2, *arrays, b, n] for pairs, the net current and zero.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> i = js.wires.currents(jnp.ones((8, 4)), jnp.ones((1, 8)), js.wires.input_source(1e-3))
+      >>> i.shape, bool(i.max() < 8)  # less than without resistance
+      ((1, 4), True)
     """
     if wires.topology == "gated":
         _, column = _segments(wires, g)
@@ -234,6 +274,12 @@ def parasitic_resistance(core: Core, *, wires: Wires, redrawn: bool = False) -> 
       wires: of the array.
       redrawn: the stored conductances change at every read (read noise), so that nothing can be
         computed when they are written.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> array = js.analog(cells=js.cells.proportional(0.0), wires=js.wires.input_source(1e-4))
+      >>> "wires" in repr(array)
+      True
     """
     fixed = wires.topology == "input_source" and wires.solver != "cg" and not redrawn
 

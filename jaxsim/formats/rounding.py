@@ -43,6 +43,17 @@ class Layer(NamedTuple):
       zero: code of zero, at each weight.
       free: which weights are to be rounded; the others keep their value.
       lo, hi: smallest and largest code.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jax.random.normal(jax.random.key(0), (1, 4, 2))
+      >>> x = jax.random.normal(jax.random.key(1), (16, 4))
+      >>> scale, zero, free = jnp.full(w.shape, 0.5), jnp.zeros(w.shape), jnp.ones(w.shape, bool)
+      >>> layer = js.rounding.Layer(w, (x.T @ x / 16)[None], scale, zero, free, -3.0, 3.0)
+      >>> layer.w.shape, layer.gram.shape
+      ((1, 4, 2), (1, 4, 4))
     """
 
     w: Float[Array, "B K N"]
@@ -72,6 +83,18 @@ def gptq(damping: float | Array = 0.01, *, by_activation: bool = True) -> Roundi
     Raises:
       ValueError: damping is not above 0.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jax.random.normal(jax.random.key(0), (1, 4, 2))
+      >>> x = jax.random.normal(jax.random.key(1), (16, 4))
+      >>> scale, zero, free = jnp.full(w.shape, 0.5), jnp.zeros(w.shape), jnp.ones(w.shape, bool)
+      >>> layer = js.rounding.Layer(w, (x.T @ x / 16)[None], scale, zero, free, -3.0, 3.0)
+      >>> better, plain = js.rounding.gptq()(layer), js.rounding.nearest(layer)
+      >>> bool(js.rounding.cost(layer, better).sum() <= js.rounding.cost(layer, plain).sum())
+      True
+
     Source: Frantar et al. (2023), arXiv 2210.17323, algorithm 1.
     """
     check_range("damping", damping, 0, above=True)
@@ -93,6 +116,18 @@ def adaround(
 
     Raises:
       ValueError: an argument out of range.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jax.random.normal(jax.random.key(0), (1, 4, 2))
+      >>> x = jax.random.normal(jax.random.key(1), (16, 4))
+      >>> scale, zero, free = jnp.full(w.shape, 0.5), jnp.zeros(w.shape), jnp.ones(w.shape, bool)
+      >>> layer = js.rounding.Layer(w, (x.T @ x / 16)[None], scale, zero, free, -3.0, 3.0)
+      >>> rounded = js.rounding.adaround(steps=10)(layer)
+      >>> bool(jnp.all(rounded % 0.5 == 0))  # on the grid
+      True
 
     Source: Nagel et al. (2020), arXiv 2004.10568, eq. 21–24, with the cost of eq. 13.
     """
@@ -119,14 +154,38 @@ def rounded(rounding: Rounding, layer: Layer) -> Float[Array, "B K N"]:
 
 @own_promotion()
 def nearest(layer: Layer) -> Float[Array, "B K N"]:
-    """Each weight rounded to the nearest code."""
+    """Each weight rounded to the nearest code.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jax.random.normal(jax.random.key(0), (1, 4, 2))
+      >>> x = jax.random.normal(jax.random.key(1), (16, 4))
+      >>> scale, zero, free = jnp.full(w.shape, 0.5), jnp.zeros(w.shape), jnp.ones(w.shape, bool)
+      >>> layer = js.rounding.Layer(w, (x.T @ x / 16)[None], scale, zero, free, -3.0, 3.0)
+      >>> bool(jnp.all(js.rounding.nearest(layer) % 0.5 == 0))
+      True
+    """
     w, _, scale, zero, free, lo, hi = layer
     return _on_grid(w, w, scale, zero, free, lo, hi)
 
 
 @own_promotion()
 def cost(layer: Layer, q: Float[Array, "B K N"]) -> Float[Array, "B N"]:
-    """Mean square error of each output."""
+    """Mean square error of each output.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jax.random.normal(jax.random.key(0), (1, 4, 2))
+      >>> x = jax.random.normal(jax.random.key(1), (16, 4))
+      >>> scale, zero, free = jnp.full(w.shape, 0.5), jnp.zeros(w.shape), jnp.ones(w.shape, bool)
+      >>> layer = js.rounding.Layer(w, (x.T @ x / 16)[None], scale, zero, free, -3.0, 3.0)
+      >>> js.rounding.cost(layer, layer.w).tolist()
+      [[0.0, 0.0]]
+    """
     error = layer.w - q
     return jnp.sum(error * _matmul(layer.gram, error), -2)
 

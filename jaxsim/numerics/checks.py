@@ -15,7 +15,14 @@ from jax.core import Tracer
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is known only inside a compiled programme, where no check can see it."""
+    """Whether a value is known only inside a compiled programme, where no check can see it.
+
+    Examples:
+      >>> import jax
+      >>> from jaxsim.numerics import is_traced
+      >>> is_traced(1.0), bool(jax.jit(lambda x: is_traced(x))(1.0))
+      (False, True)
+    """
     return isinstance(value, Tracer)
 
 
@@ -40,6 +47,12 @@ def check_range(
 
     Raises:
       ValueError: it is not.
+
+    Examples:
+      >>> from jaxsim.numerics import check_range
+      >>> check_range("damping", 2.0, 0, 1)
+      Traceback (most recent call last):
+      ValueError: damping=2.0: must be a number of at least 0 and at most 1
     """
     if is_traced(value):
         return
@@ -68,6 +81,10 @@ def check_share(name: str, value: Any) -> None:
 
     Raises:
       ValueError: it is not.
+
+    Examples:
+      >>> from jaxsim.numerics import check_share
+      >>> check_share("sparsity", 0.5)
     """
     check_range(name, value, 0, 1)
     if not is_traced(value) and np.any(np.asarray(value) >= 1):
@@ -86,6 +103,12 @@ def checked_int(name: str, value: Any, lo: int, hi: int | None = None) -> int:
 
     Raises:
       ValueError: it is not one.
+
+    Examples:
+      >>> import numpy as np
+      >>> from jaxsim.numerics import checked_int
+      >>> checked_int("bits", np.int64(8), 1, 16)
+      8
     """
     if not is_whole(value) or value < lo or (hi is not None and value > hi):
         allowed = f"of at least {lo}" if hi is None else f"from {lo} to {hi}"

@@ -32,6 +32,13 @@ def clip_through(
     """Clips to [lo, hi]; its derivative is one on the closed range and zero outside.
 
     That of `jnp.clip` is a half at the ends, where all the values lie that round to the last code.
+
+    Examples:
+      >>> import jax
+      >>> from jaxsim.numerics import clip_through
+      >>> grad = jax.grad(lambda x: clip_through(x, 0.0, 1.0))
+      >>> grad(1.0).item(), grad(3.0).item()  # at the end, and beyond it
+      (1.0, 0.0)
     """
     inside = (x >= lo) & (x <= hi)
     return jnp.where(inside, x, jnp.clip(jax.lax.stop_gradient(x), lo, hi))
@@ -80,6 +87,14 @@ def straight_through(
       exact: computes the result, for instance in integers.
       smooth: the same function of the same arguments, differentiable; it also gives the value
         where a derivative is taken, so that nothing is computed twice.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jaxsim.numerics import straight_through
+      >>> rounded = straight_through(lambda x: jnp.round(x), lambda x: 1.0 * x)
+      >>> rounded(1.4).item(), jax.grad(rounded)(1.4).item()
+      (1.0, 1.0)
     """
     through = jax.custom_jvp(exact)
     through.defjvp(lambda primals, tangents: jax.jvp(smooth, primals, tangents))

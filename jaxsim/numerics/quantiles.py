@@ -21,6 +21,12 @@ def quantile(
       x: float32 values without NaN, n at least 1.
       q: share in [0, 1].
       among: which of the values to look at; None for all. A row without one has quantile zero.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxsim.numerics import quantile
+      >>> quantile(jnp.arange(5.0), 0.5).item()
+      2.0
     """
     last = x.shape[-1] - 1 if among is None else jnp.sum(among, -1).astype(jnp.float32) - 1
     position = jnp.clip(q, 0, 1) * jnp.maximum(last, 0)
