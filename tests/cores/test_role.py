@@ -127,8 +127,8 @@ def test_a_converter_of_ones_own_converts_every_column():
         chip = js.compose(js.quantize(8, 8), js.analog(adc=adc, mapping="offset"))(net)
         return js.deploy(chip, calibrate=x)(x)
 
-    assert levels(outputs(js.adc.uniform(4)._replace(convert=halves))) == 2
-    assert levels(outputs(js.adc.uniform(4))) > 2
+    assert levels(outputs(js.adc.uniform(8)._replace(convert=halves))) <= 2
+    assert levels(outputs(js.adc.uniform(8))) > 2
 
 
 @pytest.mark.parametrize(
