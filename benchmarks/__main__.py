@@ -8,44 +8,21 @@ from __future__ import annotations
 import importlib
 import sys
 
-from benchmarks.record import write_tables
-
-NAMES = (
-    "overhead",
-    "chips",
-    "noise_aware",
-    "influence",
-    "crossbar",
-    "analog_accuracy",
-    "blocked",
-    "blocked_accuracy",
-    "integer",
-    "rounding",
-    "shrink",
-    "pipeline",
-    "efficientnet",
-    "quantization",
-    "qdcnn",
-    "coconet",
-    "sparsity",
-    "nac",
-    "interpreters",
-    "pyramid",
-    "exits",
-    "showcase",
-)
+from benchmarks.common import topics
+from benchmarks.common.record import write_tables
 
 
 def main(args: list[str]) -> int:
     """Runs what was asked for and writes the tables of what was measured."""
-    if not args or args[0] not in (*NAMES, "all", "short", "tables", "figures"):
-        print(f"{__doc__}\nbenchmarks: {', '.join(NAMES)}", file=sys.stderr)
+    names = topics.names()
+    if not args or args[0] not in (*names, "all", "short", "tables", "figures"):
+        print(f"{__doc__}\nbenchmarks: {', '.join(names)}", file=sys.stderr)
         return 2
     name, *rest = args
     if name in ("short", "figures"):
-        return importlib.import_module(f"benchmarks.{name}").main()
-    for chosen in NAMES if name == "all" else () if name == "tables" else (name,):
-        importlib.import_module(f"benchmarks.{chosen}").main(rest)
+        return importlib.import_module(f"benchmarks.common.{name}").main()
+    for chosen in names if name == "all" else () if name == "tables" else (name,):
+        topics.load(chosen).main(rest)
     print(f"wrote {write_tables()}")
     return 0
 

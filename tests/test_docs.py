@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxsim as js
-from benchmarks.graphs import DATA, FILES
+from benchmarks.common.graphs import DATA, FILES
 from tests.support.networks import X, cnn
 
 ROOT = Path(__file__).parent.parent

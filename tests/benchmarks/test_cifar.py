@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.cifar import DATA, pictures, resnet
+from benchmarks.common.cifar import DATA, pictures, resnet
 from jaxsim.data import read_torch_weights
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="shared/data/analog is not there")

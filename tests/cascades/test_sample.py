@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-from benchmarks.graphs import DATA
+from benchmarks.common.graphs import DATA
 from tests.oracles import cascades_networkx
 from tests.support.graphs import build, random_edges
 

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import Mesh
 
 import jaxsim.cascades as jc
-from benchmarks.graphs import ROOT, SEEDS
+from benchmarks.common.graphs import SEEDS
+from benchmarks.common.paths import ROOT
 from jaxsim.cascades import simulate
 from jaxsim.numerics import memory
 from tests.oracles import cascades_enumeration, cascades_networkx

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-from benchmarks.graphs import ROOT
+from benchmarks.common.paths import ROOT
 from jaxsim.cli.influence import Influence, influence
 
 

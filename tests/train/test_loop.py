@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import jaxsim as js
-from benchmarks.chips import retrained
+from benchmarks.common.chips import retrained
 from jaxsim.checkpoint.log import programme
 from jaxsim.data import fashion_mnist
 from jaxsim.models.resnet import ResNet

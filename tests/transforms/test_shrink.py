@@ -8,9 +8,9 @@ import optax
 import pytest
 
 import jaxsim as js
-from benchmarks import torch_networks
-from benchmarks.efficientnet import lite0, weights_file
-from benchmarks.shrink import Small
+from benchmarks.common.efficientnet import lite0, weights_file
+from benchmarks.peers import torch_networks
+from benchmarks.topics.shrink import Small
 from jaxsim.models.resnet import ResNet
 from jaxsim.sparsity.channels.groups import without
 from jaxsim.train.loop import fit
@@ -231,7 +231,7 @@ def test_trained_efficientnet_shrinks_exactly():
 
 
 class Separable(nn.Module):
-    """As `benchmarks.torch_networks.depthwise`."""
+    """As `benchmarks.peers.torch_networks.depthwise`."""
 
     @nn.compact
     def __call__(self, x):

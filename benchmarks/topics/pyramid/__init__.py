@@ -1,0 +1,27 @@
+"""What do token pruning and early exit save on a BERT, and what of it on the clock?"""
+
+from __future__ import annotations
+
+from benchmarks.common.parts import run_parts
+from benchmarks.common.texts import DATA
+from benchmarks.topics.pyramid.accuracy import accuracy
+from benchmarks.topics.pyramid.check import check
+from benchmarks.topics.pyramid.flops import flops
+from benchmarks.topics.pyramid.int8 import int8
+from benchmarks.topics.pyramid.settings import PyramidSettings
+from benchmarks.topics.pyramid.timing import timing
+
+SHORT = ("--only flops", "--only accuracy --data sst2 --seeds 1 --texts 128")
+
+
+def main(args: list[str]) -> None:
+    """Measures the parts asked for."""
+    settings = PyramidSettings.read(args)
+    parts = {
+        "flops": flops,
+        "check": check,
+        "accuracy": accuracy,
+        "timing": timing,
+        "int8": int8,
+    }
+    run_parts(settings, parts, data=DATA, reading=parts.keys() - {"flops"})

@@ -1,0 +1,32 @@
+"""Settings of the benchmark of pyramids, and its data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.common.settings import Checkpointed, Timed
+
+NAMES = {"ag": "AG News", "sst2": "SST-2"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PyramidSettings(Timed, Checkpointed):
+    """Settings of the run."""
+
+    only: Literal["all", "flops", "check", "accuracy", "timing", "int8"] = "all"
+    """Which part."""
+    data: Literal["both", "ag", "sst2"] = "both"
+    """Which texts to learn."""
+    runs: int = 7
+    rows: int = 512
+    """Rows timed."""
+    texts: int = 7000
+    """Of each part of a data set, at most."""
+    log: Path = Path("~/.cache/jaxsim/pyramid/log.json")
+    checkpoints: Path = Path("~/.cache/jaxsim/pyramid")
+
+
+def data_sets(settings: PyramidSettings) -> tuple[str, ...]:
+    return ("ag", "sst2") if settings.data == "both" else (settings.data,)

@@ -1,0 +1,21 @@
+"""What does a quantum dilated convolution cost to simulate, and what does it classify?"""
+
+from __future__ import annotations
+
+from benchmarks.common.parts import run_parts
+from benchmarks.common.small_images import DATA
+from benchmarks.topics.qdcnn.accuracy import accuracy
+from benchmarks.topics.qdcnn.settings import QdcnnSettings
+from benchmarks.topics.qdcnn.timing import timing
+
+SHORT = (
+    "--only timing --runs 5",
+    "--only accuracy --seeds 2 --trained-seeds 2 --sets Fashion-MNIST",
+)
+
+
+def main(args: list[str]) -> None:
+    """Measures the parts asked for."""
+    settings = QdcnnSettings.read(args)
+    parts = {"timing": timing, "accuracy": accuracy}
+    run_parts(settings, parts, data=DATA, reading=("accuracy",))
