@@ -21,7 +21,7 @@ from benchmarks.common.small_images import DATA
 from jaxsim.checkpoint.log import Log
 from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist, rpm
-from jaxsim.models.functions import add_functions, add_task, added
+from jaxsim.models.functions import add_functions, add_task, new_parameter_mask
 from jaxsim.models.neural_interpreter import NeuralInterpreter
 from jaxsim.models.plot import routing_maps
 from jaxsim.models.reasoner import PanelSymbols, Reasoner
@@ -247,8 +247,8 @@ def extend(settings: InterpretersSettings) -> None:
         more = add_functions(*task, 2, jax.random.key(seed + 1))
         fresh = jax.jit(model.init)(jax.random.key(seed + 2), digits[0][:1])["params"]
         ways = {
-            "a head alone": (*task, added(task[1], net.params), 1),
-            "a head and 2 functions": (*more, added(more[1], net.params), 1),
+            "a head alone": (*task, new_parameter_mask(task[1], net.params), 1),
+            "a head and 2 functions": (*more, new_parameter_mask(more[1], net.params), 1),
             "everything": (*task, None, 1),
             "everything, from scratch": (model, fresh, None, 0),
         }

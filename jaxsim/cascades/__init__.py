@@ -4,7 +4,7 @@ from jaxsim.cascades.cover import Cover, coverage, max_cover
 from jaxsim.cascades.exact import exact_influence
 from jaxsim.cascades.graph import (
     ICGraph,
-    LabelledGraph,
+    LabeledGraph,
     from_edges,
     from_networkx,
     from_scipy,
@@ -27,7 +27,7 @@ from jaxsim.cascades.plot import plot_influence
 from jaxsim.cascades.reverse import RRSets, rr_sample
 from jaxsim.cascades.sample import (
     Cascades,
-    LabelledCascades,
+    LabeledCascades,
     from_arrays,
     from_events,
     from_steps,
@@ -36,11 +36,12 @@ from jaxsim.cascades.sample import (
 )
 from jaxsim.cascades.simulate import Spread, influence, simulate_ic
 from jaxsim.cascades.threshold import simulate_lt
+from jaxsim.numerics.renamed import old_names
 
 __all__ = [
     # graphs
     "ICGraph",
-    "LabelledGraph",
+    "LabeledGraph",
     "from_edges",
     "from_networkx",
     "from_scipy",
@@ -56,7 +57,7 @@ __all__ = [
     "exact_influence",
     # observed cascades
     "Cascades",
-    "LabelledCascades",
+    "LabeledCascades",
     "sample_cascades",
     "from_steps",
     "from_arrays",
@@ -69,7 +70,7 @@ __all__ = [
     "diagnose",
     "mle_refine",
     "required_cascades",
-    # maximisation
+    # maximization
     "RRSets",
     "rr_sample",
     "Cover",
@@ -82,3 +83,7 @@ __all__ = [
     "IMSResult",
     "ims",
 ]
+
+__getattr__ = old_names(
+    __name__, {"LabelledGraph": LabeledGraph, "LabelledCascades": LabeledCascades}
+)

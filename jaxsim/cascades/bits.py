@@ -22,7 +22,10 @@ class Threshold(NamedTuple):
 def mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """Scramble 32 bits so that each input bit changes each output bit about half the time.
 
-    Source: Appleby, MurmurHash3, the 32-bit finaliser.
+    Args:
+        h: Words of 32 bits.
+
+    Source: Appleby, MurmurHash3, the 32-bit finalizer.
     """
     h = h ^ (h >> 16)
     h = h * jnp.uint32(0x85EBCA6B)
@@ -32,14 +35,26 @@ def mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 
 def threshold(p: Float[Array, "..."]) -> Threshold:
-    """Encode probabilities for `bernoulli`."""
+    """Encode probabilities for `bernoulli`.
+
+    Args:
+        p: Probabilities in [0, 1].
+
+    Returns:
+        The nearest multiples of 2^-24.
+    """
     q = jnp.round(p * 2.0**24).astype(jnp.uint32)
     high = jnp.minimum(q >> 8, jnp.uint32(0xFFFF))
     return Threshold(high, q - (high << 8))
 
 
 def salts(key: PRNGKeyArray, words: int) -> UInt32[Array, "planes words"]:
-    """Draw what makes one batch of `32 * words` simulations differ from the next."""
+    """Draw random words that make one batch of `32 * words` simulations differ from the next.
+
+    Args:
+        key: Random key.
+        words: Words of 32 simulations in the batch, at least 1.
+    """
     return jax.random.bits(key, (PLANES + 1, words), jnp.uint32)
 
 
@@ -52,9 +67,10 @@ def bernoulli(
     all ones instead of zeros raises the threshold by one, which is how its low part is dithered.
 
     Args:
-        counter: what the bits belong to, such as an edge index; equal counters get equal bits.
-        t: probability of each item.
-        salt: from `salts`.
+        counter: Integers that the bits belong to, such as edge indices; equal counters get
+            equal bits.
+        t: Probability of each item, from `threshold`.
+        salt: Random words of the batch, from `salts`.
 
     Returns:
         Words of bits.
@@ -71,19 +87,32 @@ def bernoulli(
 
 
 def spread(mask: Bool[Array, "*items"], words: int) -> UInt32[Array, "*items words"]:
-    """Repeat a flag over all bits of `words` words."""
+    """Repeat a flag over all bits of `words` words.
+
+    Args:
+        mask: A flag for each item.
+        words: Words of 32 simulations, at least 1.
+    """
     row = jnp.where(mask, jnp.uint32(0xFFFFFFFF), jnp.uint32(0))
     return jnp.broadcast_to(row[..., None], (*mask.shape, words))
 
 
 def unpack(x: UInt32[Array, "*items words"]) -> Bool[Array, "*items sims"]:
-    """Lay the bits out as flags; simulation 32 w + b is bit b of word w."""
+    """Lay the bits out as flags; simulation 32 w + b is bit b of word w.
+
+    Args:
+        x: Words of 32 bits.
+    """
     bits = (x[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     return bits.reshape(*x.shape[:-1], -1).astype(bool)
 
 
 def pack(x: Bool[Array, "*items sims"]) -> UInt32[Array, "*items words"]:
-    """Undo `unpack`; the number of simulations is a multiple of 32."""
+    """Pack flags into words, 32 to a word, as `unpack` reads them.
+
+    Args:
+        x: A flag for each simulation, a multiple of 32 of them.
+    """
     bits = x.reshape(*x.shape[:-1], -1, 32).astype(jnp.uint32)
     return (bits << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
 
@@ -95,7 +124,7 @@ def count_per_simulation(x: UInt32[Array, "rows words"]) -> Int[Array, " sims"]:
     unpacked: a quarter of the work of unpacking every row.
 
     Args:
-        x: one row per node.
+        x: One row per node.
 
     Returns:
         Number of rows whose bit is one, per simulation.

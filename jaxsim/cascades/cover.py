@@ -18,7 +18,16 @@ _Loop = tuple[Array, Array, Array, Array, Array]
 
 
 class Cover(NamedTuple):
-    """A greedy selection and what it covers."""
+    """A greedy selection and what it covers.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 0], [1, 2])  # node 0 reaches both others
+        >>> cover = jc.max_cover(jc.rr_sample(g, jax.random.key(0), 512), 1)
+        >>> cover.seeds.tolist(), cover.gains.tolist()
+        ([0], [512])
+    """
 
     seeds: Int[Array, " k"]
     """Nodes in the order they were picked."""
@@ -36,8 +45,8 @@ def max_cover(rr: RRSets, k: int) -> Cover:
     go to the lowest index, as in the plain greedy algorithm, whose picks these are.
 
     Args:
-        rr: the sets.
-        k: number of nodes.
+        rr: Sets to cover, from `rr_sample`.
+        k: Number of nodes, 1 to n.
 
     Returns:
         Seeds, gains and an upper bound for any k nodes.
@@ -48,6 +57,13 @@ def max_cover(rr: RRSets, k: int) -> Cover:
     Source: Leskovec et al., "Cost-effective outbreak detection in networks", KDD 2007 (lazy
     greedy); Tang et al., "Online processing algorithms for influence maximization", SIGMOD 2018
     (the bound: what is covered plus the k largest gains that are left).
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 0], [1, 2])  # node 0 reaches both others
+        >>> jc.max_cover(jc.rr_sample(g, jax.random.key(0), 512), 1).seeds.tolist()
+        [0]
     """
     n = rr.mem.shape[1]
     if not 1 <= k <= n:
@@ -62,7 +78,7 @@ def _gains(sets: Array, covered: Array) -> Int[Array, " nodes"]:
 
 def _sizes(mem: Array) -> Int[Array, " n"]:
     # Chunk by chunk: XLA's CPU reduction over the outer and the inner axis at once does not
-    # vectorise, and took nine tenths of the whole cover.
+    # vectorize, and took nine tenths of the whole cover.
     def add(c: Array, total: Array) -> Array:
         return total + jnp.bitwise_count(mem[c]).astype(jnp.int32)
 
@@ -117,7 +133,23 @@ def _cover(rr: RRSets, k: int) -> Cover:
 @jax.jit
 @own_promotion()
 def coverage(rr: RRSets, seeds: Int[Array, " k"]) -> Int[Array, ""]:
-    """Count the sets that hold at least one seed."""
+    """Count the sets that hold at least one seed.
+
+    Args:
+        rr: Sets, from `rr_sample`.
+        seeds: Node ids.
+
+    Returns:
+        Number of sets hit.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> import jax.numpy as jnp
+        >>> g = jc.from_edges([0, 0], [1, 2])  # every set holds node 0
+        >>> int(jc.coverage(jc.rr_sample(g, jax.random.key(0), 512), jnp.array([0])))
+        512
+    """
     hit: UInt32[Array, "chunks words"] = jax.lax.reduce(
         rr.mem[:, seeds], jnp.uint32(0), jax.lax.bitwise_or, (1,)
     )

@@ -21,12 +21,13 @@ def spread_frontier(
     kept.
 
     Args:
-        g: the graph.
-        seeds: who starts active in every simulation.
-        salt: from `bits.salts`.
+        g: The graph.
+        seeds: Nodes that start active in every simulation.
+        salt: Random words of the batch, from `bits.salts`.
 
     Returns:
-        Who is active in the end, and in how many simulations each node is. Row n is padding.
+        Simulations in which each node is active in the end, as words, and their number. Row n is
+        padding.
     """
     words = salt.shape[1]
     tail = jnp.append(g.src[g.by_src], g.n)
@@ -81,8 +82,8 @@ def count_touched(
     """Count active nodes per simulation, reading only rows of nodes that are ever active.
 
     Args:
-        active: from `spread_frontier`.
-        count: from `spread_frontier`.
+        active: Words of active simulations, from `spread_frontier`.
+        count: Active simulations of each node, from `spread_frontier`.
 
     Returns:
         Final size of each cascade.

@@ -1,4 +1,4 @@
-"""The graph a cascade runs on: edges sorted by target, and the two layouts the engines read."""
+"""Graphs that cascades run on: edges sorted by target, and the two layouts the engines read."""
 
 import dataclasses
 import re
@@ -9,18 +9,17 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from jaxsim.files.text import read_lines
 from jaxsim.numerics.arrays import own_promotion
-from jaxsim.numerics.checks import checked_int
+from jaxsim.numerics.checks import checked_int, is_traced
 
 ROW_WIDTH = 16  # inputs a pull row may have; longer lists are split and merged again
 
 
 class Pull(NamedTuple):
-    """In-edges as short rows of equal width, so that an OR over in-neighbours has a static shape.
+    """In-edges as short rows of equal width, so that an OR over in-neighbors has a static shape.
 
     A node with at most `ROW_WIDTH` in-edges is one row. The rows of a larger node are the inputs
     of rows on the next level, and so on until one row is left.
@@ -42,6 +41,14 @@ class ICGraph:
 
     Build it with `from_edges`, `from_networkx`, `from_scipy` or `load_edgelist`; these check the
     input. Only `p` should be replaced afterwards (`with_p`): the other fields depend on each other.
+
+    Examples:
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 0, 1], [1, 2, 2], 0.5)
+        >>> g.n, g.m, g.in_degree().tolist()
+        (3, 3, [0, 1, 2])
+        >>> g.with_p(0.25).p.tolist()
+        [0.25, 0.25, 0.25]
     """
 
     src: Int[Array, " m"]
@@ -69,13 +76,13 @@ class ICGraph:
         """The same edges with other probabilities; `p` may be traced, so sweeps compile once.
 
         Args:
-            p: probability per edge in this graph's edge order, or one for all.
+            p: Probability of each edge in this graph's edge order, in [0, 1], or one for all.
 
         Returns:
             A new graph.
 
         Raises:
-            ValueError: a concrete `p` outside [0, 1] or of another shape.
+            ValueError: A concrete `p` outside [0, 1] or of another shape.
         """
         if not is_traced(p):
             _check_probability("p", np.asarray(p))
@@ -90,8 +97,16 @@ class ICGraph:
         return jnp.diff(self.in_start)
 
 
-class LabelledGraph(NamedTuple):
-    """A graph and the names its nodes had in the file or object it came from."""
+class LabeledGraph(NamedTuple):
+    """A graph and the names its nodes had in the file or object it came from.
+
+    Examples:
+        >>> import networkx as nx
+        >>> import jaxsim.cascades as jc
+        >>> found = jc.from_networkx(nx.DiGraph([("a", "b")]), 0.5)
+        >>> found.labels.tolist(), found.graph.m
+        (['a', 'b'], 1)
+    """
 
     graph: ICGraph
     labels: np.ndarray
@@ -159,19 +174,26 @@ def from_edges(
     """Build a graph from concrete edge arrays.
 
     Args:
-        src: tail of each edge, from 0.
-        dst: head of each edge, from 0.
-        p: activation probability of each edge, or one for all.
-        n: number of nodes; by default the largest id plus one.
-        undirected: add each edge's reverse with the same probability.
-        parallel: what repeated (src, dst) pairs are: an error, or one edge of probability
-            `1 - prod(1 - p)` (combine). `undirected` also makes a pair listed both ways a repeat.
+        src: Tail of each edge, a node id from 0.
+        dst: Head of each edge, a node id from 0.
+        p: Activation probability of each edge in [0, 1], or one for all.
+        n: Number of nodes; by default the largest id plus one.
+        undirected: Whether to add each edge's reverse with the same probability.
+        parallel: Treatment of repeated (src, dst) pairs: "error" refuses them, "combine" makes
+            them one edge of probability `1 - prod(1 - p)`. `undirected` also makes a pair
+            listed both ways a repeat.
 
     Returns:
         The graph. Self-loops can never matter and are dropped with a warning.
 
     Raises:
-        ValueError: unequal lengths, an id outside [0, n), p outside [0, 1], a repeated edge.
+        ValueError: Unequal lengths, an id outside [0, n), p outside [0, 1], a repeated edge.
+
+    Examples:
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 1], [1, 2], [0.5, 0.25])
+        >>> g.n, g.m, g.p.tolist()
+        (3, 2, [0.5, 0.25])
     """
     tail, head = np.atleast_1d(np.asarray(src)), np.atleast_1d(np.asarray(dst))
     if tail.shape != head.shape or tail.ndim != 1:
@@ -225,13 +247,32 @@ def from_edges(
 
 @own_promotion()
 def weighted_cascade(g: ICGraph) -> ICGraph:
-    """Give every edge probability 1 / in-degree of its head."""
+    """Give every edge probability 1 / in-degree of its head.
+
+    Args:
+        g: The graph, whose probabilities are replaced.
+
+    Examples:
+        >>> import jaxsim.cascades as jc
+        >>> jc.weighted_cascade(jc.from_edges([0, 1, 0], [2, 2, 1])).p.tolist()
+        [1.0, 0.5, 0.5]
+    """
     return g.with_p(1 / g.in_degree().astype(jnp.float32)[g.dst])
 
 
 @own_promotion()
 def uniform(g: ICGraph, p: float | Float[Array, ""]) -> ICGraph:
-    """Give every edge the same probability."""
+    """Give every edge the same probability.
+
+    Args:
+        g: The graph, whose probabilities are replaced.
+        p: Probability of each edge, in [0, 1]. Traced.
+
+    Examples:
+        >>> import jaxsim.cascades as jc
+        >>> jc.uniform(jc.from_edges([0, 1], [1, 2]), 0.25).p.tolist()
+        [0.25, 0.25]
+    """
     return g.with_p(jnp.asarray(p, jnp.float32))
 
 
@@ -239,7 +280,20 @@ def uniform(g: ICGraph, p: float | Float[Array, ""]) -> ICGraph:
 def trivalency(
     g: ICGraph, key: PRNGKeyArray, levels: tuple[float, ...] = (0.1, 0.01, 0.001)
 ) -> ICGraph:
-    """Give every edge one of a few probabilities, drawn uniformly."""
+    """Give every edge one of a few probabilities, drawn uniformly.
+
+    Args:
+        g: The graph, whose probabilities are replaced.
+        key: Random key.
+        levels: Probabilities to draw from, each in [0, 1].
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 1], [1, 2])
+        >>> jc.trivalency(g, jax.random.key(0), (0.5,)).p.tolist()
+        [0.5, 0.5]
+    """
     return g.with_p(jax.random.choice(key, jnp.asarray(levels, jnp.float32), (g.m,)))
 
 
@@ -250,27 +304,37 @@ def load_edgelist(
     probabilities: bool = False,
     skip_lines: int = 0,
     parallel: Literal["error", "combine"] = "combine",
-) -> LabelledGraph:
-    """Read an edge list in the manner of SNAP: one `src dst` or `src dst p` a line.
+) -> LabeledGraph:
+    r"""Read an edge list in the manner of SNAP: one `src dst` or `src dst p` a line.
 
     Args:
-        path: text file in UTF-8, columns separated by white space or commas; lines starting with
+        path: Text file in UTF-8, columns separated by white space or commas; lines starting with
             # or % are comments. Node names are whole numbers of any length, or any text without
             commas and white space that is no number.
-        undirected: each line is an edge both ways.
-        probabilities: take p from the third column; otherwise every p is 1 (follow with
+        undirected: Whether each line is an edge both ways.
+        probabilities: Whether p is the third column; otherwise every p is 1 (follow with
             `weighted_cascade`, `uniform` or `trivalency`).
-        skip_lines: lines to leave out at the start, such as a header of sizes.
-        parallel: see `from_edges`.
+        skip_lines: Lines to leave out at the start, such as a header of sizes, at least 0.
+        parallel: Treatment of repeated edges, as in `from_edges`.
 
     Returns:
         The graph and the file's node names as they are written there, in order: integers where
         all are integers of 64 bits, else text.
 
     Raises:
-        ValueError: a line that does not parse, with its number, another encoding, or a file
+        ValueError: A line that does not parse, with its number, another encoding, or a file
             without edges.
-        FileNotFoundError: no such file.
+        FileNotFoundError: No such file.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> import jaxsim.cascades as jc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "edges.txt")
+        ...     _ = path.write_text("# a comment\n10 20\n20 30\n")
+        ...     found = jc.load_edgelist(path)
+        >>> found.labels.tolist(), found.graph.src.tolist(), found.graph.dst.tolist()
+        ([10, 20, 30], [0, 1], [1, 2])
     """
     skip_lines, columns = checked_int("skip_lines", skip_lines, 0), 3 if probabilities else 2
     names: list[str] = []
@@ -291,11 +355,11 @@ def load_edgelist(
             strengths.append(_strength(path, number, fields[2]))
     if not names:
         raise ValueError(f"path = {path} holds no edge; allowed: at least one line `src dst`")
-    labels, ids = _numbered(path, names, where)
+    labels, ids = _node_ids(path, names, where)
     src, dst = ids.reshape(-1, 2).T
     p = np.asarray(strengths) if probabilities else 1.0
     graph = from_edges(src, dst, p, len(labels), undirected=undirected, parallel=parallel)
-    return LabelledGraph(graph, labels)
+    return LabeledGraph(graph, labels)
 
 
 _SEPARATOR = re.compile(r"\s*,\s*|\s+")
@@ -315,7 +379,7 @@ def _strength(path: str | PathLike[str], number: int, field: str) -> float:
     return p
 
 
-def _numbered(
+def _node_ids(
     path: str | PathLike[str], names: list[str], where: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Names of nodes in order, and the place there of each name of a file, two a line."""
@@ -342,18 +406,25 @@ def _numbered(
     return labels, np.fromiter((index[name] for name in names), np.int64, len(names))
 
 
-def from_networkx(g: Any, p: str | float = 1.0) -> LabelledGraph:
+def from_networkx(g: Any, p: str | float = 1.0) -> LabeledGraph:
     """Convert a networkx graph; an undirected edge becomes two, a parallel edge is combined.
 
     Args:
-        g: a networkx (Di/Multi)Graph.
-        p: probability of every edge, or the edge attribute that holds it.
+        g: A networkx graph, directed or not, with or without parallel edges.
+        p: Probability of every edge in [0, 1], or the name of the edge attribute that has it.
 
     Returns:
         The graph and the networkx node of each index.
 
     Raises:
-        ValueError: an edge without the attribute, or p outside [0, 1].
+        ValueError: An edge without the attribute, or p outside [0, 1].
+
+    Examples:
+        >>> import networkx as nx
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_networkx(nx.path_graph(3), 0.5).graph  # undirected: both ways
+        >>> g.n, g.m
+        (3, 4)
     """
     nodes = list(g.nodes)
     index = {node: i for i, node in enumerate(nodes)}
@@ -378,20 +449,27 @@ def from_networkx(g: Any, p: str | float = 1.0) -> LabelledGraph:
     )
     labels = np.empty(len(nodes), object)
     labels[:] = nodes
-    return LabelledGraph(graph, labels)
+    return LabeledGraph(graph, labels)
 
 
 def from_scipy(matrix: Any) -> ICGraph:
     """Convert a scipy sparse matrix: entry (u, v) is the probability of the edge u -> v.
 
     Args:
-        matrix: square sparse matrix with entries in [0, 1].
+        matrix: Square sparse matrix with entries in [0, 1]; entry (u, v) is the edge u -> v.
 
     Returns:
         The graph; explicit zeros stay edges of probability 0.
 
     Raises:
-        ValueError: a matrix that is not square, or an entry outside [0, 1].
+        ValueError: A matrix that is not square, or an entry outside [0, 1].
+
+    Examples:
+        >>> import scipy.sparse
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_scipy(scipy.sparse.coo_matrix(([0.5], ([0], [1])), (3, 3)))
+        >>> g.n, g.m, g.p.tolist()
+        (3, 1, [0.5])
     """
     rows, columns = matrix.shape
     if rows != columns:
@@ -408,14 +486,14 @@ def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
     """Turn seed ids into a mask; -1 pads and repeated ids count once.
 
     Args:
-        g: the graph.
-        seeds: node ids in [0, n), or -1; traced values are clipped to that by dropping the rest.
+        g: The graph.
+        seeds: Node ids in [0, n), or -1; traced values are clipped to that by dropping the rest.
 
     Returns:
         True at each seed.
 
     Raises:
-        ValueError: a concrete id outside that range.
+        ValueError: A concrete id outside that range.
     """
     if not is_traced(seeds):
         ids = np.asarray(seeds)
@@ -428,11 +506,10 @@ def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
     return jnp.zeros(g.n, bool).at[jnp.where(ids < 0, g.n, ids)].set(True, mode="drop")
 
 
-def is_traced(x: object) -> bool:
-    """Whether `x` is a value that a transformation such as `jit` is tracing."""
-    return isinstance(x, Tracer)
-
-
 def concrete(x: Array) -> np.ndarray | None:
-    """The value of `x` as numpy, or None where it is being traced."""
+    """The value of `x` as numpy, or None where it is being traced.
+
+    Args:
+        x: An array.
+    """
     return None if is_traced(x) else np.asarray(x)

@@ -1,4 +1,4 @@
-"""Influence maximisation from samples: cascades in, seeds out."""
+"""Influence maximization from samples: cascades in, seeds out."""
 
 import warnings
 from typing import Literal, NamedTuple
@@ -18,14 +18,24 @@ SIMULATIONS = 8192  # cascades that "best_of" estimates a spread from
 
 
 class IMSResult(NamedTuple):
-    """Seeds and how they were found."""
+    """Seeds, both candidates for them, and the network that was learned.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 0, 0], [1, 2, 3], 0.9, 5)
+        >>> seen = jc.sample_cascades(g, 0.2, jax.random.key(0), 2000)
+        >>> found = jc.ims(seen, 1, jax.random.key(1))
+        >>> found.branch, found.seeds.tolist()
+        ('learned', [0])
+    """
 
     seeds: Int[Array, " k"]
     """The answer: `T1` or `T2`."""
     branch: Literal["learned", "observed"]
     """Which of the two it is."""
     T1: Int[Array, " k"]
-    """Seeds maximised on the estimated graph."""
+    """Seeds maximized on the estimated graph."""
     T2: Int[Array, " k"]
     """Seeds of one random observed cascade, cut or padded to k."""
     U: Bool[Array, " n"]
@@ -53,16 +63,16 @@ def ims(
     them all the same, so that either the learned seeds or those of a random cascade do well.
 
     Args:
-        c: the cascades.
-        k: number of seeds.
-        key: random key.
-        mode: "learn" maximises on the estimated graph. "mixed" returns that or the seeds of a
+        c: Observed cascades, at least one; two unless `mode` is "learn".
+        k: Number of seeds, 1 to n.
+        key: Random key.
+        mode: "learn" maximizes on the estimated graph. "mixed" returns that or the seeds of a
             random cascade, by the toss of a coin. "best_of" compares the estimated spread of the
             first with the mean observed spread scaled down to k seeds: a heuristic of this
             package, without a guarantee.
-        eps: see `maximize_influence`.
-        tau: see `infer_network`.
-        z: see `NetworkEstimate.to_graph`.
+        eps: Slack of the certificate, above 0 and below 1 - 1/e, as in `maximize_influence`.
+        tau: Limit below which nodes are unlearnable, as in `infer_network`.
+        z: Standard errors that an edge must exceed, as in `NetworkEstimate.to_graph`.
 
     Returns:
         Seeds, both candidates and the estimate.
@@ -72,6 +82,15 @@ def ims(
 
     Source: Chen, Sun, Zhang, Zhang, "Network Inference and Influence Maximization from Samples",
     ICML 2021.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 0, 0], [1, 2, 3], 0.9, 5)
+        >>> seen = jc.sample_cascades(g, 0.2, jax.random.key(0), 2000)
+        >>> found = jc.ims(seen, 1, jax.random.key(1))
+        >>> found.seeds.tolist()
+        [0]
     """
     check_cascades(c)
     if not 1 <= k <= c.n:

@@ -1,4 +1,4 @@
-"""Edge probabilities from the first step of observed cascades, in closed form."""
+"""Edge probabilities estimated from the first step of observed cascades, in closed form."""
 
 import functools
 import math
@@ -19,7 +19,19 @@ CHUNK = 4095  # cascades counted at a time: both counts then fit the 24 exact bi
 
 
 class NetworkEstimate(NamedTuple):
-    """What the cascades say about every ordered pair of nodes (u, v)."""
+    """Estimated probability of every ordered pair of nodes (u, v), with errors and counts.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0], [1], 0.5, 3)
+        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+        >>> estimate = jc.infer_network(seen)
+        >>> [[int(v) for v in row] for row in estimate.structure(0.3)]
+        [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+        >>> estimate.to_graph().m
+        1
+    """
 
     p: Float[Array, "n n"]
     """Probability of the edge u -> v, clipped to [0, 1]; 0 where not identifiable."""
@@ -45,7 +57,7 @@ class NetworkEstimate(NamedTuple):
         """Decide which edges exist, given that none is weaker than `beta`.
 
         Args:
-            beta: smallest probability of an edge.
+            beta: Smallest probability of an edge, in (0, 1].
 
         Returns:
             True where the estimate exceeds beta / 2.
@@ -62,15 +74,15 @@ class NetworkEstimate(NamedTuple):
         """Keep the edges that stand out of the noise.
 
         Args:
-            min_p: smallest probability kept.
-            z: smallest ratio of estimate to standard error kept. Without it the clipped noise of
-                n^2 absent edges adds up to a phantom graph.
+            min_p: Probability that a kept edge exceeds, at least 0.
+            z: Smallest ratio of estimate to standard error of a kept edge, at least 0. Without it
+                the clipped noise of n^2 absent edges adds up to a phantom graph.
 
         Returns:
             A graph over the same nodes.
 
         Raises:
-            ValueError: a negative argument.
+            ValueError: A negative argument.
         """
         if not (min_p >= 0 and z >= 0):
             raise ValueError(f"min_p = {min_p}, z = {z}; allowed: at least 0")
@@ -161,10 +173,10 @@ def check_cascades(c: Cascades) -> None:
     """Refuse cascades that no estimate can come from.
 
     Args:
-        c: the cascades.
+        c: Observed cascades.
 
     Raises:
-        ValueError: none, or unequal shapes.
+        ValueError: None, or unequal shapes.
     """
     if c.S0.ndim != 2 or c.S0.shape != c.S1.shape or not c.t or not c.n:
         raise ValueError(
@@ -181,18 +193,28 @@ def infer_network(c: Cascades, *, tau: float | None = None) -> NetworkEstimate:
     `1 - p = (1 - a(v | u)) / (1 - a(v | not u))`, whatever the graph, if seeds are independent.
 
     Args:
-        c: the cascades; only seeds and first activations are read.
-        tau: nodes with 1 - ap below this are called unlearnable; 1 / (4 n) by default.
+        c: Observed cascades; only seeds and first activations are read.
+        tau: Limit in [0, 1]: nodes with 1 - ap below it are called unlearnable; 1 / (4 n) by
+            default.
 
     Returns:
         Estimates with standard errors and masks.
 
     Raises:
-        ValueError: no cascades, or tau outside [0, 1].
+        ValueError: No cascades, or tau outside [0, 1].
         MemoryError: n x n arrays exceed `memory.LIMIT`.
 
     Source: Chen, Sun, Zhang, Zhang, "Network Inference and Influence Maximization from Samples",
     ICML 2021. The standard error is this package's (delta method).
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0], [1], 0.5, 3)
+        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+        >>> estimate = jc.infer_network(seen)
+        >>> round(float(estimate.p[0, 1]), 1)
+        0.5
     """
     check_cascades(c)
     if tau is not None and not 0 <= tau <= 1:
@@ -203,7 +225,17 @@ def infer_network(c: Cascades, *, tau: float | None = None) -> NetworkEstimate:
 
 
 class Diagnosis(NamedTuple):
-    """How far the cascades are from what the estimator assumes."""
+    """Measures of how far cascades depart from what the estimator assumes.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0], [1], 0.5, 3)
+        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+        >>> found = jc.diagnose(seen, jc.infer_network(seen))
+        >>> bool(found.seed_dependence < 2), float(found.identifiable)
+        (True, 1.0)
+    """
 
     q_least: Float[Array, ""]
     """Rarest node's share of cascades as a seed."""
@@ -224,11 +256,20 @@ def diagnose(c: Cascades, estimate: NetworkEstimate) -> Diagnosis:
     is biased, and this shows it.
 
     Args:
-        c: the cascades.
-        estimate: from `infer_network`.
+        c: Observed cascades.
+        estimate: Their estimate, from `infer_network`.
 
     Returns:
         The diagnosis.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0], [1], 0.5, 3)
+        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+        >>> found = jc.diagnose(seen, jc.infer_network(seen))
+        >>> round(float(found.q_least), 1), round(float(found.q_most), 1)
+        (0.3, 0.3)
     """
     n = c.n
     q = estimate.q
@@ -257,11 +298,11 @@ def required_cascades(
     """Bound the number of cascades that estimates every pair to within `eta`.
 
     Args:
-        n: number of nodes.
-        eta: largest error of any probability.
-        delta: chance that some error is larger.
-        alpha: least chance that a node stays inactive at step 1.
-        gamma: every node is a seed with a chance in [gamma, 1 - gamma].
+        n: Number of nodes, at least 1.
+        eta: Largest error of any probability, in (0, 1].
+        delta: Chance that some error is larger, in (0, 1].
+        alpha: Least chance that a node stays inactive at step 1, in (0, 1].
+        gamma: Every node is a seed with a chance in [gamma, 1 - gamma]; in (0, 1/2].
         form: "direct" follows from Hoeffding's inequality on the two frequencies, with the
             numbers of cascades they are taken over at their expectation; "paper" has the
             published rate in eta, alpha and gamma with its constant as recalled.
@@ -270,7 +311,12 @@ def required_cascades(
         Number of cascades. Far fewer do in practice: read the standard errors.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: An argument out of range.
+
+    Examples:
+        >>> import jaxsim.cascades as jc
+        >>> jc.required_cascades(10, eta=0.1, delta=0.05, alpha=0.5, gamma=0.2)
+        198168
     """
     for name, value, most in (
         ("eta", eta, 1.0),
@@ -296,22 +342,22 @@ def _refine(s0: Array, s1: Array, init: Array, steps: int) -> Array:
     x, y = s0.astype(jnp.float32), s1.astype(jnp.float32)
     seen = 1 - x
     absent = jnp.eye(x.shape[1], dtype=bool)
-    optimiser = optax.adam(optax.cosine_decay_schedule(0.05, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, steps))
 
     def loss(theta: Array) -> Array:
         pull = x @ theta
-        # An activation without an active in-neighbour is impossible; the floor keeps it finite.
+        # An activation without an active in-neighbor is impossible; the floor keeps it finite.
         log_active = jnp.log(jnp.maximum(-jnp.expm1(-pull), 1e-7))
         return -(seen * (y * log_active - (1 - y) * pull)).sum() / x.shape[0]
 
     def step(carry: tuple[Array, optax.OptState], _: None):
         theta, state = carry
-        updates, state = optimiser.update(jax.grad(loss)(theta), state)
+        updates, state = optimizer.update(jax.grad(loss)(theta), state)
         theta = jnp.maximum(jnp.asarray(optax.apply_updates(theta, updates)), 0.0)
         return (jnp.where(absent, 0.0, theta), state), None
 
     theta = jnp.where(absent, 0.0, -jnp.log1p(-jnp.clip(init, 1e-3, 1 - 2.0**-24)))
-    (theta, _), _ = jax.lax.scan(step, (theta, optimiser.init(theta)), None, length=steps)
+    (theta, _), _ = jax.lax.scan(step, (theta, optimizer.init(theta)), None, length=steps)
     return -jnp.expm1(-theta)
 
 
@@ -322,16 +368,25 @@ def mle_refine(c: Cascades, init: Float[Array, "n n"], steps: int = 600) -> Floa
     usually two to three times as accurate. The likelihood is concave in -log(1 - p).
 
     Args:
-        c: the cascades.
-        init: probabilities to start from, such as `NetworkEstimate.p`.
-        steps: steps of Adam over all cascades.
+        c: Observed cascades.
+        init: Probabilities to start from, [n, n], such as `NetworkEstimate.p`.
+        steps: Steps of Adam over all cascades, at least 1.
 
     Returns:
         Probabilities in [0, 1].
 
     Raises:
-        ValueError: no cascades, `init` of another shape, or no steps.
-        MemoryError: the cascades as floats exceed `memory.LIMIT`.
+        ValueError: No cascades, `init` of another shape, or no steps.
+        MemoryError: The cascades as floats exceed `memory.LIMIT`.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0], [1], 0.5, 3)
+        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+        >>> p = jc.mle_refine(seen, jc.infer_network(seen).p, steps=50)
+        >>> p.shape, bool(abs(p[0, 1] - 0.5) < 0.1)
+        ((3, 3), True)
     """
     check_cascades(c)
     if init.shape != (c.n, c.n):

@@ -1,4 +1,4 @@
-"""Seeds of near-maximal influence, with a certificate."""
+"""Seeds of near-maximal influence, picked with a certificate."""
 
 import math
 from collections.abc import Callable
@@ -16,11 +16,23 @@ from jaxsim.numerics.arrays import own_promotion
 FIRST = 3  # sets that seeds are picked on for each set that certifies them
 LEAP = 6  # sizes passed over at once: a factor of eight
 PER_SEED, ENOUGH = 128, 8192  # sets to pick on from the start: fewer certify worse seeds
+GREEDY_RATIO = 1 - 1 / math.e  # of the largest coverage that greedy seeds reach at least
+PARTS = FIRST + 1
+SMALLEST = PARTS * round_theta(1)
 TYPICAL_RATIO = 0.72  # lower / upper that certificates of real graphs tend to
 
 
 class IMResult(NamedTuple):
-    """Seeds and how good they are known to be."""
+    """Seeds with bounds on their spread and on the best possible one.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 0], [1, 2], n=10)  # node 0 reaches two others
+        >>> found = jc.maximize_influence(g, 1, jax.random.key(0))
+        >>> found.lower <= 3 <= found.upper, found.certified
+        (True, True)
+    """
 
     seeds: Int[Array, " k"]
     """Best first."""
@@ -42,10 +54,10 @@ def spread_at_least(covered: int, theta: int, n: int, a: float) -> float:
     """Bound the spread of given seeds from below.
 
     Args:
-        covered: sets that the seeds hit, in a sample that was not used to pick them.
-        theta: number of sets in that sample.
-        n: number of nodes.
-        a: log of 1 / (probability that the bound fails).
+        covered: Sets that the seeds hit, in a sample that was not used to pick them.
+        theta: Number of sets in that sample.
+        n: Number of nodes.
+        a: Logarithm of 1 / (probability that the bound fails).
 
     Returns:
         Number of nodes.
@@ -60,10 +72,10 @@ def spread_at_most(at_most: int, theta: int, n: int, a: float) -> float:
     """Bound the spread of the best seeds from above.
 
     Args:
-        at_most: no choice of seeds hits more sets than this.
-        theta: number of sets in the sample.
-        n: number of nodes.
-        a: log of 1 / (probability that the bound fails).
+        at_most: Largest number of sets that any choice of seeds hits.
+        theta: Number of sets in the sample.
+        n: Number of nodes.
+        a: Logarithm of 1 / (probability that the bound fails).
 
     Returns:
         Number of nodes.
@@ -106,79 +118,104 @@ def maximize_influence(
     are.
 
     Args:
-        g: the graph (independent cascade).
-        k: number of seeds.
-        key: random key.
-        eps: stop at a ratio of 1 - 1/e - eps.
-        delta: probability that the certificate is wrong; 1/n by default.
-        max_rr: the most sets to sample in all; the result may then not be certified.
-        lanes: see `rr_sample`.
-        progress: after each growth of the samples, called with the state of the search.
+        g: The graph, of independent cascades.
+        k: Number of seeds, 1 to n.
+        key: Random key.
+        eps: Slack at which to stop: the ratio reaches 1 - 1/e - eps; above 0, below 1 - 1/e.
+        delta: Probability that the certificate is wrong, in (0, 1); 1/n by default.
+        max_rr: Largest number of sets to sample in all, at least 2048; the result may then not
+            be certified.
+        lanes: Sets at work at once, as in `rr_sample`.
+        progress: Function called with the state of the search after each growth of the samples.
 
     Returns:
         Seeds, bounds and whether they are certified.
 
     Raises:
         ValueError: k, eps, delta or max_rr out of range.
-        MemoryError: more sets are needed than fit; set `max_rr` to stop before that.
+        MemoryError: More sets are needed than fit; set `max_rr` to stop before that.
 
     Source: Tang et al., "Online processing algorithms for influence maximization", SIGMOD 2018.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 0], [1, 2], n=10)  # node 0 reaches two others
+        >>> found = jc.maximize_influence(g, 1, jax.random.key(0))
+        >>> found.seeds.tolist(), found.certified
+        ([0], True)
     """
     n = g.n
     if not 1 <= k <= n:
         raise ValueError(f"k = {k}; allowed: 1 to n = {n}")
-    limit = 1 - 1 / math.e
-    if not 0 < eps < limit:
-        raise ValueError(f"eps = {eps}; allowed: above 0, below 1 - 1/e = {limit:.4f}")
+    if not 0 < eps < GREEDY_RATIO:
+        raise ValueError(f"eps = {eps}; allowed: above 0, below 1 - 1/e = {GREEDY_RATIO:.4f}")
     delta = 1 / max(n, 2) if delta is None else delta
     if not 0 < delta < 1:
         raise ValueError(f"delta = {delta}; allowed: above 0, below 1")
-    parts = FIRST + 1
-    smallest = parts * round_theta(1)
-    if max_rr is not None and max_rr < smallest:
-        raise ValueError(f"max_rr = {max_rr}; allowed: at least {smallest}, four chunks of sets")
-
-    log = math.log(6 / delta)
-    theta = 4 / parts * (limit * math.sqrt(log) + math.sqrt(limit * (_log_choose(n, k) + log))) ** 2
-    theta = max(theta, min(PER_SEED * k, ENOUGH) / FIRST)
-    rounds = max(1, math.ceil(math.log2(n / (k * eps**2))))
-    # Sizes grow by factors of 3/2 and 4/3 in turn: 1, 1.5, 2, 3, 4, 6, ...
-    factors = [2 ** (i // 2) * (1 + i % 2 / 2) for i in range(2 * rounds + 1)]
-    sizes = sorted({round_theta(math.ceil(theta * factor)) for factor in factors})
+    if max_rr is not None and max_rr < SMALLEST:
+        raise ValueError(f"max_rr = {max_rr}; allowed: at least {SMALLEST}, four chunks of sets")
+    sizes = _sizes(n, k, eps, delta)
+    # The bounds hold together at all sizes, those that `max_rr` leaves out included.
     a = math.log(3 * len(sizes) / delta)
     if max_rr is not None:
-        sizes = [s for s in sizes if parts * s <= max_rr] or [max_rr // smallest * round_theta(1)]
+        fitting = [s for s in sizes if PARTS * s <= max_rr]
+        sizes = fitting or [max_rr // SMALLEST * round_theta(1)]
 
     result = None
     first = second = empty_sets(g)
     i = 0
     while i < len(sizes):
-        size = sizes[i]
         # Both samples come from one call, so that the long sets of one overlap the other's.
-        new = rr_sample(g, jax.random.fold_in(key, i), parts * (size - second.theta), lanes)
+        missing = PARTS * (sizes[i] - second.theta)
+        new = rr_sample(g, jax.random.fold_in(key, i), missing, lanes)
         first, second = _grow(first, second, new)
-        cover = max_cover(first, k)
-        covered, at_most = jax.device_get((coverage(second, cover.seeds), cover.at_most))
-        lower = spread_at_least(int(covered), size, n, a)
-        upper = spread_at_most(int(at_most), FIRST * size, n, a)
-        result = IMResult(
-            seeds=cover.seeds,
-            spread=float(covered) * n / size,
-            lower=lower,
-            upper=upper,
-            ratio=lower / upper,
-            n_rr=parts * size,
-            certified=lower >= (limit - eps) * upper,
-        )
+        result = _certify(first, second, n, k, a, eps)
         if progress is not None:
             progress(result)
         if result.certified:
             break
-        # The gap to what a large sample would show closes with the root of its size. This only
-        # says which sizes to leave out; the union bound over all of them still holds.
-        growth = ((TYPICAL_RATIO - result.ratio) / (TYPICAL_RATIO - limit + eps)) ** 2
-        i, last = i + 1, min(i + LEAP, len(sizes) - 1)
-        while i < last and sizes[i] < growth * size:
-            i += 1
+        i = _next_size(sizes, i, result.ratio, eps)
     assert result is not None
     return result
+
+
+def _sizes(n: int, k: int, eps: float, delta: float) -> list[int]:
+    """Sizes of the certifying sample to try, from the smallest to one that surely suffices."""
+    log = math.log(6 / delta)
+    root = math.sqrt(GREEDY_RATIO * (_log_choose(n, k) + log))
+    theta = 4 / PARTS * (GREEDY_RATIO * math.sqrt(log) + root) ** 2
+    theta = max(theta, min(PER_SEED * k, ENOUGH) / FIRST)
+    rounds = max(1, math.ceil(math.log2(n / (k * eps**2))))
+    # Sizes grow by factors of 3/2 and 4/3 in turn: 1, 1.5, 2, 3, 4, 6, ...
+    factors = [2 ** (i // 2) * (1 + i % 2 / 2) for i in range(2 * rounds + 1)]
+    return sorted({round_theta(math.ceil(theta * factor)) for factor in factors})
+
+
+def _certify(first: RRSets, second: RRSets, n: int, k: int, a: float, eps: float) -> IMResult:
+    """Seeds picked on the first sample, with bounds from both."""
+    size = second.theta
+    cover = max_cover(first, k)
+    covered, at_most = jax.device_get((coverage(second, cover.seeds), cover.at_most))
+    lower = spread_at_least(int(covered), size, n, a)
+    upper = spread_at_most(int(at_most), FIRST * size, n, a)
+    return IMResult(
+        seeds=cover.seeds,
+        spread=float(covered) * n / size,
+        lower=lower,
+        upper=upper,
+        ratio=lower / upper,
+        n_rr=PARTS * size,
+        certified=lower >= (GREEDY_RATIO - eps) * upper,
+    )
+
+
+def _next_size(sizes: list[int], i: int, ratio: float, eps: float) -> int:
+    """Index of the size to try after `sizes[i]`, past those that are too small to certify."""
+    # The gap to what a large sample would show closes with the root of its size. This only
+    # says which sizes to leave out; the union bound over all of them still holds.
+    growth = ((TYPICAL_RATIO - ratio) / (TYPICAL_RATIO - GREEDY_RATIO + eps)) ** 2
+    at, last = i + 1, min(i + LEAP, len(sizes) - 1)
+    while at < last and sizes[at] < growth * sizes[i]:
+        at += 1
+    return at

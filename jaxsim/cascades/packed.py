@@ -15,7 +15,11 @@ _Loop = tuple[Array, Array, Int[Array, ""]]
 
 
 def slots(g: ICGraph) -> int:
-    """Number of live words one simulation word needs: edges, padded to row widths."""
+    """Count the live words that one word of simulations needs: edges, padded to row widths.
+
+    Args:
+        g: The graph.
+    """
     return sum(tails.size for tails in g.pull.tails)
 
 
@@ -23,8 +27,8 @@ def draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> Live:
     """Flip every edge's coin in every simulation.
 
     Args:
-        g: the graph.
-        salt: from `bits.salts`.
+        g: The graph.
+        salt: Random words of the batch, from `bits.salts`.
 
     Returns:
         Live bits in the pull layout.
@@ -46,12 +50,12 @@ def sweep(g: ICGraph, live: Live, active: UInt32[Array, "n words"]) -> UInt32[Ar
     """Advance every simulation by one time step.
 
     Args:
-        g: the graph.
-        live: from `draw_live`.
-        active: who is active.
+        g: The graph.
+        live: Live bits of the edges, from `draw_live`.
+        active: Words of simulations in which each node is active.
 
     Returns:
-        Who is active afterwards.
+        Words of simulations in which each node is active afterwards.
     """
     if not g.pull.levels:
         return active
@@ -78,12 +82,12 @@ def settle(
     """Repeat `step` until nothing changes, or `max_steps` times.
 
     Args:
-        step: one time step, such as `sweep` with its first arguments bound.
-        active: who is active at the start.
-        max_steps: the most steps, or None.
+        step: One time step, such as `sweep` with its first arguments bound.
+        active: Who is active at the start.
+        max_steps: The most steps, or None.
 
     Returns:
-        Who is active in the end.
+        Words of simulations in which each node is active in the end.
     """
 
     def unfinished(loop: _Loop) -> Array:
@@ -108,13 +112,13 @@ def spread_packed(
     """Run one batch of independent cascades.
 
     Args:
-        g: the graph.
-        active: the seeds.
-        salt: from `bits.salts`.
-        max_steps: the most time steps, or None.
+        g: The graph.
+        active: Words of simulations in which each node is a seed.
+        salt: Random words of the batch, from `bits.salts`.
+        max_steps: Largest number of time steps, or None.
 
     Returns:
-        Who is active in the end.
+        Words of simulations in which each node is active in the end.
     """
     live = draw_live(g, salt)
     return settle(lambda a: sweep(g, live, a), active, max_steps)

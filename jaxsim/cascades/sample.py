@@ -1,4 +1,4 @@
-"""Observed cascades: sampled from a graph, or read from what somebody else recorded."""
+"""Observed cascades: sampled from a graph, or read from a record."""
 
 import functools
 from collections.abc import Sequence
@@ -21,7 +21,15 @@ WORDS = 8  # words of cascades sampled together
 
 
 class Cascades(NamedTuple):
-    """Observed cascades, one a row."""
+    """Observed cascades, one a row.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> seen = jc.from_steps([[[0], [1, 2]], [[2]]], n=3)
+        >>> seen.t, seen.n, seen.final_size.tolist()
+        (2, 3, [3, 1])
+    """
 
     S0: Bool[Array, "t n"]
     """Seeds."""
@@ -55,10 +63,10 @@ def sample_cascades(
     """Sample cascades whose seeds are drawn node by node.
 
     Args:
-        g: the graph.
-        q: probability that each node is a seed, or one for all.
-        key: random key.
-        t: number of cascades.
+        g: The graph.
+        q: Probability that each node is a seed, [n] in [0, 1], or one for all.
+        key: Random key.
+        t: Number of cascades, at least 1.
         record: "one_step" keeps seeds, first activations and final size; "steps" also keeps when
             each node became active.
 
@@ -67,7 +75,14 @@ def sample_cascades(
 
     Raises:
         ValueError: t below 1, q outside [0, 1] or of another shape.
-        MemoryError: the record exceeds `memory.LIMIT`.
+        MemoryError: The record exceeds `memory.LIMIT`.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0], [1])
+        >>> jc.sample_cascades(g, [1.0, 0.0], jax.random.key(0), 2).S1.tolist()
+        [[False, True], [False, True]]
     """
     if t < 1:
         raise ValueError(f"t = {t}; allowed: at least 1")
@@ -133,16 +148,21 @@ def from_steps(
     """Build cascades from the nodes active at each time step.
 
     Args:
-        steps: per cascade, per time step from 0, node ids.
-        n: number of nodes.
-        cumulative: each step lists every node active so far, rather than the new ones.
+        steps: Node ids for each time step, from 0, of each cascade.
+        n: Number of nodes.
+        cumulative: Whether each step lists every node active so far, rather than the new ones.
 
     Returns:
         The cascades.
 
     Raises:
-        ValueError: no cascade, an id outside the graph, or a node that becomes active twice
+        ValueError: No cascade, an id outside the graph, or a node that becomes active twice
             although `cumulative` is False.
+
+    Examples:
+        >>> import jaxsim.cascades as jc
+        >>> jc.from_steps([[[0], [1, 2]]], n=4).step.tolist()
+        [[0, 1, 1, -1]]
     """
     if not len(steps):
         raise ValueError("steps holds 0 cascades; allowed: at least 1")
@@ -174,16 +194,23 @@ def from_arrays(
     """Build one-step cascades from flags.
 
     Args:
-        S0: seeds.
-        S1: nodes active at step 1: the new ones, or with `cumulative` all of them.
-        final_size: active nodes in the end; by default those of the first two steps.
-        cumulative: whether `S1` includes `S0`.
+        S0: Whether each node is a seed, [t, n].
+        S1: Whether each node is active at step 1, [t, n]: the new ones, or with `cumulative`
+            all of them.
+        final_size: Number of active nodes in the end, [t]; by default those of the first two
+            steps.
+        cumulative: Whether `S1` includes `S0`.
 
     Returns:
         The cascades.
 
     Raises:
-        ValueError: no cascade, unequal shapes, or S1 overlapping S0 although not cumulative.
+        ValueError: No cascade, unequal shapes, or S1 overlapping S0 although not cumulative.
+
+    Examples:
+        >>> import jaxsim.cascades as jc
+        >>> jc.from_arrays([[True, False]], [[False, True]]).final_size.tolist()
+        [2]
     """
     s0, s1 = np.asarray(S0, bool), np.asarray(S1, bool)
     if s0.ndim != 2 or s0.shape != s1.shape or not len(s0):
@@ -203,16 +230,21 @@ def from_events(events: Sequence[Sequence[tuple[int, float]]], n: int, *, width:
     """Build cascades from activation times, cut into time steps of one width.
 
     Args:
-        events: per cascade, (node, time) pairs in any order; a node's first time counts.
-        n: number of nodes.
-        width: length of a time step; step 0 begins at the cascade's first event.
+        events: (node, time) pairs of each cascade in any order; a node's first time counts.
+        n: Number of nodes.
+        width: Length of a time step, above 0; step 0 begins at the cascade's first event.
 
     Returns:
         The cascades; empty ones stay, as cascades without seeds.
 
     Raises:
-        ValueError: no cascade, a width that is not positive, an id outside the graph, a time that
+        ValueError: No cascade, a width that is not positive, an id outside the graph, a time that
             is not finite.
+
+    Examples:
+        >>> import jaxsim.cascades as jc
+        >>> jc.from_events([[(0, 10.0), (1, 12.5)]], n=2, width=1.0).step.tolist()
+        [[0, 2]]
     """
     if not len(events):
         raise ValueError("events holds 0 cascades; allowed: at least 1")
@@ -235,29 +267,52 @@ def from_events(events: Sequence[Sequence[tuple[int, float]]], n: int, *, width:
     return _from_when(when)
 
 
-class LabelledCascades(NamedTuple):
-    """Cascades and the names their nodes had in the file."""
+class LabeledCascades(NamedTuple):
+    r"""Cascades and the names their nodes had in the file.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> import jaxsim.cascades as jc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "cascades.txt")
+        ...     _ = path.write_text("a,0 b,1\nb,5\n")
+        ...     found = jc.load_cascades(path, width=1.0)
+        >>> found.labels.tolist(), found.cascades.t
+        (['a', 'b'], 2)
+    """
 
     cascades: Cascades
+    """The cascades, nodes numbered in order of appearance."""
     labels: np.ndarray
+    """Name of node i in the file."""
 
 
-def load_cascades(path: str | PathLike[str], *, width: float) -> LabelledCascades:
-    """Read a text file of one cascade a line: `node,time node,time ...`.
+def load_cascades(path: str | PathLike[str], *, width: float) -> LabeledCascades:
+    r"""Read a text file of one cascade a line: `node,time node,time ...`.
 
     Args:
-        path: the file, in UTF-8; node names are any text without commas or white space. A field
+        path: The file, in UTF-8; node names are any text without commas or white space. A field
             without a comma is skipped, as the cascade's own name; lines starting with # or % are
             comments.
-        width: length of a time step, in the file's unit.
+        width: Length of a time step in the file's unit, above 0.
 
     Returns:
         The cascades and the node names.
 
     Raises:
-        ValueError: a line that does not parse, with its number, another encoding, or a file
+        ValueError: A line that does not parse, with its number, another encoding, or a file
             without cascades.
-        FileNotFoundError: no such file.
+        FileNotFoundError: No such file.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> import jaxsim.cascades as jc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "cascades.txt")
+        ...     _ = path.write_text("a,0 b,1\nb,5\n")
+        ...     found = jc.load_cascades(path, width=1.0)
+        >>> found.labels.tolist(), found.cascades.S0.tolist()
+        (['a', 'b'], [[True, False], [False, True]])
     """
     index: dict[str, int] = {}
     events: list[list[tuple[int, float]]] = []
@@ -275,7 +330,7 @@ def load_cascades(path: str | PathLike[str], *, width: float) -> LabelledCascade
         "cut the file",
     )
     cascades = from_events(events, len(index), width=width)
-    return LabelledCascades(cascades, np.asarray(list(index)))
+    return LabeledCascades(cascades, np.asarray(list(index)))
 
 
 def _event(

@@ -1,4 +1,4 @@
-"""How far given seeds spread: independent cascades counted in batches of words."""
+"""Spread of given seeds: independent cascades counted in batches of words."""
 
 import functools
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from jaxsim.cascades import bits, frontier, packed
-from jaxsim.cascades.graph import ICGraph, is_traced, seed_mask
+from jaxsim.cascades.graph import ICGraph, seed_mask
 from jaxsim.numerics import memory
 from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import is_traced
 
 Engine = Literal["auto", "packed", "frontier"]
 
@@ -26,7 +27,15 @@ DENSE_SLOTS = 400_000  # beyond this the live bits of a few words outgrow the ca
 
 
 class Spread(NamedTuple):
-    """Number of active nodes in the end."""
+    """Number of active nodes in the end, over simulations.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> spread = jc.simulate_ic(jc.from_edges([0], [1]), [0], jax.random.key(0), 64)
+        >>> float(spread.mean), float(spread.sem), spread.samples.shape
+        (2.0, 0.0, (64,))
+    """
 
     mean: Float[Array, "*sets"]
     """Average over simulations."""
@@ -42,7 +51,11 @@ class _Plan(NamedTuple):
 
 
 def summary(samples: Int[Array, "*sets sims"]) -> Spread:
-    """Average final sizes over the last axis."""
+    """Average final sizes over the last axis.
+
+    Args:
+        samples: Number of active nodes of each simulation.
+    """
     x = samples.astype(jnp.float32)
     sem = jnp.std(x, axis=-1, ddof=1) / samples.shape[-1] ** 0.5
     return Spread(x.mean(-1), sem, samples)
@@ -52,10 +65,10 @@ def word_count(rows: int, n_sims: int, *, budget: int = CACHE, most: int = 16) -
     """Choose how many words of simulations run together.
 
     Args:
-        rows: words one word of simulations takes, over all arrays.
-        n_sims: simulations wanted.
-        budget: bytes for all of them.
-        most: largest answer.
+        rows: Words that one word of simulations takes, over all arrays.
+        n_sims: Number of simulations, at least 1.
+        budget: Bytes for all of them.
+        most: Largest answer.
 
     Returns:
         A power of two that fits the budget and is not mostly unused.
@@ -72,8 +85,8 @@ def touched_share(g: ICGraph, seeds: Int[np.ndarray, " k"]) -> float:
     true activation probability, tell which nodes are ever active.
 
     Args:
-        g: a concrete graph.
-        seeds: node ids; -1 pads.
+        g: A concrete graph.
+        seeds: Node ids; -1 pads.
 
     Returns:
         A number from 0 to 1.
@@ -102,10 +115,10 @@ def expected_work(
     again whenever its tail changes in one of them.
 
     Args:
-        g: a concrete graph.
-        seeds: node ids; -1 pads.
-        n_sims: simulations that run together.
-        most: largest number of rounds.
+        g: A concrete graph.
+        seeds: Node ids; -1 pads.
+        n_sims: Simulations that run together.
+        most: Largest number of rounds.
 
     Returns:
         Rounds until less than one node of all simulations is expected to change, and visits of
@@ -143,7 +156,7 @@ def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: b
 
 
 def _sweeps_pay(g: ICGraph, seeds: ArrayLike, n_sims: int) -> bool:
-    """Whether sweeps over all edges are expected to cost less than visits of some."""
+    """Tell whether sweeps over all edges are expected to cost less than visits of some."""
     words = word_count(g.n, n_sims, budget=ROWS, most=128)
     rounds, visits = expected_work(g, np.atleast_1d(np.asarray(seeds)), 32 * words)
     return rounds * packed.slots(g) < VISIT * (1 + OVERHEAD / words) * visits
@@ -167,7 +180,7 @@ def _sizes(
 
 
 @functools.cache
-def _divided(mesh: Mesh, plan: _Plan, max_steps: int | None) -> Callable[..., Array]:
+def _sharded_sizes(mesh: Mesh, plan: _Plan, max_steps: int | None) -> Callable[..., Array]:
     split = PartitionSpec(mesh.axis_names[0])
     # Loops start from values that are equal on all devices and go on with ones that are not,
     # which the check for varying axes does not accept.
@@ -183,7 +196,12 @@ def _divided(mesh: Mesh, plan: _Plan, max_steps: int | None) -> Callable[..., Ar
 
 
 def batch_keys(key: PRNGKeyArray, batches: int) -> PRNGKeyArray:
-    """Derive a key per batch; the first ones do not depend on how many there are."""
+    """Derive a key for each batch; the first ones do not depend on how many there are.
+
+    Args:
+        key: Random key.
+        batches: Number of batches.
+    """
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batches))
 
 
@@ -201,24 +219,31 @@ def simulate_ic(
     """Simulate independent cascades from a seed set.
 
     Args:
-        g: the graph; its probabilities may be traced.
-        seeds: node ids; -1 pads, repeated ids count once.
-        key: random key; the result depends on it, the sizes and the engine, not on the mesh.
-        n_sims: number of simulations.
+        g: The graph; its probabilities may be traced.
+        seeds: Node ids; -1 pads, repeated ids count once.
+        key: Random key; the result depends on it, the sizes and the engine, not on the mesh.
+        n_sims: Number of simulations, at least 1.
         engine: "packed" sweeps all edges, one time step a sweep; "frontier" visits edges of nodes
             that changed, which suits small cascades on a CPU; "auto" estimates which is faster,
             and is "packed" for traced input, for `max_steps` and on accelerators.
-        max_steps: stop after so many time steps (packed only).
-        mesh: one-axis device mesh to divide the simulations over.
+        max_steps: Largest number of time steps, at least 0; only for packed sweeps.
+        mesh: Device mesh of one axis over which the simulations are divided.
 
     Returns:
         Mean, standard error and each simulation's number of active nodes.
 
     Raises:
-        ValueError: a seed outside the graph, or an option out of range.
-        MemoryError: one word of simulations does not fit.
+        ValueError: A seed outside the graph, or an option out of range.
+        MemoryError: One word of simulations does not fit.
 
     Source: Kempe, Kleinberg, Tardos, "Maximizing the Spread of Influence", KDD 2003 (the model).
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 1], [1, 2], [1.0, 0.0])  # a certain and an impossible edge
+        >>> float(jc.simulate_ic(g, [0], jax.random.key(0), 100).mean)
+        2.0
     """
     mask = seed_mask(g, seeds)
     if n_sims < 1:
@@ -244,7 +269,7 @@ def simulate_ic(
         if len(mesh.axis_names) != 1:
             raise ValueError(f"mesh has axes {mesh.axis_names}; allowed: exactly one")
         batches = -(-batches // mesh.size) * mesh.size
-        sizes = _divided(mesh, plan, max_steps)(g, mask, batch_keys(key, batches))
+        sizes = _sharded_sizes(mesh, plan, max_steps)(g, mask, batch_keys(key, batches))
     return summary(sizes.reshape(-1)[:n_sims])
 
 
@@ -257,16 +282,23 @@ def influence(
     Works under `jit`, and under `vmap` over the probabilities.
 
     Args:
-        g: the graph.
-        seed_sets: one set a row; -1 pads, repeated ids count once.
-        key: random key.
-        n_sims: number of simulations, the same ones for every set.
+        g: The graph.
+        seed_sets: Node ids, one set a row; -1 pads, repeated ids count once.
+        key: Random key.
+        n_sims: Number of simulations, the same ones for every set, at least 1.
 
     Returns:
         Mean, standard error and samples per set.
 
     Raises:
-        ValueError: a seed outside the graph, or no simulations.
+        ValueError: A seed outside the graph, or no simulations.
+
+    Examples:
+        >>> import jax
+        >>> import jaxsim.cascades as jc
+        >>> g = jc.from_edges([0, 1], [1, 2])
+        >>> jc.influence(g, [[0], [2]], jax.random.key(0), 64).mean.tolist()
+        [3.0, 1.0]
     """
     sets = jnp.asarray(seed_sets)
     if sets.ndim != 2:

@@ -26,15 +26,15 @@ class Demo:
     """Train a small ResNet on Fashion-MNIST, compose three chips from it, compare and plot them.
 
     Attributes:
-      out: folder for the table and the figure.
-      cache: folder for trained weights and points of the sweep; another run takes from there
+      out: Folder for the table and the figure.
+      cache: Folder for trained weights and points of the sweep; another run takes from there
         what it finds, also after a kill, and several may run at once.
-      epochs: passes over the training set.
-      images: how many test images the sweep of the figure uses.
-      programmings: how often the sweep programmes each chip anew.
-      seed: of the weights, the order of the images and the cells.
-      json: file for the numbers of the table.
-      quiet: print nothing but errors; files are written all the same.
+      epochs: Passes over the training set.
+      images: How many test images the sweep of the figure uses.
+      programmings: How often the sweep programs each chip anew.
+      seed: Of the weights, the order of the images and the cells.
+      json: File for the numbers of the table.
+      quiet: Print nothing but errors; files are written all the same.
     """
 
     out: Path = Path("out")
@@ -50,11 +50,14 @@ class Demo:
 def run(demo: Demo) -> Comparison:
     """Runs the demo, prints its table and writes `table.txt` and `sweep.png`.
 
+    Args:
+      demo: Settings of the demo.
+
     Returns:
       The comparison that was printed.
 
     Raises:
-      ValueError: a setting out of range.
+      ValueError: A setting out of range.
     """
     from rich.console import Console
 
@@ -99,11 +102,11 @@ def run(demo: Demo) -> Comparison:
 
 
 def recipes(net: js.Network, sparse: js.Network) -> dict[str, js.Network]:
-    """The three chips of the demo, not yet deployed.
+    """Makes the three chips of the demo, not yet deployed.
 
     Args:
-      net: the trained network.
-      sparse: the same, half of its weights pruned and the rest trained on.
+      net: The trained network.
+      sparse: The same, half of its weights pruned and the rest trained on.
     """
     unsigned = js.Grid(8, symmetric=False)  # what follows a ReLU has no sign
     digital = js.quantize(weights=8, inputs=unsigned)
@@ -126,17 +129,17 @@ def sweep(
     log: Log,
     quiet: bool = False,
 ) -> dict[str, dict[str, Curve]]:
-    """Accuracy of analog chips against ADC bits and against cell error.
+    """Measures accuracy of analog chips against ADC bits and against cell error.
 
     Only numbers that cores trace vary along a curve, so each curve compiles once.
 
     Args:
-      net: what to hold in arrays.
-      train: where calibration images come from.
-      test: the test images.
-      programmings: how often a chip with cell errors is programmed.
-      log: what was measured before, and will have been.
-      quiet: show no progress bar.
+      net: Network to program into arrays.
+      train: Images to calibrate on.
+      test: Images to classify.
+      programmings: Number of times a chip with cell errors is programmed, at least 1.
+      log: Log of what was measured before, and will have been.
+      quiet: Whether to hide the progress bar.
     """
     from rich.progress import track
 

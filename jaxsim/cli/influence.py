@@ -56,7 +56,7 @@ class Influence:
     """Print nothing but errors; files are written all the same."""
 
 
-def _read_graph(args: Influence, console: Console) -> graphs.LabelledGraph:
+def _read_graph(args: Influence, console: Console) -> graphs.LabeledGraph:
     if args.cascades:
         cascades, labels = load_cascades(args.source, width=args.width)
         estimate = infer_network(cascades)
@@ -67,7 +67,7 @@ def _read_graph(args: Influence, console: Console) -> graphs.LabelledGraph:
             f"seed dependence {found.seed_dependence:.2f} (1 = independent)"
         )
         usable = estimate.identifiable & ~estimate.unlearnable[None]
-        return graphs.LabelledGraph(estimate._replace(identifiable=usable).to_graph(), labels)
+        return graphs.LabeledGraph(estimate._replace(identifiable=usable).to_graph(), labels)
     read = graphs.load_edgelist(
         args.source,
         undirected=args.undirected,
@@ -88,14 +88,14 @@ def influence(args: Influence) -> IMResult:
     """Run the command.
 
     Args:
-        args: the command line.
+        args: The command line.
 
     Returns:
         What was printed.
 
     Raises:
-        ValueError: an argument out of range or a file that does not parse.
-        FileNotFoundError: no such file.
+        ValueError: An argument out of range or a file that does not parse.
+        FileNotFoundError: No such file.
     """
     console = Console(quiet=args.quiet)
     if args.simulations < 1:

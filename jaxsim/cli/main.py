@@ -34,6 +34,9 @@ def main(args: list[str] | None = None) -> None:
     """Runs a subcommand; what it cannot do ends with a message and exit code 2.
 
     A reader that closes the pipe ends it without a word, with exit code 1.
+
+    Args:
+      args: Arguments of the command line; None for the process's.
     """
     codecs.register_error("jaxsim-ascii", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
@@ -62,7 +65,7 @@ def _end(message: str) -> None:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for a character that an output cannot hold."""
+    """Escape that stands for a character which an output cannot show."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(_ASCII)

@@ -98,7 +98,11 @@ class Nac:
 
 
 def run(args: Nac) -> None:
-    """Runs the command."""
+    """Runs the command.
+
+    Args:
+      args: Options of the command.
+    """
     if isinstance(args.do, Train):
         train(args.do)
     else:
@@ -112,11 +116,14 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
     the games of a step depend on the seed and the number of the step, and a checkpoint counts once
     it is complete.
 
+    Args:
+      args: Options of the command.
+
     Returns:
       The meta-solver and the objective at each step.
 
     Raises:
-      ValueError: a setting out of range, or a folder of another run.
+      ValueError: A setting out of range, or a folder of another run.
     """
     steps, every = checked_int("steps", args.steps, 1), checked_int("every", args.every, 1)
     memory.check(f"steps={steps}", 4 * steps, "lower it")
@@ -174,11 +181,14 @@ _NOT_OF_THE_RUN = ("out", "every", "plot", "json", "quiet")
 """Settings that do not change what is computed."""
 
 
-def trained(folder: Path) -> tuple[MetaSolver, dict[str, Any]]:
-    """The newest meta-solver in a folder that `train` wrote to, and the settings of the run.
+def load_solver(folder: Path) -> tuple[MetaSolver, dict[str, Any]]:
+    """Loads the newest meta-solver of a folder that `train` wrote to, and the settings of the run.
+
+    Args:
+      folder: Folder that `train` wrote to.
 
     Raises:
-      ValueError: there is none.
+      ValueError: There is none.
     """
     path = folder / "settings.json"
     try:
@@ -201,8 +211,11 @@ def trained(folder: Path) -> tuple[MetaSolver, dict[str, Any]]:
 def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Measures, prints a table, and writes a figure and the numbers where asked.
 
+    Args:
+      args: Options of the command.
+
     Raises:
-      ValueError: no such run, or a setting out of range.
+      ValueError: No such run, or a setting out of range.
     """
     from rich.console import Console
     from rich.table import Table
@@ -210,7 +223,7 @@ def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     atomic.check_target("plot", args.plot, image=True)
     atomic.check_target("json", args.json)
     key = jax.random.key(checked_seed(args.seed))
-    solver, told = trained(args.folder)
+    solver, told = load_solver(args.folder)
     game: Any = args.game or told["game"]
     made = recipe(game, dim=args.dim or told["dim"])
     solvers = {f"NAC, {told['network']}": (solver, None), **baselines()}

@@ -107,13 +107,13 @@ class Bench:
     only classes of jaxsim.models."""
 
 
-class Made(NamedTuple):
-    """What a recipe makes.
+class Built(NamedTuple):
+    """Network of a recipe before and after its transforms.
 
     Attributes:
-      net: the model, not transformed.
-      chip: transformed, and deployed where it has cores.
-      data: arrays `train`, `images` and `labels`, where the recipe names data.
+      net: Network of the model, not transformed.
+      chip: The same transformed, and deployed where it has cores.
+      data: Arrays `train`, `images` and `labels`, where the recipe names data; else None.
     """
 
     net: js.Network
@@ -124,8 +124,11 @@ class Made(NamedTuple):
 def show(args: Trace) -> None:
     """Prints the sites and the cost of a model, or of both ends of a recipe.
 
+    Args:
+      args: Options of the command.
+
     Raises:
-      ValueError: no such model, or one that cannot be traced.
+      ValueError: No such model, or one that cannot be traced.
     """
     from rich.console import Console
 
@@ -133,7 +136,7 @@ def show(args: Trace) -> None:
     if args.model.endswith(".toml"):
         recipe = read_recipe(args.model)
         net = model_of(recipe["model"], Path(args.model).parent, trust=args.trust_model)
-        shown = {"model": net, "transformed": composed(recipe["transform"])(net)}
+        shown = {"model": net, "transformed": compose_steps(recipe["transform"])(net)}
     else:
         try:
             settings = json.loads(args.settings)
@@ -155,19 +158,22 @@ def show(args: Trace) -> None:
 def transform(args: Transform) -> js.Network:
     """Runs a recipe: writes `chip` (a checkpoint) and `report.txt` into a new folder.
 
+    Args:
+      args: Options of the command.
+
     Returns:
       The deployed network.
 
     Raises:
-      ValueError: the folder exists, or the recipe says what cannot be done.
+      ValueError: The folder exists, or the recipe says what cannot be done.
     """
     from rich.console import Console
 
     if args.out.exists():
         raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
     atomic.check_target("json", args.json)
-    recipe = _seeded(read_recipe(args.recipe), args.seed)
-    net, chip, data = made(recipe, args.recipe.parent, trust=args.trust_model)
+    recipe = _with_seed(read_recipe(args.recipe), args.seed)
+    net, chip, data = build(recipe, args.recipe.parent, trust=args.trust_model)
     cost = chip.cost()
     report: list[Any] = [net, chip, cost]
     numbers: dict[str, Any] = {"cost": _numbers(cost)}
@@ -190,21 +196,24 @@ def transform(args: Transform) -> js.Network:
 
 
 def bench(args: Bench) -> dict[str, Timing]:
-    """Times the model and what the recipe makes of it, and prints a table.
+    """Times the model and its transformed network, and prints a table.
+
+    Args:
+      args: Options of the command.
 
     Returns:
       Times of "model" and "transformed".
 
     Raises:
-      ValueError: a setting out of range, or the recipe says what cannot be done.
+      ValueError: A setting out of range, or the recipe says what cannot be done.
     """
     from rich.console import Console
     from rich.table import Table
 
     batch, runs = checked_int("batch", args.batch, 1), checked_int("runs", args.runs, 5)
     atomic.check_target("json", args.json)
-    recipe = _seeded(read_recipe(args.recipe), args.seed)
-    net, chip, data = made(recipe, args.recipe.parent, trust=args.trust_model)
+    recipe = _with_seed(read_recipe(args.recipe), args.seed)
+    net, chip, data = build(recipe, args.recipe.parent, trust=args.trust_model)
     if data is None:
         shape = (batch, *recipe["model"]["input"][1:])
         x = np.random.default_rng(args.seed or 0).normal(size=shape).astype(np.float32)
@@ -232,18 +241,18 @@ def bench(args: Bench) -> dict[str, Timing]:
     return times
 
 
-def made(recipe: Mapping[str, Any], folder: Path, *, trust: bool = False) -> Made:
-    """What a recipe makes, deployed as it says.
+def build(recipe: Mapping[str, Any], folder: Path, *, trust: bool = False) -> Built:
+    """Builds the network of a recipe, transforms it and deploys it.
 
     Args:
-      recipe: by `read_recipe`.
-      folder: that relative paths start from.
-      trust: see `model_of`.
+      recipe: Recipe, from `read_recipe`.
+      folder: Folder that relative paths start from.
+      trust: Whether a model outside `jaxsim.models` may be imported, which runs its code.
 
     Raises:
-      ValueError: the recipe says what cannot be done.
+      ValueError: The recipe says what cannot be done.
     """
-    steps, settings = composed(recipe["transform"]), recipe["deploy"]
+    steps, settings = compose_steps(recipe["transform"]), recipe["deploy"]
     counts = {k: checked_int(f"[deploy] {k}", settings[k], 1) for k in _COUNTS if k in settings}
     if counts and "data" not in settings:
         raise ValueError(f"[deploy]: {next(iter(counts))} is of data, and data is missing")
@@ -261,17 +270,20 @@ def made(recipe: Mapping[str, Any], folder: Path, *, trust: bool = False) -> Mad
                 "[deploy]: data is missing; ranges of inputs are set by it: name an npz of train, "
                 'images and labels, or "fashion_mnist"'
             ) from error
-    return Made(net, chip, data)
+    return Built(net, chip, data)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """Reads a recipe and checks its form.
 
+    Args:
+      path: TOML file.
+
     Returns:
       `model` and `deploy`, tables, and `transform`, a list of tables with a name each.
 
     Raises:
-      ValueError: not TOML, a part that is missing, or a key that is unknown.
+      ValueError: Not TOML, a part that is missing, or a key that is unknown.
     """
     try:
         recipe = tomllib.loads(read_text(path))
@@ -290,15 +302,15 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> js.Network:
-    """The network of a `[model]` table, not transformed.
+    """Makes the network of a `[model]` table, not transformed.
 
     Args:
-      table: see docs/cli.md.
-      folder: that relative paths start from.
+      table: Table `[model]`; see docs/cli.md.
+      folder: Folder that relative paths start from.
       trust: Whether a model outside `jaxsim.models` may be imported, which runs its code.
 
     Raises:
-      ValueError: no such model, one that needs trust, or weights that do not fit it.
+      ValueError: No such model, one that needs trust, or weights that do not fit it.
     """
     for name in ("name", "input"):
         if name not in table:
@@ -325,30 +337,33 @@ def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> 
     if "weights" not in table:
         return net
     path = folder / str(table["weights"])
-    return _filled(net, path) if path.suffix == ".npz" else js.load(path, net)
+    return _with_weights(net, path) if path.suffix == ".npz" else js.load(path, net)
 
 
-def composed(steps: Sequence[Mapping[str, Any]]) -> Callable[[js.Network], js.Network]:
-    """The transforms of a recipe, one after the other.
+def compose_steps(steps: Sequence[Mapping[str, Any]]) -> Callable[[js.Network], js.Network]:
+    """Composes the transforms of a recipe, one after the other.
+
+    Args:
+      steps: Tables `[[transform]]`, each with a name and arguments.
 
     Raises:
-      ValueError: an unknown transform or argument; when applied, what a transform raises.
+      ValueError: An unknown transform or argument; when applied, what a transform raises.
     """
-    made: list[tuple[str, Callable[[js.Network], js.Network]]] = []
+    transforms: list[tuple[str, Callable[[js.Network], js.Network]]] = []
     for i, step in enumerate(steps, 1):
         try:
             make = public(str(step["name"]))
         except ValueError as error:
             raise ValueError(f"transform {i}: name={error}") from None
-        settings = {k: _made(v) for k, v in step.items() if k != "name"}
+        settings = {k: _resolve(v) for k, v in step.items() if k != "name"}
         what = f"transform {i}, {step['name']}"
         built: Callable[[js.Network], js.Network] = _call(what, make, settings)
         if not callable(built):
             raise ValueError(f"{what}: makes a {type(built).__name__}, no transform")
-        made.append((what, built))
+        transforms.append((what, built))
 
     def apply(net: js.Network) -> js.Network:
-        for what, step in made:
+        for what, step in transforms:
             try:
                 net = step(net)
             # What a transform says of values that a file should not have given it.
@@ -369,7 +384,7 @@ def _seed(what: str, table: Mapping[str, Any]) -> int:
     return checked_seed(table.get("seed", 0), f"{what} seed")
 
 
-def _seeded(recipe: dict[str, Any], seed: int | None) -> dict[str, Any]:
+def _with_seed(recipe: dict[str, Any], seed: int | None) -> dict[str, Any]:
     """A recipe whose cells draw from another seed, if one is given."""
     if seed is None:
         return recipe
@@ -383,10 +398,10 @@ def _numbers(cost: Cost) -> dict[str, Any]:
     return {"params": cost.params, "nonzero": cost.nonzero, "sites": sites}
 
 
-def _made(value: Any) -> Any:
+def _resolve(value: Any) -> Any:
     """A value of a recipe, with what its tables name in their places."""
     if isinstance(value, list):
-        return tuple(_made(v) for v in value)
+        return tuple(_resolve(v) for v in value)
     if not isinstance(value, dict):
         return value
     if len(value) == 1:
@@ -395,14 +410,14 @@ def _made(value: Any) -> Any:
         if name.split(".")[0] in js.__all__:
             make = public(name)
             return _call(name, make, _arguments(make, inner))
-    return {name: _made(inner) for name, inner in value.items()}
+    return {name: _resolve(inner) for name, inner in value.items()}
 
 
 def _arguments(make: Callable[..., Any], given: Any) -> Any:
-    """What to call `make` with; a key that is one of its parameters is no name of a value."""
+    """Arguments of `make`; a key that is one of its parameters does not name a value."""
     if isinstance(given, dict) and given.keys() <= inspect.signature(make).parameters.keys():
-        return {name: _made(inner) for name, inner in given.items()}
-    return _made(given)
+        return {name: _resolve(inner) for name, inner in given.items()}
+    return _resolve(given)
 
 
 def _call(what: str, make: Any, given: Any) -> Any:
@@ -421,7 +436,7 @@ def _check_keys(what: str, table: Any, allowed: set[str]) -> None:
         raise ValueError(f"{what}: {key!r} is unknown; it may have {', '.join(sorted(allowed))}")
 
 
-def _filled(net: js.Network, path: Path) -> js.Network:
+def _with_weights(net: js.Network, path: Path) -> js.Network:
     """A network with the arrays of a file, by the paths of its parameters and buffers."""
     held = read_npz(path)
 

@@ -41,8 +41,11 @@ class Rpm:
 def rpm(args: Rpm) -> None:
     """Writes matrices, solved once more to be sure.
 
+    Args:
+      args: Options of the command.
+
     Raises:
-      ValueError: an argument out of range.
+      ValueError: An argument out of range.
     """
     if args.pictured < 1:
         raise ValueError(f"pictured={args.pictured}: must be at least 1")

@@ -1,4 +1,4 @@
-"""What a recipe file may name: public things of jaxsim, and a Flax model.
+"""Names that a recipe file may use: public things of jaxsim, and Flax models.
 
 A file comes from anywhere, so a name in it reaches no attribute that a list of public names does
 not hold, no module that is not jaxsim's, and nothing that reads or writes files.
@@ -17,10 +17,10 @@ import jaxsim as js
 
 
 def public(name: str) -> Callable[..., Any]:
-    """A public class or function of jaxsim's own, such as `prune` or `cells.proportional`.
+    """Finds a public class or function of jaxsim, such as `prune` or `cells.proportional`.
 
     Args:
-      name: As in `__all__` of jaxsim, or of a module that is listed there, after a dot.
+      name: Name in `__all__` of jaxsim, or, after a dot, of a module that is listed there.
 
     Raises:
       ValueError: There is none of this name, or it reads or writes files.
@@ -38,10 +38,10 @@ def public(name: str) -> Callable[..., Any]:
 
 
 def model_maker(name: str, *, trust: bool) -> Callable[..., Any]:
-    """A class of Flax modules, Linen or NNX, or a function that makes one.
+    """Finds a class of Flax modules, Linen or NNX, or a function that makes one.
 
     Args:
-      name: `module:name`.
+      name: Name as `module:name`.
       trust: Whether modules other than those of `jaxsim.models` may be imported, which runs their
         code, and functions may be called.
 
@@ -77,7 +77,11 @@ def model_maker(name: str, *, trust: bool) -> Callable[..., Any]:
 
 
 def is_model(value: Any) -> bool:
-    """Whether a value is a Flax module, of Linen or of NNX."""
+    """Tells a Flax module, of Linen or of NNX, from other values.
+
+    Args:
+      value: Any value.
+    """
     return isinstance(value, _modules())
 
 

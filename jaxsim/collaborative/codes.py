@@ -1,4 +1,4 @@
-"""Ridge codes: a feature as a linear combination of the features of labelled samples."""
+"""Ridge codes: a feature as a linear combination of the features of labeled samples."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from jaxsim.numerics.checks import check_range, is_traced
 def ridge_codes(
     X: Float[Array, "N d"], y: Float[Array, "Q d"], lam: float | Array
 ) -> Float[Array, "Q N"]:
-    """The codes α that minimise ‖y − αX‖² + λ‖α‖², one for each row of y.
+    """Computes the codes α that minimize ‖y − αX‖² + λ‖α‖², one for each row of y.
 
     Solved in the smaller of N and d dimensions, which is known of the shapes.
 
     Args:
-      X: features of the samples, the dictionary; one a row.
-      y: features to explain.
-      lam: λ, above 0. Traced.
+      X: Features of the samples, the dictionary; one a row.
+      y: Features to explain, one a row.
+      lam: Strength λ of the penalty, above 0. Traced.
 
     Raises:
       ValueError: λ out of range, widths that differ, or features that are not finite.
 
     Source: Zhang, Yang and Feng (2011), ICCV, "Sparse representation or collaborative
       representation".
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> (codes,) = jcol.ridge_codes(jnp.eye(2), jnp.array([[1.0, 0.0]]), 1.0).tolist()
+      >>> [round(a, 3) for a in codes]
+      [0.5, 0.0]
     """
     checked_features("X", X)
     checked_features("y", y, X.shape[1])
@@ -42,11 +49,11 @@ def ridge_codes(
 
 @own_promotion()
 def coder(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N d"]:
-    """The matrix P with codes y Pᵀ: for a dictionary that is read many times.
+    """Computes the matrix P with codes y Pᵀ, for a dictionary that is read many times.
 
     Args:
-      X: features of the samples.
-      lam: λ, above 0. Traced.
+      X: Features of the samples, one a row.
+      lam: Strength λ of the penalty, above 0. Traced.
 
     Raises:
       ValueError: λ out of range.
@@ -60,19 +67,28 @@ def coder(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N d"]:
 
 @own_promotion()
 def loo_codes(X: Float[Array, "N d"], lam: float | Array) -> Float[Array, "N N"]:
-    """Row i is the code of sample i from all the others; the diagonal is zero.
+    """Computes the code of each sample from all the others; the diagonal is zero.
 
-    All of them come from one factorisation: of the N × N system where N ≤ d, of the d × d system
+    All of them come from one factorization: of the N × N system where N ≤ d, of the d × d system
     where N > d. The second form loses digits in float32 where N ≤ d and λ is small.
 
     Args:
-      X: features of the samples.
-      lam: λ, above 0. Traced.
+      X: Features of the samples, one a row.
+      lam: Strength λ of the penalty, above 0. Traced.
 
     Raises:
       ValueError: λ out of range, or features that are not finite.
 
     Source: the leave-one-out identity of ridge regression, Cook and Weisberg (1982), §2.2.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> X = jcol.unit(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]))
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> codes = jcol.loo_codes(X, 0.1)
+      >>> codes.shape, jnp.diagonal(codes).tolist()
+      ((4, 4), [0.0, 0.0, 0.0, 0.0])
     """
     checked_features("X", X)
     check_range("lam", lam, 0, above=True)
@@ -95,8 +111,13 @@ def _solve(gram: Array, lam: float | Array, right: Array) -> Array:
 def checked_features(name: str, x: Any, width: int | None = None) -> None:
     """Checks features of samples.
 
+    Args:
+      name: Name of the argument, for the error.
+      x: Features, a matrix.
+      width: Number of columns; None for any.
+
     Raises:
-      ValueError: not a matrix, of another width, or not finite (where that is known).
+      ValueError: Not a matrix, of another width, or not finite (where that is known).
     """
     if np.ndim(x) != 2 or (width is not None and x.shape[1] != width):
         wanted = "[rows, d]" if width is None else f"[rows, {width}]"

@@ -1,4 +1,4 @@
-"""Labelled features, factorised once: what a collaborative head reads at inference."""
+"""Labeled features, factorized once for a collaborative head to read at inference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ from jaxsim.numerics.arrays import own_promotion
 
 
 class Dictionary(NamedTuple):
-    """Samples of every class, and what solves for codes over them.
+    """Samples of every class, with the matrices that give codes over them.
 
     Attributes:
-      atoms: features of the samples [N, d].
-      coder: codes of y are y coderᵀ [N, d].
-      onehot: their classes [N, C].
-      gram: their inner products, zero between classes [N, N].
+      atoms: Features of the samples, [N, d].
+      coder: Matrix that gives codes of y as y coderᵀ, [N, d].
+      onehot: Classes of the samples as rows of a unit matrix, [N, C].
+      gram: Inner products of the samples, zero between classes, [N, N].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> X = jcol.unit(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]))
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> dictionary = jcol.make_dictionary(X, labels, 2, 0.1)
+      >>> dictionary.atoms.shape, dictionary.onehot.shape
+      ((4, 2), (4, 2))
     """
 
     atoms: Float[Array, "N d"]
@@ -34,17 +43,25 @@ class Dictionary(NamedTuple):
 def make_dictionary(
     X: Float[Array, "N d"], labels: Int[Array, " N"], num_classes: int, lam: float | Array
 ) -> Dictionary:
-    """Factorises samples.
+    """Factorizes labeled samples.
 
     Args:
-      X: their features.
-      labels: their classes.
-      num_classes: C.
-      lam: λ, above 0. Traced.
+      X: Features of the samples, one a row.
+      labels: Classes of the samples, 0 to C - 1.
+      num_classes: Number of classes C, at least 1.
+      lam: Strength λ of the penalty, above 0. Traced.
 
     Raises:
       ValueError: λ out of range, labels outside [0, C) or of another number, or features that are
         not finite.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> X = jcol.unit(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]))
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> jcol.make_dictionary(X, labels, 2, 0.1).coder.shape
+      (4, 2)
     """
     checked_features("X", X)
     onehot = one_hot(labels, num_classes, X.dtype)
@@ -53,10 +70,14 @@ def make_dictionary(
     return Dictionary(X, coder(X, lam), onehot, same_class_gram(X, onehot))
 
 
-def fingerprint(tree: Any) -> UInt32[Array, ""]:
-    """A number that any change of any one entry of a tree of arrays changes.
+def checksum(tree: Any) -> UInt32[Array, ""]:
+    """Computes a number that any change of any one entry of a tree of arrays changes.
 
-    Every entry's bits are multiplied by an odd number of its own and added up modulo 2^32.
+    Every entry's bits are multiplied by an odd number that depends on its place and added up modulo
+    2^32.
+
+    Args:
+      tree: Arrays of numbers or random keys.
     """
     total = jnp.uint32(0)
     for i, leaf in enumerate(jax.tree.leaves(tree)):

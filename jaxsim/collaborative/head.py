@@ -22,7 +22,17 @@ Readout = Literal["residual", "ridge"]
 
 @own_promotion()
 def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """Features of length one; near zero they, and their derivative, stay finite."""
+    """Scales features to length one; near zero they, and their derivative, stay finite.
+
+    Args:
+      x: Features on the last axis.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> [round(a, 3) for a in jcol.unit(jnp.array([3.0, 4.0])).tolist()]
+      [0.6, 0.8]
+    """
     return x * jax.lax.rsqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-12)
 
 
@@ -37,21 +47,29 @@ def batch_logits(
     readout: Readout = "residual",
     leave_one_out: bool = True,
 ) -> Float[Array, "N C"]:
-    """Logits of samples of which each is explained by the others: what training needs.
+    """Computes logits of samples, each explained by the others, as training needs them.
 
     A sample in its own dictionary explains itself, and nothing is left to learn from.
 
     Args:
-      X: features of the samples.
-      labels: their classes.
-      num_classes: C.
-      lam: λ, above 0. Traced.
-      scale: of the logits. Traced.
-      readout: "residual", minus each class's residual; "ridge", each class's sum of codes.
-      leave_one_out: False keeps every sample in its own dictionary, for comparison.
+      X: Features of the samples, one a row.
+      labels: Classes of the samples, 0 to C - 1.
+      num_classes: Number of classes C, at least 1.
+      lam: Strength λ of the penalty, above 0. Traced.
+      scale: Factor of the logits. Traced.
+      readout: "residual", minus each class's residual, or "ridge", each class's sum of codes.
+      leave_one_out: Whether a sample is left out of its own dictionary; False is for comparison.
 
     Raises:
       ValueError: λ out of range, labels outside [0, C), or features that are not finite.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> X = jcol.unit(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]))
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> jcol.batch_logits(X, labels, 2, 0.1, 1.0).argmax(-1).tolist()
+      [0, 0, 1, 1]
     """
     codes = loo_codes(X, lam) if leave_one_out else ridge_codes(X, X, lam)
     onehot = one_hot(labels, num_classes, X.dtype)
@@ -71,16 +89,25 @@ def dictionary_logits(
     *,
     readout: Readout = "residual",
 ) -> Float[Array, "Q C"]:
-    """Logits of new samples.
+    """Computes logits of new samples.
 
     Args:
-      dictionary: from `make_dictionary`.
-      y: features.
-      scale: of the logits. Traced.
-      readout: as in `batch_logits`.
+      dictionary: Labeled samples, from `make_dictionary`.
+      y: Features of the new samples, one a row.
+      scale: Factor of the logits. Traced.
+      readout: "residual", minus each class's residual, or "ridge", each class's sum of codes.
 
     Raises:
-      ValueError: features of another width.
+      ValueError: Features of another width.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> X = jcol.unit(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]))
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> dictionary = jcol.make_dictionary(X, labels, 2, 0.1)
+      >>> jcol.dictionary_logits(dictionary, jnp.array([[0.2, 0.8]]), 1.0).argmax(-1).tolist()
+      [1]
     """
     if y.shape[-1] != dictionary.atoms.shape[1]:
         raise ValueError(
@@ -97,14 +124,23 @@ def dictionary_logits(
 def leave_one_out_entropy(
     logits: Float[Array, "N C"], labels: Int[Array, " N"]
 ) -> Float[Array, ""]:
-    """Mean cross-entropy over the samples whose class has another sample in the batch.
+    """Averages the cross-entropy over samples whose class has another sample in the batch.
 
     Of a class with one sample that sample has nothing to be explained by; it is left out, and
     warned of where labels are known.
 
     Args:
-      logits: from `batch_logits` with leave_one_out.
-      labels: classes.
+      logits: Logits from `batch_logits` with `leave_one_out`.
+      labels: Classes of the samples, 0 to C - 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> X = jcol.unit(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]))
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> loss = jcol.leave_one_out_entropy(jcol.batch_logits(X, labels, 2, 0.1, 1.0), labels)
+      >>> loss.shape, bool(loss < 0.7)
+      ((), True)
     """
     check_labels("labels", labels, logits.shape[1])
     counts = jnp.zeros(logits.shape[1], logits.dtype).at[labels].add(1)

@@ -1,4 +1,4 @@
-"""Second-order statistics of a feature map."""
+"""Bilinear pooling: second-order statistics of feature maps."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from jaxsim.numerics.checks import checked_int
 def bilinear_pool(
     F: Float[Array, "B H W C1"], G: Float[Array, "B H W C2"] | None = None
 ) -> Float[Array, "B C1*C2"]:
-    """Outer products of features summed over places, as signed roots of length one.
+    """Sums outer products of features over places, as signed roots of length one.
 
     Args:
-      F: feature map.
-      G: another one of the same places; None for F itself.
+      F: Feature maps, [B, H, W, C1].
+      G: Other feature maps of the same places, [B, H, W, C2]; None for F itself.
 
     Raises:
-      ValueError: not maps of the same places.
+      ValueError: Not maps of the same places.
 
     Source: Lin, RoyChowdhury and Maji (2015), arXiv 1504.07889.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> jcol.bilinear_pool(jnp.ones((2, 4, 4, 3))).shape
+      (2, 9)
     """
     other = F if G is None else G
     _check_maps(F, other)
@@ -35,17 +41,24 @@ def bilinear_pool(
 def compact_bilinear_pool(
     F: Float[Array, "B H W C"], D: int, key: Key[Array, ""]
 ) -> Float[Array, "B D"]:
-    """`bilinear_pool` of F with itself, its outer product sketched in D numbers.
+    """Pools F with itself as `bilinear_pool` does, its outer product sketched in D numbers.
 
     Args:
-      F: feature map.
-      D: width of the sketch, at least 1; the error of inner products falls as its root.
-      key: of the sketch; the same one always.
+      F: Feature maps, [B, H, W, C].
+      D: Width of the sketch, at least 1; the error of inner products falls as its root.
+      key: Random key of the sketch; equal keys give equal sketches.
 
     Raises:
-      ValueError: no map, or D out of range.
+      ValueError: No map, or D out of range.
 
     Source: Gao et al. (2016), arXiv 1511.06062; Pham and Pagh (2013), KDD.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> jcol.compact_bilinear_pool(jnp.ones((2, 4, 4, 8)), 16, jax.random.key(0)).shape
+      (2, 16)
     """
     _check_maps(F, F)
     return unit(signed_root(tensor_sketch(F, D, key).sum((1, 2))))
@@ -53,15 +66,22 @@ def compact_bilinear_pool(
 
 @own_promotion()
 def tensor_sketch(x: Float[Array, "... C"], D: int, key: Key[Array, ""]) -> Float[Array, "... D"]:
-    """A sketch of x ⊗ x: inner products of sketches are those of x squared, on average.
+    """Sketches x ⊗ x: inner products of sketches are on average those of x, squared.
 
     Args:
-      x: vectors.
-      D: width of the sketch, at least 1.
-      key: of its hashes and signs.
+      x: Vectors on the last axis.
+      D: Width of the sketch, at least 1.
+      key: Random key of hashes and signs; equal keys give equal sketches.
 
     Raises:
       ValueError: D out of range.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> jcol.tensor_sketch(jnp.ones((5, 8)), 16, jax.random.key(0)).shape
+      (5, 16)
     """
     width, C = checked_int("D", D, 1), x.shape[-1]
     parts: list[Array] = []
@@ -75,7 +95,11 @@ def tensor_sketch(x: Float[Array, "... C"], D: int, key: Key[Array, ""]) -> Floa
 
 
 def signed_root(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """sign(x) √|x|, with a finite derivative at zero."""
+    """Computes sign(x) √|x|, with a finite derivative at zero.
+
+    Args:
+      x: Numbers of any shape.
+    """
     return jnp.sign(x) * jnp.sqrt(jnp.abs(x) + 1e-8)
 
 

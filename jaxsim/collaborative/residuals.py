@@ -1,4 +1,4 @@
-"""How well each class of a dictionary explains a feature."""
+"""Residuals: the part of a feature that each class of a dictionary leaves unexplained."""
 
 from __future__ import annotations
 
@@ -26,18 +26,28 @@ def class_residuals(
     *,
     normalize: bool = False,
 ) -> Float[Array, "Q C"]:
-    """‖y − α_c X_c‖² for each class c, from Gram matrices: nothing of size Q × C × d is made.
+    """Computes ‖y − α_c X_c‖² for each class c, without an array of size Q × C × d.
 
     Args:
-      X: features of the samples.
-      labels: their classes.
-      y: features to explain.
-      alpha: their codes.
-      num_classes: C.
-      normalize: divide by ‖α_c‖².
+      X: Features of the samples, one a row.
+      labels: Classes of the samples, 0 to C - 1.
+      y: Features to explain, one a row.
+      alpha: Codes of y over the samples, from `ridge_codes`.
+      num_classes: Number of classes C, at least 1.
+      normalize: Whether to divide by ‖α_c‖².
 
     Raises:
-      ValueError: a label outside [0, C), shapes that differ, or features that are not finite.
+      ValueError: A label outside [0, C), shapes that differ, or features that are not finite.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.collaborative as jcol
+      >>> X = jcol.unit(jnp.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]]))
+      >>> labels = jnp.array([0, 0, 1, 1])
+      >>> y = jnp.array([[1.0, 0.0]])
+      >>> residuals = jcol.class_residuals(X, labels, y, jcol.ridge_codes(X, y, 0.1), 2)
+      >>> residuals.argmin(-1).tolist()
+      [0]
     """
     checked_features("X", X)
     checked_features("y", y, X.shape[1])
@@ -51,7 +61,12 @@ def class_residuals(
 
 
 def same_class_gram(X: Float[Array, "N d"], onehot: Float[Array, "N C"]) -> Float[Array, "N N"]:
-    """Inner products of samples of one class; zero between classes."""
+    """Computes inner products of samples of one class; zero between classes.
+
+    Args:
+      X: Features of the samples, one a row.
+      onehot: Classes as rows of a unit matrix.
+    """
     return (X @ X.T) * (onehot @ onehot.T)
 
 
@@ -64,7 +79,16 @@ def residuals_of(
     *,
     normalize: bool = False,
 ) -> Float[Array, "Q C"]:
-    """Residuals from what `same_class_gram` gives and the products of y with the samples."""
+    """Computes residuals from Gram matrices.
+
+    Args:
+      gram: Inner products of samples of one class, from `same_class_gram`.
+      onehot: Classes as rows of a unit matrix.
+      y: Features to explain, one a row.
+      products: Inner products of y with the samples.
+      alpha: Codes of y over the samples.
+      normalize: Whether to divide by ‖α_c‖².
+    """
     size = jnp.sum(y**2, 1, keepdims=True)
     left = size - 2 * (alpha * products) @ onehot + (alpha * (alpha @ gram)) @ onehot
     # a difference of near numbers may come out below zero
@@ -75,9 +99,14 @@ def residuals_of(
 
 
 def one_hot(labels: Any, num_classes: int, dtype: Any = jnp.float32) -> Float[Array, "N C"]:
-    """Classes as rows of a unit matrix.
+    """Writes classes as rows of a unit matrix.
 
     A class without a sample is warned of: its residual is ‖y‖², whatever y is.
+
+    Args:
+      labels: Classes, a vector of integers.
+      num_classes: Number of classes C, at least 1.
+      dtype: Type of the result.
 
     Raises:
       ValueError: labels that are not integers in [0, num_classes), where that is known.

@@ -13,12 +13,18 @@ class Paired(NamedTuple):
     """A comparison of two methods on the same seeds.
 
     Attributes:
-      mean: of the differences a − b.
-      half_width: of its 95 % confidence interval, by Student's t.
-      t_p: two-sided p of the paired t-test.
-      wilcoxon_p: two-sided p of the signed-rank test.
-      wins: how often a is above b.
-      n: number of pairs.
+      mean: Mean of the differences a − b.
+      half_width: Half the width of its 95 % confidence interval, by Student's t.
+      t_p: Two-sided p of the paired t-test.
+      wilcoxon_p: Two-sided p of the signed-rank test.
+      wins: Number of pairs in which a is above b.
+      n: Number of pairs.
+
+    Examples:
+      >>> import jaxsim.collaborative as jcol
+      >>> result = jcol.paired_test([3.0, 2.0, 4.0], [1.0, 1.0, 1.0])
+      >>> result.mean, result.wins, result.n
+      (2.0, 3, 3)
     """
 
     mean: float
@@ -33,11 +39,16 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
     """Compares two methods seed by seed.
 
     Args:
-      a: a score a seed.
-      b: scores of the same seeds.
+      a: Scores of the first method, one a seed, at least two.
+      b: Scores of the second method with the same seeds.
 
     Raises:
-      ValueError: lengths that differ, fewer than two seeds, or scores that are not finite.
+      ValueError: Lengths that differ, fewer than two seeds, or scores that are not finite.
+
+    Examples:
+      >>> import jaxsim.collaborative as jcol
+      >>> round(jcol.paired_test([3.0, 2.0, 4.0], [1.0, 1.0, 1.0]).t_p, 3)
+      0.074
     """
     from scipy import stats  # slow to import, and only this needs it
 
@@ -61,15 +72,20 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
 
 
 def holm(p_values: Sequence[float]) -> Float[np.ndarray, " m"]:
-    """P values corrected for being m together: below 0.05, all of them hold at 5 %.
+    """Corrects p values for their number: below 0.05, all of them hold at 5 % together.
 
     Args:
-      p_values: of m comparisons.
+      p_values: P values of m comparisons, at least one, each in [0, 1].
 
     Raises:
-      ValueError: none, or one outside [0, 1].
+      ValueError: None, or one outside [0, 1].
 
     Source: Holm (1979), Scandinavian Journal of Statistics 6.
+
+    Examples:
+      >>> import jaxsim.collaborative as jcol
+      >>> jcol.holm([0.01, 0.04]).tolist()
+      [0.02, 0.04]
     """
     p = np.asarray(p_values, float)
     if p.ndim != 1 or not p.size or not ((p >= 0) & (p <= 1)).all():

@@ -1,4 +1,4 @@
-"""Training in stages: a backbone learns on some classes, then on others with a head of theirs."""
+"""Training in stages: a backbone learns on some classes, then on others with a new head."""
 
 from __future__ import annotations
 
@@ -23,18 +23,37 @@ Loss = Callable[[nn.Module, Any, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage: data, a model of them, how long.
+    """Data, model and schedule of one stage of training.
 
     Attributes:
-      images: [N, ...] inputs.
-      labels: [N] classes.
-      model: the backbone with this stage's head, its backbone named `backbone`.
-      loss: of the model on a batch.
+      images: Inputs, [N, ...].
+      labels: Classes, [N].
+      model: Backbone with this stage's head, its backbone named `backbone`.
+      loss: Function `(model, variables, images, labels) -> loss` of a batch.
       steps: AdamW steps, at least 1.
-      learning_rate: above 0.
-      per_class: samples of each class in a step's batch, drawn anew; None for all samples.
-      freeze: leave the backbone as it is.
-      weight_decay: of AdamW, at least 0.
+      learning_rate: Learning rate, above 0.
+      per_class: Samples of each class in a step's batch, drawn anew; None for all samples.
+      freeze: Whether to leave the backbone as it is.
+      weight_decay: Weight decay of AdamW, at least 0.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> import optax
+      >>> from flax import linen as nn
+      >>> import jaxsim.collaborative as jcol
+      >>> class Model(nn.Module):
+      ...     classes: int
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return nn.Dense(self.classes)(nn.relu(nn.Dense(4, name="backbone")(x)))
+      >>> def loss(model, variables, x, y):
+      ...     logits = model.apply(variables, x)
+      ...     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+      >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
+      >>> stage = jcol.Stage(x, y, Model(2), loss, steps=2, learning_rate=0.1)
+      >>> stage.freeze, stage.per_class
+      (False, None)
     """
 
     images: Float[np.ndarray, "N ..."]
@@ -54,16 +73,36 @@ def fit_stages(
     """Trains stage after stage; each takes over the backbone that the one before left.
 
     Args:
-      stages: at least one; one is training from scratch, two are transfer.
-      key: of initial weights and batches.
-      backbone: parameters of the backbone to begin with; None to draw them.
+      stages: Stages in order, at least one: one is training from scratch, two are transfer.
+      key: Random key of initial weights and batches.
+      backbone: Parameters of the backbone to begin with; None to draw them.
 
     Returns:
       The variables of each stage's model.
 
     Raises:
-      ValueError: no stage, a setting out of range, images that are not finite, labels that
+      ValueError: No stage, a setting out of range, images that are not finite, labels that
         are no classes or of another number than images, or a model without a backbone.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> import optax
+      >>> from flax import linen as nn
+      >>> import jaxsim.collaborative as jcol
+      >>> class Model(nn.Module):
+      ...     classes: int
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return nn.Dense(self.classes)(nn.relu(nn.Dense(4, name="backbone")(x)))
+      >>> def loss(model, variables, x, y):
+      ...     logits = model.apply(variables, x)
+      ...     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+      >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
+      >>> stage = jcol.Stage(x, y, Model(2), loss, steps=2, learning_rate=0.1)
+      >>> (variables,) = jcol.fit_stages([stage], jax.random.key(0))
+      >>> sorted(variables["params"])
+      ['Dense_0', 'backbone']
     """
     if not stages:
         raise ValueError("stages=[]: give at least one")
@@ -79,7 +118,7 @@ def fit_stages(
             )
         if backbone is not None:
             variables = {**variables, "params": {**variables["params"], "backbone": backbone}}
-        variables = _fitted(stage, variables, batches)
+        variables = _fit_stage(stage, variables, batches)
         backbone = variables["params"]["backbone"]
         results.append(variables)
     return results
@@ -88,15 +127,23 @@ def fit_stages(
 def balanced_rows(
     labels: Int[np.ndarray, " N"], per_class: int, key: Key[Array, ""]
 ) -> Int[np.ndarray, " n"]:
-    """Rows of as many samples of each class, drawn without replacement.
+    """Draws rows of equally many samples of each class, without replacement.
 
     Args:
-      labels: classes.
-      per_class: samples of each, at least 1.
-      key: to draw with.
+      labels: Classes of the samples.
+      per_class: Number of samples of each class, at least 1.
+      key: Random key.
 
     Raises:
-      ValueError: labels that are no classes, or a class with fewer samples.
+      ValueError: labels that are not classes, or a class with fewer samples.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> import jaxsim.collaborative as jcol
+      >>> labels = np.array([0, 0, 0, 1, 1])
+      >>> labels[jcol.balanced_rows(labels, 2, jax.random.key(0))].tolist()
+      [0, 0, 1, 1]
     """
     per_class = checked_int("per_class", per_class, 1)
     check_labels("labels", labels)
@@ -111,7 +158,7 @@ def balanced_rows(
 
 
 @own_promotion()
-def _fitted(stage: Stage, variables: dict[str, Any], key: Key[Array, ""]) -> dict[str, Any]:
+def _fit_stage(stage: Stage, variables: dict[str, Any], key: Key[Array, ""]) -> dict[str, Any]:
     optimizer = optax.adamw(stage.learning_rate, weight_decay=stage.weight_decay)
     state = optimizer.init(variables["params"])
 

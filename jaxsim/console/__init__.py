@@ -1,1 +1,1 @@
-"""What a person sees: tables, progress bars, timings."""
+"""Tables, progress bars and timings for the console."""

@@ -1,4 +1,4 @@
-"""A bar that shows how far a long run is."""
+"""Progress bars of long runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 def progress(
     label: str, total: int, done: int, value: str, *, quiet: bool
 ) -> Generator[Callable[[Float[Array, ""]], None]]:
-    """A progress bar of steps that shows a number, read only now and then so that steps run ahead.
+    """Shows a progress bar with a number, read only now and then so that steps run ahead.
 
     Args:
-      label: what goes on.
-      total: steps.
-      done: of them before.
-      value: name of the number.
-      quiet: show nothing.
+      label: Text before the bar.
+      total: Number of steps.
+      done: Number of steps made before.
+      value: Name of the number.
+      quiet: Whether to show nothing.
 
     Yields:
       A function to call with the number after each step.

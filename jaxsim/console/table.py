@@ -7,7 +7,11 @@ from typing import Any
 
 
 def html(renderable: Any) -> str:
-    """What rich shows, as HTML for a notebook."""
+    """Renders a table, or whatever rich can print, as HTML for a notebook.
+
+    Args:
+      renderable: Object that rich can print.
+    """
     from rich.console import Console
 
     console = Console(record=True, file=io.StringIO(), width=120)
@@ -16,7 +20,16 @@ def html(renderable: Any) -> str:
 
 
 def si(number: float) -> str:
-    """A count with three digits and k, M, G or T behind it."""
+    """Formats a count with three digits and k, M, G or T behind it.
+
+    Args:
+      number: The count.
+
+    Examples:
+      >>> from jaxsim.console.table import si
+      >>> si(1234567)
+      '1.23 M'
+    """
     for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.3g} {unit}"
@@ -24,7 +37,11 @@ def si(number: float) -> str:
 
 
 def render(table: Any) -> str:
-    """A rich table as plain text."""
+    """Renders a rich table as plain text.
+
+    Args:
+      table: A rich table.
+    """
     from rich.console import Console
 
     console = Console(width=160, color_system=None)

@@ -16,10 +16,10 @@ class Timing(NamedTuple):
     """Times of one alternative.
 
     Attributes:
-      first: seconds of the first call, compilation included.
-      median: of the warm calls.
-      best: the shortest warm call.
-      runs: number of warm calls.
+      first: Seconds of the first call, compilation included.
+      median: Median seconds of a warm call.
+      best: Seconds of the shortest warm call.
+      runs: Number of warm calls.
     """
 
     first: float
@@ -31,15 +31,18 @@ class Timing(NamedTuple):
 def alternate(
     alternatives: Mapping[str, Callable[[], Any]], *, runs: int = 21, inner: int = 1
 ) -> dict[str, Timing]:
-    """Calls each alternative once, then all of them in turn, the order reversed every other round.
+    """Times alternatives: each is called once, then all in turn, the order reversed every round.
 
     Args:
-      alternatives: functions to time, by name; results are waited for.
-      runs: rounds, at least 5.
-      inner: calls in one measurement, for very short functions.
+      alternatives: Functions to time, by name; results are waited for.
+      runs: Number of rounds, at least 5.
+      inner: Number of calls in one measurement, at least 1; more for very short functions.
+
+    Returns:
+      Times by name.
 
     Raises:
-      ValueError: too few of either.
+      ValueError: Too few of either.
     """
     runs, inner = checked_int("runs", runs, 5), checked_int("inner", inner, 1)
     first = {name: _seconds(f, 1) for name, f in alternatives.items()}

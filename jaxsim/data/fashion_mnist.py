@@ -1,4 +1,4 @@
-"""Fashion-MNIST: ten kinds of clothing in 28 by 28 grey pixels, whole or as a packaged subset."""
+"""Fashion-MNIST: ten kinds of clothing in 28 by 28 gray pixels, whole or as a packaged subset."""
 
 import hashlib
 import http.client
@@ -44,7 +44,7 @@ class IdxFile(NamedTuple):
     """One of the official files.
 
     Attributes:
-        name: file name, without the .gz it may carry.
+        name: File name, without the .gz it may carry.
         sha256: SHA-256 of the unpacked content. Debian's .gz files differ from the official ones
             (no name in the gzip header) and hold the same content, so this is what is compared.
     """
@@ -85,14 +85,20 @@ FILES = {
 
 
 class Images(NamedTuple):
-    """A labelled set of images.
+    """A labeled set of images.
 
     Attributes:
-        images: grey levels in [0, 1], 1 the brightest; not normalised [N, 28, 28, 1].
-        labels: index into `classes` of each image [N].
-        classes: name of each class.
-        source: where the set was read from, in words; starts with "env", "debian", "cache",
+        images: Gray levels in [0, 1], 1 the brightest; not normalized [N, 28, 28, 1].
+        labels: Index into `classes` of each image [N].
+        classes: Name of each class.
+        source: Where the set was read from, in words; starts with "env", "debian", "cache",
             "folder" or "subset".
+
+    Examples:
+        >>> from jaxsim.data import fashion_mnist
+        >>> test = fashion_mnist("test", source="subset")
+        >>> len(test.classes), test.classes[0]
+        (10, 'T-shirt/top')
     """
 
     images: Float32[np.ndarray, "N 28 28 1"]
@@ -127,22 +133,28 @@ def fashion_mnist(
 
     Args:
         split: "train" (60 000 images in full) or "test" (10 000).
-        source: one of the names above, or a `Path` to a folder that holds the official files.
-        download: allow the network, for sources "auto" and "cache"; never used otherwise.
+        source: One of the names above, or a `Path` to a folder with the official files.
+        download: Whether the network may be used, for sources "auto" and "cache".
 
     Returns:
         Images, in the official order. Its `source` says which place they came from.
 
     Raises:
-        ValueError: an argument is not one of its allowed values, or a file is damaged or does not
+        ValueError: An argument is not one of its allowed values, or a file is damaged or does not
             have the official checksum.
-        FileNotFoundError: the place asked for by `source` lacks a file, or a folder that "auto"
+        FileNotFoundError: The place asked for by `source` lacks a file, or a folder that "auto"
             came to holds one file of the split without the other.
-        ConnectionError: the download failed.
-        OSError: the download cannot be kept in the cache folder.
+        ConnectionError: The download failed.
+        OSError: The download cannot be kept in the cache folder.
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking
     machine learning algorithms", arXiv:1708.07747.
+
+    Examples:
+        >>> from jaxsim.data import fashion_mnist
+        >>> test = fashion_mnist("test", source="subset")
+        >>> test.images.shape, test.labels.shape
+        ((2000, 28, 28, 1), (2000,))
     """
     if split not in tuple(FILES):
         raise ValueError(f"split is {split!r}; expected one of {tuple(FILES)}")

@@ -44,25 +44,31 @@ def read_idx(
     compressed stream holds.
 
     Args:
-        path_or_bytes: the file, or its content.
-        max_bytes: the largest size that the file, and what it holds unpacked, may have, in bytes.
-        sha256: hexadecimal SHA-256 that the unpacked content (header and elements) must have, so
+        path_or_bytes: The file, or its content.
+        max_bytes: The largest size that the file, and what it holds unpacked, may have, in bytes.
+        sha256: Hexadecimal SHA-256 that the unpacked content (header and elements) must have, so
             one digest serves however a file was compressed; None checks nothing.
 
     Returns:
         The array, in native byte order, writable, with the shape the header gives.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: everything else: the file cannot be read, or is not exactly one IDX array
+        FileNotFoundError: There is no such file.
+        ValueError: Everything else: the file cannot be read, or is not exactly one IDX array
             within `max_bytes` and with digest `sha256`. The message names the file, what was
             found and what is expected.
 
     Source: http://yann.lecun.com/exdb/mnist/, "The IDX file format".
+
+    Examples:
+        >>> from jaxsim.data import read_idx
+        >>> header = bytes([0, 0, 0x08, 1, 0, 0, 0, 3])  # bytes, one axis, three of them
+        >>> read_idx(header + bytes([5, 6, 7])).tolist()
+        [5, 6, 7]
     """
     max_bytes = checked_int("max_bytes", max_bytes, 0)
     if isinstance(path_or_bytes, bytes):
-        return _read_sized(
+        return _read_file(
             io.BytesIO(path_or_bytes), len(path_or_bytes), "<bytes>", max_bytes, sha256
         )
     try:
@@ -79,7 +85,7 @@ def read_idx(
         raise ValueError(f"{str(path)!r}: found a directory or device; expected a regular file")
     try:
         with path.open("rb") as file:
-            return _read_sized(file, status.st_size, str(path), max_bytes, sha256)
+            return _read_file(file, status.st_size, str(path), max_bytes, sha256)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -88,7 +94,7 @@ def read_idx(
         ) from error
 
 
-def _read_sized(
+def _read_file(
     file: BinaryIO, size: int, name: str, max_bytes: int, sha256: str | None
 ) -> Shaped[np.ndarray, "..."]:
     """Read an array from an open file of `size` bytes, unpacking it where it is gzip."""

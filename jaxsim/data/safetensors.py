@@ -37,26 +37,26 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     it ends, and the last one ends with the file.
 
     Args:
-      path: the file.
+      path: The file.
 
     Returns:
       The arrays by name, in the order of their bytes; writable.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not a whole file of this format. The message names the file and what is
+      FileNotFoundError: There is no such file.
+      ValueError: It is not a whole file of this format. The message names the file and what is
         wrong.
 
     Source: https://github.com/huggingface/safetensors, "Format".
     """
     content = Path(path).read_bytes()
     try:
-        return _parsed(content)
+        return _parse(content)
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
 
-def _parsed(content: bytes) -> dict[str, np.ndarray]:
+def _parse(content: bytes) -> dict[str, np.ndarray]:
     if len(content) < 8:
         raise ValueError(f"{len(content)} bytes; the length of the header takes 8")
     size = int.from_bytes(content[:8], "little")

@@ -1,4 +1,4 @@
-"""Labelled texts from files that a user has: AG News and SST-2. None come with the package."""
+"""Labeled texts from files that a user has: AG News and SST-2. None come with the package."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SST2_CLASSES = ("negative", "positive")
 
 
 class Texts(NamedTuple):
-    """A labelled set of texts.
+    """A labeled set of texts.
 
     Attributes:
-      texts: one a row.
-      labels: [N] index into `classes` of each.
-      classes: name of each class.
+      texts: N texts.
+      labels: Index into `classes` of each text, [N].
+      classes: Name of each class.
     """
 
     texts: tuple[str, ...]
@@ -32,17 +32,17 @@ class Texts(NamedTuple):
 
 
 def ag_news(split: Literal["train", "test"], path: str | os.PathLike[str] | None = None) -> Texts:
-    """News in four classes: title and description joined by a space.
+    """Reads news in four classes: title and description joined by a space.
 
     Args:
-      split: "train" or "test".
-      path: folder with `ag_news_train.csv` and `ag_news_test.csv`, as the corpus has them under
+      split: Part to read, "train" or "test".
+      path: Folder with `ag_news_train.csv` and `ag_news_test.csv`, as the corpus has them under
         `train.csv` and `test.csv`: class from 1, title, description. None for
         `$JAXSIM_DATA/text`.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: another split, or a row of another form.
+      FileNotFoundError: There is no such file.
+      ValueError: Another split, or a row of another form.
 
     Source: Zhang, Zhao and LeCun (2015), arXiv 1509.01626.
     """
@@ -66,16 +66,16 @@ def ag_news(split: Literal["train", "test"], path: str | os.PathLike[str] | None
 def sst2(
     split: Literal["train", "dev", "test"], path: str | os.PathLike[str] | None = None
 ) -> Texts:
-    """Sentences of film reviews, negative or positive.
+    """Reads sentences of film reviews, negative or positive.
 
     Args:
-      split: "train", "dev" or "test".
-      path: folder with `sst2_train.tsv`, …: a sentence, a tab, 0 or 1. None for
+      split: Part to read, "train", "dev" or "test".
+      path: Folder with `sst2_train.tsv`, …: a sentence, a tab, 0 or 1. None for
         `$JAXSIM_DATA/text`.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: another split, or a row of another form.
+      FileNotFoundError: There is no such file.
+      ValueError: Another split, or a row of another form.
 
     Source: Socher et al. (2013), Recursive Deep Models for Semantic Compositionality.
     """

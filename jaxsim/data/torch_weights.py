@@ -59,17 +59,29 @@ class _Global(NamedTuple):
 
 
 def read_torch_weights(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a state dictionary that `torch.save` wrote, in the file's order.
+    """Reads the tensors of a state dictionary that `torch.save` wrote, in the file's order.
 
     Args:
-      path: a `.pth` or `.pt` file in either of PyTorch's layouts.
+      path: File `.pth` or `.pt` in either of PyTorch's layouts.
 
     Returns:
-      Arrays by name, in row-major order; what is no tensor is left out.
+      Arrays by name, in row-major order; other entries are left out.
 
     Raises:
-      ValueError: the file is no such file, is damaged, or its pickle asks for more than tensors.
-      OSError: it cannot be opened.
+      ValueError: The file is no such file, is damaged, or its pickle asks for more than tensors.
+      OSError: It cannot be opened.
+
+    Examples:
+      >>> import pathlib, tempfile
+      >>> from jaxsim.data import read_torch_weights
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "weights.pth")
+      ...     _ = path.write_bytes(b"not a pickle")
+      ...     try:
+      ...         read_torch_weights(path)
+      ...     except ValueError:
+      ...         print("refused")
+      refused
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -94,15 +106,15 @@ def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
         def bytes_of(storage: _Storage) -> bytes:
             return archive.read(records[f"data/{storage.key}"])
 
-        return _arrays(_described(io.BytesIO(archive.read(records["data.pkl"]))), bytes_of)
+        return _arrays(_read_pickle(io.BytesIO(archive.read(records["data.pkl"]))), bytes_of)
 
 
 def _read_older(file: IO[bytes]) -> dict[str, np.ndarray]:
     file.seek(0)
-    if _described(file) != _MAGIC or _described(file) != _PROTOCOL:
+    if _read_pickle(file) != _MAGIC or _read_pickle(file) != _PROTOCOL:
         raise ValueError("neither a zip archive nor PyTorch's older layout")
-    _described(file)  # sizes of C types where it was written
-    tree, keys = _described(file), _described(file)
+    _read_pickle(file)  # sizes of C types where it was written
+    tree, keys = _read_pickle(file), _read_pickle(file)
     storages = {storage.key: storage for storage in _storages(tree)}
     data: dict[str, bytes] = {}
     for key in keys:
@@ -147,40 +159,38 @@ def _arrays(tree: Any, bytes_of: Callable[[_Storage], bytes]) -> dict[str, np.nd
 
 
 _MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_VALUES = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINSTRING", "SHORT_BINUNICODE"),
+}
 
 
-def _described(file: IO[bytes]) -> Any:
-    """What the next pickle of a file describes: dictionaries, tuples, numbers, text and tensors."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
+class _Machine:
+    """Stack and memo of a pickle that describes tensors; no function of it is ever called."""
 
-    def since_mark() -> list[Any]:
-        at = max(i for i, item in enumerate(stack) if item is _MARK)
-        items = stack[at + 1 :]
-        del stack[at:]
-        return items
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
 
-    def pairs(items: list[Any]) -> None:
-        stack[-1].update(zip(items[::2], items[1::2], strict=True))
+    def push_value(self, code: str, value: Any) -> bool:
+        """Follows an opcode that pushes a value or a name; False for any other."""
+        if code in _CONSTANTS:
+            self.stack.append(_CONSTANTS[code])
+        elif code in _VALUES:
+            self.stack.append(value)
+        elif code == "GLOBAL":
+            self.stack.append(_Global(value))
+        else:
+            return False
+        return True
 
-    value: Any
-    for code, value, _ in pickletools.genops(file):
-        match code.name:
-            case "PROTO":
-                pass
-            case "STOP":
-                (result,) = stack
-                return result
+    def build_container(self, code: str) -> bool:
+        """Follows an opcode that makes or fills a container; False for any other."""
+        stack = self.stack
+        match code:
             case "MARK":
                 stack.append(_MARK)
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[code.name])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
-                stack.append(value)
-            case "BINUNICODE" | "SHORT_BINSTRING" | "SHORT_BINUNICODE":
-                stack.append(value)
-            case "GLOBAL":
-                stack.append(_Global(value))
             case "EMPTY_DICT":
                 stack.append({})
             case "EMPTY_LIST":
@@ -188,38 +198,73 @@ def _described(file: IO[bytes]) -> Any:
             case "EMPTY_TUPLE":
                 stack.append(())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(code.name[-1])
+                count = int(code[-1])
                 items = tuple(stack[-count:])
                 del stack[-count:]
                 stack.append(items)
             case "TUPLE":
-                stack.append(tuple(since_mark()))
+                stack.append(tuple(self._since_mark()))
             case "APPEND":
                 item = stack.pop()
                 stack[-1].append(item)
             case "APPENDS":
-                items = since_mark()
+                items = self._since_mark()
                 stack[-1].extend(items)
             case "SETITEM":
                 items = [stack.pop(), stack.pop()]
-                pairs(items[::-1])
+                self._set_items(items[::-1])
             case "SETITEMS":
-                pairs(since_mark())
+                self._set_items(self._since_mark())
+            case _:
+                return False
+        return True
+
+    def refer(self, code: str, value: Any) -> bool:
+        """Follows an opcode of the memo, of storages or of known calls; False for any other."""
+        stack = self.stack
+        match code:
             case "BINPUT" | "LONG_BINPUT":
-                memo[value] = stack[-1]
+                self.memo[value] = stack[-1]
             case "BINGET" | "LONG_BINGET":
-                stack.append(memo[value])
+                stack.append(self.memo[value])
             case "BINPERSID":
                 stack.append(_storage(*stack.pop()))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                stack.append(_made(function, arguments))
+                stack.append(_reduce(function, arguments))
             case "BUILD":  # attributes of a dictionary: versions of modules, not weights
                 stack.pop()
             case _:
-                raise ValueError(
-                    f"its pickle uses {code.name}, which no dictionary of tensors does"
-                )
+                return False
+        return True
+
+    def _since_mark(self) -> list[Any]:
+        at = max(i for i, item in enumerate(self.stack) if item is _MARK)
+        items = self.stack[at + 1 :]
+        del self.stack[at:]
+        return items
+
+    def _set_items(self, items: list[Any]) -> None:
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+
+def _read_pickle(file: IO[bytes]) -> Any:
+    """Dictionaries, tuples, numbers, text and tensors that the next pickle of a file describes."""
+    machine = _Machine()
+    value: Any
+    for code, value, _ in pickletools.genops(file):
+        name = code.name
+        if name == "STOP":
+            (result,) = machine.stack
+            return result
+        known = (
+            name == "PROTO"
+            or machine.push_value(name, value)
+            or machine.build_container(name)
+            or machine.refer(name, value)
+        )
+        if not known:
+            raise ValueError(f"its pickle uses {name}, which no dictionary of tensors does")
     raise ValueError("its pickle has no end")
 
 
@@ -232,7 +277,7 @@ def _storage(kind: str, type_: _Global, key: str, _place: str, size: int, *_view
     return _Storage(_TYPES[name.removesuffix("Storage")], key, size)
 
 
-def _made(function: Any, arguments: tuple[Any, ...]) -> Any:
+def _reduce(function: Any, arguments: tuple[Any, ...]) -> Any:
     match function:
         case _Global("collections OrderedDict"):
             return dict(*arguments)

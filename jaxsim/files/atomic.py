@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks beside paths that only one writes to."""
+"""Files written whole or not at all, and locks beside paths that only one writes to."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike[str]) -> Generator[Path]:
-    """A place to write a file, which takes its path's place once it is complete.
+    """Opens a path to write to, which takes the file's place once it is complete.
 
     A full disk or a kill leaves what was there before. Devices and pipes are written to directly.
 
     Args:
-      path: Of the file; its folder must exist.
+      path: File to write; its folder must exist.
 
     Yields:
       A path beside it, with the same ending, to write to.
@@ -43,13 +43,23 @@ def whole(path: str | os.PathLike[str]) -> Generator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file of UTF-8, whole or not at all."""
+    """Writes a file of UTF-8, whole or not at all.
+
+    Args:
+      path: File to write; its folder must exist.
+      text: Content.
+    """
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes what JSON holds, whole or not at all."""
+    """Writes a value as JSON, whole or not at all.
+
+    Args:
+      path: File to write; its folder must exist.
+      value: Value that JSON can write.
+    """
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
@@ -57,7 +67,7 @@ def check_target(name: str, path: str | os.PathLike[str] | None, *, image: bool 
     """Checks before a long computation that its result can be written where it is asked for.
 
     Args:
-      name: Of the argument, for the error.
+      name: Name of the argument, for the error.
       path: File to write; None for none.
       image: Whether it is a figure, whose format its ending picks.
 
@@ -84,8 +94,8 @@ def locked(name: str, path: str | os.PathLike[str]) -> Generator[None]:
     """Keeps other threads and processes from writing to the same path, without waiting.
 
     Args:
-      name: Of the argument, for the error.
-      path: What is written to; the lock lies beside it while it is held. Its folder is made.
+      name: Name of the argument, for the error.
+      path: Path that is written to; the lock lies beside it meanwhile. Its folder is made.
 
     Raises:
       ValueError: Another thread or process writes to it.

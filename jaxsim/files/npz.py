@@ -18,7 +18,7 @@ _RATIO = 100
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by `np.savez` or `np.savez_compressed`, by name.
+    """Reads the arrays of a file by `np.savez` or `np.savez_compressed`, by name.
 
     Args:
       path: The file.

@@ -1,4 +1,4 @@
-"""Text files as lines: UTF-8, with or without a byte-order mark, and whatever ends a line."""
+"""Text files read as lines: UTF-8, with or without a byte-order mark, any line ends."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.B
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file, its byte-order mark left out and its lines ended by newlines.
+    """Reads the text of a file, its byte-order mark left out and its lines ended by newlines.
 
     Args:
-      path: Of a file in UTF-8.
+      path: File in UTF-8.
 
     Raises:
       ValueError: The file is compressed, or in another encoding, with the line where that shows.
@@ -49,7 +49,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a file, without their ends; line `i + 1` of the file is entry i.
+    """Reads the lines of a file, without their ends; line `i + 1` of the file is entry i.
+
+    Args:
+      path: File in UTF-8.
 
     Raises:
       ValueError: See `read_text`.

@@ -19,8 +19,8 @@ class Servers(NamedTuple):
     """A player's servers.
 
     Attributes:
-      places: in the square [-1, 1]² at first, free later [S, 2].
-      shares: of his mass, as logits of an agent and as probabilities times S of a strategy [S].
+      places: Points [S, 2], in the square [-1, 1]² at first, free later.
+      shares: Shares of the mass [S]: logits in an agent, probabilities times S in a strategy.
     """
 
     places: Float[Array, "S 2"]
@@ -28,7 +28,7 @@ class Servers(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """Strategies of an opponent and how often he plays each."""
+    """Strategies of an opponent, with the probability of each."""
 
     strategies: Servers
     weights: Float[Array, " N"]
@@ -36,18 +36,26 @@ class Mixture(NamedTuple):
 
 @own_promotion()
 def lotto(key: Key[Array, ""], customers: int = 9, servers: int = 500) -> Game:
-    """A game of Lotto with customers at random in the square.
+    """Makes a game of Lotto with customers at random in the square.
 
     Each customer turns to the servers of both players by a softmax of minus the distances; a player
     has the mass that his servers bring, less the other's. An agent is `Servers`. Nobody knows the
     best response exactly: `best` is None, and what oracles find is a lower bound.
 
     Args:
-      key: for the customers.
-      customers: C, at least 1.
-      servers: S of each player, at least 1.
+      key: Random key of the customers' places.
+      customers: Number of customers C, at least 1.
+      servers: Number of servers S of each player, at least 1.
 
     Source: Perez-Nieves et al. (2021), arXiv 2103.07927, section 6, as in the code of Feng et al.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> game = jg.lotto(jax.random.key(0), customers=3, servers=4)
+      >>> agent = game.init(jax.random.key(1))
+      >>> agent.places.shape, game.best is None
+      ((4, 2), True)
     """
     customers = checked_int("customers", customers, 1)
     servers = checked_int("servers", servers, 1)

@@ -1,4 +1,4 @@
-"""Games that a payoff matrix says all of."""
+"""Games given by a payoff matrix."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from jaxsim.numerics.checks import checked_int, is_traced
 
 
 def matrix_game(payoffs: Float[ArrayLike, "d d"]) -> Game:
-    """A game of two equal players who each choose one of d actions.
+    """Makes a game of two equal players who each choose one of d actions.
 
     An agent is logits [d], a strategy probabilities [d]. The best response is exact.
 
     Args:
-      payoffs: of the row's player, antisymmetric. Traced.
+      payoffs: Payoffs of the row player, [d, d], antisymmetric to 1e-5. Traced.
 
     Raises:
-      ValueError: a matrix that is not square, finite and antisymmetric to 1e-5.
+      ValueError: A matrix that is not square, finite and antisymmetric to 1e-5.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> float(jg.payoff(game, jnp.eye(3)[1], jnp.eye(3)[0]))  # paper beats rock
+      1.0
     """
     shape = jnp.shape(payoffs)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
@@ -52,16 +59,24 @@ def matrix_game(payoffs: Float[ArrayLike, "d d"]) -> Game:
 
 @own_promotion()
 def skill_matrix(key: Key[Array, ""], dim: int) -> Float[Array, "d d"]:
-    """A game of skill: W - Wᵀ + S - Sᵀ, a cycle and a transitive part of standard normals.
+    """Draws a game of skill, W - Wᵀ + S - Sᵀ: a cyclic and a transitive part of normals.
 
     Args:
-      key: for W [d, d] and S [d, 1].
-      dim: d, at least 1.
+      key: Random key of W [d, d] and S [d, 1].
+      dim: Number of actions d, at least 1.
 
     Raises:
-      MemoryError: more than `jaxsim.numerics.memory.LIMIT`.
+      MemoryError: More than `jaxsim.numerics.memory.LIMIT`.
 
     Source: Czarnecki et al. (2020), arXiv 2004.09468, section 5, unscaled.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> payoffs = jg.skill_matrix(jax.random.key(0), 4)
+      >>> payoffs.shape, bool(jnp.allclose(payoffs, -payoffs.T))
+      ((4, 4), True)
     """
     dim = checked_int("dim", dim, 1)
     memory.check(f"a matrix of dim = {dim}", 4 * dim**2, "lower dim")
@@ -71,27 +86,49 @@ def skill_matrix(key: Key[Array, ""], dim: int) -> Float[Array, "d d"]:
 
 
 def games_of_skill(key: Key[Array, ""], dim: int) -> Game:
-    """The game of a `skill_matrix`."""
+    """Makes the game of a `skill_matrix`.
+
+    Args:
+      key: Random key of the matrix.
+      dim: Number of actions d, at least 1.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> jg.games_of_skill(jax.random.key(0), 5).init(jax.random.key(1)).shape
+      (5,)
+    """
     return matrix_game(skill_matrix(key, dim))
 
 
 def rock_paper_scissors() -> Float[np.ndarray, "3 3"]:
-    """Payoffs of rock, paper and scissors."""
+    """Lists the payoffs of rock, paper and scissors.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> jg.rock_paper_scissors().astype(int).tolist()
+      [[0, -1, 1], [1, 0, -1], [-1, 1, 0]]
+    """
     return np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], np.float32)
 
 
 def blotto_matrix(coins: int, fields: int) -> Float[np.ndarray, "d d"]:
-    """Blotto's payoffs: fields won less fields lost, as a share of the fields' sign.
+    """Computes Blotto's payoffs: the sign of fields won less fields lost.
 
     Args:
-      coins: each player divides among the fields, at least 1.
-      fields: at least 1. The player with more coins on more fields wins 1.
+      coins: Coins that each player divides among the fields, at least 1.
+      fields: Number of fields, at least 1. The player with more coins on more fields wins 1.
 
     Returns:
       [d, d] with d = C(coins + fields - 1, fields - 1) allocations in lexicographic order.
 
     Raises:
-      MemoryError: more than `jaxsim.numerics.memory.LIMIT`.
+      MemoryError: More than `jaxsim.numerics.memory.LIMIT`.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> jg.blotto_matrix(coins=2, fields=3).shape
+      (6, 6)
     """
     coins, fields = checked_int("coins", coins, 1), checked_int("fields", fields, 1)
     d = math.comb(coins + fields - 1, fields - 1)

@@ -1,4 +1,4 @@
-"""Matching pennies, again and again, by players who remember the last round."""
+"""Iterated matching pennies between players who remember the last round."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ each of the four rounds (own penny first), the logit (agent) or probability (str
 
 
 class Mixture(NamedTuple):
-    """Strategies of an opponent and how often he plays each."""
+    """Strategies of an opponent, with the probability of each."""
 
     strategies: Pair
     weights: Float[Array, " N"]
 
 
 class Draws(NamedTuple):
-    """A play in both seats: each player's own state and whether his penny was heads.
+    """Draws of a play in both seats: the players' states and pennies.
 
     Attributes:
-      who: the strategy that the opponent drew, in each seat [2].
-      state: before each round, as the player sees it [2, T].
-      mine: the player's penny [2, T].
-      theirs: the opponent's [2, T].
+      who: Strategy that the opponent drew in each seat, [2].
+      state: State before each round as the player sees it, [2, T].
+      mine: Whether the player's penny is heads, [2, T].
+      theirs: Whether the opponent's penny is heads, [2, T].
     """
 
     who: Int[Array, "2"]
@@ -46,15 +46,26 @@ class Draws(NamedTuple):
 
 
 def matching_pennies(rounds: int = 50) -> Game:
-    """Iterated matching pennies, played in both seats; a payoff is the mean over the rounds.
+    """Makes iterated matching pennies, played in both seats; a payoff is the mean over rounds.
 
     Payoffs are exact, by the chance of each of the five states in each round. `best` is over the 32
     deterministic players with this memory in each seat, not over all that remember more.
 
     Args:
-      rounds: T, at least 1.
+      rounds: Number of rounds T, at least 1.
 
     Source: Foerster et al. (2018), arXiv 1709.04326, for the game and the players' memory.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> game = jg.matching_pennies(rounds=2)
+      >>> heads, evens = (jnp.ones(5), jnp.ones(5)), (jnp.full(5, 0.5), jnp.full(5, 0.5))
+      >>> float(jg.payoff(game, heads, evens))
+      0.0
+      >>> float(game.best(jg.alone(game, heads)))  # known pennies are won in both seats
+      1.0
     """
     rounds = checked_int("rounds", rounds, 1)
     memory.check(f"rounds={rounds}", 48 * rounds, "lower it")
@@ -111,7 +122,7 @@ def _against(weights: Array, mine: Pair, opponent: Mixture) -> Array:
 
 @own_promotion()
 def _seats(weights: Array, opponent: Mixture) -> tuple[Array, Array]:
-    """What each deterministic player has in each seat [32], [32]."""
+    """Payoff of each deterministic player in each seat [32], [32]."""
     theirs, often = opponent
     pure = jnp.asarray(_PURE, often.dtype)
 

@@ -14,12 +14,23 @@ from jaxsim.numerics.checks import checked_int
 
 
 def kuhn_poker(cards: int = 3) -> Named:
-    """Kuhn's poker: one card each, one bet of 1 on an ante of 1.
+    """Makes Kuhn's poker: one card each, one bet of 1 on an ante of 1.
 
     Action 0 passes, 1 bets. Infosets have OpenSpiel's names ("0", "2pb").
 
     Args:
-      cards: in the deck, at least 2; 3 is Kuhn's game.
+      cards: Number of cards in the deck, at least 2; 3 is Kuhn's game.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> named = jg.kuhn_poker()
+      >>> [len(names) for names in named.infosets]
+      [6, 6]
+      >>> plans = [sequence.realization_plan(s, sequence.uniform_policy(s)) for s in named.game]
+      >>> round(float(sequence.policy_value(named.game, *plans)), 3)
+      0.125
     """
     cards = checked_int("cards", cards, 2)
 
@@ -37,13 +48,19 @@ def kuhn_poker(cards: int = 3) -> Named:
 
 
 def leduc_poker() -> Named:
-    """Leduc poker: three ranks in two suits, a card each, two rounds, a public card between them.
+    """Makes Leduc poker: three ranks in two suits, one card each and a public one, two rounds.
 
     An ante of 1, raises of 2 and then 4, at most two a round. A pair with the public card wins,
     then the higher rank. Action 0 folds (where there is a bet), 1 calls or checks, 2 raises.
     Infosets have OpenSpiel's names.
 
     Source: Southey et al. (2005), arXiv 1207.1411, section 4.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> named = jg.leduc_poker()
+      >>> len(named.infosets[0]), named.infosets[0][0][:24]
+      (468, '[Observer: 0][Private: 0')
     """
     cards = range(6)
 
@@ -100,18 +117,26 @@ def leduc_poker() -> Named:
 
 @own_promotion()
 def read_policy(named: Named, table: Any) -> tuple[Policy, Policy]:
-    """The policies of both players from a table that OpenSpiel has written.
+    """Reads the policies of both players from a table that OpenSpiel has written.
 
     Args:
-      named: the game, with OpenSpiel's names of infosets.
-      table: a Python `TabularPolicy`, a C++ one (`pyspiel.TabularPolicy`), or a mapping from the
+      named: Game with OpenSpiel's names of infosets.
+      table: A Python `TabularPolicy`, a C++ one (`pyspiel.TabularPolicy`), or a mapping from the
         name of an infoset to the probabilities of its actions: {action: p} or [(action, p), …].
 
     Returns:
-      Of each player, [I, A].
+      Probabilities of actions for each player, [I, A].
 
     Raises:
-      ValueError: an infoset is missing, or what is there is no policy.
+      ValueError: An infoset is missing, or its entry is not a policy.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> named = jg.kuhn_poker()
+      >>> passes = {name: {0: 1.0, 1: 0.0} for names in named.infosets for name in names}
+      >>> first, second = jg.read_policy(named, passes)
+      >>> first.shape, first[0].tolist()
+      ((6, 2), [1.0, 0.0])
     """
     if hasattr(table, "policy_table"):
         table = table.policy_table()

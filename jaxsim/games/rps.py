@@ -17,16 +17,16 @@ from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import checked_int
 
 RADIUS = 2.8722
-"""Of the circle of modes."""
+"""Radius of the circle of modes."""
 SHARPNESS = 0.54
-"""Of each mode: exp(-SHARPNESS·distance²/2)."""
+"""Sharpness of each mode: exp(-SHARPNESS·distance²/2)."""
 _SIDE = 97
 """Points a side of the grid on which the best response is looked for."""
 
 
 @own_promotion()
 def rps_mixture(key: Key[Array, ""], modes: int = 7) -> Game:
-    """A non-transitive mixture of modes in the plane, turned by a random angle.
+    """Makes a non-transitive mixture of modes in the plane, turned by a random angle.
 
     An agent is a point [2], its strategy how strongly it is felt at each mode and a one [K + 1].
     The payoff of p against q is pᵀ C q + Σ (p - q) / 2: mode i beats the (K - 1) / 2 modes before
@@ -35,14 +35,21 @@ def rps_mixture(key: Key[Array, ""], modes: int = 7) -> Game:
     right hill.
 
     Args:
-      key: for the angle.
-      modes: K, odd, from 3.
+      key: Random key of the angle.
+      modes: Number of modes K, odd, at least 3.
 
     Raises:
       ValueError: modes is not odd.
 
     Source: Perez-Nieves et al. (2021), arXiv 2103.07927, section 6; the constants are those of the
       code of Feng et al. (2021), arXiv 2106.02745.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> game = jg.rps_mixture(jax.random.key(0), modes=3)
+      >>> game.strategy(game.init(jax.random.key(1))).shape
+      (4,)
     """
     modes = checked_int("modes", modes, 3)
     memory.check(f"modes={modes}", 4 * (modes + 1) ** 2, "lower it")

@@ -27,7 +27,14 @@ class Chance(NamedTuple):
     """A node where chance moves.
 
     Attributes:
-      outcomes: probability and what follows, for each.
+      outcomes: Probability and following node of each outcome; probabilities sum to 1.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> guess = jg.Decision(1, "hidden", {0: 1.0, 1: -1.0})  # player 1 does not see the coin
+      >>> other = jg.Decision(1, "hidden", {0: -1.0, 1: 1.0})
+      >>> jg.sequence_form(jg.Chance([(0.5, guess), (0.5, other)])).infosets
+      ((), ('hidden',))
     """
 
     outcomes: Sequence[tuple[float, Node]]
@@ -37,9 +44,17 @@ class Decision(NamedTuple):
     """A node where a player moves.
 
     Attributes:
-      player: 0 or 1.
-      infoset: name of what he knows.
-      moves: what follows each legal action; actions are small whole numbers.
+      player: Player who moves, 0 or 1.
+      infoset: Name of the player's information set.
+      moves: Node that follows each legal action; actions are whole numbers from 0 to 65535.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> guess = jg.Decision(1, "hidden", {0: 1.0, 1: -1.0})  # player 1 does not see the coin
+      >>> other = jg.Decision(1, "hidden", {0: -1.0, 1: 1.0})
+      >>> coin = jg.Decision(0, "start", {0: guess, 1: other})  # matching pennies
+      >>> jg.sequence_form(coin).infosets
+      (('start',), ('hidden',))
     """
 
     player: int
@@ -59,13 +74,13 @@ class Seat(NamedTuple):
     action a at infoset i is 1 + i·A + a. An illegal action is a sequence that no plan plays.
 
     Attributes:
-      legal: of each level, which actions are legal [I_l, A].
-      parents: of each level, the sequence before each infoset, counted within the level above.
-      children: of each level, the infosets that each sequence leads to, counted within the level
-        below and filled up with their number [I_l·A, C_l].
-      opposite: sequences of the other player at ends that a sequence shares with him [S, K].
-      values: payoff to this player there times the probability of chance, 0 where none [S, K].
-      chance: that probability [S, K].
+      legal: For each level, whether each action is legal, [I_l, A].
+      parents: For each level, the sequence before each infoset, counted within the level above.
+      children: For each level, the infosets that each sequence leads to, counted within the level
+        below and filled up with their number, [I_l·A, C_l].
+      opposite: Sequences of the other player at ends that a sequence shares with him, [S, K].
+      values: Payoff to this player there times the probability of chance, 0 where none, [S, K].
+      chance: Probability of chance there, [S, K].
     """
 
     legal: tuple[Bool[Array, "I A"], ...]
@@ -77,7 +92,17 @@ class Seat(NamedTuple):
 
 
 class SequenceGame(NamedTuple):
-    """A game in sequence form, as arrays."""
+    """A game in sequence form, as arrays.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> game = jg.kuhn_poker().game
+      >>> policies = [sequence.uniform_policy(seat) for seat in game]
+      >>> first, second = (sequence.realization_plan(*pair) for pair in zip(game, policies))
+      >>> game.first.legal[0].shape, first.shape
+      ((3, 2), (13,))
+    """
 
     first: Seat
     """Player 0."""
@@ -89,8 +114,14 @@ class Named(NamedTuple):
     """A game with the names of its infosets.
 
     Attributes:
-      game: the arrays.
-      infosets: names of each player's infosets, in the order of his policy's rows.
+      game: The game as arrays.
+      infosets: Names of each player's infosets, in the order of the policy's rows.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> named = jg.kuhn_poker()
+      >>> named.infosets[0][:3]
+      ('0', '0pb', '1')
     """
 
     game: SequenceGame
@@ -104,15 +135,23 @@ Plan = Float[Array, " S"]
 
 
 def sequence_form(root: Node) -> Named:
-    """A game tree as arrays.
+    """Converts a game tree to arrays.
 
     Args:
-      root: of the tree.
+      root: Root of the tree.
 
     Raises:
-      ValueError: chances that are none or do not sum to 1, payoffs that are not finite, a decision
+      ValueError: Chances below 0 or that do not sum to 1, payoffs that are not finite, a decision
         without moves, actions that are no whole numbers from 0 to 65535, an infoset with other
         moves or another player somewhere else, or a player who forgets what he did.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> guess = jg.Decision(1, "hidden", {0: 1.0, 1: -1.0})  # player 1 does not see the coin
+      >>> other = jg.Decision(1, "hidden", {0: -1.0, 1: 1.0})
+      >>> game = jg.sequence_form(jg.Decision(0, "start", {0: guess, 1: other})).game
+      >>> game.first.values.shape  # the empty sequence and two actions, two ends each
+      (3, 2)
     """
     found: tuple[dict[str, _Infoset], dict[str, _Infoset]] = ({}, {})
     ends: dict[tuple[_Sequence, _Sequence], list[float]] = {}
@@ -143,7 +182,7 @@ def sequence_form(root: Node) -> Named:
     if both := set(found[0]) & set(found[1]):
         raise ValueError(f"infoset {min(both)!r}: both players move at it")
     width = 1 + max((a for seat in found for i in seat.values() for a in i.moves), default=0)
-    orders = [_ordered(seat) for seat in found]
+    orders = [_levels(seat) for seat in found]
     places = [{n: i for i, n in enumerate(n for level in o for n in level)} for o in orders]
 
     def number(player: int, sequence: _Sequence) -> int:
@@ -210,7 +249,7 @@ class _Infoset(NamedTuple):
     moves: tuple[int, ...]
 
 
-def _ordered(seat: Mapping[str, _Infoset]) -> list[list[str]]:
+def _levels(seat: Mapping[str, _Infoset]) -> list[list[str]]:
     """Names of infosets by level."""
     level: dict[str, int] = {}
     for name, infoset in seat.items():  # a parent is found before its children
@@ -235,18 +274,18 @@ def _seat(
         if depth + 1 < len(order):
             for i, p in enumerate(parents[depth + 1]):
                 below[p].append(i)
-        children.append(_filled(below, len(parents[depth + 1]) if depth + 1 < len(order) else 0))
+        children.append(_pad_rows(below, len(parents[depth + 1]) if depth + 1 < len(order) else 0))
     return Seat(
         tuple(map(jnp.asarray, legal)),
         tuple(map(jnp.asarray, parents)),
         tuple(map(jnp.asarray, children)),
-        jnp.asarray(_filled([[m[0] for m in row] for row in met], 0)),
-        jnp.asarray(_filled([[m[1] for m in row] for row in met], 0.0), jnp.result_type(float)),
-        jnp.asarray(_filled([[m[2] for m in row] for row in met], 0.0), jnp.result_type(float)),
+        jnp.asarray(_pad_rows([[m[0] for m in row] for row in met], 0)),
+        jnp.asarray(_pad_rows([[m[1] for m in row] for row in met], 0.0), jnp.result_type(float)),
+        jnp.asarray(_pad_rows([[m[2] for m in row] for row in met], 0.0), jnp.result_type(float)),
     )
 
 
-def _filled(rows: Sequence[Sequence[float]], by: float) -> np.ndarray:
+def _pad_rows(rows: Sequence[Sequence[float]], by: float) -> np.ndarray:
     """Rows of unequal length as an array."""
     longest = max(map(len, rows), default=0)
     return np.array([[*row, *[by] * (longest - len(row))] for row in rows]).reshape(
@@ -256,19 +295,41 @@ def _filled(rows: Sequence[Sequence[float]], by: float) -> np.ndarray:
 
 @own_promotion()
 def uniform_policy(seat: Seat) -> Policy:
-    """Every legal action equally often."""
+    """Makes a policy that plays every legal action equally often.
+
+    Args:
+      seat: Player's part of the game.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> sequence.uniform_policy(jg.kuhn_poker().game.first)[0].tolist()
+      [0.5, 0.5]
+    """
     legal = _legal(seat)
     return legal / legal.sum(-1, keepdims=True)
 
 
 def _legal(seat: Seat) -> Bool[Array, "I A"]:
-    """Which actions are legal at each infoset; of a player who never moves, no row."""
+    """Mask of the legal actions of each infoset; no row for a player who never moves."""
     return jnp.concatenate(seat.legal) if seat.legal else jnp.zeros((0, 1), bool)
 
 
 @own_promotion()
 def random_policy(seat: Seat, key: Key[Array, ""]) -> Policy:
-    """Uniform draws on the legal actions, normalised."""
+    """Draws a policy: uniform numbers on the legal actions, normalized.
+
+    Args:
+      seat: Player's part of the game.
+      key: Random key.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> sequence.random_policy(jg.kuhn_poker().game.first, jax.random.key(0)).shape
+      (6, 2)
+    """
     legal = _legal(seat)
     draws = jax.random.uniform(key, legal.shape, minval=1e-6) * legal
     return draws / draws.sum(-1, keepdims=True)
@@ -276,10 +337,14 @@ def random_policy(seat: Seat, key: Key[Array, ""]) -> Policy:
 
 @own_promotion()
 def check_policy(seat: Seat, policy: Policy) -> None:
-    """Checks that a policy is one of a seat; a traced one is looked at for its shape only.
+    """Checks that a policy fits a seat; a traced one is looked at for its shape only.
+
+    Args:
+      seat: Player's part of the game.
+      policy: Probabilities of actions at each infoset, [I, A].
 
     Raises:
-      ValueError: another shape, rows that do not sum to 1 within 1e-4, or weight on illegal moves.
+      ValueError: Another shape, rows that do not sum to 1 within 1e-4, or weight on illegal moves.
     """
     legal = np.asarray(_legal(seat))
     if jnp.shape(policy) != legal.shape:
@@ -295,9 +360,22 @@ def check_policy(seat: Seat, policy: Policy) -> None:
 
 @own_promotion()
 def realization_plan(seat: Seat, policy: Policy) -> Plan:
-    """The plan that a policy plays: the product of its probabilities along each sequence.
+    """Converts a policy to its plan: the product of its probabilities along each sequence.
+
+    Args:
+      seat: Player's part of the game.
+      policy: Probabilities of actions at each infoset, [I, A].
 
     Source: von Stengel (1996), doi 10.1006/game.1996.0050.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> game = jg.kuhn_poker().game
+      >>> policies = [sequence.uniform_policy(seat) for seat in game]
+      >>> first, second = (sequence.realization_plan(*pair) for pair in zip(game, policies))
+      >>> first[:3].tolist()
+      [1.0, 0.5, 0.5]
     """
     done, plan = 0, []
     for parents in seat.parents:
@@ -310,8 +388,22 @@ def realization_plan(seat: Seat, policy: Policy) -> Plan:
 
 
 @own_promotion()
-def behaviour_policy(seat: Seat, plan: Plan) -> Policy:
-    """The policy that plays a plan; uniform at infosets that the plan never reaches."""
+def behavior_policy(seat: Seat, plan: Plan) -> Policy:
+    """Converts a plan to its policy; uniform at infosets that the plan never reaches.
+
+    Args:
+      seat: Player's part of the game.
+      plan: Probability of each sequence, [S].
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> game = jg.kuhn_poker().game
+      >>> policies = [sequence.uniform_policy(seat) for seat in game]
+      >>> first, second = (sequence.realization_plan(*pair) for pair in zip(game, policies))
+      >>> sequence.behavior_policy(game.first, first)[0].tolist()
+      [0.5, 0.5]
+    """
     at, policy, above = 1, [], None
     for legal, parents in zip(seat.legal, seat.parents, strict=True):
         here = plan[at : at + legal.size].reshape(legal.shape)
@@ -327,33 +419,85 @@ def behaviour_policy(seat: Seat, plan: Plan) -> Policy:
 
 @own_promotion()
 def facing(seat: Seat, plan: Plan) -> Float[Array, " S"]:
-    """Value of ending in each sequence of a seat, against a plan of the other player."""
+    """Computes the value of ending in each sequence of a seat, against the other player's plan.
+
+    Args:
+      seat: Player's part of the game.
+      plan: Plan of the other player.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> game = jg.kuhn_poker().game
+      >>> policies = [sequence.uniform_policy(seat) for seat in game]
+      >>> first, second = (sequence.realization_plan(*pair) for pair in zip(game, policies))
+      >>> sequence.facing(game.first, second).shape
+      (13,)
+    """
     return jnp.sum(seat.values * plan[seat.opposite], -1)
 
 
 @own_promotion()
 def policy_value(game: SequenceGame, first: Plan, second: Plan) -> Float[Array, ""]:
-    """Expected payoff to player 0."""
+    """Computes the expected payoff to player 0.
+
+    Args:
+      game: The game.
+      first: Plan of player 0.
+      second: Plan of player 1.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> game = jg.kuhn_poker().game
+      >>> policies = [sequence.uniform_policy(seat) for seat in game]
+      >>> first, second = (sequence.realization_plan(*pair) for pair in zip(game, policies))
+      >>> round(float(sequence.policy_value(game, first, second)), 3)
+      0.125
+    """
     return first @ facing(game.first, second)
 
 
 @own_promotion()
 def best_value(seat: Seat, values: Float[Array, " S"]) -> Float[Array, ""]:
-    """The most that a player can have, given the value of ending in each of his sequences.
+    """Computes the largest expected payoff to a player, given the value of each sequence.
 
     The largest over the actions of an *infoset*, never of a history: the player does not see what
     he cannot see.
+
+    Args:
+      seat: Player's part of the game.
+      values: Value of ending in each sequence, [S], from `facing` or a mixture of such.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> game = jg.kuhn_poker().game
+      >>> policies = [sequence.uniform_policy(seat) for seat in game]
+      >>> first, second = (sequence.realization_plan(*pair) for pair in zip(game, policies))
+      >>> round(float(sequence.best_value(game.first, sequence.facing(game.first, second))), 3)
+      0.5
     """
     return _swept(seat, values)[0]
 
 
 @own_promotion()
 def best_response(seat: Seat, values: Float[Array, " S"]) -> tuple[Float[Array, ""], Policy]:
-    """The most that a player can have, and a pure policy that has it.
+    """Finds the largest expected payoff to a player, and a pure policy that has it.
 
     Args:
-      seat: of the player.
-      values: from `facing`, or a mixture of such.
+      seat: Player's part of the game.
+      values: Value of ending in each sequence, [S], from `facing` or a mixture of such.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> game = jg.kuhn_poker().game
+      >>> policies = [sequence.uniform_policy(seat) for seat in game]
+      >>> first, second = (sequence.realization_plan(*pair) for pair in zip(game, policies))
+      >>> value, policy = sequence.best_response(game.first, sequence.facing(game.first, second))
+      >>> round(float(value), 3), policy.shape
+      (0.5, (6, 2))
     """
     value, choices = _swept(seat, values)
     width = seat.legal[0].shape[-1] if seat.legal else 1
@@ -379,11 +523,25 @@ def _swept(seat: Seat, values: Array) -> tuple[Array, list[Array]]:
 
 @own_promotion()
 def nash_conv(game: SequenceGame, first: Plan, second: Plan) -> Float[Array, ""]:
-    """What the players gain by best responses to each other's plans, the sum of the two.
+    """Computes the joint gain of the players by best responses to each other's plans.
 
     Exploitability, as OpenSpiel says it, is half of it.
 
+    Args:
+      game: The game.
+      first: Plan of player 0.
+      second: Plan of player 1.
+
     Source: Lanctot et al. (2017), arXiv 1711.00832, section 2.
+
+    Examples:
+      >>> import jaxsim.games as jg
+      >>> from jaxsim.games import sequence
+      >>> game = jg.kuhn_poker().game
+      >>> policies = [sequence.uniform_policy(seat) for seat in game]
+      >>> first, second = (sequence.realization_plan(*pair) for pair in zip(game, policies))
+      >>> round(float(sequence.nash_conv(game, first, second)), 3)
+      0.917
     """
     return best_value(game.first, facing(game.first, second)) + best_value(
         game.second, facing(game.second, first)
@@ -391,11 +549,22 @@ def nash_conv(game: SequenceGame, first: Plan, second: Plan) -> Float[Array, ""]
 
 
 def both_seats(game: SequenceGame) -> Game:
-    """A sequence-form game played in both seats, for the solvers.
+    """Makes the symmetric game of a sequence-form game played in both seats, for the solvers.
 
     An agent is a policy for each seat, a strategy its two plans; a mixture of agents is the mixture
     of their plans, not of their policies. The best response is exact, `nash_conv` is the same as of
     the two plans.
+
+    Args:
+      game: The game.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> game = jg.both_seats(jg.kuhn_poker().game)
+      >>> first, second = game.init(jax.random.key(0))  # a policy for each seat
+      >>> first.shape, game.respond is None
+      ((6, 2), False)
     """
     return Game(
         Partial(_init, game),
@@ -410,9 +579,19 @@ def both_seats(game: SequenceGame) -> Game:
 
 
 def by_logits(game: SequenceGame) -> Game:
-    """The game of `both_seats` for agents who are logits: what oracles that climb need.
+    """Makes the game of `both_seats` for agents who are logits, as oracles that climb need.
 
     A policy is the softmax over the legal actions of each infoset.
+
+    Args:
+      game: The game.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> game = jg.by_logits(jg.kuhn_poker().game)
+      >>> [plan.shape for plan in game.strategy(game.init(jax.random.key(0)))]
+      [(13,), (13,)]
     """
     return both_seats(game)._replace(
         init=Partial(_init_logits, game),
@@ -422,7 +601,7 @@ def by_logits(game: SequenceGame) -> Game:
 
 
 class Faced(NamedTuple):
-    """An opponent of `both_seats`: what ending in each sequence is worth, and his plans."""
+    """An opponent of `both_seats`: the value of ending in each sequence, and both plans."""
 
     values: tuple[Float[Array, " S0"], Float[Array, " S1"]]
     plans: tuple[Plan, Plan]
@@ -526,7 +705,13 @@ def _episode(
 
 
 def path(seat: Seat, at: Int[Array, ""], depth: int) -> Int[Array, " D1"]:
-    """The sequences that lead to one, from 0 on; after it, the same again up to `depth`."""
+    """Lists the sequences that lead to one, from 0 on; after it, the same again up to `depth`.
+
+    Args:
+      seat: Player's part of the game.
+      at: Number of the sequence.
+      depth: Length of the list less 1, at least the number of the seat's levels.
+    """
     starts = np.cumsum([1, *(legal.size for legal in seat.legal)])
     found = [at]
     for i, parents in reversed(list(enumerate(seat.parents))):

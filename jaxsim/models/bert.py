@@ -23,13 +23,13 @@ _NO = -1e9  # added to scores of keys that are not there; float32 only
 
 
 class Embedding(nn.Module):
-    """Tokens of ids: word, position and the first of the two types, normalised.
+    """Tokens of ids: word, position and the first of the two types, normalized.
 
     Attributes:
-      vocabulary: number of words.
-      positions: longest sequence.
-      width: of a token.
-      epsilon: of the normalisation.
+      vocabulary: Number of words.
+      positions: Longest sequence.
+      width: Width of a token.
+      epsilon: Number added to variances by the normalization.
     """
 
     vocabulary: int
@@ -49,11 +49,11 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """The first half of a layer: tokens mix, are added and normalised.
+    """The first half of a layer: tokens mix, are added and normalized.
 
     Attributes:
-      heads: of the attention.
-      epsilon: of the normalisation.
+      heads: Number of heads of the attention.
+      epsilon: Number added to variances by the normalization.
     """
 
     heads: int
@@ -81,11 +81,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The second half of a layer: a perceptron of each token, added and normalised.
+    """The second half of a layer: a perceptron of each token, added and normalized.
 
     Attributes:
-      hidden: width of the perceptron.
-      epsilon: of the normalisation.
+      hidden: Width of the perceptron.
+      epsilon: Number added to variances by the normalization.
     """
 
     hidden: int
@@ -102,18 +102,18 @@ class FeedForward(nn.Module):
 
 
 class Bert(nn.Module):
-    """Classifies sequences of word pieces. What is not said is BERT's smallest.
+    """Classifier of sequences of word pieces; defaults are those of the smallest BERT.
 
     Attributes:
-      vocabulary: number of word pieces.
-      positions: longest sequence.
-      width: of a token.
-      heads: of each attention; divides the width.
-      layers: how many.
-      hidden: width of the perceptrons.
-      classes: number of logits.
-      pool: what the classifier reads, `encoder.mean_token` or `encoder.first_token`.
-      epsilon: of the normalisations.
+      vocabulary: Number of word pieces.
+      positions: Longest sequence.
+      width: Width of a token.
+      heads: Number of heads of each attention; divides the width.
+      layers: Number of layers.
+      hidden: Width of the perceptrons.
+      classes: Number of logits.
+      pool: Pooling that the classifier reads, `encoder.mean_token` or `encoder.first_token`.
+      epsilon: Number added to variances by the normalizations.
 
     Source: Devlin et al. (2019), arXiv 1810.04805; gelu is the exact one.
     """
@@ -144,8 +144,8 @@ class Bert(nn.Module):
         """The logits.
 
         Args:
-          ids: word pieces, padded behind.
-          lengths: how many of each row are there.
+          ids: Word pieces, padded behind.
+          lengths: How many of each row are there.
         """
         return self.head(
             self.pool(self.hidden_states(ids, lengths)[-1], prefix(lengths, ids.shape[1]))
@@ -165,11 +165,11 @@ class Bert(nn.Module):
 
 
 def encoder(model: Bert, params: Mapping[str, Any]) -> Encoder:
-    """A BERT as the pieces that a pyramid runs, each half of a layer a network.
+    """Takes a BERT apart into the pieces that a pyramid runs, each half of a layer a network.
 
     Args:
-      model: its settings.
-      params: its parameters, `model.init(…)["params"]`.
+      model: The model.
+      params: Parameters of the model, `model.init(…)["params"]`.
     """
     x, valid = jnp.zeros((1, 2, model.width)), jnp.ones((1, 2), bool)
     embedding = Embedding(model.vocabulary, model.positions, model.width, model.epsilon)
@@ -197,10 +197,10 @@ def encoder(model: Bert, params: Mapping[str, Any]) -> Encoder:
 
 
 def params_of(pieces: Encoder) -> dict[str, Any]:
-    """The parameters that `encoder` took apart, for the model to take again.
+    """Puts together the parameters that `encoder` took apart, for the model to take again.
 
     Args:
-      pieces: from `encoder`, trained since or not; what cores or masks it has is left behind.
+      pieces: Pieces from `encoder`, trained since or not; their cores and masks are left behind.
     """
     embedding, _ = pieces.embed.args
     params = {"embedding": embedding, "head": pieces.head}
@@ -218,22 +218,39 @@ def from_hugging_face(
     key: Key[Array, ""],
     pool: Pool = mean_token,
 ) -> tuple[Bert, dict[str, Any]]:
-    """Hugging Face's arrays of a BERT as ours, with a new classifier.
+    """Converts Hugging Face's arrays of a BERT to a model and parameters, with a new classifier.
 
     Args:
-      arrays: by their names, with or without `bert.` in front.
-      config: what `config.json` says.
-      classes: of the classifier.
-      key: for its weights.
-      pool: what it reads.
+      arrays: Arrays by their names, with or without `bert.` in front.
+      config: Configuration, as `config.json` has it.
+      classes: Number of classes of the classifier, at least 2.
+      key: Random key of the classifier's weights.
+      pool: Pooling that the classifier reads.
 
     Returns:
       The model and its parameters.
 
     Raises:
-      ValueError: an array is missing or of another shape, or the configuration is of a model that
+      ValueError: An array is missing or of another shape, or the configuration is of a model that
         this one is not (another activation, relative positions).
     """
+    model = _model_of(config, classes, pool)
+    params = _params_from(arrays, model.layers)
+    kernel = nn.initializers.normal(0.02)(key, (model.width, classes))
+    params["head"] = {"kernel": kernel, "bias": jnp.zeros(classes)}
+    ids, lengths = jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
+    shapes = jax.eval_shape(model.init, key, ids, lengths)["params"]
+
+    def check_shape(path: Any, shape: Any, value: Any) -> Array:
+        if shape.shape != value.shape:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"arrays: {name} is {list(value.shape)}, must be {list(shape.shape)}")
+        return jnp.asarray(value)
+
+    return model, jax.tree_util.tree_map_with_path(check_shape, shapes, params)
+
+
+def _model_of(config: Mapping[str, Any], classes: int, pool: Pool) -> Bert:
     try:
         model = Bert(
             vocabulary=config["vocab_size"],
@@ -251,32 +268,34 @@ def from_hugging_face(
     for name, only in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(name, only) != only:
             raise ValueError(f"config: {name} is {config[name]!r}; must be {only!r}")
-    shapes = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32))[
-        "params"
-    ]
+    return model
 
-    def found(name: str) -> np.ndarray:
+
+def _params_from(arrays: Mapping[str, np.ndarray], layers: int) -> dict[str, Any]:
+    """Parameters of the embedding and of all layers."""
+
+    def find(name: str) -> np.ndarray:
         for full in (name, f"bert.{name}"):
             if full in arrays:
                 return np.asarray(arrays[full], np.float32)
         raise ValueError(f"arrays: no {name} among them")
 
     def dense(name: str) -> dict[str, Any]:
-        return {"kernel": found(f"{name}.weight").T, "bias": found(f"{name}.bias")}
+        return {"kernel": find(f"{name}.weight").T, "bias": find(f"{name}.bias")}
 
     def norm(name: str) -> dict[str, Any]:
-        return {"scale": found(f"{name}.weight"), "bias": found(f"{name}.bias")}
+        return {"scale": find(f"{name}.weight"), "bias": find(f"{name}.bias")}
 
     table = "embeddings.{}_embeddings.weight"
     params: dict[str, Any] = {
         "embedding": {
-            "word": found(table.format("word")),
-            "position": found(table.format("position")),
-            "type": found(table.format("token_type")),
+            "word": find(table.format("word")),
+            "position": find(table.format("position")),
+            "type": find(table.format("token_type")),
             "norm": norm("embeddings.LayerNorm"),
         }
     }
-    for i in range(model.layers):
+    for i in range(layers):
         layer = f"encoder.layer.{i}"
         params[f"attention_{i}"] = {
             **{n: dense(f"{layer}.attention.self.{n}") for n in ("query", "key", "value")},
@@ -288,13 +307,4 @@ def from_hugging_face(
             "output": dense(f"{layer}.output.dense"),
             "norm": norm(f"{layer}.output.LayerNorm"),
         }
-    kernel = nn.initializers.normal(0.02)(key, (model.width, classes))
-    params["head"] = {"kernel": kernel, "bias": jnp.zeros(classes)}
-
-    def checked(path: Any, shape: Any, value: Any) -> Array:
-        if shape.shape != value.shape:
-            name = jax.tree_util.keystr(path)
-            raise ValueError(f"arrays: {name} is {list(value.shape)}, must be {list(shape.shape)}")
-        return jnp.asarray(value)
-
-    return model, jax.tree_util.tree_map_with_path(checked, shapes, params)
+    return params

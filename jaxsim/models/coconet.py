@@ -1,4 +1,4 @@
-"""Collaborative convolutional networks: a head that explains an image by labelled ones."""
+"""Collaborative convolutional networks: a head that explains an image by labeled images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from jaxsim.collaborative.dictionary import Dictionary, fingerprint, make_dictionary
+from jaxsim.collaborative.dictionary import Dictionary, checksum, make_dictionary
 from jaxsim.collaborative.head import Readout, batch_logits, dictionary_logits, unit
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
@@ -28,12 +28,12 @@ class CollaborativeHead(nn.Module):
     ValueError, or under `jit`, where nothing can be raised, gives NaN for every logit.
 
     Attributes:
-      num_classes: C.
-      lam_init: λ to begin with; softplus keeps it positive while it is learnt.
-      temp_init: scale of the logits to begin with; exp keeps it positive.
+      num_classes: Number of classes C.
+      lam_init: λ to begin with; softplus keeps it positive while it is learned.
+      temp_init: Scale of the logits to begin with; exp keeps it positive.
       readout: "residual" or "ridge".
-      leave_one_out: False keeps a sample in its own dictionary while training.
-      guard: whether calls check the dictionary against the parameters of the whole model. The check
+      leave_one_out: Whether a sample is left out of its own dictionary while training.
+      guard: Whether calls check the dictionary against the parameters of the whole model. The check
         reads all of them: in a pipeline, that makes the last stage hold them too.
     """
 
@@ -55,12 +55,12 @@ class CollaborativeHead(nn.Module):
         """Logits.
 
         Args:
-          x: features.
-          labels: classes of the batch; None to read the dictionary.
-          refresh: make the dictionary of this batch, and return its logits by it.
+          x: Features.
+          labels: Classes of the batch; None to read the dictionary.
+          refresh: Whether to make the dictionary of this batch and return logits by it.
 
         Raises:
-          ValueError: a setting out of range, no dictionary, or a stale one.
+          ValueError: A setting out of range, no dictionary, or a stale one.
         """
         checked_int("num_classes", self.num_classes, 1)
         check_range("lam_init", self.lam_init, 0, above=True)
@@ -105,14 +105,18 @@ class CollaborativeHead(nn.Module):
         return jnp.where(fresh, logits, jnp.nan)
 
     def _mark(self) -> Array:
-        """What tells the variables of the whole model from others."""
+        """Checksum of the variables of the whole model."""
         assert self.scope is not None
         variables = self.scope.root.variables()
-        return fingerprint({k: v for k, v in variables.items() if k != "dictionary"})
+        return checksum({k: v for k, v in variables.items() if k != "dictionary"})
 
 
 def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B C"]:
-    """The mean over places."""
+    """Averages a feature map over places.
+
+    Args:
+      x: Feature maps.
+    """
     return x.mean((1, 2))
 
 
@@ -120,13 +124,13 @@ class CoCoNet(nn.Module):
     """A backbone and a collaborative head.
 
     Attributes:
-      backbone: any module that gives [B, H, W, C] or [B, d]. Norms over the batch make queries and
+      backbone: Any module that gives [B, H, W, C] or [B, d]. Norms over the batch make queries and
         dictionary differ; those of groups or instances do not.
-      head: the collaborative head.
-      pool: from a map to features; `bilinear_pool` for second-order ones.
+      head: The collaborative head.
+      pool: From a map to features; `bilinear_pool` for second-order ones.
 
     Source: Chakraborti et al. (2020), doi 10.1109/IVCNZ51579.2020.9290677. Training by
-      leave-one-out codes, the learnt λ and the scale of the logits are not the paper's.
+      leave-one-out codes, the learned λ and the scale of the logits are not the paper's.
     """
 
     backbone: nn.Module
@@ -144,22 +148,25 @@ class CoCoNet(nn.Module):
         return self.head(self.features(x), labels, refresh=refresh)
 
     def features(self, x: Float[Array, "B ..."]) -> Float[Array, "B d"]:
-        """What the head sees."""
+        """Features that the head reads."""
         out: Any = self.backbone(x)
         return self.pool(out) if out.ndim == 4 else out
 
 
 def refresh_dictionary(net: Network, x: Any, labels: Int[Array, " N"]) -> Network:
-    """A network with the dictionary that its present parameters and cores make.
+    """Makes the dictionary of a network with its present parameters and cores.
 
     A Linen model does the same by `model.apply(variables, x, labels, refresh=True,
     mutable=["dictionary"])`.
 
     Args:
-      net: of a model that ends in a `CollaborativeHead`; composed and deployed, if need be, so
-        that the samples pass through the hardware that queries will.
-      x: samples.
-      labels: their classes.
+      net: Network of a model that ends in a `CollaborativeHead`; composed and deployed, if need
+        be, so that the samples pass through the hardware that queries will.
+      x: Samples.
+      labels: Classes of the samples, 0 to C - 1.
+
+    Returns:
+      The network with its dictionary.
 
     Raises:
       ValueError: labels outside [0, C) or of another number than the samples.

@@ -15,11 +15,11 @@ class Stage(NamedTuple):
     """A run of inverted residuals.
 
     Attributes:
-      blocks: how many, before the depth multiplier.
-      kernel: side of the depthwise filters.
-      stride: of the first block; the others have 1.
-      expansion: hidden channels per input channel.
-      features: output channels, before the width multiplier.
+      blocks: Number of blocks, before the depth multiplier.
+      kernel: Side of the depthwise filters.
+      stride: Stride of the first block; the others have 1.
+      expansion: Hidden channels per input channel.
+      features: Output channels, before the width multiplier.
     """
 
     blocks: int
@@ -45,10 +45,10 @@ class InvertedResidual(nn.Module):
     """Pointwise expansion, depthwise filters, pointwise projection; a shortcut where shapes agree.
 
     Attributes:
-      features: output channels.
-      kernel: side of the depthwise filters.
-      stride: of the depthwise filters.
-      expansion: hidden channels per input channel; 1 leaves the expansion out.
+      features: Output channels.
+      kernel: Side of the depthwise filters.
+      stride: Stride of the depthwise filters.
+      expansion: Hidden channels per input channel; 1 leaves the expansion out.
     """
 
     features: int
@@ -78,10 +78,10 @@ class EfficientNetLite(nn.Module):
     1.8, for images of 240, 260, 280 and 300.
 
     Attributes:
-      width: multiplier of the channels of every stage, rounded to multiples of 8; stem and head
+      width: Multiplier of the channels of every stage, rounded to multiples of 8; stem and head
         keep theirs.
-      depth: multiplier of the blocks of every stage but the first and the last, rounded up.
-      classes: number of outputs.
+      depth: Multiplier of the blocks of every stage but the first and the last, rounded up.
+      classes: Number of outputs.
 
     Source: Tan and Le (2019), arXiv 1905.11946, with the changes of
       tensorflow/tpu/models/official/efficientnet/lite.
@@ -103,7 +103,7 @@ class EfficientNetLite(nn.Module):
             fixed = stage in (STAGES[0], STAGES[-1])
             for block in range(stage.blocks if fixed else math.ceil(stage.blocks * self.depth)):
                 stride = stage.stride if block == 0 else 1
-                features = _rounded(stage.features * self.width)
+                features = _round_to_eight(stage.features * self.width)
                 x = InvertedResidual(features, stage.kernel, stride, stage.expansion)(x, train)
         x = nn.relu6(norm("head_norm")(conv(1280, (1, 1), name="head")(x)))
         return nn.Dense(self.classes, name="classifier")(jax.numpy.mean(x, (1, 2)))
@@ -113,7 +113,7 @@ def _norm(name: str, *, train: bool) -> nn.BatchNorm:
     return nn.BatchNorm(use_running_average=not train, momentum=0.99, epsilon=1e-3, name=name)
 
 
-def _rounded(features: float) -> int:
+def _round_to_eight(features: float) -> int:
     """The nearest multiple of 8, at least 8 and not more than a tenth below."""
     near = max(8, int(features + 4) // 8 * 8)
     return near + 8 if near < 0.9 * features else near

@@ -1,4 +1,4 @@
-"""More functions, or fewer, for a Neural Interpreter that is trained already."""
+"""Functions added to or removed from a trained Neural Interpreter."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Key
 from jaxsim.models.neural_interpreter import NeuralInterpreter
 from jaxsim.models.vision import Vision
 from jaxsim.numerics.checks import checked_int
+from jaxsim.numerics.renamed import old_names
 
 ROWS = ("signatures", "codes")  # parameters of a script with a row for each function
 INITS = ("random", "mirror")
@@ -27,13 +28,13 @@ def add_functions(
     *,
     init: Literal["random", "mirror"] = "random",
 ) -> tuple[Any, dict[str, Any]]:
-    """A model with more functions in every script, after those it has.
+    """Adds functions to every script of a model, after those it has.
 
     Args:
-      model: a `NeuralInterpreter`, or a module with one as its `body`.
-      params: of the model.
-      count: functions to add, at least 1.
-      key: of what is random.
+      model: A `NeuralInterpreter`, or a module with one as its `body`.
+      params: Parameters of the model.
+      count: Number of functions to add, at least 1.
+      key: Random key of new rows.
       init: "random" draws signatures and codes as at the beginning; "mirror" copies those of
         functions drawn at random, so that the new ones begin as the old.
 
@@ -41,7 +42,7 @@ def add_functions(
       The larger model and its parameters.
 
     Raises:
-      ValueError: an argument out of range, or a model without functions.
+      ValueError: An argument out of range, or a model without functions.
     """
     count = checked_int("count", count, 1)
     if init not in INITS:
@@ -49,7 +50,7 @@ def add_functions(
     body = _interpreter(model)
     keys = iter(jax.random.split(key, 2 * body.scripts))
 
-    def grown(rows: dict[str, Array]) -> dict[str, Array]:
+    def add_rows(rows: dict[str, Array]) -> dict[str, Array]:
         source = jax.random.randint(next(keys), (count,), 0, body.functions)
         draw = next(keys)
         added = {
@@ -60,50 +61,50 @@ def add_functions(
         }
         return {name: jnp.concatenate([w, added[name]]) for name, w in rows.items()}
 
-    return _with(model, body.functions + count), _mapped(params, grown, body)
+    return _with(model, body.functions + count), _map_scripts(params, add_rows, body)
 
 
 def remove_functions(
     model: Any, params: Mapping[str, Any], functions: Sequence[int]
 ) -> tuple[Any, dict[str, Any]]:
-    """A model without some functions of every script.
+    """Removes functions from every script of a model.
 
     Args:
-      model: a `NeuralInterpreter`, or a module with one as its `body`.
-      params: of the model.
-      functions: which go, from 0.
+      model: A `NeuralInterpreter`, or a module with one as its `body`.
+      params: Parameters of the model.
+      functions: Numbers of the functions to remove, from 0.
 
     Returns:
       The smaller model and its parameters.
 
     Raises:
-      ValueError: a function that is not there, none that stays, or a model without functions.
+      ValueError: A function that is not there, none that stays, or a model without functions.
     """
     body = _interpreter(model)
     gone = {checked_int("functions", u, 0, body.functions - 1) for u in functions}
     kept = jnp.asarray([u for u in range(body.functions) if u not in gone], int)
     if not len(kept):
         raise ValueError(f"functions={sorted(gone)}: at least one of {body.functions} must stay")
-    smaller = _mapped(params, lambda rows: {name: w[kept] for name, w in rows.items()}, body)
+    smaller = _map_scripts(params, lambda rows: {name: w[kept] for name, w in rows.items()}, body)
     return _with(model, len(kept)), smaller
 
 
 def add_task(
     model: Vision, params: Mapping[str, Any], classes: int, key: Key[Array, ""]
 ) -> tuple[Vision, dict[str, Any]]:
-    """A model with another task: a class token and a head.
+    """Adds a task to a model: a class token and a head.
 
     The token begins as the mean of those that have learned to gather from the patches: what gathers
     at random tells images apart far less. The head is drawn anew.
 
     Args:
-      model: classifies images.
-      params: of the model.
-      classes: of the task, at least 1.
-      key: of the head.
+      model: Model that classifies images.
+      params: Parameters of the model.
+      classes: Number of classes of the task, at least 1.
+      key: Random key of the head.
 
     Raises:
-      ValueError: no classes.
+      ValueError: No classes.
     """
     classes = checked_int("classes", classes, 1)
     tokens = params["class_tokens"]
@@ -119,20 +120,21 @@ def add_task(
     return model.clone(tasks=(*model.tasks, classes)), more
 
 
-def added(params: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """What training may touch so that nothing learned before changes: 1 where it is new, else 0.
+def new_parameter_mask(params: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Marks parameters that are new, so that training leaves alone what was learned before.
 
     New are parameters that were not there, and rows behind those that were.
 
     Args:
-      params: after `add_functions` or `add_task`.
-      before: of the model they were added to.
+      params: Parameters after `add_functions` or `add_task`.
+      before: Parameters of the model they were added to.
 
     Returns:
-      A mask of the shape of each parameter, for `jaxsim.train.only`.
+      A mask of the shape of each parameter, 1 where it is new and 0 elsewhere, for
+      `jaxsim.train.only`.
 
     Raises:
-      ValueError: a parameter that lost rows or changed in another axis.
+      ValueError: A parameter that lost rows or changed in another axis.
     """
 
     def mask(path: str, new: Any, old: Any) -> Any:
@@ -167,7 +169,7 @@ def _with(model: Any, functions: int) -> Any:
     return model.clone(body=model.body.clone(functions=functions))
 
 
-def _mapped(
+def _map_scripts(
     params: Mapping[str, Any],
     change: Callable[[dict[str, Array]], dict[str, Array]],
     body: NeuralInterpreter,
@@ -196,3 +198,6 @@ def _mapped(
     if found != body.scripts:
         raise ValueError(f"params: {found} scripts, the model has {body.scripts}")
     return out
+
+
+__getattr__ = old_names(__name__, {"added": new_parameter_mask})

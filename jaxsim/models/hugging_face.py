@@ -22,8 +22,8 @@ class Sequences(NamedTuple):
     """Texts as word pieces.
 
     Attributes:
-      ids: [N, n] padded behind with 0.
-      lengths: [N] how many are there.
+      ids: Word pieces, [N, n], padded behind with 0.
+      lengths: Number of word pieces of each text, [N].
     """
 
     ids: Int32[np.ndarray, "N n"]
@@ -37,20 +37,20 @@ def load_bert(
     key: Key[Any, ""],
     pool: Pool = mean_token,
 ) -> tuple[Bert, dict[str, Any]]:
-    """A pretrained BERT with a new classifier.
+    """Loads a pretrained BERT with a new classifier.
 
     Args:
-      path: folder with `config.json` and `model.safetensors`.
-      classes: of the classifier.
-      key: for its weights.
-      pool: what it reads.
+      path: Folder with `config.json` and `model.safetensors`.
+      classes: Number of classes of the classifier, at least 2.
+      key: Random key of the classifier's weights.
+      pool: Pooling that the classifier reads.
 
     Returns:
       The model and its parameters.
 
     Raises:
-      FileNotFoundError: a file is missing.
-      ValueError: a file is damaged, or of another model.
+      FileNotFoundError: A file is missing.
+      ValueError: A file is damaged, or of another model.
     """
     folder = Path(path)
     try:
@@ -66,17 +66,17 @@ def load_bert(
 def word_pieces(
     path: str | os.PathLike[str], texts: Sequence[str], longest: int = 128
 ) -> Sequences:
-    """Texts as word pieces, with the marks that the tokenizer puts around them.
+    """Cuts texts into word pieces, with the marks that the tokenizer puts around them.
 
     Needs the `tokenizers` package, which `pip install "jaxsim[text]"` brings.
 
     Args:
-      path: folder with `tokenizer.json`.
-      texts: one a row, at least one.
-      longest: word pieces of a row; what is longer is cut.
+      path: Folder with `tokenizer.json`.
+      texts: Texts, at least one.
+      longest: Largest number of word pieces of a text, at least 2; longer texts are cut.
 
     Raises:
-      ValueError: no texts, `longest` below 2, or a file that is no tokenizer.
+      ValueError: No texts, `longest` below 2, or a file that is no tokenizer.
     """
     from tokenizers import Tokenizer
 

@@ -20,12 +20,12 @@ _uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Routing(NamedTuple):
-    """Which function took which token.
+    """Shares of functions in tokens.
 
     Attributes:
-      affinity: share of each function in each token, [scripts, iterations, U, B, N]; shares of a
+      affinity: Share of each function in each token, [scripts, iterations, U, B, N]; shares of a
         token sum to almost one, or are all zero.
-      dead: share of tokens that every function refused, [scripts, iterations]. Such a token
+      dead: Share of tokens that every function refused, [scripts, iterations]. Such a token
         becomes zero.
     """
 
@@ -41,17 +41,17 @@ def affinity(
     tau: float | Float[Array, ""] = 1.42026,
     eps: float = 1e-6,
 ) -> Float[Array, " U *batch"]:
-    """Share of each function in each token, by the angle between signature and type.
+    """Computes the share of each function in each token, by the angle of signature and type.
 
     exp(−d / bandwidth) with d = 1 − cos, zero where d > tau, over its sum. The gradient passes the
     truncation as if it were not there.
 
     Args:
-      signatures: of the functions.
-      types: of the tokens.
-      bandwidth: of the kernel, above 0.
-      tau: furthest distance that a function accepts, in [0, 2].
-      eps: added to the sum.
+      signatures: Signatures of the functions, [U, t].
+      types: Types of the tokens, [..., t].
+      bandwidth: Bandwidth of the kernel, above 0.
+      tau: Furthest distance that a function accepts, in [0, 2].
+      eps: Number added to the sum.
     """
     cosine = jnp.einsum("ut,...t->u...", _unit(signatures), _unit(types))
     soft = jnp.exp((cosine - 1) / bandwidth)
@@ -61,11 +61,16 @@ def affinity(
 
 
 def modulation(codes: Float[Array, "U c"], kernel: Float[Array, "c i"]) -> Float[Array, "U i"]:
-    """What a code multiplies the inputs of a layer by: a map of the code, normalised."""
+    """Maps codes to factors of the inputs of a layer, normalized.
+
+    Args:
+      codes: Codes of the functions, [U, c].
+      kernel: Weights of the map, [c, i].
+    """
     # A product and a sum, so that the bits of a function do not depend on how many there are.
     scale = jnp.sum(codes[:, :, None] * kernel, 1)
-    centred = scale - scale.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)
+    centered = scale - scale.mean(-1, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.mean(centered**2, -1, keepdims=True) + 1e-5)
 
 
 class ModLin(nn.Module):
@@ -74,9 +79,9 @@ class ModLin(nn.Module):
     W (x ⊙ LN(W_c c)) + b.
 
     Attributes:
-      features: width of the output.
-      use_bias: whether b is there.
-      fold: multiply the weights rather than the inputs: the same function, faster where the weights
+      features: Width of the output.
+      use_bias: Whether to add b.
+      fold: Multiply the weights rather than the inputs: the same function, faster where the weights
         do not change, and U kernels on hardware that holds them.
     """
 
@@ -108,12 +113,12 @@ class LineOfCode(nn.Module):
     """Modulated attention and a modulated perceptron, both gated by the affinities.
 
     Attributes:
-      heads: of the attention.
-      qk_width: of the queries and keys of a head.
-      eps: added to what attention weights are divided by.
-      positions: the bias of the attention by place: None, "shared" by the functions, or
+      heads: Number of heads of the attention.
+      qk_width: Width of the queries and keys of a head.
+      eps: Number added to the divisor of attention weights.
+      positions: The bias of the attention by place: None, "shared" by the functions, or
         "per_function".
-      fold: as in `ModLin`.
+      fold: As in `ModLin`.
     """
 
     heads: int
@@ -130,7 +135,7 @@ class LineOfCode(nn.Module):
         share: Float[Array, "U B N"],
         grid: tuple[int, int] | None,
     ) -> Float[Array, "U B N d"]:
-        """What each function makes of the tokens."""
+        """Tokens of each function."""
         width = x.shape[-1]
         x = x + share[..., None] * self._attention(
             nn.LayerNorm(name="norm_a")(x), codes, share, grid
@@ -164,7 +169,7 @@ class LineOfCode(nn.Module):
             bias = RelativePosition(H, name="position")(grid, N, per)
             scores = scores + bias.reshape(-1, 1, H, N, N)
         # C_i C_j softmax(s)_ij over its sum: all sums come from one product with e^s, so that the
-        # weights themselves are never normalised.
+        # weights themselves are never normalized.
         e = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         gate = share[:, :, None, :, None]
         one = jnp.ones_like(v[..., :1])
@@ -258,23 +263,23 @@ class NeuralInterpreter(nn.Module):
     call, and `add_functions` and `remove_functions` change how many there are.
 
     Attributes:
-      functions: of each script, U.
-      scripts: one after another, each with weights of its own.
-      iterations: of each script, unless the call says otherwise.
-      locs: lines of code of a function.
-      heads: of the attention; divides the width of the tokens.
-      qk_width: of a head's queries and keys.
-      code_width: of codes.
-      type_width: of signatures and types.
-      type_depth: layers between a token and its type.
-      vocabulary: types a token may have; None leaves them continuous. A commitment loss is then
+      functions: Number of functions of each script, U.
+      scripts: Number of scripts, one after another, each with its own weights.
+      iterations: Number of iterations of each script, unless the call says otherwise.
+      locs: Lines of code of a function.
+      heads: Number of heads of the attention; divides the width of the tokens.
+      qk_width: Width of a head's queries and keys.
+      code_width: Width of codes.
+      type_width: Width of signatures and types.
+      type_depth: Layers between a token and its type.
+      vocabulary: Types a token may have; None leaves them continuous. A commitment loss is then
         sown as "losses".
-      tau: furthest a token's type may be from the signature, as 1 − cos, in (0, 2].
-      eps: added to divisors.
-      learn_signatures: whether signatures are trained; they stay random otherwise.
-      positions: attention bias by relative place in a grid of patches: None, "shared" by all
+      tau: Furthest a token's type may be from the signature, as 1 − cos, in (0, 2].
+      eps: Number added to divisors.
+      learn_signatures: Whether signatures are trained; they stay random otherwise.
+      positions: Attention bias by relative place in a grid of patches: None, "shared" by all
         functions, or "per_function" by their codes.
-      fold: as in `ModLin`: for inference.
+      fold: As in `ModLin`: for inference.
 
     Source: Rahaman et al. (2021), arXiv 2110.06399, and the authors' public code.
     """
@@ -307,14 +312,14 @@ class NeuralInterpreter(nn.Module):
         """The tokens, and how they were routed.
 
         Args:
-          x: tokens. Where there is a grid, the last H · W of them are its patches in row order.
-          grid: rows and columns of patches; None for a set, whose places do not matter.
-          iterations: of each script; None for as many as `iterations` of the model.
-          functions: which of every script take part, from 0; None for all. The others cost
-            nothing.
+          x: Tokens. Where there is a grid, the last H · W of them are its patches in row order.
+          grid: Rows and columns of patches; None for a set, whose places do not matter.
+          iterations: Number of iterations of each script; None for `iterations` of the model.
+          functions: Numbers of the functions of every script that take part, from 0; None for all.
+            The others cost nothing.
 
         Raises:
-          ValueError: a setting out of range, or functions that are not there, twice or none.
+          ValueError: A setting out of range, or functions that are not there, twice or none.
         """
         self._check(x)
         part = None if functions is None else self._part(functions)
@@ -365,14 +370,14 @@ class NeuralInterpreter(nn.Module):
 def nearest_word(
     types: Float[Array, "*batch t"], words: Float[Array, "V t"]
 ) -> tuple[Float[Array, "*batch t"], Float[Array, ""]]:
-    """Each type replaced by the word of smallest angle, and the mean of 1 − cos between them.
+    """Replaces each type by the word of smallest angle, and averages 1 − cos between them.
 
     Gradients of the types pass as if nothing were replaced. The loss draws types to words and words
     to types.
 
     Args:
-      types: of tokens.
-      words: the vocabulary.
+      types: Types of tokens, [..., t].
+      words: Words of the vocabulary, [V, t].
     """
     unit, known = _unit(types), _unit(words)
     best: Int[Array, "*batch"] = jnp.argmax(jnp.einsum("...t,vt->...v", unit, known), -1)

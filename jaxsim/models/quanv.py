@@ -1,4 +1,4 @@
-"""Quantum convolutions: a layer whose filter is a circuit, and a classifier on top of one."""
+"""Quantum convolutions: layers whose filters are circuits, and a classifier on top of one."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class QuanvConv(nn.Module):
     one has neither: it is a constant of the model.
 
     Attributes:
-      kernel_size: taps, one wire each.
-      stride: between windows.
-      padding: as in `QuanvSpec`.
-      dilation: between taps.
-      encoding: from pixels to angles of RY.
-      ansatz: which layers, or a compiled circuit.
-      layers: number of layers of the ansatz, at least 1.
-      trainable: whether the angles are parameters.
-      seed: of the angles of a fixed circuit, and of the gates of the random ansatz.
-      noise: a channel, or None.
-      shots: number of shots, drawn with the random stream "shots"; None for exact values.
-      joint: whether the wires are read in the same shots.
+      kernel_size: Taps, one wire each.
+      stride: Pixels from one window to the next.
+      padding: As in `QuanvSpec`.
+      dilation: Pixels from one tap to the next.
+      encoding: Function from pixels to angles of RY.
+      ansatz: Kind of layers, or a compiled circuit.
+      layers: Number of layers of the ansatz, at least 1.
+      trainable: Whether the angles are parameters.
+      seed: Seed of the angles of a fixed circuit, and of the gates of the random ansatz.
+      noise: A channel, or None.
+      shots: Number of shots, drawn with the random stream "shots"; None for exact values.
+      joint: Whether the wires are read in the same shots.
     """
 
     kernel_size: tuple[int, int] | int = (2, 2)
@@ -86,7 +86,7 @@ class QuanvConv(nn.Module):
 
 
 def _circuit(ansatz: str, seed: int) -> tuple[Callable[..., Circuit], tuple[int, ...]]:
-    """What makes a circuit of weights, and the trailing axes of the weights."""
+    """Function from weights to a circuit, and the trailing axes of the weights."""
     match ansatz:
         case "strongly_entangling":
             return strongly_entangling, (3,)
@@ -105,10 +105,10 @@ class QDCNN(nn.Module):
     """A quantum dilated convolution, pooling, dense layers: a classifier of images.
 
     Attributes:
-      classes: number of outputs.
-      conv: the quantum layer; its dilation makes it dilated.
-      pool: side of the average pooling behind it; 1 for none.
-      hidden: widths of dense layers with ReLU before the last one.
+      classes: Number of outputs.
+      conv: The quantum layer; its dilation makes it dilated.
+      pool: Side of the average pooling behind it; 1 for none.
+      hidden: Widths of dense layers with ReLU before the last one.
 
     Source: Chen (2022), doi 10.1109/ACCESS.2022.3152213.
     """

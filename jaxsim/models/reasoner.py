@@ -1,4 +1,4 @@
-"""Choosing the panel that completes a matrix, by any body that maps tokens to tokens."""
+"""Networks that choose the panel which completes a matrix, by any body of tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PANELS, CHOICES = 8, 8
 
 
 class PanelPixels(nn.Module):
-    """A token from a grey picture, by convolutions that halve it.
+    """A token from a gray picture, by convolutions that halve it.
 
     Attributes:
-      width: of the token.
-      features: channels of each convolution.
+      width: Width of the token.
+      features: Channels of each convolution.
     """
 
     width: int = 96
@@ -38,8 +38,8 @@ class PanelSymbols(nn.Module):
     """A token from the symbols of a panel: a sum of what each value was learned to mean.
 
     Attributes:
-      width: of the token.
-      levels: values that any symbol may take.
+      width: Width of the token.
+      levels: Number of values that any symbol may take.
     """
 
     width: int = 96
@@ -60,9 +60,9 @@ class Reasoner(nn.Module):
     read. Every choice is scored alike and apart, so their order does not matter.
 
     Attributes:
-      body: tokens [B, N, d] to tokens and a routing, as `NeuralInterpreter` and `Transformer` do.
-      panel: makes a token of a panel.
-      width: of a token, d.
+      body: Tokens [B, N, d] to tokens and a routing, as `NeuralInterpreter` and `Transformer` do.
+      panel: Module that makes a token of a panel.
+      width: Width of a token, d.
       context: False shows the seven other choices in place of the matrix, without an order: a
         control, which can do no better than chance where choices tell nothing alone.
     """
@@ -77,12 +77,12 @@ class Reasoner(nn.Module):
         """Scores, [B, 8].
 
         Args:
-          x: eight panels of the matrix, then eight choices, [B, 16, …].
-          routing: return the body's routing as well.
-          **call: for the body.
+          x: Eight panels of the matrix, then eight choices, [B, 16, …].
+          routing: Whether to return the body's routing as well.
+          **call: Arguments of the body.
 
         Raises:
-          ValueError: not sixteen panels.
+          ValueError: Not sixteen panels.
         """
         checked_int("width", self.width, 1)
         if x.ndim < 3 or x.shape[1] != PANELS + CHOICES:

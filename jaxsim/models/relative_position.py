@@ -14,8 +14,8 @@ class RelativePosition(nn.Module):
     Tokens before the patches, as class tokens are, have no place and no bias.
 
     Attributes:
-      heads: of the attention.
-      width: of what is learned about a distance, before it is read by heads.
+      heads: Number of heads of the attention.
+      width: Width of the embedding of a distance, which heads read.
 
     Source: Cordonnier et al. (2020), arXiv 1911.03584, section 3, with a free table.
     """
@@ -33,12 +33,13 @@ class RelativePosition(nn.Module):
         """The bias, for one set of functions or, without codes, for one (U = 1).
 
         Args:
-          grid: rows and columns of patches.
+          grid: Rows and columns of patches.
           tokens: N; the last ones are the patches, in row order.
-          codes: what functions read the distances by; None for the same bias everywhere.
+          codes: Codes of the functions, by which they read distances; None for the same bias
+            everywhere.
 
         Raises:
-          ValueError: fewer tokens than patches.
+          ValueError: Fewer tokens than patches.
         """
         rows, columns = grid
         before = tokens - rows * columns

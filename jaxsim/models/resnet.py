@@ -13,8 +13,8 @@ class Block(nn.Module):
     """Two 3×3 convolutions with a shortcut, projected where the shape changes.
 
     Attributes:
-      features: output channels.
-      stride: of the first convolution.
+      features: Output channels.
+      stride: Stride of the first convolution.
     """
 
     features: int
@@ -37,11 +37,11 @@ class ResNet(nn.Module):
     """A residual network with a 3×3 stem and no pooling before the end.
 
     Attributes:
-      stages: blocks in each stage; every stage after the first halves the image and doubles the
+      stages: Blocks in each stage; every stage after the first halves the image and doubles the
         channels.
-      features: channels of the first stage.
-      classes: number of outputs.
-      stem_stride: stride of the first convolution.
+      features: Channels of the first stage.
+      classes: Number of outputs.
+      stem_stride: Stride of the first convolution.
 
     Source: He et al. (2016), arXiv 1512.03385, §4.2, with projections as shortcuts.
     """

@@ -1,4 +1,4 @@
-"""A transformer over tokens, the plain neighbour of a Neural Interpreter."""
+"""Transformers over tokens, the plain neighbors of Neural Interpreters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jaxsim.numerics.checks import checked_int
 
 
 class Layer(nn.Module):
-    """Attention and a perceptron, each normalised before and added after.
+    """Attention and a perceptron, each normalized before and added after.
 
     Attributes:
-      heads: of the attention.
-      ratio: width of the perceptron over that of the tokens.
-      positions: whether attention has a bias by relative place.
+      heads: Number of heads of the attention.
+      ratio: Width of the perceptron over that of the tokens.
+      positions: Whether attention has a bias by relative place.
     """
 
     heads: int
@@ -48,13 +48,13 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers with weights of their own over a set of tokens.
+    """Layers with separate weights over a set of tokens.
 
     Attributes:
-      layers: how many.
-      heads: of each attention; divides the width of the tokens.
-      ratio: width of each perceptron over that of the tokens.
-      positions: whether attention has a bias by relative place, where there is a grid.
+      layers: Number of layers.
+      heads: Number of heads of each attention; divides the width of the tokens.
+      ratio: Width of each perceptron over that of the tokens.
+      positions: Whether attention has a bias by relative place, where there is a grid.
 
     Source: Dosovitskiy et al. (2021), arXiv 2010.11929.
     """
@@ -68,14 +68,14 @@ class Transformer(nn.Module):
     def __call__(
         self, x: Float[Array, "B N d"], *, grid: tuple[int, int] | None = None
     ) -> tuple[Float[Array, "B N d"], None]:
-        """The tokens; there is no routing to tell of.
+        """The tokens, and None in place of a routing.
 
         Args:
-          x: tokens. Where there is a grid, the last H · W of them are its patches in row order.
-          grid: rows and columns of patches; None for a set.
+          x: Tokens. Where there is a grid, the last H · W of them are its patches in row order.
+          grid: Rows and columns of patches; None for a set.
 
         Raises:
-          ValueError: a setting out of range, or a width that the heads do not divide.
+          ValueError: A setting out of range, or a width that the heads do not divide.
         """
         for name in ("layers", "heads", "ratio"):
             checked_int(name, getattr(self, name), 1)

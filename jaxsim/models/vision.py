@@ -12,16 +12,16 @@ from jaxsim.numerics.checks import checked_int
 
 
 class Vision(nn.Module):
-    """Classifies images by a class token beside the patches.
+    """Classifier of images by a class token beside the patches.
 
     Each task has a class token and a head of its own and shares the rest, so that a model learns
     several sets of images, or a new one, with one body.
 
     Attributes:
-      body: tokens [B, N, d] to tokens and a routing, as `NeuralInterpreter` and `Transformer` do.
-      tasks: number of classes of each task.
-      patch: side of a patch in pixels.
-      width: of a token, d.
+      body: Tokens [B, N, d] to tokens and a routing, as `NeuralInterpreter` and `Transformer` do.
+      tasks: Number of classes of each task.
+      patch: Side of a patch in pixels.
+      width: Width of a token, d.
     """
 
     body: nn.Module
@@ -41,13 +41,13 @@ class Vision(nn.Module):
         """Logits of a task, [B, classes].
 
         Args:
-          x: images; both sides are multiples of the patch.
-          task: which one.
-          routing: return the body's routing as well.
-          **call: for the body, as `iterations` and `functions`.
+          x: Images; both sides are multiples of the patch.
+          task: Number of the task, from 0.
+          routing: Whether to return the body's routing as well.
+          **call: Arguments of the body, such as `iterations` and `functions`.
 
         Raises:
-          ValueError: no such task, or sides that the patch does not divide.
+          ValueError: No such task, or sides that the patch does not divide.
         """
         checked_int("patch", self.patch, 1)
         checked_int("width", self.width, 1)

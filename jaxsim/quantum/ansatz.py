@@ -1,4 +1,4 @@
-"""Circuits of layers: rotations of every wire, then controlled NOTs."""
+"""Circuits built of layers: rotations of every wire, then controlled NOTs."""
 
 from __future__ import annotations
 
@@ -16,18 +16,28 @@ _PAULI = np.array([[[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]])
 
 
 def strongly_entangling(weights: Float[Array, "L n 3"]) -> Circuit:
-    """Layers of general rotations and a ring of controlled NOTs whose reach grows by the layer.
+    """Builds layers of general rotations and a ring of controlled NOTs whose reach grows.
 
     Args:
-      weights: angles φ, θ, ω of RZ(ω) RY(θ) RZ(φ) for each layer and wire.
+      weights: Angles φ, θ, ω of RZ(ω) RY(θ) RZ(φ) in radians, [layers, wires, 3].
+
+    Returns:
+      A circuit of n wires.
 
     Raises:
-      ValueError: weights of another shape.
+      ValueError: Weights of another shape.
 
     Source: Schuld et al. (2018), arXiv 1804.00633; the reach is that of PennyLane's
       `StronglyEntanglingLayers`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> circuit = jq.strongly_entangling(jnp.zeros((2, 3, 3)))
+      >>> circuit.n_wires, len(circuit.gates)
+      (3, 12)
     """
-    weights, n = _checked(weights, 3)
+    weights, n = _check_weights(weights, 3)
     gates: list[Gate] = []
     for layer, angles in enumerate(weights):
         turns = _general(angles)
@@ -38,15 +48,24 @@ def strongly_entangling(weights: Float[Array, "L n 3"]) -> Circuit:
 
 
 def basic_entangling(weights: Float[Array, "L n"]) -> Circuit:
-    """Layers of rotations about X and a ring of controlled NOTs.
+    """Builds layers of rotations about X and a ring of controlled NOTs.
 
     Args:
-      weights: angle of each layer and wire.
+      weights: Angles in radians, [layers, wires].
+
+    Returns:
+      A circuit of n wires.
 
     Raises:
-      ValueError: weights of another shape.
+      ValueError: Weights of another shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> [gate.name for gate in jq.basic_entangling(jnp.zeros((1, 2))).gates]
+      ['RX', 'RX', 'CNOT']
     """
-    weights, n = _checked(weights, None)
+    weights, n = _check_weights(weights, None)
     gates: list[Gate] = []
     for angles in weights:
         gates += [_turn("X", q, angles[q]) for q in range(n)]
@@ -56,20 +75,30 @@ def basic_entangling(weights: Float[Array, "L n"]) -> Circuit:
 
 
 def random_layers(weights: Float[Array, "L n"], seed: int) -> Circuit:
-    """Layers of n rotations about random axes of random wires, controlled NOTs between them.
+    """Builds layers of rotations about random axes of random wires, controlled NOTs between.
 
     The gates are drawn by numpy's PCG64 from `seed`: not those that `qml.RandomLayers` draws, which
     `compile_circuit` takes as they are. After each rotation comes a controlled NOT of a random
     pair with probability 0.3.
 
     Args:
-      weights: the angles; what they turn is random.
-      seed: of the structure.
+      weights: Angles in radians, [layers, n]: n rotations a layer; the wires and axes are random.
+      seed: Seed of the gates, at least 0.
+
+    Returns:
+      A circuit of n wires.
 
     Raises:
-      ValueError: weights of another shape, or a seed that is none.
+      ValueError: Weights of another shape, or a seed that is none.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> circuit = jq.random_layers(jnp.zeros((2, 4)), seed=0)
+      >>> circuit.n_wires, sum(gate.name != "CNOT" for gate in circuit.gates)
+      (4, 8)
     """
-    weights, n = _checked(weights, None)
+    weights, n = _check_weights(weights, None)
     rng = np.random.default_rng(checked_int("seed", seed, 0))
     gates: list[Gate] = []
     for angles in weights:
@@ -81,7 +110,7 @@ def random_layers(weights: Float[Array, "L n"], seed: int) -> Circuit:
     return Circuit(n, tuple(gates))
 
 
-def _checked(weights: Any, angles: int | None) -> tuple[Any, int]:
+def _check_weights(weights: Any, angles: int | None) -> tuple[Any, int]:
     """Weights as an array, and the number of wires."""
     shape = np.shape(weights)
     last = () if angles is None else (angles,)

@@ -20,10 +20,17 @@ class Gate(NamedTuple):
     """One unitary on a few wires.
 
     Attributes:
-      name: for people.
-      wires: that it acts on, the first one the most significant bit of `matrix`.
-      matrix: [2^k, 2^k], complex; traced where its angles are.
-      angles: for people; empty for a gate without any.
+      name: Name that `draw` prints.
+      wires: Wires that it acts on, k of them; the first is the most significant bit of `matrix`.
+      matrix: Unitary, [2^k, 2^k], complex; traced where its angles are.
+      angles: Angles in radians that `draw` prints; empty for a gate without any.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim.quantum as jq
+      >>> flip = jq.Gate("X", (0,), np.array([[0, 1], [1, 0]]))
+      >>> jq.Circuit(1, (flip,)).n_wires
+      1
     """
 
     name: str
@@ -36,8 +43,16 @@ class Circuit(NamedTuple):
     """Gates in the order in which they are applied; wire 0 is the most significant bit.
 
     Attributes:
-      n_wires: number of wires n.
-      gates: what is applied to them.
+      n_wires: Number of wires n, 1 to 9.
+      gates: Gates in order.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim.quantum as jq
+      >>> flip = jq.Gate("X", (0,), np.array([[0, 1], [1, 0]]))
+      >>> kernel = jq.compile_circuit(jq.Circuit(1, (flip,)))
+      >>> jq.expval(kernel, np.zeros(1)).tolist()  # |1>
+      [-1.0]
     """
 
     n_wires: int
@@ -45,19 +60,30 @@ class Circuit(NamedTuple):
 
 
 def read_qfunc(qfunc: Callable[..., Any], n_wires: int, *params: Any) -> Circuit:
-    """The gates of a PennyLane quantum function.
+    """Reads the gates of a PennyLane quantum function.
 
     Templates are decomposed until every operation has a matrix. What a template draws at random it
     draws here: `qml.RandomLayers` from its own `seed`, so that every run has the same gates.
 
     Args:
-      qfunc: applies operations; no encoding and no measurement. Wires are numbered from 0.
-      n_wires: number of wires n, 1 to 9.
-      *params: its arguments; traced ones keep their derivatives.
+      qfunc: Function that applies operations, without encoding and measurement. Wires are
+        numbered from 0.
+      n_wires: Number of wires n, 1 to 9.
+      *params: Arguments of `qfunc`; traced ones keep their derivatives.
+
+    Returns:
+      A circuit of unitary gates.
 
     Raises:
       ValueError: n_wires out of range, a measurement, a wire beyond n_wires, or an operation that
         is not unitary.
+
+    Examples:
+      >>> import pennylane as qml
+      >>> import jaxsim.quantum as jq
+      >>> circuit = jq.read_qfunc(lambda angle: qml.RX(angle, wires=1), 2, 0.5)
+      >>> circuit.n_wires, circuit.gates[0].name, circuit.gates[0].wires
+      (2, 'RX', (1,))
     """
     import pennylane as qml  # takes seconds to import, and only this front end needs it
 
@@ -107,11 +133,17 @@ def _gate(operation: Any, n_wires: int) -> Gate:
 
 
 def checked_circuit(circuit: Circuit) -> Circuit:
-    """A circuit whose wires are Python's integers, whatever numbers they were given as.
+    """Checks a circuit and writes its wires as Python's integers.
+
+    Args:
+      circuit: Gates on wires 0 to n - 1, numbered by any kind of integer.
+
+    Returns:
+      The same circuit.
 
     Raises:
-      ValueError: n_wires out of range, a wire that is none of the circuit's or appears twice in a
-        gate, or a matrix that does not fit its gate's wires.
+      ValueError: n_wires out of range, a wire outside the circuit or twice in a gate, or a matrix
+        that does not fit its gate's wires.
     """
     n, gates = checked_int("n_wires", circuit.n_wires, 1, MAX_WIRES), list[Gate]()
     for gate in circuit.gates:
@@ -130,18 +162,22 @@ def checked_circuit(circuit: Circuit) -> Circuit:
 
 
 def namespace(arrays: Sequence[Any]) -> ModuleType:
-    """Where to compute: on the host in double precision, unless something is traced."""
+    """Chooses numpy, in double precision on the host, or jax.numpy where something is traced.
+
+    Args:
+      arrays: Arrays to compute with.
+    """
     return jnp if any(map(is_traced, arrays)) else np
 
 
 def on_axes(xp: ModuleType, matrix: Any, tensor: Any, axes: Sequence[int]) -> Any:
-    """A matrix applied to some axes of size 2, the first one the most significant.
+    """Applies a matrix to some axes of size 2, the first one the most significant.
 
     Args:
-      xp: numpy or jax.numpy.
-      matrix: [2^k, 2^k].
-      tensor: any array.
-      axes: k of its axes.
+      xp: Module numpy or jax.numpy.
+      matrix: Matrix [2^k, 2^k].
+      tensor: Array with axes of size 2.
+      axes: The k axes to apply it to.
     """
     k = len(axes)
     square = matrix.reshape((2,) * 2 * k)
@@ -150,7 +186,13 @@ def on_axes(xp: ModuleType, matrix: Any, tensor: Any, axes: Sequence[int]) -> An
 
 
 def unitary(circuit: Circuit) -> Any:
-    """The circuit's matrix [2^n, 2^n]: double precision on the host unless angles are traced."""
+    """Multiplies the gates of a circuit into its matrix [2^n, 2^n].
+
+    In double precision on the host unless angles are traced.
+
+    Args:
+      circuit: Gates on n wires.
+    """
     xp = namespace([gate.matrix for gate in circuit.gates])
     n = circuit.n_wires
     dtype = xp.result_type(*(gate.matrix for gate in circuit.gates), xp.complex64)

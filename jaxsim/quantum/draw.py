@@ -1,4 +1,4 @@
-"""A circuit as text."""
+"""Circuits drawn as text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from jaxsim.quantum.circuit import Circuit, Gate
 
 
 def draw(circuit: Circuit) -> str:
-    """The circuit as lines of text, a line a wire and a column for gates that are side by side.
+    """Draws a circuit as text: a line a wire, a column for gates that are side by side.
 
     Args:
-      circuit: from `read_qfunc` or an ansatz; angles are in radians.
+      circuit: Circuit from `read_qfunc` or an ansatz; angles are printed in radians.
+
+    Returns:
+      Lines of text.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> print(jq.draw(jq.basic_entangling(jnp.full((1, 2), 0.5))))
+      0: ─RX(0.5)──●─
+      1: ─RX(0.5)──X─
     """
     columns: list[list[Gate]] = []
     depth = [0] * circuit.n_wires
@@ -39,7 +49,7 @@ def draw(circuit: Circuit) -> str:
 
 
 def _cell(gate: Gate, wire: int) -> str:
-    """What one wire shows of a gate that covers it."""
+    """The text on one wire of a gate that covers it."""
     if wire not in gate.wires:
         return "│"
     if gate.name.startswith("C") and len(gate.wires) == 2 and wire == gate.wires[0]:

@@ -1,4 +1,4 @@
-"""How a pixel becomes the angle of a rotation about Y: any function from pixels to angles."""
+"""Encodings: functions from pixels to angles of rotations about Y."""
 
 from __future__ import annotations
 
@@ -17,7 +17,20 @@ Encoding = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
 def ry(pixels: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The angle π·pixel, for pixels in [0, 1]; warns outside, where x and 2 − x look the same."""
+    """Encodes pixels in [0, 1] as angles π·pixel; warns outside, where x and 2 − x look the same.
+
+    Args:
+      pixels: Numbers in [0, 1], of any shape.
+
+    Returns:
+      Angles in radians.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> [round(a, 2) for a in jq.ry(jnp.array([0.0, 1.0])).tolist()]
+      [0.0, 3.14]
+    """
     if not is_traced(pixels) and pixels.size:
         known = np.asarray(pixels)
         lo, hi = known.min(), known.max()
@@ -31,13 +44,22 @@ def ry(pixels: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def threshold(at: float | Array = 0.5) -> Encoding:
-    """The encoding that turns a wire to |1> for pixels above a threshold.
+    """Makes an encoding that turns a wire to |1> for pixels above a threshold.
 
     Args:
-      at: the threshold. Its derivative is zero.
+      at: The threshold, finite. Its derivative is zero.
+
+    Returns:
+      A function from pixels to the angles 0 and π.
 
     Raises:
-      ValueError: it is not a finite number.
+      ValueError: It is not a finite number.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> (jq.threshold(0.5)(jnp.array([0.2, 0.7])) > 3).tolist()
+      [False, True]
     """
     if not is_traced(at) and not (np.ndim(at) == 0 and np.isfinite(at)):
         raise ValueError(f"at={at}: must be a finite number")

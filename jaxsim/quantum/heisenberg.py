@@ -18,19 +18,23 @@ _HALVES = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[1, 0], [0, -1]]]) / 2
 
 
 def signs(n: int) -> np.ndarray:
-    """The sign of each basis state under Z of each wire [2^n, n]; wire 0 is the highest bit."""
+    """Lists the sign of each basis state under Z of each wire [2^n, n]; wire 0 is the highest bit.
+
+    Args:
+      n: Number of wires.
+    """
     return 1.0 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n - 1, -1, -1)) & 1)
 
 
-def carried_back(
+def evolve_observables(
     circuit: Circuit, channel: Channel | None, observables: Float[np.ndarray, "m 2^n"]
 ) -> Complex[Array, "m 2^n 2^n"]:
-    """What diagonal observables, read after the circuit, are before it.
+    """Evolves diagonal observables back through a circuit and its noise (Heisenberg picture).
 
     Args:
-      circuit: n wires.
-      channel: noise on the way, or None.
-      observables: diagonals.
+      circuit: Gates on n wires.
+      channel: Noise on the way, or None.
+      observables: Diagonals of the observables read after the circuit.
 
     Returns:
       Σ over paths of K† … O … K: exact, as any channel acts on an observable by its adjoint.
@@ -40,26 +44,26 @@ def carried_back(
     xp = namespace([*(gate.matrix for gate in circuit.gates), *operators])
     dtype = xp.result_type(*(gate.matrix for gate in circuit.gates), *operators, xp.complex64)
     eye = np.eye(2**n)
-    held = xp.asarray(observables[:, :, None] * eye, dtype).reshape((count,) + (2,) * 2 * n)
+    evolved = xp.asarray(observables[:, :, None] * eye, dtype).reshape((count,) + (2,) * 2 * n)
 
-    def between(matrix: Any, wires: tuple[int, ...]) -> Any:
+    def through_gate(matrix: Any, wires: tuple[int, ...]) -> Any:
         rows = [1 + w for w in wires]
-        left = on_axes(xp, matrix.conj().T, held, rows)
+        left = on_axes(xp, matrix.conj().T, evolved, rows)
         return on_axes(xp, matrix.T, left, [n + r for r in rows])
 
-    def decayed(wire: int) -> Any:
+    def through_channel(wire: int) -> Any:
         (adjoint,) = operators
-        return on_axes(xp, adjoint, held, [1 + wire, 1 + n + wire])
+        return on_axes(xp, adjoint, evolved, [1 + wire, 1 + n + wire])
 
     if channel is not None and channel.where == "end":
         for wire in range(n):
-            held = decayed(wire)
+            evolved = through_channel(wire)
     for gate in reversed(circuit.gates):
         if channel is not None and channel.where == "gates":
             for wire in gate.wires:
-                held = decayed(wire)
-        held = between(gate.matrix, gate.wires)
-    return held.reshape(count, 2**n, 2**n)
+                evolved = through_channel(wire)
+        evolved = through_gate(gate.matrix, gate.wires)
+    return evolved.reshape(count, 2**n, 2**n)
 
 
 def _adjoint(channel: Channel) -> Any:
@@ -72,7 +76,11 @@ def _adjoint(channel: Channel) -> Any:
 
 
 def pauli_coefficients(observables: Complex[Array, "m 2^n 2^n"]) -> Float[Array, "m 3^n"]:
-    """Tr(P O) / 2^n over all P in {I, X, Z}^n; wire 0 is the most significant digit."""
+    """Computes Tr(P O) / 2^n over all P in {I, X, Z}^n; wire 0 is the most significant digit.
+
+    Args:
+      observables: Matrices on n wires, complex.
+    """
     xp = namespace([observables])
     count, size = observables.shape[:2]
     n = size.bit_length() - 1

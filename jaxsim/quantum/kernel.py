@@ -1,4 +1,4 @@
-"""A circuit compiled to what its expectation values are as a function of encoded angles."""
+"""Circuits compiled to their expectation values as functions of encoded angles."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jaxtyping import Array, Complex, Float
 
 from jaxsim.numerics.checks import is_traced
 from jaxsim.quantum.circuit import MAX_WIRES, Circuit, checked_circuit, read_qfunc, unitary
-from jaxsim.quantum.heisenberg import carried_back, pauli_coefficients, signs
+from jaxsim.quantum.heisenberg import evolve_observables, pauli_coefficients, signs
 from jaxsim.quantum.noise import Channel
 
 Method = Literal["auto", "gemm", "pauli", "sparse"]
 SPARSE = 400
-"""Most terms of a polynomial that is evaluated one by one: its programme grows with them."""
+"""Most terms of a polynomial that is evaluated one by one: its program grows with them."""
 _OUTCOMES = 5  # wires up to which a noisy circuit keeps the probability of every outcome
 _ZERO = 1e-13  # below what double precision leaves of a coefficient that is zero
 
@@ -31,17 +31,24 @@ _ZERO = 1e-13  # below what double precision leaves of a coefficient that is zer
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class CircuitKernel:
-    """<Z> of every wire after RY(θ_q) on wire q and a circuit.
+    """Expectation <Z> of every wire after RY(θ_q) on wire q and a circuit.
 
     Attributes:
-      unitary: [2^n, 2^n], complex; None of a noisy circuit.
-      coeffs: [n, 3^n] over {I, X, Z}^n: <Z_k> = Σ_P c_kP Π_q (1, sin θ_q, cos θ_q)_P; None of a
-        traced circuit that its matrix evaluates.
-      outcomes: [2^n, 3^n], the same for the probability of each outcome; only of noisy circuits.
-      n_wires: number of wires n; wire 0 is the most significant bit, and digit of P.
+      unitary: Matrix of the circuit, [2^n, 2^n], complex; None for a noisy circuit.
+      coeffs: Coefficients [n, 3^n] over {I, X, Z}^n: <Z_k> = Σ_P c_kP Π_q (1, sin θ_q, cos θ_q)_P;
+        None for a traced circuit that its matrix evaluates.
+      outcomes: The same for the probability of each outcome, [2^n, 3^n]; only for noisy circuits.
+      n_wires: Number of wires n; wire 0 is the most significant bit, and digit of P.
       method: "gemm", the state by one real matrix product; "pauli", the polynomial by one;
         "sparse", the polynomial term by term.
-      terms: (k, P) of the coefficients that are not zero; empty unless "sparse".
+      terms: Places (k, P) of the coefficients that are not zero; empty unless "sparse".
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> kernel = jq.compile_circuit(jq.basic_entangling(jnp.zeros((1, 2))))  # one controlled NOT
+      >>> kernel.n_wires, kernel.method, kernel.nnz
+      (2, 'sparse', 2)
     """
 
     unitary: Complex[Array, "2^n 2^n"] | np.ndarray | None
@@ -69,17 +76,25 @@ def compile_circuit(
     """Compiles a circuit; pure, so that angles and noise may be traced and have derivatives.
 
     Args:
-      qfunc: a PennyLane quantum function without encoding and measurement, or a `Circuit`.
-      n_wires: number of wires n, 1 to 9; None for a `Circuit`, which has its own.
-      params: arguments of `qfunc`.
-      noise: a channel of `jaxsim.quantum`; it is folded into the coefficients and costs nothing
-        later.
-      method: how to evaluate; "auto" takes "sparse" up to 400 terms, and a quarter as many as the
+      qfunc: PennyLane quantum function without encoding and measurement, or a `Circuit`.
+      n_wires: Number of wires n, 1 to 9; None for a `Circuit`, which has its own.
+      params: Arguments of `qfunc`. Traced.
+      noise: Channel of `jaxsim.quantum`, or None; it is folded into the coefficients and costs
+        nothing later.
+      method: How to evaluate; "auto" takes "sparse" up to 400 terms, and a quarter as many as the
         matrix has entries where there is one; otherwise "gemm", or "pauli" for a noisy circuit.
         Traced circuits cannot be "sparse".
 
     Raises:
-      ValueError: what `read_qfunc` raises, or a method that is none or does not fit.
+      ValueError: What `read_qfunc` raises, or a method that is unknown or does not fit.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> kernel = jq.compile_circuit(jq.basic_entangling(jnp.zeros((1, 2))))  # one controlled NOT
+      >>> z = jq.expval(kernel, jnp.array([jnp.pi, 0.0]))  # |10> becomes |11>
+      >>> [round(a, 3) for a in z.tolist()]
+      [-1.0, -1.0]
     """
     if noise is not None and not isinstance(noise, Channel):
         raise ValueError(f"noise={noise!r}: must be a channel of jaxsim.quantum, or None")
@@ -99,15 +114,17 @@ def compile_circuit(
         return CircuitKernel(matrix, None, None, n, "gemm")
     outcomes = None
     if noise is not None and n <= _OUTCOMES:
-        outcomes = pauli_coefficients(carried_back(circuit, noise, np.eye(2**n)))
+        outcomes = pauli_coefficients(evolve_observables(circuit, noise, np.eye(2**n)))
         coeffs = signs(n).T @ outcomes
     else:
-        coeffs = pauli_coefficients(carried_back(circuit, noise, signs(n).T))
-    return _planned(matrix, coeffs, outcomes, n, method)
+        coeffs = pauli_coefficients(evolve_observables(circuit, noise, signs(n).T))
+    return _choose_method(matrix, coeffs, outcomes, n, method)
 
 
-def _planned(matrix: Any, coeffs: Any, outcomes: Any, n: int, method: Method) -> CircuitKernel:
-    """The kernel with its method chosen."""
+def _choose_method(
+    matrix: Any, coeffs: Any, outcomes: Any, n: int, method: Method
+) -> CircuitKernel:
+    """The kernel, with the method that evaluates it."""
     terms: tuple[tuple[int, int], ...] = ()
     traced = is_traced(coeffs)
     if not traced:
@@ -125,14 +142,21 @@ def _planned(matrix: Any, coeffs: Any, outcomes: Any, n: int, method: Method) ->
 
 
 def expval(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, "... n"]:
-    """<Z> of every wire.
+    """Computes the expectation <Z> of every wire.
 
     Args:
-      kernel: from `compile_circuit`.
-      theta: angle of RY on each wire.
+      kernel: Circuit of n wires, from `compile_circuit`.
+      theta: Angles of RY in radians, one for each wire on the last axis.
 
     Raises:
-      ValueError: a last axis that is not n.
+      ValueError: A last axis that is not n.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> kernel = jq.compile_circuit(jq.basic_entangling(jnp.zeros((1, 2))))  # one controlled NOT
+      >>> jq.expval(kernel, jnp.zeros((5, 2))).shape
+      (5, 2)
     """
     theta = checked_angles(kernel, theta)
     if kernel.method == "gemm":
@@ -142,10 +166,14 @@ def expval(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, 
 
 
 def checked_angles(kernel: CircuitKernel, theta: Any) -> Array:
-    """Angles as an array of floats with one for each wire.
+    """Checks that there is an angle for each wire, and makes the angles an array of floats.
+
+    Args:
+      kernel: Circuit of n wires.
+      theta: Angles of RY in radians, one for each wire on the last axis.
 
     Raises:
-      ValueError: a last axis that is not n.
+      ValueError: A last axis that is not n.
     """
     theta = jnp.asarray(theta)
     if theta.ndim == 0 or theta.shape[-1] != kernel.n_wires:
@@ -156,22 +184,34 @@ def checked_angles(kernel: CircuitKernel, theta: Any) -> Array:
 
 
 def states(theta: Float[Array, "..."]) -> Float[Array, "... 2"]:
-    """The state that RY(θ) makes of |0>, which is real."""
+    """Computes the state that RY(θ) makes of |0>, which is real.
+
+    Args:
+      theta: Angles in radians.
+    """
     return jnp.stack([jnp.cos(theta / 2), jnp.sin(theta / 2)], -1)
 
 
 def from_states(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "... n"]:
-    """<Z> of every wire from the state of each wire before the circuit; for "gemm"."""
+    """Computes <Z> of every wire from the state of each wire before the circuit; for "gemm".
+
+    Args:
+      kernel: Circuit of n wires with its unitary.
+      pairs: Amplitudes of |0> and |1> of each wire, from `states`.
+    """
     read = jnp.asarray(np.tile(signs(kernel.n_wires).T, 2), pairs.dtype)
     # a product with so few columns, and its derivative, are slower than a sum
     return jnp.sum(_squares(kernel, pairs)[:, None] * read, -1).reshape(*pairs.shape[:-1])
 
 
 def cosines(theta: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Cosine and sine, computed once.
+    """Computes cosine and sine once.
 
     XLA's CPU backend would compute them anew for each of the terms that they are read by, five
     times slower in all. It fuses nothing with a product, be it with the identity.
+
+    Args:
+      theta: Angles in radians.
     """
     both = jnp.stack([jnp.cos(theta), jnp.sin(theta)])
     kept = jnp.matmul(jnp.eye(2, dtype=theta.dtype), both.reshape(2, -1), precision="highest")
@@ -182,31 +222,38 @@ def cosines(theta: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Arra
 def from_cosines(
     kernel: CircuitKernel, cos: Sequence[Array], sin: Sequence[Array]
 ) -> Float[Array, "... n"]:
-    """<Z> of every wire from cosine and sine of each angle; for "pauli" and "sparse".
+    """Computes <Z> of every wire from cosines and sines of angles; for "pauli" and "sparse".
 
     Args:
-      kernel: from `compile_circuit`.
-      cos: an array for each wire, all of one shape.
-      sin: likewise.
+      kernel: Circuit of n wires, from `compile_circuit`.
+      cos: Cosines, an array for each wire, all of one shape.
+      sin: Sines, likewise.
 
     Returns:
-      That shape, and n.
+      Expectations, with n as a further last axis.
     """
     coeffs = jnp.asarray(kernel.coeffs, cos[0].dtype)
     if kernel.method == "pauli":
-        return _folded(coeffs, cos, sin)
+        return _dense_polynomial(coeffs, cos, sin)
     return _polynomial(coeffs, kernel, cos, sin)
 
 
 def probabilities(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, "... 2^n"]:
-    """Probability of every outcome; wire 0 is the most significant bit.
+    """Computes the probability of every outcome; wire 0 is the most significant bit.
 
     Args:
-      kernel: from `compile_circuit`.
-      theta: angle of RY on each wire.
+      kernel: Circuit of n wires, from `compile_circuit`; at most 5 wires where it is noisy.
+      theta: Angles of RY in radians, one for each wire on the last axis.
 
     Raises:
-      ValueError: a last axis that is not n, or a noisy circuit of more than 5 wires.
+      ValueError: A last axis that is not n, or a noisy circuit of more than 5 wires.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> kernel = jq.compile_circuit(jq.basic_entangling(jnp.zeros((1, 2))))  # one controlled NOT
+      >>> [round(a, 3) for a in jq.probabilities(kernel, jnp.zeros(2)).tolist()]
+      [1.0, 0.0, 0.0, 0.0]
     """
     theta = checked_angles(kernel, theta)
     if kernel.unitary is not None:
@@ -219,7 +266,7 @@ def probabilities(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[
         )
     (cos, sin), wires = cosines(theta), range(kernel.n_wires)
     outcomes = jnp.asarray(kernel.outcomes, theta.dtype)
-    return _folded(outcomes, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
+    return _dense_polynomial(outcomes, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
 
 
 def _squares(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "N 2*2^n"]:
@@ -243,7 +290,7 @@ def _products(factors: Sequence[Array]) -> Array:
     return (a[..., :, None] * b[..., None, :]).reshape(*a.shape[:-1], size)
 
 
-def _folded(coeffs: Array, cos: Sequence[Array], sin: Sequence[Array]) -> Array:
+def _dense_polynomial(coeffs: Array, cos: Sequence[Array], sin: Sequence[Array]) -> Array:
     """The polynomial: one product over the second half of the wires, a sum over the first."""
     n = len(cos)
     ones = jnp.ones_like(cos[0])

@@ -1,4 +1,4 @@
-"""Noise channels on one wire, and what their adjoints make of an observable."""
+"""Noise channels on one wire, with their adjoints on observables."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ class Channel(NamedTuple):
     """A channel on one wire, ρ → Σ K ρ K†.
 
     Attributes:
-      operators: its Kraus operators K; traced where its strength is.
+      operators: Kraus operators K [m, 2, 2]; traced where the strength is.
       where: "gates", after every gate on each wire it touches; "end", on every wire before it is
         read.
-      adjoint: what it makes of an observable, O → Σ K† O K, as a matrix on the rows and columns of
-        O, for strengths that have derivatives; None to compute it from the operators.
+      adjoint: Map of observables, O → Σ K† O K, as a matrix on the rows and columns of O, for
+        strengths that have derivatives; None to compute it from the operators.
+
+    Examples:
+      >>> import jaxsim.quantum as jq
+      >>> channel = jq.depolarizing(0.1)
+      >>> channel.operators.shape, channel.where
+      ((4, 2, 2), 'gates')
     """
 
     operators: Complex[Array, "m 2 2"] | np.ndarray
@@ -32,14 +38,22 @@ class Channel(NamedTuple):
 
 
 def depolarizing(p: float | Array, where: Where = "gates") -> Channel:
-    """One of X, Y and Z, each with probability p / 3.
+    """Makes a channel that applies one of X, Y and Z, each with probability p / 3.
 
     Args:
-      p: in [0, 3/4], where 3/4 leaves nothing of the state. Traced.
-      where: "gates" or "end".
+      p: Probability in [0, 3/4]; 3/4 leaves nothing of the state. Traced.
+      where: "gates", after every gate on its wires, or "end", before wires are read.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: An argument out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> circuit = jq.basic_entangling(jnp.zeros((1, 1)))  # a rotation by 0
+      >>> kernel = jq.compile_circuit(circuit, noise=jq.depolarizing(0.3))
+      >>> round(float(jq.expval(kernel, jnp.zeros(1))[0]), 3)  # 1 - 4p/3
+      0.6
     """
     check_range("p", p, 0, 0.75)
     xp = namespace([p])
@@ -52,14 +66,22 @@ def depolarizing(p: float | Array, where: Where = "gates") -> Channel:
 
 
 def amplitude_damping(gamma: float | Array, where: Where = "gates") -> Channel:
-    """Decay from |1> to |0> with probability gamma.
+    """Makes a channel of decay from |1> to |0> with probability gamma.
 
     Args:
-      gamma: in [0, 1]. Traced.
-      where: "gates" or "end".
+      gamma: Probability in [0, 1]. Traced.
+      where: "gates", after every gate on its wires, or "end", before wires are read.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: An argument out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> circuit = jq.basic_entangling(jnp.zeros((1, 1)))  # a rotation by 0
+      >>> kernel = jq.compile_circuit(circuit, noise=jq.amplitude_damping(0.25))
+      >>> round(float(jq.expval(kernel, jnp.full(1, jnp.pi))[0]), 3)  # 2 gamma - 1
+      -0.5
     """
     check_range("gamma", gamma, 0, 1)
     xp = namespace([gamma])
@@ -77,14 +99,21 @@ def amplitude_damping(gamma: float | Array, where: Where = "gates") -> Channel:
 
 
 def kraus(operators: Sequence[Any], where: Where = "gates") -> Channel:
-    """A channel of one's own.
+    """Makes a channel from Kraus operators.
 
     Args:
-      operators: [m, 2, 2], with Σ K† K = 1.
-      where: "gates" or "end".
+      operators: Operators K, [m, 2, 2], with Σ K† K = 1.
+      where: "gates", after every gate on its wires, or "end", before wires are read.
 
     Raises:
-      ValueError: another shape, or operators that are not complete.
+      ValueError: Another shape, or operators that are not complete.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim.quantum as jq
+      >>> flips = [np.sqrt(0.9) * np.eye(2), np.sqrt(0.1) * np.array([[0, 1], [1, 0]])]
+      >>> jq.kraus(flips, "end").operators.shape
+      (2, 2, 2)
     """
     made = np.asarray(operators, complex)
     if made.ndim != 3 or made.shape[1:] != (2, 2) or not len(made):
@@ -93,7 +122,7 @@ def kraus(operators: Sequence[Any], where: Where = "gates") -> Channel:
     if not np.allclose(total, np.eye(2), atol=1e-6):
         error = np.abs(total - np.eye(2)).max()
         raise ValueError(f"operators: Σ K† K is off the identity by {error:.3g}; allowed: 1e-6")
-    return Channel(made, _checked(where))
+    return Channel(made, _check_where(where))
 
 
 _X = np.array([[0, 1], [1, 0]])
@@ -104,14 +133,14 @@ _UP, _DOWN = np.diag([1, 0]), np.diag([0, 1])
 
 def _of_strength(operators: Any, adjoint: Any, where: Where, xp: Any, strength: Any) -> Channel:
     dtype = _complex(xp, strength)
-    return Channel(operators.astype(dtype), _checked(where), xp.asarray(adjoint).astype(dtype))
+    return Channel(operators.astype(dtype), _check_where(where), xp.asarray(adjoint).astype(dtype))
 
 
 def _complex(xp: Any, strength: Any) -> Any:
     return jnp.result_type(strength, jnp.complex64) if xp is jnp else np.complex128
 
 
-def _checked(where: Where) -> Where:
+def _check_where(where: Where) -> Where:
     if where not in ("gates", "end"):
         raise ValueError(f"where={where!r}: must be 'gates' or 'end'")
     return where

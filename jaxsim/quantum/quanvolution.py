@@ -1,4 +1,4 @@
-"""A circuit run at every place of an image: a convolution whose filter is a circuit."""
+"""Quanvolutions: circuits run at every place of an image, as filters of a convolution."""
 
 from __future__ import annotations
 
@@ -21,21 +21,27 @@ Padding = Literal["VALID", "SAME"] | tuple[tuple[int, int], tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class QuanvSpec:
-    """Where a circuit looks, and how it sees pixels. Pairs are for rows and columns.
+    """Windows of a quanvolution and their encoding; pairs are for rows and columns.
 
     Tap (i, j) of the window at (r, c) is pixel (r·stride + i·dilation, c·stride + j·dilation) of
     the padded image, and goes to wire i·kernel_size[1] + j.
 
     Attributes:
-      kernel_size: taps.
-      stride: between windows.
-      dilation: between taps.
+      kernel_size: Taps of a window, at least 1.
+      stride: Pixels from one window to the next, at least 1.
+      dilation: Pixels from one tap to the next, at least 1.
       padding: "VALID", "SAME" as XLA has it, or ((above, below), (left, right)); a padded tap has
         angle 0.
-      encoding: from pixels to angles of RY.
+      encoding: Function from pixels to angles of RY.
 
     Raises:
-      ValueError: a value out of range.
+      ValueError: A value out of range.
+
+    Examples:
+      >>> import jaxsim.quantum as jq
+      >>> spec = jq.QuanvSpec(stride=2)
+      >>> spec.kernel_size, spec.stride, jq.out_shape((28, 28), spec)
+      ((2, 2), (2, 2), (14, 14))
     """
 
     kernel_size: tuple[int, int] | int = (2, 2)
@@ -62,10 +68,19 @@ class QuanvSpec:
 
 
 def out_shape(hw: Sequence[int], spec: QuanvSpec) -> tuple[int, int]:
-    """Rows and columns of the output for an image of that many rows and columns.
+    """Counts rows and columns of the output.
+
+    Args:
+      hw: Rows and columns of the image.
+      spec: Windows of the quanvolution.
 
     Raises:
-      ValueError: the taps span more than the padded image.
+      ValueError: The taps span more than the padded image.
+
+    Examples:
+      >>> import jaxsim.quantum as jq
+      >>> jq.out_shape((28, 28), jq.QuanvSpec(dilation=2))
+      (26, 26)
     """
     rows, columns = (
         _windows(int(size), axis, spec)[2] for axis, size in zip((0, 1), hw, strict=True)
@@ -74,7 +89,17 @@ def out_shape(hw: Sequence[int], spec: QuanvSpec) -> tuple[int, int]:
 
 
 def n_circuits(hw: Sequence[int], spec: QuanvSpec) -> int:
-    """Number of runs of the circuit for one image and channel."""
+    """Counts runs of the circuit for one image and channel.
+
+    Args:
+      hw: Rows and columns of the image.
+      spec: Windows of the quanvolution.
+
+    Examples:
+      >>> import jaxsim.quantum as jq
+      >>> jq.n_circuits((28, 28), jq.QuanvSpec(dilation=2))
+      676
+    """
     return math.prod(out_shape(hw, spec))
 
 
@@ -87,22 +112,29 @@ def quanv2d(
     key: Key[Array, ""] | None = None,
     joint: bool = False,
 ) -> Float[Array, "B h w C*n"]:
-    """<Z> of every wire at every window, each input channel on its own.
+    """Computes <Z> of every wire at every window, each input channel on its own.
 
     Args:
-      x: images.
-      kernel: from `compile_circuit`, with a wire for each tap.
-      spec: where the circuit looks.
-      shots: to sample with, and `key` to draw with; None for exact values.
-      key: see `shots`.
-      joint: see `sample`.
+      x: Images, [B, H, W] or [B, H, W, C].
+      kernel: Circuit with a wire for each tap, from `compile_circuit`.
+      spec: Windows of the quanvolution, and the encoding of pixels.
+      shots: Number of shots to sample each value with, at least 1; None for exact values.
+      key: Random key of the shots.
+      joint: Whether all wires are read in the same shots, as in `sample`.
 
     Returns:
-      Channels are [channel of x, wire].
+      Expectations; output channels are pairs (channel of x, wire).
 
     Raises:
-      ValueError: an image of another rank, a circuit whose wires are not the taps, taps that span
+      ValueError: An image of another rank, a circuit whose wires are not the taps, taps that span
         more than the image, or what `sample` raises.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> kernel = jq.compile_circuit(jq.basic_entangling(jnp.zeros((1, 4))))
+      >>> jq.quanv2d(jnp.zeros((2, 5, 5)), kernel, jq.QuanvSpec()).shape
+      (2, 4, 4, 4)
     """
     x = jnp.asarray(x)
     if x.ndim not in (3, 4):
@@ -113,7 +145,7 @@ def quanv2d(
         raise ValueError(
             f"kernel: {kernel.n_wires} wires; kernel_size={spec.kernel_size} needs {taps}"
         )
-    angles = _padded(spec.encoding(x.astype(jnp.result_type(x, jnp.float32))), spec)
+    angles = _pad(spec.encoding(x.astype(jnp.result_type(x, jnp.float32))), spec)
     if shots is not None:
         theta = jnp.stack(_taps(angles, spec), -1)
         out = sample(kernel, theta, shots, key, joint=joint)
@@ -126,14 +158,14 @@ def quanv2d(
     return out.reshape(*out.shape[:3], out.shape[3] * out.shape[4])
 
 
-def _padded(angles: Float[Array, "B H W C"], spec: QuanvSpec) -> Float[Array, "B P Q C"]:
+def _pad(angles: Float[Array, "B H W C"], spec: QuanvSpec) -> Float[Array, "B P Q C"]:
     rows, columns = (_windows(angles.shape[1 + axis], axis, spec) for axis in (0, 1))
     pads = [(0, 0), rows[:2], columns[:2], (0, 0)]
     return jnp.pad(angles, pads) if any(map(any, pads)) else angles
 
 
 def _taps(maps: Float[Array, "B P Q ..."], spec: QuanvSpec) -> list[Float[Array, "B h w ..."]]:
-    """What each wire sees of padded maps, windows in their places."""
+    """The pixels of padded maps that each wire sees, windows in their places."""
     (kh, kw), (sh, sw), (dh, dw) = (
         _pair(name, getattr(spec, name)) for name in ("kernel_size", "stride", "dilation")
     )

@@ -1,4 +1,4 @@
-"""The same layer by PennyLane's state-vector simulator, one window at a time: slow, for checks."""
+"""Quanvolutions by PennyLane, one window at a time: slow, for checks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ from jaxsim.quantum.quanvolution import QuanvSpec, out_shape
 def qnode_reference(
     qfunc: Callable[..., Any], spec: QuanvSpec, params: Sequence[Any] = ()
 ) -> Callable[[Any], Float[np.ndarray, "B h w C*n"]]:
-    """A layer that runs `qfunc` on default.qubit at every window, in Python and double precision.
+    """Makes a layer that runs `qfunc` on default.qubit at every window, in double precision.
 
     Args:
-      qfunc: as `compile_circuit` takes it.
-      spec: where it looks.
-      params: arguments of `qfunc`.
+      qfunc: PennyLane quantum function, as `compile_circuit` takes it.
+      spec: Windows of the quanvolution.
+      params: Arguments of `qfunc`.
 
     Returns:
       A function of images [B, H, W] or [B, H, W, C] with the outputs of `quanv2d`.
 
     Raises:
-      ValueError: taps that span more than the image.
+      ValueError: Taps that span more than the image.
+
+    Examples:
+      >>> import numpy as np
+      >>> import pennylane as qml
+      >>> import jaxsim.quantum as jq
+      >>> layer = jq.qnode_reference(lambda: qml.CNOT(wires=[0, 1]), jq.QuanvSpec((1, 2)))
+      >>> layer(np.array([[[1.0, 0.0]]])).round(3).tolist()
+      [[[[-1.0, -1.0]]]]
     """
     import pennylane as qml  # takes seconds to import, and only this path and `read_qfunc` need it
 

@@ -21,20 +21,28 @@ def sample(
     *,
     joint: bool = False,
 ) -> Float[Array, "... n"]:
-    """The mean of Z of every wire over a number of shots.
+    """Samples the mean of Z of every wire over a number of shots.
 
     Args:
-      kernel: from `compile_circuit`.
-      theta: angle of RY on each wire.
-      shots: at least 1.
-      key: to draw with.
-      joint: whether all wires are read in the same shots, as on a device, so that their errors are
-        correlated; otherwise each wire has shots of its own. The distribution of each mean is the
-        same.
+      kernel: Circuit of n wires, from `compile_circuit`.
+      theta: Angles of RY in radians, one for each wire on the last axis.
+      shots: Number of shots, at least 1.
+      key: Random key.
+      joint: Whether all wires are read in the same shots, as on a device, so that their errors
+        are correlated; otherwise each wire has its own shots. The distribution of each mean is
+        the same.
 
     Raises:
       ValueError: shots below 1, no key, what `expval` or `probabilities` raise, or a derivative:
         a sample has none.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.quantum as jq
+      >>> kernel = jq.compile_circuit(jq.basic_entangling(jnp.zeros((1, 2))))
+      >>> jq.sample(kernel, jnp.zeros(2), 10, jax.random.key(0)).tolist()  # certain outcomes
+      [1.0, 1.0]
     """
     shots = checked_int("shots", shots, 1)
     if key is None:

@@ -17,18 +17,28 @@ from jaxsim.numerics.checks import check_range, checked_int
 def es_value_and_grad(
     f: Callable[..., Float[Array, ""]], *, sigma: float | Array = 0.1, pairs: int = 15
 ) -> Callable[..., tuple[Float[Array, ""], Any]]:
-    """The value of f smoothed by a Gaussian and its gradient, by antithetic pairs.
+    """Makes an estimator of f smoothed by a Gaussian and of its gradient, by antithetic pairs.
 
     Args:
-      f: of parameters and anything else; every perturbation gets the same rest, random keys too.
-      sigma: standard deviation of the perturbations, above 0. Traced.
-      pairs: at least 1.
+      f: Function of parameters and anything else; every perturbation gets the same rest, random
+        keys too.
+      sigma: Standard deviation of the perturbations, above 0. Traced.
+      pairs: Number of pairs of perturbations, at least 1.
 
     Returns:
       A function of a key, parameters and the rest of f's arguments to the mean of f over the
       perturbations and a gradient like the parameters.
 
     Source: Salimans et al. (2017), arXiv 1703.03864, section 2.1.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.solvers as so
+      >>> estimate = so.es_value_and_grad(lambda x: 3 * x.sum(), pairs=8)
+      >>> value, grad = estimate(jax.random.key(0), jnp.zeros(1))
+      >>> value.shape, grad.shape, bool(grad[0] > 0)
+      ((), (1,), True)
     """
     check_range("sigma", sigma, 0, above=True)
     pairs = checked_int("pairs", pairs, 1)

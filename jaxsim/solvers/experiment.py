@@ -23,13 +23,13 @@ NetworkName = Literal["equivariant", "gru", "conv"]
 
 
 class Recipe(NamedTuple):
-    """How a kind of game is played and learned from.
+    """Games, objective and oracles of an experiment.
 
     Attributes:
-      sample: a game from a key.
-      objective: of meta-training.
-      measure: an oracle that measures NashConv from below, beside the exact one.
-      gradient: of meta-training.
+      sample: Function from a random key to a game.
+      objective: Objective of meta-training.
+      measure: Oracle that measures NashConv from below, beside the exact one.
+      gradient: Gradient of meta-training: "unrolled" or "es".
     """
 
     sample: Sampler
@@ -39,13 +39,19 @@ class Recipe(NamedTuple):
 
 
 def recipe(game: GameName | str, *, dim: int = 200) -> Recipe:
-    """The oracle and the objective that go with a kind of game.
+    """Chooses the oracle and the objective that go with a kind of game.
 
     Args:
       game: "skill" (random games of `dim` actions), "rps" (seven modes in the plane), "lotto" (nine
         customers, 20 servers), "pennies" (50 rounds), "kuhn" or "leduc" (poker; answers are half
         exact and half random, and the gradient is by evolution strategies).
-      dim: actions of a game of skill.
+      dim: Number of actions of a game of skill, at least 2.
+
+    Examples:
+      >>> from jaxsim.solvers.experiment import recipe
+      >>> made = recipe("rps")
+      >>> made.objective.iterations, made.gradient
+      (15, 'unrolled')
     """
     every = js.Objective(js.exact(), each=True)
     match game:
@@ -79,7 +85,11 @@ def recipe(game: GameName | str, *, dim: int = 200) -> Recipe:
 
 
 def meta_network(name: NetworkName | str) -> nn.Module:
-    """A meta-solver's network by its name."""
+    """Makes a meta-solver's network by its name.
+
+    Args:
+      name: Name of the network: "equivariant", "gru" or "conv".
+    """
     match name:
         case "equivariant":
             return js.EquivariantMixing()
@@ -99,14 +109,15 @@ def measure(
     *,
     iterations: int | None = None,
 ) -> dict[str, tuple[Float[np.ndarray, "games T1"], Float[np.ndarray, "games T1"]]]:
-    """NashConv of populations that several meta-solvers grow in the same games.
+    """Measures NashConv of populations that several meta-solvers grow in the same games.
 
     Args:
-      solvers: by name, who chooses opponents, and who reports or None for the same.
-      made: the kind of game.
-      key: of the games and of all agents.
-      games: how many.
-      iterations: agents that join, those of the objective unless said.
+      solvers: Pairs by name: the meta-solver that chooses opponents, and the one that reports, or
+        None for the same.
+      made: Games, objective and oracles, from `recipe`.
+      key: Random key of the games and of all agents.
+      games: Number of games, at least 1.
+      iterations: Number of agents that join; None for the objective's.
 
     Returns:
       For each, exact NashConv (NaN where none is known) and what the recipe's oracle finds.
@@ -138,7 +149,7 @@ def measure(
 
 
 def baselines() -> dict[str, tuple[MetaSolver, MetaSolver | None]]:
-    """The meta-solvers that a learned one is compared with."""
+    """Lists the meta-solvers that a learned one is compared with."""
     return {
         "PSRO-Nash, LP": (js.nash_lp(), None),
         "PSRO-Nash, RM+": (js.nash(), None),

@@ -1,4 +1,4 @@
-"""Meta-solvers: from the payoffs among a population to a mixture of it."""
+"""Meta-solvers: functions from the payoffs among a population to a mixture of it."""
 
 from __future__ import annotations
 
@@ -21,37 +21,70 @@ weights that sum to 1 and are 0 from `size` on; rows are in order of arrival. A 
 
 
 def uniform() -> MetaSolver:
-    """Every agent equally often: the next one answers as in fictitious play."""
+    """Makes the uniform meta-solver: the next agent answers as in fictitious play.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.solvers as so
+      >>> so.uniform()(jnp.zeros((4, 4)), jnp.int32(2)).tolist()  # two agents, room for four
+      [0.5, 0.5, 0.0, 0.0]
+    """
     return Partial(_uniform)
 
 
 def latest() -> MetaSolver:
-    """The latest agent alone: self-play."""
+    """Makes the meta-solver of self-play: the latest agent alone.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.solvers as so
+      >>> so.latest()(jnp.zeros((4, 4)), jnp.int32(2)).tolist()
+      [0.0, 1.0, 0.0, 0.0]
+    """
     return Partial(_latest)
 
 
 def nash(iterations: int = 1000) -> MetaSolver:
-    """A Nash equilibrium by predictive regret matching+, inside `jit`.
+    """Makes a meta-solver that finds a Nash equilibrium by predictive regret matching+.
 
-    The mean of the iterates, weighted by the square of their number. On metagames of 22 agents of
-    games of skill, the NashConv within the population that is left after 1000 iterations is tested
-    to be below 0.005 of the largest payoff.
+    The mixture is the mean of the iterates, weighted by the square of their number. On metagames of
+    22 agents of games of skill, the NashConv within the population that is left after 1000
+    iterations is tested to be below 0.005 of the largest payoff.
 
     Args:
-      iterations: at least 1.
+      iterations: Number of iterations, at least 1.
 
     Source: Farina, Kroer and Sandholm (2021), arXiv 2007.14358, algorithm 2.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
+      >>> [round(3 * w, 2) for w in so.nash()(payoffs, size).tolist()]
+      [1.0, 1.0, 1.0]
     """
     return Partial(_nash, checked_count("iterations", iterations))
 
 
 def nash_lp() -> MetaSolver:
-    """A Nash equilibrium by a linear programme, scipy's HiGHS on the host, in double precision."""
+    """Makes a meta-solver that finds a Nash equilibrium by a linear program on the host.
+
+    The program is solved by scipy's HiGHS, in double precision.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
+      >>> [round(3 * w, 3) for w in so.nash_lp()(payoffs, size).tolist()]
+      [1.0, 1.0, 1.0]
+    """
     return Partial(_nash_lp)
 
 
 def rectified(iterations: int = 1000) -> MetaSolver:
-    """Opponents of PSRO-rN, for one new agent an iteration.
+    """Makes the meta-solver of PSRO-rN, for one new agent an iteration.
 
     Agent i of the Nash mixture p would train against the agents that it beats, each as often as
     p_j max(M_ij, 0); here these are averaged over p_i. Where nothing in the mixture beats anything
@@ -60,9 +93,18 @@ def rectified(iterations: int = 1000) -> MetaSolver:
     As a *report* of the population the Nash mixture is meant: give `psro` the argument `report`.
 
     Args:
-      iterations: of `nash`.
+      iterations: Iterations of `nash`, at least 1.
 
     Source: Balduzzi et al. (2019), arXiv 1901.08106, algorithm 4.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
+      >>> weights = so.rectified()(payoffs, size)
+      >>> weights.shape, round(float(weights.sum()), 3)
+      ((3,), 1.0)
     """
     return Partial(_rectified, nash(iterations))
 
@@ -70,14 +112,24 @@ def rectified(iterations: int = 1000) -> MetaSolver:
 def projected_replicator(
     iterations: int = 2000, *, rate: float | Array = 0.1, least: float | Array = 1e-3
 ) -> MetaSolver:
-    """Projected replicator dynamics: each agent keeps a least weight; the mean over the iterations.
+    """Makes the meta-solver of projected replicator dynamics.
+
+    Each agent keeps a least weight; the mixture is the mean over the iterations.
 
     Args:
-      iterations: at least 1.
-      rate: of a step, where the largest payoff is 1, above 0. Traced.
-      least: weight of each agent times their number, in [0, 1]. Traced.
+      iterations: Number of iterations, at least 1.
+      rate: Size of a step where the largest payoff is 1, above 0. Traced.
+      least: Weight of each agent times their number, in [0, 1]. Traced.
 
     Source: Lanctot et al. (2017), arXiv 1711.00832, section 3.1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
+      >>> [round(3 * w, 2) for w in so.projected_replicator()(payoffs, size).tolist()]
+      [1.0, 1.0, 1.0]
     """
     check_range("rate", rate, 0, above=True)
     check_range("least", least, 0, 1)
@@ -85,14 +137,19 @@ def projected_replicator(
     return Partial(_replicator, steps, jnp.asarray(rate), jnp.asarray(least))
 
 
-def filled(payoffs: Float[Array, "N N"], size: Int[Array, ""]) -> Array:
-    """Which agents there are [N]."""
+def agent_mask(payoffs: Float[Array, "N N"], size: Int[Array, ""]) -> Array:
+    """Marks the agents that have arrived [N].
+
+    Args:
+      payoffs: Payoffs among the agents, [N, N], antisymmetric.
+      size: Number of agents that have arrived.
+    """
     return jnp.arange(len(payoffs)) < size
 
 
 @own_promotion()
 def _uniform(payoffs: Array, size: Array) -> Array:
-    return filled(payoffs, size) / jnp.asarray(size, payoffs.dtype)
+    return agent_mask(payoffs, size) / jnp.asarray(size, payoffs.dtype)
 
 
 @own_promotion()
@@ -100,8 +157,13 @@ def _latest(payoffs: Array, size: Array) -> Array:
     return jax.nn.one_hot(size - 1, len(payoffs), dtype=payoffs.dtype)
 
 
-def scaled(payoffs: Float[Array, "N N"], mask: Array) -> Float[Array, "N N"]:
-    """Payoffs among the agents that there are, over the largest of them."""
+def scale_payoffs(payoffs: Float[Array, "N N"], mask: Array) -> Float[Array, "N N"]:
+    """Divides payoffs among the agents that have arrived by the largest of them.
+
+    Args:
+      payoffs: Payoffs among the agents, [N, N], antisymmetric.
+      mask: Agents that have arrived, [N].
+    """
     a = jnp.where(mask[:, None] & mask, payoffs, 0)
     top = jnp.abs(a).max()
     return a / jnp.where(top > 0, top, 1)
@@ -110,8 +172,8 @@ def scaled(payoffs: Float[Array, "N N"], mask: Array) -> Float[Array, "N N"]:
 @own_promotion()
 def _nash(steps: Count, payoffs: Array, size: Array) -> Array:
     # nothing flows back through the iterations: the mixture is a constant of the meta-gradient
-    a, mask = lax.stop_gradient(payoffs), filled(payoffs, size)
-    a = scaled(a, mask)
+    a, mask = lax.stop_gradient(payoffs), agent_mask(payoffs, size)
+    a = scale_payoffs(a, mask)
     even = _uniform(a, size)
 
     def mixture(regret: Array) -> Array:
@@ -133,7 +195,10 @@ def _nash(steps: Count, payoffs: Array, size: Array) -> Array:
 
 
 def solve_lp(payoffs: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
-    """The row player's equilibrium of a zero-sum matrix game, by a linear programme.
+    """Finds the row player's equilibrium of a zero-sum matrix game by a linear program.
+
+    Args:
+      payoffs: Payoffs of the row player, [n, n].
 
     Raises:
       RuntimeError: HiGHS found no optimum.
@@ -173,8 +238,8 @@ def _nash_lp(payoffs: Array, size: Array) -> Array:
 
 @own_promotion()
 def _rectified(solver: MetaSolver, payoffs: Array, size: Array) -> Array:
-    p, mask = solver(payoffs, size), filled(payoffs, size)
-    a = scaled(payoffs, mask)
+    p, mask = solver(payoffs, size), agent_mask(payoffs, size)
+    a = scale_payoffs(payoffs, mask)
     often = p * (p @ jnp.maximum(a, 0))
     total, error = often.sum(), jnp.max(jnp.where(mask, a @ p, 0), initial=0)
     # what is as small as the solver's own error is made of what it failed to leave out
@@ -184,13 +249,13 @@ def _rectified(solver: MetaSolver, payoffs: Array, size: Array) -> Array:
 
 @own_promotion()
 def _replicator(steps: Count, rate: Array, least: Array, payoffs: Array, size: Array) -> Array:
-    mask = filled(payoffs, size)
-    a = scaled(lax.stop_gradient(payoffs), mask)
+    mask = agent_mask(payoffs, size)
+    a = scale_payoffs(lax.stop_gradient(payoffs), mask)
     floor = least / size * mask
 
     def one(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         x, total = carry
-        x = _projected(x + rate * x * (a @ x), floor, mask)
+        x = _project_to_simplex(x + rate * x * (a @ x), floor, mask)
         return x, total + x
 
     x = _uniform(a, size)
@@ -198,7 +263,7 @@ def _replicator(steps: Count, rate: Array, least: Array, payoffs: Array, size: A
     return total / total.sum()
 
 
-def _projected(x: Array, floor: Array, mask: Array) -> Array:
+def _project_to_simplex(x: Array, floor: Array, mask: Array) -> Array:
     """The nearest point that sums to 1 and is nowhere below `floor`."""
     over = jnp.where(mask, x - floor, -jnp.inf)
     room = 1 - floor.sum()

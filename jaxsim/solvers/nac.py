@@ -1,4 +1,4 @@
-"""Neural auto-curricula: a meta-solver learned by the gradient of what it leads to."""
+"""Neural auto-curricula: meta-solvers learned by the gradient of their populations' NashConv."""
 
 from __future__ import annotations
 
@@ -24,17 +24,22 @@ from jaxsim.solvers.responses import Oracle
 
 
 class Objective(NamedTuple):
-    """What a meta-solver is to make small: the NashConv of its populations.
+    """Objective of a meta-solver: the NashConv of its populations.
 
     Attributes:
-      oracle: how new agents answer.
-      exploiter: an oracle that measures NashConv from below, as published, or None for the exact
-        one, whose derivative is that of the best response held still.
-      start: agents at first.
-      iterations: that follow, T.
-      window: iterations between which derivatives flow; the population at the start of each window
+      oracle: Oracle by which new agents answer.
+      exploiter: Oracle that measures NashConv from below, as published, or None for the exact
+        one, whose derivative takes the best response as a constant.
+      start: Number of agents at first, at least 1.
+      iterations: Number of agents that follow T, at least 1.
+      window: Iterations between which derivatives flow; the population at the start of each window
         is a constant. It divides T.
-      each: whether the mean is over all iterations, or over the ends of the windows, as published.
+      each: Whether the mean is over all iterations, or over the ends of the windows, as published.
+
+    Examples:
+      >>> import jaxsim.solvers as so
+      >>> so.Objective(so.unrolled(5, 1.0), window=10).iterations
+      20
     """
 
     oracle: Oracle
@@ -49,9 +54,18 @@ class MetaState(NamedTuple):
     """A meta-solver that is being trained.
 
     Attributes:
-      params: of the network.
-      moments: of the optimiser.
-      step: how many have been made.
+      params: Parameters of the network.
+      moments: State of the optimizer.
+      step: Number of steps that have been made.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> state = so.init_meta(network, optimizer, jax.random.key(0))
+      >>> int(state.step)
+      0
     """
 
     params: Any
@@ -60,19 +74,37 @@ class MetaState(NamedTuple):
 
 
 Sampler = Callable[[Key[Array, ""]], Game]
-"""A game from a key."""
+"""Function from a random key to a game."""
 
 
 def network_solver(network: nn.Module, params: Any) -> MetaSolver:
-    """A network with its parameters as a meta-solver."""
+    """Makes a meta-solver of a network and its parameters.
+
+    Args:
+      network: Network from payoffs and the number of agents to weights.
+      params: Parameters of the network.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> state = so.init_meta(network, optimizer, jax.random.key(0))
+      >>> solver = so.network_solver(network, state.params)
+      >>> solver(jg.rock_paper_scissors(), 3).shape
+      (3,)
+    """
     return Partial(network.apply, params)
 
 
 def check_objective(objective: Objective) -> None:
     """Checks the numbers of an objective.
 
+    Args:
+      objective: The objective.
+
     Raises:
-      ValueError: one is out of range.
+      ValueError: One is out of range.
     """
     checked_int("start", objective.start, 1)
     iterations = checked_int("iterations", objective.iterations, 1)
@@ -85,22 +117,33 @@ def check_objective(objective: Objective) -> None:
 def nac_loss(
     network: nn.Module, objective: Objective, params: Any, game: Game, key: Key[Array, ""]
 ) -> Float[Array, ""]:
-    """The objective of one game and one start, differentiable in the parameters.
+    """Computes the objective in one game from one start, differentiable in the parameters.
 
     Args:
-      network: from payoffs and their number to weights.
-      objective: what is measured.
-      params: of the network.
-      game: one game.
-      key: of the agents at first, of the oracle and of the exploiter.
+      network: Network from payoffs and the number of agents to weights.
+      objective: Objective of the meta-solver.
+      params: Parameters of the network.
+      game: The game.
+      key: Random key of the agents at first, of the oracle and of the exploiter.
 
     Source: Feng et al. (2021), arXiv 2106.02745, algorithm 1 and eq. 5–8.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> state = so.init_meta(network, optimizer, jax.random.key(0))
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> aim = so.Objective(so.exact(), iterations=2, window=1)
+      >>> so.nac_loss(network, aim, state.params, game, jax.random.key(1)).shape
+      ()
     """
     check_objective(objective)
     solver = network_solver(network, params)
     first, rest = jax.random.split(key)
 
-    def measured(population: Population, weights: Array, key: Any) -> Array:
+    def gain(population: Population, weights: Array, key: Any) -> Array:
         opponent = game.mix(population.strategies, weights)
         if objective.exploiter is None:
             return nash_conv(game, opponent)
@@ -110,7 +153,7 @@ def nac_loss(
         answer, measure = jax.random.split(key)
         population = respond(game, *carry, objective.oracle, answer)
         weights = solver(population.payoffs, population.size)
-        value = measured(population, weights, measure) if objective.each else jnp.zeros(())
+        value = gain(population, weights, measure) if objective.each else jnp.zeros(())
         return (population, weights), value
 
     def window(population: Population, keys: Any) -> tuple[Population, Array]:
@@ -119,7 +162,7 @@ def nac_loss(
         (population, weights), values = lax.scan(one, (population, weights), keys)
         if objective.each:
             return population, values.mean()
-        return population, measured(population, weights, keys[-1])
+        return population, gain(population, weights, keys[-1])
 
     population = populate(game, first, objective.start, objective.iterations)
     windows = objective.iterations // objective.window
@@ -130,12 +173,20 @@ def nac_loss(
 def meta_optimizer(
     rate: float, steps: int, *, clip: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with a clipped gradient and a rate that falls by a cosine to nothing.
+    """Makes Adam with a clipped gradient and a rate that falls by a cosine to zero.
 
     Args:
-      rate: at the start, above 0.
-      steps: until it is 0, at least 1.
-      clip: largest norm of the gradient, above 0.
+      rate: Learning rate at the start, above 0.
+      steps: Number of steps until the rate is 0, at least 1.
+      clip: Largest norm of the gradient, above 0.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.solvers as so
+      >>> optimizer = so.meta_optimizer(0.01, steps=100)
+      >>> changes, _ = optimizer.update(jnp.ones(1), optimizer.init(jnp.ones(1)))
+      >>> round(float(changes[0]), 3)
+      -0.01
     """
     check_range("rate", rate, 0, above=True)
     check_range("clip", clip, 0, above=True)
@@ -146,7 +197,22 @@ def meta_optimizer(
 def init_meta(
     network: nn.Module, optimizer: optax.GradientTransformation, key: Key[Array, ""]
 ) -> MetaState:
-    """A meta-solver before training."""
+    """Initializes a meta-solver and its optimizer.
+
+    Args:
+      network: Network from payoffs and the number of agents to weights.
+      optimizer: An optax transformation.
+      key: Random key of the parameters.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> state = so.init_meta(network, optimizer, jax.random.key(0))
+      >>> int(state.step)
+      0
+    """
     params = network.init(key, jnp.zeros((4, 4)), jnp.int32(2))
     return MetaState(params, optimizer.init(params), jnp.int32(0))
 
@@ -163,27 +229,40 @@ def meta_step(
     pairs: int = 15,
     mesh: Mesh | None = None,
 ) -> Callable[[MetaState, Key[Array, ""]], tuple[MetaState, Float[Array, ""]]]:
-    """One step of meta-training, compiled.
+    """Makes a compiled step of meta-training.
 
     Args:
-      network: the meta-solver.
-      objective: what it is trained for.
-      sample: a game from a key.
-      optimizer: an optax transformation.
-      batch: games a step, at least 1.
-      gradient: through the iterations, or by evolution strategies, which need values only and so
+      network: Network of the meta-solver, from payoffs and the number of agents to weights.
+      objective: Objective of the meta-solver.
+      sample: Function from a random key to a game.
+      optimizer: An optax transformation.
+      batch: Number of games a step, at least 1.
+      gradient: Through the iterations, or by evolution strategies, which need values only and so
         take any oracle. "First order" is an oracle: `first_order(…)`; so is "implicit".
-      sigma: of the perturbations of evolution strategies.
-      pairs: of them.
-      mesh: of one axis, over which the games of a step are divided; batch is a multiple of its
-        size. Its devices may be of several processes.
+      sigma: Standard deviation of the perturbations of evolution strategies, above 0.
+      pairs: Number of pairs of perturbations, at least 1.
+      mesh: Device mesh of one axis over which the games of a step are divided; batch is a
+        multiple of its size. Its devices may be of several processes.
 
     Returns:
-      From a state and the key of the run to the next state and the mean objective; the games of a
-      step depend on the key and the number of the step alone.
+      A function from a state and the key of the run to the next state and the mean objective; the
+      games of a step depend on the key and the number of the step alone.
 
     Raises:
-      ValueError: an option out of range.
+      ValueError: An option out of range.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> state = so.init_meta(network, optimizer, jax.random.key(0))
+      >>> aim = so.Objective(so.exact(), iterations=2, window=1)
+      >>> sample = lambda key: jg.games_of_skill(key, 4)
+      >>> step = so.meta_step(network, aim, sample, optimizer, batch=2)
+      >>> state, value = step(state, jax.random.key(1))
+      >>> int(state.step), value.shape
+      (1, ())
     """
     check_objective(objective)
     batch = checked_int("batch", batch, 1)
@@ -195,6 +274,35 @@ def meta_step(
             "have one axis that divides the batch"
         )
 
+    gradients = _batch_gradients(network, objective, sample, gradient, sigma, pairs)
+    if mesh is not None:
+        gradients = _divide(gradients, mesh, batch)
+
+    @own_promotion()
+    def step(state: MetaState, key: Any) -> tuple[MetaState, Array]:
+        games, noise = jax.random.split(jax.random.fold_in(key, state.step))
+        value, grads = gradients(state.params, jax.random.split(games, batch), noise)
+        changes, moments = optimizer.update(grads, state.moments, state.params)
+        params = optax.apply_updates(state.params, changes)
+        return MetaState(params, moments, state.step + 1), value
+
+    # said beforehand, so that the first state, on one device, is not a program of its own
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, in_shardings=everywhere)
+
+
+_Gradients = Callable[[Any, Any, Any], tuple[Array, Any]]
+"""From parameters, keys of games and a key of perturbations to the mean objective and gradient."""
+
+
+def _batch_gradients(
+    network: nn.Module,
+    objective: Objective,
+    sample: Sampler,
+    gradient: Literal["unrolled", "es"],
+    sigma: float,
+    pairs: int,
+) -> _Gradients:
     def loss(params: Any, keys: Any) -> Array:
         def one(key: Any) -> Array:
             game, play = jax.random.split(key)
@@ -207,32 +315,23 @@ def meta_step(
             return es_value_and_grad(loss, sigma=sigma, pairs=pairs)(noise, params, keys)
         return jax.value_and_grad(loss)(params, keys)
 
-    gradients = value_and_grad
-    if mesh is not None:
-        axis = mesh.axis_names[0]
+    return value_and_grad
 
-        def averaged(params: Any, keys: Any, noise: Any) -> tuple[Array, Any]:
-            share = batch // mesh.size
-            own = lax.dynamic_slice_in_dim(keys, lax.axis_index(axis) * share, share)
-            return lax.pmean(value_and_grad(params, own, noise), axis)
 
-        gradients = jax.shard_map(
-            averaged,
-            mesh=mesh,
-            in_specs=PartitionSpec(),
-            out_specs=PartitionSpec(),
-            # loops start from constants, which the check for varying axes does not accept
-            check_vma=False,
-        )
+def _divide(gradients: _Gradients, mesh: Mesh, batch: int) -> _Gradients:
+    """The same, each device of a mesh with its share of the games."""
+    axis = mesh.axis_names[0]
 
-    @own_promotion()
-    def step(state: MetaState, key: Any) -> tuple[MetaState, Array]:
-        games, noise = jax.random.split(jax.random.fold_in(key, state.step))
-        value, grads = gradients(state.params, jax.random.split(games, batch), noise)
-        changes, moments = optimizer.update(grads, state.moments, state.params)
-        params = optax.apply_updates(state.params, changes)
-        return MetaState(params, moments, state.step + 1), value
+    def average(params: Any, keys: Any, noise: Any) -> tuple[Array, Any]:
+        share = batch // mesh.size
+        own = lax.dynamic_slice_in_dim(keys, lax.axis_index(axis) * share, share)
+        return lax.pmean(gradients(params, own, noise), axis)
 
-    # said beforehand, so that the first state, on one device, is not a programme of its own
-    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, in_shardings=everywhere)
+    return jax.shard_map(
+        average,
+        mesh=mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+        # loops start from constants, which the check for varying axes does not accept
+        check_vma=False,
+    )

@@ -1,4 +1,4 @@
-"""Meta-solvers that are networks: from payoffs among any number of agents to weights of them."""
+"""Meta-solvers that are networks: from payoffs among any number of agents to weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,30 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.numerics.arrays import own_promotion
-from jaxsim.solvers.mixing import filled, nash, scaled
+from jaxsim.solvers.mixing import agent_mask, nash, scale_payoffs
 
 
 class ConvMixing(nn.Module):
-    """Convolutions along each row, their mean over rows, convolutions over both.
+    """Meta-solver of convolutions along each row, their mean over rows, and both.
 
     Rows are in order of arrival, and the weights depend on it.
 
     Attributes:
-      features: of the hidden layers of each stack.
+      features: Number of features of the hidden layers of each stack.
 
     Source: Feng et al. (2021), arXiv 2106.02745, appendix, and its code.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
+      >>> network = so.ConvMixing((4,))
+      >>> params = network.init(jax.random.key(0), payoffs, size)
+      >>> weights = network.apply(params, payoffs, size)
+      >>> weights.shape, round(float(weights.sum()), 3)
+      ((3,), 1.0)
     """
 
     features: tuple[int, ...] = (8, 16, 8)
@@ -31,7 +43,7 @@ class ConvMixing(nn.Module):
     @own_promotion()
     def __call__(self, payoffs: Float[Array, "N N"], size: Int[Array, ""]) -> Float[Array, " N"]:
         """Weights of the agents."""
-        mask = filled(payoffs, size)
+        mask = agent_mask(payoffs, size)
         x = jnp.where(mask[:, None] & mask, payoffs, 0)[..., None]
         rows = _stack(self.features, x, mask)
         whole = jnp.where(mask[:, None, None], rows, 0).sum(0) / size
@@ -44,10 +56,10 @@ class Unit(NamedTuple):
     """Weights of a gated recurrent unit; G = 3 W for the reset, the update and the new state.
 
     Attributes:
-      into: of what comes in [F, G].
-      shift: added to it [G].
-      state: of the state [W, G].
-      bias: added to the state's part of the new one [W].
+      into: Weights of the input, [F, G].
+      shift: Bias of the input, [G].
+      state: Weights of the state, [W, G].
+      bias: Bias of the state's part of the new state, [W].
     """
 
     into: Float[Array, "F G"]
@@ -61,15 +73,15 @@ class Unit(NamedTuple):
 def recurrent(
     unit: Unit, x: Float[Array, "N B F"], there: Bool[Array, " N"]
 ) -> Float[Array, "B W"]:
-    """The last state of a gated recurrent unit along the first axis.
+    """Computes the last state of a gated recurrent unit along the first axis.
 
     Its derivative is written out: XLA's CPU backend computes exponentials in a loop four times
     slower than outside, so the gates are made anew behind the loop, all at once.
 
     Args:
-      unit: the weights.
-      x: what comes in.
-      there: steps that count; the others leave the state as it is.
+      unit: Weights of the unit.
+      x: Inputs, [N, B, F].
+      there: Steps that count, [N]; the others leave the state as it is.
 
     Source: Cho et al. (2014), arXiv 1406.1078, with the reset behind the product as in cuDNN.
     """
@@ -134,14 +146,26 @@ recurrent.defvjp(_forward, _backward)
 
 
 class GRUMixing(nn.Module):
-    """A recurrent unit along each row, another over the rows, a perceptron on both.
+    """Meta-solver of a recurrent unit along each row, another over the rows, and a perceptron.
 
     Rows are in order of arrival, and the weights depend on it.
 
     Attributes:
-      width: of the units.
+      width: Width of the units.
 
     Source: Feng et al. (2021), arXiv 2106.02745, appendix, and its code.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
+      >>> network = so.GRUMixing(width=4)
+      >>> params = network.init(jax.random.key(0), payoffs, size)
+      >>> weights = network.apply(params, payoffs, size)
+      >>> weights.shape, round(float(weights.sum()), 3)
+      ((3,), 1.0)
     """
 
     width: int = 32
@@ -150,7 +174,7 @@ class GRUMixing(nn.Module):
     @own_promotion()
     def __call__(self, payoffs: Float[Array, "N N"], size: Int[Array, ""]) -> Float[Array, " N"]:
         """Weights of the agents."""
-        mask = filled(payoffs, size)
+        mask = agent_mask(payoffs, size)
         a = jnp.where(mask[:, None] & mask, payoffs, 0)
         first, shift = self._layer("first", 1, self.width)
         unit = self._unit("rows")
@@ -175,7 +199,7 @@ class GRUMixing(nn.Module):
 
 
 class EquivariantMixing(nn.Module):
-    """Rounds of play among the agents: each sees what it has against the mixture, and moves.
+    """Meta-solver of rounds of play among the agents, in which each sees its gain and moves.
 
     The weights follow the agents when these are renumbered together with their ages, and payoffs
     are taken over the largest, so that only their proportions count. The last layer starts at zero:
@@ -183,10 +207,22 @@ class EquivariantMixing(nn.Module):
     mixture.
 
     Attributes:
-      rounds: of play.
-      width: numbers that an agent carries from one to the next.
-      start: iterations of the Nash mixture that the rounds start from, a constant of the gradient;
+      rounds: Number of rounds of play.
+      width: Numbers that an agent carries from one round to the next.
+      start: Iterations of the Nash mixture that the rounds start from, a constant of the gradient;
         0 to start from the uniform one.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
+      >>> network = so.EquivariantMixing(rounds=1, width=4)
+      >>> params = network.init(jax.random.key(0), payoffs, size)
+      >>> weights = network.apply(params, payoffs, size)
+      >>> weights.shape, round(float(weights.sum()), 3)
+      ((3,), 1.0)
     """
 
     rounds: int = 6
@@ -202,12 +238,12 @@ class EquivariantMixing(nn.Module):
         age: Int[Array, " N"] | None = None,
     ) -> Float[Array, " N"]:
         """Weights of the agents; `age` counts back from the latest, by row unless it is given."""
-        mask = filled(payoffs, size)
+        mask = agent_mask(payoffs, size)
         if age is None:
             age = size - 1 - jnp.arange(len(payoffs))
         else:
             mask = age >= 0
-        a, old = scaled(payoffs, mask), jnp.maximum(age, 0).astype(payoffs.dtype)
+        a, old = scale_payoffs(payoffs, mask), jnp.maximum(age, 0).astype(payoffs.dtype)
         count = jnp.asarray(size, payoffs.dtype)
         even = mask / count
         base = nash(self.start)(payoffs, size) if self.start else even
@@ -243,12 +279,17 @@ class EquivariantMixing(nn.Module):
 
 
 def masked_softmax(logits: Float[Array, " N"], mask: Array) -> Float[Array, " N"]:
-    """Softmax over the agents that there are, 0 for the others."""
+    """Computes the softmax over the agents that have arrived, 0 for the others.
+
+    Args:
+      logits: Logits of all agents, [N].
+      mask: Agents that have arrived, [N].
+    """
     return jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
 
 
 def _stack(features: tuple[int, ...], x: Array, mask: Array) -> Array:
-    """Convolutions of five columns without bias; what is no agent is zero again after each."""
+    """Convolutions of five columns without bias; columns without an agent are zeroed after each."""
     for width in (*features, 1):
         # five shifted products: XLA's CPU backend runs convolutions slowly inside a scan
         kernel = nn.Dense(width, use_bias=False)

@@ -1,4 +1,4 @@
-"""Exploitability over iterations, as a figure."""
+"""Figures of exploitability over iterations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def nash_conv_curves(
     title: str,
     along: str = "iterations",
 ) -> None:
-    """Writes a figure of NashConv after each iteration, with standard errors over games, to a PNG.
+    """Draws NashConv after each iteration, with standard errors over games, to a PNG.
 
     Args:
-      path: file to write.
+      path: File to write.
       found: NashConv of each game after 0, 1, … iterations, by name of the meta-solver.
-      title: of the figure.
-      along: what the horizontal axis counts.
+      title: Title of the figure.
+      along: Label of the horizontal axis.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Oracles: from a game and an opponent to an agent that answers him."""
+"""Oracles: functions from a game and an opponent to an agent that answers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,27 @@ from jaxsim.numerics.checks import Count, check_range, checked_count, checked_in
 from jaxsim.numerics.gradients import derivative_alone
 
 Oracle = Callable[[Game, Opponent, Key[Array, ""]], Agent]
-"""From a game, an opponent and a key to an agent; a `Partial`. What a meta-gradient needs flows
+"""Function from a game, an opponent and a random key to an agent; a `Partial`. Meta-gradients flow
 through it from the opponent."""
 
 
 def unrolled(steps: int, rate: float | Array) -> Oracle:
-    """Gradient ascent from a new agent; derivatives go through the steps.
+    """Makes an oracle of gradient ascent from a new agent; derivatives go through the steps.
 
     Args:
-      steps: at least 1.
-      rate: of a step, above 0. Traced.
+      steps: Number of steps, at least 1.
+      rate: Size of a step, above 0. Traced.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> rock = jg.alone(game, jnp.array([1.0, 0.0, 0.0]))
+      >>> agent = so.unrolled(20, 10.0)(game, rock, jax.random.key(0))
+      >>> int(agent.argmax())  # paper
+      1
     """
     check_range("rate", rate, 0, above=True)
     return Partial(_unrolled, checked_count("steps", steps), jnp.asarray(rate))
@@ -36,20 +47,32 @@ def unrolled(steps: int, rate: float | Array) -> Oracle:
 def implicit(
     steps: int, rate: float | Array, *, tolerance: float | Array = 1e-3, damping: float | Array = 0
 ) -> Oracle:
-    """Gradient ascent until the gradient is small; derivatives by the implicit function theorem.
+    """Makes an oracle of gradient ascent with derivatives by the implicit function theorem.
 
-    At the top a the payoff f(a, q) has no slope, so da/dq = -H⁻¹ ∂²f/∂a∂q with H = ∂²f/∂a². H is
-    made as a matrix: for agents of up to some hundred numbers.
+    It climbs until the gradient is small. At the top a the payoff f(a, q) has no slope, so
+    da/dq = -H⁻¹ ∂²f/∂a∂q with H = ∂²f/∂a². H is made as a matrix: for agents of up to some hundred
+    numbers.
 
     Args:
-      steps: at most, at least 1.
-      rate: of a step, above 0. Traced.
-      tolerance: largest slope, in Euclidean norm, at which to stop, at least 0. Traced.
-      damping: taken off H's diagonal, at least 0; with a top that is flat somewhere it must be
-        above 0. Traced.
+      steps: Largest number of steps, at least 1.
+      rate: Size of a step, above 0. Traced.
+      tolerance: Largest slope, in Euclidean norm, at which to stop, at least 0. Traced.
+      damping: Number taken off H's diagonal, at least 0; with a top that is flat somewhere it
+        must be above 0. Traced.
 
     Source: Feng et al. (2021), arXiv 2106.02745, section 3.3; Lorraine et al. (2020),
       arXiv 1911.02590.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> rock = jg.alone(game, jnp.array([1.0, 0.0, 0.0]))
+      >>> agent = so.implicit(50, 10.0, damping=0.1)(game, rock, jax.random.key(0))
+      >>> int(agent.argmax())
+      1
     """
     check_range("rate", rate, 0, above=True)
     check_range("tolerance", tolerance, 0)
@@ -59,26 +82,62 @@ def implicit(
 
 
 def exact() -> Oracle:
-    """The game's exact best response; no derivative goes through it."""
+    """Makes an oracle of the game's exact best response; no derivative goes through it.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> rock = jg.alone(game, jnp.array([1.0, 0.0, 0.0]))
+      >>> so.exact()(game, rock, jax.random.key(0)).tolist()
+      [0.0, 100.0, 0.0]
+    """
     return Partial(_exact)
 
 
 def approximate(quality: float | Array = 0.5) -> Oracle:
-    """The exact best response mixed with a new agent, for games whose agents are policies.
+    """Makes an oracle that mixes the exact best response with a new agent.
 
-    At each infoset the best action has the weight `quality` and a random policy the rest.
+    It is for games whose agents are policies: at each infoset the best action has the weight
+    `quality` and a random policy the rest.
 
     Args:
-      quality: in [0, 1]. Traced.
+      quality: Weight of the best response, in [0, 1]. Traced.
+
+    Examples:
+      >>> import jax
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> game = jg.both_seats(jg.kuhn_poker().game)
+      >>> start = game.strategy(game.init(jax.random.key(0)))
+      >>> first, _ = so.approximate(0.5)(game, jg.alone(game, start), jax.random.key(1))
+      >>> bool((first.max(-1) >= 0.5).all())
+      True
     """
     check_range("quality", quality, 0, 1)
     return Partial(_approximate, jnp.asarray(quality))
 
 
 def first_order(oracle: Oracle) -> Oracle:
-    """An oracle through which no derivative goes.
+    """Makes an oracle through which no derivative goes.
 
     The meta-gradient is then that of the last mixture alone: the population is a constant.
+
+    Args:
+      oracle: Oracle that answers.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> rock = jg.alone(game, jnp.array([1.0, 0.0, 0.0]))
+      >>> oracle = so.first_order(so.unrolled(20, 10.0))
+      >>> int(oracle(game, rock, jax.random.key(0)).argmax())
+      1
     """
     return Partial(_constant, oracle)
 

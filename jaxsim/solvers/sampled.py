@@ -1,4 +1,4 @@
-"""Oracles that know a game by playing it: DiCE and proximal policy optimisation."""
+"""Oracles that know a game only by playing it: DiCE and proximal policy optimization."""
 
 from __future__ import annotations
 
@@ -22,22 +22,33 @@ from jaxsim.solvers.responses import Oracle
 def dice_payoff(
     game: Game, strategy: Strategy, opponent: Opponent, key: Key[Array, ""], episodes: int
 ) -> Float[Array, ""]:
-    """A mean payoff of episodes whose derivatives, of every order, estimate those of the payoff.
+    """Averages sampled payoffs so that derivatives of every order estimate those of the payoff.
 
     The derivatives are without bias, in the strategy and in the opponent. The baseline at each
     decision is what the other episodes had from there on, on average.
 
     Args:
-      game: that can be played in samples.
-      strategy: the player's.
-      opponent: his opponent.
-      key: of all draws.
-      episodes: B, at least 2.
+      game: Game that can be played in samples.
+      strategy: The player's strategy.
+      opponent: The opponent, from `Game.mix`.
+      key: Random key of all draws.
+      episodes: Number of episodes B, at least 2.
 
     Raises:
-      ValueError: the game has no `draw`, or too few episodes.
+      ValueError: The game has no `draw`, or too few episodes.
 
     Source: Foerster et al. (2018), arXiv 1802.05098, eq. 6 and 9.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> rock = jg.alone(game, jnp.array([1.0, 0.0, 0.0]))
+      >>> paper = jnp.array([0.0, 1.0, 0.0])
+      >>> float(so.dice_payoff(game, paper, rock, jax.random.key(0), 4))
+      1.0
     """
     draws = _draws(game, strategy, opponent, key, episodes)
     told = _episodes(game, strategy, opponent, draws)
@@ -46,7 +57,7 @@ def dice_payoff(
     return worth.sum((1, 2)).mean()
 
 
-def _counted(name: str, value: Any, lo: int) -> Count:
+def _checked_draws(name: str, value: Any, lo: int) -> Count:
     """A count, where a key is drawn for each."""
     count = checked_count(name, value, lo)
     memory.check(f"{name}={value}", 8 * len(count), "lower it")
@@ -54,16 +65,27 @@ def _counted(name: str, value: Any, lo: int) -> Count:
 
 
 def dice(steps: int, rate: float | Array, episodes: int = 32) -> Oracle:
-    """Gradient ascent from a new agent on payoffs that are sampled; derivatives go through it.
+    """Makes an oracle of gradient ascent on sampled payoffs; derivatives go through it.
 
     Args:
-      steps: at least 1.
-      rate: of a step, above 0. Traced.
-      episodes: of each step, at least 2.
+      steps: Number of steps, at least 1.
+      rate: Size of a step, above 0. Traced.
+      episodes: Number of episodes of each step, at least 2.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> rock = jg.alone(game, jnp.array([1.0, 0.0, 0.0]))
+      >>> agent = so.dice(20, 10.0, episodes=16)(game, rock, jax.random.key(0))
+      >>> int(agent.argmax())
+      1
     """
     check_range("rate", rate, 0, above=True)
-    number = _counted("episodes", episodes, 2)
-    return Partial(_dice, _counted("steps", steps, 1), jnp.asarray(rate), number)
+    number = _checked_draws("episodes", episodes, 2)
+    return Partial(_dice, _checked_draws("steps", steps, 1), jnp.asarray(rate), number)
 
 
 def ppo(
@@ -74,24 +96,35 @@ def ppo(
     epochs: int = 4,
     clip: float | Array = 0.2,
 ) -> Oracle:
-    """Proximal policy optimisation by Adam from a new agent; no derivative goes through it.
+    """Makes an oracle of proximal policy optimization by Adam; no derivative goes through it.
 
     There is no critic: an advantage is what an episode had from a decision on, less what the others
     had on average, in units of the spread of all.
 
     Args:
-      iterations: at least 1.
-      rate: of Adam, above 0. Traced.
-      episodes: of each iteration, at least 2.
-      epochs: steps on the same episodes, at least 1.
-      clip: how far from 1 a ratio of probabilities is worth anything, in [0, 1). Traced.
+      iterations: Number of iterations, at least 1.
+      rate: Learning rate of Adam, above 0. Traced.
+      episodes: Number of episodes of each iteration, at least 2.
+      epochs: Number of steps on the same episodes, at least 1.
+      clip: Distance from 1 beyond which a ratio of probabilities is clipped, in [0, 1). Traced.
 
     Source: Schulman et al. (2017), arXiv 1707.06347, eq. 7.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim.games as jg
+      >>> import jaxsim.solvers as so
+      >>> game = jg.matrix_game(jg.rock_paper_scissors())
+      >>> rock = jg.alone(game, jnp.array([1.0, 0.0, 0.0]))
+      >>> agent = so.ppo(10, 0.5, episodes=16)(game, rock, jax.random.key(0))
+      >>> int(agent.argmax())
+      1
     """
     check_range("rate", rate, 0, above=True)
     check_share("clip", clip)
     counts = (("iterations", iterations, 1), ("episodes", episodes, 2), ("epochs", epochs, 1))
-    sizes = (_counted(*c) for c in counts)
+    sizes = (_checked_draws(*c) for c in counts)
     return Partial(_ppo, *sizes, jnp.asarray(rate), jnp.asarray(clip))
 
 
@@ -114,7 +147,7 @@ def _box(chances: Array) -> Array:
 
 
 def _ahead(told: Episode) -> Array:
-    """What each episode had from each decision on."""
+    """Rewards of each episode from each decision on."""
     return lax.stop_gradient(jnp.flip(jnp.cumsum(jnp.flip(told.reward, -1), -1), -1))
 
 

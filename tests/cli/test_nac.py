@@ -30,7 +30,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_is_measured(tmp_path, monkeyp
     parameters = [jax.tree.map(lambda a: np.asarray(a).tobytes(), s.args) for s, _ in found]
     assert parameters[0] == parameters[1]
     assert found[0][1].tobytes() == found[1][1].tobytes()
-    solver, told = nac.trained(whole)
+    solver, told = nac.load_solver(whole)
     assert told["steps"] == 12
     assert jax.tree.map(lambda a: np.asarray(a).tobytes(), solver.args) == parameters[1]
 

@@ -11,7 +11,7 @@ from jaxsim.cli.recipe import (
     Trace,
     Transform,
     bench,
-    composed,
+    compose_steps,
     model_of,
     read_recipe,
     show,
@@ -150,7 +150,7 @@ def test_a_network_that_was_saved_is_where_a_recipe_starts(folder):
     js.save(path / "saved", net)
     table = read_recipe(path / "chip.toml")["model"] | {"weights": "saved"}
     assert np.array_equal(model_of(table, path)(x), net(x))
-    assert composed([])(net) is net
+    assert compose_steps([])(net) is net
 
 
 def test_matrices_are_written_with_their_picture(tmp_path, capsys):
@@ -170,8 +170,8 @@ def test_matrices_are_written_with_their_picture(tmp_path, capsys):
 def test_a_key_that_is_an_argument_is_no_name(traced):
     net, x = traced
     with pytest.raises(ValueError, match="run_sparse at Conv_0/kernel: no mask"):
-        composed([{"name": "run_sparse", "block": [2, 2]}])(net)
-    chip = composed([{"name": "rules", "by_pattern": {"*": {"quantize": {"weights": 4}}}}])(net)
+        compose_steps([{"name": "run_sparse", "block": [2, 2]}])(net)
+    chip = compose_steps([{"name": "rules", "by_pattern": {"*": {"quantize": {"weights": 4}}}}])(net)
     np.testing.assert_array_equal(chip(x), js.quantize(4)(net)(x))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.cli.recipe import composed, model_of
+from jaxsim.cli.recipe import compose_steps, model_of
 from jaxsim.cli.vocabulary import model_maker, public
 from jaxsim.files.npz import read_npz
 from jaxsim.models.resnet import ResNet
@@ -71,13 +71,13 @@ def test_what_is_not_public_cannot_be_named(name):
     with pytest.raises(ValueError, match=r"jaxsim's that a recipe can name|reads or writes files"):
         public(name)
     with pytest.raises(ValueError, match="transform 1"):
-        composed([{"name": name, "path": "x"}])
+        compose_steps([{"name": name, "path": "x"}])
     if name.split(".")[0] in js.__all__:
         nested = {"name": "prune", "criterion": {name: "x"}}
         listed = {"name": "compose", "transforms": [[{"prune": [0.5, {name: ["x"]}]}]]}
         for step in (nested, listed):
             with pytest.raises(ValueError, match=r"can name|reads or writes"):
-                composed([step])
+                compose_steps([step])
 
 
 def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():

@@ -113,7 +113,7 @@ def test_a_plan_and_its_policy_are_the_same_play(seed, name):
         plan = sequence.realization_plan(seat, policy)
         E, e = sequence_lp.constraints(seat)
         np.testing.assert_allclose(E @ np.asarray(plan, float), e, atol=1e-6)
-        np.testing.assert_allclose(sequence.behaviour_policy(seat, plan), policy, atol=1e-5)
+        np.testing.assert_allclose(sequence.behavior_policy(seat, plan), policy, atol=1e-5)
 
 
 @settings(max_examples=8)
@@ -176,9 +176,9 @@ def test_a_policy_where_it_never_comes_is_uniform_and_has_a_gradient():
     seat = KUHN.game.first
     pure = jnp.zeros((6, 2)).at[:, 0].set(1)
     plan = sequence.realization_plan(seat, pure.at[:3].set(jnp.array([0.0, 1.0])))
-    policy = sequence.behaviour_policy(seat, plan)
+    policy = sequence.behavior_policy(seat, plan)
     np.testing.assert_array_equal(policy[3:], 0.5)
-    slope = jax.grad(lambda p: sequence.behaviour_policy(seat, p).sum())(plan)
+    slope = jax.grad(lambda p: sequence.behavior_policy(seat, p).sum())(plan)
     assert np.isfinite(slope).all()
 
 
@@ -260,7 +260,7 @@ def test_deep_trees_and_a_player_who_never_moves():
     value, best = sequence.best_response(mover, sequence.facing(mover, plan))
     assert value == -1
     assert best.tolist() == [[0, 0, 1], [1, 0, 0]]
-    sequence.check_policy(still, sequence.behaviour_policy(still, plan))
+    sequence.check_policy(still, sequence.behavior_policy(still, plan))
     nothing = sequence.best_response(
         still, sequence.facing(still, sequence.realization_plan(mover, best))
     )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxsim as js
-from jaxsim.models.functions import add_functions, add_task, added, remove_functions
+from jaxsim.models.functions import add_functions, add_task, new_parameter_mask, remove_functions
 from jaxsim.models.neural_interpreter import NeuralInterpreter, affinity, nearest_word
 from jaxsim.models.plot import routing_maps
 from jaxsim.models.transformer import Transformer
@@ -244,7 +244,7 @@ def test_frozen_parameters_keep_every_bit_through_decay_and_momentum():
     found = variables(VISION, IMAGES)["params"]
     larger, more = add_functions(VISION, found, 2, jax.random.key(1))
     larger, more = add_task(larger, more, 4, jax.random.key(2))
-    trained = added(more, found)
+    trained = new_parameter_mask(more, found)
     moving = only(optax.adamw(1e-2, weight_decay=0.1), trained)
 
     def loss(params):
@@ -355,7 +355,10 @@ def test_bad_calls():
             lambda: remove_functions(SMALL.clone(functions=4), body, [0]),
         ),
         ("classes=0", lambda: add_task(VISION, found, 0, jax.random.key(0))),
-        ("class_tokens", lambda: added({**found, "class_tokens": jnp.ones((1, 9))}, found)),
+        (
+            "class_tokens",
+            lambda: new_parameter_mask({**found, "class_tokens": jnp.ones((1, 9))}, found),
+        ),
         ("trained", lambda: only(optax.sgd(1.0), {}).init(found)),
         ("layers=0", lambda: Transformer(0).init(jax.random.key(0), X)),
     ):

@@ -1,4 +1,4 @@
-"""Where the figures of a panel are, and what varies about them."""
+"""Places of the figures of a panel, and the attributes that vary."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 TYPES = ("triangle", "square", "pentagon", "hexagon", "circle")
 SIZES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # share of the place a figure has
-COLORS = 10  # levels of grey, from white
+COLORS = 10  # levels of gray, from white
 COLUMNS = ("places", "type", "size", "color")  # what a component of a panel is written as
 LEVELS = {"type": len(TYPES), "size": len(SIZES), "color": COLORS}
 
 
 class Component(NamedTuple):
-    """Figures that share one type, size and colour.
+    """Figures that share one type, size and color.
 
     Attributes:
-      places: centre and side of each place a figure may take, in a panel of side 1: (x, y, side).
-      varied: which of type, size and colour rules govern; the rest is as drawn largest and white.
+      places: Center and side of each place a figure may take, in a panel of side 1: (x, y, side).
+      varied: Attributes among type, size and color that rules govern; figures are otherwise of
+        the first type, largest and white.
     """
 
     places: tuple[tuple[float, float, float], ...]
@@ -43,10 +44,13 @@ CONFIGURATIONS: dict[str, tuple[Component, ...]] = {
 
 
 def components(configuration: str) -> tuple[Component, ...]:
-    """The components of a configuration.
+    """Lists the components of a configuration.
+
+    Args:
+      configuration: Name of a configuration, one of `CONFIGURATIONS`.
 
     Raises:
-      ValueError: there is no such configuration.
+      ValueError: There is no such configuration.
     """
     if configuration not in CONFIGURATIONS:
         raise ValueError(

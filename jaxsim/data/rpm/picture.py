@@ -1,4 +1,4 @@
-"""Panels as grey pixels."""
+"""Panels as gray pixels."""
 
 from __future__ import annotations
 
@@ -25,18 +25,24 @@ def draw(
     seed: int = 0,
     turned: bool = True,
 ) -> UInt8[np.ndarray, "*batch side side"]:
-    """Pictures of panels: black outlines on white, filled with grey.
+    """Draws pictures of panels: black outlines on white, filled with gray.
 
     Args:
-      panels: as `generate` makes them.
-      configuration: of the panels.
-      side: of a picture in pixels, at least 16.
-      seed: of the angles.
-      turned: whether figures are turned at random.
+      panels: Panels as symbols, from `generate`.
+      configuration: Configuration of the panels, one of `CONFIGURATIONS`.
+      side: Side of a picture in pixels, at least 16.
+      seed: Seed of the angles.
+      turned: Whether figures are turned at random.
 
     Raises:
-      ValueError: an argument out of range, or panels of another configuration.
-      MemoryError: pictures that would take more than `memory.LIMIT`.
+      ValueError: An argument out of range, or panels of another configuration.
+      MemoryError: Pictures that would take more than `memory.LIMIT`.
+
+    Examples:
+      >>> from jaxsim.data import rpm
+      >>> puzzles = rpm.generate(2, configuration="grid_2", seed=0)
+      >>> rpm.draw(puzzles.panels, "grid_2", side=20).shape
+      (2, 16, 20, 20)
     """
     side = checked_int("side", side, 16)
     parts = components(configuration)
@@ -78,7 +84,7 @@ def _figure(
         depth = radius - np.hypot(dx, dy)
     else:
         n = _CORNERS[name]
-        # To the nearest side: each is radius · cos(π/n) from the centre.
+        # To the nearest side: each is radius · cos(π/n) from the center.
         turn = 2 * np.pi * (np.arange(n) / n + angle / ANGLES) - np.pi / 2 + np.pi / n
         along = dx[..., None] * np.cos(turn) + dy[..., None] * np.sin(turn)
         depth = radius * np.cos(np.pi / n) - along.max(-1)

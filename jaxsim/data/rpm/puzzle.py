@@ -1,4 +1,4 @@
-"""Matrices and their choices, as symbols."""
+"""Matrices and their choices as symbols."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Int, Int16
 
 from jaxsim.data.rpm.layout import COLUMNS, LEVELS, SIZES, Component, components
-from jaxsim.data.rpm.rule import RULES, Rule, drawn, steps
-from jaxsim.data.rpm.solver import explained
+from jaxsim.data.rpm.rule import RULES, Rule, draw_values, steps
+from jaxsim.data.rpm.solver import completing_choices
 from jaxsim.numerics import memory
 from jaxsim.numerics.checks import checked_int
 
@@ -18,14 +18,20 @@ _TRIES = 1000
 
 
 class Puzzles(NamedTuple):
-    """Matrices of one configuration.
+    """Matrices of one configuration, their choices and answers.
 
     Attributes:
-      panels: eight panels of the matrix in row order, then eight choices, [N, 16, C, 4]. A part
-        of C is written as its places (a set as bits), type, size and colour (levels from 0).
-      answers: which choice is right, [N].
-      rules: of each matrix, of each component, of what varies in it.
-      configuration: of all panels.
+      panels: Eight panels of the matrix in row order, then eight choices, [N, 16, C, 4]. A part
+        of C is written as its places (a set as bits), type, size and color (levels from 0).
+      answers: Number of the right choice, [N].
+      rules: Rules of each matrix, by component and attribute.
+      configuration: Configuration of all panels.
+
+    Examples:
+      >>> from jaxsim.data import rpm
+      >>> puzzles = rpm.generate(2, configuration="grid_2", seed=0)
+      >>> puzzles.configuration, len(puzzles.rules)
+      ('grid_2', 2)
     """
 
     panels: Int16[np.ndarray, "N 16 C 4"]
@@ -35,7 +41,7 @@ class Puzzles(NamedTuple):
 
 
 class _Column(NamedTuple):
-    """Values of one column of one component, and what an answer could have been instead."""
+    """Values of one column of one component, and another possible answer."""
 
     rule: Rule | None
     values: Int[np.ndarray, "3 3"]
@@ -50,21 +56,27 @@ def generate(
     allowed: Collection[tuple[str, str]] = RULES,
     wanted: Collection[tuple[str, str]] = (),
 ) -> Puzzles:
-    """Matrices with exactly one choice that follows rules, and choices that tell nothing alone.
+    """Makes matrices with exactly one choice that follows rules, and choices that tell nothing.
 
     Three attributes of the answer are changed in a tree, so each has its true value in four choices
     and one other in four; the other value is drawn by the same rule, and so is as likely to be an
     answer. Puzzle i depends on the seed and i alone.
 
     Args:
-      count: N, at least 1.
-      configuration: one of `CONFIGURATIONS`.
-      seed: of all that is drawn.
-      allowed: pairs of attribute and kind of rule that may occur, of `RULES`.
-      wanted: pairs of which every puzzle has at least one; any puzzle will do if there are none.
+      count: Number of matrices N, at least 1.
+      configuration: One of `CONFIGURATIONS`.
+      seed: Seed of all that is drawn, at least 0.
+      allowed: Pairs of attribute and kind of rule that may occur, of `RULES`.
+      wanted: Pairs of which every puzzle has at least one; any puzzle will do if there are none.
 
     Raises:
-      ValueError: an argument out of range, or rules by which no puzzle was found.
+      ValueError: An argument out of range, or rules by which no puzzle was found.
+
+    Examples:
+      >>> from jaxsim.data import rpm
+      >>> puzzles = rpm.generate(2, configuration="grid_2", seed=0)
+      >>> puzzles.panels.shape, puzzles.answers.shape
+      ((2, 16, 1, 4), (2,))
     """
     count = checked_int("count", count, 1)
     memory.check(f"count={count}", 2048 * count, "lower it")
@@ -118,7 +130,7 @@ def _puzzle(
             choices = np.concatenate([choices, changed])
         order = rng.permutation(8)
         panels = np.concatenate([matrix[:8], choices[order]])
-        if explained(panels, configuration).sum() == 1:
+        if completing_choices(panels, configuration).sum() == 1:
             return panels.astype(np.int16), int(np.argmin(order)), rules
     raise ValueError(
         f"configuration={configuration!r}: no puzzle found in {_TRIES} tries with allowed="
@@ -154,21 +166,21 @@ def _component(
 
 
 def _column(rule: Rule, levels: int, rng: np.random.Generator) -> _Column | None:
-    values = drawn(rule, levels, rng)
+    values = draw_values(rule, levels, rng)
     if values is None:
         return None
     other: int | None = None
     for _ in range(20):
-        again = drawn(rule, levels, rng)
+        again = draw_values(rule, levels, rng)
         if again is not None and again[2, 2] != values[2, 2]:
             other = int(again[2, 2])
             break
     if rule.attribute != "number":
         return _Column(rule, values, other)
-    placed = np.array([_placed(n, levels, rng) for n in values.ravel()]).reshape(3, 3)
-    return _Column(rule, placed, None if other is None else _placed(other, levels, rng))
+    placed = np.array([_draw_places(n, levels, rng) for n in values.ravel()]).reshape(3, 3)
+    return _Column(rule, placed, None if other is None else _draw_places(other, levels, rng))
 
 
-def _placed(number: int, places: int, rng: np.random.Generator) -> int:
+def _draw_places(number: int, places: int, rng: np.random.Generator) -> int:
     """So many places, as bits."""
     return int(sum(1 << int(i) for i in rng.choice(places, number, replace=False)))

@@ -1,4 +1,4 @@
-"""Rules that rows follow: how to draw values by one, and whether values follow one."""
+"""Rules that rows follow: values are drawn by a rule, or tested for one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RULES = tuple((a, k) for a in ATTRIBUTES for k in KINDS if (a, k) != ("type", "a
 
 
 class Rule(NamedTuple):
-    """What the rows of one attribute of one component follow.
+    """Rule that the rows of one attribute of one component follow.
 
     Attributes:
       attribute: "number" or "position" of the figures, their "type", "size" or "color".
@@ -24,7 +24,12 @@ class Rule(NamedTuple):
         before; a position moves on by so many places. "arithmetic": the third is the first plus or
         minus the second, as `step` is 1 or −1; of positions, the union or what is left.
         "distribute": every row has the same three values, each once.
-      step: of a progression or an arithmetic; 0 otherwise.
+      step: Step of a progression, sign of an arithmetic; 0 otherwise.
+
+    Examples:
+      >>> from jaxsim.data import rpm
+      >>> rpm.Rule("size", "progression", 1).kind
+      'progression'
     """
 
     attribute: str
@@ -33,21 +38,26 @@ class Rule(NamedTuple):
 
 
 def steps(kind: str) -> tuple[int, ...]:
-    """The steps that a kind of rule may have."""
+    """Lists the steps that a kind of rule may have.
+
+    Args:
+      kind: Kind of rule.
+    """
     return {"progression": STEPS, "arithmetic": SIGNS}.get(kind, (0,))
 
 
-def drawn(
+def draw_values(
     rule: Rule, levels: int, rng: np.random.Generator, tries: int = 100
 ) -> Int[np.ndarray, "3 3"] | None:
-    """Values of three rows that follow the rule; None where there are none.
+    """Draws values of three rows that follow a rule; None where there are none.
 
     Args:
-      rule: to follow.
-      levels: of the attribute: values are 0 to levels − 1; of a position, the places, and values
-        are sets of them as bits; of a number, the places, and values are 1 to levels.
-      rng: draws them.
-      tries: rows that may be drawn in vain.
+      rule: Rule to follow.
+      levels: Number of values of the attribute, 0 to levels − 1; of a position, number of places,
+        and values are sets of them as bits; of a number, number of places, and values are 1 to
+        levels.
+      rng: Random generator.
+      tries: Number of rows that may be drawn in vain.
     """
     if rule.kind == "distribute":
         values = _distinct(rule.attribute, levels, rng)
@@ -67,13 +77,13 @@ def drawn(
 def follows(
     attribute: str, kind: str, values: Int[np.ndarray, "*batch 3 3"], levels: int
 ) -> Bool[np.ndarray, "*batch"]:
-    """Whether three rows follow a kind of rule, whatever its step.
+    """Tests whether three rows follow a kind of rule, whatever its step.
 
     Args:
-      attribute: of the values.
-      kind: of the rule.
-      values: as `drawn` gives them.
-      levels: as in `drawn`.
+      attribute: Attribute of the values.
+      kind: Kind of rule.
+      values: Values of three rows, as `draw_values` gives them.
+      levels: Number of values, as in `draw_values`.
     """
     a, b, c = values[..., 0], values[..., 1], values[..., 2]
     if kind == "constant":
@@ -85,13 +95,13 @@ def follows(
     found = np.zeros(values.shape[:-2], bool)
     for step in steps(kind):
         if kind == "progression":
-            held = (_moved(attribute, a, step, levels) == b) & (
-                _moved(attribute, b, step, levels) == c
+            held = (_shift(attribute, a, step, levels) == b) & (
+                _shift(attribute, b, step, levels) == c
             )
             if attribute == "position":
                 held &= a != b
         else:
-            held = _summed(attribute, a, b, step) == c
+            held = _combine(attribute, a, b, step) == c
         found |= np.all(held, -1)
     return found
 
@@ -101,10 +111,10 @@ def _row(rule: Rule, levels: int, rng: np.random.Generator) -> Int[np.ndarray, "
     if rule.kind == "constant":
         return np.array([a, a, a])
     if rule.kind == "progression":
-        b = int(_moved(rule.attribute, a, rule.step, levels))
-        row = np.array([a, b, int(_moved(rule.attribute, b, rule.step, levels))])
+        b = int(_shift(rule.attribute, a, rule.step, levels))
+        row = np.array([a, b, int(_shift(rule.attribute, b, rule.step, levels))])
     else:
-        row = np.array([a, b, int(_summed(rule.attribute, a, b, rule.step))])
+        row = np.array([a, b, int(_combine(rule.attribute, a, b, rule.step))])
     if rule.attribute == "position":
         good = row[0] != row[1] and row[2] > 0
     else:
@@ -128,7 +138,7 @@ def _distinct(
     return rng.choice(count, 3, replace=False) + (attribute in ("number", "position"))
 
 
-def _moved(attribute: str, value: np.ndarray | int, step: int, levels: int) -> np.ndarray:
+def _shift(attribute: str, value: np.ndarray | int, step: int, levels: int) -> np.ndarray:
     value = np.asarray(value)
     if attribute != "position":
         return value + step
@@ -136,7 +146,7 @@ def _moved(attribute: str, value: np.ndarray | int, step: int, levels: int) -> n
     return ((value << step) | (value >> (levels - step))) & (2**levels - 1)
 
 
-def _summed(attribute: str, a: np.ndarray | int, b: np.ndarray | int, sign: int) -> np.ndarray:
+def _combine(attribute: str, a: np.ndarray | int, b: np.ndarray | int, sign: int) -> np.ndarray:
     a, b = np.asarray(a), np.asarray(b)
     if attribute == "position":
         return a | b if sign > 0 else a & ~b

@@ -1,4 +1,4 @@
-"""Which choice completes a matrix, from its symbols and the rules there are."""
+"""Solver of matrices, from their symbols and the rules there are."""
 
 from __future__ import annotations
 
@@ -12,25 +12,36 @@ from jaxsim.data.rpm.rule import KINDS, RULES, follows
 def solve(
     panels: Int[np.ndarray, "*batch 16 C 4"], configuration: str
 ) -> Int[np.ndarray, "*batch"]:
-    """The only choice with which every attribute follows some rule; −1 where not exactly one does.
+    """Finds the only choice with which every attribute follows a rule; −1 where not exactly one.
 
     Args:
-      panels: eight of the matrix and eight choices, as `generate` makes them.
-      configuration: of the panels.
+      panels: Eight panels of the matrix and eight choices, from `generate`.
+      configuration: Configuration of the panels, one of `CONFIGURATIONS`.
 
     Raises:
-      ValueError: no such configuration, or panels of another.
+      ValueError: No such configuration, or panels of another.
+
+    Examples:
+      >>> from jaxsim.data import rpm
+      >>> puzzles = rpm.generate(2, configuration="grid_2", seed=0)
+      >>> (rpm.solve(puzzles.panels, "grid_2") == puzzles.answers).tolist()
+      [True, True]
     """
-    good = explained(panels, configuration)
+    good = completing_choices(panels, configuration)
     return np.where(good.sum(-1) == 1, good.argmax(-1), -1)
 
 
-def explained(
+def completing_choices(
     panels: Int[np.ndarray, "*batch 16 C 4"], configuration: str
 ) -> Bool[np.ndarray, "*batch 8"]:
-    """Which choices complete the matrix.
+    """Marks the choices that complete the matrix.
 
-    Args and Raises: as in `solve`.
+    Args:
+      panels: Eight panels of the matrix and eight choices, from `generate`.
+      configuration: Configuration of the panels, one of `CONFIGURATIONS`.
+
+    Raises:
+      ValueError: No such configuration, or panels of another.
     """
     parts = components(configuration)
     if panels.shape[-3:] != (16, len(parts), len(COLUMNS)):

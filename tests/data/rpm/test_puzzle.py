@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxsim.data import rpm
-from jaxsim.data.rpm.solver import explained
+from jaxsim.data.rpm.solver import completing_choices
 from tests.oracles.matrices import completing
 
 
@@ -25,7 +25,7 @@ def test_the_solver_and_the_slow_one_agree_on_damaged_matrices():
         a, b = rng.choice(16, 2, replace=False)
         column = rng.integers(4)
         p[a, -1, column] = p[b, -1, column]
-    good = explained(panels, configuration)
+    good = completing_choices(panels, configuration)
     places = [len(part.places) for part in rpm.CONFIGURATIONS[configuration]]
     slow = [completing(p, places) for p in panels]
     assert [list(np.flatnonzero(g)) for g in good] == slow
