@@ -20,7 +20,7 @@ class Threshold(NamedTuple):
 
 
 def mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """Scramble 32 bits so that each input bit changes each output bit about half the time.
+    """Scrambles 32 bits so that each input bit changes each output bit about half the time.
 
     Args:
         h: Words of 32 bits.
@@ -35,7 +35,7 @@ def mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 
 def threshold(p: Float[Array, "..."]) -> Threshold:
-    """Encode probabilities for `bernoulli`.
+    """Encodes probabilities for `bernoulli`.
 
     Args:
         p: Probabilities in [0, 1].
@@ -49,7 +49,7 @@ def threshold(p: Float[Array, "..."]) -> Threshold:
 
 
 def salts(key: PRNGKeyArray, words: int) -> UInt32[Array, "planes words"]:
-    """Draw random words that make one batch of `32 * words` simulations differ from the next.
+    """Draws random words that make one batch of `32 * words` simulations differ from the next.
 
     Args:
         key: Random key.
@@ -61,7 +61,7 @@ def salts(key: PRNGKeyArray, words: int) -> UInt32[Array, "planes words"]:
 def bernoulli(
     counter: Int[Array, "*items"], t: Threshold, salt: UInt32[Array, "planes words"]
 ) -> UInt32[Array, "*items words"]:
-    """Draw independent bits that are one with the given probability, 32 to a word.
+    """Draws independent bits that are one with the given probability, 32 to a word.
 
     Bit i of the hashes and of the threshold are compared least significant first; starting from
     all ones instead of zeros raises the threshold by one, which is how its low part is dithered.
@@ -87,7 +87,7 @@ def bernoulli(
 
 
 def spread(mask: Bool[Array, "*items"], words: int) -> UInt32[Array, "*items words"]:
-    """Repeat a flag over all bits of `words` words.
+    """Repeats a flag over all bits of `words` words.
 
     Args:
         mask: A flag for each item.
@@ -98,7 +98,7 @@ def spread(mask: Bool[Array, "*items"], words: int) -> UInt32[Array, "*items wor
 
 
 def unpack(x: UInt32[Array, "*items words"]) -> Bool[Array, "*items sims"]:
-    """Lay the bits out as flags; simulation 32 w + b is bit b of word w.
+    """Lays the bits out as flags; simulation 32 w + b is bit b of word w.
 
     Args:
         x: Words of 32 bits.
@@ -108,7 +108,7 @@ def unpack(x: UInt32[Array, "*items words"]) -> Bool[Array, "*items sims"]:
 
 
 def pack(x: Bool[Array, "*items sims"]) -> UInt32[Array, "*items words"]:
-    """Pack flags into words, 32 to a word, as `unpack` reads them.
+    """Packs flags into words, 32 to a word, as `unpack` reads them.
 
     Args:
         x: A flag for each simulation, a multiple of 32 of them.
@@ -118,7 +118,7 @@ def pack(x: Bool[Array, "*items sims"]) -> UInt32[Array, "*items words"]:
 
 
 def count_per_simulation(x: UInt32[Array, "rows words"]) -> Int[Array, " sims"]:
-    """Count the ones of each simulation over all rows.
+    """Counts the ones of each simulation over all rows.
 
     Rows are added 15 at a time into four bit planes, by whole words, and only these planes are
     unpacked: a quarter of the work of unpacking every row.

@@ -38,7 +38,7 @@ class Cover(NamedTuple):
 
 
 def max_cover(rr: RRSets, k: int) -> Cover:
-    """Pick k nodes greedily, each covering the most sets not covered yet.
+    """Picks k nodes greedily, each covering the most sets not covered yet.
 
     Gains only shrink as nodes are picked, so only the nodes with the largest known gains are
     evaluated again; one of them is picked once its gain is at least every other known one. Ties
@@ -133,7 +133,7 @@ def _cover(rr: RRSets, k: int) -> Cover:
 @jax.jit
 @own_promotion()
 def coverage(rr: RRSets, seeds: Int[Array, " k"]) -> Int[Array, ""]:
-    """Count the sets that hold at least one seed.
+    """Counts the sets that hold at least one seed.
 
     Args:
         rr: Sets, from `rr_sample`.

@@ -11,7 +11,7 @@ MAX_EDGES = 20
 
 
 def exact_influence(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> float:
-    """Sum reach times probability over all 2^m ways in which the edges can be live.
+    """Sums reach times probability over all 2^m ways in which the edges can be live.
 
     Args:
         g: A graph of which at most 20 edges have a probability other than 0 and 1.

@@ -14,7 +14,7 @@ ROWS = 240  # rows counted at a time
 def spread_frontier(
     g: ICGraph, seeds: Bool[Array, " n"], salt: UInt32[Array, "planes words"]
 ) -> tuple[UInt32[Array, "n+1 words"], Int[Array, " n+1"]]:
-    """Run one batch of cascades to their end, flipping an edge's coins only once its tail changes.
+    """Runs one batch of cascades to their end, flipping an edge's coins only once its tail changes.
 
     Coins are hashes of the edge, so that an edge visited again shows the same side. Which
     simulations are active in the end does not depend on the order of visits; time steps are not
@@ -79,7 +79,7 @@ def spread_frontier(
 def count_touched(
     active: UInt32[Array, "n+1 words"], count: Int[Array, " n+1"]
 ) -> Int[Array, " sims"]:
-    """Count active nodes per simulation, reading only rows of nodes that are ever active.
+    """Counts active nodes per simulation, reading only rows of nodes that are ever active.
 
     Args:
         active: Words of active simulations, from `spread_frontier`.

@@ -121,7 +121,7 @@ def _check_probability(name: str, p: np.ndarray) -> None:
 
 
 def _pull_rows(src: np.ndarray, dst: np.ndarray, n: int) -> Pull:
-    """Lay out in-edges (sorted by `dst`) as a tree of rows of at most `ROW_WIDTH` inputs."""
+    """Lays out in-edges (sorted by `dst`) as a tree of rows of at most `ROW_WIDTH` inputs."""
     node_row = np.full(n, -1, np.int64)
     levels: list[tuple[np.ndarray, ...]] = []
     owner, item, n_items, base = dst.astype(np.int64), np.arange(len(dst)), len(dst), 0
@@ -171,7 +171,7 @@ def from_edges(
     undirected: bool = False,
     parallel: Literal["error", "combine"] = "error",
 ) -> ICGraph:
-    """Build a graph from concrete edge arrays.
+    """Builds a graph from concrete edge arrays.
 
     Args:
         src: Tail of each edge, a node id from 0.
@@ -247,7 +247,7 @@ def from_edges(
 
 @own_promotion()
 def weighted_cascade(g: ICGraph) -> ICGraph:
-    """Give every edge probability 1 / in-degree of its head.
+    """Gives every edge probability 1 / in-degree of its head.
 
     Args:
         g: The graph, whose probabilities are replaced.
@@ -262,7 +262,7 @@ def weighted_cascade(g: ICGraph) -> ICGraph:
 
 @own_promotion()
 def uniform(g: ICGraph, p: float | Float[Array, ""]) -> ICGraph:
-    """Give every edge the same probability.
+    """Gives every edge the same probability.
 
     Args:
         g: The graph, whose probabilities are replaced.
@@ -280,7 +280,7 @@ def uniform(g: ICGraph, p: float | Float[Array, ""]) -> ICGraph:
 def trivalency(
     g: ICGraph, key: PRNGKeyArray, levels: tuple[float, ...] = (0.1, 0.01, 0.001)
 ) -> ICGraph:
-    """Give every edge one of a few probabilities, drawn uniformly.
+    """Gives every edge one of a few probabilities, drawn uniformly.
 
     Args:
         g: The graph, whose probabilities are replaced.
@@ -305,7 +305,7 @@ def load_edgelist(
     skip_lines: int = 0,
     parallel: Literal["error", "combine"] = "combine",
 ) -> LabeledGraph:
-    r"""Read an edge list in the manner of SNAP: one `src dst` or `src dst p` a line.
+    r"""Reads an edge list in the manner of SNAP: one `src dst` or `src dst p` a line.
 
     Args:
         path: Text file in UTF-8, columns separated by white space or commas; lines starting with
@@ -407,7 +407,7 @@ def _node_ids(
 
 
 def from_networkx(g: Any, p: str | float = 1.0) -> LabeledGraph:
-    """Convert a networkx graph; an undirected edge becomes two, a parallel edge is combined.
+    """Converts a networkx graph; an undirected edge becomes two, a parallel edge is combined.
 
     Args:
         g: A networkx graph, directed or not, with or without parallel edges.
@@ -453,7 +453,7 @@ def from_networkx(g: Any, p: str | float = 1.0) -> LabeledGraph:
 
 
 def from_scipy(matrix: Any) -> ICGraph:
-    """Convert a scipy sparse matrix: entry (u, v) is the probability of the edge u -> v.
+    """Converts a scipy sparse matrix: entry (u, v) is the probability of the edge u -> v.
 
     Args:
         matrix: Square sparse matrix with entries in [0, 1]; entry (u, v) is the edge u -> v.
@@ -483,7 +483,7 @@ def from_scipy(matrix: Any) -> ICGraph:
 
 @own_promotion()
 def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
-    """Turn seed ids into a mask; -1 pads and repeated ids count once.
+    """Turns seed ids into a mask; -1 pads and repeated ids count once.
 
     Args:
         g: The graph.

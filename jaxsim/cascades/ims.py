@@ -57,7 +57,7 @@ def ims(
     tau: float | None = None,
     z: float = 3.0,
 ) -> IMSResult:
-    """Pick k influential seeds from observed cascades alone.
+    """Picks k influential seeds from observed cascades alone.
 
     Nodes that are nearly always active at step 1 hide their in-edges. The observed seeds reach
     them all the same, so that either the learned seeds or those of a random cascade do well.
@@ -140,7 +140,7 @@ def _without(c: Cascades, i: int) -> Cascades:
 def _cut_or_pad(
     seeds: Int[np.ndarray, " s"], spare: Int[Array, " k"], k: int, key: PRNGKeyArray
 ) -> Int[Array, " k"]:
-    """Take a random k-subset, or fill up with the first spare nodes that are not in yet."""
+    """Takes a random k-subset, or fills up with the first spare nodes that are not in yet."""
     ids = np.asarray(jax.random.permutation(key, seeds))[:k]
     fill = [v for v in np.asarray(spare) if v not in set(ids.tolist())]
     return jnp.asarray(np.concatenate([ids, fill])[:k], jnp.int32)

@@ -54,7 +54,7 @@ class NetworkEstimate(NamedTuple):
 
     @own_promotion()
     def structure(self, beta: float) -> Bool[Array, "n n"]:
-        """Decide which edges exist, given that none is weaker than `beta`.
+        """Decides which edges exist, given that none is weaker than `beta`.
 
         Args:
             beta: Smallest probability of an edge, in (0, 1].
@@ -71,7 +71,7 @@ class NetworkEstimate(NamedTuple):
 
     @own_promotion()
     def to_graph(self, min_p: float = 0.0, z: float = 3.0) -> ICGraph:
-        """Keep the edges that stand out of the noise.
+        """Keeps the edges that stand out of the noise.
 
         Args:
             min_p: Probability that a kept edge exceeds, at least 0.
@@ -170,7 +170,7 @@ def _estimate(k: _Counts, t: Array, tau: Array) -> NetworkEstimate:
 
 
 def check_cascades(c: Cascades) -> None:
-    """Refuse cascades that no estimate can come from.
+    """Refuses cascades that no estimate can come from.
 
     Args:
         c: Observed cascades.
@@ -186,7 +186,7 @@ def check_cascades(c: Cascades) -> None:
 
 @own_promotion()
 def infer_network(c: Cascades, *, tau: float | None = None) -> NetworkEstimate:
-    """Estimate the probability of every ordered pair of nodes.
+    """Estimates the probability of every ordered pair of nodes.
 
     With a(v | u) the chance that v activates at step 1 given that u is a seed, and a(v | not u)
     given that it is not (v no seed in both), the other in-edges of v cancel in
@@ -250,7 +250,7 @@ class Diagnosis(NamedTuple):
 @jax.jit
 @own_promotion()
 def diagnose(c: Cascades, estimate: NetworkEstimate) -> Diagnosis:
-    """Check the assumptions of `infer_network` on its input.
+    """Checks the assumptions of `infer_network` on its input.
 
     Real cascades often start at one node, which makes seeds dependent and rare; then the estimate
     is biased, and this shows it.
@@ -295,7 +295,7 @@ def required_cascades(
     gamma: float,
     form: Literal["paper", "direct"] = "direct",
 ) -> int:
-    """Bound the number of cascades that estimates every pair to within `eta`.
+    """Bounds the number of cascades that estimates every pair to within `eta`.
 
     Args:
         n: Number of nodes, at least 1.
@@ -362,7 +362,7 @@ def _refine(s0: Array, s1: Array, init: Array, steps: int) -> Array:
 
 
 def mle_refine(c: Cascades, init: Float[Array, "n n"], steps: int = 600) -> Float[Array, "n n"]:
-    """Improve estimates by maximum likelihood on the same first steps.
+    """Improves estimates by maximum likelihood on the same first steps.
 
     Not from the paper: it needs more time and more assumptions than the closed form, and is
     usually two to three times as accurate. The likelihood is concave in -log(1 - p).

@@ -51,7 +51,7 @@ class IMResult(NamedTuple):
 
 
 def spread_at_least(covered: int, theta: int, n: int, a: float) -> float:
-    """Bound the spread of given seeds from below.
+    """Bounds the spread of given seeds from below.
 
     Args:
         covered: Sets that the seeds hit, in a sample that was not used to pick them.
@@ -69,7 +69,7 @@ def spread_at_least(covered: int, theta: int, n: int, a: float) -> float:
 
 
 def spread_at_most(at_most: int, theta: int, n: int, a: float) -> float:
-    """Bound the spread of the best seeds from above.
+    """Bounds the spread of the best seeds from above.
 
     Args:
         at_most: Largest number of sets that any choice of seeds hits.
@@ -111,7 +111,7 @@ def maximize_influence(
     lanes: int = 256,
     progress: Callable[[IMResult], None] | None = None,
 ) -> IMResult:
-    """Pick k seeds whose expected spread is provably near the maximum.
+    """Picks k seeds whose expected spread is provably near the maximum.
 
     Two independent samples of reverse-reachable sets grow until the seeds that cover most of the
     first are certified on the second. The first is three times as large: it decides how good they

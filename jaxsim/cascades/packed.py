@@ -15,7 +15,7 @@ _Loop = tuple[Array, Array, Int[Array, ""]]
 
 
 def slots(g: ICGraph) -> int:
-    """Count the live words that one word of simulations needs: edges, padded to row widths.
+    """Counts the live words that one word of simulations needs: edges, padded to row widths.
 
     Args:
         g: The graph.
@@ -24,7 +24,7 @@ def slots(g: ICGraph) -> int:
 
 
 def draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> Live:
-    """Flip every edge's coin in every simulation.
+    """Flips every edge's coin in every simulation.
 
     Args:
         g: The graph.
@@ -47,7 +47,7 @@ def _or_rows(parts: list[Array]) -> Array:
 
 
 def sweep(g: ICGraph, live: Live, active: UInt32[Array, "n words"]) -> UInt32[Array, "n words"]:
-    """Advance every simulation by one time step.
+    """Advances every simulation by one time step.
 
     Args:
         g: The graph.
@@ -79,7 +79,7 @@ def sweep(g: ICGraph, live: Live, active: UInt32[Array, "n words"]) -> UInt32[Ar
 def settle(
     step: Callable[[Array], Array], active: UInt32[Array, "n words"], max_steps: int | None
 ) -> UInt32[Array, "n words"]:
-    """Repeat `step` until nothing changes, or `max_steps` times.
+    """Repeats `step` until nothing changes, or `max_steps` times.
 
     Args:
         step: One time step, such as `sweep` with its first arguments bound.
@@ -109,7 +109,7 @@ def spread_packed(
     salt: UInt32[Array, "planes words"],
     max_steps: int | None,
 ) -> UInt32[Array, "n words"]:
-    """Run one batch of independent cascades.
+    """Runs one batch of independent cascades.
 
     Args:
         g: The graph.

@@ -10,7 +10,7 @@ from jaxsim.files import atomic
 
 
 def plot_influence(path: str | PathLike[str], prefixes: Spread, result: IMResult) -> None:
-    """Draw spread against number of seeds, with the certificate's bounds.
+    """Draws spread against number of seeds, with the certificate's bounds.
 
     Args:
         path: Image file; its ending picks the format.

@@ -44,7 +44,7 @@ class RRSets(NamedTuple):
 
 
 def round_theta(theta: int) -> int:
-    """Round a number of sets up to whole chunks.
+    """Rounds a number of sets up to whole chunks.
 
     Args:
         theta: Number of sets, at least 1.
@@ -91,7 +91,7 @@ class _Streams(NamedTuple):
 
 
 def empty_sets(g: ICGraph) -> RRSets:
-    """Make zero sets over the nodes of a graph.
+    """Makes zero sets over the nodes of a graph.
 
     Args:
         g: The graph.
@@ -100,7 +100,7 @@ def empty_sets(g: ICGraph) -> RRSets:
 
 
 def rr_sample(g: ICGraph, key: PRNGKeyArray, theta: int, lanes: int = 256) -> RRSets:
-    """Sample reverse-reachable sets of uniformly random roots.
+    """Samples reverse-reachable sets of uniformly random roots.
 
     Each lane works on one set at a time and takes the next number when it is done; every set that
     is started is finished, since dropping long ones would bias the sample. In-edges are skipped

@@ -60,7 +60,7 @@ def sample_cascades(
     *,
     record: Literal["one_step", "steps"] = "one_step",
 ) -> Cascades:
-    """Sample cascades whose seeds are drawn node by node.
+    """Samples cascades whose seeds are drawn node by node.
 
     Args:
         g: The graph.
@@ -145,7 +145,7 @@ def _sample(g: ICGraph, q: Array, keys: PRNGKeyArray, steps: bool) -> Cascades:
 def from_steps(
     steps: Sequence[Sequence[ArrayLike]], n: int, *, cumulative: bool = False
 ) -> Cascades:
-    """Build cascades from the nodes active at each time step.
+    """Builds cascades from the nodes active at each time step.
 
     Args:
         steps: Node ids for each time step, from 0, of each cascade.
@@ -191,7 +191,7 @@ def from_arrays(
     *,
     cumulative: bool = False,
 ) -> Cascades:
-    """Build one-step cascades from flags.
+    """Builds one-step cascades from flags.
 
     Args:
         S0: Whether each node is a seed, [t, n].
@@ -227,7 +227,7 @@ def from_arrays(
 
 
 def from_events(events: Sequence[Sequence[tuple[int, float]]], n: int, *, width: float) -> Cascades:
-    """Build cascades from activation times, cut into time steps of one width.
+    """Builds cascades from activation times, cut into time steps of one width.
 
     Args:
         events: (node, time) pairs of each cascade in any order; a node's first time counts.
@@ -288,7 +288,7 @@ class LabeledCascades(NamedTuple):
 
 
 def load_cascades(path: str | PathLike[str], *, width: float) -> LabeledCascades:
-    r"""Read a text file of one cascade a line: `node,time node,time ...`.
+    r"""Reads a text file of one cascade a line: `node,time node,time ...`.
 
     Args:
         path: The file, in UTF-8; node names are any text without commas or white space. A field

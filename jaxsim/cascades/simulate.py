@@ -51,7 +51,7 @@ class _Plan(NamedTuple):
 
 
 def summary(samples: Int[Array, "*sets sims"]) -> Spread:
-    """Average final sizes over the last axis.
+    """Averages final sizes over the last axis.
 
     Args:
         samples: Number of active nodes of each simulation.
@@ -62,7 +62,7 @@ def summary(samples: Int[Array, "*sets sims"]) -> Spread:
 
 
 def word_count(rows: int, n_sims: int, *, budget: int = CACHE, most: int = 16) -> int:
-    """Choose how many words of simulations run together.
+    """Chooses how many words of simulations run together.
 
     Args:
         rows: Words that one word of simulations takes, over all arrays.
@@ -79,7 +79,7 @@ def word_count(rows: int, n_sims: int, *, budget: int = CACHE, most: int = 16) -
 
 
 def touched_share(g: ICGraph, seeds: Int[np.ndarray, " k"]) -> float:
-    """Estimate the share of edges that at least one in a few thousand cascades visits.
+    """Estimates the share of edges that at least one in a few thousand cascades visits.
 
     A few rounds of the mean-field recursion x_v = 1 - prod(1 - p x_u), which is never below the
     true activation probability, tell which nodes are ever active.
@@ -108,7 +108,7 @@ def touched_share(g: ICGraph, seeds: Int[np.ndarray, " k"]) -> float:
 def expected_work(
     g: ICGraph, seeds: Int[np.ndarray, " k"], n_sims: int, *, most: int = 400
 ) -> tuple[int, float]:
-    """Estimate how long cascades go on, and how many edges have a tail that has just changed.
+    """Estimates how long cascades go on, and how many edges have a tail that has just changed.
 
     Each round of the mean-field recursion gives the probability that a node becomes active then.
     Sweeps go on while any of all simulations changes, however few do; a frontier visits an edge
@@ -156,7 +156,7 @@ def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: b
 
 
 def _sweeps_pay(g: ICGraph, seeds: ArrayLike, n_sims: int) -> bool:
-    """Tell whether sweeps over all edges are expected to cost less than visits of some."""
+    """Tells whether sweeps over all edges are expected to cost less than visits of some."""
     words = word_count(g.n, n_sims, budget=ROWS, most=128)
     rounds, visits = expected_work(g, np.atleast_1d(np.asarray(seeds)), 32 * words)
     return rounds * packed.slots(g) < VISIT * (1 + OVERHEAD / words) * visits
@@ -196,7 +196,7 @@ def _sharded_sizes(mesh: Mesh, plan: _Plan, max_steps: int | None) -> Callable[.
 
 
 def batch_keys(key: PRNGKeyArray, batches: int) -> PRNGKeyArray:
-    """Derive a key for each batch; the first ones do not depend on how many there are.
+    """Derives a key for each batch; the first ones do not depend on how many there are.
 
     Args:
         key: Random key.
@@ -216,7 +216,7 @@ def simulate_ic(
     max_steps: int | None = None,
     mesh: Mesh | None = None,
 ) -> Spread:
-    """Simulate independent cascades from a seed set.
+    """Simulates independent cascades from a seed set.
 
     Args:
         g: The graph; its probabilities may be traced.
@@ -277,7 +277,7 @@ def simulate_ic(
 def influence(
     g: ICGraph, seed_sets: Int[ArrayLike, "sets k"], key: PRNGKeyArray, n_sims: int
 ) -> Spread:
-    """Compare seed sets on the same random live edges, so that their differences are sharp.
+    """Compares seed sets on the same random live edges, so that their differences are sharp.
 
     Works under `jit`, and under `vmap` over the probabilities.
 

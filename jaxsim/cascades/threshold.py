@@ -15,7 +15,7 @@ from jaxsim.numerics.arrays import own_promotion
 
 
 def _draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> packed.Live:
-    """Keep at most one in-edge of each node: edge e with probability p[e]."""
+    """Keeps at most one in-edge of each node: edge e with probability p[e]."""
     # Edge j is taken with probability w_j / (1 - w_1 - ... - w_{j-1}), if none before it was.
     total = jnp.cumsum(g.p) - g.p
     before = total - jnp.append(total, 0.0)[g.in_start[g.dst]]
@@ -57,7 +57,7 @@ def simulate_lt(
     *,
     max_steps: int | None = None,
 ) -> Spread:
-    """Simulate linear threshold cascades from a seed set.
+    """Simulates linear threshold cascades from a seed set.
 
     A node activates once the weights of its active in-neighbors pass a threshold that is drawn
     uniformly from 0 to 1.

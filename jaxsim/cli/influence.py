@@ -85,7 +85,7 @@ def _read_graph(args: Influence, console: Console) -> graphs.LabeledGraph:
 
 
 def influence(args: Influence) -> IMResult:
-    """Run the command.
+    """Runs the command.
 
     Args:
         args: The command line.

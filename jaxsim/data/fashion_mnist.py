@@ -113,7 +113,7 @@ def fashion_mnist(
     source: Literal["auto", "env", "debian", "cache", "subset"] | Path = "auto",
     download: bool = False,
 ) -> Images:
-    """Load a split of Fashion-MNIST from the first place that has it; every byte is checksummed.
+    """Loads a split of Fashion-MNIST from the first place that has it; every byte is checksummed.
 
     The places, in the order in which "auto" tries them:
 
@@ -208,12 +208,12 @@ def _locate(folder: Path, file: IdxFile) -> Path | None:
 
 
 def _holds_any(folder: Path, files: SplitFiles) -> bool:
-    """Tell whether a folder has at least one file of a split."""
+    """Tells whether a folder has at least one file of a split."""
     return any(_locate(folder, file) for file in files)
 
 
 def _read_folder(folder: Path, files: SplitFiles, place: str) -> Images:
-    """Read a split from a folder of official files."""
+    """Reads a split from a folder of official files."""
     arrays: list[np.ndarray] = []
     for file in files:
         path = _locate(folder, file)
@@ -227,7 +227,7 @@ def _read_folder(folder: Path, files: SplitFiles, place: str) -> Images:
 
 
 def _read_subset(split: str) -> Images:
-    """Read a split of the subset that comes with the package."""
+    """Reads a split of the subset that comes with the package."""
     content = resources.files("jaxsim.data").joinpath(SUBSET).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != SUBSET_SHA256:
@@ -240,7 +240,7 @@ def _read_subset(split: str) -> Images:
 def _images(
     images: UInt8[np.ndarray, "N 28 28"], labels: UInt8[np.ndarray, " N"], source: str
 ) -> Images:
-    """Put bytes into the form that models take."""
+    """Puts bytes into the form that models take."""
     return Images(
         images=np.divide(images, 255, dtype=np.float32)[..., None],
         labels=labels.astype(np.int32),
@@ -250,7 +250,7 @@ def _images(
 
 
 def _download(file: IdxFile, folder: Path) -> None:
-    """Fetch an official file into a folder, where it appears whole and checked or not at all."""
+    """Fetches an official file into a folder, where it appears whole and checked or not at all."""
     url = f"{URL}{file.name}.gz"
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:

@@ -36,7 +36,7 @@ def read_idx(
     max_bytes: int = 1 << 30,
     sha256: str | None = None,
 ) -> Shaped[np.ndarray, "..."]:
-    """Read one array from an IDX file, plain or gzip-compressed (told by content, not by name).
+    """Reads one array from an IDX file, plain or gzip-compressed (told by content, not by name).
 
     The header is read first and the size it announces is checked against `max_bytes`, and for a
     plain file against the length of the file, before anything of that size is allocated. What is
@@ -97,7 +97,7 @@ def read_idx(
 def _read_file(
     file: BinaryIO, size: int, name: str, max_bytes: int, sha256: str | None
 ) -> Shaped[np.ndarray, "..."]:
-    """Read an array from an open file of `size` bytes, unpacking it where it is gzip."""
+    """Reads an array from an open file of `size` bytes, unpacking it where it is gzip."""
     if size > max_bytes:
         raise ValueError(f"{name!r}: found {size} bytes; expected at most max_bytes={max_bytes}")
     magic = file.read(len(_GZIP_MAGIC))
@@ -120,7 +120,7 @@ def _parse(
     max_bytes: int,
     sha256: str | None,
 ) -> Shaped[np.ndarray, "..."]:
-    """Parse an IDX stream of `size` bytes (None where only reading on will tell)."""
+    """Parses an IDX stream of `size` bytes (None where only reading on will tell)."""
     magic = read(4)
     if len(magic) < 4:
         raise ValueError(f"{name!r}: found {len(magic)} bytes; expected a magic number of 4")
@@ -174,7 +174,7 @@ def _parse(
 def _wrong_length(
     name: str, found: str, expected: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]
 ) -> ValueError:
-    """Build the error for elements that are fewer or more than the header announces."""
+    """Builds the error for elements that are fewer or more than the header announces."""
     return ValueError(
         f"{name!r}: found {found} bytes of elements; expected {expected} for shape {shape} "
         f"of {dtype.name}"

@@ -24,7 +24,7 @@ PER_CLASS = {"train": 700, "test": 200}  # as many as fit into 4 MB
 def draw(
     labels: UInt8[np.ndarray, " N"], per_class: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " M"]:
-    """Draw as many rows of each class.
+    """Draws as many rows of each class.
 
     Args:
         labels: Class of each row [N].

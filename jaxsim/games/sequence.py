@@ -121,7 +121,7 @@ class Named(NamedTuple):
       >>> import jaxsim.games as jg
       >>> named = jg.kuhn_poker()
       >>> named.infosets[0][:3]
-      ('0', '0pb', '1')
+      ('0', '1', '2')
     """
 
     game: SequenceGame

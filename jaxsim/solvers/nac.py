@@ -62,7 +62,8 @@ class MetaState(NamedTuple):
       >>> import jax
       >>> import jaxsim.games as jg
       >>> import jaxsim.solvers as so
-      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> network = so.EquivariantMixing(rounds=1, width=4, start=0)
+      >>> optimizer = so.meta_optimizer(0.01, steps=10)
       >>> state = so.init_meta(network, optimizer, jax.random.key(0))
       >>> int(state.step)
       0
@@ -88,7 +89,8 @@ def network_solver(network: nn.Module, params: Any) -> MetaSolver:
       >>> import jax
       >>> import jaxsim.games as jg
       >>> import jaxsim.solvers as so
-      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> network = so.EquivariantMixing(rounds=1, width=4, start=0)
+      >>> optimizer = so.meta_optimizer(0.01, steps=10)
       >>> state = so.init_meta(network, optimizer, jax.random.key(0))
       >>> solver = so.network_solver(network, state.params)
       >>> solver(jg.rock_paper_scissors(), 3).shape
@@ -132,10 +134,11 @@ def nac_loss(
       >>> import jax
       >>> import jaxsim.games as jg
       >>> import jaxsim.solvers as so
-      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> network = so.EquivariantMixing(rounds=1, width=4, start=0)
+      >>> optimizer = so.meta_optimizer(0.01, steps=10)
       >>> state = so.init_meta(network, optimizer, jax.random.key(0))
       >>> game = jg.matrix_game(jg.rock_paper_scissors())
-      >>> aim = so.Objective(so.exact(), iterations=2, window=1)
+      >>> aim = so.Objective(so.exact(), iterations=1, window=1)
       >>> so.nac_loss(network, aim, state.params, game, jax.random.key(1)).shape
       ()
     """
@@ -208,7 +211,8 @@ def init_meta(
       >>> import jax
       >>> import jaxsim.games as jg
       >>> import jaxsim.solvers as so
-      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> network = so.EquivariantMixing(rounds=1, width=4, start=0)
+      >>> optimizer = so.meta_optimizer(0.01, steps=10)
       >>> state = so.init_meta(network, optimizer, jax.random.key(0))
       >>> int(state.step)
       0
@@ -255,11 +259,12 @@ def meta_step(
       >>> import jax
       >>> import jaxsim.games as jg
       >>> import jaxsim.solvers as so
-      >>> network, optimizer = so.EquivariantMixing(rounds=1, start=0), so.meta_optimizer(0.01, 10)
+      >>> network = so.EquivariantMixing(rounds=1, width=4, start=0)
+      >>> optimizer = so.meta_optimizer(0.01, steps=10)
       >>> state = so.init_meta(network, optimizer, jax.random.key(0))
-      >>> aim = so.Objective(so.exact(), iterations=2, window=1)
+      >>> aim = so.Objective(so.exact(), iterations=1, window=1)
       >>> sample = lambda key: jg.games_of_skill(key, 4)
-      >>> step = so.meta_step(network, aim, sample, optimizer, batch=2)
+      >>> step = so.meta_step(network, aim, sample, optimizer, gradient="es", pairs=1, batch=2)
       >>> state, value = step(state, jax.random.key(1))
       >>> int(state.step), value.shape
       (1, ())

@@ -31,8 +31,7 @@ class ConvMixing(nn.Module):
       >>> import jaxsim.solvers as so
       >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
       >>> network = so.ConvMixing((4,))
-      >>> params = network.init(jax.random.key(0), payoffs, size)
-      >>> weights = network.apply(params, payoffs, size)
+      >>> weights, params = network.init_with_output(jax.random.key(0), payoffs, size)
       >>> weights.shape, round(float(weights.sum()), 3)
       ((3,), 1.0)
     """
@@ -162,8 +161,7 @@ class GRUMixing(nn.Module):
       >>> import jaxsim.solvers as so
       >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
       >>> network = so.GRUMixing(width=4)
-      >>> params = network.init(jax.random.key(0), payoffs, size)
-      >>> weights = network.apply(params, payoffs, size)
+      >>> weights, params = network.init_with_output(jax.random.key(0), payoffs, size)
       >>> weights.shape, round(float(weights.sum()), 3)
       ((3,), 1.0)
     """
@@ -219,8 +217,7 @@ class EquivariantMixing(nn.Module):
       >>> import jaxsim.solvers as so
       >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
       >>> network = so.EquivariantMixing(rounds=1, width=4)
-      >>> params = network.init(jax.random.key(0), payoffs, size)
-      >>> weights = network.apply(params, payoffs, size)
+      >>> weights, params = network.init_with_output(jax.random.key(0), payoffs, size)
       >>> weights.shape, round(float(weights.sum()), 3)
       ((3,), 1.0)
     """

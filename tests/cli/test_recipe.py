@@ -171,7 +171,9 @@ def test_a_key_that_is_an_argument_is_no_name(traced):
     net, x = traced
     with pytest.raises(ValueError, match="run_sparse at Conv_0/kernel: no mask"):
         compose_steps([{"name": "run_sparse", "block": [2, 2]}])(net)
-    chip = compose_steps([{"name": "rules", "by_pattern": {"*": {"quantize": {"weights": 4}}}}])(net)
+    chip = compose_steps([{"name": "rules", "by_pattern": {"*": {"quantize": {"weights": 4}}}}])(
+        net
+    )
     np.testing.assert_array_equal(chip(x), js.quantize(4)(net)(x))
 
 
