@@ -1,1 +1,1 @@
-"""What several benchmarks share: settings, records, data, networks and how they are scored."""
+"""Settings, records, data, networks and scores that several benchmarks share."""

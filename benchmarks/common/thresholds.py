@@ -15,7 +15,7 @@ from jaxsim.adaptive.exits import EarlyExit
 def at_thresholds(
     net: EarlyExit, inputs: tuple[np.ndarray, ...], thresholds: Any, *, rows: int = 1000
 ) -> js.Exits:
-    """What a network says at each threshold, thresholds in front, so many rows at a time."""
+    """Runs a network at each threshold, thresholds in front, so many rows at a time."""
     thresholds = np.asarray(thresholds, np.float32)
     parts = [
         _at_thresholds(net, tuple(a[i : i + rows] for a in inputs), thresholds)

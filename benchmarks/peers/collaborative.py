@@ -1,4 +1,4 @@
-"""What collaborative heads are compared with: a softmax classifier, and refits."""
+"""Peers of collaborative heads: a softmax classifier, and leave-one-out codes by refits."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Classifier(nn.Module):
         return self.dense(self.scale * self.features(x))
 
     def features(self, x: jax.Array) -> jax.Array:
-        """What the last layer sees."""
+        """Features that the last layer reads."""
         return self.pool(self.backbone(x))
 
 
 def refits(X: jax.Array, lam: Any) -> jax.Array:
-    """Each sample's code from the others, by a solve of its own in the smaller dimension."""
+    """Each sample's code from the others, solved anew in the smaller dimension."""
     N = len(X)
 
     def one(i: Any) -> jax.Array:
