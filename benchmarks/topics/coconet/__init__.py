@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from benchmarks.common.parts import run_parts
 from benchmarks.common.small_images import DATA
-from benchmarks.topics.coconet.accuracy import accuracy
+from benchmarks.topics.coconet import accuracy, timing
 from benchmarks.topics.coconet.settings import CoconetSettings
-from benchmarks.topics.coconet.timing import timing
 
 SHORT = ("--runs 5 --seeds 2 --tuning 100 --tasks 'Fashion-MNIST, 4 kinds'",)
 
@@ -14,5 +13,5 @@ SHORT = ("--runs 5 --seeds 2 --tuning 100 --tasks 'Fashion-MNIST, 4 kinds'",)
 def main(args: list[str]) -> None:
     """Measures the parts asked for."""
     settings = CoconetSettings.read(args)
-    parts = {"timing": timing, "accuracy": accuracy}
+    parts = {"timing": timing.timing, "accuracy": accuracy.accuracy}
     run_parts(settings, parts, data=DATA, reading=("accuracy",))

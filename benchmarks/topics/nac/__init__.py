@@ -5,10 +5,8 @@ from __future__ import annotations
 import jax
 
 from benchmarks.common.parts import run_parts
-from benchmarks.topics.nac.recipes import modes, poker
+from benchmarks.topics.nac import recipes, skill, timing
 from benchmarks.topics.nac.settings import NacSettings
-from benchmarks.topics.nac.skill import published, skill
-from benchmarks.topics.nac.timing import timing
 
 SHORT = ("--only timing --runs 5", "--only skill --seeds 2 --games 4 --steps 3")
 
@@ -20,10 +18,10 @@ def main(args: list[str]) -> None:
         "jax_compilation_cache_dir", str(settings.log.expanduser().parent / "compiled")
     )
     parts = {
-        "timing": timing,
-        "skill": skill,
-        "published": published,
-        "modes": modes,
-        "poker": poker,
+        "timing": timing.timing,
+        "skill": skill.skill,
+        "published": skill.published,
+        "modes": recipes.modes,
+        "poker": recipes.poker,
     }
     run_parts(settings, parts)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from benchmarks.common.parts import run_parts
 from benchmarks.common.texts import DATA
-from benchmarks.topics.pyramid.accuracy import accuracy
-from benchmarks.topics.pyramid.check import check
-from benchmarks.topics.pyramid.flops import flops
-from benchmarks.topics.pyramid.int8 import int8
+from benchmarks.topics.pyramid import accuracy, check, flops, int8, timing
 from benchmarks.topics.pyramid.settings import PyramidSettings
-from benchmarks.topics.pyramid.timing import timing
 
 SHORT = ("--only flops", "--only accuracy --data sst2 --seeds 1 --texts 128")
 
@@ -18,10 +14,10 @@ def main(args: list[str]) -> None:
     """Measures the parts asked for."""
     settings = PyramidSettings.read(args)
     parts = {
-        "flops": flops,
-        "check": check,
-        "accuracy": accuracy,
-        "timing": timing,
-        "int8": int8,
+        "flops": flops.flops,
+        "check": check.check,
+        "accuracy": accuracy.accuracy,
+        "timing": timing.timing,
+        "int8": int8.int8,
     }
     run_parts(settings, parts, data=DATA, reading=parts.keys() - {"flops"})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from benchmarks.common.parts import run_parts
 from benchmarks.common.small_images import DATA
-from benchmarks.topics.qdcnn.accuracy import accuracy
+from benchmarks.topics.qdcnn import accuracy, timing
 from benchmarks.topics.qdcnn.settings import QdcnnSettings
-from benchmarks.topics.qdcnn.timing import timing
 
 SHORT = (
     "--only timing --runs 5",
@@ -17,5 +16,5 @@ SHORT = (
 def main(args: list[str]) -> None:
     """Measures the parts asked for."""
     settings = QdcnnSettings.read(args)
-    parts = {"timing": timing, "accuracy": accuracy}
+    parts = {"timing": timing.timing, "accuracy": accuracy.accuracy}
     run_parts(settings, parts, data=DATA, reading=("accuracy",))
