@@ -86,7 +86,7 @@ def test_the_projection_is_the_nearest_point():
     mask = jnp.arange(5) < 4
     for _ in range(20):
         x, floor = rng.normal(size=5), 0.05 * np.asarray(mask, float)
-        found = np.asarray(mixing._projected(jnp.asarray(x), jnp.asarray(floor), mask))
+        found = np.asarray(mixing._project_to_simplex(jnp.asarray(x), jnp.asarray(floor), mask))
         assert found.sum() == pytest.approx(1, abs=1e-6)
         assert (found[:4] >= 0.05 - 1e-7).all()
         # a nearest point has no descent direction towards any vertex of the set
