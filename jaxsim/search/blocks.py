@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxsim.checkpoint.log import Log, fingerprint
+from jaxsim.checkpoint.log import ScoreCache, run_digest
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.console.table import render, si
 from jaxsim.cores.blocked import Rounding
@@ -199,7 +199,7 @@ def search_blocked(
     model = Hardware() if hardware is None else hardware
     names = tuple(s.name for s in net.sites if s.kind != "dynamic")
     arrays = net.params, net.buffers, net.masks, net.cores, inputs
-    record, run = Log(log), fingerprint(arrays, describe(net), candidates)
+    record, run = ScoreCache(log), run_digest(arrays, describe(net), candidates)
     if record.get("run", lambda: run) != run:
         raise ValueError(f"log={str(log)!r} is of another network, inputs or candidates")
     with _progress(quiet) as advance:

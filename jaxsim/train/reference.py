@@ -8,7 +8,7 @@ import jax
 import optax
 from filelock import FileLock
 
-from jaxsim.checkpoint.log import fingerprint
+from jaxsim.checkpoint.log import run_digest
 from jaxsim.checkpoint.save_load import load, save
 from jaxsim.data import Images
 from jaxsim.models.resnet import ResNet
@@ -37,7 +37,7 @@ def trained(
     init = jax.jit(model.init)(jax.random.key(seed), train.images[:1])
     net = trace(model, init, train.images[:1])
     recipe = f"{model} {train.source.split(':')[0]} {len(train.labels)} {epochs} {seed}"
-    folder = cache.expanduser() / fingerprint((), recipe)[:16]
+    folder = cache.expanduser() / run_digest((), recipe)[:16]
 
     def through(net: Network, name: str, epochs: int, rate: optax.Schedule) -> Network:
         # Another demo may be training the same network: wait for it, then take what it made.

@@ -13,7 +13,7 @@ from jaxsim.adaptive import tokens
 from jaxsim.adaptive.rule import Buckets, Rule
 from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
 from jaxsim.adaptive.students import distil_students, pass_all
-from jaxsim.checkpoint.resume import Trail
+from jaxsim.checkpoint.resume import RunCheckpointer
 from jaxsim.train.losses import distillation, taught
 from jaxsim.train.pyramid import Soft, train_pyramid
 from tests.support.encoders import heads, pieces, sequences
@@ -87,7 +87,7 @@ def test_levels_rise_when_tokens_are_dear_and_never_fall_below_zero():
 @pytest.mark.parametrize("soft", [None, Soft(1.0, (0.1, 0.05))])
 def test_a_run_that_was_stopped_ends_where_the_whole_one_does(tmp_path, monkeypatch, soft):
     net, folder = made(0.04), tmp_path / "run"
-    whole, add = trained(net, soft=soft), Trail.add
+    whole, add = trained(net, soft=soft), RunCheckpointer.add
 
     def add_and_stop(self, step, tree):
         add(self, step, tree)
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_ends_where_the_whole_one_does(tmp_path, monkeypa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trail, "add", add_and_stop)
+        patch.setattr(RunCheckpointer, "add", add_and_stop)
         with pytest.raises(KeyboardInterrupt):
             trained(net, soft=soft, checkpoints=folder, every=2)
     resumed = trained(net, soft=soft, checkpoints=folder, every=2)
