@@ -27,15 +27,16 @@ from jaxsim.network.stages import held
 from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import is_traced
+from jaxsim.values.memo import Memo, Memoizing
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[*DATA, "heads", "threshold"],
-    meta_fields=[*META, "cuts", "feature", "patience", "first"],
+    meta_fields=[*META, "cuts", "feature", "patience", "first", "memo"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class EarlyExit(Network):
+class EarlyExit(Memoizing, Network):
     """A network with classifiers between its stages; made by `exit_early`.
 
     It is a network in every other way: it is composed, deployed, trained and saved like one. A call
@@ -47,6 +48,7 @@ class EarlyExit(Network):
       threshold, patience, first: when a row leaves, as in `Rule`; the threshold is traced.
       cuts: sites that the stages but the first begin with.
       feature: what a classifier reads.
+      memo: refers to the stages and programs that were made for it.
     """
 
     cut_by: ClassVar[str] = "exit_early"
@@ -57,6 +59,7 @@ class EarlyExit(Network):
     feature: Feature = pooled
     patience: int = 0
     first: int = 1
+    memo: Memo = dataclasses.field(default_factory=Memo)
 
     def __call__(
         self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,6 +34,7 @@ from jaxsim.pipeline.memory import (
 from jaxsim.pipeline.microbatch import Batch, Joint, batch_of, joint_of, updates_buffers
 from jaxsim.pipeline.mpmd import Place, Programme, Remat, Work, programmes
 from jaxsim.pipeline.schedule import Schedule, Timeline, simulate
+from jaxsim.values.memo import Memo, Memoizing, memoized
 
 
 class Layout(NamedTuple):
@@ -60,10 +60,10 @@ class Layout(NamedTuple):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[*DATA],
-    meta_fields=[*META, "layout"],
+    meta_fields=[*META, "layout", "memo"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Pipeline(Network):
+class Pipeline(Memoizing, Network):
     """A network whose calls run in stages; made by `pipeline_shard`.
 
     It is a network in every other way: it is composed, deployed, saved and counted like one, and
@@ -72,11 +72,13 @@ class Pipeline(Network):
 
     Attributes:
       layout: how it runs.
+      memo: refers to the stages and programs that were made for it.
     """
 
     cut_by: ClassVar[str] = "pipeline_shard"
 
     layout: Layout | None = None
+    memo: Memo = dataclasses.field(default_factory=Memo)
 
     def __rich__(self) -> Any:
         from rich.console import Group
@@ -259,10 +261,9 @@ def prepared(net: Pipeline, arguments: Parts) -> Prepared:
     """The stages of a call, kept for calls of the same shapes."""
     leaves, treedef = jax.tree.flatten((net, arguments))
     shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves)
-    return _prepared(treedef, shapes)
+    return memoized(net, _prepared, treedef, shapes)
 
 
-@functools.lru_cache(maxsize=64)
 def _prepared(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Prepared:
     net, arguments = jax.tree.unflatten(treedef, shapes)
     layout = layout_of(net)
@@ -281,18 +282,16 @@ def _prepared(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Prepare
     whole = jax.tree.flatten((dataclasses.replace(net, layout=None), arguments, micro))
     return Prepared(
         batch=batch,
-        joint=_joined(whole[1], tuple(whole[0])),
-        **_compilable(treedef, tuple(leaves)),
+        joint=memoized(net, _joined, whole[1], tuple(whole[0])),
+        **memoized(net, _compilable, treedef, tuple(leaves)),
     )
 
 
-@functools.lru_cache(maxsize=64)
 def _joined(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Joint:
     """How outputs join; the same for any stages."""
     return joint_of(*jax.tree.unflatten(treedef, shapes))
 
 
-@functools.lru_cache(maxsize=64)
 def _compilable(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
     net, micro = jax.tree.unflatten(treedef, shapes)
     layout = layout_of(net)
