@@ -15,7 +15,7 @@ import jaxsim as js
 from jaxsim.adaptive.exit_step import prepared as prepared_exits
 from jaxsim.adaptive.rows import with_rows
 from jaxsim.network.arguments import call_arguments
-from jaxsim.pipeline.pipeline import prepared
+from jaxsim.pipeline.plan import pipeline_plan
 from jaxsim.values.memo import Memo, Memoizing, memoized
 from tests.support import pipelines
 from tests.support.models import normal
@@ -109,8 +109,8 @@ def test_a_pipeline_that_is_dropped_frees_its_stages_and_programs():
     made(x)
     found = js.pipeline_value_and_grad(made, case.loss)
     jax.block_until_ready(found(made.params, (x, jnp.ones((4, *case.net(x).shape[1:])))))
-    plan = prepared(made, call_arguments((x,), {}))
-    held = [weakref.ref(p.forward) for p in plan.programmes]
+    plan = pipeline_plan(made, call_arguments((x,), {}))
+    held = [weakref.ref(p.forward) for p in plan.programs]
     del plan
     gc.collect()
     again = dataclasses.replace(made, params=jax.tree.map(lambda p: 2 * p, made.params))
