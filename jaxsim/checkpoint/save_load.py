@@ -37,12 +37,25 @@ def save(path: str | Path, net: Network) -> None:
     more, because their sites read what was written, are left out.
 
     Args:
-      path: folder to make. It appears when it is complete and not before.
-      net: deployed or not. Arrays of a deployed one must be on devices of this process.
+      path: Folder to make. It appears when it is complete and not before.
+      net: Network, deployed or not. Arrays of a deployed one must be on devices of this process.
 
     Raises:
-      ValueError: the folder exists, or another thread or process is saving to it.
-      OSError: it cannot be written; nothing of it is left.
+      ValueError: The folder exists, or another thread or process is saving to it.
+      OSError: It cannot be written; nothing of it is left.
+
+    Examples:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.ones((2, 4))
+      >>> net = js.quantize(4, 8)(js.trace(lambda w, x: x @ w, jnp.eye(4), x))
+      >>> chip = js.deploy(net, calibrate=x)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     js.save(f"{folder}/chip", chip)
+      ...     again = js.load(f"{folder}/chip", like=net)
+      >>> bool((again(x) == chip(x)).all())
+      True
     """
     folder = Path(path).absolute()
     with atomic.locked("path", folder):
@@ -80,8 +93,8 @@ def load(path: str | Path, like: Network) -> Network:
     """Reads a network that `save` wrote.
 
     Args:
-      path: the folder.
-      like: the same model, traced and composed in the same way, not deployed. It brings the code,
+      path: Folder that `save` made.
+      like: The same model, traced and composed in the same way, not deployed. It brings the code,
         which is not checked beyond its sites, and the devices; every array comes from the folder.
 
     Returns:
@@ -89,7 +102,19 @@ def load(path: str | Path, like: Network) -> Network:
       are not stored, and are NaN.
 
     Raises:
-      ValueError: no such checkpoint, or one of another model or composition.
+      ValueError: No such checkpoint, or one of another model or composition.
+
+    Examples:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda w, x: x @ w, 2 * jnp.eye(4), jnp.ones((2, 4)))
+      >>> like = js.trace(lambda w, x: x @ w, jnp.zeros((4, 4)), jnp.ones((2, 4)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     js.save(f"{folder}/net", net)
+      ...     again = js.load(f"{folder}/net", like=like)
+      >>> float(again(jnp.ones((2, 4))).sum())
+      16.0
     """
     import orbax.checkpoint as ocp
 
@@ -168,7 +193,24 @@ def _nameable(line: str) -> str:
 
 
 def describe(net: Network) -> list[str]:
-    """A network in lines: each site with the static part of its core, masks, parameters, exits."""
+    """Describes a network in lines: sites with the static part of their cores, masks, parameters.
+
+    Two networks of the same lines can read one another's checkpoints.
+
+    Args:
+      net: Network of any kind.
+
+    Returns:
+      A line for each site, mask, array and cut.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> from jaxsim.checkpoint import describe
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(4)}, jnp.ones((2, 4)))
+      >>> describe(net)
+      ['w float32[][4, 4] ', '0/w float32[4, 4]']
+    """
     sites = [
         f"{s.name} {s.dtype}{list(s.stack)}{list(s.w_shape)} "
         + " ".join(w.signature() for w in net.cores.get(s.name, ()))

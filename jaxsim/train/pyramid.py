@@ -93,6 +93,24 @@ def train_pyramid(
         what `Pyramid.simulate` and `Pyramid.soften` raise.
 
     Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910, section 3.3.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> import optax
+      >>> import jaxsim as js
+      >>> from jaxsim.models.bert import Bert, encoder
+      >>> from jaxsim.train import train_pyramid
+      >>> model = Bert(vocabulary=9, positions=4, width=4, heads=1, layers=2, hidden=4, classes=2)
+      >>> ids, lengths = np.ones((4, 4), np.int32), np.full(4, 4)
+      >>> params = model.init(jax.random.key(0), ids, lengths)["params"]
+      >>> net = js.prune_tokens(0.1)(encoder(model, params))
+      >>> trained = train_pyramid(
+      ...     net, ids, lengths, np.arange(4) % 2, steps=2, optimizer=optax.sgd(0.1),
+      ...     key=jax.random.key(1), buckets=js.Buckets(batch=4, max_batch=4), quiet=True,
+      ... )
+      >>> trained.level.shape, bool((trained.level == net.level).all())
+      ((2,), True)
     """
     steps, every = checked_int("steps", steps, 1), checked_int("every", every, 1)
     data = _checked_data(net, ids, lengths, labels, loss, buckets)

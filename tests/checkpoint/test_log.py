@@ -7,7 +7,6 @@ import textwrap
 
 import pytest
 
-from jaxsim import checkpoint
 from jaxsim.checkpoint.log import ScoreCache
 
 
@@ -74,21 +73,3 @@ def test_what_is_no_log_is_refused_and_stays(tmp_path, content):
     with pytest.raises(ValueError, match=r"log\.json.*no log"):
         ScoreCache(path)
     assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("Log", "ScoreCache"),
-        ("Trail", "RunCheckpointer"),
-        ("fingerprint", "run_digest"),
-        ("trail", "run_checkpoints"),
-    ],
-)
-def test_old_names_are_the_new_ones_and_say_so(old, new):
-    with pytest.warns(DeprecationWarning, match=f"{old} is now called {new}"):
-        found = getattr(checkpoint, old)
-    assert found is getattr(checkpoint, new)
-    assert old not in checkpoint.__all__
-    with pytest.raises(AttributeError, match="no attribute 'Lock'"):
-        checkpoint.Lock  # noqa: B018

@@ -14,7 +14,7 @@ from jaxsim.adaptive.rule import Buckets, Rule
 from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
 from jaxsim.adaptive.students import distil_students, pass_all
 from jaxsim.checkpoint.resume import RunCheckpointer
-from jaxsim.train.losses import distillation, taught
+from jaxsim.train.losses import distillation, distillation_targets
 from jaxsim.train.pyramid import Soft, train_pyramid
 from tests.support.encoders import heads, pieces, sequences
 
@@ -61,7 +61,7 @@ def test_weights_learn_with_tokens_left_out_and_nothing_else_moves():
 
 def test_a_teacher_draws_what_is_trained_as_much_as_its_weight_says():
     """One that is wrong everywhere draws away from the classes, and without weight does nothing."""
-    labels = taught(5.0 * np.asarray(jax.nn.one_hot(1 - LABELS, 3)), LABELS)
+    labels = distillation_targets(5.0 * np.asarray(jax.nn.one_hot(1 - LABELS, 3)), LABELS)
     wrong, without = (
         {"labels": labels, "loss": distillation(weight=w, temperature=1.0)} for w in (1.0, 0.0)
     )
