@@ -42,7 +42,7 @@ def shape_on(a: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a), sharding=sharding)
 
 
-def boxed(tree: Any) -> dict[str, list[Any]]:
+def to_leaf_list(tree: Any) -> dict[str, list[Any]]:
     """Puts leaves in a list as orbax takes them, random keys as their data.
 
     Args:
@@ -51,15 +51,15 @@ def boxed(tree: Any) -> dict[str, list[Any]]:
     return {"leaves": [_key_data(leaf) for leaf in jax.tree.leaves(tree)]}
 
 
-def unboxed(like: Any, boxed: dict[str, list[Any]]) -> Any:
-    """Restores a tree from the leaves that `boxed` wrote, each placed where that of `like` is.
+def from_leaf_list(like: Any, content: dict[str, list[Any]]) -> Any:
+    """Restores a tree from `to_leaf_list`, each leaf placed where that of `like` is.
 
     Args:
       like: Tree of the same structure.
-      boxed: Leaves in a list.
+      content: Leaves in a list.
     """
     leaves, treedef = jax.tree.flatten(like)
-    arrays = [_as_placed(a, leaf) for a, leaf in zip(boxed["leaves"], leaves, strict=True)]
+    arrays = [_placed_like(a, leaf) for a, leaf in zip(content["leaves"], leaves, strict=True)]
     return jax.tree.unflatten(
         treedef,
         [
@@ -69,7 +69,7 @@ def unboxed(like: Any, boxed: dict[str, list[Any]]) -> Any:
     )
 
 
-def _as_placed(a: Any, leaf: Any) -> Any:
+def _placed_like(a: Any, leaf: Any) -> Any:
     """An array that is bound to the default device only if that of the network is.
 
     What is read from disk is bound to the device it was put on, and calls of it compile anew.

@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxsim.checkpoint.leaves import abstract_tree, boxed, is_weak, readable, unboxed, writable
+from jaxsim.checkpoint.leaves import (
+    abstract_tree,
+    from_leaf_list,
+    is_weak,
+    readable,
+    to_leaf_list,
+    writable,
+)
 from jaxsim.files import atomic
 
 
@@ -55,8 +62,10 @@ class RunCheckpointer(NamedTuple):
             return 0, jax.tree.map(lambda a: a.astype(a.dtype) if is_weak(a) else a, like)
         target = abstract_tree(like, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         with readable(self.manager.directory):
-            content = self.manager.restore(number, args=ocp.args.StandardRestore(boxed(target)))
-        return number, unboxed(like, content)
+            content = self.manager.restore(
+                number, args=ocp.args.StandardRestore(to_leaf_list(target))
+            )
+        return number, from_leaf_list(like, content)
 
     def add(self, number: int, tree: Any) -> None:
         """Writes a checkpoint; it counts once it is complete.
@@ -71,7 +80,7 @@ class RunCheckpointer(NamedTuple):
         import orbax.checkpoint as ocp
 
         with writable(Path(self.manager.directory)):
-            self.manager.save(number, args=ocp.args.StandardSave(boxed(tree)))
+            self.manager.save(number, args=ocp.args.StandardSave(to_leaf_list(tree)))
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class BatchSplit(NamedTuple):
         Returns:
           The arrays of each micro-batch.
         """
-        divided = iter(_divided([a for a in arrays if self.divides(a)], self.microbatches))
+        divided = iter(_divide([a for a in arrays if self.divides(a)], self.microbatches))
         columns = [next(divided) if self.divides(a) else [a] * self.microbatches for a in arrays]
         return [[column[m] for column in columns] for m in range(self.microbatches)]
 
@@ -121,7 +121,7 @@ class OutputJoin(NamedTuple):
         for i, axis in enumerate(self.axes):
             values = [part[i] for part in parts]
             if axis is not None:
-                joined.append(_concatenated(values, axis))
+                joined.append(_concatenate(values, axis))
             elif not jnp.issubdtype(values[0].dtype, jnp.inexact):
                 joined.append(values[-1])
             elif i in self.means:
@@ -175,7 +175,7 @@ def output_join(net: Network, whole: Parts, micro: Parts) -> OutputJoin:
     # drops everything else.
     @jax.jit
     def remains() -> list[Array]:
-        zeros = jax.tree.map(_filled, (params, buffers, micro.arrays))
+        zeros = jax.tree.map(_zeros, (params, buffers, micro.arrays))
         ones = jax.tree.map(_unit_tangent, buffers)
 
         def updates(buffers: Any) -> Any:
@@ -216,7 +216,7 @@ def _batch_axis(name: str, large: tuple[int, ...], small: tuple[int, ...]) -> in
     return changed[0] if changed else None
 
 
-def _filled(a: jax.ShapeDtypeStruct) -> Array:
+def _zeros(a: jax.ShapeDtypeStruct) -> Array:
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(cast(Any, a))), a.shape)
     return jnp.zeros(a.shape, a.dtype)
@@ -229,12 +229,12 @@ def _unit_tangent(a: jax.ShapeDtypeStruct) -> Any:
 
 
 @partial(jax.jit, static_argnums=1)
-def _divided(arrays: list[Array], count: int) -> list[list[Array]]:
+def _divide(arrays: list[Array], count: int) -> list[list[Array]]:
     return [list(a.reshape(count, a.shape[0] // count, *a.shape[1:])) for a in arrays]
 
 
 @partial(jax.jit, static_argnums=1)
-def _concatenated(values: list[Array], axis: int) -> Array:
+def _concatenate(values: list[Array], axis: int) -> Array:
     return jnp.concatenate(values, axis)
 
 

@@ -113,7 +113,7 @@ class _Executor:
         self.sums: list[Any] = [None] * len(plan.programs)
 
     def inputs(self, k: int, m: int) -> TaskInputs:
-        """What the stage is given for a micro-batch."""
+        """Collects the inputs of a stage for a micro-batch."""
         stage, devices = self.programs[k].stage, self.programs[k].devices
         arguments = [devices.move(self.arguments[m][i]) for i in stage.arguments]
         return TaskInputs(arguments, self.live.pop((k, m)), self.key[k], np.int32(m))

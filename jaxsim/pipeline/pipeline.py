@@ -116,7 +116,7 @@ class Pipeline(Memoizing, Network):
 
     @property
     def stages(self) -> StageTable:
-        """What each stage reads and computes, from shapes alone."""
+        """Parameters, FLOPs and boundary bytes of each stage, from shapes alone."""
         plan = pipeline_plan(self, _example(self))
         work = blocks(plan.cuts, flops(plan.cut.equations))
         params = jax.tree.leaves(self.params)

@@ -127,12 +127,12 @@ def _plan(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> PipelinePla
 
 
 def _join(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> OutputJoin:
-    """How outputs join; the same for any stages."""
+    """The part of a plan that is the same for any stages: how outputs join."""
     return output_join(*jax.tree.unflatten(treedef, shapes))
 
 
 def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
-    """What of a plan is the same for any order of the micro-batches."""
+    """The part of a plan that is the same for any order of the micro-batches."""
     net, micro = jax.tree.unflatten(treedef, shapes)
     layout = layout_of(net)
     line = equations(net, micro)

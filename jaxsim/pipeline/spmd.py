@@ -173,7 +173,7 @@ def _run_sharded(
 
 
 def _stacked_params(net: Network, blocks: Blocks, stages: int) -> tuple[Held, list[Held]]:
-    """What the blocks read [stages, blocks a stage, ...], and what each other stage reads.
+    """Stacks what blocks read [stages, blocks a stage, ...], and lists it for other stages.
 
     Raises:
       ValueError: The blocks' cores differ.
@@ -192,7 +192,7 @@ def _stacked_params(net: Network, blocks: Blocks, stages: int) -> tuple[Held, li
 
 
 def _with_names_of(cut: Stages, block: Stage, stage: Stage, own: Held) -> Held:
-    """What a block reads, under the names of the one that stands for all."""
+    """Parameters of a block under the names of the one that stands for all."""
     paths = cut.equations.paths
     names = {paths[a]: paths[b] for a, b in zip(stage.params, block.params, strict=True)}
     sites = dict(zip(stage.sites, block.sites, strict=True))
@@ -207,7 +207,7 @@ def _with_names_of(cut: Stages, block: Stage, stage: Stage, own: Held) -> Held:
 
 @dataclasses.dataclass
 class _DeviceProgram:
-    """What one device computes, inside `shard_map`; M is the number of micro-batches.
+    """Program of one device, inside `shard_map`; M is the number of micro-batches.
 
     Attributes:
       blocks: The network, cut.

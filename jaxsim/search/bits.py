@@ -112,10 +112,10 @@ def hessian_sensitivity(
       >>> found.sites, found.loss.shape
       (('a',), (1, 2))
     """
-    widths = _checked(net, bits)
+    widths = _checked_widths(net, bits)
     samples = checked_int("samples", samples, 1)
     traces = _traces(net, loss, key, samples)
-    facts = _facts(net)
+    facts = _site_facts(net)
     errors = rounding_errors(net, widths)
     curvature = np.asarray([max(float(traces[f.param]), 0.0) / f.size for f in facts])
     found = 0.5 * curvature[:, None] * np.stack([errors[f.name] for f in facts])
@@ -155,7 +155,7 @@ def ablation_sensitivity(
       >>> bool(found.loss[0, 0] > found.loss[0, 1] >= 0)
       True
     """
-    widths, facts = _checked(net, bits), _facts(net)
+    widths, facts = _checked_widths(net, bits), _site_facts(net)
     measured = jax.jit(loss)
 
     def rounded(name: str, bits: int) -> float:
@@ -262,28 +262,30 @@ def coarse(core: Core, *, top: float | Array) -> Core:
     return Core(write, core.calibrate, core.read)
 
 
-class _Fact(NamedTuple):
+class _SiteFacts(NamedTuple):
     name: str
     param: str
     size: int
     macs: int
 
 
-def _facts(net: Network) -> list[_Fact]:
+def _site_facts(net: Network) -> list[_SiteFacts]:
     """The sites that hold a weight no earlier site does."""
     return [
-        _Fact(s.name, s.param, int(np.prod((*s.stack, *s.w_shape))), s.macs)
+        _SiteFacts(s.name, s.param, int(np.prod((*s.stack, *s.w_shape))), s.macs)
         for s in net.sites
         if s.param is not None and "#" not in s.name
     ]
 
 
-def _sensitivity(facts: Sequence[_Fact], bits: tuple[int, ...], loss: np.ndarray) -> Sensitivity:
+def _sensitivity(
+    facts: Sequence[_SiteFacts], bits: tuple[int, ...], loss: np.ndarray
+) -> Sensitivity:
     sizes, macs = (np.asarray([getattr(f, what) for f in facts]) for what in ("size", "macs"))
     return Sensitivity(tuple(f.name for f in facts), bits, loss, sizes, macs)
 
 
-def _checked(net: Network, bits: Sequence[int]) -> tuple[int, ...]:
+def _checked_widths(net: Network, bits: Sequence[int]) -> tuple[int, ...]:
     require_network(net, "sensitivity")
     if net.cores or net.deployed:
         raise ValueError("net: give the float network, before any core is wrapped")
@@ -295,7 +297,7 @@ def _checked(net: Network, bits: Sequence[int]) -> tuple[int, ...]:
 
 def _rounded_weights(net: Network, top: int) -> Mapping[str, Array]:
     """Each site's weights on the grid whose largest code is `top`; 0 leaves them."""
-    names = [f.name for f in _facts(net)]
+    names = [f.name for f in _site_facts(net)]
     return write_states(net.wrap(names, Wrapper.of(coarse, top=float(top))), None)
 
 

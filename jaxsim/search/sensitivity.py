@@ -41,7 +41,7 @@ def site_sensitivity(
       calibrate: Inputs that set the ranges, and on which errors are measured; read many times.
       advance: Told what is being measured.
     """
-    watched = {n: (Wrapper.of(measured, reference=net.cores[n]), *net.cores[n]) for n in names}
+    watched = {n: (Wrapper.of(with_error, reference=net.cores[n]), *net.cores[n]) for n in names}
     local = np.zeros((len(names), len(candidates)))
     for c, config in enumerate(candidates):
         advance(f"errors: {config}")
@@ -65,7 +65,7 @@ def site_sensitivity(
     return local
 
 
-class Measured(NamedTuple):
+class ErrorState(NamedTuple):
     """State of a site whose error is measured.
 
     Attributes:
@@ -80,7 +80,7 @@ class Measured(NamedTuple):
     size: Float[Array, ""]
 
 
-def measured(core: Core, *, reference: tuple[Wrapper, ...]) -> Core:
+def with_error(core: Core, *, reference: tuple[Wrapper, ...]) -> Core:
     """Reads what `reference` does, and measures when calibrated how far `core` is from it.
 
     Args:
@@ -89,17 +89,17 @@ def measured(core: Core, *, reference: tuple[Wrapper, ...]) -> Core:
     """
     exact = build(reference)
 
-    def write(op: Op, w: Array, key: Any) -> Measured:
+    def write(op: Op, w: Array, key: Any) -> ErrorState:
         zero = jnp.zeros(())
-        return Measured(exact.write(op, w, key), core.write(op, w, key), zero, zero)
+        return ErrorState(exact.write(op, w, key), core.write(op, w, key), zero, zero)
 
-    def calibrate(op: Op, state: Measured, x: Array) -> Measured:
+    def calibrate(op: Op, state: ErrorState, x: Array) -> ErrorState:
         mine, other = exact.calibrate(op, state.exact, x), core.calibrate(op, state.inner, x)
         y = exact.read(op, mine, x, None)
         error = jnp.sum((core.read(op, other, x, None) - y) ** 2)
-        return Measured(mine, other, state.error + error, state.size + jnp.sum(y**2))
+        return ErrorState(mine, other, state.error + error, state.size + jnp.sum(y**2))
 
-    def read(op: Op, state: Measured, x: Array, key: Any) -> Array:
+    def read(op: Op, state: ErrorState, x: Array, key: Any) -> Array:
         return exact.read(op, state.exact, x, key)
 
     return Core(write, calibrate, read)

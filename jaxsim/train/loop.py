@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key
 
-from jaxsim.checkpoint.log import program_digest, run_digest
+from jaxsim.checkpoint.log import run_digest
 from jaxsim.checkpoint.resumable import resumable
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.cores.partition import Parts
@@ -22,12 +22,10 @@ from jaxsim.inputs.samples import check_batch, check_finite, check_labels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
-from jaxsim.pipeline.gradient import pipeline_value_and_grad
 from jaxsim.pipeline.pipeline import Pipeline
-from jaxsim.sparsity.masks import chosen
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.train.losses import cross_entropy
-from jaxsim.transforms.learn_ranges import ranges, with_ranges
+from jaxsim.train.step import Descent, compile_step, trained_values, under_masks_of, with_values
 
 
 def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.GradientTransformation:
@@ -146,12 +144,12 @@ def fit(
       >>> js.classify(trained, x).tolist()
       [0, 1, 2, 3]
     """
-    descent = _Descent(optimizer, loss, dict(call or {}), rngs)
+    descent = Descent(optimizer, loss, dict(call or {}), rngs)
     data = _checked_data(net, images, labels, epochs, batch_size)
     _check_labels(data, descent, net, key)
-    advance, digest = _compiled(descent, net)
-    state = optimizer.init(_trained(net))
-    start = _under_masks_of(state, net)
+    advance, digest = compile_step(descent, net)
+    state = optimizer.init(trained_values(net))
+    start = under_masks_of(state, net)
     run: Mapping[str, Any] = {}
     if checkpoints is not None:
         rest = digest(start, state, *data.take(slice(0, batch_size)), key)
@@ -163,7 +161,7 @@ def fit(
 
     def with_content(at: tuple[Network, Any], content: Any) -> tuple[Network, Any]:
         values, buffers, state = content
-        return dataclasses.replace(_with(at[0], values), buffers=buffers), state
+        return dataclasses.replace(with_values(at[0], values), buffers=buffers), state
 
     per_epoch = data.rows // batch_size
     end, state = resumable(
@@ -175,7 +173,7 @@ def fit(
         run=run,
         every=per_epoch,
         steps_per_number=per_epoch,
-        content=lambda at: (_trained(at[0]), at[0].buffers, at[1]),
+        content=lambda at: (trained_values(at[0]), at[0].buffers, at[1]),
         with_content=with_content,
         label=label,
         quiet=quiet,
@@ -210,79 +208,10 @@ class _Data(NamedTuple):
                 yield *self.take(rows), jax.random.fold_in(epoch_key, i)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Descent:
-    """Gradient steps on a loss of a network.
-
-    Attributes:
-      optimizer: An optax transformation of `_trained`.
-      loss: Mean over a batch of `(logits, labels)`.
-      call: Keyword arguments of each call.
-      rngs: Names of Linen's random streams.
-    """
-
-    optimizer: optax.GradientTransformation
-    loss: Callable[[Array, Array], Array]
-    call: dict[str, Any]
-    rngs: Sequence[str]
-
-    def streams(self, key: Any) -> dict[str, Any]:
-        """A key for each random stream, as keyword arguments of a call."""
-        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(self.rngs)}
-        return {"rngs": keys} if keys else {}
-
-    def outputs(self, out: Any) -> tuple[Any, Any]:
-        """What a call returned, and updates of the buffers beside it."""
-        return out if "mutable" in self.call else (out, {})
-
-    def loss_of(self, values: Any, net: Network, x: Parts, y: Array, key: Any) -> Any:
-        """The loss of a batch, and updates of the buffers."""
-        args, kwargs = x.whole()
-        out = _with(net, values)(*args, key=key, **{**self.call, **kwargs}, **self.streams(key))
-        logits, updates = self.outputs(out)
-        return self.loss(logits, y), updates
-
-    def update(self, net: Network, state: optax.OptState, grads: Any, updates: Any) -> Any:
-        """The network and the optimizer's state after a step along gradients."""
-        changes, state = self.optimizer.update(grads, state, _trained(net))
-        net = _with(net, optax.apply_updates(_trained(net), changes))
-        return dataclasses.replace(net, buffers=_merged(net.buffers, updates)), state
-
-    def step(self, net: Network, state: optax.OptState, x: Parts, y: Array, key: Any) -> Any:
-        """The network, the optimizer's state and the loss after a step on a batch."""
-        (value, updates), grads = jax.value_and_grad(self.loss_of, has_aux=True)(
-            _trained(net), net, x, y, key
-        )
-        return *self.update(net, state, grads, updates), value
-
-
-def _compiled(
-    descent: _Descent, net: Network
-) -> tuple[Callable[..., Any], Callable[..., tuple[str, bool]]]:
-    """A function that takes a step, and one that digests its program from the same arguments."""
-    if not isinstance(net, Pipeline):
-        # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
-        step = jax.jit(descent.step)
-        return step, lambda *at: program_digest(step, *at)
-    if ranges(net):
-        raise ValueError("net: a pipeline with learned ranges; train them, then shard")
-    update = jax.jit(descent.update)
-
-    def pipelined(net: Network, state: optax.OptState, x: Parts, y: Any, key: Any) -> Any:
-        gradients, batch = pipeline_value_and_grad(net, descent.loss), Batch(*x.whole())
-        options = {**descent.call, **descent.streams(key)}
-        out, grads = gradients(net.params, (batch, y), key=key, **options)
-        value, updates = descent.outputs(out)
-        return *update(net, state, grads, updates), value
-
-    # A step of a pipeline is many programs, of which this is the last.
-    return pipelined, lambda net, state, *_: program_digest(update, net, state, _trained(net), {})
-
-
 def _identity(
     net: Network, data: _Data, batch_size: int, key: Any, step: tuple[str, bool]
 ) -> dict[str, Any]:
-    """What tells a run from others; with a warning where not all of it is seen."""
+    """Digests and settings that tell a run from others; warns where not all is seen."""
     rest, covered = step
     if not covered:
         warnings.warn(
@@ -320,7 +249,7 @@ def _checked_data(net: Network, images: Any, labels: Any, epochs: int, batch_siz
     return _Data(inputs, labels, count)
 
 
-def _check_labels(data: _Data, descent: _Descent, net: Network, key: Any) -> None:
+def _check_labels(data: _Data, descent: Descent, net: Network, key: Any) -> None:
     """Checks that labels are classes for the cross-entropy, and finite for any other loss."""
     if descent.loss is not cross_entropy:
         check_finite("labels", data.labels)
@@ -331,7 +260,7 @@ def _check_labels(data: _Data, descent: _Descent, net: Network, key: Any) -> Non
 
 
 def _classes(net: Network, args: Any, key: Any, options: Mapping[str, Any]) -> int | None:
-    """How many classes the outputs tell apart; None of a pipeline, where only a call would say."""
+    """Counts the classes of the outputs; None of a pipeline, where only a call would say."""
     if isinstance(net, Pipeline):
         return None
     arguments = call_arguments(args, options)
@@ -342,32 +271,3 @@ def _classes(net: Network, args: Any, key: Any, options: Mapping[str, Any]) -> i
 
     out = jax.eval_shape(call, net, arguments)
     return (out[0] if "mutable" in options else out).shape[-1]
-
-
-def _under_masks_of(state: optax.OptState, net: Network) -> Network:
-    """The network without the masks that the optimizer has, its weights masked by those."""
-    if (masks := masks_of(state)) is None:
-        return net
-    zero = jax.tree.map(np.zeros_like, net.params)
-    net = dataclasses.replace(net, params=chosen(masks, net.params, zero))
-    return dataclasses.replace(net, masks={n: m for n, m in net.masks.items() if n not in masks})
-
-
-def _trained(net: Network) -> Any:
-    """What the optimizer sees: the parameters, and ranges if they are learned."""
-    learned = ranges(net)
-    return {"params": net.params, "ranges": learned} if learned else net.params
-
-
-def _with(net: Network, values: Any) -> Network:
-    """The network with other values of `_trained`."""
-    if not ranges(net):
-        return dataclasses.replace(net, params=values)
-    return with_ranges(dataclasses.replace(net, params=values["params"]), values["ranges"])
-
-
-def _merged(buffers: Any, updates: Any) -> Any:
-    """Buffers with updates put in, at any depth."""
-    if not isinstance(updates, Mapping):
-        return updates
-    return {**buffers, **{k: _merged(buffers.get(k, {}), v) for k, v in updates.items()}}

@@ -117,7 +117,7 @@ def train_pyramid(
     if soft is not None:
         _check_soft(soft)
     hot, cold = (1.0, 1.0) if soft is None else soft.temperature
-    update = _compiled(net, optimizer, soft, loss)
+    update = _compile_step(net, optimizer, soft, loss)
     values: Any = {"encoder": net.encoder}
     if soft is not None:
         values["level"] = net.level
@@ -177,7 +177,7 @@ class _Data(NamedTuple):
         return self.take(net, next(self.batches(key)))
 
 
-def _compiled(
+def _compile_step(
     net: Pyramid,
     optimizer: optax.GradientTransformation,
     soft: Soft | None,
@@ -206,7 +206,7 @@ def _compiled(
 
 
 def _identity(net: Pyramid, data: _Data, settings: tuple[Any, ...], step: str) -> dict[str, Any]:
-    """What tells a run from others."""
+    """Digests and settings that tell a run from others."""
     return {
         "network": run_digest(net),
         "ids": run_digest((data.ids, data.lengths)),
