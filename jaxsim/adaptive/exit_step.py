@@ -154,6 +154,11 @@ _steps: weakref.WeakSet[Any] = weakref.WeakSet()
 """Compiled steps of all networks that live."""
 
 
+def live_steps() -> list[Any]:
+    """Lists the compiled steps of all networks that live; none goes while the list is there."""
+    return list(_steps)
+
+
 def programmes() -> int:
     """How many programs `run` and `warm_up` hold compiled, each for a stage and a batch."""
-    return compile_count(*_steps)
+    return compile_count(*live_steps())

@@ -16,12 +16,19 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxsim.adaptive.exit_queue import run_in_queues, stepper
-from jaxsim.adaptive.exit_step import advance, prepared, programmes, stage_and_exit
+from jaxsim.adaptive.exit_step import (
+    advance,
+    live_steps,
+    prepared,
+    programmes,
+    stage_and_exit,
+)
 from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import Head
 from jaxsim.adaptive.rows import batch_first, check_rows, with_rows
 from jaxsim.adaptive.rule import Buckets, Exits, Rule, check_buckets, check_rule, no_streak
 from jaxsim.cores.partition import Parts
+from jaxsim.internals import compile_count
 from jaxsim.network.network import DATA, META, Network
 from jaxsim.network.stages import held
 from jaxsim.network.tables import cuts_table
@@ -172,7 +179,8 @@ class EarlyExit(Memoizing, Network):
           How many programmes were compiled; none where they were known.
         """
         check_buckets(buckets)
-        before = programmes()
+        steps = live_steps()
+        before = compile_count(*steps)
         arguments = self.arguments(args, kwargs, key)
         step = stepper(self, arguments, key)
         for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):
