@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.adaptive.exit_step import Decided, Prepared, jitted_exit, prepared
+from jaxsim.adaptive.exit_step import Decided, Prepared, prepared
 from jaxsim.adaptive.rows import outline, with_batch_size, with_rows
 from jaxsim.adaptive.rule import Buckets, Exits, Streak, no_streak, rounded_up
 from jaxsim.cores.partition import Parts
@@ -51,7 +51,7 @@ def stepper(net: EarlyExit, arguments: Parts, key: Any) -> Callable[..., Decided
         given = [arrays[i][which] if rowed[i] else arrays[i] for i in read]
         head = net.heads[at] if at < len(net.heads) else None
         part = np.int32(next(batches))
-        return jitted_exit(plans[n], at, owned[at], head, threshold, given, live, streak, key, part)
+        return plans[n].step(at, owned[at], head, threshold, given, live, streak, key, part)
 
     return step
 

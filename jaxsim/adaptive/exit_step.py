@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -27,6 +27,7 @@ from jaxsim.cores.partition import Parts
 from jaxsim.internals import compile_count
 from jaxsim.network.cuts import chosen, cuts, equations
 from jaxsim.network.stages import Held, Stages, run_stage, split
+from jaxsim.values.memo import memoized
 
 if TYPE_CHECKING:
     from jaxsim.adaptive.exits import EarlyExit
@@ -44,6 +45,7 @@ class Prepared:
       feature: what classifiers read.
       patience, first: of the rule.
       ranges: where cores take ranges from.
+      step: `(at, …) -> Decided`, `stage_and_exit` of this plan, compiled for each stage.
     """
 
     cut: Stages
@@ -53,6 +55,7 @@ class Prepared:
     patience: int
     first: int
     ranges: Literal["batch", "stored", "missing"]
+    step: Any = None
 
 
 class Decided(NamedTuple):
@@ -77,10 +80,9 @@ def prepared(net: EarlyExit, arguments: Parts, rowed: tuple[bool, ...]) -> Prepa
       ValueError: what `outline` raises, a cut that is no more, or classifiers that do not fit.
     """
     leaves_, treedef = jax.tree.flatten((net, arguments))
-    return _prepared(treedef, abstract_leaves(leaves_), rowed)
+    return memoized(net, _prepared, treedef, abstract_leaves(leaves_), rowed)
 
 
-@functools.lru_cache(maxsize=256)
 def _prepared(
     treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], rowed: tuple[bool, ...]
 ) -> Prepared:
@@ -95,7 +97,10 @@ def _prepared(
             )
     line = equations(without_exits(net), arguments)
     cut = split(line, chosen(cuts(line), net.cuts, argument="exits"))
-    return Prepared(cut, crossing(cut), found, net.feature, net.patience, net.first, net.ranges)
+    plan = Prepared(cut, crossing(cut), found, net.feature, net.patience, net.first, net.ranges)
+    step = jax.jit(partial(stage_and_exit, plan), static_argnums=0)
+    _steps.add(step)
+    return dataclasses.replace(plan, step=step)
 
 
 def advance(
@@ -145,9 +150,15 @@ def stage_and_exit(
     return Decided(after, logits, *leaves(rule, logits, streak, at + 1))
 
 
-jitted_exit: Any = partial(jax.jit, static_argnames=("plan", "at"))(stage_and_exit)
+_steps: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Compiled steps of all networks that live."""
+
+
+def live_steps() -> list[Any]:
+    """Lists the compiled steps of all networks that live; none goes while the list is there."""
+    return list(_steps)
 
 
 def programmes() -> int:
-    """How many programmes `run` and `warm_up` have compiled, each for a stage and a batch."""
-    return compile_count(jitted_exit)
+    """How many programs `run` and `warm_up` hold compiled, each for a stage and a batch."""
+    return compile_count(*live_steps())

@@ -16,26 +16,34 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxsim.adaptive.exit_queue import run_in_queues, stepper
-from jaxsim.adaptive.exit_step import advance, prepared, programmes, stage_and_exit
+from jaxsim.adaptive.exit_step import (
+    advance,
+    live_steps,
+    prepared,
+    programmes,
+    stage_and_exit,
+)
 from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import Head
 from jaxsim.adaptive.rows import batch_first, check_rows, with_rows
 from jaxsim.adaptive.rule import Buckets, Exits, Rule, check_buckets, check_rule, no_streak
 from jaxsim.cores.partition import Parts
+from jaxsim.internals import compile_count
 from jaxsim.network.network import DATA, META, Network
 from jaxsim.network.stages import held
 from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import is_traced
+from jaxsim.values.memo import Memo, Memoizing
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[*DATA, "heads", "threshold"],
-    meta_fields=[*META, "cuts", "feature", "patience", "first"],
+    meta_fields=[*META, "cuts", "feature", "patience", "first", "memo"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class EarlyExit(Network):
+class EarlyExit(Memoizing, Network):
     """A network with classifiers between its stages; made by `exit_early`.
 
     It is a network in every other way: it is composed, deployed, trained and saved like one. A call
@@ -47,6 +55,7 @@ class EarlyExit(Network):
       threshold, patience, first: when a row leaves, as in `Rule`; the threshold is traced.
       cuts: sites that the stages but the first begin with.
       feature: what a classifier reads.
+      memo: refers to the stages and programs that were made for it.
     """
 
     cut_by: ClassVar[str] = "exit_early"
@@ -57,6 +66,7 @@ class EarlyExit(Network):
     feature: Feature = pooled
     patience: int = 0
     first: int = 1
+    memo: Memo = dataclasses.field(default_factory=Memo)
 
     def __call__(
         self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any
@@ -169,7 +179,8 @@ class EarlyExit(Network):
           How many programmes were compiled; none where they were known.
         """
         check_buckets(buckets)
-        before = programmes()
+        steps = live_steps()
+        before = compile_count(*steps)
         arguments = self.arguments(args, kwargs, key)
         step = stepper(self, arguments, key)
         for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from jaxsim.network.cost import Cost
 from jaxsim.network.cuts import Cut, Equations, chosen, cuts, equations
 from jaxsim.network.network import Network, uncut
 from jaxsim.network.stages import Stages, split
+from jaxsim.values.memo import Memoizing, memoized
 
 
 def check_rows(net: Network, deploy: str) -> None:
@@ -138,10 +138,12 @@ def outline(
     """
     few = with_batch_size(arguments, rowed, 2)
     leaves_, treedef = jax.tree.flatten((without_exits(net), few))
-    return _outline(treedef, abstract_leaves(leaves_), rowed, tuple(names), feature)
+    shapes = abstract_leaves(leaves_)
+    if isinstance(net, Memoizing):
+        return memoized(net, _outline, treedef, shapes, rowed, tuple(names), feature)
+    return _outline(treedef, shapes, rowed, tuple(names), feature)
 
 
-@functools.lru_cache(maxsize=64)
 def _outline(
     treedef: Any,
     shapes: tuple[jax.ShapeDtypeStruct, ...],

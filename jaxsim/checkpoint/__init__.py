@@ -1,15 +1,28 @@
 """Networks and long runs on disk."""
 
-from jaxsim.checkpoint.log import Log, fingerprint
-from jaxsim.checkpoint.resume import Trail, trail
+from jaxsim.checkpoint.log import ScoreCache, run_digest
+from jaxsim.checkpoint.resumable import resumable
+from jaxsim.checkpoint.resume import RunCheckpointer, run_checkpoints
 from jaxsim.checkpoint.save_load import describe, load, save
+from jaxsim.numerics.renamed import old_names
 
 __all__ = [
-    "Log",
-    "Trail",
+    "RunCheckpointer",
+    "ScoreCache",
     "describe",
-    "fingerprint",
     "load",
+    "resumable",
+    "run_checkpoints",
+    "run_digest",
     "save",
-    "trail",
 ]
+
+__getattr__ = old_names(
+    __name__,
+    {
+        "Log": ScoreCache,
+        "Trail": RunCheckpointer,
+        "fingerprint": run_digest,
+        "trail": run_checkpoints,
+    },
+)

@@ -17,7 +17,12 @@ from jaxtyping import Array
 
 
 def abstract_tree(tree: Any, home: jax.sharding.Sharding) -> Any:
-    """Shapes of the arrays, each with the sharding it has, or `home`."""
+    """Lists the shapes of arrays, each with the sharding it has, or another.
+
+    Args:
+      tree: Tree of arrays.
+      home: Sharding of those that do not lie on a mesh.
+    """
 
     def shape(a: Any) -> jax.ShapeDtypeStruct:
         placed = getattr(a, "sharding", None)
@@ -28,19 +33,33 @@ def abstract_tree(tree: Any, home: jax.sharding.Sharding) -> Any:
 
 
 def shape_on(a: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an array, to be placed by a sharding."""
+    """Reads shape and dtype of an array, to be placed by a sharding.
+
+    Args:
+      a: Array, or anything with a shape and dtype.
+      sharding: Where it is to lie.
+    """
     return jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a), sharding=sharding)
 
 
-def boxed(tree: Any) -> dict[str, list[Any]]:
-    """The leaves as orbax takes them: in a list, random keys as their data."""
+def to_leaf_list(tree: Any) -> dict[str, list[Any]]:
+    """Puts leaves in a list as orbax takes them, random keys as their data.
+
+    Args:
+      tree: Tree of arrays.
+    """
     return {"leaves": [_key_data(leaf) for leaf in jax.tree.leaves(tree)]}
 
 
-def unboxed(like: Any, boxed: dict[str, list[Any]]) -> Any:
-    """A tree like `like` of the leaves that `boxed` wrote, each placed where that of `like` is."""
+def from_leaf_list(like: Any, content: dict[str, list[Any]]) -> Any:
+    """Restores a tree from `to_leaf_list`, each leaf placed where that of `like` is.
+
+    Args:
+      like: Tree of the same structure.
+      content: Leaves in a list.
+    """
     leaves, treedef = jax.tree.flatten(like)
-    arrays = [_as_placed(a, leaf) for a, leaf in zip(boxed["leaves"], leaves, strict=True)]
+    arrays = [_placed_like(a, leaf) for a, leaf in zip(content["leaves"], leaves, strict=True)]
     return jax.tree.unflatten(
         treedef,
         [
@@ -50,7 +69,7 @@ def unboxed(like: Any, boxed: dict[str, list[Any]]) -> Any:
     )
 
 
-def _as_placed(a: Any, leaf: Any) -> Any:
+def _placed_like(a: Any, leaf: Any) -> Any:
     """An array that is bound to the default device only if that of the network is.
 
     What is read from disk is bound to the device it was put on, and calls of it compile anew.
@@ -74,13 +93,21 @@ def _key_data(leaf: Any) -> Array | jax.ShapeDtypeStruct:
 
 
 def is_weak(leaf: Any) -> bool:
-    """Whether an array has a weak type."""
+    """Whether an array has a weak type.
+
+    Args:
+      leaf: Array, or anything else.
+    """
     return bool(getattr(leaf, "weak_type", False))
 
 
 @contextmanager
 def readable(path: Any) -> Generator[None]:
-    """Turns what orbax and tensorstore raise on a bad checkpoint into a ValueError."""
+    """Turns what orbax and tensorstore raise on a bad checkpoint into a ValueError.
+
+    Args:
+      path: Folder of the checkpoint, for the error.
+    """
     try:
         yield
     except Exception as error:
@@ -89,7 +116,11 @@ def readable(path: Any) -> Generator[None]:
 
 @contextmanager
 def writable(folder: Path) -> Generator[None]:
-    """Turns what orbax and tensorstore raise of a disk into an OSError of one line."""
+    """Turns what orbax and tensorstore raise of a disk into an OSError of one line.
+
+    Args:
+      folder: Folder that is written to, for the error.
+    """
     said = logging.getLogger("absl")
 
     def of_a_thread(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""What a long sweep has measured so far, and what tells one run from another."""
+"""Scores of a long sweep, and digests that tell one run from another."""
 
 from __future__ import annotations
 
@@ -14,14 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.files import atomic
+from jaxsim.numerics.renamed import old_names
 
 
-def fingerprint(arrays: Any, *facts: Any) -> str:
-    """A digest that another run would not have.
+def run_digest(arrays: Any, *facts: Any) -> str:
+    """Digests arrays and facts, so that another run has another digest.
 
     Args:
-      arrays: tree of arrays, compared bit by bit; random keys as their data.
-      *facts: whatever else matters and has a `repr` that says it.
+      arrays: Tree of arrays, compared bit by bit; random keys as their data.
+      *facts: Whatever else matters, with a `repr` that is the same in every process.
+
+    Returns:
+      64 hexadecimal digits.
+
+    Examples:
+      >>> import numpy as np
+      >>> from jaxsim.checkpoint import run_digest
+      >>> first, second = (run_digest(np.zeros(3), rate) for rate in (0.1, 0.2))
+      >>> len(first), first == second, first == run_digest(np.zeros(3), 0.1)
+      (64, False, True)
     """
     digest = hashlib.sha256(repr(facts).encode())
     for leaf in map(_numbers, jax.tree.leaves(arrays)):
@@ -36,14 +47,14 @@ def _numbers(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
-def programme(compiled: Any, *args: Any) -> tuple[str, bool]:
-    """A digest of what a jitted function computes, with the constants that it closes over.
+def program_digest(compiled: Any, *args: Any) -> tuple[str, bool]:
+    """Digests what a jitted function computes, with the constants that it closes over.
 
     Tracing is shared with the call that follows. Another version of JAX has another digest.
 
     Args:
-      compiled: by `jax.jit`.
-      *args: of a call.
+      compiled: A function that `jax.jit` made.
+      *args: Arguments of a call.
 
     Returns:
       The digest, and whether it covers everything: what a host callback does is not seen.
@@ -54,7 +65,7 @@ def programme(compiled: Any, *args: Any) -> tuple[str, bool]:
     _collect(closed, constants, names)
     # Addresses of functions that rules are kept by.
     text = re.sub(r"0x[0-9a-f]{6,}", "", str(closed))
-    return fingerprint(constants, text), not any("callback" in name for name in names)
+    return run_digest(constants, text), not any("callback" in name for name in names)
 
 
 def _collect(jaxpr: Any, constants: list[Any], names: set[str]) -> None:
@@ -69,37 +80,48 @@ def _collect(jaxpr: Any, constants: list[Any], names: set[str]) -> None:
                     _collect(part, constants, names)
 
 
-class Log:
-    """Scores by name in a file of JSON, written after each: a sweep that was killed goes on.
+class ScoreCache:
+    """Keeps scores by name in a file of JSON, written after each: a sweep that was killed goes on.
 
-    Several processes may fill one log. It is whole at any time, and none loses what another wrote.
+    Several processes may fill one file. It is whole at any time, and none loses what another wrote.
 
     Attributes:
-      path: the file, None for none.
-      scores: what is known, by name.
+      path: The file, None for none.
+      scores: Known scores by name.
+
+    Examples:
+      >>> from jaxsim.checkpoint import ScoreCache
+      >>> cache = ScoreCache(None)
+      >>> cache.get("accuracy of seed 1", lambda: 0.9)
+      0.9
+      >>> cache.get("accuracy of seed 1", lambda: 0.5)
+      0.9
     """
 
     def __init__(self, path: str | Path | None):
-        """Reads what is there.
+        """Reads the scores that are there.
 
         Args:
-          path: file to keep; its folder need not exist. None keeps the scores in memory.
+          path: File to keep; its folder need not exist. None keeps the scores in memory.
 
         Raises:
-          ValueError: what is there is no log.
+          ValueError: The file is there and holds something else.
         """
         self.path = None if path is None else Path(path).expanduser()
         self.scores = self._read()
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """A score, made if it is not known.
+        """Looks a score up, and measures and keeps it where it is not known.
 
         Args:
-          name: what it is of, with every setting that it depends on.
-          make: measures it; what JSON holds.
+          name: Name of the score, with every setting that it depends on.
+          make: Measures it; returns what JSON holds.
+
+        Returns:
+          The score.
 
         Raises:
-          ValueError: the file is no log any more.
+          ValueError: The file is damaged by now.
         """
         if name not in self.scores:
             self._add(name, make())
@@ -127,3 +149,6 @@ class Log:
         if not isinstance(scores, dict):
             raise ValueError(f"path={str(self.path)!r}: no log, but a {type(scores).__name__}")
         return scores
+
+
+__getattr__ = old_names(__name__, {"Log": ScoreCache, "fingerprint": run_digest})

@@ -1,4 +1,4 @@
-"""Arrays as bytes: whole numbers in as few bits as their range takes, all else as it is."""
+"""Packs arrays into bytes: integers in as few bits as their range takes, all else as it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ _WHOLE = 255  # stands for the bytes of an array as they are
 
 
 class Form(NamedTuple):
-    """Shape and type of an array."""
+    """Shape and dtype of an array.
+
+    Attributes:
+      shape: Sizes of its axes.
+      dtype: NumPy dtype, or its name.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
@@ -25,10 +30,16 @@ class Form(NamedTuple):
 
 
 def pack(arrays: Sequence[np.ndarray]) -> bytes:
-    """The bytes of arrays; `unpack` takes them apart.
+    """Packs arrays into bytes that `unpack` takes apart.
 
     Integers and bools are stored less their minimum, in the bits that the largest then takes: 4-bit
     codes in half a byte, a mask in a bit an entry, equal numbers in none.
+
+    Args:
+      arrays: Arrays of any shapes and dtypes.
+
+    Returns:
+      A head for each array, and then the bytes of each.
     """
     heads = np.zeros(len(arrays), _HEAD)
     bodies: list[bytes] = []
@@ -42,19 +53,19 @@ def pack(arrays: Sequence[np.ndarray]) -> bytes:
         head["lo"] = numbers.min()
         numbers -= head["lo"]
         head["bits"] = bits = int(numbers.max()).bit_length()
-        bodies.append(_packed(numbers.astype(np.uint32), bits))
+        bodies.append(_pack_bits(numbers.astype(np.uint32), bits))
     return b"".join([heads.tobytes(), *bodies])
 
 
 def unpack(content: bytes, forms: Sequence[Form]) -> list[np.ndarray]:
-    """The arrays that `pack` was given.
+    """Restores the arrays that `pack` was given.
 
     Args:
-      content: from `pack`.
-      forms: of the arrays.
+      content: Bytes from `pack`.
+      forms: Shape and dtype of each array.
 
     Raises:
-      ValueError: the bytes are not those of such arrays.
+      ValueError: The bytes are not those of such arrays.
     """
     at = len(forms) * _HEAD.itemsize
     heads = np.frombuffer(content[:at].ljust(at, b"\0"), _HEAD)
@@ -71,19 +82,19 @@ def unpack(content: bytes, forms: Sequence[Form]) -> list[np.ndarray]:
         if bits == _WHOLE:
             arrays.append(np.frombuffer(body, dtype).reshape(form.shape))
         else:
-            numbers = _unpacked(body, bits, form.size) + int(head["lo"])
+            numbers = _unpack_bits(body, bits, form.size) + int(head["lo"])
             arrays.append(numbers.astype(dtype).reshape(form.shape))
     if len(arrays) < len(forms) or at != len(content):
         raise ValueError(f"{len(content)} bytes are not those of {len(forms)} such arrays")
     return arrays
 
 
-def _packed(numbers: np.ndarray, bits: int) -> bytes:
+def _pack_bits(numbers: np.ndarray, bits: int) -> bytes:
     """Numbers below 2^bits, each in so many bits, the most significant first."""
     places = np.arange(bits - 1, -1, -1, dtype=np.uint32)
     return np.packbits(((numbers[:, None] >> places) & 1).astype(np.uint8)).tobytes()
 
 
-def _unpacked(body: bytes, bits: int, count: int) -> np.ndarray:
+def _unpack_bits(body: bytes, bits: int, count: int) -> np.ndarray:
     ones = np.unpackbits(np.frombuffer(body, np.uint8), count=count * bits).reshape(count, bits)
     return ones.astype(np.int64) @ (1 << np.arange(bits - 1, -1, -1, dtype=np.int64))

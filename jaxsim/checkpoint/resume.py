@@ -11,63 +11,103 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxsim.checkpoint.leaves import abstract_tree, boxed, is_weak, readable, unboxed, writable
+from jaxsim.checkpoint.leaves import (
+    abstract_tree,
+    from_leaf_list,
+    is_weak,
+    readable,
+    to_leaf_list,
+    writable,
+)
 from jaxsim.files import atomic
 
 
-class Trail(NamedTuple):
+class RunCheckpointer(NamedTuple):
     """Numbered checkpoints of a long run, of which the newest is kept.
 
     Attributes:
-      manager: an orbax `CheckpointManager`.
+      manager: An orbax `CheckpointManager`.
+
+    Examples:
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from jaxsim.checkpoint import run_checkpoints
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     with run_checkpoints(f"{folder}/run", run={"seed": 1}) as kept:
+      ...         kept.add(5, {"w": np.ones(2)})
+      ...     with run_checkpoints(f"{folder}/run", run={"seed": 1}) as kept:
+      ...         number, tree = kept.newest({"w": np.zeros(2)})
+      >>> number, tree["w"].tolist()
+      (5, [1.0, 1.0])
     """
 
     manager: Any
 
     def newest(self, like: Any) -> tuple[int, Any]:
-        """The number and content of the newest checkpoint; 0 and `like` where there is none.
+        """Reads the newest checkpoint: its number and content; 0 and `like` where there is none.
 
         Its arrays lie where those of `like` do and are committed there if those are, so that what
         was compiled for `like` is not compiled again. Neither has weak types.
 
+        Args:
+          like: Tree of arrays of the shapes, dtypes and devices that are expected.
+
         Raises:
-          ValueError: the newest one does not hold what `like` does.
+          ValueError: The newest one does not hold what `like` does.
         """
         import orbax.checkpoint as ocp
 
-        step = self.manager.latest_step()
-        if step is None:
+        number = self.manager.latest_step()
+        if number is None:
             return 0, jax.tree.map(lambda a: a.astype(a.dtype) if is_weak(a) else a, like)
         target = abstract_tree(like, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         with readable(self.manager.directory):
-            kept = self.manager.restore(step, args=ocp.args.StandardRestore(boxed(target)))
-        return step, unboxed(like, kept)
+            content = self.manager.restore(
+                number, args=ocp.args.StandardRestore(to_leaf_list(target))
+            )
+        return number, from_leaf_list(like, content)
 
-    def add(self, step: int, tree: Any) -> None:
+    def add(self, number: int, tree: Any) -> None:
         """Writes a checkpoint; it counts once it is complete.
 
+        Args:
+          number: Steps or epochs done, above that of every checkpoint before.
+          tree: Arrays to keep.
+
         Raises:
-          OSError: it cannot be written; the newest one is still the one before.
+          OSError: It cannot be written; the newest one is still the one before.
         """
         import orbax.checkpoint as ocp
 
         with writable(Path(self.manager.directory)):
-            self.manager.save(step, args=ocp.args.StandardSave(boxed(tree)))
+            self.manager.save(number, args=ocp.args.StandardSave(to_leaf_list(tree)))
 
 
 @contextmanager
-def trail(
+def run_checkpoints(
     folder: str | Path, *, run: Mapping[str, Any], read_only: bool = False
-) -> Generator[Trail]:
+) -> Generator[RunCheckpointer]:
     """Opens a folder of numbered checkpoints, which is locked until the end.
 
     Args:
-      folder: made if need be.
-      run: what tells the run from others, by name, as JSON holds it; kept in the folder.
-      read_only: neither lock nor make the folder: another process may be adding checkpoints.
+      folder: Path of the folder, made if need be.
+      run: Settings and digests that tell the run from others, by name, as JSON holds them; kept in
+        the folder.
+      read_only: Neither lock nor make the folder: another process may be adding checkpoints.
+
+    Yields:
+      A `RunCheckpointer` of the folder.
 
     Raises:
-      ValueError: the folder belongs to another run, or another process writes to it.
+      ValueError: The folder belongs to another run, or another process writes to it.
+
+    Examples:
+      >>> import tempfile
+      >>> from jaxsim.checkpoint import run_checkpoints
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     with run_checkpoints(f"{folder}/run", run={"seed": 1}) as kept:
+      ...         kept.newest({"w": 0.0})
+      (0, {'w': 0.0})
     """
     import orbax.checkpoint as ocp
 
@@ -84,7 +124,7 @@ def trail(
         )
         manager = ocp.CheckpointManager(path, options=options)
         stack.callback(manager.close)
-        yield Trail(manager)
+        yield RunCheckpointer(manager)
 
 
 def _check_note(folder: str | Path, run: Mapping[str, Any], *, write: bool) -> None:

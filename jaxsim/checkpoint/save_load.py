@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.checkpoint.leaves import abstract_tree, boxed, readable, shape_on, unboxed, writable
+from jaxsim.checkpoint.leaves import (
+    abstract_tree,
+    from_leaf_list,
+    readable,
+    shape_on,
+    to_leaf_list,
+    writable,
+)
 from jaxsim.checkpoint.packing import Form, pack, unpack
 from jaxsim.files import atomic
 from jaxsim.network.deployment import params_read
@@ -37,12 +44,25 @@ def save(path: str | Path, net: Network) -> None:
     more, because their sites read what was written, are left out.
 
     Args:
-      path: folder to make. It appears when it is complete and not before.
-      net: deployed or not. Arrays of a deployed one must be on devices of this process.
+      path: Folder to make. It appears when it is complete and not before.
+      net: Network, deployed or not. Arrays of a deployed one must be on devices of this process.
 
     Raises:
-      ValueError: the folder exists, or another thread or process is saving to it.
-      OSError: it cannot be written; nothing of it is left.
+      ValueError: The folder exists, or another thread or process is saving to it.
+      OSError: It cannot be written; nothing of it is left.
+
+    Examples:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.ones((2, 4))
+      >>> net = js.quantize(4, 8)(js.trace(lambda w, x: x @ w, jnp.eye(4), x))
+      >>> chip = js.deploy(net, calibrate=x)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     js.save(f"{folder}/chip", chip)
+      ...     again = js.load(f"{folder}/chip", like=net)
+      >>> bool((again(x) == chip(x)).all())
+      True
     """
     folder = Path(path).absolute()
     with atomic.locked("path", folder):
@@ -59,9 +79,9 @@ def _write(folder: Path, net: Network) -> None:
         "deployed": net.deployed,
         "calibrated": net.calibrated,
     }
-    content = boxed(data_fields(net))
+    content = to_leaf_list(data_fields(net))
     if net.deployed:
-        content = pack([np.asarray(leaf) for leaf in boxed(_stored(net))["leaves"]])
+        content = pack([np.asarray(leaf) for leaf in to_leaf_list(_stored_fields(net))["leaves"]])
         metadata["check"] = _check(content, metadata)
         content = {"packed": jnp.frombuffer(content, jnp.uint8)}
     metadata["format"] = _PACKED if net.deployed else _FORMAT
@@ -80,8 +100,8 @@ def load(path: str | Path, like: Network) -> Network:
     """Reads a network that `save` wrote.
 
     Args:
-      path: the folder.
-      like: the same model, traced and composed in the same way, not deployed. It brings the code,
+      path: Folder that `save` made.
+      like: The same model, traced and composed in the same way, not deployed. It brings the code,
         which is not checked beyond its sites, and the devices; every array comes from the folder.
 
     Returns:
@@ -89,7 +109,19 @@ def load(path: str | Path, like: Network) -> Network:
       are not stored, and are NaN.
 
     Raises:
-      ValueError: no such checkpoint, or one of another model or composition.
+      ValueError: No such checkpoint, or one of another model or composition.
+
+    Examples:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda w, x: x @ w, 2 * jnp.eye(4), jnp.ones((2, 4)))
+      >>> like = js.trace(lambda w, x: x @ w, jnp.zeros((4, 4)), jnp.ones((2, 4)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     js.save(f"{folder}/net", net)
+      ...     again = js.load(f"{folder}/net", like=like)
+      >>> float(again(jnp.ones((2, 4))).sum())
+      16.0
     """
     import orbax.checkpoint as ocp
 
@@ -117,20 +149,20 @@ def load(path: str | Path, like: Network) -> Network:
             like, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
     if form == _PACKED:
-        return _unpacked(path, like, metadata)
+        return _load_packed(path, like, metadata)
     content = data_fields(like)
-    target = abstract_tree(content, _home(like))
+    target = abstract_tree(content, _default_sharding(like))
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
-        content = unboxed(content, checkpointer.restore(folder, boxed(target)))
+        content = from_leaf_list(content, checkpointer.restore(folder, to_leaf_list(target)))
     return dataclasses.replace(like, **content)
 
 
-def _unpacked(path: str | Path, like: Network, metadata: dict[str, Any]) -> Network:
+def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> Network:
     """A deployed network from its packed arrays."""
     import orbax.checkpoint as ocp
 
-    target = abstract_tree(_stored(like), _home(like))
-    leaves = boxed(target)["leaves"]
+    target = abstract_tree(_stored_fields(like), _default_sharding(like))
+    leaves = to_leaf_list(target)["leaves"]
     forms = [Form(tuple(leaf.shape), leaf.dtype) for leaf in leaves]
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         packed = checkpointer.restore(Path(path).absolute())["packed"]
@@ -139,7 +171,7 @@ def _unpacked(path: str | Path, like: Network, metadata: dict[str, Any]) -> Netw
             raise ValueError("its bytes are not those that were written")
         arrays = unpack(content, forms)
     placed = [jax.device_put(a, leaf.sharding) for a, leaf in zip(arrays, leaves, strict=True)]
-    found = unboxed(target, {"leaves": placed})
+    found = from_leaf_list(target, {"leaves": placed})
     kept = found["params"]
     params = [
         kept.get(name, jnp.full(jnp.shape(leaf), jnp.nan, jnp.result_type(leaf)))
@@ -149,8 +181,8 @@ def _unpacked(path: str | Path, like: Network, metadata: dict[str, Any]) -> Netw
     return dataclasses.replace(like, **found)
 
 
-def _stored(net: Network) -> dict[str, Any]:
-    """What is stored of a deployed network: all but the parameters that it does not read."""
+def _stored_fields(net: Network) -> dict[str, Any]:
+    """The fields of a deployed network without the parameters that it does not read."""
     read = params_read(net)
     leaves = zip(param_names(net), jax.tree.leaves(net.params), strict=True)
     return {**data_fields(net), "params": {name: leaf for name, leaf in leaves if name in read}}
@@ -168,7 +200,24 @@ def _nameable(line: str) -> str:
 
 
 def describe(net: Network) -> list[str]:
-    """A network in lines: each site with the static part of its core, masks, parameters, exits."""
+    """Describes a network in lines: sites with the static part of their cores, masks, parameters.
+
+    Two networks of the same lines can read one another's checkpoints.
+
+    Args:
+      net: Network of any kind.
+
+    Returns:
+      A line for each site, mask, array and cut.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> from jaxsim.checkpoint import describe
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(4)}, jnp.ones((2, 4)))
+      >>> describe(net)
+      ['w float32[][4, 4] ', '0/w float32[4, 4]']
+    """
     sites = [
         f"{s.name} {s.dtype}{list(s.stack)}{list(s.w_shape)} "
         + " ".join(w.signature() for w in net.cores.get(s.name, ()))
@@ -182,8 +231,8 @@ def describe(net: Network) -> list[str]:
     return [*sites, *masks, *arrays, *net.cut_lines]
 
 
-def _home(net: Network) -> jax.sharding.Sharding:
-    """Where a network's arrays go that do not say: on the devices of its parameters."""
+def _default_sharding(net: Network) -> jax.sharding.Sharding:
+    """The sharding of arrays that have none: on the devices of the network's parameters."""
     shardings = [leaf.sharding for leaf in jax.tree.leaves(net.params) if hasattr(leaf, "sharding")]
     if shardings and isinstance(shardings[0], jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(shardings[0].mesh, jax.sharding.PartitionSpec())

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import jaxsim as js
-from jaxsim.checkpoint.log import Log, fingerprint
+from jaxsim.checkpoint.log import ScoreCache, run_digest
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.evaluate.comparison import Comparison, classify, compare
@@ -67,7 +67,6 @@ def run(demo: Demo) -> Comparison:
     checked_seed(demo.seed)
     atomic.check_target("json", demo.json)
     console, started = Console(quiet=demo.quiet), time.perf_counter()
-    jax.config.update("jax_compilation_cache_dir", str(demo.cache.expanduser() / "compiled"))
     train, test = fashion_mnist("train"), fashion_mnist("test")
     console.print(f"Fashion-MNIST from {train.source}")
     net, sparse = trained(
@@ -87,7 +86,7 @@ def run(demo: Demo) -> Comparison:
         atomic.write_json(demo.json, [row._asdict() for row in table.rows])
 
     few = test._replace(images=test.images[: demo.images], labels=test.labels[: demo.images])
-    log = Log(demo.cache / "sweep.json")
+    log = ScoreCache(demo.cache / "sweep.json")
     panels = sweep(sparse, train, few, programmings=demo.programmings, log=log, quiet=demo.quiet)
     figure = demo.out / "sweep.png"
     accuracy_curves(
@@ -126,7 +125,7 @@ def sweep(
     test: Images,
     *,
     programmings: int,
-    log: Log,
+    log: ScoreCache,
     quiet: bool = False,
 ) -> dict[str, dict[str, Curve]]:
     """Measures accuracy of analog chips against ADC bits and against cell error.
@@ -169,7 +168,7 @@ def sweep(
         for label, curves in settings.items()
     }
     calibrate = train.images[:128]
-    run = fingerprint(
+    run = run_digest(
         (net.params, net.buffers, net.masks, calibrate, *test[:2]), describe(digital(net))
     )
     for label, name, i, trial in track(points, "sweeping", disable=quiet):

@@ -15,9 +15,12 @@ Examples:
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
 import sys
+from collections.abc import Generator
+from pathlib import Path
 
 import jax
 import tyro
@@ -59,6 +62,17 @@ def main(args: list[str] | None = None) -> None:
         _end(f"out of memory: {error}")
 
 
+@contextlib.contextmanager
+def _compilation_cache(folder: Path) -> Generator[None]:
+    """Keeps compiled programs in a folder, and what was set before when it ends."""
+    before: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 def _end(message: str) -> None:
     print(f"jaxsim: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
@@ -93,7 +107,8 @@ def _run(args: list[str]) -> None:
     )
     match chosen:
         case demo.Demo():
-            demo.run(chosen)
+            with _compilation_cache(chosen.cache.expanduser() / "compiled"):
+                demo.run(chosen)
         case recipe.Trace():
             recipe.show(chosen)
         case recipe.Transform():

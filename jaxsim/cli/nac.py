@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from jaxsim import solvers as js
-from jaxsim.checkpoint.resume import trail
-from jaxsim.console.progress import progress
+from jaxsim.checkpoint.resumable import resumable
+from jaxsim.checkpoint.resume import run_checkpoints
 from jaxsim.files import atomic
 from jaxsim.numerics import memory
 from jaxsim.numerics.checks import check_range, checked_int, checked_seed
@@ -125,56 +126,93 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
     Raises:
       ValueError: A setting out of range, or a folder of another run.
     """
-    steps, every = checked_int("steps", args.steps, 1), checked_int("every", args.every, 1)
-    memory.check(f"steps={steps}", 4 * steps, "lower it")
+    _check(args)
+    network, optimizer = meta_network(args.network), js.meta_optimizer(args.rate, args.steps)
+    key = jax.random.key(args.seed)
+    stages, settings = _stages(args, network, optimizer), _settings(args)
+
+    def step(at: tuple[Any, Array], i: int) -> tuple[tuple[Any, Array], Array]:
+        state, value = stages[i * len(stages) // args.steps](at[0], key)
+        return (state, at[1].at[i].set(value)), value
+
+    state, curve = resumable(
+        step,
+        (js.init_meta(network, optimizer, key), jnp.full(args.steps, jnp.nan)),
+        lambda done: range(done, args.steps),
+        steps=args.steps,
+        folder=args.out / "checkpoints",
+        run=settings,
+        every=args.every,
+        on_open=lambda: _note(args.out / "settings.json", settings),
+        label="meta-training",
+        value="NashConv",
+        quiet=args.quiet,
+    )
+    _write(args, np.asarray(curve))
+    return js.network_solver(network, state.params), np.asarray(curve)
+
+
+def _check(args: Train) -> None:
+    """Checks the settings of a run.
+
+    Raises:
+      ValueError: One is out of range, or a file that cannot be written.
+    """
+    checked_int("steps", args.steps, 1)
+    checked_int("every", args.every, 1)
+    memory.check(f"steps={args.steps}", 4 * args.steps, "lower it")
     check_range("rate", args.rate, 0, above=True)
     if args.grow and args.game != "skill":
         raise ValueError(f"grow={args.grow}: games of {args.game!r} have one size; must be empty")
-    network = meta_network(args.network)
-    devices = [d for d in jax.devices() if args.batch % len(jax.devices()) == 0 or d.id == 0]
-    mesh = jax.make_mesh((len(devices),), ("games",)) if len(devices) > 1 else None
-    optimizer = js.meta_optimizer(args.rate, steps)
-    key = jax.random.key(checked_seed(args.seed))
+    meta_network(args.network)
+    checked_seed(args.seed)
     atomic.check_target("plot", args.plot, image=True)
     atomic.check_target("json", args.json)
-    made = [recipe(args.game, dim=dim) for dim in (*args.grow, args.dim)]
-    stages = [
+
+
+def _stages(args: Train, network: Any, optimizer: Any) -> list[Callable[..., Any]]:
+    """The step of meta-training on games of each size, in turn."""
+    devices = [d for d in jax.devices() if args.batch % len(jax.devices()) == 0 or d.id == 0]
+    mesh = jax.make_mesh((len(devices),), ("games",)) if len(devices) > 1 else None
+    recipes = [recipe(args.game, dim=dim) for dim in (*args.grow, args.dim)]
+    return [
         js.meta_step(
             network,
-            m.objective,
-            m.sample,
+            r.objective,
+            r.sample,
             optimizer,
             batch=args.batch,
-            gradient=m.gradient,
+            gradient=r.gradient,
             mesh=mesh,
         )
-        for m in made
+        for r in recipes
     ]
-    told = {k: v for k, v in dataclasses.asdict(args).items() if k not in _NOT_OF_THE_RUN}
-    state = js.init_meta(network, optimizer, key)
-    curve = jnp.full(steps, jnp.nan)
-    with trail(args.out / "checkpoints", run=told) as kept:
-        note = args.out / "settings.json"
-        if not note.exists() or not note.stat().st_size:
-            atomic.write_text(note, json.dumps(told, indent=1) + "\n")
-        done, (state, curve) = kept.newest((state, curve))
-        with progress("meta-training", steps, done, "NashConv", quiet=args.quiet) as advance:
-            for i in range(done, steps):
-                state, value = stages[i * len(stages) // steps](state, key)
-                curve = curve.at[i].set(value)
-                advance(value)
-                if (i + 1) % every == 0 or i + 1 == steps:
-                    kept.add(i + 1, (state, curve))
-    found = np.asarray(curve)
+
+
+def _settings(args: Train) -> dict[str, Any]:
+    """The settings that change what is computed."""
+    return {k: v for k, v in dataclasses.asdict(args).items() if k not in _NOT_OF_THE_RUN}
+
+
+def _note(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings beside the checkpoints, once."""
+    if not path.exists() or not path.stat().st_size:
+        atomic.write_text(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _write(args: Train, objective: Float[np.ndarray, " steps"]) -> None:
+    """Writes the objective at each step, where that is asked for."""
     if args.json is not None:
-        atomic.write_json(args.json, {"objective": found.tolist()})
+        atomic.write_json(args.json, {"objective": objective.tolist()})
     if args.plot is not None:
         from jaxsim.solvers.plot import nash_conv_curves
 
         nash_conv_curves(
-            args.plot, {args.network: found[None]}, title=f"objective, {args.game}", along="steps"
+            args.plot,
+            {args.network: objective[None]},
+            title=f"objective, {args.game}",
+            along="steps",
         )
-    return js.network_solver(network, state.params), found
 
 
 _NOT_OF_THE_RUN = ("out", "every", "plot", "json", "quiet")
@@ -201,7 +239,7 @@ def load_solver(folder: Path) -> tuple[MetaSolver, dict[str, Any]]:
     network = meta_network(told["network"])
     optimizer = js.meta_optimizer(told["rate"], told["steps"])
     state = js.init_meta(network, optimizer, jax.random.key(0))
-    with trail(folder / "checkpoints", run=told, read_only=True) as kept:
+    with run_checkpoints(folder / "checkpoints", run=told, read_only=True) as kept:
         done, (state, _) = kept.newest((state, jnp.full(told["steps"], jnp.nan)))
     if done == 0:
         raise ValueError(f"folder={str(folder)!r}: no checkpoint yet")

@@ -17,16 +17,13 @@ from jaxsim.network.leaves import check_like, is_array
 from jaxsim.network.network import Network
 from jaxsim.pipeline import mpmd, spmd
 from jaxsim.pipeline.microbatch import updates_buffers
-from jaxsim.pipeline.mpmd import is_inexact
 from jaxsim.pipeline.pipeline import (
     Pipeline,
-    Prepared,
     check_spmd,
-    layout_of,
-    prepared,
     run_everywhere,
-    spmd_options,
 )
+from jaxsim.pipeline.plan import PipelinePlan, layout_of, pipeline_plan
+from jaxsim.pipeline.programs import is_inexact
 
 
 def pipeline_value_and_grad(
@@ -35,10 +32,10 @@ def pipeline_value_and_grad(
     *,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Callable[..., tuple[Any, Any]]:
-    """A loss of a pipeline and its gradients, like `jax.value_and_grad` of the network.
+    """Makes a step that computes a loss of a pipeline and its gradients, as `jax.value_and_grad`.
 
     Args:
-      net: from `pipeline_shard`, not deployed.
+      net: A pipeline, from `pipeline_shard`, not deployed.
       loss_fn: `(outputs, targets) -> scalar`. It must be a mean (or sum) over the examples: it is
         called for each micro-batch, and nothing can tell whether it is.
       reduction: "mean" averages the losses of the micro-batches, "sum" adds them.
@@ -53,8 +50,19 @@ def pipeline_value_and_grad(
       waits for its results, so that what a device raises comes out of the step.
 
     Raises:
-      ValueError: no pipeline, or a deployed one; in a step, parameters of other shapes, a batch
-        that is no pair or not divisible, or a loss that is no scalar.
+      ValueError: Any other network, or a deployed one; in a step, parameters of other shapes, a
+        batch that is no pair or not divisible, or a loss that is no scalar.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p[0] @ p[1], [jnp.eye(4)] * 2, jnp.ones((8, 4)))
+      >>> pipe = js.pipeline_shard(2, 4, devices=jax.devices()[:1] * 2)(net)
+      >>> step = js.pipeline_value_and_grad(pipe, lambda y, target: jnp.mean((y - target) ** 2))
+      >>> loss, grads = step(pipe.params, (jnp.ones((8, 4)), jnp.zeros((8, 4))))
+      >>> float(loss), [g.shape for g in grads]
+      (1.0, [(4, 4), (4, 4)])
     """
     if not isinstance(net, Pipeline):
         raise ValueError("net: is no pipeline; js.pipeline_shard(…)(net) makes one")
@@ -75,29 +83,19 @@ def pipeline_value_and_grad(
         given = batch_of(inputs, "batch")
         current = dataclasses.replace(net, params=params)
         arguments = net.arguments(given.args, {**kwargs, **given.kwargs}, key)
-        plan = prepared(current, arguments)
+        plan = pipeline_plan(current, arguments)
         aims = Parts.of(targets, is_array)
         if layout.engine == "spmd":
             check_spmd(arguments, key)
             loss, grads = _spmd_step(current, plan, arguments, aims, loss_fn, reduction)
             return loss, jax.tree.map(_gradient, grads, params)
-        tree, losses = plan.losses
 
         def loss_of(outputs: list[Array], arrays: list[Any]) -> tuple[Array, list[Array]]:
             given = dataclasses.replace(aims, arrays=tuple(arrays))
-            return _loss(outputs, given, loss_fn=loss_fn, scale=scale, tree=tree)
+            return _loss(outputs, given, loss_fn=loss_fn, scale=scale, tree=plan.loss_tree)
 
         loss, grads, parts = mpmd.value_and_grad(
-            current,
-            plan.cut,
-            plan.batch,
-            arguments,
-            aims.arrays,
-            key,
-            plan.programmes,
-            layout.schedule,
-            losses,
-            loss_of,
+            current, plan, arguments, key, aims.arrays, loss_of
         )
         leaves, treedef = jax.tree.flatten(params)
         found = jax.tree.unflatten(
@@ -105,7 +103,7 @@ def pipeline_value_and_grad(
         )
         if not updates_buffers(arguments):
             return jax.block_until_ready((loss, found))
-        outputs = jax.tree.unflatten(plan.cut.equations.out_tree, plan.joint.join(parts))
+        outputs = jax.tree.unflatten(plan.cut.equations.out_tree, plan.join.join(parts))
         return jax.block_until_ready(((loss, outputs[1]), found))
 
     return step
@@ -136,32 +134,21 @@ def _scalar(loss: Any) -> Array:
 
 def _spmd_step(
     net: Pipeline,
-    plan: Prepared,
+    plan: PipelinePlan,
     arguments: Parts,
     targets: Parts,
     loss_fn: Any,
     reduction: Literal["mean", "sum"],
 ) -> tuple[Array, Any]:
-    tree, losses = plan.losses
-    divided = [plan.batch.divides(a) for a in arguments.arrays]
-    options = spmd_options(net, plan)
-
     def loss(outputs: list[Array], arrays: list[Array]) -> Array:
         whole = dataclasses.replace(targets, arrays=tuple(arrays)).whole()
-        return _scalar(loss_fn(jax.tree.unflatten(tree, [outputs[i] for i in losses]), whole))
+        read = jax.tree.unflatten(plan.loss_tree, [outputs[i] for i in plan.loss_outputs])
+        return _scalar(loss_fn(read, whole))
 
     def run(net: Pipeline, arrays: Any, aims: Any) -> tuple[Array, Any]:
         def total(params: Any) -> Array:
-            return spmd.loss_of(
-                dataclasses.replace(net, params=params),
-                arguments=arrays,
-                targets=aims,
-                loss=loss,
-                divided=divided,
-                divided_targets=[plan.batch.divides(a) for a in aims],
-                mean=reduction == "mean",
-                **options,
-            )
+            current = dataclasses.replace(net, params=params)
+            return spmd.loss_of(current, plan, arrays, aims, loss, mean=reduction == "mean")
 
         return jax.value_and_grad(total)(net.params)
 

@@ -1,4 +1,4 @@
-"""Tables of a pipeline: what each stage holds and computes, and its memory in a training step."""
+"""Tables of a pipeline: what each stage reads and computes, and its memory in a training step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxsim.console.table import render
 from jaxsim.network.network import Network
 from jaxsim.network.stages import Stages, held
-from jaxsim.pipeline.mpmd import Programme, Work
+from jaxsim.pipeline.programs import StageProgram, TaskInputs
 from jaxsim.pipeline.tables import memory_table, stages_table
 
 
@@ -20,12 +20,12 @@ class StageRow(NamedTuple):
     """One stage.
 
     Attributes:
-      name: the site it begins with.
-      equations: number of equations that an input reaches.
-      flops: of the forward, a micro-batch.
-      params: entries of the parameters it reads.
-      boundary_bytes: of the activations that enter it, a micro-batch.
-      devices: where it runs.
+      name: Name of the site it begins with.
+      equations: Number of equations that an input reaches.
+      flops: Floating-point operations of the forward, a micro-batch.
+      params: Entries of the parameters it reads.
+      boundary_bytes: Bytes of the activations that enter it, a micro-batch.
+      devices: Devices it runs on.
     """
 
     name: str
@@ -40,8 +40,8 @@ class StageTable(NamedTuple):
     """The stages of a pipeline.
 
     Attributes:
-      rows: in order of execution.
-      micro: size of the micro-batch that they are counted for.
+      rows: One a stage, in order of execution.
+      micro: Rows of the micro-batch that they are counted for.
     """
 
     rows: tuple[StageRow, ...]
@@ -58,12 +58,12 @@ class StageMemory(NamedTuple):
     """Bytes of one stage in a training step.
 
     Attributes:
-      params: of its parameters.
-      gradients: of their gradients' sums.
-      kept: from the forward to the backward of one micro-batch.
-      in_flight: how many micro-batches it keeps at most.
-      temporary: of the larger of its two programmes, while it runs.
-      results: activations that the larger one returns.
+      params: Bytes of its parameters.
+      gradients: Bytes of the sums of their gradients.
+      kept: Bytes kept from the forward to the backward of one micro-batch.
+      in_flight: Number of micro-batches it keeps at most.
+      temporary: Bytes of the larger of its two programs, while it runs.
+      results: Bytes of the activations that the larger one returns.
     """
 
     params: int
@@ -75,12 +75,12 @@ class StageMemory(NamedTuple):
 
     @property
     def activations(self) -> int:
-        """All but parameters and gradients."""
+        """Bytes of all but parameters and gradients."""
         return self.kept * self.in_flight + self.temporary + self.results
 
     @property
     def peak(self) -> int:
-        """All of it."""
+        """Bytes of all of it."""
         return self.params + self.gradients + self.activations
 
 
@@ -88,9 +88,9 @@ class MemoryTable(NamedTuple):
     """Memory of a pipeline by stage.
 
     Attributes:
-      rows: in order of execution.
-      microbatches: their number.
-      micro: size of each.
+      rows: One a stage, in order of execution.
+      microbatches: Number of micro-batches.
+      micro: Rows of each.
     """
 
     rows: tuple[StageMemory, ...]
@@ -99,7 +99,7 @@ class MemoryTable(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Of the stage that needs most."""
+        """Bytes of the stage that needs most."""
         return max(row.peak for row in self.rows)
 
     def __str__(self) -> str:
@@ -111,23 +111,23 @@ class MemoryTable(NamedTuple):
         )
 
 
-def stage_memory(net: Network, cut: Stages, programme: Programme, in_flight: int) -> StageMemory:
-    """Bytes of one stage, from its compiled programmes; nothing is run.
+def stage_memory(net: Network, cut: Stages, program: StageProgram, in_flight: int) -> StageMemory:
+    """Counts the bytes of one stage from its compiled programs; nothing is run.
 
     Args:
-      net: the network.
-      cut: its stages.
-      programme: of the stage.
-      in_flight: how many micro-batches it keeps at most.
+      net: The network.
+      cut: Its stages.
+      program: Program of the stage.
+      in_flight: Number of micro-batches it keeps at most.
     """
-    own, work = work_shapes(net, cut, programme)
-    keep = programme.keep.lower(own, work)
+    own, inputs = input_shapes(net, cut, program)
+    keep = program.keep.lower(own, inputs)
     outputs, residuals = keep.out_info
-    cotangents = [outputs[i] for i in programme.wanted]
-    backward = programme.backward.lower(own, work, residuals, cotangents, own.params)
+    cotangents = [outputs[i] for i in program.differentiated]
+    backward = program.backward.lower(own, inputs, residuals, cotangents, own.params)
     first, second = (step.compile().memory_analysis() for step in (keep, backward))
     params = sum(map(nbytes, jax.tree.leaves(own.params)))
-    kept = sum(map(nbytes, (*work.live, *work.arguments, *residuals)))
+    kept = sum(map(nbytes, (*inputs.live, *inputs.arguments, *residuals)))
     into, back = (
         sum(map(nbytes, outputs)),
         sum(map(nbytes, jax.tree.leaves(backward.out_info[1]))),
@@ -136,26 +136,39 @@ def stage_memory(net: Network, cut: Stages, programme: Programme, in_flight: int
     return StageMemory(params, params, kept, in_flight, *larger)
 
 
-def work_shapes(net: Network, cut: Stages, programme: Programme) -> tuple[Any, Work]:
-    """Shapes of what a stage is given for a micro-batch, on its devices."""
-    place, stage = programme.place, programme.stage
+def input_shapes(net: Network, cut: Stages, program: StageProgram) -> tuple[Any, TaskInputs]:
+    """Lists the shapes of what a stage is given for a micro-batch, on its devices.
+
+    Args:
+      net: The network.
+      cut: Its stages.
+      program: Program of the stage.
+
+    Returns:
+      Shapes of what it reads of the network, and of the inputs of a task.
+    """
+    devices, stage = program.devices, program.stage
 
     def shape(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a), sharding=sharding)
 
-    own = jax.tree.map(lambda a: shape(a, place.whole), held(net, cut, stage))
+    own = jax.tree.map(lambda a: shape(a, devices.replicated), held(net, cut, stage))
     line = cut.equations
     arguments = [line.arguments[i].aval for i in stage.arguments]
     key = jax.eval_shape(lambda: jax.random.key(0)) if net.cores else None
-    return own, Work(
-        [shape(a, place.sharding(a)) for a in arguments],
-        [shape(a, place.sharding(a)) for a in stage.live],
+    return own, TaskInputs(
+        [shape(a, devices.sharding(a)) for a in arguments],
+        [shape(a, devices.sharding(a)) for a in stage.live],
         key,
         jax.ShapeDtypeStruct((), np.int32),
     )
 
 
 def nbytes(a: Any) -> int:
-    """Bytes of an array or of its shape."""
+    """Counts the bytes of an array.
+
+    Args:
+      a: Array, or its shape and dtype.
+    """
     dtype = a.dtype
     return math.prod(a.shape) * (dtype.itemsize if isinstance(dtype, np.dtype) else 8)

@@ -19,48 +19,63 @@ from jaxsim.network.network import Network
 from jaxsim.numerics.checks import is_traced
 
 
-class Batch(NamedTuple):
+class BatchSplit(NamedTuple):
     """How arrays divide into micro-batches.
 
     Attributes:
-      size: of the mini-batch: the leading axis of the first argument that has one.
-      microbatches: their number.
+      size: Rows of the mini-batch: the leading axis of the first argument that has one.
+      microbatches: Number of micro-batches, which divides the size.
     """
 
     size: int
     microbatches: int
 
     @property
-    def micro(self) -> int:
-        """Size of a micro-batch."""
+    def microbatch_size(self) -> int:
+        """Rows of a micro-batch."""
         return self.size // self.microbatches
 
     def divides(self, a: Any) -> bool:
-        """Whether an array is divided: whether its leading axis is the batch."""
+        """Whether an array is divided: whether its leading axis is the batch.
+
+        Args:
+          a: Array of a call.
+        """
         return np.ndim(a) > 0 and np.shape(a)[0] == self.size
 
     def shape(self, a: Any) -> jax.ShapeDtypeStruct:
-        """The shape of an array in one micro-batch."""
-        shape = (self.micro, *np.shape(a)[1:]) if self.divides(a) else np.shape(a)
+        """Computes the shape of an array in one micro-batch.
+
+        Args:
+          a: Array of a call.
+        """
+        shape = (self.microbatch_size, *np.shape(a)[1:]) if self.divides(a) else np.shape(a)
         return jax.ShapeDtypeStruct(shape, a.dtype)
 
     def parts(self, arrays: Sequence[Any]) -> list[list[Any]]:
-        """The arrays of each micro-batch; those without a batch axis are in all of them."""
-        divided = iter(_divided([a for a in arrays if self.divides(a)], self.microbatches))
+        """Divides arrays into micro-batches; those without a batch axis are in all of them.
+
+        Args:
+          arrays: Arrays of a call.
+
+        Returns:
+          The arrays of each micro-batch.
+        """
+        divided = iter(_divide([a for a in arrays if self.divides(a)], self.microbatches))
         columns = [next(divided) if self.divides(a) else [a] * self.microbatches for a in arrays]
         return [[column[m] for column in columns] for m in range(self.microbatches)]
 
 
-def batch_of(arguments: Parts, count: int, replicas: int) -> Batch:
-    """The mini-batch of a call's arguments.
+def batch_split(arguments: Parts, count: int, replicas: int) -> BatchSplit:
+    """Finds how the arguments of a call divide into micro-batches.
 
     Args:
-      arguments: of the call.
-      count: number of micro-batches.
-      replicas: devices that share a micro-batch.
+      arguments: Arguments of the call.
+      count: Number of micro-batches, at least 1.
+      replicas: Devices that share a micro-batch, at least 1.
 
     Raises:
-      ValueError: no argument has an axis, or the batch is not divisible.
+      ValueError: No argument has an axis, or the batch is not divisible.
     """
     sizes = [np.shape(a)[0] for a in arguments.arrays if np.ndim(a)]
     if not sizes:
@@ -74,23 +89,23 @@ def batch_of(arguments: Parts, count: int, replicas: int) -> Batch:
             f"args: micro-batches of {sizes[0] // count} are not divisible among "
             f"{replicas} devices a stage"
         )
-    return Batch(sizes[0], count)
+    return BatchSplit(sizes[0], count)
 
 
-class Joint(NamedTuple):
+class OutputJoin(NamedTuple):
     """How the outputs of micro-batches become those of the mini-batch.
 
     Attributes:
-      axes: for each output, the axis along which it holds the batch; None if it does not.
-      means: for the output that is the moving average of a variance, which output is that of the
-        mean and how much of the old average remains [its shape]; by output.
+      axes: For each output, the axis along which it holds the batch; None if it does not.
+      means: By output that is a moving average of variances, which output is that of the mean, and
+        how much of the old average remains [its shape].
     """
 
     axes: tuple[int | None, ...]
     means: dict[int, tuple[int, np.ndarray]]
 
     def join(self, parts: Sequence[Sequence[Array]]) -> list[Array]:
-        """The outputs of the mini-batch.
+        """Joins the outputs of micro-batches to those of the mini-batch.
 
         Outputs that hold the batch are concatenated. Of the others, integers are those of the last
         micro-batch and floats are averaged, which is exact for a moving average of means. To that
@@ -98,7 +113,7 @@ class Joint(NamedTuple):
         update that the statistics of the whole mini-batch make.
 
         Args:
-          parts: outputs of each micro-batch.
+          parts: Outputs of each micro-batch.
         """
         if len(parts) == 1:
             return list(parts[0])
@@ -106,7 +121,7 @@ class Joint(NamedTuple):
         for i, axis in enumerate(self.axes):
             values = [part[i] for part in parts]
             if axis is not None:
-                joined.append(_concatenated(values, axis))
+                joined.append(_concatenate(values, axis))
             elif not jnp.issubdtype(values[0].dtype, jnp.inexact):
                 joined.append(values[-1])
             elif i in self.means:
@@ -121,16 +136,16 @@ class Joint(NamedTuple):
         return joined
 
 
-def joint_of(net: Network, whole: Parts, micro: Parts) -> Joint:
-    """How the outputs of micro-batches join, from shapes alone.
+def output_join(net: Network, whole: Parts, micro: Parts) -> OutputJoin:
+    """Finds how the outputs of micro-batches join, from shapes alone.
 
     Args:
-      net: whose call it is.
-      whole: arguments of the mini-batch.
-      micro: arguments of a micro-batch.
+      net: Network that is called.
+      whole: Arguments of the mini-batch.
+      micro: Arguments of a micro-batch.
 
     Raises:
-      ValueError: an output changes in more than one axis with the batch.
+      ValueError: An output changes in more than one axis with the batch.
     """
     params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), net)
     large, small = (
@@ -144,23 +159,23 @@ def joint_of(net: Network, whole: Parts, micro: Parts) -> Joint:
         for (path, a), (_, b) in zip(large, small, strict=True)
     )
     if not updates_buffers(micro):
-        return Joint(axes, {})
+        return OutputJoin(axes, {})
     names = {path_name(path[1:]): i for i, (path, _) in enumerate(small) if len(path) > 1}
-    held = {path_name(p): i for i, (p, _) in enumerate(_leaves(buffers))}
+    buffered = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(buffers)}
     pairs = {
         names[name]: names[mean]
         for name in names
-        if name in held and name.endswith("/var") and axes[names[name]] is None
-        if (mean := name.removesuffix("var") + "mean") in names and mean in held
+        if name in buffered and name.endswith("/var") and axes[names[name]] is None
+        if (mean := name.removesuffix("var") + "mean") in names and mean in buffered
     }
     if not pairs:
-        return Joint(axes, {})
+        return OutputJoin(axes, {})
 
     # An update is linear in the old average, so its derivative is the share that remains. XLA
     # drops everything else.
     @jax.jit
     def remains() -> list[Array]:
-        zeros = jax.tree.map(_filled, (params, buffers, micro.arrays))
+        zeros = jax.tree.map(_zeros, (params, buffers, micro.arrays))
         ones = jax.tree.map(_unit_tangent, buffers)
 
         def updates(buffers: Any) -> Any:
@@ -172,21 +187,21 @@ def joint_of(net: Network, whole: Parts, micro: Parts) -> Joint:
 
     with jax.ensure_compile_time_eval():
         decays = [np.asarray(a) for a in remains()]
-    return Joint(axes, {i: (pairs[i], a) for i, a in zip(pairs, decays, strict=True)})
+    return OutputJoin(axes, {i: (pairs[i], a) for i, a in zip(pairs, decays, strict=True)})
 
 
 def updates_buffers(arguments: Parts) -> bool:
-    """Whether a call returns updates of its buffers as a second output."""
+    """Whether a call returns updates of its buffers as a second output.
+
+    Args:
+      arguments: Arguments of the call.
+    """
     return bool(arguments.whole()[1].get("mutable", False))
 
 
 def _call(net: Network, params: Any, buffers: Any, arguments: Parts) -> Any:
     args, kwargs = arguments.whole()
     return net.fn(params, buffers, *args, **kwargs)
-
-
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_leaves_with_path(tree)
 
 
 def _batch_axis(name: str, large: tuple[int, ...], small: tuple[int, ...]) -> int | None:
@@ -201,7 +216,7 @@ def _batch_axis(name: str, large: tuple[int, ...], small: tuple[int, ...]) -> in
     return changed[0] if changed else None
 
 
-def _filled(a: jax.ShapeDtypeStruct) -> Array:
+def _zeros(a: jax.ShapeDtypeStruct) -> Array:
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(cast(Any, a))), a.shape)
     return jnp.zeros(a.shape, a.dtype)
@@ -214,12 +229,12 @@ def _unit_tangent(a: jax.ShapeDtypeStruct) -> Any:
 
 
 @partial(jax.jit, static_argnums=1)
-def _divided(arrays: list[Array], count: int) -> list[list[Array]]:
+def _divide(arrays: list[Array], count: int) -> list[list[Array]]:
     return [list(a.reshape(count, a.shape[0] // count, *a.shape[1:])) for a in arrays]
 
 
 @partial(jax.jit, static_argnums=1)
-def _concatenated(values: list[Array], axis: int) -> Array:
+def _concatenate(values: list[Array], axis: int) -> Array:
     return jnp.concatenate(values, axis)
 
 

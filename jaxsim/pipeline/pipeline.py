@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim.cores.partition import Parts
 from jaxsim.network.arguments import call_arguments
-from jaxsim.network.cuts import Cut, blocks, chosen, cuts, equations, flops
+from jaxsim.network.cuts import blocks, flops
 from jaxsim.network.leaves import is_array
 from jaxsim.network.network import DATA, META, Network
-from jaxsim.network.stages import Stage, Stages, held, signature, split
+from jaxsim.network.stages import Stage, Stages, held, signature
 from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.checks import is_traced
 from jaxsim.pipeline import mpmd, spmd
@@ -28,85 +26,84 @@ from jaxsim.pipeline.memory import (
     StageMemory,
     StageRow,
     StageTable,
+    input_shapes,
     nbytes,
     stage_memory,
-    work_shapes,
 )
-from jaxsim.pipeline.microbatch import Batch, Joint, batch_of, joint_of, updates_buffers
-from jaxsim.pipeline.mpmd import Place, Programme, Remat, Work, programmes
-from jaxsim.pipeline.schedule import Schedule, Timeline, simulate
-
-
-class Layout(NamedTuple):
-    """How a pipeline runs.
-
-    Attributes:
-      cuts: the sites that the stages but the first begin with.
-      microbatches: number of micro-batches.
-      schedule: order of forwards and backwards.
-      remat: what is kept for the backward.
-      engine: "mpmd" or "spmd".
-      places: devices of each stage.
-    """
-
-    cuts: tuple[str, ...]
-    microbatches: int
-    schedule: Schedule
-    remat: Remat
-    engine: Literal["mpmd", "spmd"]
-    places: tuple[Place, ...]
+from jaxsim.pipeline.microbatch import updates_buffers
+from jaxsim.pipeline.plan import Layout, PipelinePlan, example_of, layout_of, pipeline_plan
+from jaxsim.pipeline.programs import TaskInputs
+from jaxsim.pipeline.schedule import Timeline, simulate
+from jaxsim.values.memo import Memo, Memoizing
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=[*DATA],
-    meta_fields=[*META, "layout"],
+    meta_fields=[*META, "layout", "memo"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Pipeline(Network):
+class Pipeline(Memoizing, Network):
     """A network whose calls run in stages; made by `pipeline_shard`.
 
     It is a network in every other way: it is composed, deployed, saved and counted like one, and
     its parameters keep their paths. Under `jit` and `grad` a call computes the same stages and
-    micro-batches, as part of the one programme around it.
+    micro-batches, as part of the one program around it.
 
     Attributes:
-      layout: how it runs.
+      layout: How it runs.
+      memo: Refers to the stages and programs that were made for it.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> def model(params, x):
+      ...     for w in params:
+      ...         x = jnp.tanh(x @ w)
+      ...     return x
+      >>> net = js.trace(model, [0.5 * jnp.eye(4)] * 4, jnp.ones((8, 4)))
+      >>> pipe = js.pipeline_shard(2, 4, devices=jax.devices()[:1] * 2)(net)
+      >>> pipe(jnp.ones((8, 4))).shape
+      (8, 4)
+      >>> [row.params for row in pipe.stages.rows]
+      [32, 32]
     """
 
     cut_by: ClassVar[str] = "pipeline_shard"
 
     layout: Layout | None = None
+    memo: Memo = dataclasses.field(default_factory=Memo)
 
     def __rich__(self) -> Any:
         from rich.console import Group
 
         layout = layout_of(self)
         begins = ("the start", *layout.cuts)
-        devices = (", ".join(map(str, place.devices)) for place in layout.places)
+        devices = (", ".join(map(str, stage.devices)) for stage in layout.devices)
         rows = zip(range(1, len(begins) + 1), begins, devices, strict=True)
         title = f"stages · {layout.microbatches} micro-batches, {layout.schedule}, {layout.engine}"
         table = cuts_table(title, ("stage", "begins at", "devices"), rows)
         return Group(super().__rich__(), table)
 
     def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
-        """The outputs of the network, computed in stages.
+        """Computes the outputs of the network in stages.
 
         Args:
-          *args: as of the network; the leading axis of the first array is the batch, and is divided
-            in every array that has it. Arrays without it go to each micro-batch as they are,
-            random keys folded with its number.
-          key: as of the network.
-          **kwargs: as of the network.
+          *args: Inputs of the network; the leading axis of the first array is the batch, and is
+            divided in every array that has it. Arrays without it go to each micro-batch as they
+            are, random keys folded with its number.
+          key: Random key, needed where cores draw random numbers at every call.
+          **kwargs: Keyword arguments of the network.
 
         Returns:
           What the network returns, on the last stage's devices.
 
         Raises:
-          ValueError: the batch is not divisible, or what the network raises.
+          ValueError: The batch is not divisible, or what the network raises.
         """
         arguments = self.arguments(args, kwargs, key)
-        plan = prepared(self, arguments)
+        plan = pipeline_plan(self, arguments)
         tree = plan.cut.equations.out_tree
         if layout_of(self).engine == "spmd":
             check_spmd(arguments, key)
@@ -114,14 +111,14 @@ class Pipeline(Network):
         if any(map(is_traced, jax.tree.leaves((self, arguments, key)))):
             parts = _inline(self, plan, arguments, key)
         else:
-            parts = mpmd.forward(self, plan.cut, plan.batch, arguments, key, plan.programmes)
-        return jax.tree.unflatten(tree, plan.joint.join(parts))
+            parts = mpmd.forward(self, plan, arguments, key)
+        return jax.tree.unflatten(tree, plan.join.join(parts))
 
     @property
     def stages(self) -> StageTable:
-        """What each stage holds and computes, from shapes alone."""
-        plan = prepared(self, example_of(self))
-        work = blocks(plan.places, flops(plan.cut.equations))
+        """Parameters, FLOPs and boundary bytes of each stage, from shapes alone."""
+        plan = pipeline_plan(self, _example(self))
+        work = blocks(plan.cuts, flops(plan.cut.equations))
         params = jax.tree.leaves(self.params)
         rows = tuple(
             StageRow(
@@ -130,34 +127,34 @@ class Pipeline(Network):
                 flops=amount,
                 params=sum(math.prod(np.shape(params[i])) for i in stage.params),
                 boundary_bytes=sum(map(nbytes, _entering(plan.cut, stage))),
-                devices=place.devices,
+                devices=where.devices,
             )
-            for stage, amount, place in zip(
-                plan.cut.stages, work, layout_of(self).places, strict=True
+            for stage, amount, where in zip(
+                plan.cut.stages, work, layout_of(self).devices, strict=True
             )
         )
-        return StageTable(rows, plan.batch.micro)
+        return StageTable(rows, plan.batch.microbatch_size)
 
     def placed(self) -> Pipeline:
-        """This network with each parameter and state on the devices of the stage that reads it.
+        """Moves each parameter and state to the devices of the stage that reads it.
 
         Calls then move nothing but activations. A parameter that several stages read is on those
-        of the first. Programmes of one device, such as a jitted optimiser step over all parameters
+        of the first. Programs of one device, such as a jitted optimizer step over all parameters
         at once, cannot take arrays of several.
         """
-        plan = prepared(self, example_of(self))
+        plan = pipeline_plan(self, _example(self))
         params, treedef = jax.tree.flatten(self.params)
         buffers, structure = jax.tree.flatten(self.buffers)
         states = dict(self.states)
-        for stage, place in reversed(
-            list(zip(plan.cut.stages, layout_of(self).places, strict=True))
+        for stage, where in reversed(
+            list(zip(plan.cut.stages, layout_of(self).devices, strict=True))
         ):
             for leaves, positions in ((params, stage.params), (buffers, stage.buffers)):
                 for i in positions:
-                    leaves[i] = jax.device_put(leaves[i], place.whole)
+                    leaves[i] = jax.device_put(leaves[i], where.replicated)
             for name in stage.sites:
                 if name in states:
-                    states[name] = jax.device_put(states[name], place.whole)
+                    states[name] = jax.device_put(states[name], where.replicated)
         return dataclasses.replace(
             self,
             params=jax.tree.unflatten(treedef, params),
@@ -166,252 +163,145 @@ class Pipeline(Network):
         )
 
     def memory(self, *args: Any, **kwargs: Any) -> MemoryTable:
-        """Bytes of one training step by stage, from the compiled programmes; nothing is run.
+        """Counts the bytes of one training step by stage, from the compiled programs alone.
 
         Args:
-          *args: inputs of a mini-batch (only shapes count); without any, those of the traced
+          *args: Inputs of a mini-batch (only shapes count); without any, those of the traced
             example.
-          **kwargs: keyword arguments, as in a call.
+          **kwargs: Keyword arguments, as in a call.
 
         Raises:
-          ValueError: a batch that is not divisible, or engine "spmd".
+          ValueError: A batch that is not divisible, or engine "spmd".
         """
         arguments = _given(self, args, kwargs)
         layout = layout_of(self)
         if layout.engine == "spmd":
-            raise ValueError("memory: engine='spmd' has one programme and no stages of its own")
-        plan = prepared(self, arguments)
+            raise ValueError("memory: engine='spmd' has one program and no stages of its own")
+        plan = pipeline_plan(self, arguments)
         flights = simulate_schedule(self, *args, **kwargs).in_flight
         rows: list[StageMemory] = []
         seen: dict[Any, StageMemory] = {}  # equal stages are compiled once
-        for programme, n in zip(plan.programmes, flights, strict=True):
-            stage = programme.stage
+        for program, n in zip(plan.programs, flights, strict=True):
+            stage = program.stage
             named = (stage.sites, stage.params) if self.cores or self.masks else ()
-            alike = (signature(stage), programme.wanted, bool(stage.sources), named)
+            alike = (signature(stage), program.differentiated, bool(stage.sources), named)
             if alike not in seen:
-                seen[alike] = stage_memory(self, plan.cut, programme, n)
+                seen[alike] = stage_memory(self, plan.cut, program, n)
             rows.append(seen[alike]._replace(in_flight=n))
-        return MemoryTable(tuple(rows), layout.microbatches, plan.batch.micro)
+        return MemoryTable(tuple(rows), layout.microbatches, plan.batch.microbatch_size)
 
 
 def simulate_schedule(net: Network, *args: Any, **kwargs: Any) -> Timeline:
-    """A training step of a pipeline, simulated: stages take as long as their FLOPs say.
+    """Simulates a training step of a pipeline; stages take as long as their FLOPs say.
 
     A backward counts as two forwards, and as three where it computes the forward again. With equal
-    stages the bubble is (K-1)/(M+K-1).
+    stages the bubble is (K-1)/(M+K-1), for K stages and M micro-batches.
 
     Args:
-      net: from `pipeline_shard`.
-      *args: inputs of a mini-batch (only shapes count); without any, those of the traced example.
-      **kwargs: keyword arguments, as in a call.
+      net: A pipeline, from `pipeline_shard`.
+      *args: Inputs of a mini-batch (only shapes count); without any, those of the traced example.
+      **kwargs: Keyword arguments, as in a call.
+
+    Returns:
+      When each stage runs which micro-batch, and what it keeps.
 
     Raises:
-      ValueError: no pipeline, or a batch that is not divisible.
+      ValueError: Any other network, or a batch that is not divisible.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p[0] @ p[1], [jnp.eye(4)] * 2, jnp.ones((8, 4)))
+      >>> pipe = js.pipeline_shard(2, 4, devices=jax.devices()[:1] * 2)(net)
+      >>> timeline = js.simulate_schedule(pipe)
+      >>> round(timeline.bubble, 3), timeline.in_flight
+      (0.2, (4, 4))
     """
     if not isinstance(net, Pipeline):
         raise ValueError("net: is no pipeline; js.pipeline_shard(…)(net) makes one")
-    plan = prepared(net, _given(net, args, kwargs))
+    plan = pipeline_plan(net, _given(net, args, kwargs))
     layout = layout_of(net)
-    forward = [max(1, n) for n in blocks(plan.places, flops(plan.cut.equations))]
+    forward = [max(1, n) for n in blocks(plan.cuts, flops(plan.cut.equations))]
     backward = [n * (2 if layout.remat == "none" else 3) for n in forward]
     kept: list[int] = []
     inside: list[int] = []
-    for programme in plan.programmes:
-        given = work_shapes(net, plan.cut, programme)
-        more = sum(map(nbytes, programme.inside(*given)))
-        entering = sum(map(nbytes, (*given[1].live, *given[1].arguments)))
+    for program in plan.programs:
+        shapes = input_shapes(net, plan.cut, program)
+        more = sum(map(nbytes, program.residual_shapes(*shapes)))
+        entering = sum(map(nbytes, (*shapes[1].live, *shapes[1].arguments)))
         kept.append(entering if layout.remat == "boundary" else entering + more)
         inside.append(more if layout.remat == "boundary" else 0)
     return simulate(layout.schedule, layout.microbatches, forward, backward, kept, inside)
 
 
-class Prepared(NamedTuple):
-    """A pipeline for arguments of certain shapes.
-
-    Attributes:
-      cut: its stages.
-      places: where they were cut.
-      batch: how arguments divide.
-      joint: how outputs join.
-      losses: structure of what the loss reads, and which outputs those are.
-      programmes: of the stages.
-      blocks: for the engine "spmd", the equal blocks.
-      compiled: its programmes, by what they compute.
-    """
-
-    cut: Stages
-    places: tuple[Cut, ...]
-    batch: Batch
-    joint: Joint
-    losses: tuple[Any, tuple[int, ...]]
-    programmes: tuple[Programme, ...]
-    blocks: spmd.Blocks | None
-    compiled: dict[Any, Callable[..., Any]]
-
-
-def layout_of(net: Pipeline) -> Layout:
-    """How a pipeline runs."""
-    assert net.layout is not None, "pipeline_shard sets it"
-    return net.layout
-
-
-def prepared(net: Pipeline, arguments: Parts) -> Prepared:
-    """The stages of a call, kept for calls of the same shapes."""
-    leaves, treedef = jax.tree.flatten((net, arguments))
-    shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves)
-    return _prepared(treedef, shapes)
-
-
-@functools.lru_cache(maxsize=64)
-def _prepared(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Prepared:
-    net, arguments = jax.tree.unflatten(treedef, shapes)
+def _example(net: Pipeline) -> Parts:
+    """The traced example as a mini-batch of this pipeline."""
     layout = layout_of(net)
-    replicas = len(layout.places[0].devices)
-    if layout.engine == "spmd":  # its stages see one device's share of a micro-batch
-        batch = batch_of(arguments, layout.microbatches * replicas, 1)
-    else:
-        batch = batch_of(arguments, layout.microbatches, replicas)
-    micro = dataclasses.replace(arguments, arrays=tuple(map(batch.shape, arguments.arrays)))
-    # What is compiled depends on the number of micro-batches only where they draw their own
-    # numbers, and never on their order.
-    draws = net.cores or any(jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in micro.arrays)
-    count = min(layout.microbatches, 2) if draws else 1
-    alike = layout._replace(microbatches=count, schedule="gpipe")
-    leaves, treedef = jax.tree.flatten((dataclasses.replace(net, layout=alike), micro))
-    whole = jax.tree.flatten((dataclasses.replace(net, layout=None), arguments, micro))
-    return Prepared(
-        batch=batch,
-        joint=_joined(whole[1], tuple(whole[0])),
-        **_compilable(treedef, tuple(leaves)),
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _joined(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Joint:
-    """How outputs join; the same for any stages."""
-    return joint_of(*jax.tree.unflatten(treedef, shapes))
-
-
-@functools.lru_cache(maxsize=64)
-def _compilable(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
-    net, micro = jax.tree.unflatten(treedef, shapes)
-    layout = layout_of(net)
-    line = equations(net, micro)
-    places = chosen(cuts(line), layout.cuts)
-    cut = split(line, places)
-    numbered = jax.tree.unflatten(line.out_tree, range(line.out_tree.num_leaves))
-    losses, tree = jax.tree.flatten(numbered[0] if updates_buffers(micro) else numbered)
-    made = programmes(
-        cut,
-        layout.places,
-        remat=layout.remat,
-        ranges=net.ranges,
-        count=layout.microbatches,
-        losses=losses,
-    )
-    return {
-        "cut": cut,
-        "places": places,
-        "losses": (tree, tuple(losses)),
-        "programmes": made,
-        "blocks": spmd.equal_blocks(line, len(layout.places)) if layout.engine == "spmd" else None,
-        "compiled": {},
-    }
-
-
-def example_of(net: Network, parts: int = 0) -> Parts:
-    """The traced example as a mini-batch; as one of its parts where it is not divisible."""
-    if isinstance(net, Pipeline):
-        layout = layout_of(net)
-        parts = layout.microbatches * len(layout.places[0].devices)
-    args, kwargs = net.example.whole()
-    arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
-    size = next((a.shape[0] for a in arguments.arrays if a.ndim), 0)
-    if size % parts == 0:
-        return arguments
-
-    def enlarged(a: Any) -> Any:
-        if not a.ndim or a.shape[0] != size:
-            return a
-        return jax.ShapeDtypeStruct((size * parts, *a.shape[1:]), a.dtype)
-
-    return dataclasses.replace(arguments, arrays=tuple(map(enlarged, arguments.arrays)))
+    return example_of(net, layout.microbatches * len(layout.devices[0].devices))
 
 
 def _given(net: Pipeline, args: Sequence[Any], kwargs: Any) -> Parts:
     """Arguments of a call, or of the example where there are none."""
     if not any(map(is_array, jax.tree.leaves((args, kwargs)))):
-        return example_of(net)
+        return _example(net)
     return call_arguments(args, {**net.defaults.whole(), **kwargs})
 
 
-def _inline(net: Pipeline, plan: Prepared, arguments: Parts, key: Any) -> list[list[Array]]:
-    """Every micro-batch through every stage, as part of the programme that is being traced."""
+def _inline(net: Pipeline, plan: PipelinePlan, arguments: Parts, key: Any) -> list[list[Array]]:
+    """Every micro-batch through every stage, as part of the program that is being traced."""
     layout, cut = layout_of(net), plan.cut
     owned = [held(net, cut, stage) for stage in cut.stages]
     results: list[list[Array]] = []
     for m, row in enumerate(plan.batch.parts(arguments.arrays)):
-        given: list[list[Array]] = []
-        for programme, own in zip(plan.programmes, owned, strict=True):
-            stage = programme.stage
-            live = [given[s][i] for s, i in stage.sources]
-            work = Work([row[i] for i in stage.arguments], live, key, np.int32(m))
-            run = programme.forward
+        outputs: list[list[Array]] = []
+        for program, own in zip(plan.programs, owned, strict=True):
+            stage = program.stage
+            live = [outputs[s][i] for s, i in stage.sources]
+            inputs = TaskInputs([row[i] for i in stage.arguments], live, key, np.int32(m))
+            run = program.forward
             if layout.remat != "none":
                 policy = layout.remat if callable(layout.remat) else None
                 run = jax.checkpoint(run, policy=policy)
-            given.append(run(own, work))
-        results.append([given[s][i] for s, i in cut.outputs])
+            outputs.append(run(own, inputs))
+        results.append([outputs[s][i] for s, i in cut.outputs])
     return results
 
 
 def check_spmd(arguments: Parts, key: Any) -> None:
     """Checks what a call or step of engine "spmd" cannot take.
 
+    Args:
+      arguments: Arguments of the call.
+      key: Random key of the call, or None.
+
     Raises:
-      ValueError: a key, or updates of buffers.
+      ValueError: A key, or updates of buffers.
     """
     if key is not None or updates_buffers(arguments):
         raise ValueError("engine='spmd' takes no key and no mutable=…; use engine='mpmd'")
 
 
-def spmd_options(net: Pipeline, plan: Prepared) -> dict[str, Any]:
-    """What each programme of engine "spmd" is given."""
-    layout = layout_of(net)
-    assert plan.blocks is not None, "prepared for this engine"
-    return {
-        "blocks": plan.blocks,
-        "microbatches": layout.microbatches,
-        "places": layout.places,
-        "remat": layout.remat,
-    }
-
-
 def run_everywhere(
-    net: Pipeline, plan: Prepared, label: tuple[Any, ...], run: Callable[..., Any], given: Any
+    net: Pipeline, plan: PipelinePlan, label: tuple[Any, ...], run: Callable[..., Any], given: Any
 ) -> Any:
-    """Runs a programme of engine "spmd" on all its devices.
+    """Runs a program of engine "spmd" on all its devices.
 
     Args:
-      net: the pipeline.
-      plan: of it; keeps the compiled programme.
-      label: what the programme computes, for these shapes.
-      run: the programme.
-      given: its arguments.
+      net: The pipeline.
+      plan: Its stages; keeps the compiled program.
+      label: What the program computes, for these shapes.
+      run: The program.
+      given: Its arguments.
     """
     layout = layout_of(net)
-    programme = plan.compiled.setdefault((*label, layout.microbatches), jax.jit(run))
-    return programme(*spmd.everywhere(given, spmd.mesh_of(layout.places)))
+    program = plan.compiled.setdefault((*label, layout.microbatches), jax.jit(run))
+    return program(*spmd.replicate(given, spmd.mesh_of(layout.devices)))
 
 
-def _spmd_call(net: Pipeline, plan: Prepared, arguments: Parts) -> list[Array]:
-    divided = [plan.batch.divides(a) for a in arguments.arrays]
-    options = spmd_options(net, plan)
-
+def _spmd_call(net: Pipeline, plan: PipelinePlan, arguments: Parts) -> list[Array]:
     def run(net: Pipeline, arrays: Any) -> list[Array]:
-        return spmd.outputs_of(
-            net, arguments=arrays, divided=divided, axes=plan.joint.axes, **options
-        )
+        return spmd.outputs_of(net, plan, arrays)
 
     given = (net, list(arguments.arrays))
     if any(map(is_traced, jax.tree.leaves(given))):

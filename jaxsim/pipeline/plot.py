@@ -12,9 +12,9 @@ def gantt(path: str | Path, timeline: Timeline, *, title: str = "") -> None:
     """Writes a figure of a simulated step: when each stage runs which micro-batch, to a PNG.
 
     Args:
-      path: file to write.
-      timeline: from `simulate_schedule`.
-      title: of the figure; by default the length of the step and its bubble.
+      path: File to write.
+      timeline: Simulated step, from `simulate_schedule`.
+      title: Title of the figure; by default the length of the step and its bubble.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -24,12 +24,12 @@ def gantt(path: str | Path, timeline: Timeline, *, title: str = "") -> None:
     FigureCanvasAgg(figure)
     ax = figure.subplots()
     unit = float(max(t.end for t in timeline.tasks)) / timeline.ticks
-    for backward, label, colour in ((False, "forward", "C0"), (True, "backward", "C1")):
+    for backward, label, color in ((False, "forward", "C0"), (True, "backward", "C1")):
         tasks = [t for t in timeline.tasks if t.backward == backward]
         starts = [float(t.start) / unit for t in tasks]
         widths = [float(t.end - t.start) / unit for t in tasks]
         rows = [t.stage for t in tasks]
-        ax.barh(rows, widths, left=starts, color=colour, edgecolor="white", label=label)
+        ax.barh(rows, widths, left=starts, color=color, edgecolor="white", label=label)
         for task, start, width in zip(tasks, starts, widths, strict=True):
             middle = start + width / 2
             ax.text(middle, task.stage, str(task.microbatch), ha="center", va="center", fontsize=7)

@@ -1,4 +1,4 @@
-"""The order in which stages run micro-batches, and what a pipeline's time is spent on."""
+"""Schedules: the order in which stages run micro-batches, and how long a step then takes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Schedule = Literal["gpipe", "1f1b"]
 
 
 class Task(NamedTuple):
-    """One stage's work on one micro-batch.
+    """One forward or backward of one stage on one micro-batch.
 
     Attributes:
-      stage: which stage.
-      microbatch: which micro-batch.
-      backward: backward or forward.
-      start, end: when, in the unit of the durations.
+      stage: Number of the stage, from 0.
+      microbatch: Number of the micro-batch, from 0.
+      backward: True for a backward.
+      start, end: Times in the unit of the durations.
     """
 
     stage: int
@@ -33,11 +33,11 @@ class Timeline(NamedTuple):
     """A simulated step of a pipeline.
 
     Attributes:
-      tasks: in order of their starts.
-      ticks: length of the step, in forward passes of the slowest stage.
-      bubble: share of the stages' time in which they wait.
-      in_flight: for each stage, the most micro-batches it keeps activations of.
-      peak_bytes: for each stage, bytes of activations at that moment: those kept for each
+      tasks: Tasks in order of their starts.
+      ticks: Length of the step, in forward passes of the slowest stage.
+      bubble: Share of the stages' time in which they wait, in [0, 1].
+      in_flight: For each stage, the most micro-batches it keeps activations of.
+      peak_bytes: For each stage, bytes of activations at that moment: those kept for each
         micro-batch in flight, and those inside the stage that is being differentiated.
     """
 
@@ -62,19 +62,19 @@ class Timeline(NamedTuple):
 
     @property
     def stages(self) -> range:
-        """The stages."""
+        """Numbers of the stages."""
         return range(len(self.in_flight))
 
 
 def tasks_of(schedule: Schedule, stage: int, stages: int, count: int) -> list[tuple[bool, int]]:
-    """What one stage does, in order: (backward, micro-batch).
+    """Lists the tasks of one stage in order, as (backward, micro-batch).
 
     Args:
       schedule: "gpipe" is all forward, then all backward in reverse; "1f1b" starts each backward
         as early as it can, so that a stage keeps at most as many micro-batches as stages follow.
-      stage: which one.
-      stages: how many there are.
-      count: number of micro-batches.
+      stage: Number of the stage, from 0.
+      stages: Number of stages.
+      count: Number of micro-batches.
 
     Source: Huang et al. (2019), arXiv 1811.06965; Narayanan et al. (2019), PipeDream.
     """
@@ -89,13 +89,13 @@ def tasks_of(schedule: Schedule, stage: int, stages: int, count: int) -> list[tu
 def run_through(
     schedule: Schedule, count: int, forward: Sequence[int], backward: Sequence[int]
 ) -> list[Task]:
-    """When each task runs if each stage does its tasks in order as soon as it can.
+    """Times each task, if each stage does its tasks in order as soon as it can.
 
     Args:
-      schedule: of the tasks.
-      count: number of micro-batches.
-      forward: durations by stage, whole numbers of any unit.
-      backward: the same of the backwards.
+      schedule: Order of the tasks.
+      count: Number of micro-batches.
+      forward: Durations of forwards by stage, whole numbers of any unit.
+      backward: Durations of backwards, in the same unit.
 
     Returns:
       The tasks in order of their starts, earlier stages first.
@@ -127,15 +127,21 @@ def simulate(
     kept: Sequence[int],
     inside: Sequence[int],
 ) -> Timeline:
-    """One step of a pipeline, without running it.
+    """Simulates one step of a pipeline, without running it.
 
     Args:
-      schedule: of the tasks.
-      count: number of micro-batches.
-      forward: durations by stage, whole numbers of any unit.
-      backward: the same of the backwards.
-      kept: bytes that a stage keeps from a micro-batch's forward to its backward.
-      inside: further bytes while a stage is differentiated.
+      schedule: Order of the tasks.
+      count: Number of micro-batches.
+      forward: Durations of forwards by stage, whole numbers of any unit.
+      backward: Durations of backwards, in the same unit.
+      kept: Bytes by stage kept from a micro-batch's forward to its backward.
+      inside: Further bytes by stage while it is differentiated.
+
+    Examples:
+      >>> from jaxsim.pipeline.schedule import simulate
+      >>> timeline = simulate("1f1b", 4, [1, 1], [2, 2], [0, 0], [0, 0])
+      >>> timeline.ticks, timeline.bubble, timeline.in_flight
+      (15.0, 0.2, (2, 1))
     """
     tasks = run_through(schedule, count, forward, backward)
     total = max(task.end for task in tasks)

@@ -1,14 +1,15 @@
-"""A pipeline as one programme for all devices: equal blocks, their parameters stacked.
+"""A pipeline as one program for all devices: equal blocks, their parameters stacked.
 
-Every device runs the same programme on its own stage and hands its output to the next by
-`ppermute`. What stands before and after the equal blocks is computed by all of them. Gradients are
-JAX's own, so the backward runs through the same ticks in reverse.
+Every device runs the same program on its own stage and hands its output to the next by `ppermute`.
+What stands before and after the equal blocks is computed by all of them. Gradients are JAX's own,
+so the backward runs through the same ticks in reverse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,128 +18,52 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jaxsim.cores.conv import Conv
-from jaxsim.network.cuts import Cut, Equations, cuts
 from jaxsim.network.network import Network
-from jaxsim.network.plan import contractions
-from jaxsim.network.stages import Held, Stage, Stages, held, run_stage, signature, split
-from jaxsim.pipeline.mpmd import Place, Remat
+from jaxsim.network.stages import Held, Stage, Stages, held, run_stage
+from jaxsim.pipeline.blocks import ARGUMENT, Blocks, input_sources
+from jaxsim.pipeline.devices import StageDevices
+from jaxsim.pipeline.plan import Layout, PipelinePlan, layout_of
 from jaxsim.pipeline.schedule import Schedule
 
-
-class Blocks(NamedTuple):
-    """A network as a run of equal blocks, with what comes before and after.
-
-    Attributes:
-      cut: the network cut at each block.
-      first: position of the first block among its stages.
-      number: of blocks.
-      begins: the cut at which each group of blocks but the first begins.
-    """
-
-    cut: Stages
-    first: int
-    number: int
-    begins: tuple[Cut, ...]
-
-    @property
-    def block(self) -> Stage:
-        """The block that stands for all: the second, which takes what a block gives."""
-        return self.cut.stages[self.first + 1]
-
-    @property
-    def carried(self) -> list[int]:
-        """Which of its inputs it takes from the block before; the others are the same for all."""
-        return [i for i, (s, _) in enumerate(_inputs(self.block)) if s == self.first]
-
-    @property
-    def handed(self) -> list[int]:
-        """The outputs that these are of the block before."""
-        inputs = _inputs(self.block)
-        return [inputs[i][1] for i in self.carried]
+if TYPE_CHECKING:
+    from jaxsim.pipeline.pipeline import Pipeline
 
 
-def equal_blocks(line: Equations, stages: int) -> Blocks:
-    """The longest run of equal blocks that divides into so many stages.
-
-    Args:
-      line: a network's equations.
-      stages: number of groups of blocks.
-
-    Raises:
-      ValueError: no such run, convolutions on a CPU, or blocks that hand on more than the next
-        block takes.
-    """
-    places = [cut for cut in cuts(line) if cut.minimal]
-    whole = split(line, places)
-    if jax.default_backend() == "cpu" and any(
-        isinstance(c.op.geometry, Conv) for c in contractions(line.plan)
-    ):
-        raise ValueError(
-            "engine='spmd': the network has convolutions, and XLA's CPU backend runs those in a "
-            "loop 10 to 100 times slower than outside; use engine='mpmd'"
-        )
-    marks = [signature(stage) for stage in whole.stages]
-    ats = [0, *(place.at for place in places), len(line.active)]
-    best = (0, 0, 0, 0)  # equations covered, where from, equations a block, blocks
-    for period in range(1, len(marks)):
-        for start in range(len(marks) - period):
-            same = 0
-            while (
-                start + same + period < len(marks)
-                and marks[start + same] == marks[start + same + period]
-            ):
-                same += 1
-            begin, length, count = ats[start], ats[start + period] - ats[start], same // period + 1
-            if not same:
-                continue
-            # What precedes the first cut and follows the last may hold a block and more.
-            if count % stages and _same(line, begin, begin + count * length, length):
-                count += 1
-            if count % stages and _same(line, begin, begin - length, length):
-                begin, count = begin - length, count + 1
-            count = count // stages * stages
-            if count > 1 and count * length > best[0]:
-                best = (count * length, begin, length, count)
-    _, begin, length, count = best
-    if not count:
-        raise ValueError(
-            f"engine='spmd': the network has no run of equal blocks for stages={stages}; use "
-            "engine='mpmd'"
-        )
-    known = {place.at: place for place in places}
-    begins = [begin + i * length for i in range(count + 1)]
-    inner = [
-        known.get(at, Cut("", at, 0, 0, minimal=True)) for at in begins if 0 < at < len(line.active)
-    ]
-    groups = [known[begins[i]] for i in range(count // stages, count, count // stages)]
-    blocks = Blocks(split(line, inner), 1 if begin else 0, count, tuple(groups))
-    _check_links(blocks)
-    return blocks
-
-
-def check(places: Sequence[Place], schedule: Schedule) -> None:
+def check(devices: Sequence[StageDevices], schedule: Schedule) -> None:
     """Checks what the engine cannot do.
 
+    Args:
+      devices: Devices of each stage.
+      schedule: Order of forwards and backwards.
+
     Raises:
-      ValueError: a schedule other than "gpipe", or a device that is used twice.
+      ValueError: A schedule other than "gpipe", or a device that is used twice.
     """
     if schedule != "gpipe":
         raise ValueError(
             f"schedule={schedule!r}: engine='spmd' differentiates its forward and runs 'gpipe' only"
         )
-    devices = [d for place in places for d in place.devices]
-    if len(set(devices)) < len(devices):
+    used = [d for stage in devices for d in stage.devices]
+    if len(set(used)) < len(used):
         raise ValueError("devices: engine='spmd' needs as many different devices as it uses")
 
 
-def mesh_of(places: Sequence[Place]) -> Mesh:
-    """The devices, stages along the first axis."""
-    return Mesh(np.asarray([place.devices for place in places]), ("stage", "data"))
+def mesh_of(devices: Sequence[StageDevices]) -> Mesh:
+    """Arranges the devices in a mesh, stages along the first axis.
+
+    Args:
+      devices: Devices of each stage.
+    """
+    return Mesh(np.asarray([stage.devices for stage in devices]), ("stage", "data"))
 
 
-def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """Arrays with a copy on each device of a mesh, those of other processes included."""
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Copies arrays to each device of a mesh, those of other processes included.
+
+    Args:
+      tree: Arrays.
+      mesh: Devices.
+    """
     sharding = NamedSharding(mesh, PartitionSpec())
 
     def move(a: Any) -> Any:
@@ -150,29 +75,15 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(move, tree)
 
 
-def outputs_of(
-    net: Network,
-    blocks: Blocks,
-    arguments: Sequence[Array],
-    *,
-    divided: Sequence[bool],
-    axes: Sequence[int | None],
-    microbatches: int,
-    places: Sequence[Place],
-    remat: Remat,
-) -> list[Array]:
-    """The network's outputs.
+def outputs_of(net: Pipeline, plan: PipelinePlan, arguments: Sequence[Array]) -> list[Array]:
+    """Computes the network's outputs.
 
     Args:
-      net: the network.
-      blocks: it, cut, for the share of a micro-batch that one device has.
-      arguments: of the call, whole.
-      divided: which of them have the batch as leading axis.
-      axes: for each output, the axis that holds the batch; None if it does not.
-      microbatches: number of micro-batches.
-      places: of the stages.
-      remat: what is kept for the backward.
+      net: The pipeline.
+      plan: Its stages, for the share of a micro-batch that one device has.
+      arguments: Arrays of the call, whole.
     """
+    axes = plan.join.axes
 
     def gather(values: list[Array], _: Any) -> list[Array]:
         return [
@@ -184,216 +95,104 @@ def outputs_of(
         PartitionSpec() if axis is None else PartitionSpec(*[None] * (axis + 1), "data")
         for axis in axes
     ]
-    run = _shared(net, blocks, divided, microbatches, places, remat, finish=gather, out_specs=specs)
-    values = run(arguments, [])
+    values = _run_sharded(net, plan, arguments, [], finish=gather, out_specs=specs)
     return [v if axis is None else _unfold(v, axis) for v, axis in zip(values, axes, strict=True)]
 
 
 def loss_of(
-    net: Network,
-    blocks: Blocks,
+    net: Pipeline,
+    plan: PipelinePlan,
     arguments: Sequence[Array],
     targets: Sequence[Array],
     loss: Callable[[list[Array], list[Array]], Array],
     *,
-    divided: Sequence[bool],
-    divided_targets: Sequence[bool],
-    microbatches: int,
-    places: Sequence[Place],
-    remat: Remat,
     mean: bool,
 ) -> Array:
-    """The loss of a mini-batch, to be differentiated.
+    """Computes the loss of a mini-batch, to be differentiated.
 
     Args:
-      net: the network.
-      blocks: it, cut, for the share of a micro-batch that one device has.
-      arguments: of the call, whole.
-      targets: arrays of the loss, whole.
+      net: The pipeline.
+      plan: Its stages, for the share of a micro-batch that one device has.
+      arguments: Arrays of the call, whole.
+      targets: Arrays of the loss, whole.
       loss: `(outputs, targets) -> scalar` of one device's share of a micro-batch.
-      divided: which arguments have the batch as leading axis.
-      divided_targets: which targets have it.
-      microbatches: number of micro-batches.
-      places: of the stages.
-      remat: what is kept for the backward.
-      mean: whether losses are averaged or added.
+      mean: Average the losses of the micro-batches; otherwise they are added.
     """
+    count = layout_of(net).microbatches
+    divided = [plan.batch.divides(a) for a in targets]
     join = jnp.mean if mean else jnp.sum
     across = lax.pmean if mean else lax.psum
 
     def total(outputs: list[Array], targets: list[Array]) -> Array:
         each = lax.map(
-            lambda part: loss(part[0], part[1]),
-            (outputs, _rows(targets, divided_targets, microbatches)),
+            lambda part: loss(part[0], part[1]), (outputs, _rows(targets, divided, count))
         )
         return across(join(each), "data")
 
-    run = _shared(
-        net,
-        blocks,
-        divided,
-        microbatches,
-        places,
-        remat,
-        finish=total,
-        out_specs=PartitionSpec(),
-        divided_targets=divided_targets,
-    )
-    return run(arguments, targets)
+    return _run_sharded(net, plan, arguments, targets, finish=total, out_specs=PartitionSpec())
 
 
-def _shared(
-    net: Network,
-    blocks: Blocks,
-    divided: Sequence[bool],
-    microbatches: int,
-    places: Sequence[Place],
-    remat: Remat,
+def _run_sharded(
+    net: Pipeline,
+    plan: PipelinePlan,
+    arguments: Sequence[Array],
+    targets: Sequence[Array],
     *,
-    finish: Callable[..., Any],
+    finish: Callable[[list[Array], list[Array]], Any],
     out_specs: Any,
-    divided_targets: Sequence[bool] = (),
-) -> Callable[..., Any]:
+) -> Any:
     """The whole pipeline under `shard_map`, and `finish` of its outputs [M, ...] and targets."""
-    cut, first, count, block = blocks.cut, blocks.first, blocks.number, blocks.block
-    stages, M = len(places), microbatches
-    all_held = [held(net, cut, stage) for stage in cut.stages]
+    layout, blocks = layout_of(net), plan.blocks
+    assert blocks is not None, "planned for this engine"
+    stacked, outer = _stacked_params(net, blocks, len(layout.devices))
+    divided, divided_targets = (
+        [plan.batch.divides(a) for a in arrays] for arrays in (arguments, targets)
+    )
+
+    def local(stacked: Any, outer: Any, arguments: Any, targets: Any) -> Any:
+        program = _DeviceProgram(
+            blocks, layout, net.ranges, _rows(arguments, divided, layout.microbatches), iter(outer)
+        )
+        return finish(program.run(jax.tree.map(lambda a: a[0], stacked)), targets)
+
+    def specs(flags: Sequence[bool]) -> list[PartitionSpec]:
+        return [PartitionSpec(None, "data") if flag else PartitionSpec() for flag in flags]
+
+    def fold(arrays: Sequence[Array], flags: Sequence[bool]) -> list[Array]:
+        M = layout.microbatches
+        return [_fold(a, M) if flag else a for a, flag in zip(arrays, flags, strict=True)]
+
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh_of(layout.devices),
+        in_specs=(PartitionSpec("stage"), PartitionSpec(), specs(divided), specs(divided_targets)),
+        out_specs=out_specs,
+        check_vma=False,  # equations are bound as they are, without the casts it asks for
+    )
+    return sharded(stacked, outer, fold(arguments, divided), fold(targets, divided_targets))
+
+
+def _stacked_params(net: Network, blocks: Blocks, stages: int) -> tuple[Held, list[Held]]:
+    """Stacks what blocks read [stages, blocks a stage, ...], and lists it for other stages.
+
+    Raises:
+      ValueError: The blocks' cores differ.
+    """
+    cut, last = blocks.cut, blocks.first + blocks.number
+    each = [held(net, cut, stage) for stage in cut.stages]
     same = [
-        _renamed(cut, block, stage, own)
-        for stage, own in zip(cut.stages, all_held, strict=True)
-        if stage in cut.stages[first : first + count]
+        _with_names_of(cut, blocks.block, cut.stages[i], each[i]) for i in range(blocks.first, last)
     ]
     try:
         stacked = jax.tree.map(lambda *a: jnp.stack(a), *same)
     except ValueError as error:
         raise ValueError(f"engine='spmd': the blocks differ in their hardware: {error}") from None
     stacked = jax.tree.map(lambda a: a.reshape(stages, -1, *a.shape[1:]), stacked)
-    outer = [own for i, own in enumerate(all_held) if not first <= i < first + count]
-    carried, handed = blocks.carried, blocks.handed
-
-    def run(stage: Stage, own: Held, values: Sequence[Array]) -> list[Array]:
-        return run_stage(stage, own, [], values, ranges=net.ranges)
-
-    def local(stacked: Any, outer: Any, arguments: Any, targets: Any) -> Any:
-        rest, mine = iter(outer), jax.tree.map(lambda a: a[0], stacked)
-        rows = _rows(arguments, divided, M)
-        given: dict[int, list[Array]] = {}  # outputs by stage, [M, ...] each
-
-        def inputs(stage: Stage, but: Sequence[int] = ()) -> dict[int, Array]:
-            return {
-                i: rows[at] if s == _ARGUMENT else given[s][at]
-                for i, (s, at) in enumerate(_inputs(stage))
-                if i not in but
-            }
-
-        def alone(at: int) -> list[Array]:
-            stage, own = cut.stages[at], next(rest)
-            return lax.map(lambda values: run(stage, own, list(values.values())), inputs(stage))
-
-        if first:
-            given[0] = alone(0)
-        entry = inputs(cut.stages[first])
-        start, sides = [entry[i] for i in carried], inputs(block, carried)
-        me = lax.axis_index("stage")
-
-        def through(values: list[Array], m: Array) -> list[Array]:
-            now = {i: a[m] for i, a in sides.items()}
-            for i in range(count // stages):
-                own = jax.tree.map(lambda a, i=i: a[i], mine)
-                taken = {**now, **dict(zip(carried, values, strict=True))}
-                outputs = run(block, own, [taken[j] for j in sorted(taken)])
-                values = [outputs[j] for j in handed]
-            return values
-
-        if remat != "none":
-            through = jax.checkpoint(through, policy=remat if callable(remat) else None)
-
-        def tick(values: list[Array], t: Array) -> tuple[list[Array], list[Array]]:
-            new = [a[jnp.minimum(t, M - 1)] for a in start]
-            values = [jnp.where(me == 0, a, b) for a, b in zip(new, values, strict=True)]
-            values = through(values, jnp.clip(t - me, 0, M - 1))
-            ring = [(i, i + 1) for i in range(stages - 1)]
-            return [lax.ppermute(a, "stage", ring) for a in values], values
-
-        # Stages that wait compute on the first micro-batch: its derivatives are finite.
-        _, seen = lax.scan(tick, [a[0] for a in start], jnp.arange(M + stages - 1))
-        last = [jnp.where(me == stages - 1, a[stages - 1 :], 0) for a in seen]
-        done = dict(zip(handed, (lax.psum(a, "stage") for a in last), strict=True))
-        given[first + count - 1] = [done[i] for i in sorted(done)]
-        if first + count < len(cut.stages):
-            given[len(cut.stages) - 1] = alone(len(cut.stages) - 1)
-        return finish([given[s][i] for s, i in cut.outputs], targets)
-
-    def spec(flags: Sequence[bool]) -> list[PartitionSpec]:
-        return [PartitionSpec(None, "data") if flag else PartitionSpec() for flag in flags]
-
-    def call(arguments: Sequence[Array], targets: Sequence[Array]) -> Any:
-        shared = jax.shard_map(
-            local,
-            mesh=mesh_of(places),
-            in_specs=(
-                PartitionSpec("stage"),
-                PartitionSpec(),
-                spec(divided),
-                spec(divided_targets),
-            ),
-            out_specs=out_specs,
-            check_vma=False,  # equations are bound as they are, without the casts it asks for
-        )
-        fold = [_fold(a, M) if d else a for a, d in zip(arguments, divided, strict=True)]
-        aims = [_fold(a, M) if d else a for a, d in zip(targets, divided_targets, strict=True)]
-        return shared(stacked, outer, fold, aims)
-
-    return call
+    return stacked, [own for i, own in enumerate(each) if not blocks.first <= i < last]
 
 
-_ARGUMENT = -1  # stands for the network's arguments among the stages that inputs come from
-
-
-def _inputs(stage: Stage) -> list[tuple[int, int]]:
-    """Where a stage's arguments and live values come from, in its order."""
-    return [*((_ARGUMENT, i) for i in stage.arguments), *stage.sources]
-
-
-def _same(line: Equations, known: int, at: int, length: int) -> bool:
-    """Whether the equations from `at` are the same block as those from `known`."""
-    if at < 0 or at + length > len(line.active):
-        return False
-    marks: list[Any] = []
-    for begin in (known, at):
-        ends = [end for end in (begin, begin + length) if 0 < end < len(line.active)]
-        pieces = split(line, [Cut("", end, 0, 0, minimal=True) for end in ends])
-        marks.append(signature(pieces.stages[1 if begin else 0]))
-    return marks[0] == marks[1]
-
-
-def _check_links(blocks: Blocks) -> None:
-    cut, first, count = blocks.cut, blocks.first, blocks.number
-    carried, handed = blocks.carried, blocks.handed
-    expected = _inputs(blocks.block)
-    for j in range(1, count):
-        links = list(expected)
-        for i, at in zip(carried, handed, strict=True):
-            links[i] = (first + j - 1, at)
-        if _inputs(cut.stages[first + j]) != links:
-            raise ValueError(
-                f"engine='spmd': the block at {cut.stages[first + j].name} reads other values than "
-                "the one before it; use engine='mpmd'"
-            )
-    sources = [s for s, _ in cut.outputs]
-    sources += [s for stage in cut.stages[first + count :] for s, _ in stage.sources]
-    if any(first <= s < first + count - 1 for s in sources):
-        raise ValueError(
-            "engine='spmd': what is inside the equal blocks is read after them; use engine='mpmd'"
-        )
-    if len(cut.stages[first + count - 1].outputs) != len(handed):
-        raise ValueError(
-            "engine='spmd': the last block hands on other values than the others; use engine='mpmd'"
-        )
-
-
-def _renamed(cut: Stages, block: Stage, stage: Stage, own: Held) -> Held:
-    """What a block holds, under the names of the one that stands for all."""
+def _with_names_of(cut: Stages, block: Stage, stage: Stage, own: Held) -> Held:
+    """Parameters of a block under the names of the one that stands for all."""
     paths = cut.equations.paths
     names = {paths[a]: paths[b] for a, b in zip(stage.params, block.params, strict=True)}
     sites = dict(zip(stage.sites, block.sites, strict=True))
@@ -406,6 +205,101 @@ def _renamed(cut: Stages, block: Stage, stage: Stage, own: Held) -> Held:
     )
 
 
+@dataclasses.dataclass
+class _DeviceProgram:
+    """Program of one device, inside `shard_map`; M is the number of micro-batches.
+
+    Attributes:
+      blocks: The network, cut.
+      layout: How the pipeline runs.
+      ranges: Where cores take ranges from.
+      rows: The device's share of each argument, [M, ...].
+      outer: What the stages outside of the blocks read, in their order.
+      outputs: Outputs by stage, [M, ...] each, once they are computed.
+    """
+
+    blocks: Blocks
+    layout: Layout
+    ranges: Any
+    rows: list[Array]
+    outer: Iterator[Held]
+    outputs: dict[int, list[Array]] = dataclasses.field(default_factory=dict)
+
+    def run(self, tensors: Held) -> list[Array]:
+        """The network's outputs [M, ...], from what the device's own blocks read."""
+        cut, first, count = self.blocks.cut, self.blocks.first, self.blocks.number
+        if first:
+            self.run_alone(0)
+        done = self.run_blocks(tensors)
+        self.outputs[first + count - 1] = [done[i] for i in sorted(done)]
+        if first + count < len(cut.stages):
+            self.run_alone(len(cut.stages) - 1)
+        return [self.outputs[s][i] for s, i in cut.outputs]
+
+    def inputs(self, stage: Stage, but: Sequence[int] = ()) -> dict[int, Array]:
+        """Inputs of a stage by their number, [M, ...] each, some left out."""
+        return {
+            i: self.rows[at] if s == ARGUMENT else self.outputs[s][at]
+            for i, (s, at) in enumerate(input_sources(stage))
+            if i not in but
+        }
+
+    def run_alone(self, at: int) -> None:
+        """Runs a stage outside of the blocks on all micro-batches."""
+        stage, own = self.blocks.cut.stages[at], next(self.outer)
+        self.outputs[at] = lax.map(
+            lambda values: self.run_stage(stage, own, list(values.values())), self.inputs(stage)
+        )
+
+    def run_stage(self, stage: Stage, own: Held, values: Sequence[Array]) -> list[Array]:
+        """The outputs of a stage for one micro-batch."""
+        return run_stage(stage, own, [], values, ranges=self.ranges)
+
+    def run_blocks(self, tensors: Held) -> dict[int, Array]:
+        """The outputs of the last block [M, ...], by their number."""
+        M, stages = self.layout.microbatches, len(self.layout.devices)
+        entry = self.inputs(self.blocks.cut.stages[self.blocks.first])
+        start = [entry[i] for i in self.blocks.boundary_inputs]
+        me = lax.axis_index("stage")
+        through = self.group(tensors)
+        ring = [(i, i + 1) for i in range(stages - 1)]
+
+        def tick(values: list[Array], t: Array) -> tuple[list[Array], list[Array]]:
+            new = [a[jnp.minimum(t, M - 1)] for a in start]
+            values = [jnp.where(me == 0, a, b) for a, b in zip(new, values, strict=True)]
+            values = through(values, jnp.clip(t - me, 0, M - 1))
+            return [lax.ppermute(a, "stage", ring) for a in values], values
+
+        # Stages that wait compute on the first micro-batch: its derivatives are finite.
+        _, seen = lax.scan(tick, [a[0] for a in start], jnp.arange(M + stages - 1))
+        last = [jnp.where(me == stages - 1, a[stages - 1 :], 0) for a in seen]
+        gathered = (lax.psum(a, "stage") for a in last)
+        return dict(zip(self.blocks.boundary_outputs, gathered, strict=True))
+
+    def group(self, tensors: Held) -> Callable[[list[Array], Array], list[Array]]:
+        """A function of boundary activations and a micro-batch: the device's blocks in turn."""
+        block, into, out_of = (
+            self.blocks.block,
+            self.blocks.boundary_inputs,
+            self.blocks.boundary_outputs,
+        )
+        sides = self.inputs(block, into)
+
+        def through(values: list[Array], m: Array) -> list[Array]:
+            now = {i: a[m] for i, a in sides.items()}
+            for i in range(self.blocks.number // len(self.layout.devices)):
+                own = jax.tree.map(lambda a, i=i: a[i], tensors)
+                taken = {**now, **dict(zip(into, values, strict=True))}
+                outputs = self.run_stage(block, own, [taken[j] for j in sorted(taken)])
+                values = [outputs[j] for j in out_of]
+            return values
+
+        remat = self.layout.remat
+        if remat == "none":
+            return through
+        return jax.checkpoint(through, policy=remat if callable(remat) else None)
+
+
 def _rows(arrays: Sequence[Array], divided: Sequence[bool], count: int) -> list[Array]:
     """Arrays by micro-batch [M, ...]; those that are not divided are the same for all."""
     return [
@@ -415,6 +309,7 @@ def _rows(arrays: Sequence[Array], divided: Sequence[bool], count: int) -> list[
 
 
 def _fold(a: Array, count: int) -> Array:
+    """Micro-batches [M, ...] of an array."""
     return a.reshape(count, a.shape[0] // count, *a.shape[1:])
 
 

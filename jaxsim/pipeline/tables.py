@@ -9,11 +9,11 @@ from jaxsim.console.table import si
 
 
 def stages_table(rows: Sequence[Sequence[Any]], *, micro: int) -> Any:
-    """A rich table of a pipeline's stages.
+    """Lays out a rich table of a pipeline's stages.
 
     Args:
-      rows: (first site, equations, FLOPs, parameters, bytes that enter, devices) by stage.
-      micro: size of a micro-batch.
+      rows: (First site, equations, FLOPs, parameters, bytes that enter, devices) by stage.
+      micro: Rows of a micro-batch.
     """
     from rich.table import Table
 
@@ -30,12 +30,12 @@ def stages_table(rows: Sequence[Sequence[Any]], *, micro: int) -> Any:
 def timeline_table(
     rows: Sequence[tuple[int, float, int, int]], *, ticks: float, bubble: float
 ) -> Any:
-    """A rich table of a simulated step.
+    """Lays out a rich table of a simulated step.
 
     Args:
-      rows: (stage, idle share, micro-batches in flight, peak bytes) by stage.
-      ticks: length of the step.
-      bubble: idle share of all stages.
+      rows: (Stage, idle share, micro-batches in flight, peak bytes) by stage.
+      ticks: Length of the step.
+      bubble: Idle share of all stages, in [0, 1].
     """
     from rich.table import Table
 
@@ -48,12 +48,12 @@ def timeline_table(
 
 
 def memory_table(rows: Sequence[Sequence[int]], *, count: int, micro: int) -> Any:
-    """A rich table of a pipeline's memory.
+    """Lays out a rich table of a pipeline's memory.
 
     Args:
-      rows: (parameters, gradients, kept, in flight, temporary, results, peak) by stage, bytes.
-      count: number of micro-batches.
-      micro: size of each.
+      rows: (Parameters, gradients, kept, in flight, temporary, results, peak) by stage, bytes.
+      count: Number of micro-batches.
+      micro: Rows of each.
     """
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""How many bits each site needs: sensitivity, and the best choice under a budget."""
+"""Mixed precision: how much each site loses with few bits, and the best choice under a budget."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from jaxsim.transforms.quantize import quantize
 
 
 class Sensitivity(NamedTuple):
-    """What each choice of bits is expected to cost, in units of the loss.
+    """Expected increase of the loss for each choice of bits.
 
     Attributes:
-      sites: names of sites with a weight of their own.
-      bits: widths to choose from, rising.
-      loss: expected increase, [sites, bits].
-      weights: number of weights of each site, [sites].
-      macs: multiply-accumulates of each site for the traced example, [sites].
+      sites: Names of the sites whose weight no earlier site has.
+      bits: Widths to choose from, rising.
+      loss: Expected increase of the loss, [sites, bits].
+      weights: Number of weights of each site, [sites].
+      macs: Multiply-accumulates of each site for the traced example, [sites].
     """
 
     sites: tuple[str, ...]
@@ -45,9 +45,9 @@ class Assignment(NamedTuple):
     """Bits of each site. Printing shows them.
 
     Attributes:
-      bits: by site.
-      loss: expected increase of the loss.
-      cost: what the choice costs, in the units of the budget.
+      bits: Bits by site.
+      loss: Expected increase of the loss.
+      cost: Cost of the choice, in the units of the budget.
     """
 
     bits: dict[str, int]
@@ -55,10 +55,10 @@ class Assignment(NamedTuple):
     cost: float
 
     def transform(self, inputs: Any = 8) -> Transform:
-        """The transform that quantises each site's weights to its bits.
+        """Makes the transform that quantizes each site's weights to its bits.
 
         Args:
-          inputs: as in `quantize`.
+          inputs: Format of the inputs, as in `quantize`.
         """
         return rules({name: quantize(bits, inputs) for name, bits in self.bits.items()})
 
@@ -79,26 +79,43 @@ def hessian_sensitivity(
     bits: Sequence[int] = (2, 3, 4, 6, 8),
     samples: int = 16,
 ) -> Sensitivity:
-    """Half the mean curvature of each weight times the squared error of rounding it.
+    """Estimates what rounding each site loses, from the curvature of the loss (Hessian).
+
+    It is half the mean curvature of each weight times the squared error of rounding it.
 
     The trace of the Hessian comes from products with random signs: E zᵀHz = tr H.
 
     Args:
-      net: the float network.
-      loss: of a network, twice differentiable by its parameters.
-      key: of the signs.
-      bits: widths to judge, each from 2 to 8.
-      samples: products, at least 1.
+      net: Float network.
+      loss: Function from a network to its loss, twice differentiable by its parameters.
+      key: Random key of the signs.
+      bits: Widths to judge, each from 2 to 8.
+      samples: Number of products with random signs, at least 1.
+
+    Returns:
+      The expected increase of the loss for each site and width.
 
     Raises:
-      ValueError: an argument out of range, or a network that is transformed already.
+      ValueError: An argument out of range, or a network that is transformed already.
 
     Source: Dong et al. (2020), HAWQ-V2, arXiv 1911.03852, eq. 5 (the half is the Taylor series').
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x, w = jnp.ones((2, 4)), jnp.linspace(-1, 1, 12).reshape(4, 3)
+      >>> net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]), {"a": w}, x)
+      >>> found = js.hessian_sensitivity(
+      ...     net, lambda net: jnp.mean(net(x) ** 2), key=jax.random.key(0), bits=(4, 8), samples=2
+      ... )
+      >>> found.sites, found.loss.shape
+      (('a',), (1, 2))
     """
-    widths = _checked(net, bits)
+    widths = _checked_widths(net, bits)
     samples = checked_int("samples", samples, 1)
     traces = _traces(net, loss, key, samples)
-    facts = _facts(net)
+    facts = _site_facts(net)
     errors = rounding_errors(net, widths)
     curvature = np.asarray([max(float(traces[f.param]), 0.0) / f.size for f in facts])
     found = 0.5 * curvature[:, None] * np.stack([errors[f.name] for f in facts])
@@ -111,19 +128,34 @@ def ablation_sensitivity(
     *,
     bits: Sequence[int] = (2, 3, 4, 6, 8),
 ) -> Sensitivity:
-    """The increase of the loss when one site's weights alone are rounded, measured.
+    """Measures the increase of the loss when one site's weights alone are rounded.
 
-    Which site and how many bits is traced, so that all of it compiles once.
+    The site and the number of bits are traced, so that all of it compiles once.
 
     Args:
-      net: the float network.
-      loss: of a network.
-      bits: widths to judge, each from 2 to 8.
+      net: Float network.
+      loss: Function from a network to its loss.
+      bits: Widths to judge, each from 2 to 8.
+
+    Returns:
+      The increase of the loss for each site and width.
 
     Raises:
-      ValueError: an argument out of range, or a network that is transformed already.
+      ValueError: An argument out of range, or a network that is transformed already.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x, w = jnp.ones((2, 4)), jnp.linspace(-1, 1, 12).reshape(4, 3)
+      >>> net = js.trace(lambda p, x: x @ p["a"], {"a": w}, x)
+      >>> target = net(x)
+      >>> found = js.ablation_sensitivity(
+      ...     net, lambda net: jnp.mean((net(x) - target) ** 2), bits=(2, 8)
+      ... )
+      >>> bool(found.loss[0, 0] > found.loss[0, 1] >= 0)
+      True
     """
-    widths, facts = _checked(net, bits), _facts(net)
+    widths, facts = _checked_widths(net, bits), _site_facts(net)
     measured = jax.jit(loss)
 
     def rounded(name: str, bits: int) -> float:
@@ -142,18 +174,30 @@ def ablation_sensitivity(
 def assign_bits(
     sensitivity: Sensitivity, *, mean_bits: float, weigh: str = "weights"
 ) -> Assignment:
-    """The bits of each site that should lose least within a budget, by integer programming.
+    """Chooses the bits of each site that should lose least within a budget, by integer programming.
 
     Args:
-      sensitivity: what each choice loses.
-      mean_bits: the budget, as a mean over "weights" (a size) or over "macs" (a compute cost in
-        proportion to the bits of the weight).
-      weigh: which of the two.
+      sensitivity: Expected loss of each choice.
+      mean_bits: Budget in bits, a mean over "weights" (a size) or over "macs" (a compute cost in
+        proportion to the bits of the weight); at least the fewest bits to choose from.
+      weigh: What the mean is over, "weights" or "macs".
+
+    Returns:
+      The bits of each site, with what they are expected to lose and cost.
 
     Raises:
-      ValueError: a budget below the fewest bits, or `weigh` neither.
+      ValueError: A budget below the fewest bits, or `weigh` neither.
 
     Source: Yao et al. (2021), HAWQ-V3, arXiv 2011.10680, section 3.4.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> from jaxsim.search.bits import Sensitivity
+      >>> loss, size = np.array([[9.0, 0.0], [1.0, 0.0]]), np.array([10, 10])
+      >>> found = js.assign_bits(Sensitivity(("a", "b"), (2, 8), loss, size, size), mean_bits=5)
+      >>> found.bits, found.loss, round(found.cost, 6)
+      ({'a': 8, 'b': 2}, 1.0, 5.0)
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -185,11 +229,14 @@ def assign_bits(
 
 
 def rounding_errors(net: Network, bits: Sequence[int]) -> dict[str, Float[np.ndarray, " bits"]]:
-    """Squared error of rounding each site's weights to so many bits, one scale a channel.
+    """Measures the squared error of rounding each site's weights, one scale a channel.
 
     Args:
-      net: the float network.
-      bits: widths.
+      net: Float network.
+      bits: Widths to round to, at least 2 each.
+
+    Returns:
+      The error of each width, by site.
     """
     plain = _rounded_weights(net, 0)
     found: dict[str, list[float]] = {name: [] for name in plain}
@@ -203,8 +250,8 @@ def coarse(core: Core, *, top: float | Array) -> Core:
     """Rounds weights to the symmetric grid of a channel whose largest code is `top`; 0 leaves them.
 
     Args:
-      core: contracts the rounded weights.
-      top: traced, unlike the bits of a `Grid`.
+      core: Core that contracts the rounded weights.
+      top: Largest code, at least 0; traced, unlike the bits of a `Grid`.
     """
 
     def write(op: Op, w: Array, key: Any) -> State:
@@ -215,28 +262,30 @@ def coarse(core: Core, *, top: float | Array) -> Core:
     return Core(write, core.calibrate, core.read)
 
 
-class _Fact(NamedTuple):
+class _SiteFacts(NamedTuple):
     name: str
     param: str
     size: int
     macs: int
 
 
-def _facts(net: Network) -> list[_Fact]:
+def _site_facts(net: Network) -> list[_SiteFacts]:
     """The sites that hold a weight no earlier site does."""
     return [
-        _Fact(s.name, s.param, int(np.prod((*s.stack, *s.w_shape))), s.macs)
+        _SiteFacts(s.name, s.param, int(np.prod((*s.stack, *s.w_shape))), s.macs)
         for s in net.sites
         if s.param is not None and "#" not in s.name
     ]
 
 
-def _sensitivity(facts: Sequence[_Fact], bits: tuple[int, ...], loss: np.ndarray) -> Sensitivity:
+def _sensitivity(
+    facts: Sequence[_SiteFacts], bits: tuple[int, ...], loss: np.ndarray
+) -> Sensitivity:
     sizes, macs = (np.asarray([getattr(f, what) for f in facts]) for what in ("size", "macs"))
     return Sensitivity(tuple(f.name for f in facts), bits, loss, sizes, macs)
 
 
-def _checked(net: Network, bits: Sequence[int]) -> tuple[int, ...]:
+def _checked_widths(net: Network, bits: Sequence[int]) -> tuple[int, ...]:
     require_network(net, "sensitivity")
     if net.cores or net.deployed:
         raise ValueError("net: give the float network, before any core is wrapped")
@@ -248,7 +297,7 @@ def _checked(net: Network, bits: Sequence[int]) -> tuple[int, ...]:
 
 def _rounded_weights(net: Network, top: int) -> Mapping[str, Array]:
     """Each site's weights on the grid whose largest code is `top`; 0 leaves them."""
-    names = [f.name for f in _facts(net)]
+    names = [f.name for f in _site_facts(net)]
     return write_states(net.wrap(names, Wrapper.of(coarse, top=float(top))), None)
 
 

@@ -1,13 +1,14 @@
 """Losses and loops that train networks and pyramids."""
 
 from jaxsim.train.loop import fit, only
-from jaxsim.train.losses import cross_entropy, distillation
+from jaxsim.train.losses import cross_entropy, distillation, distillation_targets
 from jaxsim.train.pyramid import Soft, train_pyramid
 
 __all__ = [
     "Soft",
     "cross_entropy",
     "distillation",
+    "distillation_targets",
     "fit",
     "only",
     "train_pyramid",

@@ -1,47 +1,56 @@
-"""Training a network: float, quantisation-aware, noise-aware, all by the same loop."""
+"""Training a network: float, quantization-aware, noise-aware, all by the same loop."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Key
 
-from jaxsim.checkpoint.log import fingerprint, programme
-from jaxsim.checkpoint.resume import trail
+from jaxsim.checkpoint.log import run_digest
+from jaxsim.checkpoint.resumable import resumable
 from jaxsim.checkpoint.save_load import describe
-from jaxsim.console.progress import progress
 from jaxsim.cores.partition import Parts
 from jaxsim.inputs.batches import Batch, labelled, row_count, take_rows
 from jaxsim.inputs.samples import check_batch, check_finite, check_labels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
-from jaxsim.pipeline.gradient import pipeline_value_and_grad
 from jaxsim.pipeline.pipeline import Pipeline
-from jaxsim.sparsity.masks import chosen
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.train.losses import cross_entropy
-from jaxsim.transforms.learn_ranges import ranges, with_ranges
+from jaxsim.train.step import Descent, compile_step, trained_values, under_masks_of, with_values
 
 
 def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.GradientTransformation:
-    """An optimiser that moves no entry but those marked, whatever decay or momentum would do.
+    """Restricts an optimizer to marked entries; the others stay, whatever decay or momentum do.
 
     Args:
-      optimizer: moves the rest.
-      trained: for every parameter an array of its shape, or one that broadcasts to it: 1 where it
+      optimizer: Optimizer of the marked entries.
+      trained: For every parameter an array of its shape, or one that broadcasts to it: 1 where it
         is trained and 0 where it stays, as `jaxsim.models.functions.added` makes.
 
+    Returns:
+      An optax transformation with the state of `optimizer`.
+
     Raises:
-      ValueError: when it begins, a mask whose leaves are not those of the parameters.
+      ValueError: When it begins, a mask whose leaves are not those of the parameters.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from jaxsim.train import only
+      >>> params, marks = {"w": jnp.ones(3)}, {"w": jnp.array([1.0, 0.0, 1.0])}
+      >>> optimizer = only(optax.sgd(0.5), marks)
+      >>> updates, _ = optimizer.update({"w": jnp.ones(3)}, optimizer.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"].tolist()
+      [0.5, 1.0, 0.5]
     """
 
     def absent(node: Any) -> bool:
@@ -81,42 +90,150 @@ def fit(
     label: str = "training",
     quiet: bool = False,
 ) -> Network:
-    """Minimises a loss of a network's logits, the cross-entropy unless said, by its own gradients.
+    """Minimizes a loss of a network's logits, the cross-entropy unless said, by its own gradients.
 
     The order of the images and the noise of the cores in epoch e come from `fold_in(key, e)`, so
     an interrupted run that goes on from its checkpoint ends where the whole run would have.
 
     Args:
-      net: not deployed; its cores say what the training is aware of. A pipeline trains as one.
-      images: inputs: a batch of N rows (an array [N, ...], a tuple of positional arguments, or a
+      net: Network to train, not deployed; its cores say what the training is aware of. A pipeline
+        trains as a pipeline.
+      images: Inputs: a batch of N rows (an array [N, ...], a tuple of positional arguments, or a
         dict of keyword arguments) or an iterable of batches. All is read once, into memory.
-      labels: [N] classes, or whatever `loss` compares with, an entry an image; where `images` is an
-        iterable also an iterable of arrays, one a batch. None where `images` is labelled already: a
+      labels: Classes [N], or whatever `loss` compares with, an entry an image; where `images` is an
+        iterable also an iterable of arrays, one a batch. None where `images` is labeled already: a
         pair `(batch, labels)` or an iterable of pairs.
-      epochs: passes over the data, at least 1.
-      optimizer: an optax transformation; it sees `net.params`, or after `js.learn_ranges`
+      epochs: Passes over the data, at least 1.
+      optimizer: An optax transformation; it sees `net.params`, or after `js.learn_ranges`
         `{"params": net.params, "ranges": …}`. Where its state has masks (`js.sparsity.rigl`), those
         of `net` make way for them: all weights have gradients, and the network ends with the masks.
-      key: for shuffling and for the cores.
-      batch_size: images a step, at most N; an incomplete last batch is left out.
-      call: keyword arguments of each call. With "mutable" in it, the model returns updates of its
+      key: Random key of the shuffling and of the cores.
+      batch_size: Images a step, from 1 to N; an incomplete last batch is left out.
+      call: Keyword arguments of each call. With "mutable" in it, the model returns updates of its
         buffers as a second output and they are kept.
       rngs: Linen's random streams (`"dropout"`), given a new key at every step.
-      loss: mean over a batch of `(logits, labels)`, for instance `distillation(…)`.
-      checkpoints: folder to write to after each epoch and to resume from; of this run only, which
-        is known by the bits of the network, the data and the key, and by the programme of a step:
+      loss: Mean over a batch of `(logits, labels)`, for instance `distillation(…)`.
+      checkpoints: Folder to write to after each epoch and to resume from; of this run only, which
+        is known by the bits of the network, the data and the key, and by the program of a step:
         its loss, optimizer and call. Not seen are what host callbacks do and the loss of a
         pipeline. Locked while it is in use.
-      label: what the progress bar says.
-      quiet: show no progress bar.
+      label: Text before the progress bar.
+      quiet: Show no progress bar.
 
     Returns:
       The network with trained parameters and buffers.
 
     Raises:
-      ValueError: a deployed network, lengths that differ, images that are not finite, labels that
+      ValueError: A deployed network, lengths that differ, images that are not finite, labels that
         are no classes of the cross-entropy, epochs or batch_size out of range, or checkpoints of
         another run.
+
+    Examples:
+      >>> import jax
+      >>> import numpy as np
+      >>> import optax
+      >>> import jaxsim as js
+      >>> from flax import linen as nn
+      >>> from jaxsim.train import fit
+      >>> x, model = np.eye(4, dtype=np.float32), nn.Dense(4)
+      >>> net = js.trace(model, model.init(jax.random.key(0), x), x)
+      >>> trained = fit(
+      ...     js.quantize(8, 8)(net), x, np.arange(4), epochs=20, batch_size=4,
+      ...     optimizer=optax.adam(0.1), key=jax.random.key(1), quiet=True,
+      ... )
+      >>> js.classify(trained, x).tolist()
+      [0, 1, 2, 3]
+    """
+    descent = Descent(optimizer, loss, dict(call or {}), rngs)
+    data = _checked_data(net, images, labels, epochs, batch_size)
+    _check_labels(data, descent, net, key)
+    advance, digest = compile_step(descent, net)
+    state = optimizer.init(trained_values(net))
+    start = under_masks_of(state, net)
+    run: Mapping[str, Any] = {}
+    if checkpoints is not None:
+        rest = digest(start, state, *data.take(slice(0, batch_size)), key)
+        run = _identity(net, data, batch_size, key, rest)
+
+    def step(at: tuple[Network, Any], batch: tuple[Parts, Any, Any]) -> Any:
+        net, state, value = advance(*at, *batch)
+        return (net, state), value
+
+    def with_content(at: tuple[Network, Any], content: Any) -> tuple[Network, Any]:
+        values, buffers, state = content
+        return dataclasses.replace(with_values(at[0], values), buffers=buffers), state
+
+    per_epoch = data.rows // batch_size
+    end, state = resumable(
+        step,
+        (start, state),
+        lambda done: data.epochs(range(done // per_epoch, epochs), key, batch_size),
+        steps=epochs * per_epoch,
+        folder=checkpoints,
+        run=run,
+        every=per_epoch,
+        steps_per_number=per_epoch,
+        content=lambda at: (trained_values(at[0]), at[0].buffers, at[1]),
+        with_content=with_content,
+        label=label,
+        quiet=quiet,
+    )
+    return dataclasses.replace(end, masks={**end.masks, **(masks_of(state) or {})})
+
+
+class _Data(NamedTuple):
+    """Labeled inputs in memory.
+
+    Attributes:
+      inputs: All rows as one batch.
+      labels: An entry a row.
+      rows: Number of rows.
+    """
+
+    inputs: Batch
+    labels: Any
+    rows: int
+
+    def take(self, rows: Any) -> tuple[Parts, Any]:
+        """Arguments of a call with some rows, and their labels."""
+        return call_arguments(*take_rows(self.inputs, rows)), self.labels[rows]
+
+    def epochs(self, numbers: range, key: Any, batch_size: int) -> Iterator[tuple[Parts, Any, Any]]:
+        """Shuffled batches of epochs: arguments, labels and the key of the step."""
+        for epoch in numbers:
+            epoch_key = jax.random.fold_in(key, epoch)
+            order = np.asarray(jax.random.permutation(epoch_key, self.rows))
+            for i in range(self.rows // batch_size):
+                rows = order[i * batch_size : (i + 1) * batch_size]
+                yield *self.take(rows), jax.random.fold_in(epoch_key, i)
+
+
+def _identity(
+    net: Network, data: _Data, batch_size: int, key: Any, step: tuple[str, bool]
+) -> dict[str, Any]:
+    """Digests and settings that tell a run from others; warns where not all is seen."""
+    rest, covered = step
+    if not covered:
+        warnings.warn(
+            "checkpoints: what host callbacks compute is not compared with the run before",
+            stacklevel=4,
+        )
+    return {
+        "network": run_digest(net, describe(net)),
+        "images": run_digest(data.inputs),
+        "labels": run_digest(data.labels),
+        "key": run_digest(key),
+        "batch_size": batch_size,
+        "loss, optimizer or call": rest,
+        "version of JAX": jax.__version__,
+    }
+
+
+def _checked_data(net: Network, images: Any, labels: Any, epochs: int, batch_size: int) -> _Data:
+    """All inputs and labels in memory.
+
+    Raises:
+      ValueError: As `fit` says, the labels apart.
     """
     if net.deployed:
         raise ValueError("net is deployed: train the composed network, then deploy it")
@@ -128,101 +245,22 @@ def fit(
         raise ValueError(f"epochs={epochs}: must be at least 1")
     if not 1 <= batch_size <= count:
         raise ValueError(f"batch_size={batch_size}: must be from 1 to {count}")
-    options = dict(call or {})
     check_batch("images", *inputs)
-    steps = count // batch_size
+    return _Data(inputs, labels, count)
 
-    def streams(key: Any) -> dict[str, Any]:
-        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(rngs)}
-        return {"rngs": keys} if keys else {}
 
-    if loss is cross_entropy:
-        few = take_rows(inputs, slice(0, 1))
-        more = {**options, **few.kwargs, **streams(key)}
-        check_labels("labels", labels, _classes(net, few.args, key, more))
-    else:
-        check_finite("labels", labels)
-
-    def loss_of(values: Any, net: Network, x: Parts, y: Array, key: Any) -> tuple[Array, Any]:
-        args, kwargs = x.whole()
-        out = _with(net, values)(*args, key=key, **{**options, **kwargs}, **streams(key))
-        logits, updates = out if "mutable" in options else (out, {})
-        return loss(logits, y), updates
-
-    def updated(net: Network, state: optax.OptState, grads: Any, updates: Any) -> Any:
-        changes, state = optimizer.update(grads, state, _trained(net))
-        net = _with(net, optax.apply_updates(_trained(net), changes))
-        return dataclasses.replace(net, buffers=_merged(net.buffers, updates)), state
-
-    # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
-    @jax.jit
-    def step(net: Network, state: optax.OptState, x: Parts, y: Array, key: Any) -> Any:
-        (value, updates), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            _trained(net), net, x, y, key
-        )
-        return *updated(net, state, grads, updates), value
-
-    update = jax.jit(updated)
-
-    def pipelined(net: Network, state: optax.OptState, x: Parts, y: Any, key: Any) -> Any:
-        gradients, batch = pipeline_value_and_grad(net, loss), Batch(*x.whole())
-        out, grads = gradients(net.params, (batch, y), key=key, **options, **streams(key))
-        value, updates = out if "mutable" in options else (out, {})
-        return *update(net, state, grads, updates), value
-
-    advanced = pipelined if isinstance(net, Pipeline) else step
-    if ranges(net) and isinstance(net, Pipeline):
-        raise ValueError("net: a pipeline with learned ranges; train them, then shard")
-    state = optimizer.init(_trained(net))
-    given = net
-    if (masks := masks_of(state)) is not None:
-        zero = jax.tree.map(np.zeros_like, net.params)
-        net = dataclasses.replace(net, params=chosen(masks, net.params, zero))
-        net = dataclasses.replace(net, masks={n: m for n, m in net.masks.items() if n not in masks})
-    with contextlib.ExitStack() as stack:
-        done, kept = None, None
-        if checkpoints is not None:
-            few = slice(0, batch_size)
-            batch = call_arguments(*take_rows(inputs, few)), labels[few]
-            if isinstance(net, Pipeline):  # its step is no one programme
-                rest, covered = programme(update, net, state, _trained(net), {})
-            else:
-                rest, covered = programme(step, net, state, *batch, key)
-            if not covered:
-                warnings.warn(
-                    "checkpoints: what host callbacks compute is not compared with the run before",
-                    stacklevel=2,
-                )
-            run = {
-                "network": fingerprint(given, describe(given)),
-                "images": fingerprint(inputs),
-                "labels": fingerprint(labels),
-                "key": fingerprint(key),
-                "batch_size": batch_size,
-                "loss, optimizer or call": rest,
-                "version of JAX": jax.__version__,
-            }
-            kept = stack.enter_context(trail(checkpoints, run=run))
-            done, (values, buffers, state) = kept.newest((_trained(net), net.buffers, state))
-            net = dataclasses.replace(_with(net, values), buffers=buffers)
-        bar = progress(label, epochs * steps, (done or 0) * steps, "loss", quiet=quiet)
-        advance = stack.enter_context(bar)
-        for epoch in range(done or 0, epochs):
-            epoch_key = jax.random.fold_in(key, epoch)
-            order = np.asarray(jax.random.permutation(epoch_key, count))
-            for i in range(steps):
-                rows = order[i * batch_size : (i + 1) * batch_size]
-                step_key = jax.random.fold_in(epoch_key, i)
-                x = call_arguments(*take_rows(inputs, rows))
-                net, state, value = advanced(net, state, x, labels[rows], step_key)
-                advance(value)
-            if kept is not None:
-                kept.add(epoch + 1, (_trained(net), net.buffers, state))
-    return dataclasses.replace(net, masks={**net.masks, **(masks_of(state) or {})})
+def _check_labels(data: _Data, descent: Descent, net: Network, key: Any) -> None:
+    """Checks that labels are classes for the cross-entropy, and finite for any other loss."""
+    if descent.loss is not cross_entropy:
+        check_finite("labels", data.labels)
+        return
+    few = take_rows(data.inputs, slice(0, 1))
+    options = {**descent.call, **few.kwargs, **descent.streams(key)}
+    check_labels("labels", data.labels, _classes(net, few.args, key, options))
 
 
 def _classes(net: Network, args: Any, key: Any, options: Mapping[str, Any]) -> int | None:
-    """How many classes the outputs tell apart; None of a pipeline, where only a call would say."""
+    """Counts the classes of the outputs; None of a pipeline, where only a call would say."""
     if isinstance(net, Pipeline):
         return None
     arguments = call_arguments(args, options)
@@ -233,23 +271,3 @@ def _classes(net: Network, args: Any, key: Any, options: Mapping[str, Any]) -> i
 
     out = jax.eval_shape(call, net, arguments)
     return (out[0] if "mutable" in options else out).shape[-1]
-
-
-def _trained(net: Network) -> Any:
-    """What the optimiser sees: the parameters, and ranges if they are learned."""
-    learned = ranges(net)
-    return {"params": net.params, "ranges": learned} if learned else net.params
-
-
-def _with(net: Network, values: Any) -> Network:
-    """The network with other values of `_trained`."""
-    if not ranges(net):
-        return dataclasses.replace(net, params=values)
-    return with_ranges(dataclasses.replace(net, params=values["params"]), values["ranges"])
-
-
-def _merged(buffers: Any, updates: Any) -> Any:
-    """Buffers with updates put in, at any depth."""
-    if not isinstance(updates, Mapping):
-        return updates
-    return {**buffers, **{k: _merged(buffers.get(k, {}), v) for k, v in updates.items()}}

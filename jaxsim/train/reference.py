@@ -1,4 +1,4 @@
-"""The small network that demo and benchmarks train once and keep."""
+"""The small network that the demo and benchmarks train once and keep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import optax
 from filelock import FileLock
 
-from jaxsim.checkpoint.log import fingerprint
+from jaxsim.checkpoint.log import run_digest
 from jaxsim.checkpoint.save_load import load, save
 from jaxsim.data import Images
 from jaxsim.models.resnet import ResNet
@@ -18,26 +18,29 @@ from jaxsim.train.loop import fit
 from jaxsim.transforms.prune import prune
 
 CALL = {"train": True, "mutable": ["batch_stats"]}
-"""How a network with batch normalisation is called in training."""
+"""Keyword arguments of a network with batch normalization in training."""
 
 
 def trained(
     train: Images, *, epochs: int, seed: int, cache: Path, quiet: bool = False
 ) -> tuple[Network, Network]:
-    """The demo's network and its half-pruned form, from the cache where they are there.
+    """Trains the demo's network and its half-pruned form, or reads them from the cache.
 
     Args:
-      train: training set.
-      epochs: passes over it; the pruned form is trained for one more.
-      seed: of weights and order.
-      cache: folder of trained weights, by what they were trained with.
-      quiet: show no progress bars.
+      train: Training set.
+      epochs: Passes over it, at least 1; the pruned form is trained for one more.
+      seed: Seed of the weights and of the order of the images.
+      cache: Folder of trained weights, by what they were trained with.
+      quiet: Show no progress bars.
+
+    Returns:
+      The network and its half-pruned form.
     """
     model = ResNet(stages=(1, 1, 1), features=16, stem_stride=2)
     init = jax.jit(model.init)(jax.random.key(seed), train.images[:1])
     net = trace(model, init, train.images[:1])
     recipe = f"{model} {train.source.split(':')[0]} {len(train.labels)} {epochs} {seed}"
-    folder = cache.expanduser() / fingerprint((), recipe)[:16]
+    folder = cache.expanduser() / run_digest((), recipe)[:16]
 
     def through(net: Network, name: str, epochs: int, rate: optax.Schedule) -> Network:
         # Another demo may be training the same network: wait for it, then take what it made.

@@ -31,9 +31,12 @@ from jaxsim.network.stages import held, split
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import checked_int
 from jaxsim.pipeline import spmd
-from jaxsim.pipeline.microbatch import batch_of
-from jaxsim.pipeline.mpmd import Place, Remat, Work, programmes
-from jaxsim.pipeline.pipeline import Layout, Pipeline, example_of
+from jaxsim.pipeline.blocks import equal_blocks
+from jaxsim.pipeline.devices import StageDevices
+from jaxsim.pipeline.microbatch import batch_split
+from jaxsim.pipeline.pipeline import Pipeline
+from jaxsim.pipeline.plan import Layout, example_of
+from jaxsim.pipeline.programs import Remat, TaskInputs, stage_programs
 from jaxsim.pipeline.schedule import Schedule
 from jaxsim.values.calls import shown_as_called
 
@@ -64,7 +67,7 @@ def pipeline_shard(
         can run, which keeps fewer activations.
       remat: what a stage keeps for its backward. "boundary": its inputs, the rest is computed
         again; "none": all that the backward reads; or a policy of `jax.checkpoint_policies`.
-      engine: "mpmd", a programme for each stage, for one process; "spmd", one programme for all,
+      engine: "mpmd", a program for each stage, for one process; "spmd", one program for all,
         for equal blocks, on the devices of one or several processes; "auto", the first where this
         process has all the devices.
       devices: of the stages: K devices, repeated or not; [K, R] devices or a mesh of that shape
@@ -116,30 +119,30 @@ def pipeline_shard(
     def apply(net: Network) -> Network:
         require_network(net, "pipeline_shard")
         require_uncut(net, "pipeline_shard")
-        places = _places(devices, stages)
+        where = _stage_devices(devices, stages)
         process = jax.process_index()
-        local = all(d.process_index == process for place in places for d in place.devices)
+        local = all(d.process_index == process for stage in where for d in stage.devices)
         chosen_engine = ("mpmd" if local else "spmd") if engine == "auto" else engine
         if chosen_engine == "mpmd" and not local:
             raise ValueError("engine='mpmd': devices of other processes need engine='spmd'")
-        replicas = len(places[0].devices)
+        replicas = len(where[0].devices)
         example = example_of(net, microbatches * replicas)
-        batch = batch_of(example, microbatches, replicas)
+        batch = batch_split(example, microbatches, replicas)
         micro = dataclasses.replace(example, arrays=tuple(map(batch.shape, example.arrays)))
         line = equations(net, micro)
         if chosen_engine == "spmd":
-            spmd.check(places, schedule)
-            names = tuple(cut.name for cut in spmd.equal_blocks(line, stages).begins)
+            spmd.check(where, schedule)
+            names = tuple(cut.name for cut in equal_blocks(line, stages).begins)
         else:
-            names = _balanced_cuts(net, line, stages, balance, places[0])
-        layout = Layout(names, microbatches, schedule, remat, chosen_engine, places)
+            names = _balanced_cuts(net, line, stages, balance, where[0])
+        layout = Layout(names, microbatches, schedule, remat, chosen_engine, where)
         fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
         return Pipeline(**fields, layout=layout)
 
     return apply
 
 
-def _places(devices: Any, stages: int) -> tuple[Place, ...]:
+def _stage_devices(devices: Any, stages: int) -> tuple[StageDevices, ...]:
     """The devices of each stage."""
     if isinstance(devices, Mesh):
         devices = devices.devices
@@ -156,11 +159,11 @@ def _places(devices: Any, stages: int) -> tuple[Place, ...]:
     rows = [tuple(row) if isinstance(row, list | tuple | np.ndarray) else (row,) for row in given]
     if any(len(row) != len(rows[0]) or len(set(row)) < len(row) or not row for row in rows):
         raise ValueError("devices: each stage needs equally many, and no device twice")
-    return tuple(map(Place, rows))
+    return tuple(map(StageDevices, rows))
 
 
 def _balanced_cuts(
-    net: Network, line: Equations, stages: int, balance: Balance, place: Place
+    net: Network, line: Equations, stages: int, balance: Balance, devices: StageDevices
 ) -> tuple[str, ...]:
     """The names of the cuts between stages."""
     places = cuts(line)
@@ -168,41 +171,41 @@ def _balanced_cuts(
         return tuple(cut.name for cut in chosen(places, balance))
     found = candidates(places, stages)
     if balance == "time":
-        weights = _block_seconds(net, line, found, place)
+        weights = _block_seconds(net, line, found, devices)
     else:
         weights = blocks(found, flops(line) if balance == "flops" else sizes(line))
     return tuple(found[i - 1].name for i in balanced(weights, stages))
 
 
 def _block_seconds(
-    net: Network, line: Equations, places: Sequence[Cut], place: Place
+    net: Network, line: Equations, places: Sequence[Cut], devices: StageDevices
 ) -> list[float]:
     """Seconds of each block's forward and backward, the median of five."""
     cut = split(line, places)
-    made = programmes(
+    programs = stage_programs(
         cut,
-        [Place(place.devices[:1])] * len(cut.stages),
+        [StageDevices(devices.devices[:1])] * len(cut.stages),
         remat="boundary",
         ranges=net.ranges,
-        count=1,
-        losses=range(len(cut.outputs)),
+        microbatches=1,
+        loss_outputs=range(len(cut.outputs)),
     )
     key = jax.random.key(0)
     seconds: list[float] = []
-    for programme in made:
-        stage = programme.stage
+    for program in programs:
+        stage = program.stage
         own = held(net, cut, stage)
         arguments = [line.arguments[i].aval for i in stage.arguments]
-        work = Work(_ones(arguments), _ones(stage.live), key, np.int32(0))
-        cotangents = _ones([stage.outputs[i] for i in programme.wanted])
+        inputs = TaskInputs(_ones(arguments), _ones(stage.live), key, np.int32(0))
+        cotangents = _ones([stage.outputs[i] for i in program.differentiated])
 
         def once(
-            programme: Any = programme, own: Any = own, work: Any = work, c: Any = cotangents
+            program: Any = program, own: Any = own, inputs: Any = inputs, c: Any = cotangents
         ) -> float:
-            sums = jax.block_until_ready(programme.zeros(own))
+            sums = jax.block_until_ready(program.zeros(own))
             start = time.perf_counter()
-            jax.block_until_ready(programme.keep(own, work))
-            jax.block_until_ready(programme.backward(own, work, [], c, sums))
+            jax.block_until_ready(program.keep(own, inputs))
+            jax.block_until_ready(program.backward(own, inputs, [], c, sums))
             return time.perf_counter() - start
 
         once()

@@ -7,11 +7,13 @@ import textwrap
 
 import pytest
 
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 
 
 def scores(path):
-    return {name: Log(path).get(name, lambda name=name: len(name)) for name in ("a", "bb", "ccc")}
+    return {
+        name: ScoreCache(path).get(name, lambda name=name: len(name)) for name in ("a", "bb", "ccc")
+    }
 
 
 def process(body):
@@ -20,10 +22,10 @@ def process(body):
 
 def test_what_is_known_is_not_measured_again(tmp_path):
     path = tmp_path / "new" / "log.json"
-    log = Log(path)
+    log = ScoreCache(path)
     assert log.get("a", lambda: [1.5, "x"]) == [1.5, "x"]
-    assert Log(path).get("a", None) == [1.5, "x"]
-    assert Log(None).get("a", lambda: 2) == 2
+    assert ScoreCache(path).get("a", None) == [1.5, "x"]
+    assert ScoreCache(None).get("a", lambda: 2) == 2
     assert sorted(p.name for p in path.parent.iterdir()) == ["log.json", "log.json.lock"]
 
 
@@ -31,8 +33,8 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path):
     path = tmp_path / "log.json"
     killed = process(f"""
         import os, signal
-        from jaxsim.log import Log
-        log = Log({str(path)!r})
+        from jaxsim.checkpoint.log import ScoreCache
+        log = ScoreCache({str(path)!r})
         for name in ("a", "bb", "ccc"):
             if name == "ccc":
                 log.get(name, lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -41,7 +43,7 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path):
     assert killed.wait() == -9
     assert json.loads(path.read_text()) == {"a": 1, "bb": 2}
     made = []
-    log = Log(path)
+    log = ScoreCache(path)
     found = {n: log.get(n, lambda n=n: made.append(n) or len(n)) for n in ("a", "bb", "ccc")}
     assert made == ["ccc"]
     assert found == scores(tmp_path / "whole.json")
@@ -50,8 +52,8 @@ def test_a_sweep_that_was_killed_goes_on(tmp_path):
 def test_processes_that_fill_one_log_lose_nothing_and_agree(tmp_path):
     path = tmp_path / "log.json"
     body = f"""
-        from jaxsim.log import Log
-        log = Log({str(path)!r})
+        from jaxsim.checkpoint.log import ScoreCache
+        log = ScoreCache({str(path)!r})
         for i in range(40):
             log.get(f"%d {{i}}", lambda: [%d, i] * 50)
             log.get(f"both {{i}}", lambda: %d)
@@ -69,5 +71,5 @@ def test_what_is_no_log_is_refused_and_stays(tmp_path, content):
     path = tmp_path / "log.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"log\.json.*no log"):
-        Log(path)
+        ScoreCache(path)
     assert path.read_bytes() == content

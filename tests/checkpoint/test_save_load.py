@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxsim as js
-from jaxsim.checkpoint.resume import trail
+from jaxsim.checkpoint.resume import run_checkpoints
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.network.deployment import params_read
 from jaxsim.network.leaves import path_name
@@ -232,17 +232,17 @@ def test_another_format_is_refused(tmp_path):
         js.load(tmp_path / "net", like=cnn())
 
 
-def test_a_trail_keeps_the_newest(tmp_path):
+def test_checkpoints_of_a_run_keep_the_newest(tmp_path):
     start = {"a": jnp.zeros(3)}
-    with trail(tmp_path / "run", run={"seed": 1}) as kept:
+    with run_checkpoints(tmp_path / "run", run={"seed": 1}) as kept:
         assert kept.newest(start) == (0, start)
         kept.add(1, {"a": jnp.ones(3)})
         kept.add(2, {"a": jnp.full(3, 2.0)})
-    with trail(tmp_path / "run", run={"seed": 1}) as kept:
+    with run_checkpoints(tmp_path / "run", run={"seed": 1}) as kept:
         step, tree = kept.newest(start)
     with (
         pytest.raises(ValueError, match=r"are of another run \(other seed\)"),
-        trail(tmp_path / "run", run={"seed": 2}),
+        run_checkpoints(tmp_path / "run", run={"seed": 2}),
     ):
         pass
     assert step == 2

@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.cli import demo
 from jaxsim.cli import main as cli
 from jaxsim.cli.demo import Demo, run
@@ -41,22 +41,26 @@ def test_demos_that_share_a_cache_agree_though_one_is_killed_and_goes_on(tmp_pat
     for out in (one, other, whole):
         assert (out / "table.txt").read_text() == str(table)
         assert np.ndim(matplotlib.image.imread(out / "sweep.png")) == 3
-    points = [Log(folder / "sweep.json").scores for folder in (cache, tmp_path / "another")]
+    points = [ScoreCache(folder / "sweep.json").scores for folder in (cache, tmp_path / "another")]
     assert points[0] == points[1]
-
-
-@pytest.fixture(autouse=True)
-def uncached():
-    """Later tests do not write what they compile into the demo's cache."""
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.mark.parametrize("name", ["epochs", "images", "programmings"])
 def test_settings_out_of_range_are_named(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name}=0"):
         run(dataclasses.replace(Demo(out=tmp_path, cache=tmp_path), **{name: 0}))
+
+
+def test_the_command_keeps_programs_in_its_cache_and_leaves_the_setting_alone(
+    tmp_path, monkeypatch
+):
+    before, seen = jax.config.jax_compilation_cache_dir, []
+    monkeypatch.setattr(
+        demo, "run", lambda chosen: seen.append(jax.config.jax_compilation_cache_dir)
+    )
+    cli.main(["demo", "--cache", str(tmp_path)])
+    assert seen == [str(tmp_path / "compiled")]
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_the_command_says_what_is_wrong_and_exits_with_two(capsys):

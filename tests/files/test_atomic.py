@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.checkpoint.log import Log
-from jaxsim.checkpoint.resume import trail
+from jaxsim.checkpoint.log import ScoreCache
+from jaxsim.checkpoint.resume import run_checkpoints
 from jaxsim.files import atomic as files
 
 X = np.ones((2, 4), "f")
@@ -70,11 +70,11 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
 
 def test_a_full_disk_leaves_small_files_whole(tmp_path):
     path = tmp_path / "log.json"
-    Log(path).get("a", lambda: 1)
+    ScoreCache(path).get("a", lambda: 1)
     done = python(f"""
-        from jaxsim.log import Log
+        from jaxsim.checkpoint.log import ScoreCache
         try:
-            Log({str(path)!r}).get("b", lambda: "x" * 10**5)
+            ScoreCache({str(path)!r}).get("b", lambda: "x" * 10**5)
         except OSError as error:
             print(error)
     """)
@@ -120,7 +120,7 @@ def test_a_failed_save_ends_the_process(tmp_path, folder):
 def test_a_failure_while_the_folder_is_made_ends_the_process(tmp_path):
     """As when the disk fills after the lock: orbax's own first step fails."""
     done = python(f"""
-        import pathlib, numpy as np, jaxsim as js, orbax.checkpoint as ocp
+        import contextlib, pathlib, numpy as np, jaxsim as js, orbax.checkpoint as ocp
         from jaxsim.checkpoint import save_load
         rmtree = save_load.shutil.rmtree
         def spoil(part, **options):
@@ -128,7 +128,7 @@ def test_a_failure_while_the_folder_is_made_ends_the_process(tmp_path):
                 part.parent.rmdir()
                 part.parent.write_text("now a file")
         save_load.shutil.rmtree = spoil
-        checkpoint.files.locked = lambda *_: checkpoint.contextlib.nullcontext()
+        save_load.atomic.locked = lambda *_: contextlib.nullcontext()
         pathlib.Path({str(tmp_path / "in")!r}).mkdir()
         net = js.trace(lambda p, x: x @ p["w"], {{"w": np.ones((4, 4), "f")}}, np.ones((2, 4), "f"))
         try:
@@ -189,7 +189,7 @@ def test_another_process_is_kept_out_while_one_writes(tmp_path):
         js.save(tmp_path / "chip", net())
     with (
         pytest.raises(ValueError, match=r"checkpoints=.*another thread or process"),
-        trail(tmp_path / "chip", run={}),
+        run_checkpoints(tmp_path / "chip", run={}),
     ):
         pass
     holder.kill()  # a lock ends with its holder
@@ -199,43 +199,46 @@ def test_another_process_is_kept_out_while_one_writes(tmp_path):
 
 def test_one_folder_of_checkpoints_has_one_writer_and_any_readers(tmp_path):
     start = {"a": jnp.zeros(3)}
-    with trail(tmp_path / "run", run={"seed": 1}) as kept:
+    with run_checkpoints(tmp_path / "run", run={"seed": 1}) as kept:
         kept.add(1, {"a": jnp.ones(3)})
         with (
             pytest.raises(ValueError, match="another thread or process"),
-            trail(tmp_path / "run", run={"seed": 1}),
+            run_checkpoints(tmp_path / "run", run={"seed": 1}),
         ):
             pass
-        with trail(tmp_path / "run", run={"seed": 1}, read_only=True) as seen:
+        with run_checkpoints(tmp_path / "run", run={"seed": 1}, read_only=True) as seen:
             assert seen.newest(start)[0] == 1
         kept.add(2, {"a": jnp.ones(3)})
-    with trail(tmp_path / "run", run={"seed": 1}) as kept:
+    with run_checkpoints(tmp_path / "run", run={"seed": 1}) as kept:
         assert kept.newest(start)[0] == 2
 
 
 def test_an_empty_note_is_none_and_a_note_is_written_once(tmp_path):
     note = tmp_path / "run" / "run.txt"
-    with trail(tmp_path / "run", run={"seed": 1, "grow": (1, 2)}) as kept:
+    with run_checkpoints(tmp_path / "run", run={"seed": 1, "grow": (1, 2)}) as kept:
         kept.add(1, {"a": jnp.ones(3)})
     written = note.stat().st_mtime_ns, note.stat().st_ino
     time.sleep(0.01)
-    with trail(tmp_path / "run", run={"seed": 1, "grow": (1, 2)}):
+    with run_checkpoints(tmp_path / "run", run={"seed": 1, "grow": (1, 2)}):
         pass
     assert (note.stat().st_mtime_ns, note.stat().st_ino) == written
     note.write_text("")
-    with trail(tmp_path / "run", run={"seed": 1}) as kept:
+    with run_checkpoints(tmp_path / "run", run={"seed": 1}) as kept:
         assert kept.newest({"a": jnp.zeros(3)})[0] == 1
     assert json.loads(note.read_text()) == {"seed": 1}
     note.write_text('{"seed": 1')
-    with pytest.raises(ValueError, match="of another run"), trail(tmp_path / "run", run={}):
+    with (
+        pytest.raises(ValueError, match="of another run"),
+        run_checkpoints(tmp_path / "run", run={}),
+    ):
         pass
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
     done = python(f"""
         import jax.numpy as jnp, numpy as np
-        from jaxsim.checkpoint import trail
-        with trail({str(tmp_path / "run")!r}, run={{}}) as kept:
+        from jaxsim.checkpoint import run_checkpoints
+        with run_checkpoints({str(tmp_path / "run")!r}, run={{}}) as kept:
             kept.add(1, {{"a": jnp.ones(3)}})
             try:
                 kept.add(2, {{"a": jnp.asarray(np.random.default_rng(0).normal(size=10**5))}})
@@ -244,7 +247,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
     """)
     assert done.stdout.endswith("cannot be written: File too large\n"), done.stderr
     assert "Traceback" not in done.stderr
-    with trail(tmp_path / "run", run={}) as kept:
+    with run_checkpoints(tmp_path / "run", run={}) as kept:
         assert kept.newest({"a": jnp.zeros(3)})[0] == 1
 
 
@@ -264,13 +267,13 @@ def test_what_was_compiled_for_a_start_serves_what_is_restored(tmp_path):
     start["weak"] = jnp.where(jnp.ones(2) > 0, 1.0, 0.0)
     assert start["weak"].weak_type
     step, count = compiled(lambda tree: jax.tree.map(lambda a: a + jnp.ones_like(a), tree))
-    with trail(tmp_path / "run", run={}) as kept:
+    with run_checkpoints(tmp_path / "run", run={}) as kept:
         _, tree = kept.newest(start)
         kept_start = tree
         for i in range(3):
             tree = step(tree)
             kept.add(i + 1, tree)
-    with trail(tmp_path / "run", run={}) as kept:
+    with run_checkpoints(tmp_path / "run", run={}) as kept:
         _, found = kept.newest(start)
     # of the same bytes, so that a cache on disk serves both
     assert step.lower(found).as_text() == step.lower(kept_start).as_text()

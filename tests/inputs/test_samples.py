@@ -14,7 +14,7 @@ from jaxsim.adaptive.speed import sweep
 from jaxsim.evaluate.comparison import classify, compare
 from jaxsim.inputs.samples import check_finite, check_labels
 from jaxsim.train.loop import fit
-from jaxsim.train.losses import cross_entropy, distillation, taught
+from jaxsim.train.losses import cross_entropy, distillation, distillation_targets
 from jaxsim.train.pyramid import train_pyramid
 
 N, C = 8, 4
@@ -60,7 +60,7 @@ OF_LABELS = {
     "train_pyramid": ("labels", pyramid),
     "sweep": ("labels", lambda y: sweep(Seen, np.ones((N, 3), int), np.full(N, 3), y)),
     "cross_entropy": ("labels", lambda y: cross_entropy(LOGITS, y)),
-    "taught": ("labels", lambda y: taught(LOGITS, y)),
+    "taught": ("labels", lambda y: distillation_targets(LOGITS, y)),
     "compare": (r"data\[1\]", lambda y: compare(NET, {}, (X, y))),
     "batch_logits": ("labels", lambda y: jcol.batch_logits(X, y, C, 0.1, 1.0)),
     "make_dictionary": ("labels", lambda y: jcol.make_dictionary(X, y, C, 0.1)),
@@ -102,7 +102,7 @@ def test_labels_of_another_kind_are_told_what_is_expected(name, wrong, told):
         (r"stages\[0\].images", lambda x: stage(x)),
         ("features", lambda x: fit_students([x], LOGITS, jax.random.key(0))),
         ("teacher", lambda x: fit_students([LOGITS], x, jax.random.key(0))),
-        ("logits", lambda x: taught(x, Y)),
+        ("logits", lambda x: distillation_targets(x, Y)),
         ("labels", lambda x: trained(y=x, loss=lambda z, y: jnp.mean((z - y[:, :C]) ** 2))),
     ],
 )
@@ -127,7 +127,7 @@ def test_what_is_right_passes_whatever_holds_it():
     for inputs in (X, X.astype(np.float16), jnp.asarray(X, jnp.bfloat16), X > 0, {"a": [X, 1.0]}):
         check_finite("inputs", inputs)
     assert trained(y=Y.astype(np.uint8)).params["w"].shape == (5, C)
-    assert float(distillation()(jnp.array(LOGITS), jnp.array(taught(LOGITS, Y)))) > 0
+    assert float(distillation()(jnp.array(LOGITS), jnp.array(distillation_targets(LOGITS, Y)))) > 0
     jax.jit(lambda x, y: (check_finite("x", x), check_labels("y", y, C)))(X, Y)
     with pytest.raises(ValueError, match=r"inputs\['b'\]\[1\]\[3\]=nan"):
         check_finite("inputs", {"a": X, "b": [1, jnp.full(4, jnp.nan).at[:3].set(0)]})

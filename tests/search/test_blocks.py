@@ -5,15 +5,9 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.search.blocks import (
-    Choice,
-    Config,
-    assign,
-    configs,
-    search_blocked,
-    site_harm,
-    two_fronts,
-)
+from jaxsim.search.blocks import assign, pareto_fronts, search_blocked
+from jaxsim.search.config import Choice, Config, configs
+from jaxsim.search.sensitivity import site_sensitivity
 from tests.support import models
 from tests.support.networks import SITES, X, cnn, run, stack
 
@@ -138,9 +132,9 @@ def test_a_search_goes_on_where_it_was_stopped(tmp_path, expected, found):
         search_blocked(eight(), X + 1, evaluate, candidates=FEW, log=log, quiet=True)
 
 
-def test_two_fronts_hold_what_nothing_beats_and_what_only_that_beats():
+def test_pareto_fronts_hold_what_nothing_beats_and_what_only_that_beats():
     points = np.array([[2, 1], [3, 3], [0, 3], [1, 3], [1, 2], [2, 2], [2, 3]], float)
-    assert [tuple(points[i]) for i in two_fronts(points)] == [
+    assert [tuple(points[i]) for i in pareto_fronts(points)] == [
         (0, 3),
         (1, 2),
         (1, 3),
@@ -189,21 +183,21 @@ def test_bad_arguments_are_named(message):
         BAD[message]()
 
 
-def test_harm_is_the_error_at_the_outputs_of_a_site_alone():
+def test_sensitivity_is_the_error_at_the_outputs_of_a_site_alone():
     net, config = eight(), Config(3, 1, 1, ("dynamic", "dynamic"), "trunc")
-    harm = site_harm(net, SITES, (config,), X)[:, 0]
+    sensitivity = site_sensitivity(net, SITES, (config,), X)[:, 0]
     y = np.asarray(run(js.deploy(net, calibrate=X), X))
-    for name, found in zip(SITES, harm, strict=True):
+    for name, found in zip(SITES, sensitivity, strict=True):
         alone = Choice({n: config if n == name else Config(3) for n in SITES}, 0, 0, 0, 0)(net)
         approximate = np.asarray(run(js.deploy(alone, calibrate=X), X))
         assert found == pytest.approx(np.sum((approximate - y) ** 2) / np.sum(y**2), rel=1e-4)
 
 
-def test_harm_at_one_site_grows_with_the_error_there():
-    """Relative to one another, candidates' harms are their errors at the site itself."""
+def test_sensitivity_at_one_site_grows_with_the_error_there():
+    """Relative to one another, candidates' sensitivities are their errors at the site itself."""
     net, name = eight(), SITES[0]
     two = (Config(3, 1, 1, ("dynamic", "dynamic")), Config(3, 2, 2, ("dynamic", "dynamic")))
-    harm = site_harm(net, (name,), two, X)[0]
+    sensitivity = site_sensitivity(net, (name,), two, X)[0]
 
     def first(transform):
         return np.asarray(run(js.deploy(transform(conv), calibrate=X), X))
@@ -211,7 +205,7 @@ def test_harm_at_one_site_grows_with_the_error_there():
     conv = js.quantize(8, 8)(js.trace(nn.Conv(4, (3, 3), use_bias=False), _first_layer(), X))
     exact = first(js.block(3, mode="exact"))
     errors = [np.sum((first(config.transform()) - exact) ** 2) for config in two]
-    assert harm[0] / harm[1] == pytest.approx(errors[0] / errors[1], rel=1e-3)
+    assert sensitivity[0] / sensitivity[1] == pytest.approx(errors[0] / errors[1], rel=1e-3)
 
 
 def _first_layer():

@@ -8,7 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
-from jaxsim.checkpoint.log import Log
+import jax
+
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.cli import demo
 from jaxsim.data import fashion_mnist
 from jaxsim.models.resnet import ResNet
@@ -26,7 +28,7 @@ def small(out, cache):
     return demo.run(settings)
 
 
-class Mortal(Log):
+class Mortal(ScoreCache):
     """Kills its process at its first score after so many."""
 
     def _add(self, name, made):
@@ -36,6 +38,7 @@ class Mortal(Log):
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", str(Path(sys.argv[2]) / "compiled"))
     if len(sys.argv) > 3:
-        demo.Log = Mortal
+        demo.ScoreCache = Mortal
     small(*sys.argv[1:3])

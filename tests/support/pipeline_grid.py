@@ -149,7 +149,7 @@ def refused() -> float:
     made, x = spmd()(pipelines.mlp().net), pipelines.mlp().batch[0]
     with pytest.raises(ValueError, match="engine='spmd' takes no key"):
         made(x, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="engine='spmd' has one programme"):
+    with pytest.raises(ValueError, match="engine='spmd' has one program"):
         made.memory()
     mixed = spmd()(js.quantize(8, None, sites="layers/3/*")(pipelines.mlp().net))
     with pytest.raises(ValueError, match="the blocks differ in their hardware"):

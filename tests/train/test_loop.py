@@ -15,7 +15,7 @@ from flax import nnx
 
 import jaxsim as js
 from benchmarks.common.chips import retrained
-from jaxsim.checkpoint.log import programme
+from jaxsim.checkpoint.log import program_digest
 from jaxsim.data import fashion_mnist
 from jaxsim.models.resnet import ResNet
 from jaxsim.train.loop import fit
@@ -90,7 +90,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
         from tests.train.test_loop import LABELS, RUN
         from tests.support.networks import X, cnn
 
-        add = resume.Trail.add
+        add = resume.RunCheckpointer.add
 
         def add_and_die(self, step, tree):
             add(self, step, tree)
@@ -98,7 +98,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
             if step == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        resume.Trail.add = add_and_die
+        resume.RunCheckpointer.add = add_and_die
         fit(cnn(), X, LABELS, checkpoints={str(tmp_path / "run")!r}, **RUN)
     """
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
@@ -246,11 +246,11 @@ def test_arrays_inside_a_programme_tell_runs_apart():
         jax.jit(lambda x, c=c: x + jax.jit(lambda x: x * c)(x))
         for c in map(jnp.full, (50, 50), (1, 2))
     ]
-    first, second = (programme(s, 1.0)[0] for s in steps)
+    first, second = (program_digest(s, 1.0)[0] for s in steps)
     assert first != second
-    assert programme(steps[0], 1.0) == (first, True)
+    assert program_digest(steps[0], 1.0) == (first, True)
     host = jax.jit(lambda x: jax.pure_callback(np.sin, x, x))
-    assert not programme(host, np.float32(1))[1]
+    assert not program_digest(host, np.float32(1))[1]
 
 
 def test_what_is_not_compared_is_said(tmp_path):

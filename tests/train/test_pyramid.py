@@ -13,8 +13,8 @@ from jaxsim.adaptive import tokens
 from jaxsim.adaptive.rule import Buckets, Rule
 from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
 from jaxsim.adaptive.students import distil_students, pass_all
-from jaxsim.checkpoint.resume import Trail
-from jaxsim.train.losses import distillation, taught
+from jaxsim.checkpoint.resume import RunCheckpointer
+from jaxsim.train.losses import distillation, distillation_targets
 from jaxsim.train.pyramid import Soft, train_pyramid
 from tests.support.encoders import heads, pieces, sequences
 
@@ -61,7 +61,7 @@ def test_weights_learn_with_tokens_left_out_and_nothing_else_moves():
 
 def test_a_teacher_draws_what_is_trained_as_much_as_its_weight_says():
     """One that is wrong everywhere draws away from the classes, and without weight does nothing."""
-    labels = taught(5.0 * np.asarray(jax.nn.one_hot(1 - LABELS, 3)), LABELS)
+    labels = distillation_targets(5.0 * np.asarray(jax.nn.one_hot(1 - LABELS, 3)), LABELS)
     wrong, without = (
         {"labels": labels, "loss": distillation(weight=w, temperature=1.0)} for w in (1.0, 0.0)
     )
@@ -87,7 +87,7 @@ def test_levels_rise_when_tokens_are_dear_and_never_fall_below_zero():
 @pytest.mark.parametrize("soft", [None, Soft(1.0, (0.1, 0.05))])
 def test_a_run_that_was_stopped_ends_where_the_whole_one_does(tmp_path, monkeypatch, soft):
     net, folder = made(0.04), tmp_path / "run"
-    whole, add = trained(net, soft=soft), Trail.add
+    whole, add = trained(net, soft=soft), RunCheckpointer.add
 
     def add_and_stop(self, step, tree):
         add(self, step, tree)
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_ends_where_the_whole_one_does(tmp_path, monkeypa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trail, "add", add_and_stop)
+        patch.setattr(RunCheckpointer, "add", add_and_stop)
         with pytest.raises(KeyboardInterrupt):
             trained(net, soft=soft, checkpoints=folder, every=2)
     resumed = trained(net, soft=soft, checkpoints=folder, every=2)

@@ -8,7 +8,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim.train.loop import fit
-from jaxsim.train.losses import distillation, taught
+from jaxsim.train.losses import distillation, distillation_targets
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 from tests.support import models
 from tests.support.networks import SITES, X, cnn, run
@@ -114,14 +114,14 @@ def test_distillation_is_the_divergence_at_a_temperature_and_the_cross_entropy()
     p, q = soft(teacher, 3), soft(student, 3)
     divergence = (p * np.log(p / q)).sum(-1).mean()
     entropy = -np.log(soft(student, 1)[np.arange(5), classes]).mean()
-    loss = distillation(temperature=3, weight=0.7)(student, taught(teacher, classes))
+    loss = distillation(temperature=3, weight=0.7)(student, distillation_targets(teacher, classes))
     assert float(loss) == pytest.approx(0.7 * 9 * divergence + 0.3 * entropy, rel=1e-5)
 
 
 def test_a_student_that_is_its_teacher_learns_from_the_classes_alone():
     logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     loss = distillation(weight=1.0)
-    slope = jax.grad(lambda z: loss(z, taught(logits, np.arange(5) % 4)))(logits)
+    slope = jax.grad(lambda z: loss(z, distillation_targets(logits, np.arange(5) % 4)))(logits)
     np.testing.assert_allclose(slope, 0, atol=1e-6)
     with pytest.raises(ValueError, match="a teacher's logits"):
         loss(logits, logits)

@@ -185,7 +185,7 @@ def test_under_jit_and_grad_it_is_the_same_function():
 
 
 def test_other_batch_sizes_need_no_new_trace_and_equal_shapes_compile_once():
-    from jaxsim.pipeline.pipeline import prepared
+    from jaxsim.pipeline.plan import pipeline_plan
 
     case = pipelines.mlp()
     made = pipe(case.net)
@@ -194,8 +194,8 @@ def test_other_batch_sizes_need_no_new_trace_and_equal_shapes_compile_once():
         np.testing.assert_allclose(made(x), case.net(x), atol=1e-6)
     again = pipe(case.net, microbatches=4, schedule="1f1b")
     arguments = [call_arguments((normal(n, 12),), {}) for n in (8, 16)]
-    first, second = (prepared(n, a) for n, a in zip((made, again), arguments, strict=True))
-    assert first.programmes is second.programmes  # micro-batches of four
+    first, second = (pipeline_plan(n, a) for n, a in zip((made, again), arguments, strict=True))
+    assert first.programs is second.programs  # micro-batches of four
 
 
 # Batch normalisation

@@ -1,0 +1,221 @@
+"""The compiled programs of one stage: its forward, and its backward from what the forward kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxsim.network.stages import Held, Stage, Stages, run_stage
+from jaxsim.pipeline.devices import StageDevices
+
+Remat = Literal["boundary", "none"] | Callable[..., Any]
+"""What a stage keeps for its backward: its inputs, everything, or what a policy of JAX says."""
+
+Ranges = Literal["batch", "stored", "missing"]
+"""Where cores take ranges from, as `Network.ranges`."""
+
+
+class TaskInputs(NamedTuple):
+    """Inputs of one task of a stage besides its parameters; a pytree.
+
+    Attributes:
+      arguments: The network's arguments that the stage reads.
+      live: Activations from earlier stages.
+      key: Random key of the call, or None.
+      part: Number of the micro-batch.
+    """
+
+    arguments: list[Any]
+    live: list[Any]
+    key: Any
+    part: Any
+
+
+class StageProgram(NamedTuple):
+    """One stage, compiled.
+
+    Attributes:
+      stage: The stage.
+      devices: Where it runs.
+      differentiated: Positions of its outputs that get a cotangent.
+      forward: `(tensors, inputs) -> outputs`.
+      keep: `(tensors, inputs) -> (outputs, residuals)`.
+      backward: `(tensors, inputs, residuals, cotangents, sums) -> (sums, cotangents of live)`,
+        where sums are of the parameters' gradients.
+      zeros: `(tensors) -> sums` to begin with.
+      residual_shapes: `(tensors, inputs) -> shapes` of what its differentiation keeps beyond its
+        inputs.
+    """
+
+    stage: Stage
+    devices: StageDevices
+    differentiated: tuple[int, ...]
+    forward: Any
+    keep: Any
+    backward: Any
+    zeros: Any
+    residual_shapes: Callable[..., Any]
+
+
+def stage_programs(
+    cut: Stages,
+    devices: Sequence[StageDevices],
+    *,
+    remat: Remat,
+    ranges: Ranges,
+    microbatches: int,
+    loss_outputs: Sequence[int],
+) -> tuple[StageProgram, ...]:
+    """Makes the programs of all stages; none is compiled before it is called.
+
+    Args:
+      cut: The stages.
+      devices: Devices of each stage.
+      remat: What is kept for the backward.
+      ranges: Where cores take ranges from, as `Network.ranges`.
+      microbatches: Number of micro-batches; only whether there are several counts.
+      loss_outputs: Which of the network's outputs the loss reads.
+    """
+    read = {source for stage in cut.stages for source in stage.sources}
+    read |= {cut.outputs[i] for i in loss_outputs}
+    made: list[StageProgram] = []
+    for k, (stage, where) in enumerate(zip(cut.stages, devices, strict=True)):
+        differentiated = tuple(
+            i for i, y in enumerate(stage.outputs) if (k, i) in read and is_inexact(y)
+        )
+        functions = _StageFunctions(stage, differentiated, remat, ranges, microbatches > 1)
+        made.append(functions.compiled(where))
+    return tuple(made)
+
+
+def is_inexact(a: Any) -> bool:
+    """Whether derivatives with respect to an array exist.
+
+    Args:
+      a: Array, or its shape and dtype.
+    """
+    return jnp.issubdtype(a.dtype, jnp.inexact)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _StageFunctions:
+    """What the programs of a stage compute.
+
+    Attributes:
+      stage: The stage.
+      differentiated: Positions of its outputs that get a cotangent.
+      remat: What is kept for the backward.
+      ranges: Where cores take ranges from.
+      several: Whether there are several micro-batches, so that each draws its own numbers.
+      structure: How residuals were taken apart when `keep_residuals` was traced.
+    """
+
+    stage: Stage
+    differentiated: tuple[int, ...]
+    remat: Remat
+    ranges: Ranges
+    several: bool
+    structure: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def compiled(self, devices: StageDevices) -> StageProgram:
+        """The functions as programs for some devices."""
+        keep = self.keep_inputs if self.remat == "boundary" else self.keep_residuals
+        return StageProgram(
+            stage=self.stage,
+            devices=devices,
+            differentiated=self.differentiated,
+            forward=jax.jit(self.run),
+            keep=jax.jit(keep),
+            backward=jax.jit(
+                self.backward, donate_argnums=4, out_shardings=(devices.replicated, None)
+            ),
+            zeros=jax.jit(_zeros, out_shardings=devices.replicated),
+            residual_shapes=self.residual_shapes,
+        )
+
+    def run(self, tensors: Held, inputs: TaskInputs) -> list[Array]:
+        """The outputs of the stage."""
+        part = inputs.part if self.several else None
+        arguments = [_key_of_part(a, part) for a in inputs.arguments]
+        return run_stage(
+            self.stage,
+            tensors,
+            arguments,
+            inputs.live,
+            ranges=self.ranges,
+            key=inputs.key,
+            part=part,
+        )
+
+    def differentiable(
+        self, tensors: Held, inputs: TaskInputs
+    ) -> tuple[Callable[..., Any], list[Array]]:
+        """A function `(params, inexact live) -> (outputs to differentiate, outputs)`, and those."""
+        moves = [is_inexact(a) for a in self.stage.live]
+
+        def call(params: dict[str, Array], live: list[Array]) -> tuple[list[Array], list[Array]]:
+            moved = iter(live)
+            values = [next(moved) if m else a for a, m in zip(inputs.live, moves, strict=True)]
+            outputs = self.run(tensors._replace(params=params), inputs._replace(live=values))
+            return [outputs[i] for i in self.differentiated], outputs
+
+        live = [a for a, m in zip(inputs.live, moves, strict=True) if m]
+        if callable(self.remat):
+            call = jax.checkpoint(call, policy=self.remat)
+        return call, live
+
+    def keep_inputs(self, tensors: Held, inputs: TaskInputs) -> tuple[list[Array], list[Array]]:
+        """The outputs of the stage; nothing is kept beside its inputs."""
+        return self.run(tensors, inputs), []
+
+    def keep_residuals(self, tensors: Held, inputs: TaskInputs) -> tuple[list[Array], list[Array]]:
+        """The outputs, and what the backward reads beyond the inputs."""
+        call, live = self.differentiable(tensors, inputs)
+        _, pull, outputs = jax.vjp(call, tensors.params, live, has_aux=True)
+        leaves, treedef = jax.tree.flatten(pull)
+        known = {id(a): i for i, a in enumerate(jax.tree.leaves((tensors, inputs)))}
+        self.structure.update({"treedef": treedef, "from": [known.get(id(a)) for a in leaves]})
+        return outputs, [a for a in leaves if id(a) not in known]
+
+    def pull_of(self, tensors: Held, inputs: TaskInputs, residuals: list[Array]) -> Any:
+        """The function from cotangents of outputs to gradients."""
+        if self.remat == "boundary":
+            call, live = self.differentiable(tensors, inputs)
+            _, pull, _ = jax.vjp(call, tensors.params, live, has_aux=True)
+            return pull
+        known, rest = jax.tree.leaves((tensors, inputs)), iter(residuals)
+        leaves = [next(rest) if i is None else known[i] for i in self.structure["from"]]
+        return jax.tree.unflatten(self.structure["treedef"], leaves)
+
+    def backward(
+        self,
+        tensors: Held,
+        inputs: TaskInputs,
+        residuals: list[Array],
+        cotangents: list[Array],
+        sums: Any,
+    ) -> tuple[Any, list[Array]]:
+        """The sums with this task's gradients added, and cotangents of its live values."""
+        grads, back = self.pull_of(tensors, inputs, residuals)(cotangents)
+        return jax.tree.map(jnp.add, sums, grads), back
+
+    def residual_shapes(self, tensors: Held, inputs: TaskInputs) -> list[jax.ShapeDtypeStruct]:
+        """Shapes of what `keep_residuals` keeps."""
+        return jax.eval_shape(self.keep_residuals, tensors, inputs)[1]
+
+
+def _zeros(tensors: Held) -> dict[str, Array]:
+    """Sums of gradients to begin with."""
+    return jax.tree.map(jnp.zeros_like, tensors.params)
+
+
+def _key_of_part(a: Any, part: Any) -> Any:
+    """An argument as its micro-batch sees it: random keys differ."""
+    if part is not None and a.ndim == 0 and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return jax.random.fold_in(a, part)
+    return a

@@ -1,0 +1,154 @@
+"""One step of training: the gradient of a loss of a network, and an optimizer's update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from jaxsim.checkpoint.log import program_digest
+from jaxsim.cores.partition import Parts
+from jaxsim.inputs.batches import Batch
+from jaxsim.network.network import Network
+from jaxsim.pipeline.gradient import pipeline_value_and_grad
+from jaxsim.pipeline.pipeline import Pipeline
+from jaxsim.sparsity.masks import chosen
+from jaxsim.sparsity.optimizers.masked import masks_of
+from jaxsim.transforms.learn_ranges import ranges, with_ranges
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Descent:
+    """Gradient steps on a loss of a network.
+
+    Attributes:
+      optimizer: An optax transformation of `trained_values`.
+      loss: Mean over a batch of `(logits, labels)`.
+      call: Keyword arguments of each call.
+      rngs: Names of Linen's random streams.
+    """
+
+    optimizer: optax.GradientTransformation
+    loss: Callable[[Array, Array], Array]
+    call: dict[str, Any]
+    rngs: Sequence[str]
+
+    def streams(self, key: Any) -> dict[str, Any]:
+        """Makes a key for each random stream, as keyword arguments of a call.
+
+        Args:
+          key: Random key of the step.
+        """
+        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(self.rngs)}
+        return {"rngs": keys} if keys else {}
+
+    def outputs(self, out: Any) -> tuple[Any, Any]:
+        """Takes apart what a call returned: outputs, and updates of the buffers."""
+        return out if "mutable" in self.call else (out, {})
+
+    def loss_of(self, values: Any, net: Network, x: Parts, y: Array, key: Any) -> Any:
+        """The loss of a batch, and updates of the buffers."""
+        args, kwargs = x.whole()
+        out = with_values(net, values)(
+            *args, key=key, **{**self.call, **kwargs}, **self.streams(key)
+        )
+        logits, updates = self.outputs(out)
+        return self.loss(logits, y), updates
+
+    def update(self, net: Network, state: optax.OptState, grads: Any, updates: Any) -> Any:
+        """The network and the optimizer's state after a step along gradients."""
+        changes, state = self.optimizer.update(grads, state, trained_values(net))
+        net = with_values(net, optax.apply_updates(trained_values(net), changes))
+        return dataclasses.replace(net, buffers=_merge(net.buffers, updates)), state
+
+    def step(self, net: Network, state: optax.OptState, x: Parts, y: Array, key: Any) -> Any:
+        """The network, the optimizer's state and the loss after a step on a batch."""
+        (value, updates), grads = jax.value_and_grad(self.loss_of, has_aux=True)(
+            trained_values(net), net, x, y, key
+        )
+        return *self.update(net, state, grads, updates), value
+
+
+def compile_step(
+    descent: Descent, net: Network
+) -> tuple[Callable[..., Any], Callable[..., tuple[str, bool]]]:
+    """Compiles a step, and a digest of its program.
+
+    Args:
+      descent: The step.
+      net: Network that it trains.
+
+    Returns:
+      `(net, state, x, labels, key) -> (net, state, loss)`, and a function of the same arguments to
+      the digest and whether that covers everything.
+
+    Raises:
+      ValueError: A pipeline with learned ranges.
+    """
+    if not isinstance(net, Pipeline):
+        # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
+        step = jax.jit(descent.step)
+        return step, lambda *at: program_digest(step, *at)
+    if ranges(net):
+        raise ValueError("net: a pipeline with learned ranges; train them, then shard")
+    update = jax.jit(descent.update)
+
+    def pipelined(net: Network, state: optax.OptState, x: Parts, y: Any, key: Any) -> Any:
+        gradients, batch = pipeline_value_and_grad(net, descent.loss), Batch(*x.whole())
+        options = {**descent.call, **descent.streams(key)}
+        out, grads = gradients(net.params, (batch, y), key=key, **options)
+        value, updates = descent.outputs(out)
+        return *update(net, state, grads, updates), value
+
+    # A step of a pipeline is many programs, of which this is the last.
+    return pipelined, lambda net, state, *_: program_digest(
+        update, net, state, trained_values(net), {}
+    )
+
+
+def under_masks_of(state: optax.OptState, net: Network) -> Network:
+    """Takes the masks that an optimizer has from a network, its weights masked by them.
+
+    Args:
+      state: State of the optimizer, with masks or without.
+      net: The network.
+    """
+    if (masks := masks_of(state)) is None:
+        return net
+    zero = jax.tree.map(np.zeros_like, net.params)
+    net = dataclasses.replace(net, params=chosen(masks, net.params, zero))
+    return dataclasses.replace(net, masks={n: m for n, m in net.masks.items() if n not in masks})
+
+
+def trained_values(net: Network) -> Any:
+    """Collects what an optimizer trains: the parameters, and ranges if they are learned.
+
+    Args:
+      net: The network.
+    """
+    learned = ranges(net)
+    return {"params": net.params, "ranges": learned} if learned else net.params
+
+
+def with_values(net: Network, values: Any) -> Network:
+    """Puts other values of `trained_values` in a network.
+
+    Args:
+      net: The network.
+      values: A tree like that of `trained_values`.
+    """
+    if not ranges(net):
+        return dataclasses.replace(net, params=values)
+    return with_ranges(dataclasses.replace(net, params=values["params"]), values["ranges"])
+
+
+def _merge(buffers: Any, updates: Any) -> Any:
+    """Buffers with updates put in, at any depth."""
+    if not isinstance(updates, Mapping):
+        return updates
+    return {**buffers, **{k: _merge(buffers.get(k, {}), v) for k, v in updates.items()}}
