@@ -16,7 +16,7 @@ import jaxsim as js
 from benchmarks.chips import mean_and_error
 from benchmarks.parts import run_parts
 from benchmarks.record import Table, record
-from jaxsim.adaptive.exit_step import programmes
+from jaxsim.adaptive.exit_step import count_programs
 from jaxsim.adaptive.exits import EarlyExit
 from jaxsim.checkpoint.log import Log
 from jaxsim.cli.demo import Demo
@@ -25,7 +25,7 @@ from jaxsim.data import fashion_mnist
 from jaxsim.models.resnet import ResNet
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
-from jaxsim.network.network import uncut
+from jaxsim.network.network import base_network
 from jaxsim.train.loop import fit
 from jaxsim.train.reference import CALL
 
@@ -120,7 +120,7 @@ def timing(settings: Settings) -> None:
         net = _network(name, model, 0, settings)
         scores = _scores(name, model, 0, settings)
         call = jax.jit(lambda net, x: net(x))
-        plain = uncut(net)
+        plain = base_network(net)
 
         def dense(plain: Any = plain, call: Any = call) -> Any:
             return [
@@ -131,9 +131,9 @@ def timing(settings: Settings) -> None:
         ways: dict[str, Callable[[], Any]] = {"all stages": dense}
         speeds = {"exits, threshold 0": 0.0}
         speeds |= {label: scores[label][3] for label in scores if label.startswith("at most")}
-        before = programmes()
+        before = count_programs()
         net.warm_up(x[:1], buckets=BUCKETS)
-        compiled = programmes() - before
+        compiled = count_programs() - before
         for label, threshold in speeds.items():
             fast = dataclasses.replace(net, threshold=threshold)
             ways[label] = lambda fast=fast: fast.run(x, buckets=BUCKETS).logits

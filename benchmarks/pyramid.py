@@ -23,12 +23,13 @@ from benchmarks.graphs import ROOT
 from benchmarks.parts import run_parts
 from benchmarks.record import IMAGES, Table, record
 from jaxsim.adaptive.encoder import Encoder, deploy_layers, flops_layer, over_layers
-from jaxsim.adaptive.heads import classified, fit_students
-from jaxsim.adaptive.pyramid import Pyramid, programmes
-from jaxsim.adaptive.rule import Rule, rounded_up
+from jaxsim.adaptive.heads import apply_head, fit_students
+from jaxsim.adaptive.pyramid import Pyramid
+from jaxsim.adaptive.pyramid_step import count_programs
+from jaxsim.adaptive.rule import Rule, round_up
 from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
-from jaxsim.adaptive.students import distil_students, pass_all
-from jaxsim.adaptive.tokens import falling, rising, top
+from jaxsim.adaptive.students import distill_students, pass_all
+from jaxsim.adaptive.tokens import linear_thresholds, pruning_ratios, top
 from jaxsim.checkpoint.log import Log
 from jaxsim.console.timing import alternate
 from jaxsim.data.text import ag_news, sst2
@@ -134,7 +135,7 @@ def flops(settings: Settings) -> None:
         ("both", 0.3, 6),
     ):
         rule = Rule() if last == 12 else Rule(1.1, first=last)
-        out = magic_pyramid(falling(left, 12), rule, keeps=top)(pieces).run(ids, lengths)
+        out = magic_pyramid(pruning_ratios(left, 12), rule, keeps=top)(pieces).run(ids, lengths)
         spent = float(out.flops.mean())
         whole = whole or spent
         kept = " ".join(map(str, np.asarray(out.kept[0])))
@@ -196,7 +197,7 @@ def check(settings: Settings) -> None:
         each = [features[:, i] for i in range(model.layers)]
         heads = fit_students(each, sure, jax.random.key(0), steps=1000)
         right = [
-            float(np.mean(np.argmax(classified(h, held[:, i]), -1) == test.labels))
+            float(np.mean(np.argmax(apply_head(h, held[:, i]), -1) == test.labels))
             for i, h in enumerate(heads)
         ]
         rows.append([NAMES[name], f"{far:.1e}", *(f"{100 * r:.1f}" for r in right)])
@@ -312,9 +313,9 @@ def timing(settings: Settings) -> None:
             "whole, padded to 128": functools.partial(_dense, zero.encoder, ids, longest),
             **{family: functools.partial(net.run, ids, lengths) for family, net in nets.items()},
         }
-        before = programmes()
+        before = count_programs()
         times = alternate(runs, runs=settings.runs)
-        compiled = programmes() - before
+        compiled = count_programs() - before
         sorted_, padded = (times[way].median for way in list(runs)[:2])
         spent = {
             family: float(np.mean(net.run(ids, lengths).flops)) for family, net in nets.items()
@@ -409,8 +410,8 @@ def _dense(pieces: Encoder, ids: np.ndarray, lengths: np.ndarray) -> list[Any]:
     order, found = np.argsort(lengths, kind="stable"), []
     for start in range(0, len(order), 64):
         rows = order[start : start + 64]
-        rows = np.resize(rows, rounded_up(len(rows), 8))
-        n = rounded_up(int(lengths[rows].max()), 16)
+        rows = np.resize(rows, round_up(len(rows), 8))
+        n = round_up(int(lengths[rows].max()), 16)
         padded = np.pad(ids[rows], ((0, 0), (0, max(0, n - ids.shape[1]))))[:, :n]
         found.append(_whole(pieces, padded, lengths[rows]))
     return found
@@ -515,7 +516,7 @@ def network(settings: Settings, name: str, seed: int, kind: str) -> Pyramid:
     optimizer = _optimizer(rate, steps, 0.01 / mean if kind == "soft" else 0.0)
     learn = functools.partial(train_pyramid, steps=steps, optimizer=optimizer, key=key, quiet=True)
     if kind in ("exits", "pyramid"):
-        net = distil_students(start, train.ids, train.lengths, key)
+        net = distill_students(start, train.ids, train.lengths, key)
     elif kind in ("soft", "hard"):
         whole = network(settings, name, seed, "longer")
         said = pass_all(whole, train.ids, train.lengths).logits[:, -1]
@@ -523,7 +524,7 @@ def network(settings: Settings, name: str, seed: int, kind: str) -> Pyramid:
         data, loss = (train.ids, train.lengths, labels), distillation()
         if kind == "soft":
             # Scores are one over the length on average: everything of theirs is in that unit.
-            start = dataclasses.replace(start, level=rising(0.8 / mean, model.layers))
+            start = dataclasses.replace(start, level=linear_thresholds(0.8 / mean, model.layers))
             soft = Soft(0.1, (0.25 / mean, 0.025 / mean))
             net = learn(start, *data, loss=loss, soft=soft)
         else:

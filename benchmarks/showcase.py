@@ -27,7 +27,7 @@ from jaxsim.cores.tiled import tiled
 from jaxsim.data import fashion_mnist
 from jaxsim.models.bert import params_of
 from jaxsim.models.hugging_face import load_bert
-from jaxsim.network.network import uncut
+from jaxsim.network.network import base_network
 from jaxsim.pipeline.pipeline import Pipeline
 from jaxsim.train.reference import trained
 
@@ -256,7 +256,7 @@ def flops_share(net: EarlyExit, inputs: tuple[np.ndarray, ...]) -> float:
 
 def model_of(net: js.Network, one: tuple[np.ndarray, ...]) -> Spent:
     """What one input spends at the sites."""
-    chip = uncut(net)
+    chip = base_network(net)
     made = {name: [w.factory for w in chain] for name, chain in chip.cores.items()}
     analog = any(tiled in makers for makers in made.values())
     arrays = js.Crossbar().estimate(chip, *one) if analog else None

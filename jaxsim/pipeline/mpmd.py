@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from jaxsim.cores.partition import Parts
 from jaxsim.network.network import Network
-from jaxsim.network.stages import Held, Stage, Stages, held, run_stage
+from jaxsim.network.stages import Stage, StageParams, Stages, run_stage, stage_params
 from jaxsim.pipeline.microbatch import Batch
 from jaxsim.pipeline.schedule import Schedule, run_through
 
@@ -240,7 +240,8 @@ class _Flow:
     ):
         self.cut, self.stages = cut, stages
         self.held = [
-            jax.device_put(held(net, cut, stage.stage), stage.place.whole) for stage in stages
+            jax.device_put(stage_params(net, cut, stage.stage), stage.place.whole)
+            for stage in stages
         ]
         self.key = [None if key is None else jax.device_put(key, s.place.whole) for s in stages]
         self.arguments = batch.parts(arguments.arrays)
@@ -317,12 +318,14 @@ def _programme(
 ) -> Programme:
     movable = [is_inexact(a) for a in stage.live]
 
-    def run(held: Held, work: Work) -> list[Array]:
+    def run(tensors: StageParams, work: Work) -> list[Array]:
         part = work.part if count > 1 else None
         arguments = [_own_key(a, part) for a in work.arguments]
-        return run_stage(stage, held, arguments, work.live, ranges=ranges, key=work.key, part=part)
+        return run_stage(
+            stage, tensors, arguments, work.live, ranges=ranges, key=work.key, part=part
+        )
 
-    def differentiable(held: Held, work: Work) -> tuple[Callable[..., Any], list[Array]]:
+    def differentiable(tensors: StageParams, work: Work) -> tuple[Callable[..., Any], list[Array]]:
         """The wanted outputs, and all of them, from the parameters and the inexact live values."""
 
         def call(params: dict[str, Array], live: list[Array]) -> tuple[list[Array], list[Array]]:
@@ -330,7 +333,7 @@ def _programme(
             values = [
                 next(moved) if moves else a for a, moves in zip(work.live, movable, strict=True)
             ]
-            outputs = run(held._replace(params=params), work._replace(live=values))
+            outputs = run(tensors._replace(params=params), work._replace(live=values))
             return [outputs[i] for i in wanted], outputs
 
         live = [a for a, moves in zip(work.live, movable, strict=True) if moves]
@@ -340,34 +343,38 @@ def _programme(
 
     shape: dict[str, Any] = {}  # how residuals were taken apart when `keep` was traced
 
-    def apart(held: Held, work: Work) -> tuple[list[Array], list[Array]]:
-        call, live = differentiable(held, work)
-        _, pull, outputs = jax.vjp(call, held.params, live, has_aux=True)
+    def apart(tensors: StageParams, work: Work) -> tuple[list[Array], list[Array]]:
+        call, live = differentiable(tensors, work)
+        _, pull, outputs = jax.vjp(call, tensors.params, live, has_aux=True)
         leaves, treedef = jax.tree.flatten(pull)
-        inputs = {id(a): i for i, a in enumerate(jax.tree.leaves((held, work)))}
+        inputs = {id(a): i for i, a in enumerate(jax.tree.leaves((tensors, work)))}
         shape["treedef"], shape["from"] = treedef, [inputs.get(id(a)) for a in leaves]
         return outputs, [a for a in leaves if id(a) not in inputs]
 
-    def together(held: Held, work: Work, residuals: list[Array]) -> Callable[..., Any]:
-        inputs, rest = jax.tree.leaves((held, work)), iter(residuals)
+    def together(tensors: StageParams, work: Work, residuals: list[Array]) -> Callable[..., Any]:
+        inputs, rest = jax.tree.leaves((tensors, work)), iter(residuals)
         leaves = [next(rest) if i is None else inputs[i] for i in shape["from"]]
         return jax.tree.unflatten(shape["treedef"], leaves)
 
     def backward(
-        held: Held, work: Work, residuals: list[Array], cotangents: list[Array], sums: Any
+        tensors: StageParams,
+        work: Work,
+        residuals: list[Array],
+        cotangents: list[Array],
+        sums: Any,
     ) -> tuple[Any, list[Array]]:
         if remat == "boundary":
-            call, live = differentiable(held, work)
-            _, pull, _ = jax.vjp(call, held.params, live, has_aux=True)
+            call, live = differentiable(tensors, work)
+            _, pull, _ = jax.vjp(call, tensors.params, live, has_aux=True)
         else:
-            pull = together(held, work, residuals)
+            pull = together(tensors, work, residuals)
         grads, back = pull(cotangents)
         return jax.tree.map(jnp.add, sums, grads), back
 
-    def inside(held: Held, work: Work) -> list[jax.ShapeDtypeStruct]:
-        return jax.eval_shape(apart, held, work)[1]
+    def inside(tensors: StageParams, work: Work) -> list[jax.ShapeDtypeStruct]:
+        return jax.eval_shape(apart, tensors, work)[1]
 
-    keep = (lambda held, work: (run(held, work), [])) if remat == "boundary" else apart
+    keep = (lambda tensors, work: (run(tensors, work), [])) if remat == "boundary" else apart
     return Programme(
         stage=stage,
         place=place,
@@ -376,7 +383,8 @@ def _programme(
         keep=jax.jit(keep),
         backward=jax.jit(backward, donate_argnums=4, out_shardings=(place.whole, None)),
         zeros=jax.jit(
-            lambda held: jax.tree.map(jnp.zeros_like, held.params), out_shardings=place.whole
+            lambda tensors: jax.tree.map(jnp.zeros_like, tensors.params),
+            out_shardings=place.whole,
         ),
         inside=inside,
     )

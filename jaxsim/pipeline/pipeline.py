@@ -16,10 +16,10 @@ from jaxtyping import Array, Key
 
 from jaxsim.cores.partition import Parts
 from jaxsim.network.arguments import call_arguments
-from jaxsim.network.cuts import Cut, blocks, chosen, cuts, equations, flops
+from jaxsim.network.cuts import Cut, blocks, cuts, equations, flops, select_cuts
 from jaxsim.network.leaves import is_array
 from jaxsim.network.network import DATA, META, Network
-from jaxsim.network.stages import Stage, Stages, held, signature, split
+from jaxsim.network.stages import Stage, Stages, signature, split, stage_params
 from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.checks import is_traced
 from jaxsim.pipeline import mpmd, spmd
@@ -297,7 +297,7 @@ def _compilable(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[
     net, micro = jax.tree.unflatten(treedef, shapes)
     layout = layout_of(net)
     line = equations(net, micro)
-    places = chosen(cuts(line), layout.cuts)
+    places = select_cuts(cuts(line), layout.cuts)
     cut = split(line, places)
     numbered = jax.tree.unflatten(line.out_tree, range(line.out_tree.num_leaves))
     losses, tree = jax.tree.flatten(numbered[0] if updates_buffers(micro) else numbered)
@@ -348,7 +348,7 @@ def _given(net: Pipeline, args: Sequence[Any], kwargs: Any) -> Parts:
 def _inline(net: Pipeline, plan: Prepared, arguments: Parts, key: Any) -> list[list[Array]]:
     """Every micro-batch through every stage, as part of the programme that is being traced."""
     layout, cut = layout_of(net), plan.cut
-    owned = [held(net, cut, stage) for stage in cut.stages]
+    owned = [stage_params(net, cut, stage) for stage in cut.stages]
     results: list[list[Array]] = []
     for m, row in enumerate(plan.batch.parts(arguments.arrays)):
         given: list[list[Array]] = []

@@ -21,7 +21,15 @@ from jaxsim.cores.conv import Conv
 from jaxsim.network.cuts import Cut, Equations, cuts
 from jaxsim.network.network import Network
 from jaxsim.network.plan import contractions
-from jaxsim.network.stages import Held, Stage, Stages, held, run_stage, signature, split
+from jaxsim.network.stages import (
+    Stage,
+    StageParams,
+    Stages,
+    run_stage,
+    signature,
+    split,
+    stage_params,
+)
 from jaxsim.pipeline.mpmd import Place, Remat
 from jaxsim.pipeline.schedule import Schedule
 
@@ -257,7 +265,7 @@ def _shared(
     """The whole pipeline under `shard_map`, and `finish` of its outputs [M, ...] and targets."""
     cut, first, count, block = blocks.cut, blocks.first, blocks.number, blocks.block
     stages, M = len(places), microbatches
-    all_held = [held(net, cut, stage) for stage in cut.stages]
+    all_held = [stage_params(net, cut, stage) for stage in cut.stages]
     same = [
         _renamed(cut, block, stage, own)
         for stage, own in zip(cut.stages, all_held, strict=True)
@@ -271,7 +279,7 @@ def _shared(
     outer = [own for i, own in enumerate(all_held) if not first <= i < first + count]
     carried, handed = blocks.carried, blocks.handed
 
-    def run(stage: Stage, own: Held, values: Sequence[Array]) -> list[Array]:
+    def run(stage: Stage, own: StageParams, values: Sequence[Array]) -> list[Array]:
         return run_stage(stage, own, [], values, ranges=net.ranges)
 
     def local(stacked: Any, outer: Any, arguments: Any, targets: Any) -> Any:
@@ -392,12 +400,12 @@ def _check_links(blocks: Blocks) -> None:
         )
 
 
-def _renamed(cut: Stages, block: Stage, stage: Stage, own: Held) -> Held:
+def _renamed(cut: Stages, block: Stage, stage: Stage, own: StageParams) -> StageParams:
     """What a block holds, under the names of the one that stands for all."""
     paths = cut.equations.paths
     names = {paths[a]: paths[b] for a, b in zip(stage.params, block.params, strict=True)}
     sites = dict(zip(stage.sites, block.sites, strict=True))
-    return Held(
+    return StageParams(
         params={names[k]: v for k, v in own.params.items()},
         masks={names[k]: v for k, v in own.masks.items()},
         buffers=own.buffers,

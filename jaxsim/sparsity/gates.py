@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
 from jaxsim.network.params import by_name
-from jaxsim.network.tracing import retraced
+from jaxsim.network.tracing import retrace
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_called, check_range
 from jaxsim.sparsity.distribution import Distribution, global_
@@ -203,7 +203,7 @@ def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Ne
         return read(_put(inner, w), buffers, *args, **kwargs)
 
     params = {"params": net.params, "gates": gates.init(_part(net.params, names))}
-    return retraced(dataclasses.replace(net, params=params), fn)
+    return retrace(dataclasses.replace(net, params=params), fn)
 
 
 def penalized(gates: Gates, strength: float | Array) -> GradientTransformation:

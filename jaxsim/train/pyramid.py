@@ -105,7 +105,7 @@ def train_pyramid(
         x, n, y = batch
         changed = dataclasses.replace(net, **values)
         if soft is None:
-            return loss(changed.passed(x, n).logits[:, -1], y)
+            return loss(changed.exit_outputs(x, n).logits[:, -1], y)
         found = changed.soften(x, n, temperature)
         return loss(found.logits, y) + soft.weight * jnp.mean(found.shares)
 
