@@ -29,7 +29,7 @@ from jaxsim.cores.compressed import Layout
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.models.resnet import ResNet
 from jaxsim.network.leaves import path_name
-from jaxsim.sparsity.channels.groups import without
+from jaxsim.sparsity.channels.groups import zero_entries
 from jaxsim.train.loop import fit
 from jaxsim.transforms.run_sparse import alternatives
 
@@ -123,7 +123,7 @@ def _speed(name: str, net: js.Network, shape: tuple[int, ...]) -> list[str]:
     found = js.dependencies(net)
     small = js.shrink(0.5)(net)
     keep = {g.name: np.arange(g.size) < g.size // 2 for g in found.groups if not g.reason}
-    zeros = without(net, found, keep)
+    zeros = zero_entries(net, found, keep)
     masks = {
         path_name(path): leaf != 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(zeros.params)

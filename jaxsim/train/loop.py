@@ -26,7 +26,7 @@ from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.pipeline.gradient import pipeline_value_and_grad
 from jaxsim.pipeline.pipeline import Pipeline
-from jaxsim.sparsity.masks import chosen
+from jaxsim.sparsity.masks import select_kept
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.train.losses import cross_entropy
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
@@ -177,7 +177,7 @@ def fit(
     given = net
     if (masks := masks_of(state)) is not None:
         zero = jax.tree.map(np.zeros_like, net.params)
-        net = dataclasses.replace(net, params=chosen(masks, net.params, zero))
+        net = dataclasses.replace(net, params=select_kept(masks, net.params, zero))
         net = dataclasses.replace(net, masks={n: m for n, m in net.masks.items() if n not in masks})
     with contextlib.ExitStack() as stack:
         done, kept = None, None

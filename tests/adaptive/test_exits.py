@@ -254,7 +254,7 @@ def test_distilled_exits_say_what_the_network_says():
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_exits_of_quantised_networks(after):
+def test_exits_of_quantized_networks(after):
     """Quantised before the exits are made or after: the same network."""
     key = jax.random.key(0)
     plain, x = (base_network(mlp()[0]), mlp()[1]) if after else (network("resnet"), images())
@@ -432,7 +432,7 @@ def test_a_network_that_mixes_rows_is_not_run():
         net.run(x)
 
 
-def test_quantised_attention_is_not_run():
+def test_quantized_attention_is_not_run():
     x = images()
     net = js.quantize(8, 8, sites=["*", "dynamic*"])(with_exits("vit"))
     chip = js.deploy(net, calibrate=x)

@@ -45,7 +45,7 @@ def test_a_constant_feature_is_no_trouble():
     assert all(np.isfinite(v).all() for v in head.values())
 
 
-def test_rates_share_a_programme():
+def test_rates_share_a_program():
     x, teacher = problem()
     before = students._fit_heads._cache_size()
     for rate in (0.01, 0.03):

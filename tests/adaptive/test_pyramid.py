@@ -220,13 +220,13 @@ def test_the_formula_counts_what_xla_counts():
     assert 1 <= counted / flops_layer(n, n, d, hidden) < 1.05
 
 
-def test_quantised_layers_climb_as_their_simulation_says():
+def test_quantized_layers_climb_as_their_simulation_says():
     ids, lengths = sequences(13, 3)
-    quantised = over_layers(js.quantize(8, 8))(pieces())
-    net = dataclasses.replace(made(0.04, 0.6), encoder=quantised)
+    quantized = over_layers(js.quantize(8, 8))(pieces())
+    net = dataclasses.replace(made(0.04, 0.6), encoder=quantized)
     with pytest.raises(ValueError, match="deploy_layers"):
         net.run(ids, lengths)
-    chip = dataclasses.replace(net, encoder=deploy_layers(quantised, ids, lengths))
+    chip = dataclasses.replace(net, encoder=deploy_layers(quantized, ids, lengths))
     out, whole = agree(chip, ids, lengths), made(0.04, 0.6).simulate(ids, lengths)
     assert np.mean(out.kept == whole.kept) > 0.8
     assert np.any(out.logits != whole.logits)

@@ -93,7 +93,7 @@ def geometries(chip):
 
 
 ARITHMETICS = {
-    "big integers": requantiser.requantised,
+    "big integers": requantiser.requantized,
     "float64": requantiser.in_float64,
 }
 
@@ -190,7 +190,7 @@ def floats(atoms):
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet", "inverted residual"])
-def test_no_float_lies_between_the_quantised_input_and_the_logits(name):
+def test_no_float_lies_between_the_quantized_input_and_the_logits(name):
     _, net, x = built(name)
     found = js.integer_only(deployed(net, x, 8, js.Grid(8, symmetric=False)))
     steps = list(equations(jax.make_jaxpr(found)(x).jaxpr))

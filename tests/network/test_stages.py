@@ -136,7 +136,7 @@ def test_calls_at_top_level_are_opened_and_the_same_layer_may_be_called_twice():
     assert [c.name for c in cuts(line_of(net))] == ["b", "a#2"]
 
 
-def test_a_rematerialised_model_is_opened_and_a_rematerialised_layer_is_not():
+def test_a_rematerialized_model_is_opened_and_a_rematerialized_layer_is_not():
     def model(params, x):
         for w in params:
             x = jnp.tanh(x @ w)
