@@ -131,14 +131,14 @@ def over_layers(
       [4, 2]
     """
 
-    def transformed(encoder: Encoder) -> Encoder:
+    def transform_layers(encoder: Encoder) -> Encoder:
         return dataclasses.replace(
             encoder,
             attention=tuple(map(transform, encoder.attention)),
             feed_forward=tuple(map(transform, encoder.feed_forward)),
         )
 
-    return transformed
+    return transform_layers
 
 
 def deploy_layers(

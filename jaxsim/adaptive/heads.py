@@ -118,8 +118,8 @@ def _fit_heads(
     keys = jax.random.split(key, steps)
     (heads, _), _ = jax.lax.scan(step, (zero, optimizer.init(zero)), keys)
 
-    def unnormalized(head: Head, mean: Array, width: Array) -> Head:
+    def undo_normalization(head: Head, mean: Array, width: Array) -> Head:
         kernel = head["kernel"] / width[:, None]
         return {"kernel": kernel, "bias": head["bias"] - mean @ kernel}
 
-    return tuple(map(unnormalized, heads, means, widths))
+    return tuple(map(undo_normalization, heads, means, widths))

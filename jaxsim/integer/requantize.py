@@ -71,9 +71,10 @@ def dyadic(
     min_code: Float[np.ndarray, "..."],
     max_code: Float[np.ndarray, "..."],
 ) -> Rescale:
-    """The nearest `Rescale` to `q -> clip(round(q scale + offset), lo, hi)`, halves rounded up.
+    """Finds the nearest `Rescale` to a scale, an offset and a clip, halves rounded up.
 
-    c is the largest for which b and B fit their words, so b has 15 bits unless the offset is huge.
+    It approximates `q -> clip(round(q scale + offset), lo, hi)`. The exponent c is the largest for
+    which b and B fit their words, so b has 15 bits unless the offset is huge.
 
     Args:
       scale: Step of q in units of the result, float64, magnitudes below 2^15.

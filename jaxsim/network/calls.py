@@ -123,7 +123,7 @@ class NnxCall(Value):
         nnx.update(model, state)
 
     def _filter(self, mutable: Any) -> Any:
-        """A filter of NNX from names of variable types, as Linen names its collections."""
+        """Makes a filter of NNX from names of variable types, as Linen names its collections."""
         from flax import nnx
 
         known = {type(v).__name__: type(v) for s in (self.params, self.rest) for v in _values(s)}

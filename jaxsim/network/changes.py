@@ -76,7 +76,7 @@ def _nodes(tree: Any, kind: type) -> list[Any]:
 
 
 def _argument(path: Sequence[Any]) -> str:
-    """An argument's path, `args/0/…` or the keyword's name first."""
+    """Writes an argument's path, `args/0/…` or the keyword's name first."""
     side, *rest = path_name(path).split("/")
     return "/".join(["args", *rest] if side == "0" else rest)
 

@@ -90,7 +90,7 @@ def _linen(model: Any, variables: Any, args: tuple[Any, ...], weights: Any) -> M
             "model.init returns, with a 'params' collection"
         )
     buffers = {k: v for k, v in variables.items() if k != "params"}
-    names = _named(weights)
+    names = _list_weights(weights)
     if unknown := [n for n in names if not isinstance(n, str) or n not in buffers]:
         raise ValueError(
             f"weights={weights!r}: {unknown[0]!r} is no collection of the variables; expected some "
@@ -110,7 +110,7 @@ def _nnx(model: Any, args: tuple[Any, ...], weights: Any) -> Model:
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     call = NnxCall(graph, *jax.eval_shape(lambda: (params, rest)))
     known = {type(v).__name__: type(v) for _, v in nnx.to_flat_state(rest)}
-    kinds = _named(weights)
+    kinds = _list_weights(weights)
     for kind in kinds:
         fits = kind in known if isinstance(kind, str) else isinstance(kind, type)
         if not fits or not any(_is_kind(v, kind) for v in known.values()):
@@ -126,7 +126,7 @@ def _nnx(model: Any, args: tuple[Any, ...], weights: Any) -> Model:
     return Model(call, nnx.to_pure_dict(params), nnx.to_pure_dict(rest), args, paths)
 
 
-def _named(weights: Any) -> tuple[Any, ...]:
+def _list_weights(weights: Any) -> tuple[Any, ...]:
     if isinstance(weights, str | type):
         return (weights,)
     if not isinstance(weights, Iterable):

@@ -287,7 +287,7 @@ class Walk:
         states: dict[str, State],
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
-        """A while loop; its iterations are counted so that each draws its own noise.
+        """Evaluates a while loop; iterations are counted so that each draws its own noise.
 
         The test runs at the end of each step, where what it calibrates can be carried on.
 
@@ -302,16 +302,16 @@ class Walk:
         test_consts = ins[: numbers.test_consts]
         body_consts = ins[numbers.test_consts : numbers.first_carry]
 
-        def tested(index: Array, values: list[Any], states_now: dict[str, State]) -> Any:
+        def run_test(index: Array, values: list[Any], states_now: dict[str, State]) -> Any:
             (go_on,), after = self.run(test, [*test_consts, *values], states_now, (*indices, index))
             return go_on, index, values, after
 
         def step(carry: Any) -> Any:
             _, index, values, states_now = carry
             outs, after = self.run(body, [*body_consts, *values], states_now, (*indices, index))
-            return tested(index + 1, outs, after)
+            return run_test(index + 1, outs, after)
 
-        start = tested(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
+        start = run_test(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
         _, _, outs, after = lax.while_loop(lambda carry: carry[0], step, start)
         return outs, after
 

@@ -83,7 +83,7 @@ class Traced(NamedTuple):
     def sites(self) -> tuple[Site, ...]:
         """Sites in order of execution, with what else reads their weights."""
         return tuple(
-            dataclasses.replace(c.site, shared=self._shared(c.site))
+            dataclasses.replace(c.site, shared=self._other_readers(c.site))
             for c in contractions(self.plan)
         )
 
@@ -103,7 +103,7 @@ class Traced(NamedTuple):
                 found.append(f"{source} is contracted as no site is ({', '.join(others)})")
         return tuple(found)
 
-    def _shared(self, site: Site) -> tuple[str, ...]:
+    def _other_readers(self, site: Site) -> tuple[str, ...]:
         readers = (self.readers.get(source, ()) for source in site.sources)
         return tuple(dict.fromkeys(r for names in readers for r in names if r != site.name))
 

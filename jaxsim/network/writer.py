@@ -51,12 +51,12 @@ def shard_like_weights(
     """
     weights = dict(zip(param_names(net), jax.tree.leaves(net.params), strict=True))
 
-    def placed(a: Any, w: Any) -> Any:
+    def place(a: Any, w: Any) -> Any:
         sharding = cut_with(a, w)
         return a if sharding is None else put(a, sharding)
 
     return {
-        name: jax.tree.map(lambda a, w=weights[name]: placed(a, w), state)
+        name: jax.tree.map(lambda a, w=weights[name]: place(a, w), state)
         if name in weights
         else state
         for name, state in states.items()
@@ -148,9 +148,9 @@ class _Writer:
             if site.kind != "dynamic"
         }
 
-        def one(index: Any, xs: list[Any]) -> dict[str, State]:
+        def write_slice(index: Any, xs: list[Any]) -> dict[str, State]:
             _, states = self.run(plan, [*fixed, *xs], (*indices, index))
             return states
 
-        states = jax.vmap(one, in_axes=(0, 0), out_axes=axes)(jnp.arange(loop.length), xs)
+        states = jax.vmap(write_slice, in_axes=(0, 0), out_axes=axes)(jnp.arange(loop.length), xs)
         return [*carry, *[None] * (len(eqn.outvars) - len(carry))], states

@@ -23,7 +23,7 @@ def _nothing(params: Tree) -> Any:
     return ()
 
 
-def _kept(memory: Any, params: Tree, grads: Tree) -> Any:
+def _keep_memory(memory: Any, params: Tree, grads: Tree) -> Any:
     return memory
 
 
@@ -48,7 +48,7 @@ class Criterion(NamedTuple):
 
     score: Callable[[Network, Any], Tree]
     init: Callable[[Tree], Any] = _nothing
-    update: Callable[[Any, Tree, Tree], Any] = _kept
+    update: Callable[[Any, Tree, Tree], Any] = _keep_memory
 
 
 def magnitude() -> Criterion:
@@ -220,7 +220,7 @@ def synflow(*example: Any, **options: Any) -> Criterion:
     """
 
     def score(net: Network, _: Any) -> Tree:
-        args, kwargs = jax.tree.map(_one, (example, options))
+        args, kwargs = jax.tree.map(_ones_like, (example, options))
 
         def flow(net: Network) -> Array:
             return sum((jnp.sum(y) for y in jax.tree.leaves(net(*args, **kwargs))), jnp.float32(0))
@@ -262,7 +262,7 @@ def movement() -> Criterion:
     return Criterion(score, lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
 
-def _one(a: Any) -> Any:
+def _ones_like(a: Any) -> Any:
     return jnp.ones_like(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a
 
 

@@ -34,7 +34,7 @@ def saliency(
 
     Source: Hassibi and Stork (1993), Second order derivatives for network pruning, eq. 5.
     """
-    inverse = jnp.linalg.inv(_damped(gram, damping))
+    inverse = jnp.linalg.inv(_damp(gram, damping))
     diagonal = jnp.diag(inverse)
     return w**2 / diagonal[:, None], -inverse / diagonal
 
@@ -80,7 +80,7 @@ def prune_layer(
     unit = 1 if keep is None else keep[1]
     block = min(max(block // unit, 1) * unit, K)
     # H = R Rᵀ, R upper triangular: [H⁻¹]_qq among the inputs from q on is 1 / R_qq²
-    upper = jnp.linalg.cholesky(_damped(gram, damping)[::-1, ::-1])[::-1, ::-1]
+    upper = jnp.linalg.cholesky(_damp(gram, damping)[::-1, ::-1])[::-1, ::-1]
     feed = jnp.triu(upper / jnp.diag(upper), 1)
     worth = jnp.diag(upper)[:, None] ** 2
     sparsity = jnp.asarray(sparsity, jnp.float32)
@@ -118,6 +118,6 @@ def prune_layer(
     return q, mask
 
 
-def _damped(gram: Array, damping: float | Array) -> Array:
+def _damp(gram: Array, damping: float | Array) -> Array:
     unit = jnp.mean(jnp.diag(gram))
     return gram / jnp.where(unit > 0, unit, 1) + damping * jnp.eye(len(gram))

@@ -193,17 +193,17 @@ def _measure_channels(core: Core) -> Core:
         return ChannelSums(w, none, none, none, jnp.zeros(()))
 
     def calibrate(op: Op, state: ChannelSums, x: Array) -> State:
-        def summed(x: Array) -> Array:
+        def sum_channels(x: Array) -> Array:
             # each channel as often as it meets a weight
             rows = op.geometry.as_matmul().x(x.astype(jnp.float32)).sum(-2)
             return rows.reshape(len(rows), -1, op.geometry.channels).sum(1)
 
         return ChannelSums(
             state.w,
-            state.total + summed(x),
-            state.squares + summed(x * x),
-            state.nonzero + summed(x != 0),
-            state.seen + summed(jnp.ones_like(x)).max(),
+            state.total + sum_channels(x),
+            state.squares + sum_channels(x * x),
+            state.nonzero + sum_channels(x != 0),
+            state.seen + sum_channels(jnp.ones_like(x)).max(),
         )
 
     def read(op: Op, state: ChannelSums, x: Array, key: Any) -> Array:

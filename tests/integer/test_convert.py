@@ -93,7 +93,7 @@ def geometries(chip):
 
 
 ARITHMETICS = {
-    "big integers": requantiser.requantized,
+    "big integers": requantiser.requantised,
     "float64": requantiser.in_float64,
 }
 

@@ -37,7 +37,7 @@ def test_rescaling_is_exact_for_any_accumulator_and_shift(exponents):
     shifts = np.asarray(r.shift)
     assert ((shifts >= 17) if exponents[1] <= -2 else (shifts <= 17)).all()
     q = accumulators(rng, 20000 - 20000 % 64).reshape(-1, 64)
-    expected = requantiser.requantized(q, scale, offset, -128, 127)
+    expected = requantiser.requantised(q, scale, offset, -128, 127)
     np.testing.assert_array_equal(run(q, r), expected)
 
 
@@ -49,7 +49,7 @@ def test_rescaling_is_exact_for_any_accumulator_and_shift(exponents):
 )
 def test_one_number_is_rescaled_as_python_does(q, scale, offset):
     r = dyadic(np.float64(scale), np.float64(offset), **CODES, **FULL)
-    expected = requantiser.requantized(np.int64(q), scale, offset, -128, 127)
+    expected = requantiser.requantised(np.int64(q), scale, offset, -128, 127)
     assert int(run(jnp.int32(q), r)) == expected
 
 
@@ -60,7 +60,7 @@ def test_results_of_30_bits_are_exact_where_they_are_not_clipped():
     q = np.round(rng.uniform(-1, 1, (300, 64)) * np.minimum(most, 2.0**31 - 1)).astype(np.int64)
     r = dyadic(scale, 0.0 * scale, **WORDS, min_code=-most, max_code=most)
     assert r.min_code is None
-    expected = requantiser.requantized(q, scale, 0 * scale, -(2**30), 2**30)
+    expected = requantiser.requantised(q, scale, 0 * scale, -(2**30), 2**30)
     np.testing.assert_array_equal(run(q.astype(np.int32), r), expected)
 
 

@@ -272,7 +272,7 @@ def zero_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
     remaining = {found.units[name]: np.asarray(mask) for name, mask in keep.items()}
     leaves = {leaf.path: leaf for leaf in found.leaves}
 
-    def zeroed(path: str, a: Any) -> Any:
+    def zero_leaf(path: str, a: Any) -> Any:
         for axis, label in enumerate(leaves[path].axes):
             mask = kept_entries(label, remaining)
             if not mask.all():
@@ -280,8 +280,10 @@ def zero_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
                 a = a * jnp.expand_dims(mask, others).astype(a.dtype)
         return a
 
-    params = _by_path(zeroed, "params", net.params)
-    return dataclasses.replace(net, params=params, buffers=_by_path(zeroed, "buffers", net.buffers))
+    params = _by_path(zero_leaf, "params", net.params)
+    return dataclasses.replace(
+        net, params=params, buffers=_by_path(zero_leaf, "buffers", net.buffers)
+    )
 
 
 def importances(
@@ -406,24 +408,24 @@ def _blame(net: Network, found: Dependencies, names: Sequence[str]) -> dict[str,
     """Finds the groups that cannot be cut to half nor to some other size, and why."""
     sizes = {name: -(-found[name].size // 2) for name in names}
 
-    def tried(some: Sequence[str]) -> Blame | None:
+    def try_cut(some: Sequence[str]) -> Blame | None:
         return find_blame(net, found, {n: np.arange(found[n].size) < sizes[n] for n in some})
 
-    if tried(names) is None:
+    if try_cut(names) is None:
         return {}
     blame: dict[str, Blame] = {}
     for name in names:
-        why = tried([name])
+        why = try_cut([name])
         half = sizes[name]
         # at half, a model's own test of shapes may come out otherwise than at every other size
         others = (n for n in (half + 1, half - 1, found[name].size - 1) if 0 < n < found[name].size)
         while why is not None and not why.renormalizing and (size := next(others, 0)):
             sizes[name] = size
-            why = tried([name]) and why
+            why = try_cut([name]) and why
         if why is not None:
             blame[name] = why
     rest = [name for name in names if name not in blame]
-    together = tried(rest) if rest else None
+    together = try_cut(rest) if rest else None
     return blame if together is None else blame | dict.fromkeys(rest, together)
 
 

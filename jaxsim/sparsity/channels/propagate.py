@@ -166,7 +166,7 @@ class _Follow:
                 self.roles.setdefault((value.path, value.order[axis]), role)
 
     def dot(self, eqn: jex.JaxprEqn, a: _Value, b: _Value) -> _Value:
-        """A contraction: what it sums over is one, and so is what it goes along with."""
+        """Contracts: the axes that are summed over are equal, and so are batch axes."""
         (a_sum, b_sum), (a_batch, b_batch) = parameters(eqn)["dimension_numbers"]
         for axes in ((a_sum, b_sum), (a_batch, b_batch)):
             for i, j in zip(*axes, strict=True):
@@ -181,7 +181,7 @@ class _Follow:
         return _Value((*batch, *free))
 
     def conv(self, eqn: jex.JaxprEqn, x: _Value, w: _Value) -> _Value:
-        """A convolution: features are those of its groups, one after the other."""
+        """Convolves: features are those of its groups, one after another."""
         params, numbers = parameters(eqn), parameters(eqn)["dimension_numbers"]
         if params["batch_group_count"] != 1:
             return _freeze_equation(eqn, [x, w], "runs over groups of the batch")[0]
@@ -212,7 +212,7 @@ class _Follow:
     def inner(
         self, eqn: jex.JaxprEqn, jaxprs: list[jex.Jaxpr], ins: list[_Value]
     ) -> Sequence[_Value]:
-        """An equation that runs others."""
+        """Follows an equation that runs others."""
         if eqn.primitive is prims.scan_p:
             loop = internals.scan(eqn)
             fixed, first = loop.consts, loop.first_slice
@@ -326,7 +326,7 @@ def _slice(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
 
 
 def _part(eqn: jex.JaxprEqn, label: AxisGroup, start: int, stop: int, stride: int) -> AxisGroup:
-    """A slice of an axis: one of several equal parts, which then lose the same entries."""
+    """Slices an axis: one of several equal parts, which then lose the same entries."""
     size = stop - start
     if size == label.size and stride == 1:
         return label
@@ -424,7 +424,7 @@ def _iota(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
 
 
 def _reduce(eqn: jex.JaxprEqn, value: _Value, why: str) -> _Value:
-    """A reduction; `why` one over zeros differs from one over fewer entries."""
+    """Reduces along axes; `why` says how one over zeros differs from one over fewer entries."""
     axes = parameters(eqn)["axes"]
     if why:
         for axis in axes:
@@ -445,7 +445,7 @@ def _along(
 
 
 def _window(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
-    """A pooling: axes with windows of one entry pass."""
+    """Pools over windows: axes with windows of one entry pass."""
     value, params, axes = ins[0], parameters(eqn), list[AxisGroup]()
     rows = zip(
         value.axes,

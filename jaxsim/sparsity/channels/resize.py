@@ -96,7 +96,7 @@ def _settings(module: Any, held: Mapping[str, Any], name: str) -> dict[str, Any]
 
 
 def _nnx(call: NnxCall, params: PyTree, buffers: PyTree, groups: Mapping[str, int]) -> NnxCall:
-    """An NNX module whose settings are those of smaller variables."""
+    """Makes an NNX module whose settings are those of smaller variables."""
     from flax import nnx
 
     states = []
