@@ -38,15 +38,12 @@ class Prepared:
 
     Attributes:
       cut: Stages of the network.
-      crossing: For each cut the values that cross it, each as a stage and a position among its
-        outputs.
-      outline: What holds for any number of rows.
-      feature: Function from boundary activations to the features that classifiers read.
-      patience, first: Static part of the rule.
-      ranges: Where cores take ranges from, as `Network.ranges`.
       boundary: For each cut the values that cross it, each as a stage and a position among its
         outputs.
       layout: Batch axes, widths and costs, which hold for any number of rows.
+      feature: Function from boundary activations to the features that classifiers read.
+      patience, first: Static part of the rule.
+      ranges: Where cores take ranges from, as `Network.ranges`.
     """
 
     cut: Stages
