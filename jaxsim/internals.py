@@ -20,6 +20,10 @@ TESTED = ("0.10.0", "0.12.0.1")
 """Oldest and newest JAX that jaxsim is tested with."""
 
 
+Atom = jex.Var | jex.Literal
+"""An operand of an equation: a variable or a literal."""
+
+
 class UnknownPrimitiveError(ValueError):
     """An equation that this version of JAX writes in a form that jaxsim does not know."""
 
@@ -131,6 +135,16 @@ def inner_jaxprs(eqn: jex.JaxprEqn) -> list[tuple[jex.Jaxpr, Sequence[Any]]]:
             found = []
     # Up to jax 0.10 an open jaxpr has no constants; since then there is one class for both.
     return [(j.jaxpr, j.consts) if hasattr(j, "consts") else (j, ()) for j in found]
+
+
+def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an operand.
+
+    Args:
+      atom: Operand or result of an equation that is an array or an array of keys.
+    """
+    aval: Any = atom.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:

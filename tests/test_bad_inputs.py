@@ -221,8 +221,8 @@ HUGE = 10**10
 @pytest.mark.parametrize(
     ("name", "call"),
     [
-        ("layers", lambda: js.tokens.rising(0.5, 10 * HUGE)),
-        ("layers", lambda: js.tokens.falling(0.5, 10 * HUGE)),
+        ("layers", lambda: js.tokens.linear_thresholds(0.5, 10 * HUGE)),
+        ("layers", lambda: js.tokens.pruning_ratios(0.5, 10 * HUGE)),
         ("servers", lambda: games.lotto(jax.random.key(0), servers=HUGE)),
         ("customers", lambda: games.lotto(jax.random.key(0), customers=HUGE)),
         ("rounds", lambda: games.matching_pennies(HUGE)),

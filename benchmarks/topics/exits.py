@@ -17,15 +17,15 @@ from benchmarks.common.parts import run_parts
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Checkpointed, Timed
 from benchmarks.common.thresholds import at_thresholds
-from jaxsim.adaptive.exit_step import programmes
+from jaxsim.adaptive.exit_step import count_programs
 from jaxsim.adaptive.exits import EarlyExit
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist
 from jaxsim.models.resnet import ResNet
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
-from jaxsim.network.network import uncut
+from jaxsim.network.network import base_network
 from jaxsim.train.loop import fit
 from jaxsim.train.reference import CALL
 
@@ -117,7 +117,7 @@ def timing(settings: ExitsSettings) -> None:
         net = _network(name, model, 0, settings)
         scores = _scores(name, model, 0, settings)
         call = jax.jit(lambda net, x: net(x))
-        plain = uncut(net)
+        plain = base_network(net)
 
         def dense(plain: Any = plain, call: Any = call) -> Any:
             return [
@@ -128,9 +128,9 @@ def timing(settings: ExitsSettings) -> None:
         ways: dict[str, Callable[[], Any]] = {"all stages": dense}
         speeds = {"exits, threshold 0": 0.0}
         speeds |= {label: scores[label][3] for label in scores if label.startswith("at most")}
-        before = programmes()
+        before = count_programs()
         net.warm_up(x[:1], buckets=BUCKETS)
-        compiled = programmes() - before
+        compiled = count_programs() - before
         for label, threshold in speeds.items():
             fast = dataclasses.replace(net, threshold=threshold)
             ways[label] = lambda fast=fast: fast.run(x, buckets=BUCKETS).logits
@@ -150,7 +150,7 @@ def timing(settings: ExitsSettings) -> None:
                     f"{base / time.median / fewer:.2f}",
                 ]
             )
-        print(f"{name}: {compiled} programmes")
+        print(f"{name}: {compiled} count_programs")
     record(
         "exits_timing",
         Table(["network", "loses", "images/s", "faster", "fewer FLOPs", "of these"], rows),
@@ -170,7 +170,7 @@ def _dense_flops(net: EarlyExit) -> float:
 
 def _scores(name: str, model: Model, seed: int, settings: ExitsSettings) -> dict[str, list[float]]:
     """For each way to leave: accuracy, mean exit, FLOPs saved, threshold."""
-    log = Log(settings.log)
+    log = ScoreCache(settings.log)
     recipe = f"{name} {seed}, {settings.epochs} of {settings.images}"
 
     def measure() -> dict[str, list[float]]:
@@ -203,7 +203,7 @@ def _scores(name: str, model: Model, seed: int, settings: ExitsSettings) -> dict
 
 
 def _network(name: str, model: Model, seed: int, settings: ExitsSettings) -> EarlyExit:
-    """A trained network whose exits are taught; from checkpoints where they are there."""
+    """A trained network whose exits are distillation_targets; from checkpoints where they are there."""
     train = fashion_mnist("train")
     x, y = train.images[: settings.images], train.labels[: settings.images]
     variables = jax.jit(model.module.init)(jax.random.key(seed), x[:1])

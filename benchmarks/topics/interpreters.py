@@ -18,7 +18,7 @@ from benchmarks.common.parts import run_parts
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.settings import CACHE, Checkpointed, Timed
 from benchmarks.common.small_images import DATA
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist, rpm
 from jaxsim.models.functions import add_functions, add_task, new_parameter_mask
@@ -143,7 +143,7 @@ def first(settings: InterpretersSettings) -> None:
     """The first 400 steps on clothes alone, in small patches."""
     clothes, test = fashion_mnist("train"), fashion_mnist("test")
     data = clothes.images[:12800], clothes.labels[:12800]
-    log, twice = Log(settings.log), dataclasses.replace(settings, epochs=2)
+    log, twice = ScoreCache(settings.log), dataclasses.replace(settings, epochs=2)
     scores: dict[str, list[float]] = {}
     for seed in range(settings.seeds):
         for name, body in BODIES.items():
@@ -171,7 +171,7 @@ def first(settings: InterpretersSettings) -> None:
 def joint(settings: InterpretersSettings) -> None:
     """Clothes and digits by one model."""
     train, test = _both(settings.images)
-    log = Log(settings.log)
+    log = ScoreCache(settings.log)
     scores: dict[str, list[list[float]]] = {}
     for seed in range(settings.seeds):
         for name, body in BODIES.items():
@@ -235,7 +235,7 @@ def extend(settings: InterpretersSettings) -> None:
     clothes = train[0][train[1] < 10], train[1][train[1] < 10]
     digits, held = _digits()
     validation = digits[0][-1000:], digits[1][-1000:]
-    log = Log(settings.log)
+    log = ScoreCache(settings.log)
     scores: dict[tuple[str, int], list[float]] = {}
     rates: dict[tuple[str, int], float] = {}
     for seed in range(settings.seeds):
@@ -332,7 +332,7 @@ def reasoning(settings: InterpretersSettings) -> None:
             Transformer(2), PanelSymbols(WIDTH), WIDTH, context=False
         ),
     }
-    log = Log(settings.log)
+    log = ScoreCache(settings.log)
     scores: dict[str, list[list[float]]] = {}
     for seed in range(settings.seeds):
         for name, model in models.items():

@@ -20,14 +20,14 @@ import jaxsim as js
 from benchmarks.common.chips import accuracy, mean_and_error, retrained
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Timed, Trained
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.cli.demo import Demo
 from jaxsim.console.timing import alternate
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.evaluate.comparison import classify
 from jaxsim.formats.grid import Clip, Range
 from jaxsim.models.resnet import ResNet
-from jaxsim.train.losses import distillation, taught
+from jaxsim.train.losses import distillation, distillation_targets
 from jaxsim.train.reference import CALL, trained
 
 SHORT = ("--only qwix --seeds 1",)
@@ -173,7 +173,7 @@ def training(settings: QuantizationSettings) -> None:
         "learned ranges (LSQ)": lambda net: js.learn_ranges(batch)(three(net)),
         "LSQ weights, PACT inputs": lambda net: pact(three(net)),
     }
-    log = Log(settings.cache / "quantization.json")
+    log = ScoreCache(settings.cache / "quantization.json")
 
     def kept(name: str, measure: Callable[[], float]) -> float:
         return log.get(f"{name}, {settings.epochs} epochs", measure)
@@ -212,7 +212,7 @@ def training(settings: QuantizationSettings) -> None:
             logits = np.concatenate(
                 [np.asarray(jax.jit(net)(part)) for part in np.split(train.images, 60)]
             )
-            labels = taught(logits, train.labels)
+            labels = distillation_targets(logits, train.labels)
             way = js.learn_ranges(batch)(three(net))
             tuned = again(way, train._replace(labels=labels), seed=seed, loss=distillation())
             return accuracy(js.deploy(tuned, calibrate=batch), test)

@@ -15,7 +15,7 @@ import jaxsim as js
 from benchmarks.common.chips import accuracy, mean_and_error
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Trained
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.cli.demo import Demo
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.train.reference import trained
@@ -214,6 +214,6 @@ def measured(
 ) -> float:
     """Accuracy of a case, from the cache where an earlier run has measured it."""
     told = repr((case.name, seed, settings.images, len(data.labels), len(seen.labels)))
-    return Log(settings.cache / "rounding.json").get(
+    return ScoreCache(settings.cache / "rounding.json").get(
         told, lambda: accuracy(case.chip(net, seen.images[: settings.images], seed), data)
     )

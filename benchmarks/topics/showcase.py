@@ -21,7 +21,7 @@ from benchmarks.topics.pyramid.networks import network
 from benchmarks.topics.pyramid.settings import PyramidSettings
 from jaxsim.adaptive.exits import EarlyExit
 from jaxsim.adaptive.features import first_token, pooled
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.cli.demo import Demo
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.quantized import quantized
@@ -29,7 +29,7 @@ from jaxsim.cores.tiled import tiled
 from jaxsim.data import fashion_mnist
 from jaxsim.models.bert import params_of
 from jaxsim.models.hugging_face import load_bert
-from jaxsim.network.network import uncut
+from jaxsim.network.network import base_network
 from jaxsim.pipeline.pipeline import Pipeline
 from jaxsim.train.reference import trained
 
@@ -117,7 +117,7 @@ def main(args: list[str]) -> None:
         ),
     }
     facts = {k: v for k, v in dataclasses.asdict(settings).items() if k not in ("only", "log")}
-    log, tables, shown = Log(settings.log), list[Table](), list[str]()
+    log, tables, shown = ScoreCache(settings.log), list[Table](), list[str]()
     found = dict[str, dict[str, Point]]()
     for name, (make, data, which) in cases.items():
         if settings.only not in ("both", name):
@@ -260,7 +260,7 @@ def flops_share(net: EarlyExit, inputs: tuple[np.ndarray, ...]) -> float:
 
 def model_of(net: js.Network, one: tuple[np.ndarray, ...]) -> Spent:
     """What one input spends at the sites."""
-    chip = uncut(net)
+    chip = base_network(net)
     made = {name: [w.factory for w in chain] for name, chain in chip.cores.items()}
     analog = any(tiled in makers for makers in made.values())
     arrays = js.Crossbar().estimate(chip, *one) if analog else None

@@ -24,13 +24,13 @@ from benchmarks.common.parts import run_parts
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Trained
 from benchmarks.peers import torch_networks
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.console.timing import alternate
 from jaxsim.cores.compressed import Layout
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.models.resnet import ResNet
 from jaxsim.network.leaves import path_name
-from jaxsim.sparsity.channels.groups import without
+from jaxsim.sparsity.channels.groups import zero_entries
 from jaxsim.train.loop import fit
 from jaxsim.transforms.run_sparse import alternatives
 
@@ -126,7 +126,7 @@ def _speed(name: str, net: js.Network, shape: tuple[int, ...]) -> list[str]:
     found = js.dependencies(net)
     small = js.shrink(0.5)(net)
     keep = {g.name: np.arange(g.size) < g.size // 2 for g in found.groups if not g.reason}
-    zeros = without(net, found, keep)
+    zeros = zero_entries(net, found, keep)
     masks = {
         path_name(path): leaf != 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(zeros.params)
@@ -227,7 +227,7 @@ def _bcoo(rows: int, share: float) -> Callable[[], Array]:
 def learned(settings: ShrinkSettings) -> None:
     """Half of the channels after one more epoch, and the small network from the beginning."""
     train, test = fashion_mnist("train"), fashion_mnist("test")
-    log = Log(settings.cache / "accuracy.json")
+    log = ScoreCache(settings.cache / "accuracy.json")
     runs = [_runs(train, test, seed, log) for seed in range(settings.seeds)]
     names = list(runs[0])
     values = {name: np.array([100 * run[name] for run in runs]) for name in names}
@@ -249,7 +249,7 @@ def learned(settings: ShrinkSettings) -> None:
     )
 
 
-def _runs(train: Images, test: Images, seed: int, log: Log) -> dict[str, float]:
+def _runs(train: Images, test: Images, seed: int, log: ScoreCache) -> dict[str, float]:
     """Accuracies of one seed."""
     net = small(seed=seed)
 

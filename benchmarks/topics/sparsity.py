@@ -19,7 +19,7 @@ import jaxsim as js
 from benchmarks.common.chips import accuracy, mean_and_error
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Trained
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.collaborative import holm, paired_test
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.train.losses import cross_entropy
@@ -308,7 +308,7 @@ def split() -> tuple[Images, Images, Images]:
 def curves(settings: SparsitySettings) -> None:
     """Every method at every sparsity, at an equal number of steps."""
     train, held, test = split()
-    log = Log(settings.cache / "sparsity_curves.json")
+    log = ScoreCache(settings.cache / "sparsity_curves.json")
 
     def plain(model: Cnn, name: str, seed: int, rate: float, data: Images) -> float:
         net = with_seed(network(model), model, seed)

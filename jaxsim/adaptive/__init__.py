@@ -8,7 +8,8 @@ from jaxsim.adaptive.passes import pass_all
 from jaxsim.adaptive.pyramid import Pyramid
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
 from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
-from jaxsim.adaptive.students import distil_students
+from jaxsim.adaptive.students import distill_students
+from jaxsim.numerics.renamed import old_names
 
 __all__ = [
     "Buckets",
@@ -21,7 +22,7 @@ __all__ = [
     "Speed",
     "at_speed",
     "deploy_layers",
-    "distil_students",
+    "distill_students",
     "fastest",
     "first_token",
     "fit_students",
@@ -32,3 +33,5 @@ __all__ = [
     "pooled",
     "sweep",
 ]
+
+__getattr__ = old_names(__name__, {"distil_students": distill_students})

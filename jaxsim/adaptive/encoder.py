@@ -1,4 +1,4 @@
-"""A transformer encoder as the pieces that a pyramid runs, each of its layers in two halves."""
+"""Transformer encoder as the pieces that a pyramid runs, each layer in two halves."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxsim.adaptive.heads import Head, classified
-from jaxsim.adaptive.tokens import prefix
+from jaxsim.adaptive.heads import Head, apply_head
+from jaxsim.adaptive.tokens import prefix_mask
 from jaxsim.network.deployment import deploy
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
@@ -27,13 +27,23 @@ Pool = Callable[[Array, Array], Array]
 
 @own_promotion()
 def first_token(x: Float[Array, "B n d"], valid: Bool[Array, "B n"]) -> Float[Array, "B d"]:
-    """The first token, a class token."""
+    """Selects the first token, a class token.
+
+    Args:
+      x: Tokens [B, n, d].
+      valid: True where a token is present, [B, n]; not used.
+    """
     return x[:, 0]
 
 
 @own_promotion()
 def mean_token(x: Float[Array, "B n d"], valid: Bool[Array, "B n"]) -> Float[Array, "B d"]:
-    """The mean of the tokens that are there."""
+    """Averages the tokens that are present.
+
+    Args:
+      x: Tokens [B, n, d].
+      valid: True where a token is present, [B, n].
+    """
     share = valid / jnp.sum(valid, -1, keepdims=True)
     return jnp.einsum("bnd,bn->bd", x, share.astype(x.dtype))
 
@@ -45,19 +55,29 @@ def mean_token(x: Float[Array, "B n d"], valid: Bool[Array, "B n"]) -> Float[Arr
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder(PytreeValue):
-    """The pieces of an encoder; `js.models.bert.encoder` makes one.
+    """Transformer encoder in pieces; `jaxsim.models.bert.encoder` makes one.
 
     Attributes:
-      embed: ids [B, n] to tokens [B, n, d].
-      attention: of each layer, (tokens, which are there) to tokens and the attention each receives,
-        [B, n]. They are one network with other weights.
-      feed_forward: of each layer, tokens to tokens; one network likewise.
-      head: the classifier.
-      pool: what the classifier reads.
-      vocabulary: ids are below it.
-      positions: the longest sequence.
-      width: of a token, d.
-      hidden: width of the feed-forward halves.
+      embed: Function from ids [B, n] to tokens [B, n, d].
+      attention: First half of each layer, from tokens and a mask of those present to tokens and the
+        attention that each receives, [B, n]. All layers are one network with other weights.
+      feed_forward: Second half of each layer, from tokens to tokens; one network likewise.
+      head: Classifier, kernel [d, C] and bias [C].
+      pool: Function from tokens to the features that the classifier reads.
+      vocabulary: Number of token ids; each is below it.
+      positions: Length of the longest sequence.
+      width: Width d of a token.
+      hidden: Width of the feed-forward halves.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> from jaxsim.models.bert import Bert, encoder
+      >>> model = Bert(vocabulary=8, positions=4, width=4, heads=1, layers=2, hidden=4)
+      >>> ids, lengths = jnp.array([[1, 2, 0]]), jnp.array([2])
+      >>> pieces = encoder(model, model.init(jax.random.key(0), ids, lengths)["params"])
+      >>> len(pieces.attention), pieces(ids, lengths).shape
+      (2, (1, 2))
     """
 
     embed: jax.tree_util.Partial
@@ -71,43 +91,54 @@ class Encoder(PytreeValue):
     hidden: int
 
     def __call__(self, ids: Int[Array, "B n"], lengths: Int[Array, " B"]) -> Float[Array, "B C"]:
-        """Logits of the whole encoder, nothing left out.
+        """Computes the logits of the whole encoder, nothing left out.
 
         Args:
-          ids: of the tokens, padded behind.
-          lengths: how many of each row are there.
+          ids: Token ids [B, n], padded at the end.
+          lengths: Number of tokens of each row, [B].
 
         Raises:
-          ValueError: what `check_ids` raises.
+          ValueError: As `check_ids` raises.
         """
         check_ids(self, ids, lengths)
-        valid = prefix(lengths, ids.shape[1])
+        valid = prefix_mask(lengths, ids.shape[1])
         x = self.embed(ids)
         for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
             x = feed_forward(attention(x, valid)[0])
-        return classified(self.head, self.pool(x, valid))
+        return apply_head(self.head, self.pool(x, valid))
 
 
 @shown_as_called
 def over_layers(
     transform: Callable[[Network], Network],
 ) -> Callable[[Encoder], Encoder]:
-    """A transform of networks as one of encoders: both halves of every layer go through it.
+    """Makes a transform of encoders from one of networks: both halves of every layer go through it.
 
     Embedding and classifier stay as they are.
 
     Args:
-      transform: for instance `js.quantize(8, 8)`.
+      transform: Function from a network to a network, such as `js.quantize(8, 8)`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> from jaxsim.models.bert import Bert, encoder
+      >>> model = Bert(vocabulary=8, positions=4, width=4, heads=1, layers=2, hidden=4)
+      >>> ids, lengths = jnp.array([[1, 2, 0]]), jnp.array([2])
+      >>> pieces = encoder(model, model.init(jax.random.key(0), ids, lengths)["params"])
+      >>> coded = js.over_layers(js.quantize(8, 8))(pieces)
+      >>> [len(half.cores) for half in (coded.attention[0], coded.feed_forward[1])]
+      [4, 2]
     """
 
-    def transformed(encoder: Encoder) -> Encoder:
+    def transform_layers(encoder: Encoder) -> Encoder:
         return dataclasses.replace(
             encoder,
             attention=tuple(map(transform, encoder.attention)),
             feed_forward=tuple(map(transform, encoder.feed_forward)),
         )
 
-    return transformed
+    return transform_layers
 
 
 def deploy_layers(
@@ -120,16 +151,27 @@ def deploy_layers(
     """Writes the weights of every layer and sets its ranges by what reaches it.
 
     Args:
-      encoder: composed by `over_layers`.
-      ids: sequences to calibrate with.
-      lengths: how many tokens of each are there.
-      key: for cores that draw random numbers when they write.
+      encoder: Encoder transformed by `over_layers`.
+      ids: Token ids [B, n] of sequences to calibrate with, padded at the end.
+      lengths: Number of tokens of each sequence, [B].
+      key: Random key for cores that draw when they write.
 
     Raises:
-      ValueError: what `js.deploy` or `check_ids` raises.
+      ValueError: As `js.deploy` or `check_ids` raises.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> from jaxsim.models.bert import Bert, encoder
+      >>> model = Bert(vocabulary=8, positions=4, width=4, heads=1, layers=1, hidden=4)
+      >>> ids, lengths = jnp.array([[1, 2, 0]]), jnp.array([2])
+      >>> pieces = encoder(model, model.init(jax.random.key(0), ids, lengths)["params"])
+      >>> chip = js.deploy_layers(js.over_layers(js.quantize(8, 8))(pieces), ids, lengths)
+      >>> chip.feed_forward[0].calibrated
+      True
     """
     check_ids(encoder, ids, lengths)
-    valid = prefix(jnp.asarray(lengths), ids.shape[1])
+    valid = prefix_mask(jnp.asarray(lengths), ids.shape[1])
     x = encoder.embed(ids)
     halves: tuple[list[Network], list[Network]] = ([], [])
     for i, (attention, feed_forward) in enumerate(
@@ -144,13 +186,13 @@ def deploy_layers(
 
 
 def flops_layer(n_in: Any, n_out: Any, width: int, hidden: int) -> Any:
-    """Floating-point operations of one layer's matrix products, a multiply-accumulate counting 2.
+    """Counts the floating-point operations of one layer's products, a multiply-accumulate as 2.
 
     Args:
-      n_in: tokens that its attention half sees.
-      n_out: tokens that its feed-forward half sees.
-      width: of a token, d.
-      hidden: of the feed-forward half.
+      n_in: Number of tokens that its attention half reads.
+      n_out: Number of tokens that its feed-forward half reads.
+      width: Width d of a token.
+      hidden: Width of the feed-forward half.
 
     Returns:
       2 · n_in · 4d² + 2 · 2 · n_in² · d + n_out · 2 · 2 · d · hidden: the projections, scores and
@@ -159,12 +201,29 @@ def flops_layer(n_in: Any, n_out: Any, width: int, hidden: int) -> Any:
     return 8 * n_in * width**2 + 4 * n_in**2 * width + 4 * n_out * width * hidden
 
 
+def flops_of_rows(encoder: Encoder, n_in: Any, n_out: Any) -> Any:
+    """Counts the floating-point operations of each row, [B].
+
+    Args:
+      encoder: Encoder; only its sizes count.
+      n_in: Tokens that the attention half of each layer reads, [B, L].
+      n_out: Tokens that the feed-forward half reads, [B, L]; 0 where a layer did not run.
+    """
+    sizes = encoder.width, encoder.hidden
+    return (flops_layer(1.0 * n_in, 1.0 * n_out, *sizes) * (n_out > 0)).sum(1)
+
+
 def check_ids(encoder: Encoder, ids: Any, lengths: Any) -> None:
     """Checks sequences against what an encoder takes; of traced ones the shapes.
 
+    Args:
+      encoder: Encoder.
+      ids: Token ids [B, n].
+      lengths: Number of tokens of each row, [B].
+
     Raises:
-      ValueError: ids are no int matrix, longer than the positions or not below the vocabulary;
-        lengths are not one a row, zero, or longer than the ids.
+      ValueError: Ids are not an int matrix, longer than the positions or not below the vocabulary;
+        lengths are not one per row, zero, or longer than the ids.
     """
     if np.ndim(ids) != 2 or np.shape(lengths) != np.shape(ids)[:1]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""One stage and the decision at its end, for `simulate` and `run` alike."""
+"""Exit step: one stage and the decision at its end, for `simulate` and `run` alike."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.adaptive.features import Feature
-from jaxsim.adaptive.heads import Head, classified
+from jaxsim.adaptive.heads import Head, apply_head
 from jaxsim.adaptive.rows import (
-    Outline,
+    ExitLayout,
     abstract_leaves,
     batch_first,
-    crossing,
-    outline,
+    boundary_values,
+    exit_layout,
     without_exits,
 )
-from jaxsim.adaptive.rule import Rule, Streak, leaves
+from jaxsim.adaptive.rule import PatienceState, Rule, should_exit
 from jaxsim.cores.partition import Parts
 from jaxsim.internals import compile_count
-from jaxsim.network.cuts import chosen, cuts, equations
-from jaxsim.network.stages import Held, Stages, run_stage, split
+from jaxsim.network.cuts import cuts, equations, select_cuts
+from jaxsim.network.stages import StageParams, Stages, run_stage, split
 from jaxsim.values.memo import memoized
 
 if TYPE_CHECKING:
@@ -38,19 +38,19 @@ class Prepared:
     """Stages for one number of rows; kept, and compared by identity.
 
     Attributes:
-      cut: the stages.
-      crossing: for each cut the values that cross it, each as a stage and a position among its
+      cut: Stages of the network.
+      boundary: For each cut the values that cross it, each as a stage and a position among its
         outputs.
-      outline: what holds for any number of rows.
-      feature: what classifiers read.
-      patience, first: of the rule.
-      ranges: where cores take ranges from.
-      step: `(at, …) -> Decided`, `stage_and_exit` of this plan, compiled for each stage.
+      layout: Batch axes, widths and costs, which hold for any number of rows.
+      feature: Function from boundary activations to the features that classifiers read.
+      patience, first: Static part of the rule.
+      ranges: Where cores take ranges from, as `Network.ranges`.
+      step: `(at, …) -> ExitStep`, `stage_and_exit` of this plan, compiled for each stage.
     """
 
     cut: Stages
-    crossing: tuple[tuple[tuple[int, int], ...], ...]
-    outline: Outline
+    boundary: tuple[tuple[tuple[int, int], ...], ...]
+    layout: ExitLayout
     feature: Feature
     patience: int
     first: int
@@ -58,36 +58,45 @@ class Prepared:
     step: Any = None
 
 
-class Decided(NamedTuple):
-    """What a step gives: values for the next one, and for each row whether it leaves with what."""
+class ExitStep(NamedTuple):
+    """Result of a stage and its exit.
+
+    Attributes:
+      live: Boundary activations for the next stage.
+      logits: Logits [B, C] of this exit.
+      leave: True for the rows that leave, [B].
+      uncertainty: Normalized entropy of the logits, [B].
+      streak: State of patience after this exit.
+    """
 
     live: list[Array]
     logits: Array
     leave: Array
     uncertainty: Array
-    streak: Streak
+    streak: PatienceState
 
 
-def prepared(net: EarlyExit, arguments: Parts, rowed: tuple[bool, ...]) -> Prepared:
-    """The stages of a call, kept for calls of the same shapes.
+def prepared(net: EarlyExit, arguments: Parts, batched: tuple[bool, ...]) -> Prepared:
+    """Builds the stages of a call, kept for calls of the same shapes.
 
     Args:
-      net: the network.
-      arguments: of the call; they may be shapes.
-      rowed: which of their arrays hold rows, from `with_rows`.
+      net: Network with exits.
+      arguments: Arguments of the call; they may be shapes.
+      batched: True for each of their arrays that holds rows, from `find_rows`.
 
     Raises:
-      ValueError: what `outline` raises, a cut that is no more, or classifiers that do not fit.
+      ValueError: A cut that does not exist any more, classifiers that do not fit, or what
+        `exit_layout` raises.
     """
     leaves_, treedef = jax.tree.flatten((net, arguments))
-    return memoized(net, _prepared, treedef, abstract_leaves(leaves_), rowed)
+    return memoized(net, _prepared, treedef, abstract_leaves(leaves_), batched)
 
 
 def _prepared(
-    treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], rowed: tuple[bool, ...]
+    treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], batched: tuple[bool, ...]
 ) -> Prepared:
     net, arguments = jax.tree.unflatten(treedef, shapes)
-    found = outline(net, arguments, rowed, net.cuts, net.feature)
+    found = exit_layout(net, arguments, batched, net.cuts, net.feature)
     for i, (head, width) in enumerate(zip(net.heads, found.widths, strict=True)):
         if head["kernel"].shape != (width, found.classes):
             raise ValueError(
@@ -96,8 +105,10 @@ def _prepared(
                 "exit_early and distill_exits after it"
             )
     line = equations(without_exits(net), arguments)
-    cut = split(line, chosen(cuts(line), net.cuts, argument="exits"))
-    plan = Prepared(cut, crossing(cut), found, net.feature, net.patience, net.first, net.ranges)
+    cut = split(line, select_cuts(cuts(line), net.cuts, argument="exits"))
+    plan = Prepared(
+        cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges
+    )
     step = jax.jit(partial(stage_and_exit, plan), static_argnums=0)
     _steps.add(step)
     return dataclasses.replace(plan, step=step)
@@ -106,15 +117,25 @@ def _prepared(
 def advance(
     plan: Prepared,
     at: int,
-    own: Held,
+    own: StageParams,
     arguments: Sequence[Any],
     live: Sequence[Array],
     key: Any,
     part: Any,
 ) -> list[Array]:
-    """One stage: what crosses the cut behind it, or the logits."""
-    stage, last = plan.cut.stages[at], len(plan.crossing)
-    known = dict(zip(plan.crossing[at - 1] if at else (), live, strict=True))
+    """Runs one stage: returns what crosses the cut behind it, or the logits.
+
+    Args:
+      plan: Stages of the call.
+      at: Index of the stage.
+      own: Parameters and states that it reads.
+      arguments: Arguments that it reads.
+      live: Boundary activations before it.
+      key: Random key of the call, or None.
+      part: Tells apart the read noise of batches.
+    """
+    stage, last = plan.cut.stages[at], len(plan.boundary)
+    known = dict(zip(plan.boundary[at - 1] if at else (), live, strict=True))
     outputs = run_stage(
         stage,
         own,
@@ -125,29 +146,42 @@ def advance(
         part=part,
     )
     known.update({(at, i): y for i, y in enumerate(outputs)})
-    return [known[source] for source in (plan.crossing[at] if at < last else plan.cut.outputs)]
+    return [known[source] for source in (plan.boundary[at] if at < last else plan.cut.outputs)]
 
 
 def stage_and_exit(
     plan: Prepared,
     at: int,
-    own: Held,
+    own: StageParams,
     head: Head | None,
     threshold: Any,
     arguments: Sequence[Any],
     live: Sequence[Array],
-    streak: Streak,
+    streak: PatienceState,
     key: Any,
     part: Any,
-) -> Decided:
-    """One stage, and at its end the decision."""
+) -> ExitStep:
+    """Runs one stage, and decides at its end.
+
+    Args:
+      plan: Stages of the call.
+      at: Index of the stage.
+      own: Parameters and states that it reads.
+      head: Classifier of this exit; None for the last, which is the network's.
+      threshold: Uncertainty below which rows leave.
+      arguments: Arguments that it reads.
+      live: Boundary activations before it.
+      streak: State of patience.
+      key: Random key of the call, or None.
+      part: Tells apart the read noise of batches.
+    """
     after = advance(plan, at, own, arguments, live, key, part)
     if head is None:
         (logits,), after = after, []
     else:
-        logits = classified(head, plan.feature(batch_first(after, plan.outline.axes[at])))
+        logits = apply_head(head, plan.feature(batch_first(after, plan.layout.axes[at])))
     rule = Rule(threshold, plan.patience, plan.first)
-    return Decided(after, logits, *leaves(rule, logits, streak, at + 1))
+    return ExitStep(after, logits, *should_exit(rule, logits, streak, at + 1))
 
 
 _steps: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -159,6 +193,6 @@ def live_steps() -> list[Any]:
     return list(_steps)
 
 
-def programmes() -> int:
-    """How many programs `run` and `warm_up` hold compiled, each for a stage and a batch."""
+def count_programs() -> int:
+    """Counts the programs that `run` and `warm_up` hold compiled, one per stage and batch size."""
     return compile_count(*live_steps())

@@ -1,7 +1,7 @@
-"""A network whose rows leave as soon as they have been computed far enough.
+"""Early exits: a network whose rows leave as soon as they have been computed far enough.
 
-One step (`_exit`) computes a stage and decides. `simulate` takes it over all rows and masks those
-that have left; `run` takes it over batches of the rows that stay.
+One step computes a stage and decides. `simulate` takes it over all rows and masks those that have
+left; `run` takes it over batches of the rows that stay.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from jaxtyping import Array, Float, Key
 from jaxsim.adaptive.exit_queue import run_in_queues, stepper
 from jaxsim.adaptive.exit_step import (
     advance,
+    count_programs,
     live_steps,
     prepared,
-    programmes,
     stage_and_exit,
 )
 from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import Head
-from jaxsim.adaptive.rows import batch_first, check_rows, with_rows
-from jaxsim.adaptive.rule import Buckets, Exits, Rule, check_buckets, check_rule, no_streak
+from jaxsim.adaptive.rows import batch_first, check_rows, find_rows
+from jaxsim.adaptive.rule import Buckets, Exits, Rule, check_buckets, check_rule, initial_patience
 from jaxsim.cores.partition import Parts
 from jaxsim.internals import compile_count
 from jaxsim.network.network import DATA, META, Network
-from jaxsim.network.stages import held
+from jaxsim.network.stages import stage_params
 from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import is_traced
@@ -44,18 +44,27 @@ from jaxsim.values.memo import Memo, Memoizing
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class EarlyExit(Memoizing, Network):
-    """A network with classifiers between its stages; made by `exit_early`.
+    """Network with classifiers between its stages; made by `exit_early`.
 
     It is a network in every other way: it is composed, deployed, trained and saved like one. A call
     gives each row the logits of the exit it took. `dataclasses.replace(net, threshold=…)` changes
     its speed without compiling anew.
 
     Attributes:
-      heads: a classifier for each exit but the last, which is the network's own.
-      threshold, patience, first: when a row leaves, as in `Rule`; the threshold is traced.
-      cuts: sites that the stages but the first begin with.
-      feature: what a classifier reads.
-      memo: refers to the stages and programs that were made for it.
+      heads: Classifiers of each exit but the last, which is the network's own.
+      threshold, patience, first: Rule by which a row leaves, as in `Rule`; the threshold is traced.
+      cuts: Names of the sites that the stages but the first begin with.
+      feature: Function from boundary activations to the features that a classifier reads.
+      memo: Reference to the stages and programs that were made for it.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params, x = {"a": jnp.eye(3), "b": jnp.eye(3)}, jnp.ones((2, 3))
+      >>> net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, x)
+      >>> exits = js.exit_early(["b"], js.Rule(threshold=2.0))(net)
+      >>> exits.simulate(x).layer.tolist()
+      [1, 1]
     """
 
     cut_by: ClassVar[str] = "exit_early"
@@ -71,21 +80,21 @@ class EarlyExit(Memoizing, Network):
     def __call__(
         self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any
     ) -> Float[Array, "B C"]:
-        """The logits of the exit that each row takes.
+        """Computes the logits of the exit that each row takes.
 
         Args:
-          *args: as of the network; the leading axis of the first array is the batch.
-          key: as of the network.
-          **kwargs: as of the network.
+          *args: Inputs of the model; the leading axis of the first array is the batch.
+          key: Random key, needed where cores draw at every call.
+          **kwargs: Keyword arguments of the model.
 
         Raises:
-          ValueError: what `simulate` raises.
+          ValueError: As `simulate` raises.
         """
         return self.simulate(*args, key=key, **kwargs).logits
 
     @property
     def cut_lines(self) -> tuple[str, ...]:
-        """Lines for the cuts at which this network holds arrays; a checkpoint compares them."""
+        """Lines that name the cuts at which this network holds arrays, for checkpoints."""
         return tuple(f"exit at {name}" for name in self.cuts)
 
     def __rich__(self) -> Any:
@@ -101,29 +110,29 @@ class EarlyExit(Memoizing, Network):
 
     @property
     def rule(self) -> Rule:
-        """When a row leaves."""
+        """Rule by which a row leaves."""
         return Rule(self.threshold, self.patience, self.first)
 
     @own_promotion()
     def simulate(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Exits:
-        """Every row computed to the end, and what it would have left with: a pure function.
+        """Computes every row to the end, and the exit it would have taken: a pure function.
 
         Args:
-          *args: as of the network; the leading axis of the first array is the batch.
-          key: as of the network.
-          **kwargs: as of the network.
+          *args: Inputs of the model; the leading axis of the first array is the batch.
+          key: Random key, needed where cores draw at every call.
+          **kwargs: Keyword arguments of the model.
 
         Returns:
           Logits, exits and uncertainties, and the FLOPs that `run` would spend: those of the
           sites and classifiers, as `cost` counts them.
 
         Raises:
-          ValueError: a rule out of range, outputs other than logits [B, C], classifiers that do
-            not fit the features, or what the network raises.
+          ValueError: A rule out of range, outputs other than logits [B, C], classifiers that do not
+            fit the features, or what the network raises.
         """
         check_rule(self.rule, len(self.heads) + 1)
         arguments = self.arguments(args, kwargs, key)
-        return _simulated(_settled(self), arguments, key)
+        return _simulate(_with_array_threshold(self), arguments, key)
 
     @own_promotion()
     def run(
@@ -133,30 +142,31 @@ class EarlyExit(Memoizing, Network):
         key: Key[Array, ""] | None = None,
         **kwargs: Any,
     ) -> Exits:
-        """What `simulate` says, without computing what it does not need.
+        """Computes what `simulate` returns, without what no row needs.
 
         Rows that leave are dropped, and those that stay wait before the next stage until they fill
         a batch. What is left at the end is padded with copies to the next bucket; what they give is
         thrown away.
 
         Args:
-          *args: as of the network, with any number of rows.
-          buckets: shapes to compile for; `token` is not used.
-          key: as of the network. Noise at reads differs from that of `simulate`.
-          **kwargs: as of the network.
+          *args: Inputs of the model, with any number of rows.
+          buckets: Numbers of rows to compile for; `token` is not used.
+          key: Random key, needed where cores draw at every call. Noise at reads differs from that
+            of `simulate`.
+          **kwargs: Keyword arguments of the model.
 
         Returns:
           The rows in their order.
 
         Raises:
-          ValueError: what `simulate` raises; traced arguments; ranges that are of a batch and so of
-            the rows that happen to be in it; or a value between stages that no row has a part of.
+          ValueError: As `simulate` raises; traced arguments; ranges that are of a batch and so of
+            the rows that happen to be in it; or a value between stages that is not split by rows.
         """
         check_rule(self.rule, len(self.heads) + 1)
         check_buckets(buckets)
         arguments = self.arguments(args, kwargs, key)
         if any(map(is_traced, jax.tree.leaves((self, arguments, key)))):
-            raise ValueError("run drops rows outside of any programme; under jit, use simulate")
+            raise ValueError("run drops rows outside of any program; under jit, use simulate")
         check_rows(self, "js.deploy(net, calibrate=…)")
         return run_in_queues(self, arguments, buckets, key)
 
@@ -170,13 +180,13 @@ class EarlyExit(Memoizing, Network):
         """Compiles each stage for each number of rows that `run` can meet.
 
         Args:
-          *args: as of `run`; only shapes and types count.
-          buckets: as of `run`.
-          key: as of `run`.
-          **kwargs: as of `run`.
+          *args: Inputs of the model; only shapes and dtypes count.
+          buckets: Numbers of rows to compile for, as given to `run`.
+          key: Random key, where `run` is given one.
+          **kwargs: Keyword arguments of the model.
 
         Returns:
-          How many programmes were compiled; none where they were known.
+          How many programs were compiled; none where they were known.
         """
         check_buckets(buckets)
         steps = live_steps()
@@ -185,60 +195,60 @@ class EarlyExit(Memoizing, Network):
         step = stepper(self, arguments, key)
         for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):
             live: list[np.ndarray] = []
-            streak = jax.tree.map(np.array, no_streak(rows))
+            streak = jax.tree.map(np.array, initial_patience(rows))
             for at in range(len(self.heads) + 1):
                 live = [*map(np.asarray, step(at, np.zeros(rows, int), live, streak).live)]
-        return programmes() - before
+        return count_programs() - before
 
 
 def at_exits(net: EarlyExit, arguments: Parts, batch_size: int, key: Any) -> list[Array]:
-    """What each classifier reads [n, d], and the network's own logits [n, C].
+    """Computes what each classifier reads, [n, d], and the network's logits, [n, C].
 
     Args:
-      net: the network.
-      arguments: of a call, with any number of rows.
-      batch_size: rows at once.
-      key: for cores that draw random numbers.
+      net: Network with exits.
+      arguments: Arguments of a call, with any number of rows.
+      batch_size: Number of rows computed at once.
+      key: Random key for cores that draw.
     """
-    rows, rowed = with_rows(arguments)
+    rows, batched = find_rows(arguments)
     parts: list[list[np.ndarray]] = []
     for start in range(0, rows, batch_size):
         which = np.arange(start, start + min(batch_size, rows)) % rows
         few = dataclasses.replace(
             arguments,
             arrays=tuple(
-                a[which] if own else a for a, own in zip(arguments.arrays, rowed, strict=True)
+                a[which] if own else a for a, own in zip(arguments.arrays, batched, strict=True)
             ),
         )
-        found = _read(_settled(net), few, jax.random.fold_in(key, start))
+        found = _read(_with_array_threshold(net), few, jax.random.fold_in(key, start))
         parts.append([np.asarray(a)[: rows - start] for a in found])
     return [jnp.asarray(np.concatenate(column)) for column in zip(*parts, strict=True)]
 
 
 @jax.jit
 def _read(net: EarlyExit, arguments: Parts, key: Any) -> list[Array]:
-    plan = prepared(net, arguments, with_rows(arguments)[1])
+    plan = prepared(net, arguments, find_rows(arguments)[1])
     live, found = list[Array](), list[Array]()
     for at, stage in enumerate(plan.cut.stages):
-        own = held(net, plan.cut, stage)
+        own = stage_params(net, plan.cut, stage)
         given = [arguments.arrays[i] for i in stage.arguments]
         live = advance(plan, at, own, given, live, key, None)
         last = at == len(net.heads)
-        found += live if last else [plan.feature(batch_first(live, plan.outline.axes[at]))]
+        found += live if last else [plan.feature(batch_first(live, plan.layout.axes[at]))]
     return found
 
 
 @jax.jit
-def _simulated(net: EarlyExit, arguments: Parts, key: Any) -> Exits:
-    rows, rowed = with_rows(arguments)
-    plan, last = prepared(net, arguments, rowed), len(net.heads)
+def _simulate(net: EarlyExit, arguments: Parts, key: Any) -> Exits:
+    rows, batched = find_rows(arguments)
+    plan, last = prepared(net, arguments, batched), len(net.heads)
     live, uncertainty = list[Array](), list[Array]()
-    streak, staying = no_streak(rows), jnp.ones(rows, bool)
-    dtype = jnp.dtype(plan.outline.dtype)
-    logits = jnp.zeros((rows, plan.outline.classes), dtype)
+    streak, staying = initial_patience(rows), jnp.ones(rows, bool)
+    dtype = jnp.dtype(plan.layout.dtype)
+    logits = jnp.zeros((rows, plan.layout.classes), dtype)
     layer = jnp.full(rows, last + 1, jnp.int32)
     for at, stage in enumerate(plan.cut.stages):
-        own = held(net, plan.cut, stage)
+        own = stage_params(net, plan.cut, stage)
         head = net.heads[at] if at < last else None
         given = [arguments.arrays[i] for i in stage.arguments]
         live, found, leave, doubt, streak = stage_and_exit(
@@ -249,10 +259,10 @@ def _simulated(net: EarlyExit, arguments: Parts, key: Any) -> Exits:
         if at < last:
             layer = jnp.where(staying & leave, at + 1, layer)
             staying = staying & ~leave
-    flops = jnp.asarray(plan.outline.flops, jnp.float32)[layer - 1]
+    flops = jnp.asarray(plan.layout.flops, jnp.float32)[layer - 1]
     return Exits(logits, layer, jnp.stack(uncertainty, 1), flops)
 
 
-def _settled(net: EarlyExit) -> EarlyExit:
-    """The network with its threshold an array, so that numbers and arrays share a programme."""
+def _with_array_threshold(net: EarlyExit) -> EarlyExit:
+    """Makes the threshold an array, so that numbers and arrays share a program."""
     return dataclasses.replace(net, threshold=jnp.asarray(net.threshold, jnp.float32))

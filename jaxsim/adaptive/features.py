@@ -1,4 +1,4 @@
-"""What a classifier between stages reads of the activations there."""
+"""Features that a classifier between stages reads of the activations there."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ Feature = Callable[[tuple[Array, ...]], Float[Array, "B d"]]
 
 
 def pooled(live: tuple[Array, ...]) -> Float[Array, "B d"]:
-    """The one float activation there is, its mean over places or tokens.
+    """Averages the one float activation over positions or tokens.
 
     Args:
-      live: [B, d], [B, N, d], [B, H, W, d], …, features last; integers and masks are passed over.
+      live: Activations at a cut, one of them float and [B, d], [B, N, d], [B, H, W, d], …, features
+        last; integers and masks are ignored.
 
     Raises:
-      ValueError: none or several are floats of that rank.
+      ValueError: None or several are floats of that rank.
     """
     x = _only(live)
     return jnp.mean(x, tuple(range(1, x.ndim - 1)))
 
 
 def first_token(live: tuple[Array, ...]) -> Float[Array, "B d"]:
-    """The first token, a class token, of the one float activation there is.
+    """Selects the first token, a class token, of the one float activation.
 
     Args:
-      live: [B, N, d].
+      live: Activations at a cut, one of them float and [B, N, d].
 
     Raises:
-      ValueError: none or several are floats of that rank.
+      ValueError: None or several are floats of that rank.
     """
     x = _only(live)
     if x.ndim != 3:

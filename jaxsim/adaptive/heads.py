@@ -1,4 +1,4 @@
-"""Linear classifiers that learn from a teacher's own outputs what its earlier features say."""
+"""Linear classifiers, distilled from the last one to read earlier features."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ Head = dict[str, Array]
 
 
 @own_promotion()
-def classified(head: Head, feature: Float[Array, "B d"]) -> Float[Array, "B C"]:
-    """Logits of a linear classifier."""
+def apply_head(head: Head, feature: Float[Array, "B d"]) -> Float[Array, "B C"]:
+    """Computes the logits of a linear classifier.
+
+    Args:
+      head: Kernel [d, C] and bias [C].
+      feature: Features [B, d].
+    """
     return feature @ head["kernel"] + head["bias"]
 
 
@@ -34,26 +39,26 @@ def fit_students(
     batch_size: int = 256,
     learning_rate: float | Float[Array, ""] = 0.02,
 ) -> tuple[Head, ...]:
-    """One linear classifier for each exit, drawn to what the teacher says; no labels are needed.
+    """Fits a linear classifier for each exit to the teacher's distribution; no labels are needed.
 
-    Each minimises KL(p_teacher ‖ p_student) with Adam, its rate falling to zero along a cosine.
+    Each minimizes KL(p_teacher ‖ p_student) with Adam, its rate falling to zero along a cosine.
     Features are numbers here: nothing of what made them is in the graph.
 
     Args:
-      features: [n, d_l] for each exit, row i of all of them about the same example.
-      teacher: [n, C] logits of the last classifier.
-      key: for the order of the examples.
-      steps: of Adam.
-      batch_size: examples a step, or all n where there are fewer.
-      learning_rate: of the first step, for features of unit variance: they are normalised before
-        and the classifiers changed to match after.
+      features: Features [n, d_l] for each exit, row i of all of them about the same example.
+      teacher: Logits [n, C] of the last classifier.
+      key: Random key for the order of the examples.
+      steps: Number of steps of Adam, at least 1.
+      batch_size: Number of examples per step, or all n where there are fewer.
+      learning_rate: Rate of the first step, for features of unit variance: they are normalized
+        before and the classifiers changed to match after.
 
     Returns:
       For each exit {"kernel": [d_l, C], "bias": [C]}.
 
     Raises:
-      ValueError: no features, one of another number of examples or that is no matrix, a teacher
-        that is no matrix, a number that is not finite, or an argument out of range.
+      ValueError: No features, one of another number of examples or that is not a matrix, a teacher
+        that is not a matrix, a number that is not finite, or an argument out of range.
 
     Source: Liu et al. (2020), FastBERT, arXiv 2004.02178, section 3.2.2; the direction of the
     divergence is that of its code.
@@ -74,12 +79,12 @@ def fit_students(
     batch_size = checked_int("batch_size", batch_size, 1)
     check_range("learning_rate", learning_rate, 0, above=True)
     numbers = jax.lax.stop_gradient((tuple(map(jnp.float32, features)), jnp.float32(teacher)))
-    return _fitted(*numbers, key, learning_rate, steps, min(batch_size, len(teacher)))
+    return _fit_heads(*numbers, key, learning_rate, steps, min(batch_size, len(teacher)))
 
 
 @partial(jax.jit, static_argnames=("steps", "batch_size"))
 @own_promotion()
-def _fitted(
+def _fit_heads(
     features: tuple[Array, ...],
     teacher: Array,
     key: Any,
@@ -98,7 +103,7 @@ def _fitted(
 
     def divergence(heads: list[Head], rows: Array) -> Array:
         logs = [
-            jax.nn.log_softmax(classified(h, f[rows])) for h, f in zip(heads, normal, strict=True)
+            jax.nn.log_softmax(apply_head(h, f[rows])) for h, f in zip(heads, normal, strict=True)
         ]
         t = target[rows]
         return sum((jnp.mean(jnp.sum(jnp.exp(t) * (t - log), -1)) for log in logs), jnp.zeros(()))
@@ -113,8 +118,8 @@ def _fitted(
     keys = jax.random.split(key, steps)
     (heads, _), _ = jax.lax.scan(step, (zero, optimizer.init(zero)), keys)
 
-    def unnormalized(head: Head, mean: Array, width: Array) -> Head:
+    def undo_normalization(head: Head, mean: Array, width: Array) -> Head:
         kernel = head["kernel"] / width[:, None]
         return {"kernel": kernel, "bias": head["bias"] - mean @ kernel}
 
-    return tuple(map(unnormalized, heads, means, widths))
+    return tuple(map(undo_normalization, heads, means, widths))

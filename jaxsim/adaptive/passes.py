@@ -1,4 +1,4 @@
-"""Many rows through a pyramid, in batches of like lengths."""
+"""Passes of many rows through a pyramid, in batches of like lengths."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxsim.adaptive.pyramid import Passed, Pyramid
-from jaxsim.adaptive.rule import Buckets, check_buckets, rounded_up
+from jaxsim.adaptive.pyramid import ExitOutputs, Pyramid
+from jaxsim.adaptive.rule import Buckets, check_buckets, round_up
 
 
 def pass_all(
@@ -19,18 +19,17 @@ def pass_all(
     lengths: Int[np.ndarray, " N"],
     *,
     buckets: Buckets = Buckets(),  # noqa: B008
-) -> Passed:
-    """What every exit says of many rows, in batches of like lengths.
+) -> ExitOutputs:
+    """Computes what every exit returns for many rows, in batches of like lengths.
 
     Args:
-      net: the pyramid.
-      ids: of the tokens, padded behind.
-      lengths: how many of each row are there.
-      buckets: shapes to compile for.
+      net: Pyramid.
+      ids: Token ids [N, n], padded at the end.
+      lengths: Number of tokens of each row, [N].
+      buckets: Shapes to compile for.
 
     Raises:
-      ValueError: labels that are no classes or of another number, or what `Pyramid.simulate`
-        raises.
+      ValueError: Buckets out of range, or what `Pyramid.simulate` raises.
     """
     check_buckets(buckets)
     order, parts = np.argsort(lengths, kind="stable"), []
@@ -38,27 +37,42 @@ def pass_all(
         rows = order[start : start + buckets.max_batch]
         filled = np.resize(rows, buckets.max_batch)
         n = bucket_length(lengths[filled], buckets, net)
-        found = _passed(net, padded_ids(ids[filled], n), lengths[filled])
+        found = _forward(net, padded_ids(ids[filled], n), lengths[filled])
         parts.append([np.asarray(part)[: len(rows)] for part in found])
     back = np.argsort(order)
-    return Passed(*(jnp.asarray(np.concatenate(c)[back]) for c in zip(*parts, strict=True)))
+    return ExitOutputs(*(jnp.asarray(np.concatenate(c)[back]) for c in zip(*parts, strict=True)))
 
 
 @jax.jit
-def _passed(net: Pyramid, ids: Any, lengths: Any) -> Passed:
-    return net.passed(ids, lengths)
+def _forward(net: Pyramid, ids: Any, lengths: Any) -> ExitOutputs:
+    return net.exit_outputs(ids, lengths)
 
 
 def bucket_length(lengths: np.ndarray, buckets: Buckets, net: Pyramid) -> int:
-    """Tokens of a batch of rows, as many as the longest has, rounded up to a bucket."""
-    return min(rounded_up(int(lengths.max()), buckets.token), net.encoder.positions)
+    """Rounds the number of tokens of the longest row up to a bucket.
+
+    Args:
+      lengths: Number of tokens of each row.
+      buckets: Shapes to compile for.
+      net: Pyramid, whose positions bound the result.
+    """
+    return min(round_up(int(lengths.max()), buckets.token), net.encoder.positions)
 
 
 def padded_ids(ids: np.ndarray, n: int) -> np.ndarray:
-    """Rows cut or padded to n tokens."""
+    """Cuts or pads rows to n tokens.
+
+    Args:
+      ids: Token ids [N, m].
+      n: Number of tokens of the result.
+    """
     return np.pad(ids, ((0, 0), (0, max(0, n - ids.shape[1]))))[:, :n]
 
 
 def class_count(net: Pyramid) -> int:
-    """Number of classes of a pyramid's last layer."""
+    """Returns the number of classes of a pyramid's last layer.
+
+    Args:
+      net: Pyramid.
+    """
     return net.encoder.head["bias"].shape[-1]

@@ -1,4 +1,7 @@
-"""Which axes of the values between stages hold the batch."""
+"""Batch axes: which axes of the values between stages hold the rows of a batch.
+
+They are found by shape, from a trace with two rows and one with three.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,21 @@ from jaxtyping import Array
 from jaxsim.adaptive.features import Feature
 from jaxsim.cores.partition import Parts
 from jaxsim.network.cost import Cost
-from jaxsim.network.cuts import Cut, Equations, chosen, cuts, equations
-from jaxsim.network.network import Network, uncut
+from jaxsim.network.cuts import Cut, Equations, cuts, equations, select_cuts
+from jaxsim.network.network import Network, base_network
 from jaxsim.network.stages import Stages, split
 from jaxsim.values.memo import Memoizing, memoized
 
 
 def check_rows(net: Network, deploy: str) -> None:
-    """Checks that what a network says of a row does not depend on the others in its batch.
+    """Checks that what a network returns for a row does not depend on the others in its batch.
 
     Args:
-      net: a network, or a piece of one.
-      deploy: the call that would deploy it.
+      net: Network, or a piece of one.
+      deploy: Call that would deploy it, for the error.
 
     Raises:
-      ValueError: a core that takes its ranges from a batch.
+      ValueError: A core takes its ranges from a batch.
     """
     if net.cores and not net.deployed:
         raise ValueError(
@@ -44,16 +47,17 @@ def check_rows(net: Network, deploy: str) -> None:
             )
 
 
-class Outline(NamedTuple):
-    """What of a cut network does not depend on the number of rows.
+class ExitLayout(NamedTuple):
+    """Batch axes, widths and costs of a cut network, which hold for any number of rows.
 
     Attributes:
-      axes: for each cut and each value that crosses it, the axis that holds the rows; None where
+      axes: For each cut and each value that crosses it, the axis that holds the rows; None where
         none does.
-      widths: features that each classifier reads.
-      classes: number of logits.
-      flops: of one row up to each exit, at the sites and in the classifiers.
-      dtype: of the network's own logits, which those of the classifiers take too.
+      widths: Number of features that each classifier reads.
+      classes: Number of classes C.
+      flops: Floating-point operations of one row up to each exit, at the sites and in the
+        classifiers.
+      dtype: Name of the dtype of the network's logits, which those of the classifiers take too.
     """
 
     axes: tuple[tuple[int | None, ...], ...]
@@ -63,46 +67,46 @@ class Outline(NamedTuple):
     dtype: str
 
 
-class Lines(NamedTuple):
-    """A network's equations for two rows and for three, and where they can be cut."""
+class BatchPair(NamedTuple):
+    """Equations of a network for two rows and for three, and where they can be cut."""
 
     two: Equations
     three: Equations
     places: tuple[Cut, ...]
 
 
-def lines(net: Network, arguments: Parts, rowed: tuple[bool, ...]) -> Lines:
-    """The equations of a network for two rows and for three: what differs holds the rows.
+def trace_batch_pair(net: Network, arguments: Parts, batched: tuple[bool, ...]) -> BatchPair:
+    """Lists the equations of a network for two rows and for three: axes that differ hold the rows.
 
     Args:
-      net: its arrays may be shapes.
-      arguments: of a call; they may be shapes.
-      rowed: which of their arrays hold rows.
+      net: Network; its arrays may be shapes.
+      arguments: Arguments of a call; they may be shapes.
+      batched: True for each of their arrays that holds rows.
     """
     two, three = (
-        equations(without_exits(net), with_batch_size(arguments, rowed, n)) for n in (2, 3)
+        equations(without_exits(net), with_batch_size(arguments, batched, n)) for n in (2, 3)
     )
-    return Lines(two, three, cuts(two))
+    return BatchPair(two, three, cuts(two))
 
 
-def reading(
-    found: Lines, places: Sequence[Cut], feature: Feature
+def find_batch_axes(
+    found: BatchPair, places: Sequence[Cut], feature: Feature
 ) -> tuple[tuple[tuple[int | None, ...], ...], tuple[int, ...]]:
-    """Where rows lie in what crosses each cut, and how many features a classifier there reads.
+    """Finds the batch axes of what crosses each cut, and how many features a classifier reads.
 
     Args:
-      found: the equations.
-      places: the cuts.
-      feature: what a classifier reads.
+      found: Equations for two rows and for three.
+      places: Cuts, in order of execution.
+      feature: Function from boundary activations to the features that a classifier reads.
 
     Raises:
-      ValueError: features other than [B, d], a row that has parts of a value on several axes, or
-        what `feature` raises.
+      ValueError: Features other than [B, d], a value whose rows lie on several axes, or what
+        `feature` raises.
     """
     cut, wider = split(found.two, places), split(found.three, places)
     along: list[tuple[int | None, ...]] = []
     widths: list[int] = []
-    for place, crossed in zip(places, crossing(cut), strict=True):
+    for place, crossed in zip(places, boundary_values(cut), strict=True):
         live = [cut.stages[s].outputs[i] for s, i in crossed]
         more = [wider.stages[s].outputs[i] for s, i in crossed]
         axes = tuple(_axis(a.shape, b.shape) for a, b in zip(live, more, strict=True))
@@ -116,50 +120,50 @@ def reading(
     return tuple(along), tuple(widths)
 
 
-def outline(
+def exit_layout(
     net: Network,
     arguments: Parts,
-    rowed: tuple[bool, ...],
+    batched: tuple[bool, ...],
     names: Sequence[str],
     feature: Feature,
-) -> Outline:
-    """What a network looks like at its cuts.
+) -> ExitLayout:
+    """Finds the batch axes, widths and costs of a network at its cuts.
 
     Args:
-      net: its arrays may be shapes.
-      arguments: of a call; they may be shapes.
-      rowed: which of their arrays hold rows.
-      names: sites that the stages but the first begin with.
-      feature: what a classifier reads.
+      net: Network; its arrays may be shapes.
+      arguments: Arguments of a call; they may be shapes.
+      batched: True for each of their arrays that holds rows.
+      names: Names of the sites that the stages but the first begin with.
+      feature: Function from boundary activations to the features that a classifier reads.
 
     Raises:
-      ValueError: a cut that does not exist, outputs other than logits [B, C], or what `reading`
-        raises.
+      ValueError: A cut that does not exist, outputs other than logits [B, C], or what
+        `find_batch_axes` raises.
     """
-    few = with_batch_size(arguments, rowed, 2)
+    few = with_batch_size(arguments, batched, 2)
     leaves_, treedef = jax.tree.flatten((without_exits(net), few))
     shapes = abstract_leaves(leaves_)
     if isinstance(net, Memoizing):
-        return memoized(net, _outline, treedef, shapes, rowed, tuple(names), feature)
-    return _outline(treedef, shapes, rowed, tuple(names), feature)
+        return memoized(net, _outline, treedef, shapes, batched, tuple(names), feature)
+    return _outline(treedef, shapes, batched, tuple(names), feature)
 
 
 def _outline(
     treedef: Any,
     shapes: tuple[jax.ShapeDtypeStruct, ...],
-    rowed: tuple[bool, ...],
+    batched: tuple[bool, ...],
     names: tuple[str, ...],
     feature: Feature,
-) -> Outline:
+) -> ExitLayout:
     net, few = jax.tree.unflatten(treedef, shapes)
-    found = lines(net, few, rowed)
-    places = chosen(found.places, names, argument="exits")
+    found = trace_batch_pair(net, few, batched)
+    places = select_cuts(found.places, names, argument="exits")
     cut = split(found.two, places)
     outputs = [list(cut.stages[s].outputs[i].shape) for s, i in cut.outputs]
     if len(outputs) != 1 or len(outputs[0]) != 2 or outputs[0][0] != 2 or outputs[0][1] < 2:
         raise ValueError(f"exits: the network returns {outputs} for 2 rows, not logits [B, C]")
     classes = outputs[0][1]
-    axes, widths = reading(found, places, feature)
+    axes, widths = find_batch_axes(found, places, feature)
     counted: list[Cost] = []
 
     def count(net: Network) -> None:
@@ -173,11 +177,18 @@ def _outline(
     heads = [*read][1:]
     flops = [a + b for a, b in zip(itertools.accumulate(stages), [*heads, heads[-1]], strict=True)]
     ((at, i),) = cut.outputs
-    return Outline(axes, widths, classes, tuple(flops), str(cut.stages[at].outputs[i].dtype))
+    return ExitLayout(axes, widths, classes, tuple(flops), str(cut.stages[at].outputs[i].dtype))
 
 
-def crossing(cut: Stages) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """For each cut the values computed before it and read after it."""
+def boundary_values(cut: Stages) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Lists for each cut the values computed before it and read after it.
+
+    Args:
+      cut: Stages of a network.
+
+    Returns:
+      For each value the stage that computes it and the position among its outputs.
+    """
     last = {source: at for at, stage in enumerate(cut.stages) for source in stage.sources}
     last.update(dict.fromkeys(cut.outputs, len(cut.stages) - 1))
     return tuple(
@@ -187,17 +198,26 @@ def crossing(cut: Stages) -> tuple[tuple[tuple[int, int], ...], ...]:
 
 
 def without_exits(net: Network) -> Network:
-    """The network without exits or masks, which change nothing in its equations."""
-    return dataclasses.replace(uncut(net), masks={})
+    """Removes exits and masks of a network, which change nothing in its equations.
+
+    Args:
+      net: Network of any kind.
+    """
+    return dataclasses.replace(base_network(net), masks={})
 
 
 def batch_first(live: Sequence[Array], axes: Sequence[int | None]) -> tuple[Array, ...]:
-    """The values that hold rows, those first."""
+    """Moves the batch axis of values to the front; values without one are dropped.
+
+    Args:
+      live: Values at a cut.
+      axes: Batch axis of each, or None.
+    """
     return tuple(jnp.moveaxis(a, i, 0) for a, i in zip(live, axes, strict=True) if i is not None)
 
 
 def _axis(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
-    """The axis along which a value of two rows and one of three differ."""
+    """Finds the axis along which a value of two rows and one of three differ."""
     changed = [i for i, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
     if len(changed) > 1 or (changed and (two[changed[0]], three[changed[0]]) != (2, 3)):
         raise ValueError(
@@ -207,11 +227,17 @@ def _axis(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
     return changed[0] if changed else None
 
 
-def with_rows(arguments: Parts) -> tuple[int, tuple[bool, ...]]:
-    """Number of rows, the leading axis of the first array that has one, and which arrays have it.
+def find_rows(arguments: Parts) -> tuple[int, tuple[bool, ...]]:
+    """Finds the number of rows, the leading axis of the first array that has one.
+
+    Args:
+      arguments: Arguments of a call.
+
+    Returns:
+      The number of rows, and for each array whether it holds them.
 
     Raises:
-      ValueError: no array has an axis, or there is no row.
+      ValueError: No array has an axis, or there is no row.
     """
     shapes = [np.shape(a) for a in arguments.arrays]
     rows = next((shape[0] for shape in shapes if shape), 0)
@@ -220,19 +246,29 @@ def with_rows(arguments: Parts) -> tuple[int, tuple[bool, ...]]:
     return rows, tuple(shape[:1] == (rows,) for shape in shapes)
 
 
-def with_batch_size(arguments: Parts, rowed: tuple[bool, ...], rows: int) -> Parts:
-    """Shapes of the arguments with another number of rows."""
+def with_batch_size(arguments: Parts, batched: tuple[bool, ...], rows: int) -> Parts:
+    """Replaces arguments by shapes with another number of rows.
+
+    Args:
+      arguments: Arguments of a call.
+      batched: True for each of their arrays that holds rows.
+      rows: Number of rows.
+    """
     return dataclasses.replace(
         arguments,
         arrays=tuple(
             jax.ShapeDtypeStruct(
                 (rows, *np.shape(a)[1:]) if own else np.shape(a), jnp.result_type(a)
             )
-            for a, own in zip(arguments.arrays, rowed, strict=True)
+            for a, own in zip(arguments.arrays, batched, strict=True)
         ),
     )
 
 
 def abstract_leaves(leaves_: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes and dtypes of arrays, hashable."""
+    """Replaces arrays by their shapes and dtypes, which are hashable.
+
+    Args:
+      leaves_: Arrays or shapes.
+    """
     return tuple(jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves_)

@@ -1,11 +1,13 @@
-"""When a row has been computed far enough: one rule, for a masked and for a compacted run alike."""
+"""Exit rule: decides when a row has been computed far enough, masked and compacted alike."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.numerics.arrays import own_promotion
@@ -14,7 +16,10 @@ from jaxsim.numerics.checks import check_range
 
 @own_promotion()
 def normalized_entropy(logits: Float[Array, "... C"]) -> Float[Array, "..."]:
-    """Entropy of a softmax over that of the uniform distribution, in [0, 1].
+    """Computes the entropy of a softmax over that of the uniform distribution, in [0, 1].
+
+    Args:
+      logits: Logits [..., C].
 
     Source: Liu et al. (2020), FastBERT, arXiv 2004.02178, where it is the uncertainty.
     """
@@ -25,14 +30,21 @@ def normalized_entropy(logits: Float[Array, "... C"]) -> Float[Array, "..."]:
 
 
 class Rule(NamedTuple):
-    """When a row leaves. Hashable apart from `threshold`, which is traced.
+    """Exit rule. Hashable apart from `threshold`, which is traced.
 
     Attributes:
-      threshold: [] a row leaves where its uncertainty, the normalised entropy, is below; 0 keeps
-        every row to the end and above 1 lets each leave at `first`.
-      patience: leave after this many exits that agree with the one before, whatever the
-        uncertainty (Zhou et al. 2020, PABEE, arXiv 2006.04152); 0 goes by uncertainty.
-      first: the earliest exit that a row may take, counted from 1.
+      threshold: Uncertainty (normalized entropy), below which a row leaves; 0 keeps every row to
+        the end and above 1 lets each leave at `first`.
+      patience: Number of consecutive exits that must agree with the one before for a row to leave,
+        whatever the uncertainty (Zhou et al. 2020, PABEE, arXiv 2006.04152); 0 goes by uncertainty.
+      first: Earliest exit that a row may take, counted from 1.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.Rule(threshold=0.5)
+      Rule(threshold=0.5, patience=0, first=1)
+      >>> js.Rule(patience=2).patience
+      2
     """
 
     threshold: Float[Array, ""] | float = 0.0
@@ -41,14 +53,25 @@ class Rule(NamedTuple):
 
 
 class Exits(NamedTuple):
-    """What a network with exits says of a batch.
+    """Outputs of a network with exits for a batch.
 
     Attributes:
-      logits: [B, C] of the exit each row took.
-      layer: [B] int32, the exit each row took, counted from 1.
-      uncertainty: [B, L] normalised entropy at every exit; NaN where a row was no longer computed.
-      flops: [B] floating-point operations spent on each row, a multiply-accumulate counting 2.
-      kept: [B, L] int32, tokens kept after each layer's decision; None where none are pruned.
+      logits: Logits [B, C] of the exit each row took.
+      layer: Exit that each row took, counted from 1, [B] int32.
+      uncertainty: Normalized entropy at every exit, [B, L]; NaN where a row was not computed any
+        more.
+      flops: Floating-point operations spent on each row, [B], a multiply-accumulate counting 2.
+      kept: Number of tokens kept after each layer's decision, [B, L] int32; None where none are
+        pruned.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params, x = {"a": jnp.eye(3), "b": jnp.eye(3)}, jnp.ones((2, 3))
+      >>> net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, x)
+      >>> out = js.exit_early(["b"], js.Rule(threshold=0.0))(net).simulate(x)
+      >>> out.layer.tolist(), out.logits.shape
+      ([2, 2], (2, 3))
     """
 
     logits: Float[Array, "B C"]
@@ -58,12 +81,12 @@ class Exits(NamedTuple):
     kept: Int[Array, "B L"] | None = None
 
 
-class Streak(NamedTuple):
-    """What patience remembers.
+class PatienceState(NamedTuple):
+    """State of patience between exits.
 
     Attributes:
-      label: [B] int32, class that the exit before chose.
-      length: [B] int32, how many exits in a row agreed with the one before them.
+      label: Class that the exit before chose, [B] int32.
+      length: Number of consecutive exits that agreed with the one before them, [B] int32.
     """
 
     label: Int[Array, " B"]
@@ -74,9 +97,14 @@ class Buckets(NamedTuple):
     """Shapes that a compacted run compiles for.
 
     Attributes:
-      batch: rows are padded to a multiple of it.
-      token: tokens are padded to a multiple of it.
-      max_batch: rows run at once.
+      batch: Step between numbers of rows; rows are padded to a multiple of it.
+      token: Step between numbers of tokens; tokens are padded to a multiple of it.
+      max_batch: Largest number of rows run at once.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.Buckets(batch=4, max_batch=16)
+      Buckets(batch=4, token=16, max_batch=16)
     """
 
     batch: int = 8
@@ -84,22 +112,63 @@ class Buckets(NamedTuple):
     max_batch: int = 64
 
 
-def no_streak(rows: int) -> Streak:
-    """What patience remembers before the first exit."""
-    return Streak(jnp.full(rows, -1, jnp.int32), jnp.zeros(rows, jnp.int32))
+@runtime_checkable
+class AdaptiveModel(Protocol):
+    """Model whose rows leave by a rule: what `EarlyExit` and `Pyramid` have in common.
+
+    The arguments of its functions are those of the model.
+
+    Attributes:
+      threshold: Uncertainty below which a row leaves; traced.
+      patience: Number of consecutive exits that must agree; 0 goes by uncertainty.
+      first: Earliest exit that a row may take, counted from 1.
+    """
+
+    threshold: Any
+    patience: int
+    first: int
+
+    @property
+    def rule(self) -> Rule:
+        """Rule by which a row leaves."""
+        ...
+
+    @property
+    def simulate(self) -> Callable[..., Exits]:
+        """Computes every row to the end, and the exit it would have taken: a pure function."""
+        ...
+
+    @property
+    def run(self) -> Callable[..., Exits]:
+        """Computes what `simulate` returns, on the host, without what no row needs."""
+        ...
+
+    @property
+    def warm_up(self) -> Callable[..., int]:
+        """Compiles what `run` can meet; returns the number of programs compiled."""
+        ...
+
+
+def initial_patience(rows: int) -> PatienceState:
+    """Makes the state of patience before the first exit.
+
+    Args:
+      rows: Number of rows B.
+    """
+    return PatienceState(jnp.full(rows, -1, jnp.int32), jnp.zeros(rows, jnp.int32))
 
 
 @own_promotion()
-def leaves(
-    rule: Rule, logits: Float[Array, "B C"], streak: Streak, layer: int | Int[Array, ""]
-) -> tuple[Bool[Array, " B"], Float[Array, " B"], Streak]:
-    """Decides at one exit.
+def should_exit(
+    rule: Rule, logits: Float[Array, "B C"], streak: PatienceState, layer: int | Int[Array, ""]
+) -> tuple[Bool[Array, " B"], Float[Array, " B"], PatienceState]:
+    """Decides at one exit which rows leave.
 
     Args:
-      rule: when a row leaves.
-      logits: [B, C] of this exit.
-      streak: what the exits before left.
-      layer: this exit, counted from 1.
+      rule: Exit rule.
+      logits: Logits [B, C] of this exit.
+      streak: State of patience after the exits before.
+      layer: Number of this exit, counted from 1.
 
     Returns:
       which rows leave, their uncertainty, and what the next exit is to remember.
@@ -108,14 +177,18 @@ def leaves(
     label = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     length = jnp.where(label == streak.label, streak.length + 1, 0)
     leave = length >= rule.patience if rule.patience else uncertainty < rule.threshold
-    return leave & (layer >= rule.first), uncertainty, Streak(label, length)
+    return leave & (layer >= rule.first), uncertainty, PatienceState(label, length)
 
 
 def check_rule(rule: Rule, exits: int) -> None:
     """Checks a rule against the number of exits.
 
+    Args:
+      rule: Exit rule.
+      exits: Number of exits, the last one included.
+
     Raises:
-      ValueError: the threshold is negative or not a number, the patience negative, or the first
+      ValueError: The threshold is negative or not a number, the patience negative, or the first
         exit not one of them.
     """
     check_range("threshold", rule.threshold, 0)
@@ -126,14 +199,32 @@ def check_rule(rule: Rule, exits: int) -> None:
 def check_buckets(buckets: Buckets) -> None:
     """Checks that the shapes are positive and that whole buckets fit a batch.
 
+    Args:
+      buckets: Shapes to compile for.
+
     Raises:
-      ValueError: they are not.
+      ValueError: They are not, or do not.
     """
     check_range("batch", buckets.batch, 1)
     check_range("token", buckets.token, 1)
     check_range("max_batch", buckets.max_batch, buckets.batch)
 
 
-def rounded_up(count: int, multiple: int) -> int:
-    """The smallest multiple that holds a count, one at least."""
+def round_up(count: int, multiple: int) -> int:
+    """Rounds a count up to a multiple, one multiple at least.
+
+    Args:
+      count: Number of rows or tokens.
+      multiple: Bucket size, at least 1.
+    """
     return max(1, -(-count // multiple)) * multiple
+
+
+def pad_rows(rows: np.ndarray, size: int) -> np.ndarray:
+    """Pads indices of rows with copies of the first.
+
+    Args:
+      rows: Indices [n], at least one.
+      size: Length of the result, at least n.
+    """
+    return np.concatenate([rows, np.full(size - len(rows), rows[0])]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Accuracy of a pyramid against the work it saves."""
+"""Speed: accuracy of a pyramid against the work it saves."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxsim.adaptive.passes import class_count, pass_all
-from jaxsim.adaptive.pyramid import Pyramid, decided
+from jaxsim.adaptive.pyramid import Pyramid, take_exits
 from jaxsim.inputs.samples import check_labels
 from jaxsim.numerics.checks import check_range
 
 
 class Speed(NamedTuple):
-    """One setting of a pyramid, and what it gives.
+    """Setting of a pyramid, with its accuracy and cost.
 
     Attributes:
-      scale: factor of its levels.
-      threshold: rows leave below this uncertainty.
-      accuracy: share of rows classified right.
-      flops: mean of a row.
-      layer: mean exit.
+      scale: Factor of the pyramid's levels.
+      threshold: Uncertainty below which rows leave.
+      accuracy: Fraction of rows classified right, in [0, 1].
+      flops: Mean floating-point operations of a row.
+      layer: Mean exit.
     """
 
     scale: float
@@ -44,20 +44,20 @@ def sweep(
     scales: Sequence[float] = (1.0,),
     thresholds: Sequence[float] | Float[np.ndarray, " k"] = (0.0,),
 ) -> list[Speed]:
-    """Accuracy and FLOPs at every scale of the levels and every threshold.
+    """Measures accuracy and FLOPs at every scale of the levels and every threshold.
 
-    Rows pass once a scale; thresholds are tried on what was said.
+    Rows pass once per scale; thresholds are tried on the outputs.
 
     Args:
-      net: with students.
-      ids: of the tokens, padded behind.
-      lengths: how many of each row are there.
-      labels: classes.
-      scales: factors of `net.level`.
-      thresholds: of uncertainty.
+      net: Pyramid with distilled classifiers.
+      ids: Token ids [N, n], padded at the end.
+      lengths: Number of tokens of each row, [N].
+      labels: Class of each row, [N].
+      scales: Factors of `net.level`, at least 0.
+      thresholds: Thresholds of uncertainty, at least 0.
 
     Raises:
-      ValueError: what `Pyramid.simulate` raises.
+      ValueError: Labels or numbers of rows that do not fit, or what `Pyramid.simulate` raises.
     """
     check_labels("labels", labels, class_count(net))
     if not len(ids) == len(lengths) == len(labels):
@@ -70,25 +70,25 @@ def sweep(
         for threshold in thresholds:
             check_range("threshold", threshold, 0)
             rule = dataclasses.replace(scaled, threshold=jnp.float32(threshold))
-            out = _decided(rule, passed, jnp.asarray(lengths))
+            out = _take_exits(rule, passed, jnp.asarray(lengths))
             right = np.mean(np.argmax(out.logits, -1) == labels)
             spent = float(jnp.mean(out.flops)), float(jnp.mean(out.layer))
             found.append(Speed(float(scale), float(threshold), float(right), *spent))
     return found
 
 
-_decided = jax.jit(decided)
+_take_exits = jax.jit(take_exits)
 
 
 def fastest(found: Sequence[Speed], accuracy: float) -> Speed:
-    """The setting of fewest FLOPs that is at least so accurate.
+    """Selects the setting of fewest FLOPs that is accurate enough.
 
     Args:
-      found: by `sweep`, on rows that will not be reported.
-      accuracy: share of rows.
+      found: Settings from `sweep`, on rows that will not be reported.
+      accuracy: Least fraction of rows classified right, in [0, 1].
 
     Raises:
-      ValueError: none is.
+      ValueError: No setting is accurate enough.
     """
     enough = [speed for speed in found if speed.accuracy >= accuracy]
     if not enough:
@@ -98,6 +98,11 @@ def fastest(found: Sequence[Speed], accuracy: float) -> Speed:
 
 
 def at_speed(net: Pyramid, speed: Speed) -> Pyramid:
-    """A pyramid at a setting that `sweep` found for it."""
+    """Sets a pyramid to a setting that `sweep` found for it.
+
+    Args:
+      net: Pyramid that was swept.
+      speed: Setting.
+    """
     threshold = jnp.float32(speed.threshold)
     return dataclasses.replace(net, level=net.level * speed.scale, threshold=threshold)

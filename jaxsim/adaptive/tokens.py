@@ -1,4 +1,4 @@
-"""Which tokens of a sequence are computed further: one rule, masked or compacted."""
+"""Token pruning: importance of tokens and rules by which they stay, masked or compacted."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxsim.numerics import memory
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
+from jaxsim.numerics.renamed import old_names
 
 __all__ = [
     "token_importance",
     "above",
     "top",
     "soft_mask",
-    "rising",
-    "falling",
+    "linear_thresholds",
+    "pruning_ratios",
     "check_levels",
-    "stays",
-    "prefix",
+    "keep_tokens",
+    "prefix_mask",
 ]
 
 Keeps = Callable[[Array, Array, Array], Array]
@@ -34,16 +35,23 @@ Keeps = Callable[[Array, Array, Array], Array]
 def token_importance(
     attention: Float[Array, "B H n n"], valid: Bool[Array, "B n"]
 ) -> Float[Array, "B n"]:
-    """Attention that each token receives: the mean over heads and over the tokens that give it.
+    """Computes the attention that each token receives, averaged over heads and over valid queries.
 
     It sums to one over the valid tokens and does not depend on padding. Code of the paper divides
     by the padded length instead: its thresholds times that length over the true one are ours.
 
     Args:
-      attention: shares over keys, of each query.
-      valid: which tokens are not padding and not pruned.
+      attention: Attention [B, H, n, n], summing to 1 over keys.
+      valid: True for tokens that are neither padding nor pruned, [B, n].
 
     Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> attention = jnp.full((1, 1, 2, 2), 0.5)
+      >>> js.tokens.token_importance(attention, jnp.ones((1, 2), bool)).tolist()
+      [[0.5, 0.5]]
     """
     giving = valid / jnp.sum(valid, -1, keepdims=True)
     # A product, not a sum: what is summed would be fused into the softmax and computed twice.
@@ -55,7 +63,19 @@ def token_importance(
 def above(
     level: Float[Array, ""], received: Float[Array, "B n"], valid: Bool[Array, "B n"]
 ) -> Bool[Array, "B n"]:
-    """Tokens that receive at least `level`; one that receives just that stays."""
+    """Keeps tokens that receive at least `level`.
+
+    Args:
+      level: Least importance of a token that stays, at least 0.
+      received: Importance of each token, [B, n].
+      valid: True where a token is present, [B, n].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.tokens.above(0.3, jnp.array([[0.5, 0.2]]), jnp.ones((1, 2), bool)).tolist()
+      [[True, False]]
+    """
     return valid & (received >= level)
 
 
@@ -63,9 +83,20 @@ def above(
 def top(
     level: Float[Array, ""], received: Float[Array, "B n"], valid: Bool[Array, "B n"]
 ) -> Bool[Array, "B n"]:
-    """Tokens that receive most, all but the share `level` of them; the earlier of equals stays.
+    """Keeps the tokens that receive most, all but the fraction `level`; earlier ones win ties.
+
+    Args:
+      level: Fraction of the tokens that is left out, in [0, 1).
+      received: Importance of each token, [B, n].
+      valid: True where a token is present, [B, n].
 
     Source: Wang, Zhang and Han (2021), SpAtten, arXiv 2012.09852.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.tokens.top(0.5, jnp.array([[0.5, 0.2]]), jnp.ones((1, 2), bool)).tolist()
+      [[True, False]]
     """
     score = jnp.where(valid, received, -jnp.inf)
     place = jnp.arange(score.shape[-1])
@@ -80,19 +111,39 @@ def top(
 def soft_mask(
     received: Float[Array, "B n"], level: Float[Array, ""], temperature: Float[Array, ""] | float
 ) -> Float[Array, "B n"]:
-    """How much of each token stays while thresholds are learned: σ((s − θ) / T).
+    """Computes how much of each token stays while thresholds are learned: σ((s − θ) / T).
+
+    Args:
+      received: Importance s of each token, [B, n].
+      level: Threshold θ.
+      temperature: Temperature T, above 0.
 
     Source: Kim et al. (2022), arXiv 2107.00910, equation 5.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.tokens.soft_mask(jnp.array([[0.3]]), 0.3, 0.1).tolist()
+      [[0.5]]
     """
     return jax.nn.sigmoid((received - level) / temperature)
 
 
 @own_promotion()
-def rising(final: float, layers: int) -> Float[Array, " L"]:
-    """Thresholds that rise evenly from layer to layer up to `final`.
+def linear_thresholds(final: float, layers: int) -> Float[Array, " L"]:
+    """Makes thresholds that rise linearly from layer to layer up to `final`.
+
+    Args:
+      final: Threshold of the last layer, at least 0.
+      layers: Number of layers L, at least 1.
 
     Raises:
       ValueError: `final` is negative, or there is no layer.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.tokens.linear_thresholds(1.0, layers=4).tolist()
+      [0.25, 0.5, 0.75, 1.0]
     """
     check_range("final", final, 0)
     layers = checked_int("layers", layers, 1)
@@ -101,16 +152,25 @@ def rising(final: float, layers: int) -> Float[Array, " L"]:
 
 
 @own_promotion()
-def falling(final: float, layers: int) -> Float[Array, " L"]:
-    """Shares for `top` that each layer leaves out, so that `final` of the tokens are left at last.
+def pruning_ratios(final: float, layers: int) -> Float[Array, " L"]:
+    """Makes ratios for `top` by which each layer prunes, so that `final` of the tokens are left.
 
-    The first 15 % of the layers, three at least, leave out none; after them the tokens that are
-    left fall evenly.
+    The first 15 % of the layers, three at least, leave out none; after them the number of tokens
+    left falls linearly.
+
+    Args:
+      final: Fraction of the tokens left at last, in (0, 1].
+      layers: Number of layers L, at least 4.
 
     Raises:
       ValueError: `final` is not in (0, 1], or there are fewer than four layers.
 
     Source: the schedule that the code of arXiv 2107.00910 gives SpAtten.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.tokens.pruning_ratios(0.5, layers=4).tolist()
+      [0.0, 0.0, 0.0, 0.5]
     """
     check_range("final", final, 0, 1, above=True)
     layers = checked_int("layers", layers, 4)
@@ -123,8 +183,16 @@ def falling(final: float, layers: int) -> Float[Array, " L"]:
 def check_levels(level: Any, layers: int) -> None:
     """Checks that there is a finite number, zero or more, for each layer; traced ones pass.
 
+    Args:
+      level: Levels, [L].
+      layers: Number of layers L.
+
     Raises:
-      ValueError: there is not.
+      ValueError: There is not.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.tokens.check_levels(js.tokens.linear_thresholds(0.1, 3), 3)
     """
     if np.shape(level) != (layers,):
         raise ValueError(f"level{list(np.shape(level))}: must hold one number a layer, [{layers}]")
@@ -135,27 +203,56 @@ def check_levels(level: Any, layers: int) -> None:
 
 
 @own_promotion()
-def stays(
+def keep_tokens(
     keeps: Keeps,
     level: Float[Array, ""],
     received: Float[Array, "B n"],
     valid: Bool[Array, "B n"],
     protect: int,
 ) -> Bool[Array, "B n"]:
-    """Decides after the attention of one layer.
+    """Decides after the attention of one layer which tokens stay.
 
     Args:
-      keeps: the rule, `above` or `top`.
-      level: of this layer.
-      received: attention that each token receives.
-      valid: tokens that are there.
-      protect: so many first tokens stay whatever they receive.
+      keeps: Rule by which tokens stay, `above` or `top`.
+      level: Level of this layer.
+      received: Importance of each token, [B, n].
+      valid: True where a token is present, [B, n].
+      protect: Number of first tokens that always stay.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> received, valid = jnp.array([[0.1, 0.2, 0.7]]), jnp.ones((1, 3), bool)
+      >>> js.tokens.keep_tokens(js.tokens.above, 0.3, received, valid, protect=1).tolist()
+      [[True, False, True]]
     """
     first = jnp.arange(valid.shape[-1]) < protect
     return valid & (first | keeps(level, received, valid))
 
 
 @own_promotion()
-def prefix(count: Int[Array, " B"], length: int) -> Bool[Array, "B n"]:
-    """Which of `length` tokens are there when the first `count` are."""
+def prefix_mask(count: Int[Array, " B"], length: int) -> Bool[Array, "B n"]:
+    """Makes a mask of tokens from the number of them that are present.
+
+    Args:
+      count: Number of tokens of each row, [B].
+      length: Number of columns n.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.tokens.prefix_mask(jnp.array([1, 3]), 3).tolist()
+      [[True, False, False], [True, True, True]]
+    """
     return jnp.arange(length) < count[:, None]
+
+
+__getattr__ = old_names(
+    __name__,
+    {
+        "rising": linear_thresholds,
+        "falling": pruning_ratios,
+        "stays": keep_tokens,
+        "prefix": prefix_mask,
+    },
+)

@@ -24,11 +24,11 @@ from jaxsim.checkpoint.leaves import (
 )
 from jaxsim.checkpoint.packing import Form, pack, unpack
 from jaxsim.files import atomic
-from jaxsim.network.deployment import params_read
+from jaxsim.network.deployment import find_read_params
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, data_fields
 from jaxsim.network.params import param_names
-from jaxsim.network.writer import beside_weights, write_states
+from jaxsim.network.writer import shard_like_weights, write_states
 
 _FORMAT = 1
 
@@ -144,7 +144,7 @@ def load(path: str | Path, like: Network) -> Network:
         )
     if metadata["deployed"]:
         states = jax.eval_shape(write_states, like, jax.eval_shape(lambda: jax.random.key(0)))
-        states = beside_weights(like, states, shape_on)
+        states = shard_like_weights(like, states, shape_on)
         like = dataclasses.replace(
             like, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
@@ -183,7 +183,7 @@ def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> N
 
 def _stored_fields(net: Network) -> dict[str, Any]:
     """The fields of a deployed network without the parameters that it does not read."""
-    read = params_read(net)
+    read = find_read_params(net)
     leaves = zip(param_names(net), jax.tree.leaves(net.params), strict=True)
     return {**data_fields(net), "params": {name: leaf for name, leaf in leaves if name in read}}
 

@@ -1,4 +1,4 @@
-"""Networks side by side: accuracy, agreement with the reference, and cost."""
+"""Comparison of networks: accuracy, agreement with a reference, and cost, side by side."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from jaxsim.network.network import Network
 from jaxsim.numerics.checks import checked_int
 
 
-class Row(NamedTuple):
-    """One network of a comparison; costs are for one input.
+class ComparisonRow(NamedTuple):
+    """Accuracy and cost of one network; costs are for one input.
 
     Attributes:
-      name: as given.
-      accuracy: share of right answers, and its binomial standard error.
-      error: that standard error.
-      agreement: share of answers equal to the reference's.
-      params: entries of all parameters.
-      nonzero: those that pruning left.
-      weight_bits: bits stored at the sites.
-      macs: multiply-accumulates in the hardware.
-      conversions: ADC conversions.
+      name: Name of the network.
+      accuracy: Fraction of right answers, in [0, 1].
+      error: Binomial standard error of the accuracy.
+      agreement: Fraction of answers equal to the reference's, in [0, 1].
+      params: Number of entries of all parameters.
+      nonzero: Number of entries that pruning left.
+      weight_bits: Number of bits stored at the sites.
+      macs: Number of multiply-accumulates in the hardware.
+      conversions: Number of ADC conversions.
     """
 
     name: str
@@ -47,9 +47,13 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Rows of a comparison, the reference first. Printing shows a table."""
+    """Rows of a comparison, the reference first. Printing shows a table.
 
-    rows: tuple[Row, ...]
+    Attributes:
+      rows: A row for each network.
+    """
+
+    rows: tuple[ComparisonRow, ...]
 
     def __str__(self) -> str:
         return render(self.__rich__())
@@ -82,24 +86,32 @@ def compare(
     key: Key[Array, ""] | None = None,
     batch_size: int = 500,
 ) -> Comparison:
-    """Runs networks on the same data.
+    """Measures networks on the same data: accuracy, agreement and cost.
 
     Args:
-      reference: what the others are to agree with, usually the untransformed network.
-      networks: one network, or several by name.
-      data: a tuple of inputs and labels [N], the inputs a batch of N rows (an array, a tuple of
+      reference: Network that the others are to agree with, usually the untransformed one.
+      networks: One network, or several by name.
+      data: Tuple of inputs and labels [N], the inputs a batch of N rows (an array, a tuple of
         positional arguments, or a dict of keyword arguments) or an iterable of batches; or an
         iterable of such pairs. All of it is read into memory.
-      key: for cores that draw at every call.
-      batch_size: inputs a call.
+      key: Random key for cores that draw at every call.
+      batch_size: Number of inputs per call, at least 1.
 
     Returns:
       A row a network. Weight bits count at sites only; a site without a core stores floats.
 
     Raises:
-      ValueError: no data, lengths that differ, inputs that are not finite, labels that are no
-        classes, a network named "reference", or one whose outputs
-        are not [N, classes].
+      ValueError: No data, lengths that differ, inputs that are not finite, labels that are not
+        classes, a network named "reference", or one whose outputs are not [N, classes].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x, labels = jnp.eye(3), jnp.arange(3)
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(3)}, x)
+      >>> rows = js.compare(net, {"8 bits": js.quantize(8, 8)(net)}, (x, labels)).rows
+      >>> [(row.name, row.accuracy, row.weight_bits) for row in rows]
+      [('reference', 1.0, 288), ('8 bits', 1.0, 72)]
     """
     inputs, labels = labelled(data)
     if np.shape(labels) != (count := row_count(inputs, "data"),):
@@ -114,14 +126,14 @@ def compare(
         networks = {"transformed": networks}
     if not isinstance(networks, Mapping) or "reference" in networks:
         raise ValueError("networks: must be a network, or a dict without the name 'reference'")
-    expected, rows, one = None, list[Row](), take_rows(inputs, slice(1))
+    expected, rows, one = None, list[ComparisonRow](), take_rows(inputs, slice(1))
     for name, net in {"reference": reference, **networks}.items():
         answers = classify(net, inputs, key=key, batch_size=batch_size)
         expected = answers if expected is None else expected
         accuracy = float(np.mean(answers == labels))
         cost = net.cost(*one.args, **one.kwargs)
         rows.append(
-            Row(
+            ComparisonRow(
                 name=name,
                 accuracy=accuracy,
                 error=float(np.sqrt(accuracy * (1 - accuracy) / len(labels))),
@@ -143,17 +155,24 @@ def classify(
     key: Key[Array, ""] | None = None,
     batch_size: int = 500,
 ) -> Int[np.ndarray, " N"]:
-    """The class of largest logit for each input.
+    """Finds the class of the largest logit for each input.
 
     Args:
-      net: a network whose output is logits [N, classes].
-      inputs: a batch of N rows (an array, a tuple of positional arguments, or a dict of keyword
+      net: Network whose output is logits [N, classes].
+      inputs: Batch of N rows (an array, a tuple of positional arguments, or a dict of keyword
         arguments) or an iterable of batches.
-      key: for cores that draw at every call; batch i uses `fold_in(key, i)`.
-      batch_size: inputs a call, at least 1.
+      key: Random key for cores that draw at every call; batch i uses `fold_in(key, i)`.
+      batch_size: Number of inputs per call, at least 1.
 
     Raises:
-      ValueError: batch_size out of range, inputs that are not finite, or outputs of another form.
+      ValueError: `batch_size` out of range, inputs that are not finite, or outputs of another form.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(3)}, jnp.eye(3))
+      >>> js.classify(net, jnp.eye(3)[::-1]).tolist()
+      [2, 1, 0]
     """
     batch_size = checked_int("batch_size", batch_size, 1)
     answers: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""What a network would spend in analog arrays: an analytic model.
+"""Crossbar model: energy and area of a network in analog arrays, by formula.
 
 Nothing here is measured. The model counts conversions, driven rows and read cells, and multiplies
 them by the energies below.
@@ -17,16 +17,16 @@ from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.digits import digit_count
 
 
-class ArraySpent(NamedTuple):
-    """What one site spends in one call, by the model.
+class ArrayEnergy(NamedTuple):
+    """Energy breakdown and area of one site in one call, by the model.
 
     Attributes:
-      conversions: of ADCs.
-      drives: of rows, each digit of an input counted.
-      adc: energy of the conversions in pJ.
-      dac: energy of the drives in pJ.
-      cells: energy of the cells that are read in pJ.
-      area: of cells, drivers and converters in µm².
+      conversions: Number of ADC conversions.
+      drives: Number of driven rows, each digit of an input counted.
+      adc: Energy of the conversions, in pJ.
+      dac: Energy of the drives, in pJ.
+      cells: Energy of the cells that are read, in pJ.
+      area: Area of cells, drivers and converters, in µm².
     """
 
     conversions: float
@@ -38,7 +38,7 @@ class ArraySpent(NamedTuple):
 
     @property
     def energy(self) -> float:
-        """All of it in pJ."""
+        """Sum of the energies, in pJ."""
         return self.adc + self.dac + self.cells
 
 
@@ -46,21 +46,21 @@ class ArrayEstimate(NamedTuple):
     """An analytic estimate of a network in arrays. It prints.
 
     Attributes:
-      names: of the analog sites.
-      spent: what each spends.
+      names: Names of the analog sites.
+      spent: Energy breakdown of each.
     """
 
     names: tuple[str, ...]
-    spent: tuple[ArraySpent, ...]
+    spent: tuple[ArrayEnergy, ...]
 
     @property
     def energy(self) -> float:
-        """In pJ."""
+        """Energy of all sites, in pJ."""
         return sum(s.energy for s in self.spent)
 
     @property
     def area(self) -> float:
-        """In µm²."""
+        """Area of all sites, in µm²."""
         return sum(s.area for s in self.spent)
 
     def __str__(self) -> str:
@@ -93,14 +93,23 @@ class Crossbar:
     et al., ISCA 2016).
 
     Attributes:
-      adc: pJ of a conversion of `adc_bits` bits; 2 mW for 100 ns over 128 columns.
-      adc_bits: see `adc`.
-      adc_area: µm² of a converter.
-      columns_per_adc: columns that share one.
-      dac: pJ of driving one row with one digit; 3.9 µW for 100 ns.
-      dac_area: µm² of a row's driver.
-      cell: pJ of reading one cell; 0.3 mW for 100 ns over 128² cells.
-      cell_area: µm² of a cell.
+      adc: Energy of a conversion of `adc_bits` bits, in pJ; 2 mW for 100 ns over 128 columns.
+      adc_bits: Number of bits that `adc` is the energy of.
+      adc_area: Area of a converter, in µm².
+      columns_per_adc: Number of columns that share a converter.
+      dac: Energy of driving one row with one digit, in pJ; 3.9 µW for 100 ns.
+      dac_area: Area of a row's driver, in µm².
+      cell: Energy of reading one cell, in pJ; 0.3 mW for 100 ns over 128² cells.
+      cell_area: Area of a cell, in µm².
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.ones((1, 4))
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 2))}, x)
+      >>> net = js.compose(js.quantize(8, 8), js.analog(adc=8))(net)
+      >>> js.Crossbar().estimate(net).spent[0].conversions
+      2.0
     """
 
     adc: float = 2e-3 * 1e-7 / 128 * 1e12
@@ -119,18 +128,18 @@ class Crossbar:
             check_range(name, getattr(self, name), 0)
 
     def estimate(self, net: Network, *args: Any, **kwargs: Any) -> ArrayEstimate:
-        """What one call of a network spends in arrays; sites that are not analog are left out.
+        """Estimates one call of a network in arrays; sites that are not analog are left out.
 
         Args:
-          net: some of its sites are analog; those without `adc=…` spend nothing on conversions.
-          *args: inputs (only shapes count); without any, those of the traced example.
-          **kwargs: keyword arguments, as in a call.
+          net: Network with analog sites; those without `adc=…` spend nothing on conversions.
+          *args: Inputs (only shapes count); without any, those of the traced example.
+          **kwargs: Keyword arguments, as in a call.
 
         Raises:
-          ValueError: no site is analog.
+          ValueError: No site is analog.
         """
         copies = {site.name: math.prod(site.stack) for site in net.sites}
-        found: dict[str, ArraySpent] = {}
+        found: dict[str, ArrayEnergy] = {}
         for site in net.cost(*args, **kwargs).sites:
             chain = net.cores.get(site.name, ())
             array, serial = place_of(chain, "array"), place_of(chain, "serial")
@@ -142,7 +151,7 @@ class Crossbar:
             columns = conversions / (site.runs * max(M, 1) * (digits if apart else 1))
             drives = float(site.runs * B * M * K * digits)
             shared = columns / self.columns_per_adc * self.adc_area + B * K * self.dac_area
-            found[site.name] = ArraySpent(
+            found[site.name] = ArrayEnergy(
                 conversions=conversions,
                 drives=drives,
                 adc=spent.get("conversion_steps", 0.0) * self.adc / 2**self.adc_bits,
@@ -156,7 +165,7 @@ class Crossbar:
 
 
 def _digits(chain: tuple[Wrapper, ...]) -> int:
-    """How many digits drive the rows for one input."""
+    """Counts the digits that drive the rows for one input."""
     coded = first_of(chain, "codes")
     for wrapper in chain:
         if wrapper.role == "serial" and coded is not None:

@@ -1,4 +1,4 @@
-"""Accuracies as figures."""
+"""Figures of accuracies."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Curve(NamedTuple):
     """Accuracy along one setting.
 
     Attributes:
-      x: the setting [N].
-      accuracy: shares, one row a programming [N, trials].
+      x: Values of the setting, [N].
+      accuracy: Accuracies in [0, 1], [N, trials], one column per programming of the chip.
     """
 
     x: Sequence[float]
@@ -33,14 +33,14 @@ def accuracy_curves(
     title: str,
     baseline: str = "float",
 ) -> None:
-    """Writes a figure of accuracy curves with standard errors to a PNG.
+    """Draws accuracy curves with standard errors and writes them to a PNG.
 
     Args:
-      path: file to write.
-      panels: for each panel's horizontal axis, its curves by name.
-      reference: accuracy drawn across.
-      title: of the figure.
-      baseline: what has that accuracy.
+      path: File to write.
+      panels: Curves by name, for each panel by the label of its horizontal axis.
+      reference: Accuracy drawn across, in [0, 1].
+      title: Title of the figure.
+      baseline: Name of what has the accuracy drawn across.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -81,14 +81,14 @@ def accuracy_bars(
     title: str,
     baseline: str = "float",
 ) -> None:
-    """Writes a figure of accuracies of several chips under several conditions to a PNG.
+    """Draws accuracies of several chips under several conditions and writes them to a PNG.
 
     Args:
-      path: file to write.
-      groups: for each chip, the accuracies [trials] under each condition, as shares.
-      reference: accuracy drawn across.
-      title: of the figure.
-      baseline: what has that accuracy.
+      path: File to write.
+      groups: Accuracies [trials] in [0, 1] by condition, for each chip.
+      reference: Accuracy drawn across, in [0, 1].
+      title: Title of the figure.
+      baseline: Name of what has the accuracy drawn across.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

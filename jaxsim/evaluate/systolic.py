@@ -1,7 +1,7 @@
-"""What a network would spend on a systolic array that multiplies blocks: an analytic model.
+"""Systolic array model: energy and cycles of a network on an array that multiplies blocks.
 
-Nothing here is measured and nothing was synthesised. The model counts operations and moved bits
-and multiplies them by the energies below.
+Nothing here is measured and nothing was synthesized. The model counts operations and moved bits and
+multiplies them by the energies below.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range, checked_int
 
 
-class Spent(NamedTuple):
-    """What one site spends in one call, by the model.
+class EnergyBreakdown(NamedTuple):
+    """Energy, cycles and traffic of one site in one call, by the model.
 
     Attributes:
-      multiply: pJ of block multipliers.
-      add: pJ of putting block products together and accumulating.
-      shift: pJ of moving products to the places of their blocks, and of cutting results to blocks.
-      sram: pJ of reading operands and writing results, on chip.
-      dram: pJ of loading weights.
-      cycles: of the array.
-      bits: operands and results moved to and from the array.
+      multiply: Energy of block multipliers, in pJ.
+      add: Energy of summing block products and accumulating, in pJ.
+      shift: Energy of shifting products to the places of their blocks, and of cutting results to
+        blocks, in pJ.
+      sram: Energy of reading operands and writing results on chip, in pJ.
+      dram: Energy of loading weights, in pJ.
+      cycles: Number of cycles of the array.
+      bits: Number of bits of operands and results moved to and from the array.
     """
 
     multiply: float
@@ -40,19 +41,19 @@ class Spent(NamedTuple):
 
     @property
     def energy(self) -> float:
-        """All of it in pJ."""
+        """Sum of the energies, in pJ."""
         return self.multiply + self.add + self.shift + self.sram + self.dram
 
 
-class Load(NamedTuple):
-    """What a site asks of the array.
+class Workload(NamedTuple):
+    """Work that a site asks of the array.
 
     Attributes:
-      matmul: sizes (B, M, K, N) of B products [M, K] @ [K, N].
-      runs: executions in one call.
-      kept: share of the weights that pruning left.
-      bits: width of stored inputs and weights, where no blocks are chosen.
-      blocks: which blocks are multiplied; None where codes are multiplied whole.
+      matmul: Sizes (B, M, K, N) of B products [M, K] @ [K, N].
+      runs: Number of executions in one call.
+      kept: Fraction of the weights that pruning left, in [0, 1].
+      bits: Widths of stored inputs and weights, where no blocks are chosen.
+      blocks: Blocks that are multiplied; None where codes are multiplied whole.
     """
 
     matmul: tuple[int, int, int, int]
@@ -66,28 +67,28 @@ class Estimate(NamedTuple):
     """An analytic estimate of a network on the array, beside the 8-bit baseline. It prints.
 
     Attributes:
-      names: of the sites.
-      spent: what each spends.
-      baseline: what each spends on an array of plain 8-bit multipliers, nothing skipped.
+      names: Names of the sites.
+      spent: Energy breakdown of each site.
+      baseline: Energy breakdown of each on an array of plain 8-bit multipliers, nothing skipped.
     """
 
     names: tuple[str, ...]
-    spent: tuple[Spent, ...]
-    baseline: tuple[Spent, ...]
+    spent: tuple[EnergyBreakdown, ...]
+    baseline: tuple[EnergyBreakdown, ...]
 
     @property
     def energy(self) -> float:
-        """In pJ."""
+        """Energy of all sites, in pJ."""
         return sum(s.energy for s in self.spent)
 
     @property
     def cycles(self) -> float:
-        """Of the array."""
+        """Number of cycles of all sites."""
         return sum(s.cycles for s in self.spent)
 
     @property
     def bits(self) -> float:
-        """Moved to and from the array."""
+        """Number of bits moved to and from the array."""
         return sum(s.bits for s in self.spent)
 
     @property
@@ -141,18 +142,28 @@ class Hardware:
     registers, control and leakage are not in the model.
 
     Attributes:
-      rows, columns: elements of the array. Own choice.
-      multiply: pJ for each pair of operand bits in a multiplier; 0.2 pJ for 8 × 8 bits. Source:
-        Horowitz, "Computing's energy problem", ISSCC 2014.
-      add: pJ for each bit of an adder; 0.1 pJ for 32 bits. Source: Horowitz.
-      sram: pJ for each bit of the operand buffers; 20 pJ for 64 bits of 32 KB. Source: Horowitz.
-      dram: pJ for each bit from DRAM; the lower of 1.3 to 2.6 nJ for 64 bits. Source: Horowitz.
-      accumulator: bits of the sums in the elements. Own choice.
-      shifter: bits of the shifter of dynamic products, taken to cost as much as an adder as wide.
+      rows, columns: Number of elements of the array along each side. Own choice.
+      multiply: Energy for each pair of operand bits in a multiplier, in pJ; 0.2 pJ for 8 × 8 bits.
+        Source: Horowitz, "Computing's energy problem", ISSCC 2014.
+      add: Energy for each bit of an adder, in pJ; 0.1 pJ for 32 bits. Source: Horowitz.
+      sram: Energy for each bit of the operand buffers, in pJ; 20 pJ for 64 bits of 32 KB. Source:
+        Horowitz.
+      dram: Energy for each bit from DRAM, in pJ; the lower of 1.3 to 2.6 nJ for 64 bits. Source:
+        Horowitz.
+      accumulator: Bits of the sums in the elements. Own choice.
+      shifter: Bits of the shifter of dynamic products, taken to cost as much as an adder as wide.
         Own assumption.
-      port: bits an edge element takes in a cycle: what the baseline needs. Own choice.
-      weight_loads: times each weight comes from DRAM in one call; 0 where weights stay on chip, 1
-        where each call loads them. Own choice.
+      port: Bits an edge element takes in a cycle: what the baseline needs. Own choice.
+      weight_loads: Number of times each weight comes from DRAM in one call; 0 where weights stay on
+        chip, 1 where each call loads them. Own choice.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 2))}, jnp.ones((1, 4)))
+      >>> estimate = js.Hardware().estimate(js.quantize(8, 8)(net))
+      >>> estimate.names, round(estimate.energy_gain, 2)
+      (('w',), 1.0)
     """
 
     rows: int = 32
@@ -174,17 +185,17 @@ class Hardware:
         check_range("port", self.port, 0, above=True)
 
     def estimate(self, net: Network, *args: Any, **kwargs: Any) -> Estimate:
-        """What one call of a network spends on the array.
+        """Estimates one call of a network on the array.
 
         Contractions of two activations that were left as they are, are left out.
 
         Args:
-          net: quantised; blocks of the products may be chosen, and weights pruned.
-          *args: inputs (only shapes count); without any, those of the traced example.
-          **kwargs: keyword arguments, as in a call.
+          net: Quantized network; blocks of the products may be chosen, and weights pruned.
+          *args: Inputs (only shapes count); without any, those of the traced example.
+          **kwargs: Keyword arguments, as in a call.
 
         Raises:
-          ValueError: a site holds floats, or hardware that this array does not have.
+          ValueError: A site computes with floats, or with hardware that this array does not have.
         """
         loads = self.loads(net, *args, **kwargs)
         plain = [load._replace(kept=1.0, bits=(8, 8), blocks=None) for load in loads.values()]
@@ -192,9 +203,18 @@ class Hardware:
             tuple(loads), tuple(map(self.spend, loads.values())), tuple(map(self.spend, plain))
         )
 
-    def loads(self, net: Network, *args: Any, **kwargs: Any) -> dict[str, Load]:
-        """What each site asks of the array; see `estimate`."""
-        found: dict[str, Load] = {}
+    def loads(self, net: Network, *args: Any, **kwargs: Any) -> dict[str, Workload]:
+        """Collects the work that each site asks of the array; see `estimate`.
+
+        Args:
+          net: Quantized network.
+          *args: Inputs (only shapes count); without any, those of the traced example.
+          **kwargs: Keyword arguments, as in a call.
+
+        Raises:
+          ValueError: As `estimate` raises.
+        """
+        found: dict[str, Workload] = {}
         for site, cost in zip(net.sites, net.cost(*args, **kwargs).sites, strict=True):
             chain = net.cores.get(site.name, ())
             if site.kind == "dynamic" and not chain:
@@ -202,7 +222,7 @@ class Hardware:
             density = net.density(site)
             if density is None:
                 raise ValueError(f"net: the mask of {site.name} is traced; call it outside jit")
-            found[site.name] = Load(
+            found[site.name] = Workload(
                 matmul=cost.matmul,
                 runs=cost.runs,
                 kept=density,
@@ -211,8 +231,12 @@ class Hardware:
             )
         return found
 
-    def spend(self, load: Load) -> Spent:
-        """What one site spends."""
+    def spend(self, load: Workload) -> EnergyBreakdown:
+        """Computes the energy breakdown of one site.
+
+        Args:
+          load: Work of the site.
+        """
         B, M, K, N = load.matmul
         row_tiles, column_tiles = -(-M // self.rows), -(-N // self.columns)
         blocks, (x_bits, w_bits) = load.blocks, load.bits
@@ -229,7 +253,7 @@ class Hardware:
         steps = load.runs * B * row_tiles * column_tiles * K * products
         cycles = steps / max(1, 64 // width**2)
         ports = self.port * (self.rows + self.columns)
-        return Spent(
+        return EnergyBreakdown(
             multiply=macs * products * self.multiply * width**2,
             add=macs * self.add * ((products - 1) * 2 * width + self.accumulator),
             shift=self.add
@@ -242,10 +266,10 @@ class Hardware:
 
 
 def _widths(name: str, chain: tuple[Wrapper, ...]) -> tuple[int, int]:
-    """Bits of the inputs and weights of a site the array can hold.
+    """Reads the bits of a site's inputs and weights, if the array can hold them.
 
     Raises:
-      ValueError: it cannot.
+      ValueError: It cannot.
     """
     coded = first_of(chain, "codes")
     if coded is None:
@@ -255,5 +279,5 @@ def _widths(name: str, chain: tuple[Wrapper, ...]) -> tuple[int, int]:
             raise ValueError(f"net: the array cannot hold {other!r} at {name}")
     grids = [coded.settings[what] for what in ("inputs", "weights")]
     if None in grids:
-        raise ValueError(f"net: {name} has floats for an operand; quantise inputs and weights")
+        raise ValueError(f"net: {name} has floats for an operand; quantize inputs and weights")
     return grids[0].bits, grids[1].bits

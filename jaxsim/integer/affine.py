@@ -1,4 +1,4 @@
-"""What integers stand for: real numbers by scale and shift, known before anything runs."""
+"""Affine values: the real numbers that integers stand for, known before anything runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Affine(NamedTuple):
     Every array is float64, of the rank of q, and has size 1 along axes it does not vary over.
 
     Attributes:
-      shape: of q.
-      scale: what q is multiplied by.
-      shift: what is then added.
-      lo: smallest number, -inf where none is set.
-      hi: largest number, inf where none is set.
-      least: smallest q.
-      most: largest q.
+      shape: Shape of q.
+      scale: Factor of q.
+      shift: Term added to q scale.
+      lo: Least number, -inf where none is set.
+      hi: Largest number, inf where none is set.
+      min_code: Least q.
+      max_code: Largest q.
     """
 
     shape: tuple[int, ...]
@@ -31,50 +31,72 @@ class Affine(NamedTuple):
     shift: Numbers
     lo: Numbers
     hi: Numbers
-    least: Numbers
-    most: Numbers
+    min_code: Numbers
+    max_code: Numbers
 
     @property
-    def ends(self) -> tuple[Numbers, Numbers]:
-        """The smallest and the largest number there can be."""
-        a, b = (self.scale * q + self.shift for q in (self.least, self.most))
+    def bounds(self) -> tuple[Numbers, Numbers]:
+        """Least and largest number that can occur."""
+        a, b = (self.scale * q + self.shift for q in (self.min_code, self.max_code))
         return np.clip(np.minimum(a, b), self.lo, self.hi), np.clip(
             np.maximum(a, b), self.lo, self.hi
         )
 
     @property
-    def clipped(self) -> bool:
-        """Whether an end is set."""
+    def is_clipped(self) -> bool:
+        """True if a bound is set."""
         return bool(np.isfinite(self.lo).any() or np.isfinite(self.hi).any())
 
     @property
-    def rising(self) -> bool:
-        """Whether a larger integer never stands for a smaller number."""
+    def is_monotonic(self) -> bool:
+        """True if a larger integer never stands for a smaller number."""
         return bool((self.scale >= 0).all())
 
     @property
-    def bare(self) -> bool:
-        """Whether the numbers are the integers times one positive scale."""
-        return self.scale.size == 1 and self.rising and not self.shift.any() and not self.clipped
+    def is_pure_scale(self) -> bool:
+        """True if the numbers are the integers times one scale that is not negative."""
+        return (
+            self.scale.size == 1
+            and self.is_monotonic
+            and not self.shift.any()
+            and not self.is_clipped
+        )
 
     @property
     def arrays(self) -> tuple[Numbers, ...]:
-        """All but the shape."""
+        """All fields but the shape."""
         return self[1:]
 
     def constant_along(self, axes: Sequence[int]) -> bool:
-        """Whether nothing varies along these axes."""
+        """Tells if nothing varies along some axes.
+
+        Args:
+          axes: Axes of q.
+        """
         return all(a.shape[axis] == 1 for a in self.arrays for axis in axes)
 
 
-def affine(shape: Sequence[int], scale: Any, shift: Any, least: Any, most: Any) -> Affine:
-    """Integers of a shape that nothing clips."""
-    arrays = (compact(a, len(shape)) for a in (scale, shift, -np.inf, np.inf, least, most))
+def affine(shape: Sequence[int], scale: Any, shift: Any, min_code: Any, max_code: Any) -> Affine:
+    """Makes integers of a shape that nothing clips.
+
+    Args:
+      shape: Shape of q.
+      scale: Factor of q; a scalar, or an array that broadcasts to the shape.
+      shift: Term added.
+      min_code: Least q.
+      max_code: Largest q.
+    """
+    arrays = (compact(a, len(shape)) for a in (scale, shift, -np.inf, np.inf, min_code, max_code))
     return Affine(tuple(shape), *arrays)
 
 
 def compact(a: Any, ndim: int) -> Numbers:
-    """An array of rank `ndim`, or a scalar, with one entry along the axes it does not vary over."""
+    """Reduces an array to one entry along the axes it does not vary over.
+
+    Args:
+      a: Array of rank `ndim`, or a scalar.
+      ndim: Rank of the result.
+    """
     a = np.asarray(a, np.float64)
     a = a.reshape((1,) * ndim) if a.ndim == 0 else a
     for axis in range(a.ndim):
@@ -83,8 +105,15 @@ def compact(a: Any, ndim: int) -> Numbers:
     return a
 
 
-def moved(value: Affine, factor: Numbers, term: Numbers, shape: Sequence[int]) -> Affine:
-    """`value * factor + term`, of the shape it is broadcast to."""
+def scale_and_shift(value: Affine, factor: Numbers, term: Numbers, shape: Sequence[int]) -> Affine:
+    """Computes `value * factor + term`, of the shape it is broadcast to.
+
+    Args:
+      value: Integers and what they stand for.
+      factor: Factor, of the rank of the value.
+      term: Term added, of the rank of the value.
+      shape: Shape of the result.
+    """
     with np.errstate(invalid="ignore"):
         ends = [np.where(factor == 0, 0.0, end * factor) for end in (value.lo, value.hi)]
     return value._replace(
@@ -96,16 +125,29 @@ def moved(value: Affine, factor: Numbers, term: Numbers, shape: Sequence[int]) -
     )
 
 
-def clipped(value: Affine, lo: Numbers, hi: Numbers, shape: Sequence[int]) -> Affine:
-    """`minimum(maximum(value, lo), hi)`, of the shape it is broadcast to."""
+def clip(value: Affine, lo: Numbers, hi: Numbers, shape: Sequence[int]) -> Affine:
+    """Computes `minimum(maximum(value, lo), hi)`, of the shape it is broadcast to.
+
+    Args:
+      value: Integers and what they stand for.
+      lo: Least number.
+      hi: Largest number.
+      shape: Shape of the result.
+    """
     ends = (np.minimum(np.maximum(end, lo), hi) for end in (value.lo, value.hi))
     return value._replace(shape=tuple(shape), lo=next(ends), hi=next(ends))
 
 
-def laid_out(
+def rearrange(
     value: Affine, layout: Callable[[np.ndarray], np.ndarray], shape: Sequence[int]
 ) -> Affine:
-    """The same numbers elsewhere: `layout` moves an array of the value's shape."""
+    """Moves integers to other positions, with what they stand for.
+
+    Args:
+      value: Integers and what they stand for.
+      layout: Function that moves the entries of an array of the value's shape.
+      shape: Shape of the result.
+    """
 
     def moved_array(a: Numbers) -> Numbers:
         if a.size == 1:
@@ -115,8 +157,13 @@ def laid_out(
     return Affine(tuple(shape), *map(moved_array, value.arrays))
 
 
-def joined(values: Sequence[Affine], axis: int) -> Affine:
-    """Several beside one another."""
+def concatenate(values: Sequence[Affine], axis: int) -> Affine:
+    """Puts several values beside one another.
+
+    Args:
+      values: Integers and what they stand for, at least one.
+      axis: Axis along which they are joined.
+    """
     shape = list(values[0].shape)
     shape[axis] = sum(value.shape[axis] for value in values)
 
@@ -132,11 +179,15 @@ def joined(values: Sequence[Affine], axis: int) -> Affine:
 
 
 def common_step(values: Sequence[Affine], largest: float) -> float:
-    """The step of a grid without a shift that holds several to within `largest` codes.
+    """Computes the step of a grid without a shift that holds several values.
 
     It is no finer than a `Rescale` to it can be.
+
+    Args:
+      values: Integers and what they stand for.
+      largest: Largest magnitude of a code on the grid.
     """
-    amplitude = max(float(np.abs(end).max()) for value in values for end in value.ends)
+    amplitude = max(float(np.abs(end).max()) for value in values for end in value.bounds)
     scale = max(float(np.abs(value.scale).max()) for value in values)
     shift = max(float(np.abs(value.shift).max()) for value in values)
     step = max(amplitude / largest, scale / 2.0**14, shift / 2.0**26)

@@ -1,4 +1,4 @@
-"""Integers from one grid to another, by multipliers b/2^c in 32 bits.
+"""Requantization: integers from one grid to another, by multipliers b/2^c in 32 bits.
 
 A scale between two grids is rounded to a fraction b/2^c with |b| < 2^15, and what is added to a
 fraction of the same c; the product of 47 bits is held as two words of int32.
@@ -18,14 +18,15 @@ MOST_OFFSET = 2.0**44
 
 
 class Rescale(NamedTuple):
-    """`q -> ⌊(q b + B) / 2^c⌋`, clipped: arrays of int32 that broadcast to q.
+    """Map `q -> ⌊(q b + B) / 2^c⌋`, clipped: arrays of int32 that broadcast to q.
 
     Attributes:
-      multiplier: b, of magnitude below 2^15.
-      high, low: B = 2^16 high + low, 0 ≤ low < 2^16; it holds the half that rounds.
-      shift: c, 0 to 46.
-      lo, hi: ends of the result.
-      least, most: ends that q is clipped to first, where the result could leave int32; or None.
+      multiplier: Multiplier b, of magnitude below 2^15.
+      high, low: Words of B = 2^16 high + low, 0 ≤ low < 2^16; B contains the half that rounds.
+      shift: Exponent c, 0 to 46.
+      lo, hi: Bounds of the result.
+      min_code, max_code: Bounds that q is clipped to first, where the result could leave int32; or
+        None.
     """
 
     multiplier: Int[Array, "..."]
@@ -34,26 +35,26 @@ class Rescale(NamedTuple):
     shift: Int[Array, "..."]
     lo: Int[Array, "..."]
     hi: Int[Array, "..."]
-    least: Int[Array, "..."] | None = None
-    most: Int[Array, "..."] | None = None
+    min_code: Int[Array, "..."] | None = None
+    max_code: Int[Array, "..."] | None = None
 
 
 def rescale(q: Int[Array, "..."], r: Rescale) -> Int[Array, "..."]:
-    """The integers on the other grid, as int32.
+    """Maps integers to another grid, as int32.
 
     Exact wherever the result before the clip fits in 31 bits, which `dyadic` sees to: with
     q = 2^16 h + l, the sum q b + B is 2^16 (h b + high) + (l b + low), and neither word overflows.
 
     Args:
-      q: integers of up to 32 bits.
-      r: from `dyadic`.
+      q: Integers of up to 32 bits.
+      r: Map between the grids, from `dyadic`.
 
-    Source: requantisation of Jacob et al. (2018), arXiv 1712.05877, §2.2, and the dyadic numbers of
+    Source: requantization of Jacob et al. (2018), arXiv 1712.05877, §2.2, and the dyadic numbers of
       Yao et al. (2021), arXiv 2011.10680.
     """
     q = q.astype(jnp.int32)
-    if r.least is not None:
-        q = jnp.clip(q, r.least, r.most)
+    if r.min_code is not None:
+        q = jnp.clip(q, r.min_code, r.max_code)
     high = (q >> 16) * r.multiplier + r.high
     low = (q & 0xFFFF) * r.multiplier + r.low
     small = jnp.minimum(r.shift, 16)
@@ -67,26 +68,27 @@ def dyadic(
     *,
     lo: Float[np.ndarray, "..."],
     hi: Float[np.ndarray, "..."],
-    least: Float[np.ndarray, "..."],
-    most: Float[np.ndarray, "..."],
+    min_code: Float[np.ndarray, "..."],
+    max_code: Float[np.ndarray, "..."],
 ) -> Rescale:
-    """The nearest `Rescale` to `q -> clip(round(q scale + offset), lo, hi)`, halves rounded up.
+    """Finds the nearest `Rescale` to a scale, an offset and a clip, halves rounded up.
 
-    c is the largest for which b and B fit their words, so b has 15 bits unless the offset is huge.
+    It approximates `q -> clip(round(q scale + offset), lo, hi)`. The exponent c is the largest for
+    which b and B fit their words, so b has 15 bits unless the offset is huge.
 
     Args:
-      scale: float64, magnitudes below 2^15.
-      offset: float64, what a q of zero becomes; magnitudes below 2^28.
-      lo: whole numbers of 31 bits.
-      hi: the same.
-      least: smallest q that occurs.
-      most: largest q that occurs.
+      scale: Step of q in units of the result, float64, magnitudes below 2^15.
+      offset: Result for q = 0, float64, magnitudes below 2^28.
+      lo: Least result, whole numbers of 31 bits.
+      hi: Largest result, whole numbers of 31 bits.
+      min_code: Least q that occurs.
+      max_code: Largest q that occurs.
 
     Raises:
-      ValueError: a scale or an offset that is not finite or too large.
+      ValueError: A scale or an offset that is not finite or too large.
     """
-    scale, offset, lo, hi, least, most = (
-        np.asarray(a, np.float64) for a in (scale, offset, lo, hi, least, most)
+    scale, offset, lo, hi, min_code, max_code = (
+        np.asarray(a, np.float64) for a in (scale, offset, lo, hi, min_code, max_code)
     )
     for name, value, largest in (("scale", scale, 2.0**15), ("offset", offset, 2.0**28)):
         if not (np.isfinite(value).all() and (np.abs(value) < largest).all()):
@@ -101,11 +103,11 @@ def dyadic(
     added = (np.round(np.ldexp(offset, shift)) + half).astype(np.int64)
     ends: dict[str, Array] = {}
     slope = np.abs(np.ldexp(multiplier, -shift))
-    if (np.maximum(np.abs(least), np.abs(most)) * slope + np.abs(offset) >= 2.0**30).any():
+    if (np.maximum(np.abs(min_code), np.abs(max_code)) * slope + np.abs(offset) >= 2.0**30).any():
         # where the result is outside [lo, hi] by far, q is as good as nearer to zero
         room = np.maximum(np.abs(lo), np.abs(hi)) + np.abs(offset) + 2
         bound = np.minimum(np.ceil(room / np.maximum(slope, 2.0**-46)), 2.0**31 - 128)
-        ends = {"least": _int32(-bound), "most": _int32(bound)}
+        ends = {"min_code": _int32(-bound), "max_code": _int32(bound)}
     return Rescale(
         multiplier=_int32(multiplier),
         high=_int32(added >> 16),
@@ -118,7 +120,7 @@ def dyadic(
 
 
 def _too_large(scale: np.ndarray, offset: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Where a multiplier or what is added does not fit its words."""
+    """Finds where a multiplier or the term added does not fit its words."""
     multiplier = np.abs(np.round(np.ldexp(scale, shift)))
     added = np.ldexp(np.abs(offset) + 1, shift)
     return ((multiplier > MOST_MULTIPLIER) | (added > MOST_OFFSET)) & (shift > 0)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxsim.adaptive.encoder import Encoder, Pool, mean_token
-from jaxsim.adaptive.tokens import prefix, token_importance
+from jaxsim.adaptive.tokens import prefix_mask, token_importance
 from jaxsim.network.calls import LinenCall
 from jaxsim.network.network import Network
 from jaxsim.network.tracing import trace
@@ -148,7 +148,7 @@ class Bert(nn.Module):
           lengths: How many of each row are there.
         """
         return self.head(
-            self.pool(self.hidden_states(ids, lengths)[-1], prefix(lengths, ids.shape[1]))
+            self.pool(self.hidden_states(ids, lengths)[-1], prefix_mask(lengths, ids.shape[1]))
         )
 
     def hidden_states(
@@ -157,7 +157,7 @@ class Bert(nn.Module):
         """The tokens after the embedding and after each layer; those of padding mean nothing."""
         if ids.shape[1] > self.positions:
             raise ValueError(f"ids[…, {ids.shape[1]}]: must hold at most {self.positions} tokens")
-        valid = prefix(lengths, ids.shape[1])
+        valid = prefix_mask(lengths, ids.shape[1])
         states = [self.embedding(ids)]
         for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
             states.append(feed_forward(attention(states[-1], valid)[0]))

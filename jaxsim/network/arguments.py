@@ -1,4 +1,4 @@
-"""Arguments of a model's call as arrays and a static rest."""
+"""Arguments of a model's call, arrays apart from what is static."""
 
 from __future__ import annotations
 
@@ -16,18 +16,34 @@ from jaxsim.network.leaves import is_array
 
 
 def call_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
-    """Arguments of a call, arrays apart from what is static."""
+    """Separates the arguments of a call into arrays and what is static.
+
+    Args:
+      args: Positional arguments, nested as the model takes them.
+      kwargs: Keyword arguments by name.
+    """
     return Parts.of((tuple(args), dict(kwargs)), is_array)
 
 
 def abstract_arguments(arguments: Parts) -> Parts:
-    """Arguments of a call as shapes."""
+    """Replaces the arrays of a call's arguments by their shapes and dtypes.
+
+    Args:
+      arguments: Arguments of the call; their arrays may be shapes already.
+    """
     shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), a.dtype) for a in arguments.arrays)
     return dataclasses.replace(arguments, arrays=shapes)
 
 
 def apply_call(arguments: Parts, fn: Callable[..., Any], *leading: Any, **more: Any) -> Any:
-    """Calls a function with the arguments of a call, others before and after them."""
+    """Calls a function with the arguments of a call, others before and after them.
+
+    Args:
+      arguments: Arguments of the call.
+      fn: Function to call.
+      *leading: Positional arguments that come before those of the call.
+      **more: Further keyword arguments.
+    """
     args, kwargs = arguments.whole()
     return fn(*leading, *args, **kwargs, **more)
 
@@ -37,7 +53,14 @@ def _shapes(arguments: Parts) -> str:
 
 
 def check_key(key: Any) -> None:
-    """Checks that a key is one, or None."""
+    """Checks that a random key comes from JAX, or is None.
+
+    Args:
+      key: Value given as `key`.
+
+    Raises:
+      ValueError: It is something else.
+    """
     if key is None:
         return
     dtype = getattr(key, "dtype", None)
@@ -47,7 +70,15 @@ def check_key(key: Any) -> None:
 
 @contextlib.contextmanager
 def explained_call(example: Parts, arguments: Parts) -> Generator[None]:
-    """Adds to an error of the model's how these arguments differ from the traced ones."""
+    """Adds to an error that the model raises how these arguments differ from the traced ones.
+
+    Args:
+      example: Arguments the model was traced with, as shapes.
+      arguments: Arguments of this call.
+
+    Raises:
+      ValueError: The model raised a `TypeError`, a `ValueError` or an error of Flax.
+    """
     from flax.errors import FlaxError
 
     try:

@@ -1,4 +1,4 @@
-"""Models of every library as one kind of function of parameters, buffers and inputs."""
+"""Calling conventions: a model of any library as a function of parameters, buffers and inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LinenCall(Value):
     model: Any
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """What the module returns."""
+        """Applies the module to its variables and the inputs."""
         return self.model.apply({"params": params, **buffers}, *args, **kwargs)
 
 
@@ -46,7 +46,12 @@ class NnxCall(Value):
     rest: Any
 
     def module(self, params: PyTree, buffers: PyTree) -> Any:
-        """The module that holds these numbers."""
+        """Builds the module that holds these numbers.
+
+        Args:
+          params: Values of its `nnx.Param`s, as nested dicts.
+          buffers: Values of all its other variables, as nested dicts.
+        """
         from flax import nnx
 
         states = []
@@ -65,7 +70,7 @@ class NnxCall(Value):
         rngs: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """What the module returns.
+        """Builds the module and calls it.
 
         Args:
           params: Values of its `nnx.Param`s.
@@ -99,7 +104,7 @@ class NnxCall(Value):
         return tuple(dict.fromkeys(v.tag for v in found))
 
     def _reseed(self, model: Any, rngs: Any) -> None:
-        """Gives every random stream a key of its own, made from the one for its name."""
+        """Gives every random stream a separate key, made from the one for its name."""
         from flax import nnx
 
         keys = rngs if isinstance(rngs, Mapping) else dict.fromkeys(self.streams, rngs)
@@ -118,7 +123,7 @@ class NnxCall(Value):
         nnx.update(model, state)
 
     def _filter(self, mutable: Any) -> Any:
-        """A filter of NNX from names of variable types, as Linen names its collections."""
+        """Makes a filter of NNX from names of variable types, as Linen names its collections."""
         from flax import nnx
 
         known = {type(v).__name__: type(v) for s in (self.params, self.rest) for v in _values(s)}
@@ -158,7 +163,7 @@ class HuggingFaceCall(Value):
     model: Any
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns."""
+        """Calls the model with these parameters."""
         del buffers
         return self.model(*args, params=params, **kwargs)
 
@@ -178,7 +183,7 @@ class HaikuCall(Value):
     keyless: bool
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """What `apply` returns."""
+        """Applies the function to its parameters, its state and the inputs."""
         state = (buffers,) if self.stateful else ()
         key = (None,) if self.keyless else ()
         return self.apply(params, *state, *key, *args, **kwargs)
@@ -195,7 +200,7 @@ class PlainCall(Value):
     function: Callable[..., Any]
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns."""
+        """Calls the function; it has no buffers."""
         del buffers
         return self.function(params, *args, **kwargs)
 
@@ -213,7 +218,7 @@ class PartitionedCall(Value):
     rest: Parts
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns."""
+        """Puts the arrays back into the pytree and calls the function with it."""
         del buffers
         whole = dataclasses.replace(self.rest, arrays=tuple(jax.tree.leaves(params))).whole()
         return self.function(whole, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""What a model's call changes of its own, and new values of it."""
+"""Variables that a model's call changes in place, and new values for them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 
 from jaxsim.cores.partition import Parts
-from jaxsim.internals import inner_jaxprs, scan, while_loop
+from jaxsim.internals import Atom, inner_jaxprs, scan, while_loop
 from jaxsim.network.calls import NnxCall
 from jaxsim.network.leaves import PyTree, is_array, path_name
 
 
 class Changes(NamedTuple):
-    """What a call changes and a network, being a pure function, does not hand on.
+    """Variables that a call changes and that a network, a pure function, does not return.
 
     Attributes:
       variables: Names of the types of an NNX module's variables, sorted.
@@ -28,13 +28,13 @@ class Changes(NamedTuple):
 
 
 def changes(call: Callable[..., Any], params: PyTree, buffers: PyTree, arguments: Parts) -> Changes:
-    """What a call of a model changes: its own variables, and modules among its arguments.
+    """Finds what a call of a model changes: its own variables, and modules among its arguments.
 
     Args:
-      call: A model's calling convention.
-      params: Its parameters; shapes are enough.
-      buffers: What else it reads; shapes are enough.
-      arguments: Those of the call.
+      call: Calling convention of the model, from `take_apart`.
+      params: Parameters of the model; shapes are enough.
+      buffers: Other variables that the model reads; shapes are enough.
+      arguments: Arguments of the call.
     """
     from flax import nnx
 
@@ -59,7 +59,7 @@ def changes(call: Callable[..., Any], params: PyTree, buffers: PyTree, arguments
         return held, list(Parts.of((args, kwargs), is_array).arrays)
 
     closed, shapes = jax.make_jaxpr(after, return_shape=True)(params, buffers, arguments)
-    same = iter(_forwarded(closed.jaxpr))
+    same = iter(_find_forwarded(closed.jaxpr))
     ours = [p for t in (params, buffers) for p in jax.tree_util.tree_leaves_with_path(t)]
     before = {path_name(path): v for (path, _), v in zip(ours, closed.jaxpr.invars, strict=False)}
     held, _ = shapes
@@ -76,27 +76,27 @@ def _nodes(tree: Any, kind: type) -> list[Any]:
 
 
 def _argument(path: Sequence[Any]) -> str:
-    """An argument's path, `args/0/…` or the keyword's name first."""
+    """Writes an argument's path, `args/0/…` or the keyword's name first."""
     side, *rest = path_name(path).split("/")
     return "/".join(["args", *rest] if side == "0" else rest)
 
 
-def _forwarded(jaxpr: jex.Jaxpr) -> list[Any]:
-    """For each output the variable that it is unchanged, through calls and loops."""
-    stands_for: dict[Any, Any] = {}
+def _find_forwarded(jaxpr: jex.Jaxpr) -> list[Any]:
+    """Finds for each output the input or constant that it is unchanged, through calls and loops."""
+    stands_for: dict[Atom, Atom] = {}
 
-    def at(atom: Any) -> Any:
+    def at(atom: Atom) -> Atom:
         return stands_for.get(atom, atom) if isinstance(atom, jex.Var) else atom
 
     for eqn in jaxpr.eqns:
-        for out, source in zip(eqn.outvars, _passed_on(eqn), strict=False):
+        for out, source in zip(eqn.outvars, _forwarded_by(eqn), strict=False):
             if source is not None:
                 stands_for[out] = at(source)
     return [at(v) for v in jaxpr.outvars]
 
 
-def _passed_on(eqn: jex.JaxprEqn) -> list[Any]:
-    """For each output of an equation the operand that it is, or None."""
+def _forwarded_by(eqn: jex.JaxprEqn) -> list[Any]:
+    """Finds for each output of an equation the operand that it is, or None."""
     inner = [body for body, _ in inner_jaxprs(eqn)]
     operands = list(eqn.invars)
     if eqn.primitive is prims.while_p:
@@ -106,7 +106,9 @@ def _passed_on(eqn: jex.JaxprEqn) -> list[Any]:
     found: list[list[Any]] = []
     for body in inner:
         ins = dict(zip(body.invars, operands, strict=True))
-        found.append([ins.get(v) if isinstance(v, jex.Var) else None for v in _forwarded(body)])
+        found.append(
+            [ins.get(v) if isinstance(v, jex.Var) else None for v in _find_forwarded(body)]
+        )
     outs = [
         each[0] if all(e is each[0] for e in each) else None for each in zip(*found, strict=True)
     ]
@@ -123,8 +125,8 @@ def _passed_on(eqn: jex.JaxprEqn) -> list[Any]:
     return outs
 
 
-def updated(buffers: PyTree, updates: PyTree) -> PyTree:
-    """Buffers with some of their values replaced.
+def update_buffers(buffers: PyTree, updates: PyTree) -> PyTree:
+    """Replaces some values of a tree of buffers.
 
     Args:
       buffers: Nested dicts of arrays.

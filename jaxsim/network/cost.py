@@ -1,4 +1,4 @@
-"""What a contraction spends: parameters, stored bits, multiply-accumulates, conversions."""
+"""Cost of a contraction: parameters, stored bits, multiply-accumulates, conversions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from jaxsim.network.tables import cost_table
 
 
 class SiteCost(NamedTuple):
-    """The cost of one call at one site.
+    """Cost of one call at one site.
 
     Attributes:
-      name: the site.
-      params: entries of its parameter; 0 for later uses of the same parameter.
-      nonzero: those that pruning left.
-      spent: what its core counts, by name. Always "macs" (multiply-accumulates in the hardware,
-        all slices and signs), "cells" (stored numbers) and "weight_bits"; with an ADC
+      name: Name of the site.
+      params: Number of entries of its parameter; 0 for later uses of the same parameter.
+      nonzero: Number of entries that pruning left.
+      spent: Counts by name, as the site's core makes them. Always "macs" (multiply-accumulates in
+        the hardware, all slices and signs), "cells" (stored numbers) and "weight_bits"; with an ADC
         "conversions"; at a blocked site "block_products"; and whatever a user's core adds with
         `Op.count`.
-      matmul: sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N].
-      runs: executions in one call.
+      matmul: Sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N].
+      runs: Number of executions in one call.
     """
 
     name: str
@@ -38,12 +38,12 @@ class SiteCost(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of one call of a network.
+    """Cost of one call of a network.
 
     Attributes:
-      sites: by site.
-      params: entries of all parameters, at sites or not.
-      nonzero: those that pruning left.
+      sites: Costs of the sites, in order of execution.
+      params: Number of entries of all parameters, at sites or not.
+      nonzero: Number of entries that pruning left.
     """
 
     sites: tuple[SiteCost, ...]
@@ -57,7 +57,14 @@ class Cost(NamedTuple):
         return cost_table([(s.name, s.params, s.nonzero, s.spent) for s in self.sites])
 
     def total(self, what: str) -> float:
-        """The sum of one column over all sites; 0 where no core counts it."""
+        """Sums one count over all sites.
+
+        Args:
+          what: Name of a count, as in `SiteCost.spent`.
+
+        Returns:
+          The sum; 0 where no core counts it.
+        """
         return sum(site.spent.get(what, 0.0) for site in self.sites)
 
 
@@ -73,18 +80,18 @@ def site_cost(
     copies: int,
     runs: int,
 ) -> SiteCost:
-    """The cost of one site, from abstract operands: nothing is computed.
+    """Computes the cost of one site from shapes, without running it.
 
     Args:
-      op: its contraction.
-      wrappers: its core's chain.
-      x: input of one execution.
-      w: weight of one execution.
-      name: of the site.
-      params: entries of its parameter.
-      nonzero: those that pruning left.
-      copies: how many weights a scan stacks.
-      runs: executions in one call.
+      op: Contraction of the site.
+      wrappers: Wrappers of its core, outermost first.
+      x: Shape and dtype of the input of one execution.
+      w: Shape and dtype of the weight of one execution.
+      name: Name of the site.
+      params: Number of entries of its parameter.
+      nonzero: Number of entries that pruning left.
+      copies: Number of weights that scans stack; 0 for a dynamic site.
+      runs: Number of executions in one call.
     """
     written, read = Meter(), Meter()
     core = build(wrappers)

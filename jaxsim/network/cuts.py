@@ -1,4 +1,4 @@
-"""Where a network can be cut, what each part costs, and cuts that balance the parts."""
+"""Places where a network can be cut, the cost of each part, and cuts that balance the parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.cores.partition import Parts
-from jaxsim.internals import inner_jaxprs, jaxpr_of, parameters, scan
+from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, parameters, scan, shape_of
 from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, check_sites
@@ -45,15 +45,15 @@ _LAYOUT = {
 
 
 class Equations(NamedTuple):
-    """A call of a network as one line of equations.
+    """Equations of a network's call in order of execution, calls at top level inlined.
 
     Attributes:
-      plan: its equations, calls at top level opened; what it takes are the leaves of the
-        parameters, those of the buffers, and the arguments.
-      active: positions of the equations that an argument reaches, in order.
-      paths: of the parameters' leaves.
-      buffers: number of leaves of the buffers.
-      out_tree: structure of the outputs.
+      plan: Equations and their meaning; its inputs are the leaves of the parameters, those of the
+        buffers, and the arguments.
+      active: Positions of the equations that an argument reaches, in order.
+      paths: Paths of the parameters' leaves.
+      buffers: Number of leaves of the buffers.
+      out_tree: Structure of the outputs.
     """
 
     plan: Plan
@@ -63,20 +63,20 @@ class Equations(NamedTuple):
     out_tree: Any
 
     @property
-    def arguments(self) -> list[Any]:
-        """The variables of the arguments."""
+    def arguments(self) -> list[jex.Var]:
+        """Variables of the arguments."""
         return self.plan.jaxpr.invars[len(self.paths) + self.buffers :]
 
 
 class Cut(NamedTuple):
-    """A place between two sites.
+    """Place between two sites at which a network can be cut.
 
     Attributes:
-      name: the site that runs next.
-      at: how many of the active equations run before it.
-      live: number of activations that cross it, arguments that are still needed among them.
-      size: their bytes.
-      minimal: no place on either side has fewer until one has more.
+      name: Name of the site that runs next.
+      at: Number of active equations that run before it.
+      live: Number of activations that cross it, arguments that are still needed among them.
+      size: Bytes of these activations.
+      minimal: True if no place on either side has fewer until one has more.
     """
 
     name: str
@@ -87,20 +87,20 @@ class Cut(NamedTuple):
 
 
 def equations(net: Network, arguments: Parts) -> Equations:
-    """The equations of a call, from shapes alone.
+    """Lists the equations of a call from shapes alone.
 
     Args:
-      net: its arrays may be shapes.
-      arguments: of the call; they may be shapes.
+      net: Network; its arrays may be shapes.
+      arguments: Arguments of the call; they may be shapes.
 
     Raises:
-      ValueError: the model rejects the arguments, or they bring sites that the network lacks.
+      ValueError: The model rejects the arguments, or they bring sites that the network lacks.
     """
     params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), net)
     shapes = abstract_arguments(arguments)
     traced = trace_plan(net.fn, params, buffers, shapes, net.example, net.weights, net.masks)
     check_sites(net, traced.plan)
-    plan = _needed(_opened(traced.plan))
+    plan = _drop_unused(_inline_calls(traced.plan))
     paths = tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     count = len(jax.tree.leaves(buffers))
     reached, active = set(plan.jaxpr.invars[len(paths) + count :]), list[int]()
@@ -112,9 +112,12 @@ def equations(net: Network, arguments: Parts) -> Equations:
 
 
 def cuts(line: Equations) -> tuple[Cut, ...]:
-    """The place of fewest live activations before each site and after the site before it.
+    """Finds, between each two sites, the place that fewest activations cross.
 
-    Among places with equally many, the one with the fewest bytes, and then the last.
+    Among places that equally many cross, the one of fewest bytes, and then the last.
+
+    Args:
+      line: Equations of a call, from `equations`.
     """
     eqns = line.plan.jaxpr.eqns
     born = dict.fromkeys(line.arguments, 0)
@@ -140,23 +143,23 @@ def cuts(line: Equations) -> tuple[Cut, ...]:
         before = after
     counts = [int(live[at][0]) for _, at in found]
     return tuple(
-        Cut(name, at, count, int(live[at][1]), _in_valley(counts, i))
+        Cut(name, at, count, int(live[at][1]), _is_local_minimum(counts, i))
         for i, ((name, at), count) in enumerate(zip(found, counts, strict=True))
     )
 
 
-def chosen(
+def select_cuts(
     places: Sequence[Cut], names: Sequence[str], *, argument: str = "balance"
 ) -> tuple[Cut, ...]:
-    """The cuts of these names, in order of execution.
+    """Selects cuts by name, in order of execution.
 
     Args:
-      places: all cuts.
-      names: of those wanted.
-      argument: what the names were given as, for the error.
+      places: All cuts, from `cuts`.
+      names: Names of the cuts wanted.
+      argument: Name of the argument that held the names, for the error.
 
     Raises:
-      ValueError: a name that is no cut, or given twice.
+      ValueError: A name that no cut has, or one given twice.
     """
     known = {cut.name: cut for cut in places}
     if unknown := [name for name in names if name not in known]:
@@ -169,11 +172,15 @@ def chosen(
     return tuple(sorted((known[name] for name in names), key=lambda cut: cut.at))
 
 
-def candidates(places: Sequence[Cut], stages: int) -> tuple[Cut, ...]:
-    """The minimal cuts, or all where there are too few of them for so many stages.
+def candidate_cuts(places: Sequence[Cut], stages: int) -> tuple[Cut, ...]:
+    """Selects the minimal cuts, or all where there are too few of them for so many stages.
+
+    Args:
+      places: All cuts, from `cuts`.
+      stages: Number of stages, at least 1.
 
     Raises:
-      ValueError: too few of any kind.
+      ValueError: There are too few cuts of any kind.
     """
     minimal = tuple(cut for cut in places if cut.minimal)
     found = minimal if len(minimal) >= stages - 1 else tuple(places)
@@ -185,12 +192,12 @@ def candidates(places: Sequence[Cut], stages: int) -> tuple[Cut, ...]:
     return found
 
 
-def balanced(weights: Sequence[float], stages: int) -> tuple[int, ...]:
-    """Contiguous groups of blocks whose largest sum is least and, of those, of least variance.
+def balance_blocks(weights: Sequence[float], stages: int) -> tuple[int, ...]:
+    """Groups blocks contiguously so that the largest sum is least and, of those, the variance.
 
     Args:
-      weights: of the blocks, in order.
-      stages: number of groups, at most the number of blocks.
+      weights: Cost of each block, in order.
+      stages: Number of groups, at most the number of blocks.
 
     Returns:
       For each group but the first, the block it begins with.
@@ -220,12 +227,20 @@ def balanced(weights: Sequence[float], stages: int) -> tuple[int, ...]:
 
 
 def flops(line: Equations) -> list[int]:
-    """Additions, multiplications and the like of each active equation."""
+    """Counts the arithmetic operations of each active equation.
+
+    Args:
+      line: Equations of a call, from `equations`.
+    """
     return [_flops(line.plan.jaxpr.eqns[i]) for i in line.active]
 
 
 def sizes(line: Equations) -> list[int]:
-    """Bytes that each active equation writes, and of the parameters it is the first to read."""
+    """Counts the bytes that each active equation writes and those of parameters it reads first.
+
+    Args:
+      line: Equations of a call, from `equations`.
+    """
     jaxpr = line.plan.jaxpr
     params = set(jaxpr.invars[: len(line.paths)])
     maker = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
@@ -249,23 +264,28 @@ def sizes(line: Equations) -> list[int]:
 
 
 def blocks(places: Sequence[Cut], amounts: Sequence[int]) -> list[int]:
-    """Amounts by equation summed between cuts."""
+    """Sums amounts by equation between cuts.
+
+    Args:
+      places: Cuts, in order of execution.
+      amounts: An amount for each active equation.
+    """
     bounds = [0, *(cut.at for cut in places), len(amounts)]
     return [sum(amounts[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
-def _opened(plan: Plan) -> Plan:
-    """A plan with the calls at top level replaced by what they call.
+def _inline_calls(plan: Plan) -> Plan:
+    """Inlines the calls at top level of a plan.
 
-    A rematerialised call is opened only where it holds every site of the model.
+    A rematerialized call is inlined only where it holds every site of the model.
     """
     everywhere = frozenset(name for entry in plan.entries for name in weighted_names(entry))
     consts = dict(zip(plan.jaxpr.constvars, plan.consts, strict=True))
     eqns: list[Any] = []
     entries: list[Entry] = []
-    stands_for: dict[Any, Any] = {}
+    stands_for: dict[Atom, Atom] = {}
 
-    def at(atom: Any) -> Any:
+    def at(atom: Atom) -> Atom:
         return atom if isinstance(atom, jex.Literal) else stands_for.get(atom, atom)
 
     def add(plan: Plan, *, fresh: bool) -> None:
@@ -280,15 +300,16 @@ def _opened(plan: Plan) -> Plan:
                 if isinstance(entry, Inner):
                     (inner,) = entry.plans
                 for v, value in zip(jaxpr.constvars, values, strict=True):
-                    stands_for[v] = jex.Var(v.aval)
-                    consts[stands_for[v]] = value
+                    fresh_const = jex.Var(v.aval)
+                    stands_for[v] = fresh_const
+                    consts[fresh_const] = value
                 stands_for.update(zip(jaxpr.invars, ins, strict=True))
                 add(inner, fresh=True)
                 stands_for.update(zip(eqn.outvars, [at(v) for v in jaxpr.outvars], strict=True))
                 continue
             if fresh:
                 stands_for.update({v: jex.Var(v.aval) for v in eqn.outvars})
-            eqns.append(eqn.replace(invars=ins, outvars=[at(v) for v in eqn.outvars]))
+            eqns.append(eqn.replace(invars=ins, outvars=variables_of([at(v) for v in eqn.outvars])))
             entries.append(entry)
 
     add(plan, fresh=False)
@@ -297,8 +318,8 @@ def _opened(plan: Plan) -> Plan:
     return Plan(jaxpr, list(consts.values()), tuple(entries), plan.known)
 
 
-def _needed(plan: Plan) -> Plan:
-    """A plan without the equations that no output needs, which would keep activations live."""
+def _drop_unused(plan: Plan) -> Plan:
+    """Drops the equations that no output needs, which would keep activations live."""
     wanted, kept = set(variables_of(plan.jaxpr.outvars)), list[int]()
     for i in reversed(range(len(plan.jaxpr.eqns))):
         eqn = plan.jaxpr.eqns[i]
@@ -310,50 +331,66 @@ def _needed(plan: Plan) -> Plan:
     return plan._replace(jaxpr=jaxpr, entries=tuple(plan.entries[i] for i in kept))
 
 
-def _in_valley(counts: Sequence[int], i: int) -> bool:
-    """Whether the run of equal counts around i lies below whatever comes before and after it."""
+def _is_local_minimum(counts: Sequence[int], i: int) -> bool:
+    """Tells if the run of equal counts around i lies below whatever comes before and after it."""
     sides = (reversed(counts[:i]), iter(counts[i + 1 :]))
     return all(
         next((c for c in side if c != counts[i]), counts[i] + 1) > counts[i] for side in sides
     )
 
 
-def variables_of(atoms: Sequence[Any]) -> list[Any]:
-    """Those of the atoms of an equation that are variables."""
+def variables_of(atoms: Sequence[Atom]) -> list[jex.Var]:
+    """Selects the variables among the operands of an equation, without the literals.
+
+    Args:
+      atoms: Operands or results of equations.
+    """
     return [v for v in atoms if isinstance(v, jex.Var)]
 
 
 def sites_of(entry: Entry) -> list[Site]:
-    """The sites of an equation, in order."""
+    """Lists the sites of an equation, in order.
+
+    Args:
+      entry: Meaning of the equation in its plan.
+    """
     if isinstance(entry, Contraction):
         return [entry.site]
     return [] if entry is None else [c.site for plan in entry.plans for c in contractions(plan)]
 
 
 def weighted_names(entry: Entry) -> list[str]:
-    """Names of the sites of an equation that have a weight."""
+    """Lists the names of an equation's sites that have a weight.
+
+    Args:
+      entry: Meaning of the equation in its plan.
+    """
     return [site.name for site in sites_of(entry) if site.kind != "dynamic"]
 
 
-def _bytes(v: Any) -> int:
-    dtype = v.aval.dtype
-    return math.prod(v.aval.shape) * (dtype.itemsize if isinstance(dtype, np.dtype) else 8)
+def _bytes(v: jex.Var) -> int:
+    shape, dtype = shape_of(v).shape, shape_of(v).dtype
+    return math.prod(shape) * (dtype.itemsize if isinstance(dtype, np.dtype) else 8)
 
 
-def unplaced(const: Any) -> Any:
-    """A constant that is bound to no device."""
+def without_device(const: Any) -> Any:
+    """Copies a constant to the host, so that it is bound to no device.
+
+    Args:
+      const: Array, or an array of keys, which stays where it is.
+    """
     if jnp.issubdtype(jnp.result_type(const), jax.dtypes.extended):
         return const
     return np.asarray(const)
 
 
-def _flops(eqn: Any) -> int:
-    primitive, written = eqn.primitive, sum(math.prod(v.aval.shape) for v in eqn.outvars)
+def _flops(eqn: jex.JaxprEqn) -> int:
+    primitive, written = eqn.primitive, sum(shape_of(v).size for v in eqn.outvars)
     if primitive is prims.dot_general_p:
         (contracted, _), _ = parameters(eqn)["dimension_numbers"]
-        return 2 * written * math.prod(eqn.invars[0].aval.shape[a] for a in contracted)
+        return 2 * written * math.prod(shape_of(eqn.invars[0]).shape[a] for a in contracted)
     if primitive is prims.conv_general_dilated_p:
-        kernel = eqn.invars[1].aval.shape
+        kernel = shape_of(eqn.invars[1]).shape
         features = parameters(eqn)["dimension_numbers"].rhs_spec[0]
         return 2 * written * math.prod(kernel) // kernel[features]
     if inner := inner_jaxprs(eqn):
@@ -363,5 +400,5 @@ def _flops(eqn: Any) -> int:
     if primitive.name in _LAYOUT:
         return 0
     if primitive.name.startswith(("reduce", "arg")):
-        return math.prod(eqn.invars[0].aval.shape)
+        return shape_of(eqn.invars[0]).size
     return written

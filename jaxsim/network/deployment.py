@@ -1,4 +1,4 @@
-"""Weights written once, ranges set: a network as a chip holds it."""
+"""Deployment: weights are written once, ranges are set, as in a programmed chip."""
 
 from __future__ import annotations
 
@@ -21,31 +21,42 @@ from jaxsim.network.network import Network, run_network, trace_call
 from jaxsim.network.params import param_names
 from jaxsim.network.plan import Contraction, Inner, Plan
 from jaxsim.network.planner import trace_plan
-from jaxsim.network.writer import beside_weights, write_states
+from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.checks import is_traced
 
 
 def deploy(
     net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None, **kwargs: Any
 ) -> Network:
-    """Writes the weights once and sets the ranges, as one programmes a chip.
+    """Writes the weights once and sets the ranges, as a chip is programmed.
 
     Args:
-      net: a composed network.
-      key: for cores that draw random numbers when they write. Site `name` uses
-        `fold_in(key, crc32(name))`, so adding a transform elsewhere does not change its draw.
-      calibrate: inputs for which to set input and ADC ranges: one batch (an array, a tuple of
+      net: Network with at least one transformed site.
+      key: Random key for cores that draw when they write. Site `name` uses `fold_in(key,
+        crc32(name))`, so adding a transform elsewhere does not change its draw.
+      calibrate: Inputs for which to set input and ADC ranges: one batch (an array, a tuple of
         positional arguments, or a dict of keyword arguments), or any iterable of batches, of which
         one at a time is in memory. Ranges widen from batch to batch.
-      **kwargs: further keyword arguments of the model, for every batch.
+      **kwargs: Further keyword arguments of the model, for every batch.
 
     Returns:
       A network whose calls read what was written. Gradients with respect to its inputs and its
       states pass straight through rounding.
 
     Raises:
-      ValueError: nothing to deploy, already deployed, weights that became NaN or infinite, a core
+      ValueError: Nothing to deploy, already deployed, weights that became NaN or infinite, a core
         needs `key` or `calibrate`, or what `widen_ranges` raises.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jax.random.normal(jax.random.key(0), (8, 4))
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(4)}, x)
+      >>> chip = js.deploy(js.quantize(8, 8)(net), calibrate=x)
+      >>> chip.deployed, chip.calibrated
+      (True, True)
+      >>> bool(jnp.abs(chip(x) - x).max() < 0.05)
+      True
     """
     if not isinstance(net, Network):
         raise ValueError(f"net: a {type(net).__name__} is no Network; js.trace(model, …) makes one")
@@ -70,17 +81,26 @@ def deploy(
 
 
 def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
-    """Calibrates a deployed network on more inputs: its ranges widen to hold them too.
+    """Calibrates a deployed network on more inputs: its ranges widen to include them.
 
     Args:
-      chip: a deployed network.
-      *args: inputs as of `deploy`: a batch or an iterable of batches. Several are one batch of
-        positional arguments.
-      **kwargs: further keyword arguments of the model, for every batch.
+      chip: Deployed network.
+      *args: Inputs: a batch or an iterable of batches, as `calibrate` of `deploy`. Several are one
+        batch of positional arguments.
+      **kwargs: Further keyword arguments of the model, for every batch.
 
     Raises:
-      ValueError: not deployed; no batch; inputs that hold NaN or infinite values; or a site whose
+      ValueError: Not deployed; no batch; inputs that hold NaN or infinite values; or a site whose
         range is to be stored did not run (a branch not taken).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[-1.0, 1.0]])
+      >>> net = js.quantize(8, 8)(js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(2)}, x))
+      >>> chip = js.deploy(net, calibrate=x)
+      >>> [round(float(y[0, 1]), 1) for y in (chip(3 * x), js.widen_ranges(chip, 3 * x)(3 * x))]
+      [1.0, 3.0]
     """
     if not chip.deployed:
         raise ValueError(
@@ -94,7 +114,7 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
     for batch in batches(inputs, "calibrate"):
         arguments = call_arguments(batch.args, {**fixed, **batch.kwargs})
         states = _calibrate(dataclasses.replace(chip, states=states), arguments)
-        states = beside_weights(chip, states, jax.device_put)
+        states = shard_like_weights(chip, states, jax.device_put)
     for name, state in states.items():
         for r in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Range)):
             if not isinstance(r, Range) or is_traced(r.lo):
@@ -115,11 +135,17 @@ def _calibrate(chip: Network, arguments: Parts) -> dict[str, State]:
     return states
 
 
-def params_read(net: Network) -> set[str]:
-    """Paths of the parameters that calls read; a deployed site reads its state instead.
+def find_read_params(net: Network) -> set[str]:
+    """Finds the parameters that calls read; a deployed site reads its state instead.
 
     Found for the arguments the network was traced with. A parameter that a loop around a site
     carries counts as read.
+
+    Args:
+      net: Network, deployed or not.
+
+    Returns:
+      Their paths.
     """
     shapes = jax.eval_shape(lambda: (net.params, net.buffers))
     plan = trace_plan(net.fn, shapes[0], shapes[1], net.example, net.example, net.weights).plan
@@ -128,7 +154,7 @@ def params_read(net: Network) -> set[str]:
 
 
 def _live(plan: Plan, written: set[str]) -> list[bool]:
-    """Which inputs of a plan its outputs depend on, where written sites read no weight."""
+    """Finds the inputs of a plan that its outputs depend on, where written sites read no weight."""
     live = {v for v in plan.jaxpr.outvars if isinstance(v, jex.Var)}
     for eqn, entry in zip(reversed(plan.jaxpr.eqns), reversed(plan.entries), strict=True):
         if not (eqn.effects or any(v in live for v in eqn.outvars)):

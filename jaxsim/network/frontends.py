@@ -1,4 +1,4 @@
-"""Models of every library as one kind of function: `fn(params, buffers, *args, **kwargs)`.
+"""Front ends: takes models of each library apart into a function, parameters and buffers.
 
 Each calling convention holds what is static only and is equal to those that hold the same, so that
 a model traced again, and every copy of a network, share one compiled program.
@@ -27,12 +27,12 @@ from jaxsim.network.leaves import PyTree, is_array, path_name
 
 
 class Model(NamedTuple):
-    """A model, taken apart.
+    """Model taken apart into a pure function and its variables.
 
     Attributes:
       call: `(params, buffers, *args, **kwargs) -> outputs`.
-      params: What is trained, as the model holds it.
-      buffers: Everything else the model reads.
+      params: Trained variables, nested as the model holds them.
+      buffers: All other variables that the model reads.
       args: Positional arguments that are inputs.
       weights: Paths of the buffers that count as weights.
     """
@@ -45,15 +45,15 @@ class Model(NamedTuple):
 
 
 def take_apart(model: Any, args: tuple[Any, ...], weights: Any) -> Model:
-    """A model of any library that `js.trace` takes, with its variables.
+    """Takes a model of any library that `js.trace` accepts apart, with its variables.
 
     Args:
       model: Flax Linen or NNX module, Hugging Face Flax model, Haiku transformed, or function.
-      args: Variables and inputs, as `js.trace` is given them.
-      weights: Which buffers count as weights, as `js.trace` is given it.
+      args: Variables and inputs, as given to `js.trace`.
+      weights: Which buffers count as weights, as given to `js.trace`.
 
     Raises:
-      ValueError: The model is of no kind that is known, or the variables do not fit it.
+      ValueError: The model is of an unknown kind, or the variables do not fit it.
     """
     from flax import linen, nnx
 
@@ -90,7 +90,7 @@ def _linen(model: Any, variables: Any, args: tuple[Any, ...], weights: Any) -> M
             "model.init returns, with a 'params' collection"
         )
     buffers = {k: v for k, v in variables.items() if k != "params"}
-    names = _named(weights)
+    names = _list_weights(weights)
     if unknown := [n for n in names if not isinstance(n, str) or n not in buffers]:
         raise ValueError(
             f"weights={weights!r}: {unknown[0]!r} is no collection of the variables; expected some "
@@ -110,7 +110,7 @@ def _nnx(model: Any, args: tuple[Any, ...], weights: Any) -> Model:
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     call = NnxCall(graph, *jax.eval_shape(lambda: (params, rest)))
     known = {type(v).__name__: type(v) for _, v in nnx.to_flat_state(rest)}
-    kinds = _named(weights)
+    kinds = _list_weights(weights)
     for kind in kinds:
         fits = kind in known if isinstance(kind, str) else isinstance(kind, type)
         if not fits or not any(_is_kind(v, kind) for v in known.values()):
@@ -126,7 +126,7 @@ def _nnx(model: Any, args: tuple[Any, ...], weights: Any) -> Model:
     return Model(call, nnx.to_pure_dict(params), nnx.to_pure_dict(rest), args, paths)
 
 
-def _named(weights: Any) -> tuple[Any, ...]:
+def _list_weights(weights: Any) -> tuple[Any, ...]:
     if isinstance(weights, str | type):
         return (weights,)
     if not isinstance(weights, Iterable):
@@ -139,7 +139,7 @@ def _is_kind(variable: type, kind: str | type) -> bool:
 
 
 def _is_hugging_face(model: Any) -> bool:
-    """Whether a model is a Linen module that knows its own call, as Hugging Face's Flax ones do."""
+    """Tells if a model wraps a Linen module and calls it, as Hugging Face's Flax models do."""
     from flax import linen
 
     return isinstance(getattr(model, "module", None), linen.Module) and hasattr(model, "params")

@@ -1,4 +1,4 @@
-"""Evaluates a plan, each site by its core."""
+"""Interpreter: evaluates a plan, each transformed site by its core."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxsim import internals
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper, build
-from jaxsim.internals import bind, parameters
+from jaxsim.internals import Atom, bind, parameters, shape_of
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.gradients import straight_through
@@ -28,13 +28,22 @@ from jaxsim.numerics.gradients import straight_through
 def evaluate_plan(
     plan: Plan,
     values: Sequence[Any],
-    step: Callable[[Any, Entry, list[Any]], Sequence[Any]],
+    step: Callable[[jex.JaxprEqn, Entry, list[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """The outputs of a jaxpr whose equations `step(equation, entry, operands)` computes."""
+    """Evaluates a jaxpr, each of its equations by a function.
+
+    Args:
+      plan: Jaxpr with its constants and the meaning of each equation.
+      values: Values of the jaxpr's inputs.
+      step: Computes an equation's results, `(equation, entry, operands) -> results`.
+
+    Returns:
+      The outputs of the jaxpr.
+    """
     env = dict(zip(plan.jaxpr.invars, values, strict=True))
     env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
 
-    def read(atom: Any) -> Any:
+    def read(atom: Atom) -> Any:
         return atom.val if isinstance(atom, jex.Literal) else env[atom]
 
     for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
@@ -44,7 +53,13 @@ def evaluate_plan(
 
 
 def site_key(key: Key[Array, ""] | None, name: str, indices: Iterable[Any]) -> Any:
-    """A key for a site's random numbers in this iteration of each loop around it."""
+    """Derives a random key for a site in this iteration of each loop around it.
+
+    Args:
+      key: Key of the call; None gives None.
+      name: Name of the site, hashed into the key.
+      indices: Iteration of each loop around the site, outermost first.
+    """
     if key is None:
         return None
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
@@ -54,10 +69,11 @@ def site_key(key: Key[Array, ""] | None, name: str, indices: Iterable[Any]) -> A
 
 
 class Walk:
-    """Evaluates a plan, handing each transformed site to its core.
+    """Evaluates a plan and hands each transformed site to its core.
 
     Every method threads the states of the sites inside: unchanged when reading, updated when
-    calibrating.
+    calibrating. Its arguments are those of `run`; `eqn` is the equation at hand, `entry` its
+    meaning in the plan and `ins` the values of its operands.
     """
 
     def __init__(
@@ -69,7 +85,15 @@ class Walk:
         calibrating: bool = False,
         part: Any = None,
     ):
-        """Prepares to evaluate; `part` tells apart the read noise of parts of one call."""
+        """Prepares to evaluate.
+
+        Args:
+          cores: Wrappers of each transformed site, outermost first.
+          ranges: Where cores take ranges from, as `Network.ranges`.
+          key: Random key of the call, or None.
+          calibrating: If True, ranges are updated and states returned.
+          part: Tells apart the read noise of parts of one call, such as microbatches.
+        """
         self.cores = cores
         self.ranges: Literal["batch", "stored", "missing"] = ranges
         self.key = key
@@ -83,15 +107,25 @@ class Walk:
         states: Mapping[str, State],
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
-        """Outputs and states; `indices` holds the iteration of each loop around."""
+        """Evaluates a plan.
+
+        Args:
+          plan: Jaxpr with its constants and the meaning of each equation.
+          values: Values of the jaxpr's inputs.
+          states: States of the sites inside; a site without one writes its weight first.
+          indices: Iteration of each loop around, outermost first.
+
+        Returns:
+          The outputs, and the states of the sites inside.
+        """
         states = dict(states)
 
-        def step(eqn: Any, entry: Entry, ins: list[Any]) -> Sequence[Any]:
+        def step(eqn: jex.JaxprEqn, entry: Entry, ins: list[Any]) -> Sequence[Any]:
             if isinstance(entry, Contraction) and entry.site.name in self.cores:
                 y, state = self.site(entry, ins, states.get(entry.site.name), indices)
                 if state is not None:
                     states[entry.site.name] = state
-                return [y.astype(eqn.outvars[0].aval.dtype)]
+                return [y.astype(shape_of(eqn.outvars[0]).dtype)]
             if isinstance(entry, Inner) and not entry.names.isdisjoint(self.cores):
                 outs, updated = self.inner(eqn, entry, ins, states, indices)
                 states.update(updated)
@@ -103,7 +137,17 @@ class Walk:
     def site(
         self, entry: Contraction, ins: list[Any], state: State | None, indices: tuple[Any, ...]
     ) -> tuple[Array, State | None]:
-        """The site's output as its core computes it, and its state."""
+        """Computes a site's output by its core.
+
+        Args:
+          entry: Site in the plan.
+          ins: Values of the equation's operands.
+          state: State of the site, None where its weight is not written yet.
+          indices: Iteration of each loop around, outermost first.
+
+        Returns:
+          The output, and the state.
+        """
         site, wrappers = entry.site, self.cores[entry.site.name]
         x, w = ins[entry.x_at], ins[entry.w_at]
         read_key = site_key(self.read_key, site.name + ":read", indices)
@@ -112,9 +156,9 @@ class Walk:
             over = indices if site.kind == "dynamic" else at
             write_key = site_key(self.key, site.name, over)
             ranges = "batch"
-            state_of = _written
+            state_of = _write_now
         else:
-            w, write_key, ranges, state_of = state, None, self.ranges, _stored
+            w, write_key, ranges, state_of = state, None, self.ranges, _keep_state
 
         def read(integer: bool) -> Callable[..., Array]:
             quiet = self.calibrating
@@ -138,13 +182,24 @@ class Walk:
 
     def inner(
         self,
-        eqn: Any,
+        eqn: jex.JaxprEqn,
         entry: Inner,
         ins: list[Any],
         states: Mapping[str, State],
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
-        """Outputs and states of an equation that holds transformed sites."""
+        """Evaluates an equation that holds transformed sites, such as a loop or a branch.
+
+        Args:
+          eqn: Equation.
+          entry: Plans of its inner jaxprs.
+          ins: Values of its operands.
+          states: States of the sites inside.
+          indices: Iteration of each loop around, outermost first.
+
+        Returns:
+          The equation's results, and the states of the sites inside.
+        """
         plans = entry.plans
         inside = {name: states[name] for name in entry.names if name in states}
         match eqn.primitive:
@@ -169,18 +224,33 @@ class Walk:
     def branch(
         self, plan: Plan, states: Mapping[str, State], indices: tuple[Any, ...], *ins: Any
     ) -> tuple[list[Any], dict[str, State]]:
-        """`run`, with the operands last."""
+        """Evaluates a plan as `run` does, with the operands last.
+
+        Args:
+          plan: Jaxpr with its constants and the meaning of each equation.
+          states: States of the sites inside.
+          indices: Iteration of each loop around, outermost first.
+          *ins: Values of the jaxpr's inputs.
+        """
         return self.run(plan, ins, states, indices)
 
     def scan(
         self,
-        eqn: Any,
+        eqn: jex.JaxprEqn,
         entry: Inner,
         ins: list[Any],
         states: dict[str, State],
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
-        """A scan: stacked states go in (and, calibrated, come out) slice by slice."""
+        """Evaluates a scan: stacked states go in (and, calibrated, come out) slice by slice.
+
+        Args:
+          eqn: Equation of the scan.
+          entry: Plan of its body.
+          ins: Values of its operands.
+          states: States of the sites inside.
+          indices: Iteration of each loop around, outermost first.
+        """
         loop, (plan,) = internals.scan(eqn), entry.plans
         carried = loop.carry
         sites = {c.site.name: c.site for c in contractions(plan)}
@@ -211,37 +281,44 @@ class Walk:
 
     def loop(
         self,
-        eqn: Any,
+        eqn: jex.JaxprEqn,
         entry: Inner,
         ins: list[Any],
         states: dict[str, State],
         indices: tuple[Any, ...],
     ) -> tuple[list[Any], dict[str, State]]:
-        """A while loop; its iterations are counted so that each draws its own noise.
+        """Evaluates a while loop; iterations are counted so that each draws its own noise.
 
         The test runs at the end of each step, where what it calibrates can be carried on.
+
+        Args:
+          eqn: Equation of the loop.
+          entry: Plans of its test and its body.
+          ins: Values of its operands.
+          states: States of the sites inside.
+          indices: Iteration of each loop around, outermost first.
         """
         numbers, (test, body) = internals.while_loop(eqn), entry.plans
         test_consts = ins[: numbers.test_consts]
         body_consts = ins[numbers.test_consts : numbers.first_carry]
 
-        def tested(index: Array, values: list[Any], states_now: dict[str, State]) -> Any:
+        def run_test(index: Array, values: list[Any], states_now: dict[str, State]) -> Any:
             (go_on,), after = self.run(test, [*test_consts, *values], states_now, (*indices, index))
             return go_on, index, values, after
 
         def step(carry: Any) -> Any:
             _, index, values, states_now = carry
             outs, after = self.run(body, [*body_consts, *values], states_now, (*indices, index))
-            return tested(index + 1, outs, after)
+            return run_test(index + 1, outs, after)
 
-        start = tested(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
+        start = run_test(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
         _, _, outs, after = lax.while_loop(lambda carry: carry[0], step, start)
         return outs, after
 
 
-def _written(core: Core, op: Op, w: Array, key: Any) -> State:
+def _write_now(core: Core, op: Op, w: Array, key: Any) -> State:
     return core.write(op, w, key)
 
 
-def _stored(core: Core, op: Op, state: State, key: Any) -> State:
+def _keep_state(core: Core, op: Op, state: State, key: Any) -> State:
     return state

@@ -18,11 +18,12 @@ def check_like(mine: PyTree, given: PyTree) -> None:
     """Checks that parameters can take the place of others.
 
     Args:
-      mine: the network's own.
-      given: those that are to replace them.
+      mine: Parameters of the network.
+      given: Parameters that are to replace them.
 
     Raises:
-      ValueError: another structure or shape, or numbers that are no floats, by the first path.
+      ValueError: Another structure or shape, or integers in place of floats; the message names the
+        first path.
     """
     own, other = (
         {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -46,7 +47,15 @@ def check_like(mine: PyTree, given: PyTree) -> None:
 
 
 def check_params(params: PyTree, only: Collection[str] | None = None) -> None:
-    """Refuses parameters that are NaN, infinite or no floats, by path."""
+    """Refuses parameters that are NaN, infinite or not arrays.
+
+    Args:
+      params: Tree of parameters.
+      only: Paths to check; None checks all.
+
+    Raises:
+      ValueError: A leaf is not an array, or holds NaN or infinite values.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
         if only is not None and name not in only:
@@ -60,12 +69,20 @@ def check_params(params: PyTree, only: Collection[str] | None = None) -> None:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf of a call's arguments is traced; anything else is static."""
+    """Tells if a leaf of a call's arguments is traced; anything else is static.
+
+    Args:
+      leaf: Leaf of a pytree.
+    """
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
 def path_name(path: Sequence[Any]) -> str:
-    """A parameter's path as `layer/kernel`."""
+    """Writes a path of a pytree as `layer/kernel`.
+
+    Args:
+      path: Keys from the root to a leaf, as `jax.tree_util` gives them.
+    """
     keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
     if len(keys) > 1 and keys[-1] == "value":  # the box of a partitioned Flax parameter
         keys = keys[:-1]

@@ -1,4 +1,4 @@
-"""A model whose contractions can be given other meanings; calling it is a pure function."""
+"""The network: a model whose contractions can be given other meanings, and called."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxsim.network.arguments import (
     explained_call,
 )
 from jaxsim.network.calls import NnxCall
-from jaxsim.network.changes import updated
+from jaxsim.network.changes import update_buffers
 from jaxsim.network.cost import Cost, SiteCost, site_cost
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import PyTree, check_like, is_array, path_name
@@ -51,24 +51,35 @@ META = (
 @partial(jax.tree_util.register_dataclass, data_fields=[*DATA], meta_fields=[*META])
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Network(PytreeValue):
-    """A model whose contractions can be given other meanings. Calling it is a pure function.
+    """Model whose contractions can be given other meanings. Calling it is a pure function.
 
     Attributes:
-      params: the trainable parameters, as the model holds them.
-      buffers: everything else the model reads (batch statistics, …).
-      masks: for each pruned parameter's path, which of its entries remain.
-      cores: for each transformed site, its chain of wrappers, the first one outermost.
-      states: for each transformed site, what its core has written; empty before `deploy`.
-      fn: `(params, buffers, *args, **kwargs) -> outputs`, the model.
-      sites: every contraction found, in order of execution.
-      defaults: keyword arguments fixed at `trace`.
-      example: shapes of the arguments it was traced with.
-      weights: paths of the buffers that count as weights.
-      unreached: what is contracted with inputs and is no site, each in a phrase.
-      focus: names of the only sites that transforms may touch; None for all. Set by `rules`.
-      deployed: weights are written; `params` of transformed sites are not read any more.
-      calibrated: ranges are stored.
-      cut_by: the transform that cuts a network into this kind, empty for one that is whole.
+      params: Trainable parameters, nested as the model holds them.
+      buffers: All other variables that the model reads (batch statistics, …).
+      masks: Masks by path of the pruned parameters, nonzero where an entry remains.
+      cores: Wrappers by name of the transformed sites, outermost first.
+      states: Written states by name of the transformed sites; empty before `deploy`.
+      fn: Model as a function, `(params, buffers, *args, **kwargs) -> outputs`.
+      sites: All contractions found, in order of execution.
+      defaults: Keyword arguments fixed at `trace`.
+      example: Shapes of the arguments it was traced with.
+      weights: Paths of the buffers that count as weights.
+      unreached: Contractions with inputs that are not sites, each in a phrase.
+      focus: Names of the only sites that transforms may touch; None for all. Set by `rules`.
+      deployed: True if weights are written; `params` of transformed sites are then not read any
+        more.
+      calibrated: True if ranges are stored.
+      cut_by: Name of the transform that cuts a network into this kind, empty for one that is whole.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.ones((2, 3))
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(3)}, x)
+      >>> net
+      Network(1 sites, 0 transformed, 0 pruned, 9 parameters)
+      >>> js.quantize(8, 8)(net)(x).shape
+      (2, 3)
     """
 
     cut_by: ClassVar[str] = ""
@@ -89,19 +100,19 @@ class Network(PytreeValue):
     calibrated: bool = False
 
     def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
-        """The outputs of the model on this hardware.
+        """Runs the model on its hardware.
 
         Args:
-          *args: the model's inputs; batch and other free sizes may differ from the traced ones.
-          key: needed where cores draw random numbers at every call; random streams of an NNX module
+          *args: Inputs of the model; batch and other free sizes may differ from the traced ones.
+          key: Random key, needed where cores draw at every call; random streams of an NNX module
             (dropout) are drawn anew for each key, too.
-          **kwargs: the model's keyword arguments.
+          **kwargs: Keyword arguments of the model.
 
         Returns:
           What the model returns.
 
         Raises:
-          ValueError: the model rejects the arguments, or a core needs a key.
+          ValueError: The model rejects the arguments, or a core needs a key.
         """
         arguments = self.arguments(args, kwargs, key)
         if not self.cores:
@@ -112,10 +123,15 @@ class Network(PytreeValue):
     def arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], key: Key[Array, ""] | None
     ) -> Parts:
-        """The arguments of a call, with the defaults of `trace` and a key for random streams.
+        """Builds the arguments of a call, with defaults of `trace` and a key for random streams.
+
+        Args:
+          args: Positional arguments.
+          kwargs: Keyword arguments by name.
+          key: Random key of the call, or None.
 
         Raises:
-          ValueError: The key is none.
+          ValueError: `key` is not a random key.
         """
         check_key(key)
         kwargs = {**self.defaults.whole(), **kwargs}
@@ -125,11 +141,11 @@ class Network(PytreeValue):
 
     @property
     def ranges(self) -> Literal["batch", "stored", "missing"]:
-        """Where calls take ranges from."""
+        """Source of the ranges that calls use."""
         return "batch" if not self.deployed else "stored" if self.calibrated else "missing"
 
     def masked_params(self) -> PyTree:
-        """The parameters with pruned entries set to zero."""
+        """Sets pruned entries of the parameters to zero."""
         if not self.masks:
             return self.params
         return jax.tree_util.tree_map_with_path(
@@ -142,7 +158,7 @@ class Network(PytreeValue):
         )
 
     def site_masks(self, site: Site) -> tuple[Any, ...]:
-        """Which entries of a site's weight remain, in one array or more that hold it together.
+        """Collects the masks of a site's weight, in one array or more that hold it together.
 
         Args:
           site: One of this network's sites.
@@ -164,17 +180,24 @@ class Network(PytreeValue):
         )
 
     def density(self, site: Site) -> float | None:
-        """Share of a site's weight that pruning left, in [0, 1]; None while masks are traced."""
+        """Computes the fraction of a site's weight that pruning left.
+
+        Args:
+          site: A site of this network.
+
+        Returns:
+          The fraction, in [0, 1]; None while masks are traced.
+        """
         masks = self.site_masks(site)
         if any(map(is_traced, masks)):
             return None
-        return sum(map(_count, masks)) / sum(m.size for m in masks) if masks else 1.0
+        return sum(map(_count_kept, masks)) / sum(m.size for m in masks) if masks else 1.0
 
     def select(self, patterns: str | Sequence[str]) -> tuple[Site, ...]:
-        """The sites that glob or `re:` patterns name, within the focus.
+        """Selects the sites that glob or `re:` patterns name, within the focus.
 
         Args:
-          patterns: globs (`Conv_*`), or regular expressions (`re:Conv_[12]/kernel`), matched to a
+          patterns: Globs (`Conv_*`), or regular expressions (`re:Conv_[12]/kernel`), matched to a
             site's name or its parameter's path. Dynamic sites need a pattern that begins with
             `dynamic`, or a focus that holds them.
 
@@ -182,7 +205,7 @@ class Network(PytreeValue):
           The sites, in order of execution.
 
         Raises:
-          ValueError: no pattern, or one that matches nothing within the focus.
+          ValueError: No pattern, or one that matches nothing within the focus.
         """
         patterns = [patterns] if isinstance(patterns, str) else patterns
         if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
@@ -203,11 +226,11 @@ class Network(PytreeValue):
         return tuple(s for s in sites if s.name in chosen)
 
     def with_state(self, updates: PyTree) -> Network:
-        """This network with new values of what it reads beside its parameters.
+        """Replaces what the model reads beside its parameters.
 
         Args:
-          updates: What a call with `mutable=` returned beside its outputs: a tree of buffers, or a
-            part of one. Shapes and dtypes are those of before.
+          updates: Tree of buffers or a part of one, as a call with `mutable=` returned it beside
+            its outputs. Shapes and dtypes are those of before.
 
         Raises:
           ValueError: A path that no buffer has, or an array of another shape or dtype.
@@ -216,13 +239,17 @@ class Network(PytreeValue):
           >>> y, updates = net(x, mutable=["batch_stats"])  # doctest: +SKIP
           >>> net = net.with_state(updates)  # doctest: +SKIP
         """
-        return dataclasses.replace(self, buffers=updated(self.buffers, updates))
+        return dataclasses.replace(self, buffers=update_buffers(self.buffers, updates))
 
     def wrap(self, names: Iterable[str], wrapper: Wrapper) -> Network:
-        """This network with a wrapper placed innermost at each named site.
+        """Places a wrapper innermost at each named site.
+
+        Args:
+          names: Names of sites.
+          wrapper: Wrapper to add.
 
         Raises:
-          ValueError: it is deployed, or has no site of that name.
+          ValueError: The network is deployed, or has no site of that name.
         """
         names = list(names)
         if self.deployed:
@@ -233,11 +260,11 @@ class Network(PytreeValue):
         return dataclasses.replace(self, cores={**self.cores, **added})
 
     def cost(self, *args: Any, **kwargs: Any) -> Cost:
-        """What one call spends, by site.
+        """Counts what one call spends, by site.
 
         Args:
-          *args: inputs (only shapes count); without any array, those of the traced example.
-          **kwargs: keyword arguments, as in a call.
+          *args: Inputs (only shapes count); without any array, those of the traced example.
+          **kwargs: Keyword arguments, as in a call.
 
         Returns:
           Parameters, stored bits, multiply-accumulates and whatever the cores count. Loops of
@@ -262,7 +289,9 @@ class Network(PytreeValue):
             new = [p for p in site.sources if p in flat and p not in counted]
             counted.update(new)
             size = sum(int(np.prod(flat[p].shape)) for p in new)
-            zeros = sum(mask.size - _count(mask) for mask in self.site_masks(site)) if size else 0
+            zeros = (
+                sum(mask.size - _count_kept(mask) for mask in self.site_masks(site)) if size else 0
+            )
             rows.append(
                 site_cost(
                     dataclasses.replace(contraction.op, at=(0,) * len(site.stack)),
@@ -276,17 +305,17 @@ class Network(PytreeValue):
                     runs=math.prod(site.lengths),
                 )
             )
-        pruned = sum(mask.size - _count(mask) for mask in self.masks.values())
+        pruned = sum(mask.size - _count_kept(mask) for mask in self.masks.values())
         return Cost(tuple(rows), params=total, nonzero=total - pruned)
 
     def with_params(self, params: PyTree) -> Network:
-        """This network with other values of its parameters, as a training loop needs it.
+        """Replaces the parameters, as a training loop does.
 
         Args:
-          params: a tree like `params`, of the same shapes.
+          params: Tree like `params`, of the same shapes.
 
         Raises:
-          ValueError: another structure, another shape, numbers that are no floats, or a deployed
+          ValueError: Another structure, another shape, integers in place of floats, or a deployed
             network, whose calls do not read its parameters any more.
         """
         if self.deployed:
@@ -296,7 +325,7 @@ class Network(PytreeValue):
 
     @property
     def cut_lines(self) -> tuple[str, ...]:
-        """Lines for the cuts at which this network holds arrays; a checkpoint compares them."""
+        """Lines that name the cuts at which this network holds arrays, for checkpoints."""
         return ()
 
     def __repr__(self) -> str:
@@ -328,8 +357,12 @@ class Network(PytreeValue):
         return sites_table(rows, self.unreached, deployed=self.deployed, calibrated=self.calibrated)
 
 
-def uncut(net: Network) -> Network:
-    """The network alone, of one that was cut for exits or a pipeline; any other as it is."""
+def base_network(net: Network) -> Network:
+    """Returns the whole network of one that was cut for exits or a pipeline; any other as it is.
+
+    Args:
+      net: Network of any kind.
+    """
     return Network(**{f.name: getattr(net, f.name) for f in dataclasses.fields(Network)})
 
 
@@ -343,39 +376,60 @@ def require_uncut(
     """Refuses a network that was cut in a way that a transform cannot follow.
 
     Args:
-      net: any kind of network.
-      transform: name of the transform that is to be applied.
-      allowed: values of `cut_by` that it can follow.
-      reason: why it cannot follow the others.
+      net: Network of any kind.
+      transform: Name of the transform that is to be applied.
+      allowed: Values of `cut_by` that the transform can follow.
+      reason: Why it cannot follow the others.
 
     Raises:
-      ValueError: the network is cut in another way.
+      ValueError: The network is cut in another way.
     """
     if net.cut_by and net.cut_by not in allowed:
         raise ValueError(f"{transform} cannot follow {net.cut_by}: {reason}")
 
 
 def data_fields(net: Network) -> dict[str, Any]:
-    """The fields of a network of any kind that hold arrays, by name."""
+    """Lists the fields of a network that hold arrays.
+
+    Args:
+      net: Network of any kind.
+
+    Returns:
+      Their values by name.
+    """
     children, _ = jax.tree_util.tree_flatten_with_path(net, is_leaf=lambda x: x is not net)
     return {path[0].name: value for path, value in children}
 
 
 @jax.jit
 def run_network(net: Network, arguments: Parts, key: Any) -> Any:
-    """A call of a transformed network, compiled as one even where the caller does not."""
+    """Runs a transformed network as one compiled program, even where the caller does not compile.
+
+    Args:
+      net: Network.
+      arguments: Arguments of the call.
+      key: Random key of the call, or None.
+    """
     traced = trace_call(net, arguments)
     walk = Walk(net.cores, net.ranges, key)
     outputs, _ = walk.run(traced.plan, traced.values, net.states, ())
     return jax.tree.unflatten(traced.out_tree, outputs)
 
 
-def _count(mask: Array) -> int:
+def _count_kept(mask: Array) -> int:
     return mask.size if is_traced(mask) else int(jnp.sum(mask))
 
 
 def trace_call(net: Network, arguments: Parts) -> Traced:
-    """A call of a network, traced; its sites are those the network knows."""
+    """Traces a call of a network and checks that it runs no other sites.
+
+    Args:
+      net: Network.
+      arguments: Arguments of the call; they may be shapes.
+
+    Raises:
+      ValueError: The model rejects the arguments, or they bring sites that the network lacks.
+    """
     traced = trace_plan(
         net.fn, net.masked_params(), net.buffers, arguments, net.example, net.weights, net.masks
     )
@@ -384,7 +438,15 @@ def trace_call(net: Network, arguments: Parts) -> Traced:
 
 
 def check_sites(net: Network, plan: Plan) -> None:
-    """Checks that a call runs the sites that were traced: any other would silently stay float."""
+    """Checks that a call runs the sites that were traced: any other would silently stay float.
+
+    Args:
+      net: Network.
+      plan: Plan of the call.
+
+    Raises:
+      ValueError: It runs another site, or one whose weight was written in another shape.
+    """
     known = {site.name: site for site in net.sites}
     for contraction in contractions(plan):
         site = contraction.site

@@ -16,7 +16,11 @@ from jaxsim.network.site import Site
 
 
 def param_names(net: Network) -> list[str]:
-    """Paths of the leaves of a network's parameters."""
+    """Lists the paths of the leaves of a network's parameters.
+
+    Args:
+      net: Network.
+    """
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(net.params)]
 
 
@@ -25,13 +29,22 @@ Tensors = dict[str, Array]
 
 
 def tensors(net: Network) -> Tensors:
-    """Parameters, pruned ones zero, and buffers, by path."""
+    """Lists parameters, pruned entries zero, and buffers, by path.
+
+    Args:
+      net: Network.
+    """
     tree = {"params": net.masked_params(), "buffers": net.buffers}
     return {path_name(path): a for path, a in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def with_tensors(net: Network, changes: Mapping[str, Array]) -> Network:
-    """The network with some parameters and buffers replaced; their types stay."""
+    """Replaces some parameters and buffers; their dtypes stay.
+
+    Args:
+      net: Network.
+      changes: New values by path, as `tensors` names them.
+    """
     tree = jax.tree_util.tree_map_with_path(
         lambda path, a: jnp.asarray(changes.get(path_name(path), a), a.dtype),
         {"params": net.params, "buffers": net.buffers},
@@ -40,14 +53,27 @@ def with_tensors(net: Network, changes: Mapping[str, Array]) -> Network:
 
 
 def params_of(net: Network, sites: Iterable[Site]) -> dict[str, Array]:
-    """The parameters that sites are named by."""
+    """Lists the parameters that sites are named by.
+
+    Args:
+      net: Network.
+      sites: Sites of the network.
+
+    Returns:
+      Values by path.
+    """
     names = {site.param for site in sites}
     leaves = jax.tree_util.tree_leaves_with_path(net.params)
     return {name: p for path, p in leaves if (name := path_name(path)) in names}
 
 
 def with_params(net: Network, params: dict[str, Array]) -> Network:
-    """A network with some parameters replaced."""
+    """Replaces some parameters of a network.
+
+    Args:
+      net: Network.
+      params: New values by path.
+    """
     changed = jax.tree_util.tree_map_with_path(
         lambda path, p: params.get(path_name(path), p), net.params
     )
@@ -55,5 +81,9 @@ def with_params(net: Network, params: dict[str, Array]) -> Network:
 
 
 def by_name(tree: Any) -> dict[str, Array]:
-    """The leaves of a tree of parameters, by path."""
+    """Lists the leaves of a tree of parameters by path.
+
+    Args:
+      tree: Tree of arrays.
+    """
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,4 +1,4 @@
-"""A plan: which equations of a traced model are sites, and what the others are."""
+"""Plans: which equations of a traced model are sites, and the meaning of the others."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core as jex
 
 from jaxsim.cores.op import Op
 from jaxsim.network.site import Site
 
 
-class Known(NamedTuple):
+class Provenance(NamedTuple):
     """Provenance of a value that no input reaches.
 
     Attributes:
-      param: path of the largest weight it comes from, "" if from buffers and constants alone.
-      size: entries of that weight.
-      mapped: depths of the scans that hand it out slice by slice.
-      sources: paths of all parameters and buffers it comes from.
-      parts: paths of the weights whose zeros are zeros of it, by moving or scaling entries; none
-        if it is computed in another way.
+      param: Path of the largest weight it comes from, "" if from buffers and constants alone.
+      size: Number of entries of that weight.
+      scanned: Depths of the scans that read it slice by slice.
+      sources: Paths of all parameters and buffers it comes from.
+      parts: Paths of the weights whose zeros are zeros of it, by moving or scaling entries; none if
+        it is computed in another way.
     """
 
     param: str = ""
     size: int = 0
-    mapped: frozenset[int] = frozenset()
+    scanned: frozenset[int] = frozenset()
     sources: frozenset[str] = frozenset()
     parts: frozenset[str] = frozenset()
 
 
 class Contraction(NamedTuple):
-    """An equation that is a site: its op, abstract operands and where they stand."""
+    """Equation that is a site: its op, abstract operands and their positions."""
 
     site: Site
     op: Op
@@ -43,7 +44,7 @@ class Contraction(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """An equation whose inner jaxprs hold sites or pass known values on."""
+    """Equation whose inner jaxprs hold sites or pass constant-derived values on."""
 
     plans: tuple[Plan, ...]
     names: frozenset[str]
@@ -53,23 +54,23 @@ Entry = Contraction | Inner | None
 
 
 class Plan(NamedTuple):
-    """A jaxpr, and for each of its equations what the walk does there (None: bind it)."""
+    """Jaxpr with the meaning of each of its equations (None: evaluate it as it is)."""
 
-    jaxpr: Any
+    jaxpr: jex.Jaxpr
     consts: Sequence[Any]
     entries: tuple[Entry, ...]
-    known: tuple[Known | None, ...]
+    known: tuple[Provenance | None, ...]
 
 
 class Traced(NamedTuple):
-    """A call, traced.
+    """Call of a model, traced and planned.
 
     Attributes:
-      plan: what each equation is.
-      values: what the plan takes.
-      out_tree: structure of what it returns.
-      readers: for each parameter and buffer the sites and primitives that read it.
-      miscomputed: convolutions that XLA's CPU backend of JAX below 0.12 gets wrong, by parameter.
+      plan: Meaning of each equation.
+      values: Inputs of the plan.
+      out_tree: Structure of the outputs.
+      readers: Sites and primitives that read a parameter or a buffer, by its path.
+      miscomputed: Convolutions that XLA's CPU backend of JAX below 0.12 gets wrong, by parameter.
     """
 
     plan: Plan
@@ -80,15 +81,15 @@ class Traced(NamedTuple):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites, in order of execution, with what else reads their weights."""
+        """Sites in order of execution, with what else reads their weights."""
         return tuple(
-            dataclasses.replace(c.site, shared=self._shared(c.site))
+            dataclasses.replace(c.site, shared=self._other_readers(c.site))
             for c in contractions(self.plan)
         )
 
     @property
     def unreached(self) -> tuple[str, ...]:
-        """What is contracted with inputs and is no site, each in a phrase."""
+        """Contractions with inputs that are not sites, each in a phrase."""
         found: list[str] = []
         for source, readers in self.readers.items():
             others = [r for r in readers if r.partition(" ")[0] in CONTRACTIONS]
@@ -102,7 +103,7 @@ class Traced(NamedTuple):
                 found.append(f"{source} is contracted as no site is ({', '.join(others)})")
         return tuple(found)
 
-    def _shared(self, site: Site) -> tuple[str, ...]:
+    def _other_readers(self, site: Site) -> tuple[str, ...]:
         readers = (self.readers.get(source, ()) for source in site.sources)
         return tuple(dict.fromkeys(r for names in readers for r in names if r != site.name))
 
@@ -115,7 +116,11 @@ BUFFERS = "buffers/"
 
 
 def contractions(plan: Plan) -> Iterator[Contraction]:
-    """The sites of a plan, in order."""
+    """Lists the sites of a plan, in order.
+
+    Args:
+      plan: Plan, with the plans inside it.
+    """
     for entry in plan.entries:
         if isinstance(entry, Contraction):
             yield entry

@@ -1,8 +1,7 @@
-"""Finds the sites of a model: follows through its equations what comes of parameters alone."""
+"""Planner: finds the sites of a model by following what is derived from parameters alone."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.partition import Parts
-from jaxsim.internals import inner_jaxprs, parameters
+from jaxsim.internals import Atom, inner_jaxprs, parameters, shape_of
 from jaxsim.network.arguments import apply_call, explained_call
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.plan import (
@@ -26,8 +25,8 @@ from jaxsim.network.plan import (
     Contraction,
     Entry,
     Inner,
-    Known,
     Plan,
+    Provenance,
     Traced,
     contractions,
 )
@@ -67,7 +66,7 @@ def trace_plan(
     constant = [
         _weight(path, leaf)
         if path_name(path) in weights
-        else Known(sources=frozenset([BUFFERS + path_name(path)]))
+        else Provenance(sources=frozenset([BUFFERS + path_name(path)]))
         for path, leaf in jax.tree_util.tree_leaves_with_path(buffers)
     ]
     unknown = [None] * len(arguments.arrays)
@@ -80,19 +79,19 @@ def trace_plan(
     return Traced(plan, values, jax.tree.structure(out), readers, tuple(planner.miscomputed))
 
 
-def _weight(path: Sequence[Any], leaf: Any) -> Known:
+def _weight(path: Sequence[Any], leaf: Any) -> Provenance:
     name = path_name(path)
     own = frozenset([name])
-    return Known(name, int(np.prod(np.shape(leaf))), sources=own, parts=own)
+    return Provenance(name, int(np.prod(np.shape(leaf))), sources=own, parts=own)
 
 
 class _Planner:
-    """Names the sites of a jaxpr by following where its values come from.
+    """Finds the sites of a jaxpr and names them, by following where its values come from.
 
     Attributes:
-      uses: how many sites each weight has so far.
-      readers: for each parameter and buffer what reads it together with inputs: names of sites,
-        and of primitives where the equation is none.
+      uses: Number of sites so far, by weight.
+      readers: For each parameter and buffer what reads it together with inputs: names of sites, and
+        of primitives where the equation is not one.
     """
 
     def __init__(self, masked: Collection[str]):
@@ -101,7 +100,7 @@ class _Planner:
         self.readers: dict[str, list[str]] = {}
         self.miscomputed: list[str] = []
 
-    def read(self, tag: Known | None, reader: str) -> None:
+    def read(self, tag: Provenance | None, reader: str) -> None:
         """Notes that a value is read beside inputs, or leaves what is followed."""
         for source in () if tag is None else tag.sources:
             readers = self.readers.setdefault(source, [])
@@ -110,16 +109,16 @@ class _Planner:
 
     def plan(
         self,
-        jaxpr: Any,
+        jaxpr: jex.Jaxpr,
         consts: Sequence[Any],
-        tags: Sequence[Known | None],
+        tags: Sequence[Provenance | None],
         lengths: tuple[int, ...],
     ) -> Plan:
-        known: dict[Any, Known | None] = dict(zip(jaxpr.invars, tags, strict=True))
-        known.update(dict.fromkeys(jaxpr.constvars, Known()))
+        known: dict[Any, Provenance | None] = dict(zip(jaxpr.invars, tags, strict=True))
+        known.update(dict.fromkeys(jaxpr.constvars, Provenance()))
 
-        def tag(atom: Any) -> Known | None:
-            return Known() if isinstance(atom, jex.Literal) else known[atom]
+        def tag(atom: Atom) -> Provenance | None:
+            return Provenance() if isinstance(atom, jex.Literal) else known[atom]
 
         entries: list[Entry] = []
         for eqn in jaxpr.eqns:
@@ -130,7 +129,7 @@ class _Planner:
             if len(sources) == len(ins) and len(inner) == 1 and eqn.primitive is not prims.scan_p:
                 outs = list(self.plan(*inner[0], ins, lengths).known)
             elif len(sources) == len(ins):
-                tag_of = _merged(sources)._replace(parts=_parts(eqn, sources))
+                tag_of = _join_provenance(sources)._replace(parts=_parts(eqn, sources))
                 outs = [tag_of] * len(eqn.outvars)
             elif inner:
                 plans, outs = self.inner(eqn, inner, ins, lengths)
@@ -148,21 +147,21 @@ class _Planner:
 
     def inner(
         self,
-        eqn: Any,
-        inner: list[tuple[Any, Sequence[Any]]],
-        ins: list[Known | None],
+        eqn: jex.JaxprEqn,
+        inner: list[tuple[jex.Jaxpr, Sequence[Any]]],
+        ins: list[Provenance | None],
         lengths: tuple[int, ...],
-    ) -> tuple[tuple[Plan, ...], list[Known | None]]:
-        """Plans of an equation's jaxprs, and what is known of its outputs."""
+    ) -> tuple[tuple[Plan, ...], list[Provenance | None]]:
+        """Plans the jaxprs inside an equation, and follows its outputs."""
         if eqn.primitive is prims.scan_p:
             (jaxpr, consts), loop, depth = inner[0], internals.scan(eqn), len(lengths)
-            carry = _unchanged(jaxpr, ins, loop.consts, loop.carry)
-            mapped = [
-                None if t is None else t._replace(mapped=t.mapped | {depth})
+            carry = _loop_invariant(jaxpr, ins, loop.consts, loop.carry)
+            scanned = [
+                None if t is None else t._replace(scanned=t.scanned | {depth})
                 for t in ins[loop.first_slice :]
             ]
             plan = self.plan(
-                jaxpr, consts, [*ins[: loop.consts], *carry, *mapped], (*lengths, loop.length)
+                jaxpr, consts, [*ins[: loop.consts], *carry, *scanned], (*lengths, loop.length)
             )
             self.read_carry(eqn, ins[loop.consts : loop.first_slice], carry, plan)
             for t in plan.known[loop.carry :]:
@@ -172,7 +171,7 @@ class _Planner:
             loop = internals.while_loop(eqn)
             test, body = ins[: loop.test_consts], ins[loop.test_consts : loop.first_carry]
             start = ins[loop.first_carry :]
-            carry = _unchanged(inner[1][0], [*body, *start], len(body), len(start))
+            carry = _loop_invariant(inner[1][0], [*body, *start], len(body), len(start))
             plans = (
                 self.plan(*inner[0], [*test, *carry], (*lengths, 1)),
                 self.plan(*inner[1], [*body, *carry], (*lengths, 1)),
@@ -190,9 +189,9 @@ class _Planner:
 
     def read_carry(
         self,
-        eqn: Any,
-        start: Sequence[Known | None],
-        carry: Sequence[Known | None],
+        eqn: jex.JaxprEqn,
+        start: Sequence[Provenance | None],
+        carry: Sequence[Provenance | None],
         body: Plan,
     ) -> None:
         """Notes what a loop's carry holds at first or later and is not followed through it."""
@@ -202,9 +201,9 @@ class _Planner:
                 self.read(after, eqn.primitive.name)
 
     def contraction(
-        self, eqn: Any, ins: list[Known | None], lengths: tuple[int, ...]
+        self, eqn: jex.JaxprEqn, ins: list[Provenance | None], lengths: tuple[int, ...]
     ) -> Contraction | None:
-        """The site an equation is, if it is one."""
+        """Builds the site that an equation is, None if it is not one."""
         from_params = [i for i, t in enumerate(ins) if t is not None and t.param]
         if eqn.primitive is prims.dot_general_p:
             dynamic = all(t is None for t in ins)
@@ -215,7 +214,7 @@ class _Planner:
             kind = "dynamic" if dynamic else "dot"
         elif eqn.primitive is prims.conv_general_dilated_p:
             ends = [end for pair in parameters(eqn)["padding"] for end in pair]
-            floats = jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.floating)
+            floats = jnp.issubdtype(shape_of(eqn.invars[0]).dtype, jnp.floating)
             if floats and min(ends, default=0) < 0 < max(ends, default=0):
                 name = next((t.param for t in ins if t is not None and t.param), "")
                 self.miscomputed.append(name or eqn.primitive.name)
@@ -224,10 +223,10 @@ class _Planner:
             w_at, kind, geometry = 1, "conv", _conv(eqn)
         else:
             return None
-        x, w = (_abstract(eqn.invars[i]) for i in (1 - w_at, w_at))
+        x, w = (shape_of(eqn.invars[i]) for i in (1 - w_at, w_at))
         if kind != "dynamic" and not jnp.issubdtype(w.dtype, jnp.floating):
             return None
-        source = ins[w_at] or Known()
+        source = ins[w_at] or Provenance()
         use = self.uses[source.param] = self.uses.get(source.param, 0) + 1
         if kind == "dynamic":
             name = f"dynamic/{use - 1}"
@@ -240,9 +239,9 @@ class _Planner:
             x_shape=x.shape,
             w_shape=w.shape,
             dtype=str(w.dtype),
-            macs=math.prod(eqn.outvars[0].aval.shape) * Op(geometry).depth,
+            macs=shape_of(eqn.outvars[0]).size * Op(geometry).depth,
             lengths=lengths,
-            stacked=tuple(depth in source.mapped for depth in range(len(lengths))),
+            stacked=tuple(depth in source.scanned for depth in range(len(lengths))),
             sources=tuple(sorted(source.sources)),
             parts=tuple(sorted(source.parts)),
         )
@@ -250,25 +249,25 @@ class _Planner:
         return Contraction(site, op, x, w, 1 - w_at, w_at)
 
 
-def _reader(eqn: Any, i: int) -> str:
-    """The name of an equation that is no site, with the dtype of a weight that no site may have."""
-    name, dtype = eqn.primitive.name, eqn.invars[i].aval.dtype
+def _reader(eqn: jex.JaxprEqn, i: int) -> str:
+    """Names an equation that is not a site, with the dtype of a weight that a site may not have."""
+    name, dtype = eqn.primitive.name, shape_of(eqn.invars[i]).dtype
     if name not in CONTRACTIONS or jnp.issubdtype(dtype, jnp.floating):
         return name
     return f"{name} of {dtype}"
 
 
-def _merged(sources: Sequence[Known]) -> Known:
-    largest = max(sources, key=lambda t: (bool(t.param), t.size), default=Known())
+def _join_provenance(sources: Sequence[Provenance]) -> Provenance:
+    largest = max(sources, key=lambda t: (bool(t.param), t.size), default=Provenance())
     return largest._replace(
-        mapped=frozenset().union(*(t.mapped for t in sources)),
+        scanned=frozenset().union(*(t.scanned for t in sources)),
         sources=frozenset().union(*(t.sources for t in sources)),
         parts=frozenset(),
     )
 
 
-def _parts(eqn: Any, ins: Sequence[Known]) -> frozenset[str]:
-    """Weights whose zeros an equation hands on, of operands that no input reaches."""
+def _parts(eqn: jex.JaxprEqn, ins: Sequence[Provenance]) -> frozenset[str]:
+    """Finds the weights whose zeros an equation hands on, of operands that no input reaches."""
     name = eqn.primitive.name
     if name == "concatenate":
         joined = [t.parts for t in ins]
@@ -288,19 +287,17 @@ _ZERO_STAYS_ZERO = {
 """Primitives that move entries of their first operand, or map each so that zero stays zero."""
 
 
-def _unchanged(jaxpr: Any, ins: Sequence[Known | None], first: int, count: int) -> list[Any]:
-    """Tags of a loop's carry: known only where the body hands its input back unchanged."""
+def _loop_invariant(
+    jaxpr: jex.Jaxpr, ins: Sequence[Provenance | None], first: int, count: int
+) -> list[Any]:
+    """Follows a loop's carry where the body hands its input back unchanged."""
     loop = zip(
         jaxpr.invars[first:], jaxpr.outvars[:count], ins[first : first + count], strict=False
     )
     return [t if before is after else None for before, after, t in loop]
 
 
-def _abstract(atom: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
-
-
-def _dot(eqn: Any, w_at: int) -> Dot:
+def _dot(eqn: jex.JaxprEqn, w_at: int) -> Dot:
     params = parameters(eqn)
     contract, batch = params["dimension_numbers"]
     x_at = 1 - w_at
@@ -309,15 +306,15 @@ def _dot(eqn: Any, w_at: int) -> Dot:
         x_batch=tuple(batch[x_at]),
         w_contract=tuple(contract[w_at]),
         w_batch=tuple(batch[w_at]),
-        x_ndim=eqn.invars[x_at].aval.ndim,
-        w_shape=tuple(eqn.invars[w_at].aval.shape),
+        x_ndim=len(shape_of(eqn.invars[x_at]).shape),
+        w_shape=shape_of(eqn.invars[w_at]).shape,
         weight_first=w_at == 0,
         precision=params["precision"],
         dtype=params["preferred_element_type"],
     )
 
 
-def _conv(eqn: Any) -> Conv:
+def _conv(eqn: jex.JaxprEqn) -> Conv:
     params = parameters(eqn)
     numbers = params["dimension_numbers"]
     return Conv(
@@ -329,7 +326,7 @@ def _conv(eqn: Any) -> Conv:
         x_spec=tuple(numbers.lhs_spec),
         w_spec=tuple(numbers.rhs_spec),
         y_spec=tuple(numbers.out_spec),
-        w_shape=tuple(eqn.invars[1].aval.shape),
+        w_shape=shape_of(eqn.invars[1]).shape,
         precision=params["precision"],
         dtype=params["preferred_element_type"],
     )

@@ -1,4 +1,4 @@
-"""Sites: the contractions of a model, and the patterns that name them."""
+"""Sites: the contractions of a model, and the patterns that select them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """One contraction of an activation with a parameter (or, if dynamic, with an activation).
+    """Contraction of an activation with a parameter (or, if dynamic, with an activation).
 
     Attributes:
-      name: the parameter's path, `#2`, `#3`, … appended for its later uses; `dynamic/0`, … for
+      name: Path of the parameter, `#2`, `#3`, … appended for its later uses; `dynamic/0`, … for
         contractions of two activations.
-      param: path of the parameter, None if dynamic.
+      param: Path of the parameter, None if dynamic.
       kind: "dot", "conv", or "dynamic".
-      x_shape, w_shape: operand shapes for the example that was traced.
-      dtype: dtype of the weight.
-      macs: multiply-accumulates of one execution for that example.
-      lengths: trip counts of the loops around it, outermost first; 1 for a while loop, whose
+      x_shape, w_shape: Operand shapes for the example that was traced.
+      dtype: Dtype of the weight.
+      macs: Number of multiply-accumulates of one execution for that example.
+      lengths: Trip counts of the loops around it, outermost first; 1 for a while loop, whose
         length is unknown.
-      stacked: for each of those loops, whether the weight is one slice of a stacked parameter.
-      sources: paths of all parameters and buffers that the weight is computed from.
-      parts: those of them whose zeros are zeros of the weight, because it is made of their entries,
-        moved or scaled; empty where it is computed in another way.
-      shared: what else reads the sources: names of sites, or of primitives that are none (`gather`
-        for an embedding).
+      stacked: For each of those loops, True if the weight is one slice of a stacked parameter.
+      sources: Paths of all parameters and buffers that the weight is computed from.
+      parts: Paths of those sources whose zeros are zeros of the weight, because it is made of their
+        entries, moved or scaled; empty where it is computed in another way.
+      shared: Other readers of the sources: names of sites, or of primitives that are not sites
+        (`gather` for an embedding).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((3, 4))}, jnp.ones((2, 3)))
+      >>> site = net.sites[0]
+      >>> site.name, site.kind, site.w_shape, site.macs
+      ('w', 'dot', (3, 4), 24)
     """
 
     name: str
@@ -46,12 +54,22 @@ class Site:
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """Leading axes that scans add to the site's state and parameter."""
+        """Sizes of the leading axes that scans add to the site's state and parameter."""
         return tuple(n for n, s in zip(self.lengths, self.stacked, strict=True) if s)
 
 
 def matching_names(sites: Sequence[Site], pattern: str, *, dynamic: bool) -> set[str]:
-    """Names of the sites that a glob or a `re:` pattern matches."""
+    """Finds the names of the sites that a glob or a `re:` pattern matches.
+
+    Args:
+      sites: Sites to search.
+      pattern: Glob, or a regular expression after `re:`.
+      dynamic: If True, dynamic sites may match any pattern, else only one that begins with
+        `dynamic`.
+
+    Raises:
+      ValueError: The regular expression cannot be compiled.
+    """
     if pattern.startswith("re:"):
         try:
             match = re.compile(pattern[3:]).fullmatch

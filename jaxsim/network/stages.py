@@ -1,10 +1,10 @@
-"""TODO."""
+"""Stages: a cut network as pure functions that run one after another."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,14 +14,14 @@ from jaxtyping import Array, Key
 
 from jaxsim.cores.core import State
 from jaxsim.cores.wrapper import Wrapper
-from jaxsim.internals import jaxpr_of
+from jaxsim.internals import Atom, jaxpr_of, shape_of
 from jaxsim.network.cuts import (
     Cut,
     Equations,
     sites_of,
-    unplaced,
     variables_of,
     weighted_names,
+    without_device,
 )
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.network import Network
@@ -29,18 +29,19 @@ from jaxsim.network.plan import Plan
 
 
 class Stage(NamedTuple):
-    """A run of equations as a function of what they need.
+    """Consecutive equations as a function of what they need.
 
     Attributes:
-      name: its first site with a weight, "" if it has none.
-      plan: its equations; it takes the parameters, buffers, arguments and live values below, in
+      name: Name of its first site with a weight, "" if it has none.
+      plan: Its equations; inputs are the parameters, buffers, arguments and live values below, in
         this order.
-      params: positions of the parameters' leaves it reads.
-      buffers: positions of the buffers' leaves it reads.
-      arguments: positions of the arguments it reads.
-      sources: for each live value it takes, the stage and the position among its outputs.
-      sites: names of its sites.
-      equations: number of its active equations.
+      params: Positions of the parameters' leaves it reads.
+      buffers: Positions of the buffers' leaves it reads.
+      arguments: Positions of the arguments it reads.
+      sources: For each live value it takes, the stage that computes it and the position among its
+        outputs.
+      sites: Names of its sites.
+      equations: Number of its active equations.
     """
 
     name: str
@@ -54,23 +55,24 @@ class Stage(NamedTuple):
 
     @property
     def live(self) -> list[jax.ShapeDtypeStruct]:
-        """Shapes of the live values it takes."""
+        """Shapes of the live values that the stage takes."""
         first = len(self.params) + len(self.buffers) + len(self.arguments)
-        return [_shape(v) for v in self.plan.jaxpr.invars[first:]]
+        return [shape_of(v) for v in self.plan.jaxpr.invars[first:]]
 
     @property
     def outputs(self) -> list[jax.ShapeDtypeStruct]:
-        """Shapes of what it returns."""
-        return [_shape(v) for v in self.plan.jaxpr.outvars]
+        """Shapes of what the stage returns."""
+        return [shape_of(v) for v in self.plan.jaxpr.outvars]
 
 
 class Stages(NamedTuple):
     """A network cut into stages.
 
     Attributes:
-      stages: in order of execution.
-      outputs: for each output of the network, the stage and the position among its outputs.
-      equations: what was cut.
+      stages: Stages in order of execution.
+      outputs: For each output of the network, the stage that computes it and the position among its
+        outputs.
+      equations: Equations that were cut.
     """
 
     stages: tuple[Stage, ...]
@@ -78,15 +80,15 @@ class Stages(NamedTuple):
     equations: Equations
 
 
-class Held(NamedTuple):
-    """What of a network one stage reads.
+class StageParams(NamedTuple):
+    """Parameters, masks, buffers and core states that one stage reads.
 
     Attributes:
-      params: leaves by path.
-      masks: by path, where pruned.
-      buffers: leaves, in the stage's order.
-      cores: wrappers by site.
-      states: by site, once deployed.
+      params: Leaves by path.
+      masks: Masks by path, where pruned.
+      buffers: Leaves, in the stage's order.
+      cores: Wrappers by site.
+      states: Written states by site, once deployed.
     """
 
     params: dict[str, Array]
@@ -97,89 +99,130 @@ class Held(NamedTuple):
 
 
 def split(line: Equations, places: Sequence[Cut]) -> Stages:
-    """Cuts a line of equations.
+    """Cuts the equations of a call into stages.
 
     Args:
-      line: from `equations`.
-      places: cuts of it, in order of execution.
+      line: Equations of a call, from `equations`.
+      places: Cuts of them, in order of execution.
     """
-    jaxpr, entries = line.plan.jaxpr, line.plan.entries
+    jaxpr = line.plan.jaxpr
     bounds = [0, *(cut.at for cut in places), len(line.active)]
     ranges = [line.active[a:b] for a, b in itertools.pairwise(bounds)]
-    home: dict[Any, int] = {}  # the stage an active value is computed in
-    maker: dict[Any, int] = {}  # the equation any value is computed by
-    for i, eqn in enumerate(jaxpr.eqns):
-        maker.update(dict.fromkeys(eqn.outvars, i))
-    for stage, run in enumerate(ranges):
-        home.update({v: stage for i in run for v in jaxpr.eqns[i].outvars})
-    final = len(ranges) - 1
-    ends = [home.get(v, final) if isinstance(v, jex.Var) else final for v in jaxpr.outvars]
-
-    returned = [
-        variables_of([v for v, s in zip(jaxpr.outvars, ends, strict=True) if s == stage])
-        for stage in range(len(ranges))
-    ]
-    needs = [
-        _closure(jaxpr, maker, home, run, stage, returned[stage])
-        for stage, run in enumerate(ranges)
-    ]
+    maker = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+    home = {
+        v: stage for stage, run in enumerate(ranges) for i in run for v in jaxpr.eqns[i].outvars
+    }
+    needs = _stage_needs(jaxpr, maker, home, ranges)
     # In the order of their use and of their making, which equal blocks share.
     takes = [
         [v for v in dict.fromkeys(_inputs(jaxpr, order)) if v in free and v in home]
         for order, free in needs
     ]
-    read = {v for taken in takes for v in taken} | set(variables_of(jaxpr.outvars))
-    gives = [[v for i in run for v in jaxpr.eqns[i].outvars if v in read] for run in ranges]
-    gives[final] += [v for v in jaxpr.outvars if isinstance(v, jex.Literal) or v not in home]
+    gives = _stage_outputs(jaxpr, home, ranges, takes)
     at = {v: (s, i) for s, g in enumerate(gives) for i, v in enumerate(g) if isinstance(v, jex.Var)}
+    final = len(ranges) - 1
     literals = {id(v): (final, i) for i, v in enumerate(gives[final])}
-
-    position = {v: i for i, v in enumerate(jaxpr.invars)}
-    first = (0, len(line.paths), len(line.paths) + line.buffers, len(jaxpr.invars))
-    stages: list[Stage] = []
-    for run, (order, free), taken, given in zip(ranges, needs, takes, gives, strict=True):
-        leaves = sorted(position[v] for v in free if v in position)
-        kinds = [[i for i in leaves if a <= i < b] for a, b in itertools.pairwise(first)]
-        consts = [v for v in jaxpr.constvars if v in free]
-        values = dict(zip(jaxpr.constvars, line.plan.consts, strict=True))
-        held = {v: unplaced(values[v]) for v in consts}
-        invars = [*(jaxpr.invars[i] for i in leaves), *taken]
-        plan = Plan(
-            jaxpr_of(held, invars, given, [jaxpr.eqns[i] for i in order], jaxpr),
-            list(held.values()),
-            tuple(entries[i] for i in order),
-            (None,) * len(given),
-        )
-        names = [name for i in run for name in weighted_names(entries[i])]
-        stages.append(
-            Stage(
-                name=names[0] if names else "",
-                plan=plan,
-                params=tuple(kinds[0]),
-                buffers=tuple(i - first[1] for i in kinds[1]),
-                arguments=tuple(i - first[2] for i in kinds[2]),
-                sources=tuple(at[v] for v in taken),
-                sites=tuple(site.name for i in run for site in sites_of(entries[i])),
-                equations=len(run),
-            )
-        )
+    stages = tuple(
+        _stage(line, run, need, taken, given, tuple(at[v] for v in taken))
+        for run, need, taken, given in zip(ranges, needs, takes, gives, strict=True)
+    )
     outputs = tuple(at[v] if isinstance(v, jex.Var) else literals[id(v)] for v in jaxpr.outvars)
-    return Stages(tuple(stages), outputs, line)
+    return Stages(stages, outputs, line)
+
+
+def _stage_needs(
+    jaxpr: jex.Jaxpr,
+    maker: Mapping[jex.Var, int],
+    home: Mapping[jex.Var, int],
+    ranges: Sequence[Sequence[int]],
+) -> list[tuple[list[int], set[jex.Var]]]:
+    """Finds for each stage the equations it runs and the values it takes."""
+    final = len(ranges) - 1
+    ends = [home.get(v, final) if isinstance(v, jex.Var) else final for v in jaxpr.outvars]
+    returned = [
+        variables_of([v for v, s in zip(jaxpr.outvars, ends, strict=True) if s == stage])
+        for stage in range(len(ranges))
+    ]
+    return [
+        _closure(jaxpr, maker, home, run, stage, returned[stage])
+        for stage, run in enumerate(ranges)
+    ]
+
+
+def _stage_outputs(
+    jaxpr: jex.Jaxpr,
+    home: Mapping[jex.Var, int],
+    ranges: Sequence[Sequence[int]],
+    takes: Sequence[Sequence[jex.Var]],
+) -> list[list[Atom]]:
+    """Finds for each stage the values it returns; the last returns what no stage computes."""
+    read = {v for taken in takes for v in taken} | set(variables_of(jaxpr.outvars))
+    gives: list[list[Atom]] = [
+        [v for i in run for v in jaxpr.eqns[i].outvars if v in read] for run in ranges
+    ]
+    gives[-1] += [v for v in jaxpr.outvars if isinstance(v, jex.Literal) or v not in home]
+    return gives
+
+
+def _stage(
+    line: Equations,
+    run: Sequence[int],
+    need: tuple[Sequence[int], Collection[jex.Var]],
+    taken: Sequence[jex.Var],
+    given: Sequence[Atom],
+    sources: tuple[tuple[int, int], ...],
+) -> Stage:
+    """Builds a stage from its equations, what they need, and what it takes and returns."""
+    jaxpr, entries = line.plan.jaxpr, line.plan.entries
+    order, free = need
+    first = (0, len(line.paths), len(line.paths) + line.buffers, len(jaxpr.invars))
+    leaves = [i for i, v in enumerate(jaxpr.invars) if v in free]
+    kinds = [[i for i in leaves if a <= i < b] for a, b in itertools.pairwise(first)]
+    values = dict(zip(jaxpr.constvars, line.plan.consts, strict=True))
+    constants = {v: without_device(values[v]) for v in jaxpr.constvars if v in free}
+    invars = [*(jaxpr.invars[i] for i in leaves), *taken]
+    plan = Plan(
+        jaxpr_of(constants, invars, given, [jaxpr.eqns[i] for i in order], jaxpr),
+        list(constants.values()),
+        tuple(entries[i] for i in order),
+        (None,) * len(given),
+    )
+    names = [name for i in run for name in weighted_names(entries[i])]
+    return Stage(
+        name=names[0] if names else "",
+        plan=plan,
+        params=tuple(kinds[0]),
+        buffers=tuple(i - first[1] for i in kinds[1]),
+        arguments=tuple(i - first[2] for i in kinds[2]),
+        sources=sources,
+        sites=tuple(site.name for i in run for site in sites_of(entries[i])),
+        equations=len(run),
+    )
 
 
 def signature(stage: Stage) -> tuple[Any, ...]:
-    """What is equal for stages that differ in their parameters' values and names only."""
+    """Computes a value that is equal for stages that differ only in names and values of parameters.
+
+    Args:
+      stage: Stage.
+    """
     text = re.sub(r"0x[0-9a-f]+", "", str(stage.plan.jaxpr))
     inputs = len(stage.arguments) + len(stage.sources)
     return len(stage.params), len(stage.buffers), inputs, text
 
 
-def held(net: Network, cut: Stages, stage: Stage) -> Held:
-    """What a stage reads of its network."""
+def stage_params(net: Network, cut: Stages, stage: Stage) -> StageParams:
+    """Collects what a stage reads of its network.
+
+    Args:
+      net: Network that was cut.
+      cut: Its stages.
+      stage: One of them.
+    """
     paths = [cut.equations.paths[i] for i in stage.params]
     leaves, buffers = jax.tree.leaves(net.params), jax.tree.leaves(net.buffers)
     sites = [name for name in stage.sites if name in net.cores]
-    return Held(
+    return StageParams(
         params={p: leaves[i] for p, i in zip(paths, stage.params, strict=True)},
         masks={p: net.masks[p] for p in paths if p in net.masks},
         buffers=tuple(buffers[i] for i in stage.buffers),
@@ -190,7 +233,7 @@ def held(net: Network, cut: Stages, stage: Stage) -> Held:
 
 def run_stage(
     stage: Stage,
-    held: Held,
+    tensors: StageParams,
     arguments: Sequence[Array],
     live: Sequence[Array],
     *,
@@ -198,37 +241,37 @@ def run_stage(
     key: Key[Array, ""] | None = None,
     part: Any = None,
 ) -> list[Array]:
-    """The outputs of a stage: a pure function.
+    """Computes the outputs of a stage: a pure function.
 
     Args:
-      stage: what to run.
-      held: what it reads of its network.
-      arguments: those it reads, in its order.
-      live: the live values it takes.
-      ranges: where its cores take ranges from, `Network.ranges`.
-      key: of the call.
-      part: tells apart the read noise of parts of one call.
+      stage: Stage to run.
+      tensors: Parameters and states that it reads, from `stage_params`.
+      arguments: Arguments that it reads, in its order.
+      live: Live values that it takes.
+      ranges: Where its cores take ranges from, as `Network.ranges`.
+      key: Random key of the call, or None.
+      part: Tells apart the read noise of parts of one call.
     """
     params = [
-        p * held.masks[name].astype(p.dtype) if name in held.masks else p
-        for name, p in held.params.items()
+        p * tensors.masks[name].astype(p.dtype) if name in tensors.masks else p
+        for name, p in tensors.params.items()
     ]
-    walk = Walk(held.cores, ranges, key, part=part)
-    values = [*params, *held.buffers, *arguments, *live]
-    outputs, _ = walk.run(stage.plan, values, held.states, ())
+    walk = Walk(tensors.cores, ranges, key, part=part)
+    values = [*params, *tensors.buffers, *arguments, *live]
+    outputs, _ = walk.run(stage.plan, values, tensors.states, ())
     return [jnp.asarray(y) for y in outputs]
 
 
 def _closure(
-    jaxpr: Any,
-    maker: Mapping[Any, int],
-    home: Mapping[Any, int],
+    jaxpr: jex.Jaxpr,
+    maker: Mapping[jex.Var, int],
+    home: Mapping[jex.Var, int],
     run: Sequence[int],
     stage: int,
-    returned: Sequence[Any],
-) -> tuple[list[int], set[Any]]:
-    """The equations a stage runs, those of weights and constants included, and what it takes."""
-    order, free, queue = set(run), set[Any](), [*returned, *_inputs(jaxpr, run)]
+    returned: Sequence[jex.Var],
+) -> tuple[list[int], set[jex.Var]]:
+    """Finds the equations a stage runs, those of weights and constants included, and its inputs."""
+    order, free, queue = set(run), set[jex.Var](), [*returned, *_inputs(jaxpr, run)]
     while queue:
         v = queue.pop()
         if v in free or home.get(v) == stage:
@@ -241,10 +284,6 @@ def _closure(
     return sorted(order), free
 
 
-def _inputs(jaxpr: Any, run: Sequence[int]) -> list[Any]:
-    """The variables that equations read."""
+def _inputs(jaxpr: jex.Jaxpr, run: Sequence[int]) -> list[jex.Var]:
+    """Lists the variables that equations read."""
     return [v for i in run for v in variables_of(jaxpr.eqns[i].invars)]
-
-
-def _shape(v: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)

@@ -9,12 +9,12 @@ from jaxsim.console.table import si
 
 
 def cuts_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
-    """A rich table of where a network is cut.
+    """Builds a rich table of the cuts of a network.
 
     Args:
-      title: what the cuts are.
-      columns: of the table.
-      rows: a value for each column.
+      title: Title of the table.
+      columns: Headings of the columns.
+      rows: A value for each column.
     """
     from rich.table import Table
 
@@ -31,14 +31,14 @@ def sites_table(
     deployed: bool,
     calibrated: bool,
 ) -> Any:
-    """A rich table of a network's sites.
+    """Builds a rich table of a network's sites.
 
     Args:
-      rows: (name, kind, weight shape, stack, input shape, MACs, wrappers, density) by site; the
-        density in [0, 1], None while it is traced.
-      unreached: what is no site, each in a phrase.
-      deployed: weights are written.
-      calibrated: ranges are stored.
+      rows: A tuple for each site (name, kind, weight shape, stack, input shape, MACs, wrappers,
+        density); the density in [0, 1], None while it is traced.
+      unreached: Contractions that are not sites, each in a phrase.
+      deployed: True if weights are written.
+      calibrated: True if ranges are stored.
     """
     from rich.table import Table
 
@@ -69,10 +69,10 @@ def sites_table(
 
 
 def cost_table(rows: Sequence[tuple[str, int, int, dict[str, float]]]) -> Any:
-    """A rich table of what sites spend.
+    """Builds a rich table of what sites spend.
 
     Args:
-      rows: (name, parameters, nonzero parameters, what is spent) by site.
+      rows: A tuple for each site (name, parameters, nonzero parameters, counts by name).
     """
     from rich.table import Table
 

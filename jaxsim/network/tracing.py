@@ -1,4 +1,4 @@
-"""Makes a Network of a model, whatever library wrote it."""
+"""Tracing: makes a network of a model, whatever library wrote it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from jaxsim.numerics.arrays import native
 
 
 def trace(model: Any, *args: Any, weights: Any = (), **kwargs: Any) -> Network:
-    """Makes a Network of a model, without changing the model.
+    """Makes a network of a model, without changing the model.
 
     Args:
       model: A Flax NNX module; a Flax Linen module; a Hugging Face Flax model; a Haiku transformed;
         or any function `fn(variables, *args, **kwargs)`.
-      *args: The model's variables, then example inputs. An NNX module holds its own variables:
-        inputs come first, or after None. Linen takes what `init` returned (`{"params": …, …}`),
-        Hugging Face its `params`, Haiku `params` or `(params, state)`, a function whatever it is
-        to be given: arrays in it are parameters, all other leaves static. Inputs may change shape
-        in later calls where the model allows it; values that are no arrays (`None`, `True`) are
-        static.
+      *args: Variables of the model, then example inputs. An NNX module holds its variables: inputs
+        come first, or after None. Linen takes what `init` returned (`{"params": …, …}`), Hugging
+        Face its `params`, Haiku `params` or `(params, state)`, a function whatever it takes: arrays
+        in it are parameters, all other leaves static. Inputs may change shape in later calls where
+        the model allows it; values other than arrays (`None`, `True`) are static.
       weights: Variables beside the parameters whose contractions are sites too, though they are
         not trained: names of Linen collections (`["frozen"]`), types of NNX variables or their
         names.
       **kwargs: Example keyword arguments. Those that hold no arrays (`train=False`,
         `mutable=["batch_stats"]`) become defaults of every later call.
+      UserWarning: The module changes its variables, or modules among its arguments, which a pure
+        function does not: see `mutable=` in docs/state.md.
 
     Returns:
       A network that computes exactly what the model does.
@@ -50,7 +51,8 @@ def trace(model: Any, *args: Any, weights: Any = (), **kwargs: Any) -> Network:
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> net = trace(lambda params, x: x @ params["w"], {"w": jnp.eye(3)}, jnp.ones((2, 3)))
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(3)}, jnp.ones((2, 3)))
       >>> [site.name for site in net.sites]
       ['w']
     """
@@ -101,7 +103,7 @@ def trace(model: Any, *args: Any, weights: Any = (), **kwargs: Any) -> Network:
 
 
 def _warn(changed: Changes) -> None:
-    """Says what a call of a model changes and a network drops."""
+    """Warns of what a call of a model changes and a network drops."""
     if changed.variables:
         names = ", ".join(changed.variables)
         warnings.warn(
@@ -121,12 +123,12 @@ def _warn(changed: Changes) -> None:
         )
 
 
-def retraced(net: Network, fn: Callable[..., Any]) -> Network:
-    """A network of another function of the same arguments, its sites found anew.
+def retrace(net: Network, fn: Callable[..., Any]) -> Network:
+    """Traces another function of the same arguments and finds its sites anew.
 
     Args:
-      net: parameters and buffers of `fn`, and the arguments it is traced with.
-      fn: `(params, buffers, *args, **kwargs) -> outputs`.
+      net: Network whose parameters, buffers and example arguments `fn` takes.
+      fn: Function `(params, buffers, *args, **kwargs) -> outputs`.
     """
     traced = trace_plan(fn, net.params, net.buffers, net.example, net.example, net.weights)
     return dataclasses.replace(net, fn=fn, sites=traced.sites, unreached=traced.unreached)

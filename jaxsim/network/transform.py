@@ -1,4 +1,4 @@
-"""Transforms: pure functions from a network to a network, composed and kept to some sites."""
+"""Transforms: functions from networks to networks, composed and restricted to sites."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ Transform = Callable[[Network], Network]
 
 @shown_as_called
 def compose(*transforms: Transform) -> Transform:
-    """One transform that applies several, in the written order.
+    """Composes transforms into one that applies them in the written order.
 
     Args:
-      *transforms: at least one.
+      *transforms: Functions from a network to a network, at least one.
 
     Raises:
-      ValueError: none were given, or one is not a function.
+      ValueError: None were given, or one is not a function.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(4)}, jnp.ones((2, 4)))
+      >>> js.compose(js.quantize(8, 8), js.slice_bits(2))(net)
+      Network(1 sites, 1 transformed, 0 pruned, 16 parameters)
     """
     if not transforms:
         raise ValueError("transforms=(): compose at least one")
@@ -46,15 +53,24 @@ def compose(*transforms: Transform) -> Transform:
 
 @shown_as_called
 def rules(by_pattern: Mapping[str, Transform]) -> Transform:
-    """One transform for each pattern of sites; the first pattern that matches a site wins.
+    """Applies a transform to each pattern of sites; the first pattern that matches a site wins.
 
     Args:
-      by_pattern: globs or `re:` patterns (see `Network.select`) and what to apply there, in order
-        of precedence. "*" is for what the others leave, and may come to nothing.
+      by_pattern: Transforms by glob or `re:` pattern (see `Network.select`), in order of
+        precedence. "*" is for what the others leave, and may match nothing.
 
     Raises:
-      ValueError: no rules, or one that is not a function; when applied, a pattern that matches no
+      ValueError: No rules, or one that is not a function; when applied, a pattern that matches no
         site or only sites that earlier rules took.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params = {"a": jnp.eye(3), "b": jnp.eye(3)}
+      >>> net = js.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((2, 3)))
+      >>> net = js.rules({"a": js.quantize(8, 8), "*": js.quantize(4, 8)})(net)
+      >>> sorted(net.cores)
+      ['a', 'b']
     """
     if not isinstance(by_pattern, Mapping) or not by_pattern:
         raise ValueError(f"by_pattern={by_pattern!r}: give a dict of at least one rule")
@@ -82,15 +98,27 @@ def rules(by_pattern: Mapping[str, Transform]) -> Transform:
 def wrap(
     make: Callable[..., Core], *, sites: str | Sequence[str] = "*", **settings: Any
 ) -> Transform:
-    """A transform from a function `(core, **settings) -> Core`: how to add an idea of hardware.
+    """Makes a transform of a function `(core, **settings) -> Core`: adds an idea of hardware.
 
     Args:
-      make: wraps a core; a function at module level, so that equal settings share a compilation.
-      sites: patterns of the sites to wrap.
-      **settings: its keyword arguments. Floats and arrays are traced, everything else is static.
+      make: Function that wraps a core; at module level, so that equal settings share a compilation.
+      sites: Patterns of the sites to wrap.
+      **settings: Keyword arguments of `make`. Floats and arrays are traced, everything else is
+        static.
 
     Raises:
       ValueError: `make` is not a function, or does not take these settings.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> def amplified(core, gain):
+      ...     def read(op, state, x, key):
+      ...         return gain * core.read(op, state, x, key)
+      ...     return core._replace(read=read)
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(2)}, jnp.ones((1, 2)))
+      >>> js.wrap(amplified, gain=2.0)(net)(jnp.ones((1, 2))).tolist()
+      [[2.0, 2.0]]
     """
     try:
         inspect.signature(make).bind(float_core, **settings)
@@ -107,8 +135,12 @@ def wrap(
 def require_network(net: Network, transform: str) -> None:
     """Checks that a transform is given a network.
 
+    Args:
+      net: Value given as a network.
+      transform: Name of the transform.
+
     Raises:
-      ValueError: it is something else.
+      ValueError: It is something else.
     """
     if not isinstance(net, Network):
         raise ValueError(
@@ -117,10 +149,15 @@ def require_network(net: Network, transform: str) -> None:
 
 
 def transformable(net: Network, transform: str, sites: str | Sequence[str]) -> tuple[Site, ...]:
-    """The sites a transform is to change, in a network that can still be changed.
+    """Selects the sites that a transform is to change, in a network that can still be changed.
+
+    Args:
+      net: Value given as a network.
+      transform: Name of the transform.
+      sites: Patterns of sites, as `Network.select` takes them.
 
     Raises:
-      ValueError: it is no network or a deployed one, or a pattern matches nothing.
+      ValueError: Not a network, a deployed one, or a pattern that matches nothing.
     """
     require_network(net, transform)
     if net.deployed:
@@ -129,8 +166,12 @@ def transformable(net: Network, transform: str, sites: str | Sequence[str]) -> t
 
 
 def hardware_chain(net: Network, site: Site) -> list[Wrapper]:
-    """The wrappers around a site's core, outermost first, without those of the weight alone.
+    """Lists the wrappers around a site's core, outermost first, without those of the weight alone.
 
     A mask and a correction of the weight stand before any hardware, and hardware may follow them.
+
+    Args:
+      net: Network.
+      site: One of its sites.
     """
     return [wrapper for wrapper in net.cores.get(site.name, ()) if wrapper.role not in WEIGHT]

@@ -1,4 +1,4 @@
-"""Writes the weight of each site into its core."""
+"""Writer: writes the weight of each site into its core."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
 from jaxtyping import Array, Key
@@ -25,37 +26,37 @@ from jaxsim.numerics.gradients import cut_with
 
 @jax.jit
 def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
-    """Every transformed site's state, from the parameters alone.
+    """Writes every transformed site's weight, from the parameters alone.
 
     Args:
-      net: a composed network.
-      key: for cores that draw random numbers when they write.
+      net: Network with transformed sites.
+      key: Random key for cores that draw when they write, or None.
     """
     traced = trace_call(net, net.example)
     known = traced.values[: len(traced.values) - len(net.example.arrays)]
     values = [*known, *[None] * len(net.example.arrays)]
     _, states = _Writer(net.cores, key).run(traced.plan, values, ())
-    return beside_weights(net, states, jax.device_put)
+    return shard_like_weights(net, states, jax.device_put)
 
 
-def beside_weights(
+def shard_like_weights(
     net: Network, states: Mapping[str, State], put: Callable[[Any, Any], Any]
 ) -> dict[str, State]:
-    """States cut over the devices of their site's weight, where writing them lost its cut.
+    """Shards states over the devices of their site's weight, where writing them lost its sharding.
 
     Args:
-      net: whose parameters lie on a mesh; nothing happens otherwise.
-      states: of its sites, as arrays or as shapes and types.
-      put: gives a leaf a sharding.
+      net: Network whose parameters lie on a mesh; nothing happens otherwise.
+      states: States by site, as arrays or as shapes and dtypes.
+      put: Function that gives a leaf a sharding.
     """
     weights = dict(zip(param_names(net), jax.tree.leaves(net.params), strict=True))
 
-    def placed(a: Any, w: Any) -> Any:
+    def place(a: Any, w: Any) -> Any:
         sharding = cut_with(a, w)
         return a if sharding is None else put(a, sharding)
 
     return {
-        name: jax.tree.map(lambda a, w=weights[name]: placed(a, w), state)
+        name: jax.tree.map(lambda a, w=weights[name]: place(a, w), state)
         if name in weights
         else state
         for name, state in states.items()
@@ -72,13 +73,14 @@ class _Writer:
     def run(
         self, plan: Plan, values: Sequence[Any], indices: tuple[Any, ...]
     ) -> tuple[list[Any], dict[str, State]]:
-        """Known outputs (None elsewhere) and the states written inside.
+        """Evaluates what is constant-derived, and collects the states written inside.
 
-        `values` holds None for what is not known, `indices` the iteration of each loop around.
+        `values` holds None for what is not known, `indices` the iteration of each loop around; so
+        do the outputs.
         """
         states: dict[str, State] = {}
 
-        def step(eqn: Any, entry: Entry, ins: list[Any]) -> Sequence[Any]:
+        def step(eqn: jex.JaxprEqn, entry: Entry, ins: list[Any]) -> Sequence[Any]:
             outs: Sequence[Any] = [None] * len(eqn.outvars)
             if isinstance(entry, Contraction):
                 self.write(entry, ins, indices, states)
@@ -107,7 +109,7 @@ class _Writer:
                 states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
 
     def inner(
-        self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
+        self, eqn: jex.JaxprEqn, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
     ) -> tuple[Sequence[Any], dict[str, State]]:
         plans = entry.plans
         if eqn.primitive is prims.scan_p:
@@ -130,7 +132,7 @@ class _Writer:
         return self.run(plans[0], ins, indices)
 
     def scan(
-        self, eqn: Any, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
+        self, eqn: jex.JaxprEqn, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
     ) -> tuple[Sequence[Any], dict[str, State]]:
         """Writes inside a scan: one for each slice of a stacked weight, one for the others."""
         loop, (plan,) = internals.scan(eqn), entry.plans
@@ -146,9 +148,9 @@ class _Writer:
             if site.kind != "dynamic"
         }
 
-        def one(index: Any, xs: list[Any]) -> dict[str, State]:
+        def write_slice(index: Any, xs: list[Any]) -> dict[str, State]:
             _, states = self.run(plan, [*fixed, *xs], (*indices, index))
             return states
 
-        states = jax.vmap(one, in_axes=(0, 0), out_axes=axes)(jnp.arange(loop.length), xs)
+        states = jax.vmap(write_slice, in_axes=(0, 0), out_axes=axes)(jnp.arange(loop.length), xs)
         return [*carry, *[None] * (len(eqn.outvars) - len(carry))], states

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsim.console.table import render
 from jaxsim.network.network import Network
-from jaxsim.network.stages import Stages, held
+from jaxsim.network.stages import Stages, stage_params
 from jaxsim.pipeline.programs import StageProgram, TaskInputs
 from jaxsim.pipeline.tables import memory_table, stages_table
 
@@ -152,7 +152,7 @@ def input_shapes(net: Network, cut: Stages, program: StageProgram) -> tuple[Any,
     def shape(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a), sharding=sharding)
 
-    own = jax.tree.map(lambda a: shape(a, devices.replicated), held(net, cut, stage))
+    own = jax.tree.map(lambda a: shape(a, devices.replicated), stage_params(net, cut, stage))
     line = cut.equations
     arguments = [line.arguments[i].aval for i in stage.arguments]
     key = jax.eval_shape(lambda: jax.random.key(0)) if net.cores else None

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsim.cores.partition import Parts
-from jaxsim.network.stages import held
+from jaxsim.network.stages import stage_params
 from jaxsim.pipeline.plan import PipelinePlan, layout_of
 from jaxsim.pipeline.programs import TaskInputs, is_inexact
 from jaxsim.pipeline.schedule import run_through
@@ -93,7 +93,7 @@ class _Executor:
         """Moves each stage's parameters to it."""
         self.cut, self.programs = plan.cut, plan.programs
         self.tensors = [
-            jax.device_put(held(net, plan.cut, program.stage), program.devices.replicated)
+            jax.device_put(stage_params(net, plan.cut, program.stage), program.devices.replicated)
             for program in plan.programs
         ]
         self.key = [

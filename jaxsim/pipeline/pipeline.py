@@ -17,7 +17,7 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.cuts import blocks, flops
 from jaxsim.network.leaves import is_array
 from jaxsim.network.network import DATA, META, Network
-from jaxsim.network.stages import Stage, Stages, held, signature
+from jaxsim.network.stages import Stage, Stages, signature, stage_params
 from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.checks import is_traced
 from jaxsim.pipeline import mpmd, spmd
@@ -251,7 +251,7 @@ def _given(net: Pipeline, args: Sequence[Any], kwargs: Any) -> Parts:
 def _inline(net: Pipeline, plan: PipelinePlan, arguments: Parts, key: Any) -> list[list[Array]]:
     """Every micro-batch through every stage, as part of the program that is being traced."""
     layout, cut = layout_of(net), plan.cut
-    owned = [held(net, cut, stage) for stage in cut.stages]
+    owned = [stage_params(net, cut, stage) for stage in cut.stages]
     results: list[list[Array]] = []
     for m, row in enumerate(plan.batch.parts(arguments.arrays)):
         outputs: list[list[Array]] = []

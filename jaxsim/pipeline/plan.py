@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxsim.cores.partition import Parts
 from jaxsim.network.arguments import call_arguments
-from jaxsim.network.cuts import Cut, chosen, cuts, equations
+from jaxsim.network.cuts import Cut, cuts, equations, select_cuts
 from jaxsim.network.network import Network
 from jaxsim.network.stages import Stages, split
 from jaxsim.pipeline.blocks import Blocks, equal_blocks
@@ -136,7 +136,7 @@ def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str,
     net, micro = jax.tree.unflatten(treedef, shapes)
     layout = layout_of(net)
     line = equations(net, micro)
-    places = chosen(cuts(line), layout.cuts)
+    places = select_cuts(cuts(line), layout.cuts)
     cut = split(line, places)
     numbered = jax.tree.unflatten(line.out_tree, range(line.out_tree.num_leaves))
     losses, tree = jax.tree.flatten(numbered[0] if updates_buffers(micro) else numbered)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.network.stages import Held, Stage, Stages, run_stage
+from jaxsim.network.stages import Stage, StageParams, Stages, run_stage
 from jaxsim.pipeline.devices import StageDevices
 
 Remat = Literal["boundary", "none"] | Callable[..., Any]
@@ -138,7 +138,7 @@ class _StageFunctions:
             residual_shapes=self.residual_shapes,
         )
 
-    def run(self, tensors: Held, inputs: TaskInputs) -> list[Array]:
+    def run(self, tensors: StageParams, inputs: TaskInputs) -> list[Array]:
         """The outputs of the stage."""
         part = inputs.part if self.several else None
         arguments = [_key_of_part(a, part) for a in inputs.arguments]
@@ -153,7 +153,7 @@ class _StageFunctions:
         )
 
     def differentiable(
-        self, tensors: Held, inputs: TaskInputs
+        self, tensors: StageParams, inputs: TaskInputs
     ) -> tuple[Callable[..., Any], list[Array]]:
         """A function `(params, inexact live) -> (outputs to differentiate, outputs)`, and those."""
         moves = [is_inexact(a) for a in self.stage.live]
@@ -169,11 +169,15 @@ class _StageFunctions:
             call = jax.checkpoint(call, policy=self.remat)
         return call, live
 
-    def keep_inputs(self, tensors: Held, inputs: TaskInputs) -> tuple[list[Array], list[Array]]:
+    def keep_inputs(
+        self, tensors: StageParams, inputs: TaskInputs
+    ) -> tuple[list[Array], list[Array]]:
         """The outputs of the stage; nothing is kept beside its inputs."""
         return self.run(tensors, inputs), []
 
-    def keep_residuals(self, tensors: Held, inputs: TaskInputs) -> tuple[list[Array], list[Array]]:
+    def keep_residuals(
+        self, tensors: StageParams, inputs: TaskInputs
+    ) -> tuple[list[Array], list[Array]]:
         """The outputs, and what the backward reads beyond the inputs."""
         call, live = self.differentiable(tensors, inputs)
         _, pull, outputs = jax.vjp(call, tensors.params, live, has_aux=True)
@@ -182,7 +186,7 @@ class _StageFunctions:
         self.structure.update({"treedef": treedef, "from": [known.get(id(a)) for a in leaves]})
         return outputs, [a for a in leaves if id(a) not in known]
 
-    def pull_of(self, tensors: Held, inputs: TaskInputs, residuals: list[Array]) -> Any:
+    def pull_of(self, tensors: StageParams, inputs: TaskInputs, residuals: list[Array]) -> Any:
         """The function from cotangents of outputs to gradients."""
         if self.remat == "boundary":
             call, live = self.differentiable(tensors, inputs)
@@ -194,7 +198,7 @@ class _StageFunctions:
 
     def backward(
         self,
-        tensors: Held,
+        tensors: StageParams,
         inputs: TaskInputs,
         residuals: list[Array],
         cotangents: list[Array],
@@ -204,12 +208,14 @@ class _StageFunctions:
         grads, back = self.pull_of(tensors, inputs, residuals)(cotangents)
         return jax.tree.map(jnp.add, sums, grads), back
 
-    def residual_shapes(self, tensors: Held, inputs: TaskInputs) -> list[jax.ShapeDtypeStruct]:
+    def residual_shapes(
+        self, tensors: StageParams, inputs: TaskInputs
+    ) -> list[jax.ShapeDtypeStruct]:
         """Shapes of what `keep_residuals` keeps."""
         return jax.eval_shape(self.keep_residuals, tensors, inputs)[1]
 
 
-def _zeros(tensors: Held) -> dict[str, Array]:
+def _zeros(tensors: StageParams) -> dict[str, Array]:
     """Sums of gradients to begin with."""
     return jax.tree.map(jnp.zeros_like, tensors.params)
 

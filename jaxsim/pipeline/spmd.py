@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxsim.network.network import Network
-from jaxsim.network.stages import Held, Stage, Stages, held, run_stage
+from jaxsim.network.stages import Stage, StageParams, Stages, run_stage, stage_params
 from jaxsim.pipeline.blocks import ARGUMENT, Blocks, input_sources
 from jaxsim.pipeline.devices import StageDevices
 from jaxsim.pipeline.plan import Layout, PipelinePlan, layout_of
@@ -172,14 +172,16 @@ def _run_sharded(
     return sharded(stacked, outer, fold(arguments, divided), fold(targets, divided_targets))
 
 
-def _stacked_params(net: Network, blocks: Blocks, stages: int) -> tuple[Held, list[Held]]:
+def _stacked_params(
+    net: Network, blocks: Blocks, stages: int
+) -> tuple[StageParams, list[StageParams]]:
     """Stacks what blocks read [stages, blocks a stage, ...], and lists it for other stages.
 
     Raises:
       ValueError: The blocks' cores differ.
     """
     cut, last = blocks.cut, blocks.first + blocks.number
-    each = [held(net, cut, stage) for stage in cut.stages]
+    each = [stage_params(net, cut, stage) for stage in cut.stages]
     same = [
         _with_names_of(cut, blocks.block, cut.stages[i], each[i]) for i in range(blocks.first, last)
     ]
@@ -191,12 +193,12 @@ def _stacked_params(net: Network, blocks: Blocks, stages: int) -> tuple[Held, li
     return stacked, [own for i, own in enumerate(each) if not blocks.first <= i < last]
 
 
-def _with_names_of(cut: Stages, block: Stage, stage: Stage, own: Held) -> Held:
+def _with_names_of(cut: Stages, block: Stage, stage: Stage, own: StageParams) -> StageParams:
     """Parameters of a block under the names of the one that stands for all."""
     paths = cut.equations.paths
     names = {paths[a]: paths[b] for a, b in zip(stage.params, block.params, strict=True)}
     sites = dict(zip(stage.sites, block.sites, strict=True))
-    return Held(
+    return StageParams(
         params={names[k]: v for k, v in own.params.items()},
         masks={names[k]: v for k, v in own.masks.items()},
         buffers=own.buffers,
@@ -222,10 +224,10 @@ class _DeviceProgram:
     layout: Layout
     ranges: Any
     rows: list[Array]
-    outer: Iterator[Held]
+    outer: Iterator[StageParams]
     outputs: dict[int, list[Array]] = dataclasses.field(default_factory=dict)
 
-    def run(self, tensors: Held) -> list[Array]:
+    def run(self, tensors: StageParams) -> list[Array]:
         """The network's outputs [M, ...], from what the device's own blocks read."""
         cut, first, count = self.blocks.cut, self.blocks.first, self.blocks.number
         if first:
@@ -251,11 +253,11 @@ class _DeviceProgram:
             lambda values: self.run_stage(stage, own, list(values.values())), self.inputs(stage)
         )
 
-    def run_stage(self, stage: Stage, own: Held, values: Sequence[Array]) -> list[Array]:
+    def run_stage(self, stage: Stage, own: StageParams, values: Sequence[Array]) -> list[Array]:
         """The outputs of a stage for one micro-batch."""
         return run_stage(stage, own, [], values, ranges=self.ranges)
 
-    def run_blocks(self, tensors: Held) -> dict[int, Array]:
+    def run_blocks(self, tensors: StageParams) -> dict[int, Array]:
         """The outputs of the last block [M, ...], by their number."""
         M, stages = self.layout.microbatches, len(self.layout.devices)
         entry = self.inputs(self.blocks.cut.stages[self.blocks.first])
@@ -276,7 +278,7 @@ class _DeviceProgram:
         gathered = (lax.psum(a, "stage") for a in last)
         return dict(zip(self.blocks.boundary_outputs, gathered, strict=True))
 
-    def group(self, tensors: Held) -> Callable[[list[Array], Array], list[Array]]:
+    def group(self, tensors: StageParams) -> Callable[[list[Array], Array], list[Array]]:
         """A function of boundary activations and a micro-batch: the device's blocks in turn."""
         block, into, out_of = (
             self.blocks.block,

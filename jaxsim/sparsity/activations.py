@@ -1,4 +1,4 @@
-"""Sparsity that lasts for one input: activations and gradients of which only the largest count."""
+"""Activation sparsity: activations and gradients of which only the largest are used."""
 
 from __future__ import annotations
 
@@ -23,19 +23,26 @@ if TYPE_CHECKING:
 def topk(
     x: Float[Array, "..."], share: float | Array, axes: tuple[int, ...] = (-1,)
 ) -> Float[Array, "..."]:
-    """The values of largest magnitude, the others zero; ties in order of position.
+    """Keeps the values of largest magnitude and sets the others to zero; earlier ones win ties.
 
     The gradient is that of the values that stay.
 
     Args:
-      x: values.
-      share: of the values along the axes to keep, in (0, 1]: round(share · n) of n. Traced.
-      axes: that values compete along.
+      x: Array of any shape.
+      share: Fraction of the values along the axes to keep, in (0, 1]: round(share · n) of n.
+        Traced.
+      axes: Axes along which values compete.
 
     Raises:
-      ValueError: a share out of range.
+      ValueError: A share out of range.
 
     Source: Ahmad and Scheinkman (2019), arXiv 1903.11257, section 3.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> js.sparsity.topk(jnp.array([3.0, -4.0, 1.0, 2.0]), share=0.5).tolist()
+      [3.0, -4.0, 0.0, 0.0]
     """
     check_range("share", share, 0, 1, above=True)
     axes = tuple(a % x.ndim for a in axes)
@@ -49,13 +56,21 @@ def topk(
 
 
 def topk_inputs(core: Core, *, share: float | Array) -> Core:
-    """A site that reads only the largest of its inputs: `js.wrap(topk_inputs, share=0.1)`.
+    """Makes a site read only the largest of its inputs: `js.wrap(topk_inputs, share=0.1)`.
 
     Those compete that belong to one output: the features of a row, or a whole image.
 
     Args:
-      core: contracts what is left.
-      share: of the inputs to keep, in (0, 1].
+      core: Core that contracts the inputs that are left.
+      share: Fraction of the inputs to keep, in (0, 1].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[3.0, 1.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(2)}, x)
+      >>> js.wrap(js.sparsity.topk_inputs, share=0.5)(net)(x).tolist()
+      [[3.0, 0.0]]
     """
 
     def least(op: Op, x: Array) -> Array:
@@ -74,24 +89,33 @@ class Residue(NamedTuple):
     """State of `topk_gradient`.
 
     Attributes:
-      error: what has not been sent yet, a tree like the gradients.
+      error: Part of the gradients that has not been sent yet, a tree like them.
     """
 
     error: Any
 
 
 def topk_gradient(share: float | Array) -> GradientTransformation:
-    """Hands on the largest entries of each gradient and keeps the rest for later steps.
+    """Sends the largest entries of each gradient and keeps the rest for later steps.
 
-    e ← e + g; the largest of e are sent, and leave e. Put it before the optimiser.
+    e ← e + g; the largest of e are sent, and leave e. Put it before the optimizer.
 
     Args:
-      share: of the entries of each leaf to send, in (0, 1]; at least one. Traced.
+      share: Fraction of the entries of each leaf to send, in (0, 1]; at least one entry. Traced.
 
     Raises:
-      ValueError: a share out of range.
+      ValueError: A share out of range.
 
     Source: Stich, Cordonnier and Jaggi (2018), arXiv 1809.07599, algorithm 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> transform = js.sparsity.topk_gradient(0.5)
+      >>> g = jnp.array([3.0, -4.0, 1.0, 2.0])
+      >>> sent, state = transform.update(g, transform.init(g))
+      >>> sent.tolist(), state.error.tolist()
+      ([3.0, -4.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0])
     """
     import optax
 

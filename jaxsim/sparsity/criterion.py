@@ -1,4 +1,4 @@
-"""What a weight is worth: scores, of which the lowest are left out."""
+"""Criteria: scores of weights, of which the lowest are pruned."""
 
 from __future__ import annotations
 
@@ -23,42 +23,75 @@ def _nothing(params: Tree) -> Any:
     return ()
 
 
-def _kept(memory: Any, params: Tree, grads: Tree) -> Any:
+def _keep_memory(memory: Any, params: Tree, grads: Tree) -> Any:
     return memory
 
 
 class Criterion(NamedTuple):
-    """A score of every parameter.
+    """Score of every parameter.
 
     Attributes:
-      score: `(net, memory) -> scores`, a tree like `net.params`.
-      init: `params -> memory`, what the criterion remembers of a training run.
-      update: `(memory, params, grads) -> memory`, at every step of it.
+      score: Function `(net, memory) -> scores`, a tree like `net.params`.
+      init: Function `params -> memory`, the start of what the criterion accumulates in a training
+        run.
+      update: Function `(memory, params, grads) -> memory`, called at every step of the run.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> def cubes(net, memory):
+      ...     return jax.tree.map(lambda w: jnp.abs(w) ** 3, net.params)
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0, 2.0]])}, jnp.ones((1, 1)))
+      >>> js.sparsity.Criterion(cubes).score(net, ())["w"].tolist()
+      [[1.0, 8.0]]
     """
 
     score: Callable[[Network, Any], Tree]
     init: Callable[[Tree], Any] = _nothing
-    update: Callable[[Any, Tree, Tree], Any] = _kept
+    update: Callable[[Any, Tree, Tree], Any] = _keep_memory
 
 
 def magnitude() -> Criterion:
-    """|w|. Together with `channel` it is a filter's mean magnitude.
+    """Scores weights by |w|; with the pattern `channel`, by a filter's mean magnitude.
 
     Source: Han et al. (2015), arXiv 1506.02626; Li et al. (2017), arXiv 1608.08710, for filters.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0, -2.0]])}, jnp.ones((1, 1)))
+      >>> js.prune(0.5, criterion=js.sparsity.magnitude())(net).masks["w"].tolist()
+      [[False, True]]
     """
     return Criterion(lambda net, _: jax.tree.map(jnp.abs, net.masked_params()))
 
 
 def squared() -> Criterion:
-    """w², the same order for single weights; with `channel`, that of a filter's L2 norm."""
+    """Scores weights by w², the order of |w|; with the pattern `channel`, by a filter's L2 norm.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0, -2.0]])}, jnp.ones((1, 1)))
+      >>> js.sparsity.squared().score(net, ())["w"].tolist()
+      [[1.0, 4.0]]
+    """
     return Criterion(lambda net, _: jax.tree.map(jnp.square, net.masked_params()))
 
 
 def random(key: Key[Array, ""]) -> Criterion:
-    """Uniform random numbers.
+    """Scores weights by uniform random numbers.
 
     Args:
-      key: for them.
+      key: Random key.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 4))}, jnp.ones((1, 4)))
+      >>> sparse = js.prune(0.75, criterion=js.sparsity.random(jax.random.key(0)))(net)
+      >>> int(sparse.masks["w"].sum())
+      4
     """
 
     def score(net: Network, _: Any) -> Tree:
@@ -71,21 +104,37 @@ def random(key: Key[Array, ""]) -> Criterion:
 
 
 def given(scores: Tree) -> Criterion:
-    """Scores from elsewhere.
+    """Scores weights by numbers from elsewhere.
 
     Args:
-      scores: a tree like the parameters.
+      scores: Tree like the parameters.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((1, 2))}, jnp.ones((1, 1)))
+      >>> scores = {"w": jnp.array([[2.0, 1.0]])}
+      >>> js.prune(0.5, criterion=js.sparsity.given(scores))(net).masks["w"].tolist()
+      [[True, False]]
     """
     return Criterion(lambda net, _: scores)
 
 
 def taylor(loss: Loss) -> Criterion:
-    """|g · w|, what the loss changes by to first order without the weight.
+    """Scores weights by |g · w|, the change of the loss to first order without the weight.
 
     Args:
-      loss: of a network, such as `lambda net: cross_entropy(net(x), labels)`.
+      loss: Loss of a network, such as `lambda net: cross_entropy(net(x), labels)`.
 
     Source: Molchanov et al. (2017), arXiv 1611.06440, eq. 7.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[1.0, 3.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[2.0], [1.0]])}, x)
+      >>> js.sparsity.taylor(lambda net: net(x).sum()).score(net, ())["w"].tolist()
+      [[2.0], [3.0]]
     """
 
     def score(net: Network, _: Any) -> Tree:
@@ -96,14 +145,22 @@ def taylor(loss: Loss) -> Criterion:
 
 
 def snip(loss: Loss) -> Criterion:
-    """|g · w| as a share of the sum over all weights, for a network that is not trained yet.
+    """Scores weights by |g · w| over the sum of all, for a network that is not trained yet.
 
     The order is that of `taylor`; the scores add up to one.
 
     Args:
-      loss: of a network.
+      loss: Loss of a network, such as `lambda net: cross_entropy(net(x), labels)`.
 
     Source: Lee, Ajanthan and Torr (2019), arXiv 1810.02340, eq. 6.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[1.0, 3.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 1))}, x)
+      >>> js.sparsity.snip(lambda net: net(x).sum()).score(net, ())["w"].tolist()
+      [[0.25], [0.75]]
     """
 
     def score(net: Network, _: Any) -> Tree:
@@ -115,15 +172,23 @@ def snip(loss: Loss) -> Criterion:
 
 
 def grasp(loss: Loss) -> Criterion:
-    """W · Hg, how much the gradient's norm would fall without the weight.
+    """Scores weights by w · Hg, the fall of the gradient's norm without the weight.
 
     The paper removes the highest of -w · Hg; here as everywhere the lowest go, so the sign is the
     other one.
 
     Args:
-      loss: of a network, twice differentiable.
+      loss: Loss of a network, twice differentiable.
 
     Source: Wang, Zhang and Grosse (2020), arXiv 2002.07376, eq. 8.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[1.0, 2.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 1))}, x)
+      >>> js.sparsity.grasp(lambda net: (net(x) ** 2).sum()).score(net, ())["w"].tolist()
+      [[60.0], [120.0]]
     """
 
     def score(net: Network, _: Any) -> Tree:
@@ -134,20 +199,28 @@ def grasp(loss: Loss) -> Criterion:
 
 
 def synflow(*example: Any, **options: Any) -> Criterion:
-    """Synaptic flow w · ∂R/∂w: R sums the outputs for inputs of one, all parameters positive.
+    """Scores weights by synaptic flow w · ∂R/∂w: R sums the outputs for inputs of one.
 
     Prune in many rounds (`js.prune(…, rounds=100)`): with one, whole layers are lost. Parts that
-    are not multilinear, such as batch normalisation, are run as they are.
+    are not multilinear, such as batch normalization, are run as they are.
 
     Args:
-      *example: the model's positional arguments, of which floats are replaced by ones.
-      **options: its keyword arguments, likewise.
+      *example: Positional arguments of the model, of which floats are replaced by ones.
+      **options: Keyword arguments of the model, likewise.
 
     Source: Tanaka et al. (2020), arXiv 2006.05467, eq. 2 and algorithm 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.zeros((1, 2))
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[2.0], [-1.0]])}, x)
+      >>> js.sparsity.synflow(x).score(net, ())["w"].tolist()
+      [[2.0], [1.0]]
     """
 
     def score(net: Network, _: Any) -> Tree:
-        args, kwargs = jax.tree.map(_one, (example, options))
+        args, kwargs = jax.tree.map(_ones_like, (example, options))
 
         def flow(net: Network) -> Array:
             return sum((jnp.sum(y) for y in jax.tree.leaves(net(*args, **kwargs))), jnp.float32(0))
@@ -160,11 +233,19 @@ def synflow(*example: Any, **options: Any) -> Criterion:
 
 
 def movement() -> Criterion:
-    """-Σ g · w over the steps of a training run: what moves towards zero is worth little.
+    """Scores weights by -Σ g · w over a training run: those that move towards zero score low.
 
     Needs a run: give it to a schedule such as `gradual`.
 
     Source: Sanh, Wolf and Rush (2020), arXiv 2005.07683, eq. 3.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> criterion = js.sparsity.movement()
+      >>> params, grads = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, -1.0])}
+      >>> criterion.update(criterion.init(params), params, grads)["w"].tolist()
+      [-3.0, 2.0]
     """
 
     def score(net: Network, memory: Any) -> Tree:
@@ -181,16 +262,16 @@ def movement() -> Criterion:
     return Criterion(score, lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
 
-def _one(a: Any) -> Any:
+def _ones_like(a: Any) -> Any:
     return jnp.ones_like(a) if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else a
 
 
 def gradients(net: Network, loss: Loss) -> tuple[Tree, Tree]:
-    """The parameters, pruned ones zero, and the gradients by them, which pruned ones have too.
+    """Computes the gradients by the parameters, which pruned ones have too.
 
     Args:
-      net: not deployed.
-      loss: of a network.
+      net: Network, not deployed.
+      loss: Loss of a network.
     """
     open_net = dataclasses.replace(net, masks={})
     w = net.masked_params()
@@ -198,12 +279,12 @@ def gradients(net: Network, loss: Loss) -> tuple[Tree, Tree]:
 
 
 def hessian_product(net: Network, loss: Loss, v: Tree) -> Tree:
-    """The Hessian by the parameters times a vector, as the derivative of the gradient along it.
+    """Multiplies the Hessian by the parameters with a vector, by a derivative of the gradient.
 
     Args:
-      net: not deployed.
-      loss: of a network, twice differentiable.
-      v: the vector, a tree like the parameters.
+      net: Network, not deployed.
+      loss: Loss of a network, twice differentiable.
+      v: Vector, a tree like the parameters.
 
     Source: Pearlmutter (1994), Fast exact multiplication by the Hessian.
     """

@@ -1,4 +1,4 @@
-"""How many weights each layer loses, where all lose a share together."""
+"""Distributions: how many weights each layer loses, where all lose a fraction together."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-class Layer(NamedTuple):
-    """Layers of one shape: the slices of a stack, or one.
+class LayerScores(NamedTuple):
+    """Scores of layers of one shape: the slices of a stack, or one layer.
 
     Attributes:
-      scores: of their units, [B, U].
-      shape: of one layer's weight.
-      size: weights a unit has.
+      scores: Scores of their units, [B, U].
+      shape: Shape of one layer's weight.
+      size: Number of weights of a unit.
     """
 
     scores: Float[Array, "B U"]
@@ -25,25 +25,54 @@ class Layer(NamedTuple):
 
 
 class Distribution(NamedTuple):
-    """How a sparsity is shared out.
+    """Rule by which a sparsity is distributed over layers.
 
     Attributes:
-      removed: `(layers, sparsity) ->` how many units each layer loses, [B] for each entry. Those of
-        the lowest scores go, ties in order of position.
+      removed: Function `(layers, sparsity) ->` number of units each layer loses, [B] for each
+        entry. Those of the lowest scores go, earlier ones first among equals.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> def one_each(layers, sparsity):
+      ...     return [jnp.ones(1, int) for _ in layers]
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0, 2.0]])}, jnp.ones((1, 1)))
+      >>> js.prune(0.5, distribution=js.sparsity.Distribution(one_each))(net).masks["w"].tolist()
+      [[False, True]]
     """
 
-    removed: Callable[[Sequence[Layer], float | Array], list[Int[Array, " B"]]]
+    removed: Callable[[Sequence[LayerScores], float | Array], list[Int[Array, " B"]]]
 
 
 def global_() -> Distribution:
-    """Ranks the units of all layers together; exactly round(sparsity · units) of them go."""
-    return Distribution(_lowest)
+    """Ranks the units of all layers together; exactly round(sparsity · units) of them go.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0], [4.0]])}
+      >>> net = js.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 1)))
+      >>> sparse = js.prune(0.25, distribution=js.sparsity.global_())(net)
+      >>> [int(mask.sum()) for mask in sparse.masks.values()]
+      [1, 2]
+    """
+    return Distribution(_count_lowest)
 
 
 def uniform() -> Distribution:
-    """The same share of every layer: round(sparsity · units) of each."""
+    """Removes the same fraction of every layer: round(sparsity · units) of each.
 
-    def removed(layers: Sequence[Layer], sparsity: float | Array) -> list[Array]:
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0], [4.0]])}
+      >>> net = js.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 1)))
+      >>> sparse = js.prune(0.5, distribution=js.sparsity.uniform())(net)
+      >>> [int(mask.sum()) for mask in sparse.masks.values()]
+      [1, 1]
+    """
+
+    def removed(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
         return [
             jnp.full(len(layer.scores), _count(sparsity, layer.scores.shape[1])) for layer in layers
         ]
@@ -52,35 +81,64 @@ def uniform() -> Distribution:
 
 
 def er() -> Distribution:
-    """Layers keep a share in proportion to (inputs + outputs) / (inputs · outputs).
+    """Keeps of each layer in proportion to (inputs + outputs) / (inputs · outputs).
 
     Inputs and outputs are the last two axes, the channels of a Flax kernel.
 
     Source: Mocanu et al. (2018), arXiv 1707.04780, eq. 3.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 2))}
+      >>> net = js.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 4)))
+      >>> sparse = js.prune(0.5, distribution=js.sparsity.er())(net)
+      >>> sum(int(mask.sum()) for mask in sparse.masks.values())
+      24
     """
     return _by_density(lambda shape: sum(shape[-2:]) / float(np.prod(shape[-2:])))
 
 
 def erk() -> Distribution:
-    """Layers keep a share in proportion to (sum of their axes) / (product of their axes).
+    """Keeps of each layer in proportion to (sum of its axes) / (product of its axes).
 
     A layer whose share would exceed one is dense, and the others share what is left.
 
     Source: Evci et al. (2020), arXiv 1911.11134, section 3.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params = {"a": jnp.ones((4, 8)), "b": jnp.ones((8, 2))}
+      >>> net = js.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 4)))
+      >>> sparse = js.prune(0.5, distribution=js.sparsity.erk())(net)
+      >>> sum(int(mask.sum()) for mask in sparse.masks.values())
+      24
     """
     return _by_density(lambda shape: sum(shape) / float(np.prod(shape)))
 
 
 def lamp() -> Distribution:
-    """Ranks all layers together by s² / Σ t², the sum over the layer's t of at least s.
+    """Ranks all layers together by s² / Σ t², the sum over the layer's scores t of at least s.
 
     Scores must be magnitudes.
 
     Source: Lee et al. (2021), arXiv 2010.07611, eq. 4.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[30.0], [40.0]])}
+      >>> net = js.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 1)))
+      >>> sparse = js.prune(0.5, distribution=js.sparsity.lamp())(net)
+      >>> [mask.ravel().tolist() for mask in sparse.masks.values()]
+      [[False, True], [False, True]]
     """
 
-    def removed(layers: Sequence[Layer], sparsity: float | Array) -> list[Array]:
-        return _lowest([layer._replace(scores=_lamp(layer.scores)) for layer in layers], sparsity)
+    def removed(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
+        return _count_lowest(
+            [layer._replace(scores=_lamp_scores(layer.scores)) for layer in layers], sparsity
+        )
 
     return Distribution(removed)
 
@@ -90,12 +148,12 @@ def densities(
     sparsity: float | Array,
     share: Callable[[tuple[int, ...]], float],
 ) -> Float[Array, " L"]:
-    """Densities in proportion to a share, none above one, that keep (1 - sparsity) of all weights.
+    """Computes densities proportional to a share, at most one, that add up to (1 - sparsity).
 
     Args:
-      shapes: of L layers.
-      sparsity: of all weights together, in [0, 1).
-      share: of a shape, what its density is in proportion to.
+      shapes: Shapes of L layers.
+      sparsity: Fraction of all weights together that is left out, in [0, 1).
+      share: Function from a shape to what its density is proportional to.
     """
     sizes = jnp.asarray([float(np.prod(shape)) for shape in shapes])
     shares = jnp.asarray([share(shape) for shape in shapes], jnp.float32)
@@ -109,7 +167,11 @@ def densities(
 
 
 def rank(scores: Float[Array, "*B U"]) -> Int[Array, "*B U"]:
-    """Place of each score along the last axis, the lowest first, ties in order of position."""
+    """Ranks scores along the last axis, the lowest first, earlier ones first among equals.
+
+    Args:
+      scores: Scores [..., U].
+    """
     order = jnp.argsort(scores, axis=-1)
     places = jnp.broadcast_to(jnp.arange(scores.shape[-1]), scores.shape)
     return jnp.put_along_axis(jnp.zeros_like(order), order, places, -1, inplace=False)
@@ -119,7 +181,7 @@ def _count(sparsity: float | Array, units: int) -> Array:
     return jnp.round(jnp.asarray(sparsity, jnp.float32) * units).astype(jnp.int32)
 
 
-def _lowest(layers: Sequence[Layer], sparsity: float | Array) -> list[Array]:
+def _count_lowest(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
     flat = jnp.concatenate([layer.scores.ravel() for layer in layers])
     gone = rank(flat) < _count(sparsity, flat.size)
     ends = np.cumsum([layer.scores.size for layer in layers])
@@ -128,9 +190,9 @@ def _lowest(layers: Sequence[Layer], sparsity: float | Array) -> list[Array]:
 
 
 def _by_density(share: Callable[[tuple[int, ...]], float]) -> Distribution:
-    """A density for each layer, and counts of units that add up exactly."""
+    """Distributes by a density for each layer, with counts of units that add up exactly."""
 
-    def removed(layers: Sequence[Layer], sparsity: float | Array) -> list[Array]:
+    def removed(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
         shapes = [layer.shape for layer in layers for _ in layer.scores]
         units = jnp.asarray([layer.scores.shape[1] for layer in layers for _ in layer.scores])
         exact = (1 - densities(shapes, sparsity, share)) * units
@@ -143,7 +205,7 @@ def _by_density(share: Callable[[tuple[int, ...]], float]) -> Distribution:
     return Distribution(removed)
 
 
-def _lamp(scores: Float[Array, "B U"]) -> Float[Array, "B U"]:
+def _lamp_scores(scores: Float[Array, "B U"]) -> Float[Array, "B U"]:
     order = jnp.argsort(scores, axis=-1)
     rising = jnp.maximum(jnp.take_along_axis(scores, order, -1), 0) ** 2
     above = jnp.cumsum(rising[:, ::-1], -1)[:, ::-1]

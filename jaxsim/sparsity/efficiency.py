@@ -1,4 +1,4 @@
-"""Accuracy for parameters. Both measures are definitions of this library, not of a paper."""
+"""Parameter efficiency: accuracy for parameters. Both measures are defined here, not in a paper."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from jaxsim.numerics.checks import check_range, checked_int
 
 
 def parameter_efficiency(accuracy: float, nonzeros: int) -> float:
-    """Accuracy per parameter that is not zero.
+    """Computes accuracy per nonzero parameter.
 
     It rewards what is small even where it is useless: a network with one parameter that guesses is
     better than any trained one. `hardness_normalized` does not. Our definition.
 
     Args:
-      accuracy: share in [0, 1].
-      nonzeros: parameters that are not zero.
+      accuracy: Fraction of right answers, in [0, 1].
+      nonzeros: Number of nonzero parameters, at least 1.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: An argument out of range.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.parameter_efficiency(0.5, 1000)
+      0.0005
     """
     check_range("accuracy", accuracy, 0, 1)
     return float(accuracy) / checked_int("nonzeros", nonzeros, 1)
@@ -33,22 +38,28 @@ def hardness_normalized(
     nonzeros: int,
     reference: Sequence[tuple[float, float]] | Float[np.ndarray, "N 2"],
 ) -> float:
-    """How many parameters dense networks need for the same score, over those that are not zero.
+    """Computes the parameters that dense networks need for a score, over the nonzero ones used.
 
     Above 1 the sparse network does better than a dense one of its size. The last points of accuracy
     cost more parameters than the first, and here they count as much more. What dense networks need
     is a monotone cubic through the logarithms of their sizes, over the score. Our definition.
 
     Args:
-      score: of the sparse network: accuracy, or anything that rises with size (a negative loss).
-      nonzeros: its parameters that are not zero.
-      reference: (parameters, score) of dense networks, at least two; both must rise together.
+      score: Score of the sparse network: accuracy, or anything that rises with size (a negative
+        loss).
+      nonzeros: Number of its nonzero parameters, at least 1.
+      reference: Pairs (parameters, score) of dense networks, at least two; both must rise together.
 
     Returns:
       The ratio; NaN where no reference scores so low or so high.
 
     Raises:
-      ValueError: fewer than two references, or scores that do not rise with size.
+      ValueError: Fewer than two references, or scores that do not rise with size.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> round(js.hardness_normalized(0.9, 500, [(100, 0.8), (1000, 0.9), (10000, 0.95)]), 3)
+      2.0
     """
     from scipy.interpolate import PchipInterpolator
 

@@ -1,4 +1,4 @@
-"""Weights that learn whether they stay: reparametrisations with a penalty, that end in masks."""
+"""Gates: trained reparametrizations of weights with a penalty, which end in masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
 from jaxsim.network.params import by_name
-from jaxsim.network.tracing import retraced
+from jaxsim.network.tracing import retrace
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_called, check_range
 from jaxsim.sparsity.distribution import Distribution, global_
@@ -30,14 +30,21 @@ Weights = dict[str, Array]
 
 
 class Gates(NamedTuple):
-    """A reparametrisation of weights.
+    """Reparametrization of weights by trained gates.
 
     Attributes:
-      init: `weights -> gates`, what is trained beside the weights.
-      apply: `(weights, gates, key) -> weights` that the model reads; without a key, their mean.
-      penalty: `(weights, gates) -> number`, what a loss is to have more of for each that stays.
-      score: `(weights, gates) -> scores`, what each is worth, by weight.
-      stays: `(weights, gates) -> masks`, which of them the gates leave.
+      init: Function `weights -> gates`, the start of what is trained beside the weights.
+      apply: Function `(weights, gates, key) -> weights` that the model reads; without a key, their
+        mean.
+      penalty: Function `(weights, gates) -> number`, which a loss adds for weights that stay.
+      score: Function `(weights, gates) -> scores` of weights, the lowest of which go.
+      stays: Function `(weights, gates) -> masks` of the weights that the gates leave.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> gates = js.sparsity.soft_threshold()
+      >>> isinstance(gates, js.sparsity.Gates)
+      True
     """
 
     init: Callable[[Weights], Any]
@@ -52,17 +59,24 @@ _LOW, _HIGH, _TEMPERATURE = -0.1, 1.1, 2 / 3
 
 
 def hard_concrete(start: float = 2.0) -> Gates:
-    """L0 regularisation: each weight times a random gate in [0, 1] that is often exactly 0 or 1.
+    """Makes gates for L0 regularization: random factors in [0, 1] that are often exactly 0 or 1.
 
     The penalty is the expected number of gates that are not zero.
 
     Args:
-      start: log α of every gate at first; a gate is open with the chance σ(log α + 1.6).
+      start: Initial log α of every gate; a gate is open with probability σ(log α + 1.6).
 
     Raises:
-      ValueError: start is no finite number.
+      ValueError: `start` is not a finite number.
 
     Source: Louizos, Welling and Kingma (2018), arXiv 1712.01312, eq. 10–13.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> gates, w = js.sparsity.hard_concrete(start=2.0), {"w": jnp.ones(3)}
+      >>> gates.stays(w, gates.init(w))["w"].tolist()
+      [True, True, True]
     """
     _check_number("start", start)
 
@@ -95,18 +109,25 @@ def hard_concrete(start: float = 2.0) -> Gates:
 
 
 def soft_threshold(start: float = -5.0) -> Gates:
-    """STR: sgn(w) relu(|w| - σ(s)), with one trained s for each layer.
+    """Makes gates sgn(w) relu(|w| - σ(s)), with one trained s for each layer (STR).
 
     The penalty is half the sum of squares of weights and thresholds; it draws s to 0, where the
     threshold is a half, and weights below it.
 
     Args:
-      start: s of every layer at first.
+      start: Initial s of every layer.
 
     Raises:
-      ValueError: start is no finite number.
+      ValueError: `start` is not a finite number.
 
     Source: Kusupati et al. (2020), arXiv 2002.03231, eq. 4.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> gates, w = js.sparsity.soft_threshold(start=0.0), {"w": jnp.array([1.5, -0.25])}
+      >>> gates.apply(w, gates.init(w), None)["w"].tolist()
+      [1.0, -0.0]
     """
     _check_number("start", start)
 
@@ -127,19 +148,26 @@ def soft_threshold(start: float = -5.0) -> Gates:
 
 
 def variational_dropout(start: float = -10.0, *, most: float = 3.0) -> Gates:
-    """Each weight normal about w with a variance of its own; those of much noise are left out.
+    """Makes every weight normal about w with a trained variance; noisy weights are left out.
 
     With α = σ² / w², weights stay whose log α is below a bound. The penalty is the paper's
     approximation of the divergence from the log-uniform prior.
 
     Args:
-      start: log σ² of every weight at first.
-      most: log α above which a weight is left out.
+      start: Initial log σ² of every weight.
+      most: Largest log α of a weight that stays.
 
     Raises:
-      ValueError: an argument is no finite number.
+      ValueError: An argument is not a finite number.
 
     Source: Molchanov, Ashukha and Vetrov (2017), arXiv 1701.05369, eq. 14.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> gates, w = js.sparsity.variational_dropout(start=-2.0), {"w": jnp.array([1.0, 0.01])}
+      >>> gates.stays(w, gates.init(w))["w"].tolist()
+      [True, False]
     """
     _check_number("start", start)
     _check_number("most", most)
@@ -173,18 +201,25 @@ def variational_dropout(start: float = -10.0, *, most: float = 3.0) -> Gates:
 
 @own_promotion()
 def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Network:
-    """A network that trains gates beside its weights.
+    """Adds trained gates to a network's weights.
 
     Its parameters are `{"params": …, "gates": …}`. Training draws the gates anew at every step when
     `fit` is given `rngs=("gates",)`; other calls read their mean. `closed` ends in masks.
 
     Args:
-      net: float, not pruned.
-      gates: `hard_concrete()`, `soft_threshold()` or `variational_dropout()`.
-      sites: patterns of the sites whose weights are gated.
+      net: Float network, not pruned.
+      gates: Gates: `hard_concrete()`, `soft_threshold()` or `variational_dropout()`.
+      sites: Patterns of the sites whose weights are gated.
 
     Raises:
-      ValueError: a network that is transformed or pruned already, or patterns without a site.
+      ValueError: A network that is transformed or pruned already, or patterns without a site.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(2)}, jnp.ones((1, 2)))
+      >>> sorted(js.sparsity.gated(net, js.sparsity.hard_concrete()).params)
+      ['gates', 'params']
     """
     check_called("gates", gates)
     if net.cores or net.masks or net.deployed:
@@ -203,20 +238,32 @@ def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Ne
         return read(_put(inner, w), buffers, *args, **kwargs)
 
     params = {"params": net.params, "gates": gates.init(_part(net.params, names))}
-    return retraced(dataclasses.replace(net, params=params), fn)
+    return retrace(dataclasses.replace(net, params=params), fn)
 
 
 def penalized(gates: Gates, strength: float | Array) -> GradientTransformation:
-    """Adds the gradient of the gates' penalty, as weight decay adds its own.
+    """Adds the gradient of the gates' penalty to that of the loss, as weight decay does.
 
-    Put it before the optimiser: `optax.chain(penalized(gates, 1e-5), optax.adam(1e-3))`.
+    Put it before the optimizer: `optax.chain(penalized(gates, 1e-5), optax.adam(1e-3))`.
 
     Args:
-      gates: those of the network.
-      strength: what the penalty is multiplied by, at least 0. Traced.
+      gates: Gates of the network.
+      strength: Factor of the penalty, at least 0. Traced.
 
     Raises:
-      ValueError: a strength out of range.
+      ValueError: A strength out of range.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(2)}, jnp.ones((1, 2)))
+      >>> gates = js.sparsity.soft_threshold()
+      >>> params = js.sparsity.gated(net, gates).params
+      >>> decay = js.sparsity.penalized(gates, 0.5)
+      >>> zero = jax.tree.map(jnp.zeros_like, params)
+      >>> updates, _ = decay.update(zero, decay.init(params), params)
+      >>> updates["params"]["w"].tolist()
+      [[0.5, 0.0], [0.0, 0.5]]
     """
     import optax
 
@@ -242,17 +289,26 @@ def closed(
     sparsity: float | Array | None = None,
     distribution: Distribution | None = None,
 ) -> Network:
-    """The network without gates: weights as their mean reads them, and masks.
+    """Removes the gates of a trained network: its weights are their mean, with masks.
 
     Args:
-      trained: after training, as `gated` made it.
-      net: before `gated`.
-      gates: those of `gated`.
-      sparsity: share to leave out, those of the lowest score; None leaves it to the gates.
-      distribution: how many each layer loses then; `global_()` if None.
+      trained: Network after training, as `gated` made it.
+      net: Network before `gated`.
+      gates: Gates that `gated` was given.
+      sparsity: Fraction to leave out, those of the lowest scores; None leaves it to the gates.
+      distribution: How many each layer loses then; `global_()` if None.
 
     Raises:
-      ValueError: a sparsity out of range.
+      ValueError: A sparsity out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(2)}, jnp.ones((1, 2)))
+      >>> gates = js.sparsity.soft_threshold()
+      >>> trained = js.sparsity.gated(net, gates)
+      >>> js.sparsity.closed(trained, net, gates).masks["w"].tolist()
+      [[True, False], [False, True]]
     """
     inner, gate = trained.params["params"], trained.params["gates"]
     names = tuple(gate)

@@ -20,15 +20,21 @@ from jaxsim.network.params import by_name
 from jaxsim.network.writer import write_states
 from jaxsim.numerics.arrays import placed_like
 from jaxsim.numerics.checks import check_share, is_traced
-from jaxsim.sparsity.distribution import Distribution, Layer, rank
+from jaxsim.sparsity.distribution import Distribution, LayerScores, rank
 from jaxsim.sparsity.pattern import Layout, Pattern
 
 Masks = dict[str, Bool[Array, "..."]]
 """Which weights remain, by the parameter's path."""
 
 
-def chosen(masks: Mapping[str, Array], tree: Any, other: Any) -> Any:
-    """A tree of parameters, or of what is of their shape, the other one where a mask is zero."""
+def select_kept(masks: Mapping[str, Array], tree: Any, other: Any) -> Any:
+    """Selects between two trees of parameters by masks: the second where a mask is zero.
+
+    Args:
+      masks: Masks by path; other parameters are taken from the first tree.
+      tree: Tree of parameters, or of arrays of their shapes.
+      other: Another tree like it.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, a, b: (
             jnp.where(masks[name], a, b) if (name := path_name(path)) in masks else a
@@ -39,11 +45,18 @@ def chosen(masks: Mapping[str, Array], tree: Any, other: Any) -> Any:
 
 
 def stacks(net: Network, sites: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The parameters whose zeros are zeros of chosen sites, and the axes that scans stack.
+    """Finds the parameters whose zeros are zeros of chosen sites, and the axes that scans stack.
+
+    Args:
+      net: Network.
+      sites: Patterns of sites.
+
+    Returns:
+      Sizes of the stacked axes by path.
 
     Raises:
-      ValueError: a pattern that matches nothing, a site without a parameter, or one whose weight
-        is computed from parameters so that their zeros are not zeros of it.
+      ValueError: A pattern that matches nothing, a site without a parameter, or one whose weight is
+        computed from parameters so that their zeros are not zeros of it.
     """
     found: dict[str, tuple[int, ...]] = {}
     for site in net.select(sites):
@@ -68,16 +81,16 @@ def require_alone(net: Network, sites: str | Sequence[str], what: str) -> None:
     """Checks that nothing but the chosen sites reads their parameters.
 
     Args:
-      net: Whose sites they are.
+      net: Network with the sites.
       sites: Patterns of the sites.
       what: Name of the function that would change the parameters.
 
     Raises:
       ValueError: Something else reads one.
     """
-    chosen = net.select(sites)
-    names = {site.name for site in chosen}
-    for site in chosen:
+    selected = net.select(sites)
+    names = {site.name for site in selected}
+    for site in selected:
         if others := [reader for reader in site.shared if reader not in names]:
             raise ValueError(
                 f"{what} at {site.name}: {', '.join(site.sources)} is read by "
@@ -95,21 +108,21 @@ def make_masks(
     sites: str | Sequence[str] = "*",
     allow_collapse: bool = False,
 ) -> Masks:
-    """Masks that leave out the units of the lowest scores; what is pruned already stays so.
+    """Makes masks that leave out the units of the lowest scores; pruned weights stay so.
 
     The score of a unit is the mean over its weights.
 
     Args:
-      net: whose layers and masks these are.
-      scores: a number for each parameter, a tree like `net.params`.
-      sparsity: share of the units to leave out; None where the pattern fixes it. Traced.
-      pattern: which weights go together.
-      distribution: how many each layer loses.
-      sites: patterns of the sites to prune.
-      allow_collapse: let a layer lose all its weights.
+      net: Network with the layers and the masks so far.
+      scores: Number for each parameter, a tree like `net.params`.
+      sparsity: Fraction of the units to leave out; None where the pattern fixes it. Traced.
+      pattern: Pattern, which says what weights form a unit.
+      distribution: Distribution, which says how many units each layer loses.
+      sites: Patterns of the sites to prune.
+      allow_collapse: If True, a layer may lose all its weights.
 
     Raises:
-      ValueError: scores that are NaN, a stack that does not come first in its parameter, a layer
+      ValueError: Scores that are NaN, a stack that does not come first in its parameter, a layer
         that the pattern does not fit, or one that would lose everything.
     """
     stacked, flat, params = stacks(net, sites), by_name(scores), by_name(net.params)
@@ -136,10 +149,10 @@ def make_masks(
         units[name] = jnp.where(alive[name], score, -jnp.inf)
         layouts[name] = layout
     if pattern.sparsity is not None:
-        kept = {n: _of_groups(u, pattern.sparsity) for n, u in units.items()}
+        kept = {n: _kept_by_group(u, pattern.sparsity) for n, u in units.items()}
     else:
         assert sparsity is not None
-        kept = _of_layers(units, layouts, sparsity, distribution, tied=pattern.tied)
+        kept = _kept_by_layer(units, layouts, sparsity, distribution, tied=pattern.tied)
     masks: Masks = {}
     for name, mask in kept.items():
         whole = layouts[name].spread(mask & alive[name]).reshape(flat[name].shape)
@@ -154,12 +167,12 @@ def make_masks(
     return masks
 
 
-def _of_groups(units: Array, sparsity: float) -> Array:
-    """Which units stay where each group loses the same share."""
+def _kept_by_group(units: Array, sparsity: float) -> Array:
+    """Finds the units that stay where each group loses the same fraction."""
     return rank(units) >= round(sparsity * units.shape[-1])
 
 
-def _of_layers(
+def _kept_by_layer(
     units: Mapping[str, Array],
     layouts: Mapping[str, Layout],
     sparsity: float | Array,
@@ -167,16 +180,16 @@ def _of_layers(
     *,
     tied: bool,
 ) -> dict[str, Array]:
-    """Which units [B, 1, U] stay, as a distribution has it."""
+    """Finds the units [B, 1, U] that stay under a distribution."""
     sets: dict[str, list[str]] = {}
     for name in units:
         module = name.rsplit("/", 2)[0] if tied and name.count("/") > 1 else ""
         sets.setdefault(module if tied else name, []).append(name)
-    layers: list[Layer] = []
+    layers: list[LayerScores] = []
     for names in sets.values():
         size = sum(layouts[name].size for name in names)
         total = sum((units[n][:, 0] * layouts[n].size for n in names), jnp.float32(0))
-        layers.append(Layer(total / size, layouts[names[0]].shape, size))
+        layers.append(LayerScores(total / size, layouts[names[0]].shape, size))
     counts = distribution.removed(layers, sparsity)
     kept = {
         key: (rank(layer.scores) >= count[:, None])[:, None]
@@ -186,13 +199,20 @@ def _of_layers(
 
 
 def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Which axes of each parameter its site sums over, without those that scans stack.
+    """Finds the axes of each parameter that its site sums over, without those that scans stack.
 
     Found by writing parameters that vary along one axis only, and looking at the site's matrix.
+
+    Args:
+      net: Network.
+      names: Paths of parameters.
     """
     sites = {part: s for s in reversed(net.sites) for part in s.parts if part in names}
     probed = dataclasses.replace(
-        net, cores={s.name: (Wrapper.of(_seen),) for s in sites.values()}, states={}, masks={}
+        net,
+        cores={s.name: (Wrapper.of(_keep_matrix),) for s in sites.values()},
+        states={},
+        masks={},
     )
     shapes = {
         n: p.shape[len(sites[n].stack) :] for n, p in by_name(net.params).items() if n in names
@@ -220,8 +240,8 @@ def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, 
     return {name: tuple(axes) for name, axes in found.items()}
 
 
-def _seen(core: Core) -> Core:
-    """A core whose state is the site's matrix [B, K, N]."""
+def _keep_matrix(core: Core) -> Core:
+    """Makes a core whose state is the site's matrix [B, K, N]."""
 
     def write(op: Op, w: Array, key: Any) -> State:
         return op.geometry.as_matmul().w(w)
@@ -232,8 +252,12 @@ def _seen(core: Core) -> Core:
 def check_sparsity(sparsity: float | Array | None, pattern: Pattern) -> None:
     """Checks that a sparsity is in [0, 1), and given where the pattern does not fix it.
 
+    Args:
+      sparsity: Fraction to leave out, or None.
+      pattern: Pattern of the masks.
+
     Raises:
-      ValueError: it is not.
+      ValueError: It is not.
     """
     if pattern.sparsity is not None:
         if sparsity is not None:

@@ -1,7 +1,7 @@
-"""The optimal brain surgeon on a layer: which weights go, and what the others become.
+"""Optimal brain surgeon (OBS) on a layer: prunes weights and adjusts the others.
 
-A layer is a batch of matrix products x w. With H = E[xᵀx], changing w to q costs each output
-(w - q)ᵀ H (w - q).
+A layer is a batch of matrix products x w. With H = E[xᵀx], changing w to q costs each output (w -
+q)ᵀ H (w - q).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from jaxsim.sparsity.distribution import rank
 _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
-def removal(
+def saliency(
     w: Float[Array, "K N"], gram: Float[Array, "K K"], damping: float | Array = 0.01
 ) -> tuple[Float[Array, "K N"], Float[Array, "K K"]]:
-    """What losing each weight costs its output, and what the others then change by.
+    """Computes the cost of losing each weight, and the change of the others that goes with it.
 
     Args:
-      w: weights of a layer.
-      gram: H.
-      damping: as a share of the mean of H's diagonal, added to it.
+      w: Weights of a layer.
+      gram: Matrix H, the mean of the outer products of the inputs.
+      damping: Term added to H's diagonal, as a fraction of its mean.
 
     Returns:
       The costs w_q² / [H⁻¹]_qq (twice the loss of half the quadratic form), and [K, K] whose column
@@ -34,7 +34,7 @@ def removal(
 
     Source: Hassibi and Stork (1993), Second order derivatives for network pruning, eq. 5.
     """
-    inverse = jnp.linalg.inv(_damped(gram, damping))
+    inverse = jnp.linalg.inv(_damp(gram, damping))
     diagonal = jnp.diag(inverse)
     return w**2 / diagonal[:, None], -inverse / diagonal
 
@@ -49,30 +49,38 @@ def prune_layer(
     block: int = 64,
     keep: tuple[int, int] | None = None,
 ) -> tuple[Float[Array, "K N"], Bool[Array, "K N"]]:
-    """Prunes one input after the other; the inputs that follow make up for each.
+    """Prunes the inputs of a layer one after another; those that follow compensate for each.
 
     A block of inputs is chosen from together, by w² / [H⁻¹]_qq among the inputs not yet passed;
     each block loses its share, so that round(sparsity · K · N) weights go in all.
 
     Args:
-      w: weights.
-      gram: H, the mean of the outer products of the inputs.
-      sparsity: share to leave out, in [0, 1). Traced.
-      damping: λ as a share of the mean of H's diagonal, above 0. Traced.
-      block: inputs that are chosen from together.
-      keep: (n, m) to keep n of every m inputs of an output instead; m divides K, and `block` is
-        rounded to a multiple of m.
+      w: Weights of a layer.
+      gram: Matrix H, the mean of the outer products of the inputs.
+      sparsity: Fraction to leave out, in [0, 1). Traced.
+      damping: Term λ added to H's diagonal, as a fraction of its mean, above 0. Traced.
+      block: Number of inputs that are chosen from together.
+      keep: Pair (n, m) to keep n of every m inputs of an output instead; m divides K, and `block`
+        is rounded to a multiple of m.
 
     Returns:
       The weights that remain, changed, the others zero; and which remain.
 
     Source: Frantar and Alistarh (2023), arXiv 2301.00774, algorithm 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w, gram = jnp.array([[1.0], [0.1], [2.0], [0.2]]), jnp.eye(4)
+      >>> _, mask = js.sparsity.prune_layer(w, gram, 0.5)
+      >>> mask.ravel().tolist()
+      [True, False, True, False]
     """
     K, N = w.shape
     unit = 1 if keep is None else keep[1]
     block = min(max(block // unit, 1) * unit, K)
     # H = R Rᵀ, R upper triangular: [H⁻¹]_qq among the inputs from q on is 1 / R_qq²
-    upper = jnp.linalg.cholesky(_damped(gram, damping)[::-1, ::-1])[::-1, ::-1]
+    upper = jnp.linalg.cholesky(_damp(gram, damping)[::-1, ::-1])[::-1, ::-1]
     feed = jnp.triu(upper / jnp.diag(upper), 1)
     worth = jnp.diag(upper)[:, None] ** 2
     sparsity = jnp.asarray(sparsity, jnp.float32)
@@ -110,6 +118,6 @@ def prune_layer(
     return q, mask
 
 
-def _damped(gram: Array, damping: float | Array) -> Array:
+def _damp(gram: Array, damping: float | Array) -> Array:
     unit = jnp.mean(jnp.diag(gram))
     return gram / jnp.where(unit > 0, unit, 1) + damping * jnp.eye(len(gram))

@@ -1,4 +1,4 @@
-"""Which weights of a layer go together, and which of them compete."""
+"""Patterns: which weights of a layer form a unit, and which units compete."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from jaxsim.numerics.checks import checked_int
 
 
 class Layout(NamedTuple):
-    """A layer's weights as groups of units: reshaped, transposed, reshaped.
+    """Layout of a layer's weights as groups of units: reshaped, transposed, reshaped.
 
     Attributes:
-      shape: of the layer.
-      split: shape that the weights are first given.
-      order: its axes in the order groups, units, weights of a unit.
-      groups: G, how many groups there are; units compete within theirs.
-      units: U, how many units a group has.
-      size: S, how many weights a unit has.
+      shape: Shape of the layer.
+      split: Shape that the weights are first given.
+      order: Axes of `split` in the order groups, units, weights of a unit.
+      groups: Number of groups, G; units compete within theirs.
+      units: Number of units of a group, U.
+      size: Number of weights of a unit, S.
     """
 
     shape: tuple[int, ...]
@@ -33,12 +33,26 @@ class Layout(NamedTuple):
     size: int
 
     def gather(self, w: Array) -> Array:
-        """The weights [B, *shape] of B layers as [B, G, U, S]."""
+        """Rearranges the weights of B layers into units.
+
+        Args:
+          w: Weights [B, *shape].
+
+        Returns:
+          The weights [B, G, U, S].
+        """
         parts = w.reshape(-1, *self.split).transpose(0, *(1 + i for i in self.order))
         return parts.reshape(-1, self.groups, self.units, self.size)
 
     def spread(self, units: Array) -> Array:
-        """One value a unit, [B, G, U], at each of its weights, [B, *shape]."""
+        """Repeats one value per unit at each of its weights.
+
+        Args:
+          units: Values [B, G, U].
+
+        Returns:
+          The values [B, *shape].
+        """
         parts = jnp.broadcast_to(units[..., None], (*units.shape, self.size))
         parts = parts.reshape(-1, *(self.split[i] for i in self.order))
         back = (1 + int(i) for i in np.argsort(self.order))
@@ -46,13 +60,18 @@ class Layout(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """What a mask may look like.
+    """Pattern that a mask has.
 
     Attributes:
-      layout: `(name, shape, contracted axes) -> Layout` of a layer.
-      sparsity: the share that every group loses, where the pattern fixes it.
-      tied: whether the layers of one module, such as an attention's four, lose the same units.
-      needs_axes: whether `layout` looks at the contracted axes, which are empty otherwise.
+      layout: Function `(name, shape, contracted axes) -> Layout` of a layer.
+      sparsity: Fraction that every group loses, where the pattern fixes it.
+      tied: If True, the layers of one module, such as an attention's four, lose the same units.
+      needs_axes: If True, `layout` reads the contracted axes, which are empty otherwise.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.sparsity.n_of_m(2, 4).sparsity, js.sparsity.head(2).tied
+      (0.5, True)
     """
 
     layout: Callable[[str, tuple[int, ...], tuple[int, ...]], Layout]
@@ -62,7 +81,16 @@ class Pattern(NamedTuple):
 
 
 def unstructured() -> Pattern:
-    """Every weight for itself."""
+    """Prunes every weight for itself.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jnp.array([[1.0, 4.0], [3.0, 2.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": w}, jnp.ones((1, 2)))
+      >>> js.prune(0.5, pattern=js.sparsity.unstructured())(net).masks["w"].tolist()
+      [[False, True], [True, False]]
+    """
 
     def layout(name: str, shape: tuple[int, ...], contracted: tuple[int, ...]) -> Layout:
         n = math.prod(shape)
@@ -72,19 +100,27 @@ def unstructured() -> Pattern:
 
 
 def n_of_m(n: int, m: int, *, axis: int | None = None) -> Pattern:
-    """Of every m neighbours along an axis exactly n stay; this fixes the sparsity at 1 - n/m.
+    """Keeps exactly n of every m neighbors along an axis; this fixes the sparsity at 1 - n/m.
 
     Args:
-      n: how many stay, from 1 to m - 1.
-      m: of how many, at least 2. It divides the axis.
-      axis: of the layer's weight, without the axes that scans stack; None for the last of those
-        that are summed over, the input channels of a Flax kernel.
+      n: Number of weights that stay, from 1 to m - 1.
+      m: Number of neighbors, at least 2. It divides the axis.
+      axis: Axis of the layer's weight, without the axes that scans stack; None for the last of
+        those that are summed over, the input channels of a Flax kernel.
 
     Raises:
-      ValueError: an argument out of range; when applied, m does not divide the axis.
+      ValueError: An argument out of range; when applied, m does not divide the axis.
 
     Source: Mishra et al. (2021), arXiv 2104.08378, for 2 of 4; Zhou et al. (2021),
     arXiv 2102.04010.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jnp.array([[1.0], [4.0], [3.0], [2.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": w}, jnp.ones((1, 4)))
+      >>> js.prune(pattern=js.sparsity.n_of_m(2, 4))(net).masks["w"].ravel().tolist()
+      [False, True, True, False]
     """
     m = checked_int("m", m, 2)
     n = checked_int("n", n, 1, m - 1)
@@ -103,18 +139,26 @@ def n_of_m(n: int, m: int, *, axis: int | None = None) -> Pattern:
 
 
 def block(rows: int, columns: int) -> Pattern:
-    """Blocks of the last two axes, which Flax kernels have their channels on.
+    """Prunes blocks of the last two axes, which are the channels of Flax kernels.
 
     Args:
-      rows: of a block, along the last axis but one.
-      columns: of a block, along the last axis.
+      rows: Number of rows of a block, along the last axis but one.
+      columns: Number of columns of a block, along the last axis.
 
     Raises:
-      ValueError: a size below 1; when applied, a layer of one axis, or a size that does not divide
+      ValueError: A size below 1; when applied, a layer of one axis, or a size that does not divide
         its axis.
 
     Source: Gray et al. (2017), GPU kernels for block-sparse weights; Narang et al. (2017),
     arXiv 1711.02782.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jnp.array([[1.0, 1.0, 3.0, 3.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": w}, jnp.ones((1, 1)))
+      >>> js.prune(0.5, pattern=js.sparsity.block(1, 2))(net).masks["w"].tolist()
+      [[False, False, True, True]]
     """
     rows, columns = checked_int("rows", rows, 1), checked_int("columns", columns, 1)
 
@@ -134,16 +178,24 @@ def block(rows: int, columns: int) -> Pattern:
 
 
 def channel(axis: int = -1) -> Pattern:
-    """Whole channels: all weights of one index of an axis.
+    """Prunes whole channels: all weights of one index of an axis.
 
     Args:
-      axis: of the layer's weight, without the axes that scans stack: -1 for the output channels of
-        a Flax kernel, -2 for its input channels.
+      axis: Axis of the layer's weight, without the axes that scans stack: -1 for the output
+        channels of a Flax kernel, -2 for its input channels.
 
     Raises:
-      ValueError: when applied, a layer without that axis.
+      ValueError: When applied, a layer without that axis.
 
     Source: Li et al. (2017), arXiv 1608.08710.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jnp.array([[1.0, 2.0], [1.0, 2.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": w}, jnp.ones((1, 2)))
+      >>> js.prune(0.5, pattern=js.sparsity.channel())(net).masks["w"].tolist()
+      [[False, True], [False, True]]
     """
 
     def layout(name: str, shape: tuple[int, ...], contracted: tuple[int, ...]) -> Layout:
@@ -153,19 +205,28 @@ def channel(axis: int = -1) -> Pattern:
 
 
 def head(heads: int) -> Pattern:
-    """Attention heads, the same ones in every layer of a module.
+    """Prunes attention heads, the same ones in every layer of a module.
 
     The weights of a head are those of its index on the axis of that length: [D, heads, depth] of
     queries, keys and values, [heads, depth, D] of what leaves. Choose the four by `sites`.
 
     Args:
-      heads: how many there are, at least 2.
+      heads: Number of heads, at least 2.
 
     Raises:
-      ValueError: an argument out of range; when applied, a layer with no axis of that length, or
+      ValueError: An argument out of range; when applied, a layer with no axis of that length, or
         with several.
 
     Source: Michel, Levy and Neubig (2019), arXiv 1905.10650.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jnp.stack([jnp.ones((3, 4)), jnp.full((3, 4), 2.0)], 1)
+      >>> heads = lambda p, x: jnp.einsum("bd,dhk->bhk", x, p["w"])
+      >>> net = js.trace(heads, {"w": w}, jnp.ones((1, 3)))
+      >>> js.prune(0.5, pattern=js.sparsity.head(2))(net).masks["w"].any((0, 2)).tolist()
+      [False, True]
     """
     heads = checked_int("heads", heads, 2)
 
@@ -180,14 +241,14 @@ def head(heads: int) -> Pattern:
 
 
 def _along(name: str, shape: tuple[int, ...], axis: int) -> Layout:
-    """Units along one axis."""
+    """Makes units along one axis."""
     at = _axis(name, shape, axis)
     others = tuple(i for i in range(len(shape)) if i != at)
     return Layout(shape, shape, (at, *others), 1, shape[at], math.prod(shape) // shape[at])
 
 
 def _axis(name: str, shape: Sequence[int], axis: int) -> int:
-    """An axis, counted from the front."""
+    """Counts an axis from the front."""
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"axis={axis}: {name} {list(shape)} has no such axis")
     return axis % len(shape)

@@ -1,4 +1,4 @@
-"""What sparse weights save, layer by layer: operations, and bits in each format."""
+"""Sparsity report: operations and storage that sparse weights save, layer by layer."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ def sparsity_table(
     compression: float,
     useful: float,
 ) -> Any:
-    """A rich table of what sparse weights save.
+    """Builds a rich table of what sparse weights save.
 
     Args:
-      rows: (name, entries, nonzero entries, MACs, bits by format, best format) by weight.
-      compression: of all weights, each in its best format.
-      useful: share of the MACs whose weight is not zero.
+      rows: A tuple for each weight (name, entries, nonzero entries, MACs, bits by format, best
+        format).
+      compression: Factor by which all weights shrink, each in its best format.
+      useful: Fraction of the MACs whose weight is not zero.
     """
     from rich.table import Table
 
@@ -65,16 +66,16 @@ FORMATS = (
 """Formats that a report compares."""
 
 
-class Row(NamedTuple):
-    """One weight.
+class WeightRow(NamedTuple):
+    """Savings at one weight.
 
     Attributes:
-      name: its path.
-      size: number of entries.
-      nonzero: those that are not zero.
-      macs: multiply-accumulates of one call at its sites, as if nothing were zero.
-      bits: by format; None where that cannot hold it. "dense" and "bound", below which none can go,
-        among them.
+      name: Path of the parameter.
+      size: Number of entries.
+      nonzero: Number of nonzero entries.
+      macs: Multiply-accumulates of one call at its sites, as if nothing were zero.
+      bits: Bits by format; None where the format cannot store it. "dense" and "bound", below which
+        none can go, among them.
     """
 
     name: str
@@ -85,22 +86,22 @@ class Row(NamedTuple):
 
     @property
     def best(self) -> str:
-        """The format that takes the fewest bits."""
+        """Name of the format that takes the fewest bits."""
         held = {name: bits for name, bits in self.bits.items() if bits and name != "bound"}
         return min(held, key=lambda name: held[name], default="dense")
 
 
 class SparsityReport(NamedTuple):
-    """What sparse weights save.
+    """Savings of a network by its sparse weights. It prints.
 
     Attributes:
-      rows: by weight of a site, in order of execution.
-      macs: multiply-accumulates of one call.
-      useful: those whose weight is not zero.
-      compression: bits of the dense weights over those of the best format of each.
+      rows: Savings by weight of a site, in order of execution.
+      macs: Multiply-accumulates of one call.
+      useful: Multiply-accumulates whose weight is not zero.
+      compression: Bits of the dense weights over those of the best format of each.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[WeightRow, ...]
     macs: float
     useful: float
     compression: float
@@ -116,15 +117,23 @@ class SparsityReport(NamedTuple):
 def sparsity_report(
     net: Network, *, value_bits: int = 32, formats: Sequence[Format] = FORMATS
 ) -> SparsityReport:
-    """What the zeros in a network's weights save, by formula; nothing is executed.
+    """Computes what the zeros in a network's weights save, by formula; nothing is run.
 
     Args:
-      net: its masks, and zeros among the weights that it multiplies, count.
-      value_bits: of a stored value.
-      formats: to compare with dense.
+      net: Network; its masks, and zeros among the weights that it multiplies, count.
+      value_bits: Bits of a stored value, at least 1.
+      formats: Formats to compare with dense.
 
     Raises:
-      ValueError: value_bits out of range.
+      ValueError: `value_bits` out of range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(8)}, jnp.ones((1, 8)))
+      >>> report = js.sparsity_report(net)
+      >>> report.rows[0].nonzero, report.useful / report.macs, report.rows[0].bits["bitmap"]
+      (8, 0.125, 320)
     """
     checked_int("value_bits", value_bits, 1)
     macs: dict[str, float] = {}
@@ -134,7 +143,7 @@ def sparsity_report(
             macs[param] = macs.get(param, 0.0) + cost.spent["macs"]
     held = _nonzero(net)
     rows = tuple(
-        Row(
+        WeightRow(
             name,
             held[name].size,
             int(held[name].sum()),
@@ -150,7 +159,7 @@ def sparsity_report(
 
 
 def _nonzero(net: Network) -> dict[str, np.ndarray]:
-    """Where the weight that is multiplied is not zero, by the name of its largest parameter.
+    """Finds where the weight that is multiplied is not zero, by the name of its largest parameter.
 
     In the parameter's own layout where the weight is that parameter alone, else in the site's.
     """

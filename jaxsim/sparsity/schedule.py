@@ -1,4 +1,4 @@
-"""When a network in training is pruned, and to what sparsity."""
+"""Schedules: at which steps a network in training is pruned, and to what sparsity."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from jaxsim.numerics.checks import check_range, check_share
 
 
 class Schedule(NamedTuple):
-    """The pruning of a training run; steps count from 0 and may be traced.
+    """Schedule of pruning in a training run; steps count from 0 and may be traced.
 
     Attributes:
-      due: whether masks are made before a step.
-      sparsity: the share that is then left out; None where the pattern fixes it.
+      due: Function from a step to True where masks are made before it.
+      sparsity: Function from a step to the fraction that is then left out; None where the pattern
+        fixes it.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> schedule = js.sparsity.Schedule(lambda step: step == 3, lambda step: 0.5)
+      >>> schedule.due(3), schedule.sparsity(3)
+      (True, 0.5)
     """
 
     due: Callable[[Int[Array, ""]], Bool[Array, ""]]
@@ -24,14 +31,20 @@ class Schedule(NamedTuple):
 
 
 def one_shot(sparsity: float | Array | None = None, *, at: int | Array = 0) -> Schedule:
-    """Prunes once.
+    """Prunes at one step.
 
     Args:
-      sparsity: in [0, 1); None where the pattern fixes it.
-      at: step, at least 0.
+      sparsity: Fraction to leave out, in [0, 1); None where the pattern fixes it.
+      at: Step, at least 0.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: An argument out of range.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> schedule = js.sparsity.one_shot(0.5, at=10)
+      >>> [bool(schedule.due(step)) for step in (9, 10, 11)]
+      [False, True, False]
     """
     check_range("at", at, 0, whole=True)
     if sparsity is None:
@@ -43,21 +56,27 @@ def one_shot(sparsity: float | Array | None = None, *, at: int | Array = 0) -> S
 def iterative(
     sparsity: float | Array, *, begin: int | Array, every: int | Array, rounds: int | Array
 ) -> Schedule:
-    """Prunes the same share of what is left in each round.
+    """Prunes the same fraction of what is left in each round.
 
     Round i of n, at begin + (i - 1) · every, ends at the sparsity 1 - (1 - s)^(i/n).
 
     Args:
-      sparsity: s, after the last round, in [0, 1).
-      begin: step of the first round, at least 0.
-      every: steps from a round to the next, at least 1.
-      rounds: n, at least 1.
+      sparsity: Fraction s left out after the last round, in [0, 1).
+      begin: Step of the first round, at least 0.
+      every: Steps from a round to the next, at least 1.
+      rounds: N, at least 1.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: An argument out of range.
 
     Source: Han et al. (2015), arXiv 1506.02626, section 3.3; Frankle and Carbin (2019),
     arXiv 1803.03635.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> schedule = js.sparsity.iterative(0.75, begin=0, every=10, rounds=2)
+      >>> [round(float(schedule.sparsity(step)), 2) for step in (0, 10)]
+      [0.5, 0.75]
     """
     check_share("sparsity", sparsity)
     check_range("begin", begin, 0, whole=True)
@@ -86,16 +105,22 @@ def cubic(
     """Prunes fast at first: s_f + (s_i - s_f) (1 - (t - t_0) / (n Δt))³.
 
     Args:
-      sparsity: s_f, the last, in [0, 1).
-      begin: t_0, step of the first pruning, at least 0.
-      every: Δt, steps from one to the next, at least 1.
-      updates: n, at least 1; the last pruning is at t_0 + n Δt.
-      initial: s_i, the sparsity at t_0, in [0, 1).
+      sparsity: Last sparsity s_f, in [0, 1).
+      begin: Step t_0 of the first pruning, at least 0.
+      every: Number of steps Δt from one pruning to the next, at least 1.
+      updates: Number n, at least 1; the last pruning is at t_0 + n Δt.
+      initial: Sparsity s_i at t_0, in [0, 1).
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: An argument out of range.
 
     Source: Zhu and Gupta (2017), arXiv 1710.01878, eq. 1.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> schedule = js.sparsity.cubic(0.8, begin=0, every=10, updates=2)
+      >>> [round(float(schedule.sparsity(step)), 2) for step in (0, 10, 20)]
+      [0.0, 0.7, 0.8]
     """
     check_share("sparsity", sparsity)
     check_share("initial", initial)

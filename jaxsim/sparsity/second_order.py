@@ -1,4 +1,4 @@
-"""What a weight is worth by curvature: Fisher information, WoodFisher, the Hessian's diagonal."""
+"""Second-order criteria: Fisher information, WoodFisher, the Hessian's diagonal (OBD)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,29 @@ ExampleLoss = Callable[[Network, Any], Float[Array, ""]]
 
 
 def obd(loss: Loss, *, key: Key[Array, ""], samples: int = 16) -> Criterion:
-    """Optimal brain damage: h w² / 2 with h the diagonal of the Hessian.
+    """Scores weights by optimal brain damage: h w² / 2 with h the diagonal of the Hessian.
 
     The diagonal is the mean of z · Hz over random signs z: exact for a diagonal Hessian.
 
     Args:
-      loss: of a network, twice differentiable.
-      key: of the signs.
-      samples: how many products, at least 1.
+      loss: Loss of a network, twice differentiable.
+      key: Random key of the signs.
+      samples: Number of products, at least 1.
 
     Raises:
-      ValueError: samples out of range.
+      ValueError: `samples` out of range.
 
     Source: LeCun, Denker and Solla (1990), Optimal brain damage, eq. 5; Bekas, Kokiopoulou and Saad
     (2007) for the diagonal.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[2.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[3.0]])}, x)
+      >>> criterion = js.sparsity.obd(lambda net: (net(x) ** 2).sum() / 2, key=jax.random.key(0))
+      >>> criterion.score(net, ())["w"].tolist()
+      [[18.0]]
     """
     samples = checked_int("samples", samples, 1)
 
@@ -61,19 +70,27 @@ def obd(loss: Loss, *, key: Key[Array, ""], samples: int = 16) -> Criterion:
 
 
 def fisher(loss: ExampleLoss, data: Any, *, batch: int = 32) -> Criterion:
-    """F w² / 2 with f the mean of the squared gradients of single examples.
+    """Scores weights by f w² / 2 with f the mean of the squared gradients of single examples.
 
     Args:
-      loss: of a network and one example, such as
-        `lambda net, e: cross_entropy(net(e[0]), e[1])`.
-      data: a batch (an array, a tuple or a dict of arrays) with an example along the first axis of
+      loss: Loss of a network and one example, such as `lambda net, e: cross_entropy(net(e[0]),
+        e[1])`.
+      data: Batch (an array, a tuple or a dict of arrays) with an example along the first axis of
         each, or an iterable of batches; a generator is read once, here, and kept.
-      batch: examples whose gradients are in memory together, at least 1.
+      batch: Number of examples whose gradients are in memory together, at least 1.
 
     Raises:
-      ValueError: batch out of range.
+      ValueError: `batch` out of range.
 
     Source: Theis et al. (2018), arXiv 1801.05787, eq. 12.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[2.0]])}, x)
+      >>> js.sparsity.fisher(lambda net, x: net(x).sum(), x).score(net, ())["w"].tolist()
+      [[10.0]]
     """
     batch, examples = checked_int("batch", batch, 1), kept(data, "data")
 
@@ -96,19 +113,31 @@ def wood_fisher(
     damping: float | Array = 1e-5,
     batch: int = 32,
 ) -> Criterion:
-    """w² / (2 [F⁻¹]_qq), F⁻¹ built example by example for blocks of neighbouring weights.
+    """Scores weights by w² / (2 [F⁻¹]_qq), F⁻¹ built example by example for blocks of weights.
 
     Args:
-      loss: as in `fisher`.
-      data: as in `fisher`.
-      block: weights of a block, at least 1. A layer is cut into blocks in order of position.
-      damping: λ of F = λI + E[g gᵀ], above 0. Traced.
-      batch: as in `fisher`.
+      loss: Loss of a network and one example, such as `lambda net, e: cross_entropy(net(e[0]),
+        e[1])`.
+      data: Batch with an example along the first axis of each array, or an iterable of batches, as
+        `fisher` takes it.
+      block: Number of weights of a block, at least 1. A layer is cut into blocks in order of
+        position.
+      damping: Term λ of F = λI + E[g gᵀ], above 0. Traced.
+      batch: Number of examples whose gradients are in memory together, at least 1.
 
     Raises:
-      ValueError: an argument out of range.
+      ValueError: An argument out of range.
 
     Source: Singh and Alistarh (2020), arXiv 2004.14340, eq. 4 and section 4.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[2.0]])}, x)
+      >>> criterion = js.sparsity.wood_fisher(lambda net, x: net(x).sum(), x, damping=1.0)
+      >>> criterion.score(net, ())["w"].round(1).tolist()
+      [[12.0]]
     """
     block, batch = checked_int("block", block, 1), checked_int("batch", batch, 1)
     check_range("damping", damping, 0, above=True)
@@ -135,12 +164,12 @@ def wood_fisher(
 def inverse_fisher(
     g: Float[Array, "N D"], damping: float | Array, count: int | Array
 ) -> Float[Array, "D D"]:
-    """The inverse of λI + Σ g gᵀ / N, one gradient after the other by Woodbury's identity.
+    """Computes the inverse of λI + Σ g gᵀ / N, one gradient after another by Woodbury's identity.
 
     Args:
-      g: gradients of single examples.
-      damping: λ.
-      count: N.
+      g: Gradients of single examples, [N, D].
+      damping: Term λ.
+      count: Number of examples N.
     """
 
     def add(inverse: Array, g: Array) -> tuple[Array, None]:
@@ -151,13 +180,13 @@ def inverse_fisher(
 
 
 def example_gradients(net: Network, loss: ExampleLoss, data: Any, batch: int) -> Iterator[Tree]:
-    """Gradients [n, …] of single examples, a batch of them at a time.
+    """Computes gradients [n, …] of single examples, a batch of them at a time.
 
     Args:
-      net: not deployed.
-      loss: of a network and one example.
-      data: as in `fisher`.
-      batch: examples of a batch.
+      net: Network, not deployed.
+      loss: Loss of a network and one example.
+      data: Batch with an example along the first axis of each array, or an iterable of batches.
+      batch: Number of examples of a batch.
     """
     still = dataclasses.replace(net, masks={})
 

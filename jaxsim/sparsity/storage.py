@@ -1,4 +1,4 @@
-"""What sparse weights take when they are stored: bits by formula, and bytes that hold them.
+"""Sparse storage formats: bits of sparse weights by formula, and bytes that encode them.
 
 A format says which entries it stores and which whole numbers say where they belong; both the count
 of bits and the encoded bytes follow from that. A tensor is a matrix here: its last axis are the
@@ -34,20 +34,36 @@ __all__ = [
 
 
 class Field(NamedTuple):
-    """Whole numbers, each in so many bits."""
+    """Whole numbers that are stored in a fixed number of bits each.
+
+    Attributes:
+      numbers: Numbers, at least 0.
+      bits: Bits of each.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> js.storage.Field(np.arange(4), 2).bits
+      2
+    """
 
     numbers: Int[np.ndarray, " n"]
     bits: int
 
 
 class Format(NamedTuple):
-    """A way to store a sparse tensor.
+    """Way to store a sparse tensor.
 
     Attributes:
-      name: as tables show it.
-      places: from a mask [rows, columns] to the flat positions of the values it stores, fillers
-        included, and the fields that say where they belong.
-      find: from a reader of bits, the shape and the bits of a value to those positions.
+      name: Name shown in tables.
+      places: Function from a mask [rows, columns] to the flat positions of the values it stores,
+        fillers included, and the fields that say where they belong.
+      find: Function from a reader of bits, the shape and the bits of a value to those positions.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> [form.name for form in (js.storage.csr(), js.storage.bsr(2, 2), js.storage.nm(2, 4))]
+      ['CSR', 'BSR 2×2', '2:4']
     """
 
     name: str
@@ -56,7 +72,7 @@ class Format(NamedTuple):
 
 
 class _Reader:
-    """Bits, read from the front."""
+    """Bits of a byte string, read from the front."""
 
     def __init__(self, content: bytes):
         self.bits = np.unpackbits(np.frombuffer(content, np.uint8))
@@ -64,11 +80,11 @@ class _Reader:
 
     @property
     def left(self) -> int:
-        """Bits that were not read."""
+        """Number of bits that were not read."""
         return self.bits.size - self.at
 
     def take(self, count: int, bits: int) -> Int[np.ndarray, " count"]:
-        """So many numbers of so many bits."""
+        """Reads `count` numbers of `bits` bits each."""
         end = self.at + count * bits
         if end > self.bits.size:
             raise ValueError(f"content: {self.bits.size} bits are too few for {end}")
@@ -78,15 +94,22 @@ class _Reader:
 
 
 def storage_bits(mask: Bool[np.ndarray, "..."], form: Format, value_bits: int = 32) -> int:
-    """Bits that a format takes for the values under a mask.
+    """Counts the bits that a format takes for the values under a mask.
 
     Args:
-      mask: which entries are stored, of any rank.
-      form: `storage.csr()`, …
-      value_bits: of a value.
+      mask: True where an entry is stored, of any rank.
+      form: Format, such as `storage.csr()`.
+      value_bits: Bits of a value, at least 1.
 
     Raises:
-      ValueError: a mask that the format cannot hold, or bits out of range.
+      ValueError: A mask that the format cannot store, or bits out of range.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> mask = np.eye(8, dtype=bool)
+      >>> [js.storage_bits(mask, form) for form in (js.storage.dense(), js.storage.bitmap())]
+      [2048, 320]
     """
     checked_int("value_bits", value_bits, 1)
     stored, fields = form.places(_matrix(np.asarray(mask, bool)))
@@ -94,9 +117,19 @@ def storage_bits(mask: Bool[np.ndarray, "..."], form: Format, value_bits: int = 
 
 
 def lower_bound(mask: Bool[np.ndarray, "..."], value_bits: int = 32) -> int:
-    """Bits below which no format can go that holds every mask with as many entries.
+    """Computes the bits below which no format can go that stores every mask with as many entries.
 
     ⌈log2 C(n, k)⌉ for where the k values are, and the values.
+
+    Args:
+      mask: True where an entry is stored, of any rank.
+      value_bits: Bits of a value.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> js.storage.lower_bound(np.eye(4, dtype=bool), value_bits=8)
+      43
     """
     n, k = np.size(mask), int(np.count_nonzero(mask))
     if n <= 2**14:
@@ -108,15 +141,22 @@ def lower_bound(mask: Bool[np.ndarray, "..."], value_bits: int = 32) -> int:
 
 
 def encode(mask: Bool[np.ndarray, "..."], values: Num[np.ndarray, "..."], form: Format) -> bytes:
-    """The values under a mask, and where they belong, as ⌈storage_bits / 8⌉ bytes.
+    """Encodes the values under a mask, and their positions, in ⌈storage_bits / 8⌉ bytes.
 
     Args:
-      mask: which entries are stored.
-      values: of the mask's shape; those outside it are not stored.
-      form: how.
+      mask: True where an entry is stored, of any rank.
+      values: Array of the mask's shape; values outside the mask are not stored.
+      form: Format, such as `storage.csr()`.
 
     Raises:
-      ValueError: shapes that differ, or a mask that the format cannot hold.
+      ValueError: Shapes that differ, or a mask that the format cannot store.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> values = np.diag([1.0, 2.0]).astype(np.float32)
+      >>> len(js.storage.encode(values != 0, values, js.storage.bitmap()))
+      9
     """
     mask, values = np.asarray(mask, bool), np.asarray(values)
     if mask.shape != values.shape:
@@ -131,16 +171,24 @@ def encode(mask: Bool[np.ndarray, "..."], values: Num[np.ndarray, "..."], form: 
 def decode(
     content: bytes, shape: Sequence[int], dtype: Any, form: Format
 ) -> Num[np.ndarray, "..."]:
-    """The tensor that `encode` was given, zeros outside its mask.
+    """Decodes the tensor that `encode` was given, zeros outside its mask.
 
     Args:
-      content: from `encode`.
-      shape: of the tensor.
-      dtype: of its values.
-      form: that of the encoding.
+      content: Bytes from `encode`.
+      shape: Shape of the tensor.
+      dtype: Type of its values.
+      form: Format that it was encoded in.
 
     Raises:
-      ValueError: the bytes are not those of such a tensor.
+      ValueError: The bytes are not those of such a tensor.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> values = np.diag([1.0, 2.0]).astype(np.float32)
+      >>> content = js.storage.encode(values != 0, values, js.storage.csr())
+      >>> js.storage.decode(content, (2, 2), np.float32, js.storage.csr()).tolist()
+      [[1.0, 0.0], [0.0, 2.0]]
     """
     wide = 8 * np.dtype(dtype).itemsize
     rows, columns = _matrix(np.broadcast_to(np.True_, tuple(shape))).shape
@@ -156,7 +204,14 @@ def decode(
 
 
 def dense() -> Format:
-    """Every entry."""
+    """Stores every entry.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> js.storage_bits(np.eye(2, dtype=bool), js.storage.dense(), value_bits=8)
+      32
+    """
 
     def places(mask: Any) -> Any:
         return np.arange(mask.size), []
@@ -165,7 +220,14 @@ def dense() -> Format:
 
 
 def bitmap() -> Format:
-    """A bit an entry, and the values: n + k·b."""
+    """Stores one bit per entry, and the values: n + k·b.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> js.storage_bits(np.eye(2, dtype=bool), js.storage.bitmap(), value_bits=8)
+      20
+    """
 
     def places(mask: Any) -> Any:
         return np.flatnonzero(mask), [Field(mask.ravel().astype(np.int64), 1)]
@@ -177,7 +239,14 @@ def bitmap() -> Format:
 
 
 def coo() -> Format:
-    """The position of each value: k (b + ⌈log2 n⌉)."""
+    """Stores the position of each value: k (b + ⌈log2 n⌉).
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> js.storage_bits(np.eye(2, dtype=bool), js.storage.coo(), value_bits=8)
+      20
+    """
 
     def places(mask: Any) -> Any:
         stored = np.flatnonzero(mask)
@@ -191,22 +260,35 @@ def coo() -> Format:
 
 
 def csr() -> Format:
-    """The column of each value and where each row begins.
+    """Stores the column of each value and where each row begins (compressed sparse rows).
 
     k (b + ⌈log2 columns⌉) + (rows + 1) ⌈log2(k + 1)⌉.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> js.storage_bits(np.eye(2, dtype=bool), js.storage.csr(), value_bits=8)
+      24
     """
     return _rows_of_blocks("CSR", 1, 1)
 
 
 def bsr(rows: int, columns: int) -> Format:
-    """As `csr`, of blocks that are stored whole if any of their entries is.
+    """Stores blocks as `csr` does values, whole if any of their entries is stored.
 
     Args:
-      rows: of a block.
-      columns: of a block.
+      rows: Number of rows of a block, at least 1.
+      columns: Number of columns of a block, at least 1.
 
     Raises:
-      ValueError: less than one; when used, a matrix that blocks do not tile.
+      ValueError: A size below 1; when used, a matrix that blocks do not tile.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> mask = np.kron(np.eye(2), np.ones((2, 2))).astype(bool)
+      >>> js.storage_bits(mask, js.storage.bsr(2, 2), value_bits=8)
+      72
     """
     rows, columns = checked_int("rows", rows, 1), checked_int("columns", columns, 1)
     return _rows_of_blocks(f"BSR {rows}×{columns}", rows, columns)
@@ -257,15 +339,21 @@ def _rows_of_blocks(name: str, r: int, c: int) -> Format:
 
 
 def delta(bits: int) -> Format:
-    """For each value the number of zeros since the last: (k + fillers)(b + bits).
+    """Stores with each value the number of zeros since the last: (k + fillers)(b + bits).
 
     Where more than 2^bits - 1 zeros lie between, a zero is stored as a value.
 
     Args:
-      bits: of a number of zeros.
+      bits: Bits of a number of zeros, 1 to 32.
 
     Raises:
-      ValueError: bits out of range.
+      ValueError: `bits` out of range.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> js.storage_bits(np.array([1, 0, 0, 1], bool), js.storage.delta(2), value_bits=8)
+      20
     """
     bits = checked_int("bits", bits, 1, 32)
 
@@ -289,17 +377,23 @@ def delta(bits: int) -> Format:
 
 
 def nm(n: int, m: int) -> Format:
-    """Of each m rows in a column n values, each with its place: ⌈log2 m⌉ bits a value.
+    """Stores n values of each m rows in a column, each with its place: ⌈log2 m⌉ bits per value.
 
     Fewer than n are filled up with zeros.
 
     Args:
-      n: values of a group.
-      m: rows of a group.
+      n: Number of values of a group, 1 to m.
+      m: Number of rows of a group, at least 2.
 
     Raises:
       ValueError: n or m out of range; when used, rows that groups do not tile, or a group with more
         than n values.
+
+    Examples:
+      >>> import numpy as np
+      >>> import jaxsim as js
+      >>> js.storage_bits(np.array([[1], [0], [0], [1]], bool), js.storage.nm(2, 4), value_bits=8)
+      20
     """
     m = checked_int("m", m, 2)
     n = checked_int("n", n, 1, m)
@@ -332,7 +426,7 @@ def _matrix(a: np.ndarray) -> np.ndarray:
 
 
 def _width(count: int) -> int:
-    """Bits of a number below `count`: ⌈log2 count⌉."""
+    """Counts the bits of a number below `count`: ⌈log2 count⌉."""
     return (count - 1).bit_length() if count > 0 else 0
 
 

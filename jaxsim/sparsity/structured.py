@@ -1,4 +1,4 @@
-"""What whole channels are worth: give these criteria to `js.prune(pattern=channel(…))`."""
+"""Criteria of whole channels, for `js.prune(pattern=channel(…))`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,26 @@ from jaxsim.sparsity.criterion import Criterion, Tree
 
 
 def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
-    """|γ| of the normalisation behind each kernel, for its output channels (network slimming).
+    """Scores output channels of kernels by |γ| of the normalization behind (network slimming).
 
     Args:
-      scales: path of the scale by that of the kernel: `{"Conv_0/kernel": "BatchNorm_0/scale"}`.
+      scales: Path of the scale by that of the kernel: `{"Conv_0/kernel": "BatchNorm_0/scale"}`.
         Name the same kernels in `sites=`.
 
     Raises:
-      ValueError: when applied, a path that is no parameter, or a scale of another length than the
+      ValueError: When applied, a path that no parameter has, or a scale of another length than the
         kernel's last axis.
 
     Source: Liu et al. (2017), arXiv 1708.06519.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> params = {"w": jnp.ones((3, 2)), "scale": jnp.array([0.1, -2.0])}
+      >>> net = js.trace(lambda p, x: x @ p["w"] * p["scale"], params, jnp.ones((1, 3)))
+      >>> score = js.sparsity.batch_norm_scale({"w": "scale"}).score(net, ())["w"]
+      >>> score[0].round(1).tolist() == jnp.array([0.1, 2.0]).tolist()
+      True
     """
 
     def score(net: Network, _: Any) -> Tree:
@@ -60,12 +69,20 @@ def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
 
 
 def redundancy(axis: int = -1) -> Criterion:
-    """Sum of a channel's distances to the layer's others: one near the middle can be replaced.
+    """Scores a channel by its summed distances to the layer's others: central ones are replaceable.
 
     Args:
-      axis: of the channels; that of the pattern.
+      axis: Axis of the channels, as given to the pattern.
 
     Source: He et al. (2019), arXiv 1811.00250, eq. 4.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jnp.array([[0.0, 1.0, 4.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": w}, jnp.ones((1, 1)))
+      >>> js.sparsity.redundancy().score(net, ())["w"].tolist()
+      [[5.0, 4.0, 7.0]]
     """
 
     def one(p: Array) -> Array:
@@ -83,35 +100,53 @@ def redundancy(axis: int = -1) -> Criterion:
 
 
 def activation_variance(inputs: Any) -> Criterion:
-    """Variance of each channel that flows into a site, for `channel(axis=-2)`.
+    """Scores the channels that flow into a site by their variance, for `channel(axis=-2)`.
 
     A channel that hardly varies can be left out, and a bias take its place.
 
     Args:
-      inputs: a batch (an array, a tuple of positional arguments, or a dict of keyword arguments) or
+      inputs: Batch (an array, a tuple of positional arguments, or a dict of keyword arguments) or
         an iterable of batches; a generator is read once, here, and kept.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[1.0, 2.0], [1.0, 4.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 1))}, x)
+      >>> js.sparsity.activation_variance(x).score(net, ())["w"].ravel().tolist()
+      [0.0, 1.0]
     """
-    return _of_inputs(inputs, lambda m: m.squares / m.seen - (m.total / m.seen) ** 2)
+    return _input_criterion(inputs, lambda m: m.squares / m.seen - (m.total / m.seen) ** 2)
 
 
 def activity(inputs: Any) -> Criterion:
-    """Share of inputs for which a channel that flows into a site is not zero: one less APoZ.
+    """Scores the channels that flow into a site by the fraction of nonzero inputs (1 - APoZ).
 
     Args:
-      inputs: as in `activation_variance`. Use it where a ReLU comes before the site.
+      inputs: Batch or iterable of batches, as `activation_variance` takes it. Use it where a ReLU
+        comes before the site.
 
     Source: Hu et al. (2016), arXiv 1607.03250, eq. 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[1.0, 0.0], [1.0, 4.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((2, 1))}, x)
+      >>> js.sparsity.activity(x).score(net, ())["w"].ravel().tolist()
+      [1.0, 0.5]
     """
-    return _of_inputs(inputs, lambda m: m.nonzero / m.seen)
+    return _input_criterion(inputs, lambda m: m.nonzero / m.seen)
 
 
-class Channels(NamedTuple):
+class ChannelSums(NamedTuple):
     """State of a site whose input channels are measured.
 
     Attributes:
-      w: the weight.
-      total, squares, nonzero: sums over what flowed in, and how often it was not zero, [B, C].
-      seen: how much of each channel that is.
+      w: Weight of the site.
+      total, squares, nonzero: Sums over the inputs, over their squares, and number of nonzero ones,
+        [B, C].
+      seen: Number of values of each channel.
     """
 
     w: Array
@@ -121,13 +156,15 @@ class Channels(NamedTuple):
     seen: Float[Array, ""]
 
 
-def _of_inputs(inputs: Any, statistic: Any) -> Criterion:
+def _input_criterion(inputs: Any, statistic: Any) -> Criterion:
     data = kept(inputs)
 
     def score(net: Network, _: Any) -> Tree:
         sites = [s for s in net.sites if s.param is not None and "#" not in s.name and not s.stack]
         names = [s.name for s in sites]
-        probed = dataclasses.replace(net, cores={n: (Wrapper.of(_channels),) for n in names})
+        probed = dataclasses.replace(
+            net, cores={n: (Wrapper.of(_measure_channels),) for n in names}
+        )
         seen = deploy(dataclasses.replace(probed, states={}), calibrate=batches(data)).states
 
         def spread(params: Tree) -> dict[str, Array]:
@@ -137,7 +174,9 @@ def _of_inputs(inputs: Any, statistic: Any) -> Criterion:
 
         _, back = jax.vjp(spread, net.params)
         values = dataclasses.replace(
-            net, cores={n: (Wrapper.of(_valued, by=statistic(seen[n])),) for n in names}, masks={}
+            net,
+            cores={n: (Wrapper.of(_set_values, by=statistic(seen[n])),) for n in names},
+            masks={},
         )
         (found,) = back(write_states(values, None))
         return found
@@ -145,36 +184,36 @@ def _of_inputs(inputs: Any, statistic: Any) -> Criterion:
     return Criterion(score)
 
 
-def _channels(core: Core) -> Core:
-    """Measures each channel of what flows in, over everything else."""
+def _measure_channels(core: Core) -> Core:
+    """Makes a core that measures each channel of its inputs, over everything else."""
 
     def write(op: Op, w: Array, key: Any) -> State:
         matmul = op.geometry.as_matmul()
         none = jnp.zeros((matmul.geometry.w_shape[0], op.geometry.channels))
-        return Channels(w, none, none, none, jnp.zeros(()))
+        return ChannelSums(w, none, none, none, jnp.zeros(()))
 
-    def calibrate(op: Op, state: Channels, x: Array) -> State:
-        def summed(x: Array) -> Array:
+    def calibrate(op: Op, state: ChannelSums, x: Array) -> State:
+        def sum_channels(x: Array) -> Array:
             # each channel as often as it meets a weight
             rows = op.geometry.as_matmul().x(x.astype(jnp.float32)).sum(-2)
             return rows.reshape(len(rows), -1, op.geometry.channels).sum(1)
 
-        return Channels(
+        return ChannelSums(
             state.w,
-            state.total + summed(x),
-            state.squares + summed(x * x),
-            state.nonzero + summed(x != 0),
-            state.seen + summed(jnp.ones_like(x)).max(),
+            state.total + sum_channels(x),
+            state.squares + sum_channels(x * x),
+            state.nonzero + sum_channels(x != 0),
+            state.seen + sum_channels(jnp.ones_like(x)).max(),
         )
 
-    def read(op: Op, state: Channels, x: Array, key: Any) -> Array:
+    def read(op: Op, state: ChannelSums, x: Array, key: Any) -> Array:
         return core.read(op, state.w, x, key)
 
     return Core(write, calibrate, read)
 
 
-def _valued(core: Core, *, by: Array) -> Core:
-    """A core whose state has one number an input channel at each weight."""
+def _set_values(core: Core, *, by: Array) -> Core:
+    """Makes a core whose state has one number per input channel at each weight."""
 
     def write(op: Op, w: Array, key: Any) -> State:
         return jnp.broadcast_to(op.geometry.to_w(by), w.shape).astype(w.dtype)

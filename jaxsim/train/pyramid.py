@@ -189,7 +189,7 @@ def _compile_step(
         x, n, y = batch
         changed = dataclasses.replace(net, **values)
         if soft is None:
-            return loss(changed.passed(x, n).logits[:, -1], y)
+            return loss(changed.exit_outputs(x, n).logits[:, -1], y)
         found = changed.soften(x, n, temperature)
         return loss(found.logits, y) + soft.weight * jnp.mean(found.shares)
 

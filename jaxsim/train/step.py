@@ -17,7 +17,7 @@ from jaxsim.inputs.batches import Batch
 from jaxsim.network.network import Network
 from jaxsim.pipeline.gradient import pipeline_value_and_grad
 from jaxsim.pipeline.pipeline import Pipeline
-from jaxsim.sparsity.masks import chosen
+from jaxsim.sparsity.masks import select_kept
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 
@@ -121,7 +121,7 @@ def under_masks_of(state: optax.OptState, net: Network) -> Network:
     if (masks := masks_of(state)) is None:
         return net
     zero = jax.tree.map(np.zeros_like, net.params)
-    net = dataclasses.replace(net, params=chosen(masks, net.params, zero))
+    net = dataclasses.replace(net, params=select_kept(masks, net.params, zero))
     return dataclasses.replace(net, masks={n: m for n, m in net.masks.items() if n not in masks})
 
 

@@ -25,8 +25,8 @@ from jaxsim.network.deployment import deploy
 from jaxsim.network.network import Network
 from jaxsim.network.params import Tensors, tensors, with_tensors
 from jaxsim.network.site import Site
-from jaxsim.sparsity.channels.axes import kept
-from jaxsim.sparsity.channels.groups import Dependencies, Group, without
+from jaxsim.sparsity.channels.axes import kept_entries
+from jaxsim.sparsity.channels.groups import Dependencies, Group, zero_entries
 
 
 class Reader(NamedTuple):
@@ -116,7 +116,7 @@ def emitted(
     unit = found.units[group.name]
 
     def entries(site: Site, axis: int, which: Bool[np.ndarray, " size"]) -> Any:
-        return ~kept(labels[f"params/{site.param}"][axis], {unit: ~which})
+        return ~kept_entries(labels[f"params/{site.param}"][axis], {unit: ~which})
 
     def one(c: int) -> Bool[np.ndarray, " size"]:
         return np.arange(group.size) == c
@@ -130,7 +130,7 @@ def emitted(
         return Emitted(constant, {}, nothing)
     shares = [(s, readers[s.name].share(entries(s, axis, constant))) for s, axis in sites]
     places = [_places(net, found, site, share) for site, share in shares]
-    rest = without(net, found, {group.name: ~constant})
+    rest = zero_entries(net, found, {group.name: ~constant})
     for chosen in itertools.islice(itertools.product(*places), 64):
         changes: Tensors = {}
         for change in chosen:

@@ -13,12 +13,18 @@ from jaxtyping import Array, Key
 from jaxsim.adaptive.exits import EarlyExit, at_exits
 from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import fit_students
-from jaxsim.adaptive.rows import Lines, lines, outline, reading, with_rows
+from jaxsim.adaptive.rows import (
+    BatchPair,
+    exit_layout,
+    find_batch_axes,
+    find_rows,
+    trace_batch_pair,
+)
 from jaxsim.adaptive.rule import Rule, check_rule
 from jaxsim.inputs.batches import joined
 from jaxsim.inputs.samples import check_batch
 from jaxsim.network.arguments import call_arguments
-from jaxsim.network.cuts import Cut, balanced, blocks, flops
+from jaxsim.network.cuts import Cut, balance_blocks, blocks, flops
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_called, checked_int
@@ -80,9 +86,9 @@ def exit_early(
         require_uncut(net, "exit_early")
         args, kwargs = net.example.whole()
         arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
-        _, rowed = with_rows(arguments)
-        at = names or _balanced(lines(net, arguments, rowed), count, feature)
-        seen = outline(net, arguments, rowed, at, feature)
+        _, rowed = find_rows(arguments)
+        at = names or _balanced(trace_batch_pair(net, arguments, rowed), count, feature)
+        seen = exit_layout(net, arguments, rowed, at, feature)
         heads = tuple(
             {"kernel": jnp.zeros((d, seen.classes)), "bias": jnp.zeros(seen.classes)}
             for d in seen.widths
@@ -155,14 +161,14 @@ def distill_exits(
     return dataclasses.replace(net, heads=heads)
 
 
-def _balanced(found: Lines, count: int, feature: Feature) -> tuple[str, ...]:
+def _balanced(found: BatchPair, count: int, feature: Feature) -> tuple[str, ...]:
     """The minimal cuts at which the feature is known that make stages of about equal FLOPs."""
     places: list[Cut] = []
     refused = ""
     for cut in found.places:
         if cut.minimal:
             try:
-                reading(found, [cut], feature)
+                find_batch_axes(found, [cut], feature)
                 places.append(cut)
             except ValueError as error:
                 refused = f"; not at {cut.name}: {error}"
@@ -171,5 +177,5 @@ def _balanced(found: Lines, count: int, feature: Feature) -> tuple[str, ...]:
             f"exits={count}: the network has {len(places)} places for one, so at most "
             f"{len(places) + 1} with its own{refused}"
         )
-    begins = balanced(blocks(places, flops(found.two)), count)
+    begins = balance_blocks(blocks(places, flops(found.two)), count)
     return tuple(places[i - 1].name for i in begins)

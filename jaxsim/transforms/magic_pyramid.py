@@ -28,8 +28,9 @@ def prune_tokens(
 
     Args:
       level: of each layer, or of all. For `tokens.above`, the least attention that a token has to
-        receive: learned (`train_pyramid`) or `tokens.rising`. For `tokens.top`, the share of tokens
-        that the layer leaves out, as from `tokens.falling`. A layer of level 0 leaves out nothing.
+        receive: learned (`train_pyramid`) or `tokens.linear_thresholds`. For `tokens.top`, the
+        share of tokens that the layer leaves out, as from `tokens.pruning_ratios`. A layer of level
+        0 leaves out nothing.
       keeps: `tokens.above` or `tokens.top`.
       protect: so many first tokens stay whatever they receive, one at least.
 
@@ -62,7 +63,7 @@ def magic_pyramid(
       level: as of `prune_tokens`.
       exit: when a row leaves.
       heads: a classifier after each layer but the last; None for ones that say nothing, for
-        `distil_students` to make: entropy 1, at which no row leaves.
+        `distill_students` to make: entropy 1, at which no row leaves.
       keeps: as of `prune_tokens`.
       protect: as of `prune_tokens`.
 

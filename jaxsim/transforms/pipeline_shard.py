@@ -17,17 +17,17 @@ from jaxtyping import Array
 from jaxsim.network.cuts import (
     Cut,
     Equations,
-    balanced,
+    balance_blocks,
     blocks,
-    candidates,
-    chosen,
+    candidate_cuts,
     cuts,
     equations,
     flops,
+    select_cuts,
     sizes,
 )
 from jaxsim.network.network import Network, require_uncut
-from jaxsim.network.stages import held, split
+from jaxsim.network.stages import split, stage_params
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import checked_int
 from jaxsim.pipeline import spmd
@@ -168,13 +168,13 @@ def _balanced_cuts(
     """The names of the cuts between stages."""
     places = cuts(line)
     if not isinstance(balance, str):
-        return tuple(cut.name for cut in chosen(places, balance))
-    found = candidates(places, stages)
+        return tuple(cut.name for cut in select_cuts(places, balance))
+    found = candidate_cuts(places, stages)
     if balance == "time":
         weights = _block_seconds(net, line, found, devices)
     else:
         weights = blocks(found, flops(line) if balance == "flops" else sizes(line))
-    return tuple(found[i - 1].name for i in balanced(weights, stages))
+    return tuple(found[i - 1].name for i in balance_blocks(weights, stages))
 
 
 def _block_seconds(
@@ -194,7 +194,7 @@ def _block_seconds(
     seconds: list[float] = []
     for program in programs:
         stage = program.stage
-        own = held(net, cut, stage)
+        own = stage_params(net, cut, stage)
         arguments = [line.arguments[i].aval for i in stage.arguments]
         inputs = TaskInputs(_ones(arguments), _ones(stage.live), key, np.int32(0))
         cotangents = _ones([stage.outputs[i] for i in program.differentiated])

@@ -22,12 +22,12 @@ from jaxsim.sparsity.channels.groups import (
     Dependencies,
     Group,
     dependencies,
+    find_blame,
+    find_unmade,
     importances,
-    refusal,
-    smaller,
+    remove_entries,
     tied_sizes,
-    unmade,
-    without,
+    zero_entries,
 )
 from jaxsim.transforms.constants import emitted, read_through, watched
 from jaxsim.values.calls import shown_as_called
@@ -114,7 +114,7 @@ def shrink(
         found = dependencies(net)
         free = [g for g in _chosen(net, found, groups) if not g.reason]
         if not exact:
-            free = [g for g in _chosen(net, found, groups) if not g.reason or g.renormalising]
+            free = [g for g in _chosen(net, found, groups) if not g.reason or g.renormalizing]
         if keep is not None:
             masks = _given(found, keep, exact=exact)
         elif sparsity is None:
@@ -133,9 +133,9 @@ def shrink(
             raise ValueError(
                 "shrink: nothing to remove; print(js.dependencies(net)) says what can shrink"
             )
-        small = smaller(net, found, masks)
-        if not any(found[name].renormalising for name in masks):
-            whole = given if sparsity is None and keep is None else without(net, found, masks)
+        small = remove_entries(net, found, masks)
+        if not any(found[name].renormalizing for name in masks):
+            whole = given if sparsity is None and keep is None else zero_entries(net, found, masks)
             if (off := _difference(whole, small)) > TOLERANCE and exact:
                 raise ValueError(
                     f"shrink: outputs would change by {off:.1e} of the largest against zeros in "
@@ -183,7 +183,7 @@ def _given(found: Dependencies, keep: Mapping[str, Any], *, exact: bool) -> dict
             known = ", ".join(found.units)
             raise ValueError(f"keep: no group {name!r}; the groups are: {known}")
         group, index = found[name], np.asarray(given)
-        if group.reason and (exact or not group.renormalising):
+        if group.reason and (exact or not group.renormalizing):
             raise ValueError(f"keep: {name} cannot shrink: {group.reason}")
         whole = index.ndim == 1 and index.size > 0 and index.dtype.kind in "iu"
         if not whole or index.min() < 0 or index.max() >= group.size:
@@ -203,7 +203,7 @@ def _masked(
         lambda path, p: net.masks.get(path_name(path), np.ones(np.shape(p))), net.params
     )
     masks: dict[str, Bool[np.ndarray, " size"]] = {}
-    empty = unmade(found, left)
+    empty = find_unmade(found, left)
     made, read = (importances(found, left, role=role) for role in ("out", "in"))
     dead = [g for g in free if empty[g.name].any()]
     arguments = _drawn(net)
@@ -213,7 +213,7 @@ def _masked(
         gone = np.zeros(group.size, bool)
         if any(m.role == "in" and m.path.startswith("params/") for m in group.members):
             gone |= read[group.name] == 0
-        if group in dead and (group.renormalising or not read_through(net, group)):
+        if group in dead and (group.renormalizing or not read_through(net, group)):
             gone |= made[group.name] == 0  # whether the rest computes the same is seen at the end
         elif group in dead:
             what = empty[group.name] & ~gone
@@ -309,8 +309,8 @@ def _fitting(
     """These masks, or the nearest with which the model runs the same equations."""
 
     def refused(some: Mapping[str, Any]) -> bool:
-        why = refusal(net, found, {n: m for n, m in some.items() if not m.all()})
-        return why is not None and (exact or not why.renormalising)
+        why = find_blame(net, found, {n: m for n, m in some.items() if not m.all()})
+        return why is not None and (exact or not why.renormalizing)
 
     if not refused(masks):
         return masks

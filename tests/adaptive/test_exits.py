@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 import jaxsim as js
 from jaxsim.adaptive import exits
-from jaxsim.adaptive.exit_step import programmes
+from jaxsim.adaptive.exit_step import count_programs
 from jaxsim.adaptive.features import first_token
-from jaxsim.adaptive.heads import classified, fit_students
+from jaxsim.adaptive.heads import apply_head, fit_students
 from jaxsim.models.neural_interpreter import NeuralInterpreter
 from jaxsim.models.resnet import ResNet
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
 from jaxsim.network.arguments import call_arguments
-from jaxsim.network.network import uncut
+from jaxsim.network.network import base_network
 
 ROWS = 12
 BUCKETS = js.Buckets(batch=4, max_batch=8)
@@ -76,7 +76,7 @@ def mlp(width=6):
 def at_every_exit(net, x):
     """Logits at every exit, [L, B, C], in float64."""
     *features, logits = exits.at_exits(net, call_arguments((x,), {}), 64, jax.random.key(0))
-    heads = [np.asarray(classified(h, f)) for h, f in zip(net.heads, features, strict=True)]
+    heads = [np.asarray(apply_head(h, f)) for h, f in zip(net.heads, features, strict=True)]
     return np.float64([*heads, np.asarray(logits)])
 
 
@@ -167,10 +167,10 @@ def test_a_run_of_any_rows_says_what_the_simulation_says(rows, quantile, rule):
 
 def test_sweeps_compile_once_and_vmap():
     net, x = mlp()
-    before = exits._simulated._cache_size()
+    before = exits._simulate._cache_size()
     for threshold in (0.1, jnp.float32(0.5), np.float64(0.7)):
         dataclasses.replace(net, threshold=threshold).simulate(x)
-    assert exits._simulated._cache_size() == before + 1
+    assert exits._simulate._cache_size() == before + 1
 
     def layers(threshold):
         return dataclasses.replace(net, threshold=threshold).simulate(x).layer
@@ -185,11 +185,11 @@ def test_a_warm_run_compiles_nothing():
     net, x = mlp()
     buckets = js.Buckets(batch=3, max_batch=8)
     assert net.warm_up(x, buckets=buckets) == 4 * 2
-    before = programmes()
+    before = count_programs()
     for rows in (1, 3, 12):
         for threshold in (0.0, 0.75, 2.0):
             dataclasses.replace(net, threshold=threshold).run(x[:rows], buckets=buckets)
-    assert programmes() == before
+    assert count_programs() == before
     assert net.warm_up(x, buckets=buckets) == 0
 
 
@@ -216,7 +216,7 @@ def test_gradients_are_those_of_the_exit_each_row_takes():
         for i in range(layer[rows][0]):
             h = jnp.tanh(h @ params[f"w{i}"])
             head = net.heads[i] if i < 3 else {"kernel": params["head"], "bias": 0.0}
-            logits = classified(head, h)
+            logits = apply_head(head, h)
         return jnp.sum(logits**2)
 
     assert len(set(layer)) > 2
@@ -254,10 +254,10 @@ def test_distilled_exits_say_what_the_network_says():
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_exits_of_quantised_networks(after):
+def test_exits_of_quantized_networks(after):
     """Quantised before the exits are made or after: the same network."""
     key = jax.random.key(0)
-    plain, x = (uncut(mlp()[0]), mlp()[1]) if after else (network("resnet"), images())
+    plain, x = (base_network(mlp()[0]), mlp()[1]) if after else (network("resnet"), images())
     quantize, cut = js.quantize(weights=8, inputs=8), js.exit_early(3)
     net = js.compose(*((cut, quantize) if after else (quantize, cut)))(plain)
     chip = js.distill_exits(js.deploy(net, key=key, calibrate=x), x, key=key, steps=50)
@@ -270,7 +270,7 @@ def test_exits_of_quantised_networks(after):
 def test_exits_of_pruned_and_of_noisy_networks():
     (net, x), key = mlp(), jax.random.key(0)
     call = jax.jit(lambda net, x, key: net(x, key=key))
-    plain = uncut(net)
+    plain = base_network(net)
     for hardware in (
         js.prune(0.5),
         js.compose(js.quantize(8, 8), js.analog(cells=js.cells.proportional(0.02))),
@@ -352,7 +352,7 @@ def test_exits_are_kept_on_disk(tmp_path):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(net), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="exit at w1"):
-        js.load(tmp_path / "net", js.exit_early(["w2"])(uncut(net)))
+        js.load(tmp_path / "net", js.exit_early(["w2"])(base_network(net)))
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_errors_of_settings(options, message):
 
 def test_errors_of_networks():
     net, x = mlp()
-    plain = uncut(net)
+    plain = base_network(net)
     with pytest.raises(ValueError, match="takes a Network"):
         js.exit_early()(3)
     with pytest.raises(ValueError, match="exits=9: the network has 4 places"):
@@ -402,7 +402,7 @@ def test_errors_of_networks():
 
 def test_errors_of_order():
     net, x = mlp()
-    plain = uncut(net)
+    plain = base_network(net)
     pipe = js.pipeline_shard(2, 2, devices=jax.devices()[:1] * 2)
     cases = {
         "exit_early cannot follow exit_early": (net, js.exit_early(2)),
@@ -432,7 +432,7 @@ def test_a_network_that_mixes_rows_is_not_run():
         net.run(x)
 
 
-def test_quantised_attention_is_not_run():
+def test_quantized_attention_is_not_run():
     x = images()
     net = js.quantize(8, 8, sites=["*", "dynamic*"])(with_exits("vit"))
     chip = js.deploy(net, calibrate=x)

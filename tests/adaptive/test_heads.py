@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsim.adaptive import heads as students
-from jaxsim.adaptive.heads import classified, fit_students
+from jaxsim.adaptive.heads import apply_head, fit_students
 
 
 def kl(teacher, student):
@@ -26,9 +26,9 @@ def test_a_student_with_the_teachers_features_becomes_the_teacher():
     x, teacher = problem()
     noise = jax.random.normal(jax.random.key(1), (len(x), 4))
     exact, blind = fit_students((x, noise), teacher, jax.random.key(0), steps=1600)
-    assert kl(teacher, classified(exact, x)) < 1e-6
+    assert kl(teacher, apply_head(exact, x)) < 1e-6
     mean = jnp.log(jnp.mean(jax.nn.softmax(teacher), 0))
-    assert kl(teacher, classified(blind, noise)) > 0.8 * kl(teacher, mean)
+    assert kl(teacher, apply_head(blind, noise)) > 0.8 * kl(teacher, mean)
 
 
 def test_a_student_does_not_depend_on_the_others():
@@ -45,12 +45,12 @@ def test_a_constant_feature_is_no_trouble():
     assert all(np.isfinite(v).all() for v in head.values())
 
 
-def test_rates_share_a_programme():
+def test_rates_share_a_program():
     x, teacher = problem()
-    before = students._fitted._cache_size()
+    before = students._fit_heads._cache_size()
     for rate in (0.01, 0.03):
         fit_students((x,), teacher, jax.random.key(0), steps=3, learning_rate=rate)
-    assert students._fitted._cache_size() == before + 1
+    assert students._fit_heads._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(

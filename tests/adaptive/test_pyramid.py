@@ -10,19 +10,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import jaxsim as js
-from jaxsim.adaptive import pyramid, tokens
+from jaxsim import adaptive
+from jaxsim.adaptive import pyramid_step, students, tokens
 from jaxsim.adaptive.encoder import deploy_layers, first_token, flops_layer, over_layers
-from jaxsim.adaptive.rule import Buckets, Rule, normalized_entropy
+from jaxsim.adaptive.rule import AdaptiveModel, Buckets, Rule, normalized_entropy
 from jaxsim.models.bert import Attention, FeedForward, encoder
 from tests.oracles.pyramid import climb
 from tests.support.encoders import MODEL, heads, params, pieces, sequences
 
+SQUARES = {"a": np.eye(3), "b": np.eye(3)}
 SMALL = Buckets(batch=4, token=8, max_batch=8)
 simulate = jax.jit(lambda net, ids, lengths: net.simulate(ids, lengths))
 
 
 def made(level=0.0, threshold=0.0, **options):
-    levels = tokens.rising(level, 3) if np.ndim(level) == 0 else level
+    levels = tokens.linear_thresholds(level, 3) if np.ndim(level) == 0 else level
     rule = Rule(threshold, options.pop("patience", 0), options.pop("first", 1))
     return js.magic_pyramid(levels, rule, heads(), **options)(pieces())
 
@@ -65,14 +67,14 @@ def agree(net, ids, lengths, buckets=SMALL):
 @jax.jit
 def least_distances(net, ids, lengths):
     """Of any score to its level and of any uncertainty to the threshold."""
-    valid, x, least = tokens.prefix(lengths, ids.shape[1]), net.encoder.embed(ids), jnp.inf
+    valid, x, least = tokens.prefix_mask(lengths, ids.shape[1]), net.encoder.embed(ids), jnp.inf
     for i in range(3):
         y, received = net.encoder.attention[i](x, valid)
         gap = jnp.where(valid, jnp.abs(received - net.level[i]), 1)
         least = jnp.minimum(least, jnp.min(gap))
-        valid = tokens.stays(net.keeps, net.level[i], received, valid, net.protect)
+        valid = tokens.keep_tokens(net.keeps, net.level[i], received, valid, net.protect)
         x = net.encoder.feed_forward[i](y)
-    doubts = normalized_entropy(net.passed(ids, lengths).logits)
+    doubts = normalized_entropy(net.exit_outputs(ids, lengths).logits)
     return least, jnp.min(jnp.abs(doubts - net.threshold))
 
 
@@ -99,10 +101,10 @@ def test_rules_by_rank_and_by_patience_agree_too():
     assert np.all((out.kept[:, 1] >= halves) & (out.kept[:, 1] <= halves + 2))
     varied = dataclasses.replace(pieces(), pool=first_token)
     net = dataclasses.replace(made(0.02, patience=1), encoder=varied)
-    means = net.passed(ids, lengths).logits.mean(0)
+    means = net.exit_outputs(ids, lengths).logits.mean(0)
     centred = [{**head, "bias": -mean} for head, mean in zip(net.heads, means, strict=False)]
     net = dataclasses.replace(net, heads=tuple(centred))
-    labels = np.argmax(net.passed(ids, lengths).logits, -1)
+    labels = np.argmax(net.exit_outputs(ids, lengths).logits, -1)
     expected = np.where(labels[:, 0] == labels[:, 1], 2, 3)
     assert set(expected) == {2, 3}
     assert np.array_equal(agree(net, ids, lengths).layer, expected)
@@ -144,13 +146,13 @@ def test_speed_changes_without_compiling_and_warm_up_leaves_nothing_to_compile()
     net = made(0.03, 0.5)
     net.warm_up(24, buckets=SMALL)
     assert net.warm_up(24, buckets=SMALL) == 0
-    before = pyramid.programmes()
+    before = pyramid_step.count_programs()
     for level, threshold in ((0.0, 0.0), (0.03, 0.0), (0.05, 0.7)):
         faster = dataclasses.replace(
-            net, level=tokens.rising(level, 3), threshold=jnp.float32(threshold)
+            net, level=tokens.linear_thresholds(level, 3), threshold=jnp.float32(threshold)
         )
         faster.run(ids, lengths, buckets=SMALL)
-    assert pyramid.programmes() == before
+    assert pyramid_step.count_programs() == before
     compiled = jax.jit(lambda net: net.simulate(ids, lengths).layer)
     for threshold in (0.0, 0.5):
         compiled(dataclasses.replace(net, threshold=jnp.float32(threshold)))
@@ -160,7 +162,7 @@ def test_speed_changes_without_compiling_and_warm_up_leaves_nothing_to_compile()
 def test_levels_sweep_under_vmap():
     ids, lengths = sequences(4)
     net = made()
-    levels = jnp.stack([tokens.rising(level, 3) for level in (0.0, 0.03, 2.0)])
+    levels = jnp.stack([tokens.linear_thresholds(level, 3) for level in (0.0, 0.03, 2.0)])
     kept = jax.jit(
         jax.vmap(lambda v: dataclasses.replace(net, level=v).simulate(ids, lengths).kept)
     )(levels)
@@ -218,13 +220,13 @@ def test_the_formula_counts_what_xla_counts():
     assert 1 <= counted / flops_layer(n, n, d, hidden) < 1.05
 
 
-def test_quantised_layers_climb_as_their_simulation_says():
+def test_quantized_layers_climb_as_their_simulation_says():
     ids, lengths = sequences(13, 3)
-    quantised = over_layers(js.quantize(8, 8))(pieces())
-    net = dataclasses.replace(made(0.04, 0.6), encoder=quantised)
+    quantized = over_layers(js.quantize(8, 8))(pieces())
+    net = dataclasses.replace(made(0.04, 0.6), encoder=quantized)
     with pytest.raises(ValueError, match="deploy_layers"):
         net.run(ids, lengths)
-    chip = dataclasses.replace(net, encoder=deploy_layers(quantised, ids, lengths))
+    chip = dataclasses.replace(net, encoder=deploy_layers(quantized, ids, lengths))
     out, whole = agree(chip, ids, lengths), made(0.04, 0.6).simulate(ids, lengths)
     assert np.mean(out.kept == whole.kept) > 0.8
     assert np.any(out.logits != whole.logits)
@@ -280,3 +282,21 @@ def test_pyramids_answer_in_the_floats_of_the_encoder():
     net, given = js.prune_tokens(0.02)(short), sequences(3)
     logits = net.run(*given).logits, net.simulate(*given).logits, net.soften(*given, 1e-3).logits
     assert {a.dtype for a in (net(*given), *logits)} == {jnp.dtype("bfloat16")}
+
+
+def test_pyramids_and_early_exits_are_adaptive_models():
+    net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], SQUARES, np.ones((2, 3)))
+    assert isinstance(made(), AdaptiveModel)
+    assert isinstance(js.exit_early(["b"])(net), AdaptiveModel)
+    assert not isinstance(net, AdaptiveModel)
+
+
+def test_old_names_warn_and_give_the_new_ones():
+    ids, lengths = sequences(2)
+    with pytest.warns(DeprecationWarning, match="exit_outputs"):
+        found = made().passed(ids, lengths)
+    assert np.array_equal(found.kept, made().exit_outputs(ids, lengths).kept)
+    with pytest.warns(DeprecationWarning, match="distill_students"):
+        assert adaptive.distil_students is adaptive.distill_students
+    with pytest.warns(DeprecationWarning, match="distill_students"):
+        assert students.distil_students is students.distill_students

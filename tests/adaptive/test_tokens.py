@@ -38,9 +38,9 @@ def test_importance_is_the_column_mean_over_the_tokens_that_are_there():
 def test_a_token_at_its_level_stays_and_the_first_stay_whatever_they_receive():
     received = jnp.array([[0.1, 0.3, 0.2, 0.4]])
     valid = jnp.array([[True, True, True, False]])
-    kept = tokens.stays(tokens.above, jnp.float32(0.3), received, valid, 1)
+    kept = tokens.keep_tokens(tokens.above, jnp.float32(0.3), received, valid, 1)
     assert kept.tolist() == [[True, True, False, False]]
-    assert tokens.stays(tokens.above, jnp.float32(2.0), received, valid, 2).tolist() == [
+    assert tokens.keep_tokens(tokens.above, jnp.float32(2.0), received, valid, 2).tolist() == [
         [True, True, False, False]
     ]
 
@@ -59,11 +59,11 @@ def test_top_keeps_the_largest_and_the_earlier_of_equals(scores, level):
 
 
 def test_schedules_end_where_they_are_told_to():
-    np.testing.assert_allclose(tokens.rising(0.04, 4), [0.01, 0.02, 0.03, 0.04])
-    left = np.cumprod(1 - np.asarray(tokens.falling(0.2, 7)))
+    np.testing.assert_allclose(tokens.linear_thresholds(0.04, 4), [0.01, 0.02, 0.03, 0.04])
+    left = np.cumprod(1 - np.asarray(tokens.pruning_ratios(0.2, 7)))
     np.testing.assert_allclose(left, [1, 1, 1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
-    assert len(tokens.falling(0.5, 24)) == 24
-    assert not np.any(tokens.falling(0.5, 24)[:4])
+    assert len(tokens.pruning_ratios(0.5, 24)) == 24
+    assert not np.any(tokens.pruning_ratios(0.5, 24)[:4])
 
 
 def test_soft_masks_become_hard_as_they_cool():
@@ -86,13 +86,27 @@ def test_levels_out_of_range_are_named(level, named):
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: tokens.rising(-1, 3),
-        lambda: tokens.rising(0.1, 0),
-        lambda: tokens.falling(0, 5),
-        lambda: tokens.falling(1.5, 5),
-        lambda: tokens.falling(0.5, 3),
+        lambda: tokens.linear_thresholds(-1, 3),
+        lambda: tokens.linear_thresholds(0.1, 0),
+        lambda: tokens.pruning_ratios(0, 5),
+        lambda: tokens.pruning_ratios(1.5, 5),
+        lambda: tokens.pruning_ratios(0.5, 3),
     ],
 )
 def test_schedules_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=r"final|layers"):
         wrong()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("rising", "linear_thresholds"),
+        ("falling", "pruning_ratios"),
+        ("stays", "keep_tokens"),
+        ("prefix", "prefix_mask"),
+    ],
+)
+def test_old_names_warn_and_give_the_new_ones(old, new):
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(tokens, old) is getattr(tokens, new)

@@ -17,7 +17,7 @@ import pytest
 import jaxsim as js
 from jaxsim.checkpoint.resume import run_checkpoints
 from jaxsim.checkpoint.save_load import describe
-from jaxsim.network.deployment import params_read
+from jaxsim.network.deployment import find_read_params
 from jaxsim.network.leaves import path_name
 from tests.data.test_readers import damaged
 from tests.support.models import CASES, NnxCnn, normal
@@ -48,7 +48,7 @@ def test_a_deployed_network_comes_back_whole(tmp_path, net):
     # other numbers of the same kind, to see that none of them is kept
     other = dataclasses.replace(composed, params=jax.tree.map(jnp.zeros_like, composed.params))
     loaded = js.load(tmp_path / "chip", like=other)
-    read = params_read(chip)
+    read = find_read_params(chip)
     assert read.isdisjoint(chip.cores)
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: p if path_name(path) in read else jnp.full_like(p, jnp.nan), chip.params
@@ -111,7 +111,7 @@ def test_a_parameter_that_is_read_elsewhere_too_is_stored(tmp_path):
     case = CASES["transformer"]()
     net = js.quantize(8, None)(js.trace(case.model, case.variables, *case.args))
     chip = js.deploy(net)
-    read = params_read(chip)
+    read = find_read_params(chip)
     assert "Embed_0/embedding" in read
     assert "stack/Dense_1/kernel" not in read
     assert "stack/Dense_1/bias" in read
@@ -122,7 +122,7 @@ def test_a_parameter_that_is_read_elsewhere_too_is_stored(tmp_path):
 
 def test_every_parameter_is_read_before_deployment():
     net = js.quantize(8, 8)(cnn())
-    assert params_read(net) == {
+    assert find_read_params(net) == {
         path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(net.params)
     }
 

@@ -4,7 +4,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsim.integer.affine import affine, clipped, common_step, compact, joined, laid_out, moved
+from jaxsim.integer.affine import (
+    affine,
+    clip,
+    common_step,
+    compact,
+    concatenate,
+    rearrange,
+    scale_and_shift,
+)
 
 SHAPE = (2, 3, 4)
 seeds = st.integers(0, 2**32 - 1)
@@ -25,7 +33,7 @@ def numbers(q, found):
 
 def within(q, found):
     real = numbers(q, found)
-    lo, hi = found.ends
+    lo, hi = found.bounds
     assert (real >= lo - 1e-9).all()
     assert (real <= hi + 1e-9).all()
     assert found.shape == q.shape
@@ -40,7 +48,7 @@ def test_affine_chains_and_clips_are_folded(seed):
         factor = rng.choice([-1.5, 0, 2], 4)[None, None]
         term = rng.normal(size=(1, 1, 4))
         lo, hi = np.sort(rng.normal(scale=4, size=(2, 1, 1, 4)), 0)
-        found = clipped(moved(found, factor, term, SHAPE), lo, hi, SHAPE)
+        found = clip(scale_and_shift(found, factor, term, SHAPE), lo, hi, SHAPE)
         expected = np.clip(expected * factor + term, lo, hi)
         np.testing.assert_allclose(numbers(q, found), expected, atol=1e-9)
         within(q, found)
@@ -59,7 +67,7 @@ LAYOUTS = {
 def test_numbers_move_with_their_integers(seed, name):
     _, q, found = value(seed)
     layout = LAYOUTS[name]
-    there = laid_out(found, layout, layout(q).shape)
+    there = rearrange(found, layout, layout(q).shape)
     np.testing.assert_array_equal(numbers(layout(q), there), layout(numbers(q, found)))
     within(layout(q), there)
 
@@ -67,7 +75,7 @@ def test_numbers_move_with_their_integers(seed, name):
 @given(seeds, seeds, st.integers(0, 2))
 def test_values_beside_one_another_keep_their_scales(one, other, axis):
     (_, p, a), (_, q, b) = value(one), value(other)
-    both = joined([a, b], axis)
+    both = concatenate([a, b], axis)
     beside = np.concatenate([p, q], axis)
     expected = np.concatenate([numbers(p, a), numbers(q, b)], axis)
     np.testing.assert_array_equal(numbers(beside, both), expected)
@@ -89,4 +97,4 @@ def test_a_common_grid_holds_every_value(one, other):
     values = [value(seed)[2] for seed in (one, other)]
     step = common_step(values, 100.0)
     assert step > 0
-    assert all(np.abs(end / step).max() <= 100 + 1e-9 for v in values for end in v.ends)
+    assert all(np.abs(end / step).max() <= 100 + 1e-9 for v in values for end in v.bounds)

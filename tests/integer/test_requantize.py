@@ -12,7 +12,7 @@ from tests.oracles import requantiser
 
 CODES = {"lo": -128.0, "hi": 127.0}
 WORDS = {"lo": -(2.0**30), "hi": 2.0**30}
-FULL = {"least": -(2.0**31), "most": 2.0**31 - 1}
+FULL = {"min_code": -(2.0**31), "max_code": 2.0**31 - 1}
 
 run = jax.jit(rescale)
 
@@ -58,8 +58,8 @@ def test_results_of_30_bits_are_exact_where_they_are_not_clipped():
     scale = np.ldexp(rng.uniform(0.5, 1, 64), rng.integers(-8, 15, 64))
     most = np.floor(2.0**29 / scale)
     q = np.round(rng.uniform(-1, 1, (300, 64)) * np.minimum(most, 2.0**31 - 1)).astype(np.int64)
-    r = dyadic(scale, 0.0 * scale, **WORDS, least=-most, most=most)
-    assert r.least is None
+    r = dyadic(scale, 0.0 * scale, **WORDS, min_code=-most, max_code=most)
+    assert r.min_code is None
     expected = requantiser.requantised(q, scale, 0 * scale, -(2**30), 2**30)
     np.testing.assert_array_equal(run(q.astype(np.int32), r), expected)
 

@@ -180,7 +180,7 @@ def test_calibration_stores_the_largest_input_of_every_site(name):
         # a power of two apart, so exactly the weight
         weights = np.asarray(state.inner * state.scale).reshape(found.size, -1)
         for w, hi in zip(weights, found, strict=True):
-            # quantised inputs upstream move the ranges a little
+            # quantized inputs upstream move the ranges a little
             np.testing.assert_allclose(hi, seen.pop((site.name, w.tobytes())), rtol=0.1)
     assert not seen
 

@@ -11,9 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxsim as js
-from jaxsim.network.cuts import balanced, blocks, candidates, chosen, cuts, equations, flops, sizes
+from jaxsim.network.cuts import (
+    balance_blocks,
+    blocks,
+    candidate_cuts,
+    cuts,
+    equations,
+    flops,
+    select_cuts,
+    sizes,
+)
 from jaxsim.network.leaves import is_array
-from jaxsim.network.stages import held, run_stage, split
+from jaxsim.network.stages import run_stage, split, stage_params
 from tests.support import models, pipelines
 from tests.support.models import normal
 
@@ -29,7 +38,7 @@ def outputs(net, cut, arguments):
         given.append(
             run_stage(
                 stage,
-                held(net, cut, stage),
+                stage_params(net, cut, stage),
                 [arguments[i] for i in stage.arguments],
                 [given[s][i] for s, i in stage.sources],
                 ranges=net.ranges,
@@ -66,7 +75,7 @@ def test_no_contiguous_partition_has_a_smaller_largest_stage_or_then_a_smaller_v
         return max(sums), sum(s * s for s in sums)
 
     everyone = itertools.combinations(range(1, len(weights)), stages - 1)
-    assert score(balanced(weights, stages)) == min(map(score, everyone))
+    assert score(balance_blocks(weights, stages)) == min(map(score, everyone))
 
 
 @pytest.mark.parametrize("name", ["cnn", "encoder", "mlp"])
@@ -77,11 +86,11 @@ def test_the_chosen_cuts_are_within_a_tenth_of_the_best_of_all_places(name, meas
     line = line_of(net)
     amounts = measure(line)
     for stages in (2, 3, 4):
-        places = candidates(cuts(line), stages)
+        places = candidate_cuts(cuts(line), stages)
         weights = blocks(places, amounts)
         assert sum(weights) == sum(amounts)
         assert len(weights) <= 12
-        found = blocks([places[i - 1] for i in balanced(weights, stages)], amounts)
+        found = blocks([places[i - 1] for i in balance_blocks(weights, stages)], amounts)
         best = min(
             max(blocks(chosen_places, amounts))
             for chosen_places in itertools.combinations(places, stages - 1)
@@ -127,7 +136,7 @@ def test_calls_at_top_level_are_opened_and_the_same_layer_may_be_called_twice():
     assert [c.name for c in cuts(line_of(net))] == ["b", "a#2"]
 
 
-def test_a_rematerialised_model_is_opened_and_a_rematerialised_layer_is_not():
+def test_a_rematerialized_model_is_opened_and_a_rematerialized_layer_is_not():
     def model(params, x):
         for w in params:
             x = jnp.tanh(x @ w)
@@ -187,14 +196,14 @@ def test_too_few_minimal_cuts_are_filled_up_from_all():
     x = normal(2, 4)
     places = cuts(line_of(js.trace(Unet(), Unet().init(jax.random.key(0), x), x)))
     assert sum(c.minimal for c in places) < 4
-    assert candidates(places, 5) == places
+    assert candidate_cuts(places, 5) == places
     with pytest.raises(ValueError, match=r"stages=7: the network has 5 cuts, for at most 6"):
-        candidates(places, 7)
+        candidate_cuts(places, 7)
 
 
 def test_names_of_cuts_are_checked():
     places = cuts(line_of(pipelines.mlp().net))
     with pytest.raises(ValueError, match="no cut at layers/9/kernel; a stage can begin at: layers"):
-        chosen(places, ["layers/9/kernel"])
+        select_cuts(places, ["layers/9/kernel"])
     with pytest.raises(ValueError, match="names a cut twice"):
-        chosen(places, ["layers/1/kernel", "layers/1/kernel"])
+        select_cuts(places, ["layers/1/kernel", "layers/1/kernel"])

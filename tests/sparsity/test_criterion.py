@@ -164,11 +164,11 @@ def gram_of(K, seed=0):
 
 
 def test_the_surgeon_s_single_removal_is_the_constrained_minimum():
-    from jaxsim.sparsity.obs import removal
+    from jaxsim.sparsity.obs import saliency
 
     gram, w = gram_of(7), np.asarray(normal(7, 3, seed=3), np.float64)
     scaled = gram / np.mean(np.diag(gram))
-    cost, change = removal(jnp.asarray(w, jnp.float32), jnp.asarray(gram, jnp.float32), 1e-3)
+    cost, change = saliency(jnp.asarray(w, jnp.float32), jnp.asarray(gram, jnp.float32), 1e-3)
     scaled = scaled + 1e-3 * np.eye(7)
     for q in range(7):
         for n in range(3):

@@ -94,11 +94,13 @@ def test_one_weight_for_q_k_and_v_loses_heads_of_all_three():
 def test_numbers_that_depend_on_a_size_are_found_and_said():
     found = js.dependencies(network("attention"))
     scaled = found["MultiHeadDotProductAttention_0/query/kernel:2"]
-    assert scaled.renormalising
+    assert scaled.renormalizing
+    with pytest.warns(DeprecationWarning, match="renormalizing"):
+        assert scaled.renormalising
     assert "sqrt" in scaled.reason
     assert "8 becomes 4" in scaled.reason
     stream = js.dependencies(network("transformer"))["Embed_0/embedding:0"]
-    assert not stream.renormalising
+    assert not stream.renormalizing
     assert "looks entries up" in stream.reason
 
 
@@ -129,7 +131,7 @@ def test_the_line_of_the_model_is_named():
         return jnp.sort(x @ params["a"]) @ params["b"]
 
     said = reason("a:1", model, {"a": normal(4, 8), "b": normal(8, 2)}, normal(3, 4))
-    assert "test_dependencies.py" in said
+    assert "test_groups.py" in said
 
 
 def test_layers_of_a_scan_lose_the_same_channels():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.sparsity.distribution import Layer, densities, rank
+from jaxsim.sparsity.distribution import LayerScores, densities, rank
 from jaxsim.sparsity.masks import contracted_axes
 from tests.oracles import sparsity as oracle
 from tests.support.models import normal
@@ -131,7 +131,7 @@ def test_erk_of_two_layers_by_hand():
 
 @pytest.mark.parametrize("make", [sp.global_, sp.er, sp.erk, sp.lamp])
 def test_distributions_remove_exactly_the_share_of_all_weights(make):
-    layers = [Layer(jnp.abs(normal(1, int(np.prod(s)))), s, 1) for s in SHAPES]
+    layers = [LayerScores(jnp.abs(normal(1, int(np.prod(s)))), s, 1) for s in SHAPES]
     total = sum(layer.scores.size for layer in layers)
     for sparsity in (0.0, 0.5, 0.9):
         counts = make().removed(layers, sparsity)
@@ -140,7 +140,7 @@ def test_distributions_remove_exactly_the_share_of_all_weights(make):
 
 
 def test_lamp_is_the_paper_s_score_ranked_over_all_layers():
-    layers = [Layer(jnp.abs(normal(1, n, seed=n)), (n,), 1) for n in (20, 50, 7)]
+    layers = [LayerScores(jnp.abs(normal(1, n, seed=n)), (n,), 1) for n in (20, 50, 7)]
     scores = [oracle.lamp(layer.scores) for layer in layers]
     kept = oracle.lowest_go(np.concatenate(scores), 38)
     ends = np.cumsum([20, 50])

@@ -1,4 +1,4 @@
-"""Optimisers that prune: counts, zeros, and what becomes of the network."""
+"""Optimizers that prune: counts, zeros, and what becomes of the network."""
 
 import dataclasses
 

@@ -256,7 +256,7 @@ def pyramids():
     net = js.magic_pyramid(0.02, js.Rule(0.5), heads=encoders.heads())(encoders.pieces())
     jax.eval_shape(net, ids, lengths)
     jax.eval_shape(net.soften, ids, lengths, 1e-3)
-    jax.eval_shape(net.passed, ids, lengths)
+    jax.eval_shape(net.exit_outputs, ids, lengths)
     net.run(ids, lengths)
 
 
@@ -264,7 +264,7 @@ def levels():
     """Thresholds of a pyramid, learned."""
     ids, lengths = encoders.sequences(2)
     train_pyramid(
-        js.prune_tokens(tokens.rising(0.02, 3))(encoders.pieces()),
+        js.prune_tokens(tokens.linear_thresholds(0.02, 3))(encoders.pieces()),
         ids,
         lengths,
         np.arange(2),

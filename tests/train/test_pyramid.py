@@ -12,7 +12,7 @@ import jaxsim as js
 from jaxsim.adaptive import tokens
 from jaxsim.adaptive.rule import Buckets, Rule
 from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
-from jaxsim.adaptive.students import distil_students, pass_all
+from jaxsim.adaptive.students import distill_students, pass_all
 from jaxsim.checkpoint.resume import RunCheckpointer
 from jaxsim.train.losses import distillation, distillation_targets
 from jaxsim.train.pyramid import Soft, train_pyramid
@@ -25,7 +25,7 @@ ADAM = optax.adam(3e-3)
 
 
 def made(level=0.0, threshold=0.0):
-    return js.magic_pyramid(tokens.rising(level, 3), Rule(threshold), heads())(pieces())
+    return js.magic_pyramid(tokens.linear_thresholds(level, 3), Rule(threshold), heads())(pieces())
 
 
 def trained(net, steps=6, soft=None, labels=LABELS, optimizer=ADAM, **options):
@@ -106,7 +106,7 @@ def test_a_run_that_was_stopped_ends_where_the_whole_one_does(tmp_path, monkeypa
 
 def test_rows_pass_in_their_order_however_they_are_batched():
     net = made(0.04)
-    whole = net.passed(IDS[:13], LENGTHS[:13])
+    whole = net.exit_outputs(IDS[:13], LENGTHS[:13])
     parts = pass_all(net, IDS[:13], LENGTHS[:13], buckets=SMALL)
     assert np.array_equal(whole.kept, parts.kept)
     np.testing.assert_allclose(whole.logits, parts.logits, atol=1e-4)
@@ -115,12 +115,12 @@ def test_rows_pass_in_their_order_however_they_are_batched():
 
 def test_students_say_what_the_teacher_says_and_leave_it_alone():
     net = made(0.04)
-    taught = distil_students(net, IDS, LENGTHS, jax.random.key(0), steps=200)
+    taught = distill_students(net, IDS, LENGTHS, jax.random.key(0), steps=200)
     assert taught.encoder is net.encoder
     passed = pass_all(taught, IDS, LENGTHS)
     teacher = jax.nn.log_softmax(passed.logits[:, -1])
     for i in range(2):
-        before = jax.nn.log_softmax(net.passed(IDS, LENGTHS).logits[:, i])
+        before = jax.nn.log_softmax(net.exit_outputs(IDS, LENGTHS).logits[:, i])
         after = jax.nn.log_softmax(passed.logits[:, i])
         divergence = [float(jnp.mean(jnp.exp(teacher) * (teacher - s))) for s in (before, after)]
         assert divergence[1] < 0.5 * divergence[0]

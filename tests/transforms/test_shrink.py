@@ -12,7 +12,7 @@ from benchmarks.common.efficientnet import lite0, weights_file
 from benchmarks.peers import torch_networks
 from benchmarks.topics.shrink import Small
 from jaxsim.models.resnet import ResNet
-from jaxsim.sparsity.channels.groups import without
+from jaxsim.sparsity.channels.groups import zero_entries
 from jaxsim.train.loop import fit
 from tests.support.cut_networks import IMAGES, MODELS, inputs, network
 from tests.support.models import normal
@@ -43,7 +43,7 @@ def best(net, share=0.5):
 def test_a_smaller_network_computes_what_the_masked_one_does(name):
     net, x = network(name), inputs(name)
     found, keep = js.dependencies(net), best(net)
-    masked = without(
+    masked = zero_entries(
         net, found, {n: np.isin(np.arange(found[n].size), kept) for n, kept in keep.items()}
     )
     small = js.shrink(keep=keep)(net)
@@ -221,7 +221,7 @@ def test_trained_efficientnet_shrinks_exactly():
     block = {f"params/InvertedResidual_1/{part}/kernel" for part in ("expand", "depthwise")}
     assert block in [{m.path for m in g.members if m.role == "out"} for g in found.groups]
     keep = best(net, 0.75)
-    masked = without(
+    masked = zero_entries(
         net, found, {n: np.isin(np.arange(found[n].size), kept) for n, kept in keep.items()}
     )
     small = js.shrink(keep=keep)(net)

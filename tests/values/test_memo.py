@@ -13,7 +13,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim.adaptive.exit_step import prepared as prepared_exits
-from jaxsim.adaptive.rows import with_rows
+from jaxsim.adaptive.rows import find_rows
 from jaxsim.network.arguments import call_arguments
 from jaxsim.pipeline.plan import pipeline_plan
 from jaxsim.values.memo import Memo, Memoizing, memoized
@@ -128,7 +128,7 @@ def test_a_network_with_exits_that_is_dropped_frees_its_stages_and_programs():
     net.simulate(x)
     net.run(x, buckets=js.Buckets(batch=2, max_batch=4))
     arguments = call_arguments((x,), {})
-    plan = prepared_exits(net, arguments, with_rows(arguments)[1])
+    plan = prepared_exits(net, arguments, find_rows(arguments)[1])
     held = [weakref.ref(plan), weakref.ref(plan.step), weakref.ref(net)]
     del plan
     again = dataclasses.replace(net, threshold=0.5)

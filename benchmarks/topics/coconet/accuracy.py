@@ -8,7 +8,7 @@ from benchmarks.common.paired import comparisons, mean_and_deviation
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.topics.coconet.heads import HEADS, RATES, STEPS, Choice, Seed
 from benchmarks.topics.coconet.settings import CoconetSettings
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 
 COMPARISONS = (
     ("collaborative", "softmax"),
@@ -22,7 +22,7 @@ COMPARISONS = (
 
 def accuracy(settings: CoconetSettings) -> None:
     """Chooses on validation images, then reports."""
-    log = Log(settings.log)
+    log = ScoreCache(settings.log)
     found: dict[tuple[str, str], list[float]] = {}
     picked = []
     for name in settings.tasks:

@@ -14,7 +14,7 @@ from flax import linen as nn
 import jaxsim.collaborative as jcol
 from benchmarks.peers.collaborative import Classifier
 from benchmarks.topics.coconet.tasks import TASKS, Task
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.models.coconet import CoCoNet, CollaborativeHead, mean_pool
 
 RATES = (1e-3, 4e-3, 1.6e-2)
@@ -118,7 +118,7 @@ def second_stage(head: str, choice: Choice, task: Task, seed: int, backbone: Any
 class Seed:
     """One seed of a task: what it needs is made when a score is not known yet."""
 
-    def __init__(self, name: str, seed: int, log: Log):
+    def __init__(self, name: str, seed: int, log: ScoreCache):
         self.name, self.seed, self.log = name, seed, log
         self.task = cache(partial(TASKS[name], seed))
         self.backbone = cache(lambda: first_stage(self.task(), seed))

@@ -13,7 +13,7 @@ from benchmarks.common.record import Table, record
 from benchmarks.topics.nac.settings import NacSettings
 from benchmarks.topics.nac.training import TEST, grown, mean_and_error, trained
 from jaxsim import solvers as js
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.solvers.experiment import Recipe, baselines, recipe
 from jaxsim.solvers.mixing import MetaSolver
 
@@ -85,7 +85,7 @@ def recipe_table(
     **options: Any,
 ) -> Table:
     """Trains on one kind of game, measures on another, beside every other meta-solver."""
-    log, games = Log(settings.log), min(settings.games, 24 if told else 64)
+    log, games = ScoreCache(settings.log), min(settings.games, 24 if told else 64)
 
     learning = f"{told or title} {steps} steps, rate {rate} {options}"
 

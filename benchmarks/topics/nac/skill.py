@@ -16,7 +16,7 @@ from benchmarks.topics.nac.settings import NacSettings
 from benchmarks.topics.nac.training import TEST, grown, mean_and_error, trained
 from jaxsim import games as jg
 from jaxsim import solvers as js
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.collaborative.statistics import holm, paired_test
 from jaxsim.solvers.experiment import baselines, recipe
 from jaxsim.solvers.mixing import MetaSolver
@@ -56,7 +56,7 @@ def published(settings: NacSettings) -> None:
 
 def skill_table(settings: NacSettings, file: str, mine: str, *others: str) -> None:
     """Trains, measures, compares the first network with everything else."""
-    log, made = Log(settings.log), recipe("skill")
+    log, made = ScoreCache(settings.log), recipe("skill")
     found: dict[str, np.ndarray] = {}
     approximate: dict[str, np.ndarray] = {}
 

@@ -18,12 +18,12 @@ from benchmarks.topics.pyramid.sweeps import (
     sweeps_of,
 )
 from jaxsim.adaptive.speed import Speed
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 
 
 def accuracy(settings: PyramidSettings) -> None:
     """Test accuracy beside FLOPs: both, exit alone, pruning alone."""
-    log = Log(settings.log)
+    log = ScoreCache(settings.log)
     found = {
         (seed, name): sweeps_of(log, settings, name, seed)
         for seed in range(settings.seeds)

@@ -11,7 +11,7 @@ from benchmarks.common.record import Table, record
 from benchmarks.common.texts import corpus_of, minilm
 from benchmarks.peers.transformers_bert import hidden_states
 from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
-from jaxsim.adaptive.heads import classified, fit_students
+from jaxsim.adaptive.heads import apply_head, fit_students
 from jaxsim.adaptive.rule import Rule
 from jaxsim.adaptive.students import pass_all
 from jaxsim.models.bert import encoder
@@ -41,7 +41,7 @@ def check(settings: PyramidSettings) -> None:
         each = [features[:, i] for i in range(model.layers)]
         heads = fit_students(each, sure, jax.random.key(0), steps=1000)
         right = [
-            float(np.mean(np.argmax(classified(h, held[:, i]), -1) == test.labels))
+            float(np.mean(np.argmax(apply_head(h, held[:, i]), -1) == test.labels))
             for i, h in enumerate(heads)
         ]
         rows.append([NAMES[name], f"{far:.1e}", *(f"{100 * r:.1f}" for r in right)])

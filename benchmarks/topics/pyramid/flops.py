@@ -12,7 +12,7 @@ from benchmarks.common.record import Table, record
 from benchmarks.topics.pyramid.settings import PyramidSettings
 from jaxsim.adaptive.encoder import flops_layer
 from jaxsim.adaptive.rule import Rule
-from jaxsim.adaptive.tokens import falling, top
+from jaxsim.adaptive.tokens import pruning_ratios, top
 from jaxsim.models.bert import Attention, Bert, FeedForward, encoder
 from jaxsim.transforms.magic_pyramid import magic_pyramid
 
@@ -44,7 +44,7 @@ def flops(settings: PyramidSettings) -> None:
         ("both", 0.3, 6),
     ):
         rule = Rule() if last == 12 else Rule(1.1, first=last)
-        out = magic_pyramid(falling(left, 12), rule, keeps=top)(pieces).run(ids, lengths)
+        out = magic_pyramid(pruning_ratios(left, 12), rule, keeps=top)(pieces).run(ids, lengths)
         spent = float(out.flops.mean())
         whole = whole or spent
         kept = " ".join(map(str, np.asarray(out.kept[0])))

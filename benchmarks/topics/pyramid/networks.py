@@ -16,11 +16,11 @@ from benchmarks.common.texts import corpus_of, minilm
 from benchmarks.topics.pyramid.settings import PyramidSettings
 from jaxsim.adaptive.pyramid import Pyramid
 from jaxsim.adaptive.rule import Rule
-from jaxsim.adaptive.students import distil_students, pass_all
-from jaxsim.adaptive.tokens import rising
+from jaxsim.adaptive.students import distill_students, pass_all
+from jaxsim.adaptive.tokens import linear_thresholds
 from jaxsim.models.bert import encoder
 from jaxsim.models.hugging_face import load_bert
-from jaxsim.train.losses import distillation, taught
+from jaxsim.train.losses import distillation, distillation_targets
 from jaxsim.train.pyramid import Soft, train_pyramid
 from jaxsim.transforms.magic_pyramid import magic_pyramid
 
@@ -52,15 +52,15 @@ def network(settings: PyramidSettings, name: str, seed: int, kind: str) -> Pyram
     optimizer = _optimizer(rate, steps, 0.01 / mean if kind == "soft" else 0.0)
     learn = functools.partial(train_pyramid, steps=steps, optimizer=optimizer, key=key, quiet=True)
     if kind in ("exits", "pyramid"):
-        net = distil_students(start, train.ids, train.lengths, key)
+        net = distill_students(start, train.ids, train.lengths, key)
     elif kind in ("soft", "hard"):
         whole = network(settings, name, seed, "longer")
         said = pass_all(whole, train.ids, train.lengths).logits[:, -1]
-        labels = taught(np.asarray(said), train.labels)
+        labels = distillation_targets(np.asarray(said), train.labels)
         data, loss = (train.ids, train.lengths, labels), distillation()
         if kind == "soft":
             # Scores are one over the length on average: everything of theirs is in that unit.
-            start = dataclasses.replace(start, level=rising(0.8 / mean, model.layers))
+            start = dataclasses.replace(start, level=linear_thresholds(0.8 / mean, model.layers))
             soft = Soft(0.1, (0.25 / mean, 0.025 / mean))
             net = learn(start, *data, loss=loss, soft=soft)
         else:

@@ -12,7 +12,7 @@ from benchmarks.topics.pyramid.networks import network
 from benchmarks.topics.pyramid.settings import PyramidSettings
 from jaxsim.adaptive.pyramid import Pyramid
 from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 
 SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 THRESHOLDS = tuple(np.round(np.arange(0, 1.0, 0.05), 2).tolist())
@@ -28,7 +28,9 @@ FAMILIES: dict[str, tuple[str, Callable[[Speed], bool]]] = {
 """Which network, and which of its settings."""
 
 
-def sweeps_of(log: Log, settings: PyramidSettings, name: str, seed: int) -> dict[str, list[Speed]]:
+def sweeps_of(
+    log: ScoreCache, settings: PyramidSettings, name: str, seed: int
+) -> dict[str, list[Speed]]:
     """Sweeps of one seed on validation and test rows: {"validation": …, "test": …} by network."""
     found: dict[str, list[Speed]] = {}
     for kind in ("exits", "pyramid"):
@@ -65,7 +67,7 @@ def at_setting(found: list[Speed], scale: float, threshold: float) -> Speed:
 
 def chosen_networks(settings: PyramidSettings, name: str) -> dict[str, Pyramid]:
     """Of seed 0, each family at the setting that validation rows choose for half a point."""
-    log = Log(settings.log)
+    log = ScoreCache(settings.log)
     sweeps = [sweeps_of(log, settings, name, seed) for seed in range(settings.seeds)]
     settled = {
         family: (kind, chosen_setting(sweeps, kind, fits, 0.005))

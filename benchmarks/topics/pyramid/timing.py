@@ -18,8 +18,8 @@ from benchmarks.topics.pyramid.sweeps import (
     timed_rows,
 )
 from jaxsim.adaptive.encoder import Encoder
-from jaxsim.adaptive.pyramid import programmes
-from jaxsim.adaptive.rule import rounded_up
+from jaxsim.adaptive.pyramid import count_programs
+from jaxsim.adaptive.rule import round_up
 from jaxsim.console.timing import alternate
 
 
@@ -38,9 +38,9 @@ def timing(settings: PyramidSettings) -> None:
             "whole, padded to 128": functools.partial(_dense, zero.encoder, ids, longest),
             **{family: functools.partial(net.run, ids, lengths) for family, net in nets.items()},
         }
-        before = programmes()
+        before = count_programs()
         times = alternate(runs, runs=settings.runs)
-        compiled = programmes() - before
+        compiled = count_programs() - before
         sorted_, padded = (times[way].median for way in list(runs)[:2])
         spent = {
             family: float(np.mean(net.run(ids, lengths).flops)) for family, net in nets.items()
@@ -53,7 +53,7 @@ def timing(settings: PyramidSettings) -> None:
             figures = [timed.median, gain, padded / timed.median, fewer, gain / fewer, timed.first]
             body.append([way, *(f"{figure:.2f}" for figure in figures)])
         columns = ["what is run", "s", "times faster", "than padded", "GFLOPs, times fewer"]
-        title = f"{NAMES[name]}, {len(ids)} test rows; {compiled} programmes compiled by `run`"
+        title = f"{NAMES[name]}, {len(ids)} test rows; {compiled} count_programs compiled by `run`"
         tables.append(Table([*columns, "faster over fewer", "first call, s"], body, title))
     record(
         "pyramid_timing",
@@ -73,8 +73,8 @@ def _dense(pieces: Encoder, ids: np.ndarray, lengths: np.ndarray) -> list[Any]:
     order, found = np.argsort(lengths, kind="stable"), []
     for start in range(0, len(order), 64):
         rows = order[start : start + 64]
-        rows = np.resize(rows, rounded_up(len(rows), 8))
-        n = rounded_up(int(lengths[rows].max()), 16)
+        rows = np.resize(rows, round_up(len(rows), 8))
+        n = round_up(int(lengths[rows].max()), 16)
         padded = np.pad(ids[rows], ((0, 0), (0, max(0, n - ids.shape[1]))))[:, :n]
         found.append(_whole(pieces, padded, lengths[rows]))
     return found

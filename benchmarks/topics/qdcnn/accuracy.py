@@ -12,7 +12,7 @@ from benchmarks.topics.qdcnn.fixed import DECAY, linear_accuracy, methods
 from benchmarks.topics.qdcnn.problems import TEST, TRAIN, VALID, problem
 from benchmarks.topics.qdcnn.settings import QdcnnSettings
 from benchmarks.topics.qdcnn.trained import RATES, TRAINED, trained_accuracy
-from jaxsim.checkpoint.log import Log
+from jaxsim.checkpoint.log import ScoreCache
 
 COMPARISONS = (
     ("quanvolution s1 d2", "quanvolution s1 d1"),
@@ -31,7 +31,7 @@ COMPARISONS = (
 
 def accuracy(settings: QdcnnSettings) -> None:
     """Accuracy over seeds, and every comparison that was planned."""
-    log, sets = Log(settings.log), settings.sets
+    log, sets = ScoreCache(settings.log), settings.sets
     found: dict[tuple[str, str], list[float]] = {}
     for seed in range(settings.first, settings.first + settings.seeds):
         trained = TRAINED if seed - settings.first < settings.trained_seeds else {}

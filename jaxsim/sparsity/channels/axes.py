@@ -1,8 +1,8 @@
-"""What an axis runs over: a unit of its own, a product of units, or several one after the other.
+"""Axis groups: what an axis runs over, a symbol, a product of them, or a concatenation.
 
-Two axes that a model adds, multiplies or contracts run over the same thing: their labels are
-unified, as terms with variables are in logic. A variable is an `Atom`; what is known of it is bound
-to it. What is left unbound at the end are the groups of channels that can be removed.
+Two axes that a model adds, multiplies or contracts run over the same thing: their groups are
+unified, as terms with variables are in logic. A variable is a `Symbol`; what is known of it is
+bound to it. What is left unbound at the end are the groups of channels that can be removed.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from jaxtyping import Bool, Float
 
 
 @dataclasses.dataclass(eq=False)
-class Atom:
-    """Something an axis runs over.
+class Symbol:
+    """Variable that stands for what an axis runs over.
 
     Attributes:
-      size: number of its entries.
-      reason: why none may be removed, "" if any may.
-      bound: what it turned out to be.
+      size: Number of its entries.
+      reason: Why none may be removed, "" if any may.
+      bound: Group that it was found to equal, or None.
     """
 
     size: int
     reason: str = ""
-    bound: Label | None = None
+    bound: AxisGroup | None = None
 
 
 class Product(NamedTuple):
-    """Every combination of the entries of several labels, the last one fastest."""
+    """Every combination of the entries of several groups, the last one fastest."""
 
-    parts: tuple[Label, ...]
+    parts: tuple[AxisGroup, ...]
 
     @property
     def size(self) -> int:
@@ -42,10 +42,10 @@ class Product(NamedTuple):
         return math.prod(part.size for part in self.parts)
 
 
-class Chain(NamedTuple):
-    """The entries of several labels, one after the other."""
+class Concatenation(NamedTuple):
+    """Entries of several groups, one group after another."""
 
-    parts: tuple[Label, ...]
+    parts: tuple[AxisGroup, ...]
 
     @property
     def size(self) -> int:
@@ -53,73 +53,99 @@ class Chain(NamedTuple):
         return sum(part.size for part in self.parts)
 
 
-Label: TypeAlias = "Atom | Product | Chain"
+AxisGroup: TypeAlias = "Symbol | Product | Concatenation"
 
 _CROSSED = "axes that are laid out in different ways meet"
 
 
-def product(parts: Sequence[Label]) -> Label:
-    """The product of labels; those of size 1 change nothing and are left out."""
-    flat: list[Label] = []
-    for part in map(resolved, parts):
+def product(parts: Sequence[AxisGroup]) -> AxisGroup:
+    """Makes the product of groups; those of size 1 change nothing and are left out.
+
+    Args:
+      parts: Groups, at least one.
+    """
+    flat: list[AxisGroup] = []
+    for part in map(resolve, parts):
         flat += part.parts if isinstance(part, Product) else [part]
     kept = [part for part in flat if part.size != 1] or flat[:1]
     return kept[0] if len(kept) == 1 else Product(tuple(kept))
 
 
-def chain(parts: Sequence[Label]) -> Label:
-    """Labels one after the other."""
-    flat: list[Label] = []
-    for part in map(resolved, parts):
-        flat += part.parts if isinstance(part, Chain) else [part]
-    return flat[0] if len(flat) == 1 else Chain(tuple(flat))
+def concatenate(parts: Sequence[AxisGroup]) -> AxisGroup:
+    """Puts groups one after another.
+
+    Args:
+      parts: Groups, at least one.
+    """
+    flat: list[AxisGroup] = []
+    for part in map(resolve, parts):
+        flat += part.parts if isinstance(part, Concatenation) else [part]
+    return flat[0] if len(flat) == 1 else Concatenation(tuple(flat))
 
 
-def resolved(label: Label) -> Label:
-    """A label with what its atoms turned out to be in their places."""
-    if isinstance(label, Atom):
-        return label if label.bound is None else resolved(label.bound)
-    if isinstance(label, Product):
-        return product(label.parts) if any(map(_bound, label.parts)) else label
-    return chain(label.parts) if any(map(_bound, label.parts)) else label
+def resolve(group: AxisGroup) -> AxisGroup:
+    """Replaces bound symbols in a group by what they equal.
+
+    Args:
+      group: Group.
+    """
+    if isinstance(group, Symbol):
+        return group if group.bound is None else resolve(group.bound)
+    if isinstance(group, Product):
+        return product(group.parts) if any(map(_has_bound, group.parts)) else group
+    return concatenate(group.parts) if any(map(_has_bound, group.parts)) else group
 
 
-def _bound(label: Label) -> bool:
-    if isinstance(label, Atom):
-        return label.bound is not None
-    return any(map(_bound, label.parts))
+def _has_bound(group: AxisGroup) -> bool:
+    if isinstance(group, Symbol):
+        return group.bound is not None
+    return any(map(_has_bound, group.parts))
 
 
-def atoms(label: Label) -> list[Atom]:
-    """The unbound atoms of a label."""
-    label = resolved(label)
-    if isinstance(label, Atom):
-        return [label]
-    return [atom for part in label.parts for atom in atoms(part)]
+def symbols(group: AxisGroup) -> list[Symbol]:
+    """Lists the unbound symbols of a group.
+
+    Args:
+      group: Group.
+    """
+    group = resolve(group)
+    if isinstance(group, Symbol):
+        return [group]
+    return [symbol for part in group.parts for symbol in symbols(part)]
 
 
-def freeze(label: Label, reason: str) -> None:
-    """Forbids to remove any entry of a label; the first reason stays."""
-    for atom in atoms(label):
-        atom.reason = atom.reason or reason
+def freeze(group: AxisGroup, reason: str) -> None:
+    """Forbids to remove any entry of a group; the first reason stays.
+
+    Args:
+      group: Group.
+      reason: Why, in words.
+    """
+    for symbol in symbols(group):
+        symbol.reason = symbol.reason or reason
 
 
-def unify(a: Label, b: Label) -> None:
-    """Makes two labels of the same size the same; what cannot be made the same is frozen."""
-    a, b = resolved(a), resolved(b)
+def unify(a: AxisGroup, b: AxisGroup) -> None:
+    """Makes two groups of the same size equal; where that is impossible they are frozen.
+
+    Args:
+      a: Group.
+      b: Group of the same size.
+    """
+    a, b = resolve(a), resolve(b)
     if a is b:
         return
-    if isinstance(b, Atom) and not isinstance(a, Atom):
+    if isinstance(b, Symbol) and not isinstance(a, Symbol):
         a, b = b, a
-    if isinstance(a, Atom):
+    if isinstance(a, Symbol):
         if a.reason:
             freeze(b, a.reason)
         a.bound = b
         return
     if isinstance(a, Product) and isinstance(b, Product):
-        pairs = _matched(list(a.parts), list(b.parts), divide)
-    elif isinstance(a, Chain) and isinstance(b, Chain):
-        pairs = _matched(list(a.parts), list(b.parts), _cut)
+        pairs = _match_parts(list(a.parts), list(b.parts), factorize)
+    elif isinstance(a, Concatenation) and isinstance(b, Concatenation):
+        pairs = _match_parts(list(a.parts), list(b.parts), _split_symbol)
     else:
         pairs = None
     if pairs is None:
@@ -130,15 +156,15 @@ def unify(a: Label, b: Label) -> None:
         unify(one, other)
 
 
-def _matched(
-    a: list[Label],
-    b: list[Label],
-    split: Callable[[Label, int], tuple[Label, Label] | None],
-) -> list[tuple[Label, Label]] | None:
-    """Parts of equal size, the larger of two split where need be; None where it cannot be."""
-    pairs: list[tuple[Label, Label]] = []
+def _match_parts(
+    a: list[AxisGroup],
+    b: list[AxisGroup],
+    split: Callable[[AxisGroup, int], tuple[AxisGroup, AxisGroup] | None],
+) -> list[tuple[AxisGroup, AxisGroup]] | None:
+    """Pairs parts of equal size, the larger of two split where need be; None where it cannot be."""
+    pairs: list[tuple[AxisGroup, AxisGroup]] = []
     while a and b:
-        one, other = resolved(a.pop(0)), resolved(b.pop(0))
+        one, other = resolve(a.pop(0)), resolve(b.pop(0))
         if one.size > other.size:
             if (parts := split(one, other.size)) is None:
                 return None
@@ -153,90 +179,102 @@ def _matched(
     return None if a or b else pairs
 
 
-def divide(label: Label, lead: int) -> tuple[Label, Label] | None:
-    """A label as a product whose first factor has this size, if it can be one."""
-    label = resolved(label)
-    if label.size % lead:
+def factorize(group: AxisGroup, lead: int) -> tuple[AxisGroup, AxisGroup] | None:
+    """Writes a group as a product whose first factor has a given size.
+
+    Args:
+      group: Group.
+      lead: Size of the first factor.
+
+    Returns:
+      The two factors, None where the group cannot be such a product.
+    """
+    group = resolve(group)
+    if group.size % lead:
         return None
-    trail = label.size // lead
-    if isinstance(label, Atom):
-        parts = Atom(lead, label.reason), Atom(trail, label.reason)
-        label.bound = product(parts)
+    trail = group.size // lead
+    if isinstance(group, Symbol):
+        parts = Symbol(lead, group.reason), Symbol(trail, group.reason)
+        group.bound = product(parts)
         return parts
-    if isinstance(label, Product):
-        for i in range(1, len(label.parts)):
-            if product(label.parts[:i]).size == lead:
-                return product(label.parts[:i]), product(label.parts[i:])
+    if isinstance(group, Product):
+        for i in range(1, len(group.parts)):
+            if product(group.parts[:i]).size == lead:
+                return product(group.parts[:i]), product(group.parts[i:])
         return None
-    if any(part.size % trail for part in label.parts):
+    if any(part.size % trail for part in group.parts):
         return None
-    leads, shared = list[Label](), Atom(trail)
-    for part in label.parts:
+    leads, shared = list[AxisGroup](), Symbol(trail)
+    for part in group.parts:
         if part.size == trail:
-            leads.append(Atom(1))
+            leads.append(Symbol(1))
             unify(part, shared)
-        elif (parts := divide(part, part.size // trail)) is None:
+        elif (parts := factorize(part, part.size // trail)) is None:
             return None
         else:
             leads.append(parts[0])
             unify(parts[1], shared)
-    return chain(leads), shared
+    return concatenate(leads), shared
 
 
-def _cut(label: Label, first: int) -> tuple[Label, Label] | None:
-    """A label as so many entries and the others behind them, if it can be."""
-    if not isinstance(label, Atom):
+def _split_symbol(group: AxisGroup, first: int) -> tuple[AxisGroup, AxisGroup] | None:
+    """Splits a symbol into its first entries and the others; None for other groups."""
+    if not isinstance(group, Symbol):
         return None
-    parts = Atom(first, label.reason), Atom(label.size - first, label.reason)
-    label.bound = chain(parts)
+    parts = Symbol(first, group.reason), Symbol(group.size - first, group.reason)
+    group.bound = concatenate(parts)
     return parts
 
 
-def regroup(labels: Sequence[Label], shape: Sequence[int], reason: str) -> list[Label]:
-    """Labels of an array's axes after a reshape; what cannot be told apart is frozen.
+def reshape_groups(
+    groups: Sequence[AxisGroup], shape: Sequence[int], reason: str
+) -> list[AxisGroup]:
+    """Finds the groups of an array's axes after a reshape; what cannot be told apart is frozen.
 
     Args:
-      labels: of the axes before.
-      shape: after.
-      reason: to freeze with.
+      groups: Groups of the axes before.
+      shape: Shape after.
+      reason: Why to freeze, in words.
     """
-    left = [label for label in map(resolved, labels) if label.size != 1]
-    out: list[Label] = []
+    left = [group for group in map(resolve, groups) if group.size != 1]
+    out: list[AxisGroup] = []
     for size in shape:
-        factors: list[Label] = []
+        factors: list[AxisGroup] = []
         need = size
         while need > 1:
-            factor = resolved(left.pop(0))
+            factor = resolve(left.pop(0))
             if factor.size > need or need % factor.size:
-                parts = divide(factor, need) if factor.size > need else None
+                parts = factorize(factor, need) if factor.size > need else None
                 if parts is None:
-                    return _lost([*labels], shape, reason)
+                    return _freeze_all([*groups], shape, reason)
                 factor, rest = parts
                 left.insert(0, rest)
             factors.append(factor)
             need //= factor.size
-        out.append(product(factors) if factors else Atom(size))
+        out.append(product(factors) if factors else Symbol(size))
     return out
 
 
-def _lost(labels: Sequence[Label], shape: Sequence[int], reason: str) -> list[Label]:
-    for label in labels:
-        freeze(label, reason)
-    return [Atom(size, reason) for size in shape]
+def _freeze_all(groups: Sequence[AxisGroup], shape: Sequence[int], reason: str) -> list[AxisGroup]:
+    for group in groups:
+        freeze(group, reason)
+    return [Symbol(size, reason) for size in shape]
 
 
-def kept(label: Label, keep: Mapping[Atom, Bool[np.ndarray, " n"]]) -> Bool[np.ndarray, " size"]:
-    """Which entries of a label remain.
+def kept_entries(
+    group: AxisGroup, keep: Mapping[Symbol, Bool[np.ndarray, " n"]]
+) -> Bool[np.ndarray, " size"]:
+    """Finds the entries of a group that remain.
 
     Args:
-      label: of an axis.
-      keep: for some atoms, which of their entries remain; all of the others do.
+      group: Group of an axis.
+      keep: Mask of the entries that remain, by symbol; all entries of other symbols do.
     """
-    label = resolved(label)
-    if isinstance(label, Atom):
-        return np.asarray(keep.get(label, np.ones(label.size, bool)))
-    parts = [kept(part, keep) for part in label.parts]
-    if isinstance(label, Chain):
+    group = resolve(group)
+    if isinstance(group, Symbol):
+        return np.asarray(keep.get(group, np.ones(group.size, bool)))
+    parts = [kept_entries(part, keep) for part in group.parts]
+    if isinstance(group, Concatenation):
         return np.concatenate(parts)
     found = parts[0]
     for part in parts[1:]:
@@ -244,19 +282,26 @@ def kept(label: Label, keep: Mapping[Atom, Bool[np.ndarray, " n"]]) -> Bool[np.n
     return found
 
 
-def shares(label: Label, of: Float[np.ndarray, " size"]) -> dict[Atom, Float[np.ndarray, " n"]]:
-    """What the entries of each atom hold, of numbers that the entries of a label hold."""
-    label = resolved(label)
-    if isinstance(label, Atom):
-        return {label: of}
-    found: dict[Atom, Float[np.ndarray, " n"]] = {}
-    sizes = [part.size for part in label.parts]
-    for i, part in enumerate(label.parts):
-        if isinstance(label, Product):
+def sum_by_symbol(
+    group: AxisGroup, of: Float[np.ndarray, " size"]
+) -> dict[Symbol, Float[np.ndarray, " n"]]:
+    """Sums numbers of the entries of a group by entries of each symbol.
+
+    Args:
+      group: Group of an axis.
+      of: Number for each entry of the group.
+    """
+    group = resolve(group)
+    if isinstance(group, Symbol):
+        return {group: of}
+    found: dict[Symbol, Float[np.ndarray, " n"]] = {}
+    sizes = [part.size for part in group.parts]
+    for i, part in enumerate(group.parts):
+        if isinstance(group, Product):
             others = tuple(j for j in range(len(sizes)) if j != i)
             own = of.reshape(sizes).sum(others)
         else:
             own = np.split(of, np.cumsum(sizes)[:-1])[i]
-        for atom, numbers in shares(part, own).items():
-            found[atom] = found.get(atom, 0) + numbers
+        for symbol, numbers in sum_by_symbol(part, own).items():
+            found[symbol] = found.get(symbol, 0) + numbers
     return found

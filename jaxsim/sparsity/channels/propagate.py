@@ -1,7 +1,7 @@
-"""Which axes of a network run over the same channels, read from its equations.
+"""Channel propagation: which axes of a network run over the same channels.
 
-Every axis of every value carries a label; each equation says which labels are one. What a rule does
-not understand is frozen, with the primitive, the line of the model and the reason.
+Every axis of every value carries an axis group; each equation says which groups are equal. What a
+rule does not understand is frozen, with the primitive, the line of the model and the reason.
 """
 
 from __future__ import annotations
@@ -15,63 +15,64 @@ import jax.extend.core.primitives as prims
 import numpy as np
 
 from jaxsim import internals
-from jaxsim.internals import inner_jaxprs, parameters
+from jaxsim.internals import Atom, inner_jaxprs, parameters, shape_of
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
 from jaxsim.sparsity.channels.axes import (
-    Atom,
-    Label,
-    chain,
-    divide,
+    AxisGroup,
+    Symbol,
+    concatenate,
+    factorize,
     freeze,
     product,
-    regroup,
+    reshape_groups,
     unify,
 )
 
 
 class Leaf(NamedTuple):
-    """A parameter or buffer.
+    """Axis groups of a parameter or buffer.
 
     Attributes:
-      path: `params/Conv_0/kernel`, `buffers/batch_stats/…`.
-      axes: label of each axis.
-      roles: for each axis "out" where a site makes it, "in" where a site sums over it, else "".
+      path: Path: `params/Conv_0/kernel`, `buffers/batch_stats/…`.
+      axes: Group of each axis.
+      roles: Role of each axis: "out" where a site makes it, "in" where a site sums over it, else
+        "".
     """
 
     path: str
-    axes: tuple[Label, ...]
+    axes: tuple[AxisGroup, ...]
     roles: tuple[str, ...]
 
 
-class Provenance(NamedTuple):
-    """What a network's axes run over.
+class ChannelPropagation(NamedTuple):
+    """Axis groups of all values of a network.
 
     Attributes:
-      leaves: of the parameters and the buffers, in order.
-      grouped: paths of convolution kernels in several groups, and what those groups are.
-      made: for the outputs of every equation, those inside others before it, what their axes are.
+      leaves: Parameters and buffers, in order.
+      grouped: Symbols of the groups of grouped convolutions, by path of the kernel.
+      made: Axis groups of the results of every equation, those inside others first.
     """
 
     leaves: tuple[Leaf, ...]
-    grouped: dict[str, Label]
-    made: tuple[tuple[Label, ...], ...]
+    grouped: dict[str, AxisGroup]
+    made: tuple[tuple[AxisGroup, ...], ...]
 
 
 class _Value(NamedTuple):
-    """A value's labels, and the parameter whose axes they are in some order, if it is one."""
+    """Axis groups of a value, and the parameter whose axes they are in some order, if it is one."""
 
-    axes: tuple[Label, ...]
+    axes: tuple[AxisGroup, ...]
     path: str = ""
     order: tuple[int, ...] = ()
 
 
-def provenance(net: Network, jaxpr: Any) -> Provenance:
+def propagate_channels(net: Network, jaxpr: jex.Jaxpr) -> ChannelPropagation:
     """Follows the axes of a network's parameters and buffers through a call.
 
     Args:
-      net: the network.
-      jaxpr: of a call, what it takes the leaves of `(params, buffers, arguments)`.
+      net: Network; only shapes count.
+      jaxpr: Equations of a call; its inputs are the leaves of `(params, buffers, arguments)`.
     """
     tree = {"params": net.params, "buffers": net.buffers}
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree["params"])]
@@ -79,10 +80,12 @@ def provenance(net: Network, jaxpr: Any) -> Provenance:
     for path, _ in jax.tree_util.tree_leaves_with_path(tree["buffers"]):
         paths.append(f"buffers/{path_name(path)}")
     values = [
-        _Value(tuple(map(Atom, v.aval.shape)), path, tuple(range(v.aval.ndim)))
+        _Value(tuple(map(Symbol, shape_of(v).shape)), path, tuple(range(len(shape_of(v).shape))))
         for path, v in zip(paths, jaxpr.invars, strict=False)
     ]
-    given = [_frozen(v.aval.shape, "an input of the model") for v in jaxpr.invars[len(paths) :]]
+    given = [
+        _make_frozen(shape_of(v).shape, "an input of the model") for v in jaxpr.invars[len(paths) :]
+    ]
     follow = _Follow()
     for value in follow.run(jaxpr, [*values, *given]):
         _freeze(value, "an output of the model")
@@ -90,11 +93,11 @@ def provenance(net: Network, jaxpr: Any) -> Provenance:
         Leaf(v.path, v.axes, tuple(follow.roles.get((v.path, i), "") for i in range(len(v.axes))))
         for v in values
     )
-    return Provenance(leaves, follow.grouped, tuple(follow.made))
+    return ChannelPropagation(leaves, follow.grouped, tuple(follow.made))
 
 
-def _frozen(shape: Sequence[int], reason: str) -> _Value:
-    return _Value(tuple(Atom(n, reason) for n in shape))
+def _make_frozen(shape: Sequence[int], reason: str) -> _Value:
+    return _Value(tuple(Symbol(n, reason) for n in shape))
 
 
 def _freeze(value: _Value, reason: str) -> None:
@@ -103,22 +106,24 @@ def _freeze(value: _Value, reason: str) -> None:
 
 
 class _Follow:
-    """Labels of the values of a jaxpr, equation by equation."""
+    """Follows the axis groups of the values of a jaxpr, equation by equation."""
 
     def __init__(self):
         self.roles: dict[tuple[str, int], str] = {}
-        self.grouped: dict[str, Label] = {}
-        self.made: list[tuple[Label, ...]] = []
+        self.grouped: dict[str, AxisGroup] = {}
+        self.made: list[tuple[AxisGroup, ...]] = []
 
-    def run(self, jaxpr: Any, values: Sequence[_Value], around: Any = None) -> list[_Value]:
-        """Labels of the outputs of a jaxpr; `around` is the equation that runs it."""
+    def run(
+        self, jaxpr: jex.Jaxpr, values: Sequence[_Value], around: jex.JaxprEqn | None = None
+    ) -> list[_Value]:
+        """Finds the axis groups of a jaxpr's outputs; `around` is the equation that runs it."""
         env: dict[Any, _Value] = dict(zip(jaxpr.invars, values, strict=True))
         for v in jaxpr.constvars:
-            env[v] = _frozen(v.aval.shape, "a constant of the model")
+            env[v] = _make_frozen(shape_of(v).shape, "a constant of the model")
 
-        def read(atom: Any) -> _Value:
+        def read(atom: Atom) -> _Value:
             if isinstance(atom, jex.Literal):
-                return _frozen(np.shape(atom.val), "a constant of the model")
+                return _make_frozen(np.shape(atom.val), "a constant of the model")
             return env[atom]
 
         for inside in jaxpr.eqns:
@@ -131,8 +136,8 @@ class _Follow:
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def step(self, eqn: Any, ins: list[_Value]) -> Sequence[_Value]:
-        """Labels of the outputs of an equation."""
+    def step(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> Sequence[_Value]:
+        """Finds the axis groups of the results of an equation."""
         name = eqn.primitive.name
         if inner := inner_jaxprs(eqn):
             return self.inner(eqn, [jaxpr for jaxpr, _ in inner], ins)
@@ -140,10 +145,10 @@ class _Follow:
             return [self.dot(eqn, *ins)]
         if eqn.primitive is prims.conv_general_dilated_p:
             return [self.conv(eqn, *ins)]
-        if name in _MOVED:
-            return [_MOVED[name](eqn, ins)]
-        if name in _REDUCED:
-            return [_reduced(eqn, ins[0], _REDUCED[name]) for _ in eqn.outvars]
+        if name in _MOVES:
+            return [_MOVES[name](eqn, ins)]
+        if name in _REDUCES:
+            return [_reduce(eqn, ins[0], _REDUCES[name]) for _ in eqn.outvars]
         if name in _ALONG:
             return _along(eqn, ins, _ALONG[name])
         if name == "split":
@@ -152,7 +157,7 @@ class _Follow:
             return ins
         if name in _ELEMENTWISE:
             return _elementwise(eqn, ins)
-        return _unknown(eqn, ins, "is not understood")
+        return _freeze_equation(eqn, ins, "is not understood")
 
     def role(self, value: _Value, axes: Sequence[int], role: str) -> None:
         """Notes what a site does along axes of an operand, if that is a parameter."""
@@ -160,8 +165,8 @@ class _Follow:
             for axis in axes:
                 self.roles.setdefault((value.path, value.order[axis]), role)
 
-    def dot(self, eqn: Any, a: _Value, b: _Value) -> _Value:
-        """A contraction: what it sums over is one, and so is what it goes along with."""
+    def dot(self, eqn: jex.JaxprEqn, a: _Value, b: _Value) -> _Value:
+        """Contracts: the axes that are summed over are equal, and so are batch axes."""
         (a_sum, b_sum), (a_batch, b_batch) = parameters(eqn)["dimension_numbers"]
         for axes in ((a_sum, b_sum), (a_batch, b_batch)):
             for i, j in zip(*axes, strict=True):
@@ -175,18 +180,18 @@ class _Follow:
         free = [*(a.axes[i] for i in a_free), *(b.axes[j] for j in b_free)]
         return _Value((*batch, *free))
 
-    def conv(self, eqn: Any, x: _Value, w: _Value) -> _Value:
-        """A convolution: features are those of its groups, one after the other."""
+    def conv(self, eqn: jex.JaxprEqn, x: _Value, w: _Value) -> _Value:
+        """Convolves: features are those of its groups, one after another."""
         params, numbers = parameters(eqn), parameters(eqn)["dimension_numbers"]
         if params["batch_group_count"] != 1:
-            return _unknown(eqn, [x, w], "runs over groups of the batch")[0]
+            return _freeze_equation(eqn, [x, w], "runs over groups of the batch")[0]
         groups = params["feature_group_count"]
         features = w.axes[numbers.rhs_spec[0]]
         channels = w.axes[numbers.rhs_spec[1]]
         if groups > 1:
-            group = Atom(groups)
+            group = Symbol(groups)
             each = features.size // groups
-            unify(features, product([group, Atom(each)]))
+            unify(features, product([group, Symbol(each)]))
             unify(x.axes[numbers.lhs_spec[1]], product([group, channels]))
             if w.path:
                 self.grouped[w.path] = group
@@ -197,15 +202,17 @@ class _Follow:
         for value, spec in ((x, numbers.lhs_spec), (w, numbers.rhs_spec)):
             for axis in spec[2:]:
                 freeze(value.axes[axis], "a place in an image or a window")
-        out: list[Label] = [
-            Atom(n, "a place in an image or a window") for n in eqn.outvars[0].aval.shape
+        out: list[AxisGroup] = [
+            Symbol(n, "a place in an image or a window") for n in shape_of(eqn.outvars[0]).shape
         ]
         out[numbers.out_spec[0]] = x.axes[numbers.lhs_spec[0]]
         out[numbers.out_spec[1]] = features
         return _Value(tuple(out))
 
-    def inner(self, eqn: Any, jaxprs: list[Any], ins: list[_Value]) -> Sequence[_Value]:
-        """An equation that runs others."""
+    def inner(
+        self, eqn: jex.JaxprEqn, jaxprs: list[jex.Jaxpr], ins: list[_Value]
+    ) -> Sequence[_Value]:
+        """Follows an equation that runs others."""
         if eqn.primitive is prims.scan_p:
             loop = internals.scan(eqn)
             fixed, first = loop.consts, loop.first_slice
@@ -218,7 +225,7 @@ class _Follow:
             outs = self.run(jaxprs[0], [*ins[:first], *rows], eqn)
             for before, after in zip(ins[fixed:first], outs[: loop.carry], strict=True):
                 _unify(before, after)
-            turn = Atom(loop.length, "a turn of a scan")
+            turn = Symbol(loop.length, "a turn of a scan")
             return [*ins[fixed:first], *(_Value((turn, *v.axes)) for v in outs[loop.carry :])]
         if eqn.primitive is prims.while_p:
             loop = internals.while_loop(eqn)
@@ -243,33 +250,37 @@ def _unify(a: _Value, b: _Value) -> None:
         unify(one, other)
 
 
-def place(eqn: Any) -> str:
-    """The primitive of an equation and the line of the model that it comes from."""
+def describe_place(eqn: jex.JaxprEqn) -> str:
+    """Writes the primitive of an equation and the line of the model that it comes from.
+
+    Args:
+      eqn: Equation.
+    """
     where = internals.source_line(eqn)
     return f"{eqn.primitive.name} at {where}" if where else eqn.primitive.name
 
 
-def _unknown(eqn: Any, ins: Sequence[_Value], why: str) -> list[_Value]:
+def _freeze_equation(eqn: jex.JaxprEqn, ins: Sequence[_Value], why: str) -> list[_Value]:
     """Freezes all that an equation touches."""
-    reason = f"{place(eqn)} {why}"
+    reason = f"{describe_place(eqn)} {why}"
     for value in ins:
         _freeze(value, reason)
-    return [_frozen(v.aval.shape, reason) for v in eqn.outvars]
+    return [_make_frozen(shape_of(v).shape, reason) for v in eqn.outvars]
 
 
-def _elementwise(eqn: Any, ins: Sequence[_Value]) -> list[_Value]:
+def _elementwise(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> list[_Value]:
     """Operands of one shape; axes of size 1 and scalars are repeated."""
-    shape = eqn.outvars[0].aval.shape
+    shape = shape_of(eqn.outvars[0]).shape
     whole = [value for value in ins if value.axes]
     if any(len(value.axes) != len(shape) for value in whole):
-        return _unknown(eqn, ins, "has operands of several ranks")
+        return _freeze_equation(eqn, ins, "has operands of several ranks")
     if len(eqn.invars) == 1 and eqn.primitive.name in _SAME:
         return [ins[0]]
-    axes: list[Label] = []
+    axes: list[AxisGroup] = []
     for axis, size in enumerate(shape):
         first, *others = [
             *(value.axes[axis] for value in whole if value.axes[axis].size == size),
-            Atom(size),
+            Symbol(size),
         ]
         axes.append(first)
         for other in others:
@@ -277,36 +288,36 @@ def _elementwise(eqn: Any, ins: Sequence[_Value]) -> list[_Value]:
     return [_Value(tuple(axes)) for _ in eqn.outvars]
 
 
-def _broadcast(eqn: Any, ins: Sequence[_Value]) -> _Value:
+def _broadcast(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     shape, to = parameters(eqn)["shape"], parameters(eqn)["broadcast_dimensions"]
-    axes: list[Label] = [Atom(n) for n in shape]
+    axes: list[AxisGroup] = [Symbol(n) for n in shape]
     for label, axis in zip(ins[0].axes, to, strict=True):
         if label.size == shape[axis]:
             axes[axis] = label
     return _Value(tuple(axes))
 
 
-def _transpose(eqn: Any, ins: Sequence[_Value]) -> _Value:
+def _transpose(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     order, value = parameters(eqn)["permutation"], ins[0]
     axes = tuple(value.axes[i] for i in order)
     return _Value(axes, value.path, tuple(value.order[i] for i in order) if value.path else ())
 
 
-def _squeeze(eqn: Any, ins: Sequence[_Value]) -> _Value:
+def _squeeze(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     return _Value(
         tuple(a for i, a in enumerate(ins[0].axes) if i not in parameters(eqn)["dimensions"])
     )
 
 
-def _reshape(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    reason = f"{place(eqn)} mixes axes that are laid out in different ways"
+def _reshape(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
+    reason = f"{describe_place(eqn)} mixes axes that are laid out in different ways"
     if parameters(eqn).get("dimensions") is not None:
-        return _unknown(eqn, ins, "transposes")[0]
-    return _Value(tuple(regroup(ins[0].axes, eqn.outvars[0].aval.shape, reason)))
+        return _freeze_equation(eqn, ins, "transposes")[0]
+    return _Value(tuple(reshape_groups(ins[0].axes, shape_of(eqn.outvars[0]).shape, reason)))
 
 
-def _slice(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    params, axes = parameters(eqn), list[Label]()
+def _slice(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
+    params, axes = parameters(eqn), list[AxisGroup]()
     strides = params["strides"] or (1,) * len(ins[0].axes)
     bounds = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
     for label, (start, stop, stride) in zip(ins[0].axes, bounds, strict=True):
@@ -314,21 +325,21 @@ def _slice(eqn: Any, ins: Sequence[_Value]) -> _Value:
     return _Value(tuple(axes))
 
 
-def _part(eqn: Any, label: Label, start: int, stop: int, stride: int) -> Label:
-    """A slice of an axis: one of several equal parts, which then lose the same entries."""
+def _part(eqn: jex.JaxprEqn, label: AxisGroup, start: int, stop: int, stride: int) -> AxisGroup:
+    """Slices an axis: one of several equal parts, which then lose the same entries."""
     size = stop - start
     if size == label.size and stride == 1:
         return label
     even = stride == 1 and size and label.size % size == 0 and start % size == 0
-    parts = divide(label, label.size // size) if even else None
+    parts = factorize(label, label.size // size) if even else None
     if parts is None:
-        freeze(label, f"{place(eqn)} cuts it unevenly")
-        return Atom(-(-size // stride), f"{place(eqn)} cuts it unevenly")
-    freeze(parts[0], f"{place(eqn)} takes one of them")
+        freeze(label, f"{describe_place(eqn)} cuts it unevenly")
+        return Symbol(-(-size // stride), f"{describe_place(eqn)} cuts it unevenly")
+    freeze(parts[0], f"{describe_place(eqn)} takes one of them")
     return parts[1]
 
 
-def _split(eqn: Any, value: _Value) -> list[_Value]:
+def _split(eqn: jex.JaxprEqn, value: _Value) -> list[_Value]:
     axis, sizes = parameters(eqn)["axis"], parameters(eqn)["sizes"]
     start, outs = 0, list[_Value]()
     for size in sizes:
@@ -339,100 +350,106 @@ def _split(eqn: Any, value: _Value) -> list[_Value]:
     return outs
 
 
-def _dynamic_slice(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    axes = list[Label]()
+def _dynamic_slice(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
+    axes = list[AxisGroup]()
     for label, size in zip(ins[0].axes, parameters(eqn)["slice_sizes"], strict=True):
-        axes.append(label if label.size == size else _chosen(eqn, label, size))
+        axes.append(label if label.size == size else _look_up(eqn, label, size))
     return _Value(tuple(axes))
 
 
-def _chosen(eqn: Any, label: Label, size: int) -> Label:
-    reason = f"{place(eqn)} looks entries up by number"
+def _look_up(eqn: jex.JaxprEqn, label: AxisGroup, size: int) -> AxisGroup:
+    reason = f"{describe_place(eqn)} looks entries up by number"
     freeze(label, reason)
-    return Atom(size, reason)
+    return Symbol(size, reason)
 
 
-def _update(eqn: Any, ins: Sequence[_Value]) -> _Value:
+def _update(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     for whole, part in zip(ins[0].axes, ins[1].axes, strict=True):
         if whole.size == part.size:
             unify(whole, part)
         else:
-            freeze(part, f"{place(eqn)} looks entries up by number")
-            freeze(whole, f"{place(eqn)} looks entries up by number")
+            freeze(part, f"{describe_place(eqn)} looks entries up by number")
+            freeze(whole, f"{describe_place(eqn)} looks entries up by number")
     return _Value(ins[0].axes)
 
 
-def _gather(eqn: Any, ins: Sequence[_Value]) -> _Value:
+def _gather(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     operand, indices = ins
     numbers, sizes = parameters(eqn)["dimension_numbers"], parameters(eqn)["slice_sizes"]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    offsets, kept = iter(numbers.offset_dims), dict[int, Label]()
+    offsets, kept = iter(numbers.offset_dims), dict[int, AxisGroup]()
     for axis, label in enumerate(operand.axes):
         whole = sizes[axis] == label.size and axis not in numbers.start_index_map
-        out = label if whole and axis not in gone else _chosen(eqn, label, sizes[axis])
+        out = label if whole and axis not in gone else _look_up(eqn, label, sizes[axis])
         if axis not in gone:
             kept[next(offsets)] = out
     batch = iter(indices.axes[:-1])
-    rank = eqn.outvars[0].aval.ndim
+    rank = len(shape_of(eqn.outvars[0]).shape)
     return _Value(tuple(kept[i] if i in kept else next(batch) for i in range(rank)))
 
 
-def _concatenate(eqn: Any, ins: Sequence[_Value]) -> _Value:
+def _concatenate(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     at = parameters(eqn)["dimension"]
     axes = list(ins[0].axes)
     for other in ins[1:]:
         for axis, label in enumerate(other.axes):
             if axis != at:
                 unify(axes[axis], label)
-    axes[at] = chain([value.axes[at] for value in ins])
+    axes[at] = concatenate([value.axes[at] for value in ins])
     return _Value(tuple(axes))
 
 
-def _pad(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    axes: list[Label] = []
+def _pad(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
+    axes: list[AxisGroup] = []
     for label, (lo, hi, inner) in zip(ins[0].axes, parameters(eqn)["padding_config"], strict=True):
-        reason = f"{place(eqn)} fills it up"
+        reason = f"{describe_place(eqn)} fills it up"
         if lo < 0 or hi < 0 or inner:
             freeze(label, reason)
-            axes.append(Atom(max(lo + hi + label.size + max(label.size - 1, 0) * inner, 0), reason))
+            axes.append(
+                Symbol(max(lo + hi + label.size + max(label.size - 1, 0) * inner, 0), reason)
+            )
             continue
-        around = [Atom(lo, reason)] if lo else []
-        behind = [Atom(hi, reason)] if hi else []
-        axes.append(chain([*around, label, *behind]))
+        around = [Symbol(lo, reason)] if lo else []
+        behind = [Symbol(hi, reason)] if hi else []
+        axes.append(concatenate([*around, label, *behind]))
     return _Value(tuple(axes))
 
 
-def _iota(eqn: Any, ins: Sequence[_Value]) -> _Value:
+def _iota(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     counted = parameters(eqn)["dimension"]
-    shape = enumerate(eqn.outvars[0].aval.shape)
-    return _Value(tuple(Atom(n, f"{place(eqn)} counts" * (i == counted)) for i, n in shape))
+    shape = enumerate(shape_of(eqn.outvars[0]).shape)
+    return _Value(
+        tuple(Symbol(n, f"{describe_place(eqn)} counts" * (i == counted)) for i, n in shape)
+    )
 
 
-def _reduced(eqn: Any, value: _Value, why: str) -> _Value:
-    """A reduction; `why` one over zeros differs from one over fewer entries."""
+def _reduce(eqn: jex.JaxprEqn, value: _Value, why: str) -> _Value:
+    """Reduces along axes; `why` says how one over zeros differs from one over fewer entries."""
     axes = parameters(eqn)["axes"]
     if why:
         for axis in axes:
-            freeze(value.axes[axis], f"{place(eqn)} {why}")
+            freeze(value.axes[axis], f"{describe_place(eqn)} {why}")
     return _Value(tuple(a for i, a in enumerate(value.axes) if i not in axes))
 
 
-def _along(eqn: Any, ins: Sequence[_Value], of: Callable[[Any], Sequence[int]]) -> list[_Value]:
-    """Labels pass but along those axes where the order of the entries counts."""
+def _along(
+    eqn: jex.JaxprEqn, ins: Sequence[_Value], of: Callable[[Any], Sequence[int]]
+) -> list[_Value]:
+    """Passes axis groups but along those axes where the order of the entries counts."""
     for axis in of(parameters(eqn)):
         for value in ins:
-            freeze(value.axes[axis], f"{place(eqn)} goes along it")
+            freeze(value.axes[axis], f"{describe_place(eqn)} goes along it")
     for other in ins[1:]:
         _unify(ins[0], other)
     return [_Value(ins[0].axes) for _ in eqn.outvars]
 
 
-def _window(eqn: Any, ins: Sequence[_Value]) -> _Value:
-    """A pooling: axes with windows of one entry pass."""
-    value, params, axes = ins[0], parameters(eqn), list[Label]()
+def _window(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
+    """Pools over windows: axes with windows of one entry pass."""
+    value, params, axes = ins[0], parameters(eqn), list[AxisGroup]()
     rows = zip(
         value.axes,
-        eqn.outvars[0].aval.shape,
+        shape_of(eqn.outvars[0]).shape,
         params["window_dimensions"],
         params["window_strides"],
         params["padding"],
@@ -443,11 +460,11 @@ def _window(eqn: Any, ins: Sequence[_Value]) -> _Value:
             axes.append(label)
         else:
             freeze(label, "a place in an image or a window")
-            axes.append(Atom(size, "a place in an image or a window"))
+            axes.append(Symbol(size, "a place in an image or a window"))
     return _Value(tuple(axes))
 
 
-_MOVED: dict[str, Callable[[Any, Sequence[_Value]], _Value]] = {
+_MOVES: dict[str, Callable[[jex.JaxprEqn, Sequence[_Value]], _Value]] = {
     "broadcast_in_dim": _broadcast,
     "concatenate": _concatenate,
     "dynamic_slice": _dynamic_slice,
@@ -465,7 +482,7 @@ _MOVED: dict[str, Callable[[Any, Sequence[_Value]], _Value]] = {
 }
 
 _COMPARES = "compares the entries with each other"
-_REDUCED = {
+_REDUCES = {
     "reduce_sum": "",
     "reduce_max": _COMPARES,
     "reduce_min": _COMPARES,

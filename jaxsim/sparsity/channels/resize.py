@@ -1,4 +1,4 @@
-"""The original Flax modules, run with smaller variables than they were written for."""
+"""Resizing: runs Flax modules with smaller variables than they were written for."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Resized(Value):
-    """A model as a function, whose Linen modules take the sizes of the variables at hand.
+    """Model as a function, whose Linen modules take the sizes of the variables at hand.
 
     Flax's Linen modules check the shapes of their variables against their own settings and use a
     few of these in what they compute. For the length of a call the check is off and the settings
     are those of the variables. Functions without Linen modules run as they are.
 
     Attributes:
-      fn: the model, `(params, buffers, *args, **kwargs) -> outputs`.
+      fn: Model as a function, `(params, buffers, *args, **kwargs) -> outputs`.
     """
 
     fn: Callable[..., Any]
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns."""
+        """Runs the model with the sizes of these variables."""
         from flax import linen
 
         with linen.intercept_methods(_resize):
             return self.fn(params, buffers, *args, **kwargs)
 
 
-def resized(
+def resize_model(
     fn: Callable[..., Any], params: PyTree, buffers: PyTree, groups: Mapping[str, int]
 ) -> Callable[..., Any]:
-    """A model as a function of smaller variables.
+    """Makes a model a function of smaller variables.
 
     Args:
-      fn: the model, `(params, buffers, *args, **kwargs) -> outputs`.
-      params: the smaller ones; they may be shapes.
-      buffers: likewise.
-      groups: number of groups of the convolutions that have several, by path of their kernel.
+      fn: Model as a function, `(params, buffers, *args, **kwargs) -> outputs`.
+      params: Smaller parameters; they may be shapes.
+      buffers: Smaller buffers; they may be shapes.
+      groups: Number of groups of grouped convolutions, by path of the kernel.
     """
     if isinstance(fn, NnxCall):
         return _nnx(fn, params, buffers, groups)
@@ -57,7 +57,7 @@ def _resize(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> An
     module = context.module
     scope = module.scope
     if scope is not None:
-        _unchecked(scope)
+        _skip_shape_checks(scope)
         held = scope.variables().get("params", {})
         for name, value in _settings(module, held, "features").items():
             object.__setattr__(module, name, value)
@@ -68,8 +68,8 @@ def _resize(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> An
     return run(*args, **kwargs)
 
 
-def _unchecked(scope: Any) -> None:
-    """Lets a scope hand out parameters of any shape."""
+def _skip_shape_checks(scope: Any) -> None:
+    """Makes a scope hand out parameters of any shape."""
     from flax.core import meta
 
     made = type(scope).param
@@ -85,7 +85,7 @@ def _unchecked(scope: Any) -> None:
 
 
 def _settings(module: Any, held: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The setting of that name, the output features of a module's kernel or embedding."""
+    """Finds the setting of that name, the output features of a module's kernel or embedding."""
     weight = next((held[n] for n in ("kernel", "embedding") if hasattr(held.get(n), "shape")), None)
     now = getattr(module, name, None)
     if weight is None or now is None:
@@ -96,7 +96,7 @@ def _settings(module: Any, held: Mapping[str, Any], name: str) -> dict[str, Any]
 
 
 def _nnx(call: NnxCall, params: PyTree, buffers: PyTree, groups: Mapping[str, int]) -> NnxCall:
-    """An NNX module whose settings are those of smaller variables."""
+    """Makes an NNX module whose settings are those of smaller variables."""
     from flax import nnx
 
     states = []

@@ -7,11 +7,11 @@ from typing import Any
 
 
 def groups_table(rows: Sequence[tuple[str, int, list[str], list[str], list[str], str]]) -> Any:
-    """A rich table of groups of channels.
+    """Builds a rich table of groups of channels.
 
     Args:
-      rows: (name, size, weights that make them, weights that sum over them, other parameters and
-        buffers, why they stay or "") by group.
+      rows: A tuple for each group (name, size, weights that make it, weights that sum over it,
+        other parameters and buffers, why it stays or "").
     """
     from rich.table import Table
 

@@ -16,15 +16,15 @@ from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_called, check_range
 from jaxsim.sparsity.criterion import magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
-from jaxsim.sparsity.masks import chosen, make_masks
+from jaxsim.sparsity.masks import make_masks, select_kept
 from jaxsim.sparsity.optimizers.masked import (
     SparseState,
     all_masks,
-    masked,
-    negative,
-    own,
-    stepped,
-    with_own,
+    apply_masks,
+    get_params,
+    negate,
+    set_params,
+    step_within,
 )
 from jaxsim.sparsity.pattern import unstructured
 from jaxsim.sparsity.schedule import Schedule
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 class Early(NamedTuple):
-    """What a lottery goes back to.
+    """Training state that a lottery rewinds to.
 
     Attributes:
-      params: the parameters.
-      inner: state of the wrapped optimiser, its count of steps included.
+      params: Parameters.
+      inner: State of the wrapped optimizer, its count of steps included.
     """
 
     params: Any
@@ -55,25 +55,34 @@ def lottery(
     distribution: Distribution | None = None,
     sites: str | Sequence[str] = "*",
 ) -> GradientTransformation:
-    """Prunes by magnitude at each round, and rewinds to what was at an early step.
+    """Prunes by magnitude at each round, and rewinds to the state of an early step.
 
-    The wrapped optimiser goes back to its state of that step, so its learning rate is repeated;
+    The wrapped optimizer goes back to its state of that step, so its learning rate is repeated;
     "weights" also gives the weights that remain their early values.
 
     Args:
-      inner: optimiser, whose own schedule is that of one round.
-      net: what is trained.
-      schedule: of the rounds, as in `gradual`; the first comes after `at`.
-      at: the early step, at least 0.
-      rewind: "weights", or "rate" to keep their values.
-      distribution: as in `js.prune`.
-      sites: patterns of the sites to prune.
+      inner: Optimizer, whose own schedule is that of one round.
+      net: Network that is trained.
+      schedule: Schedule of the rounds, as in `gradual`; the first comes after `at`.
+      at: Step to rewind to, at least 0.
+      rewind: "weights", or "rate" to keep the values of the weights.
+      distribution: Distribution over layers, as in `js.prune`.
+      sites: Patterns of the sites to prune.
 
     Raises:
-      ValueError: an argument out of range, or sites that do not fit the network.
+      ValueError: An argument out of range, or sites that do not fit the network.
 
     Source: Frankle et al. (2019), arXiv 1903.01611, for weights; Renda, Frankle and Carbin (2020),
     arXiv 2003.02389, for the rate.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((4, 2))}, jnp.ones((1, 4)))
+      >>> rounds = js.sparsity.iterative(0.75, begin=10, every=10, rounds=2)
+      >>> optimizer = js.sparsity.lottery(optax.sgd(0.1), net, rounds)
+      >>> int(optimizer.init(net.params).masks["w"].sum())
+      8
     """
     import optax
 
@@ -91,12 +100,12 @@ def lottery(
     @own_promotion()
     def init(params: Any) -> SparseState:
         masks = jax.tree.map(jnp.array, start)
-        state = inner.init(masked(net, masks, params))
+        state = inner.init(apply_masks(net, masks, params))
         early = Early(jax.tree.map(jnp.array, params), state)
         return SparseState(jnp.zeros((), jnp.int32), masks, early, state)
 
     def back(state: SparseState, params: Any) -> tuple[Any, SparseState]:
-        now = dataclasses.replace(net, params=own(net, params), masks=state.masks)
+        now = dataclasses.replace(net, params=get_params(net, params), masks=state.masks)
         masks = {
             **state.masks,
             **make_masks(
@@ -109,10 +118,10 @@ def lottery(
             ),
         }
         to = state.memory.params if rewind == "weights" else params
-        moved = jax.tree.map(jnp.subtract, masked(net, masks, to), params)
+        moved = jax.tree.map(jnp.subtract, apply_masks(net, masks, to), params)
         # exactly zero where masked, whatever the rounding of a difference
-        exact = chosen(masks, own(net, moved), negative(own(net, params)))
-        return with_own(net, moved, exact), SparseState(
+        exact = select_kept(masks, get_params(net, moved), negate(get_params(net, params)))
+        return set_params(net, moved, exact), SparseState(
             state.step + 1, masks, state.memory, state.memory.inner
         )
 
@@ -124,7 +133,7 @@ def lottery(
         return lax.cond(
             schedule.due(state.step),
             lambda: back(state, params),
-            lambda: stepped(inner, net, state, state.masks, updates, params),
+            lambda: step_within(inner, net, state, state.masks, updates, params),
         )
 
     return optax.GradientTransformation(init, update)

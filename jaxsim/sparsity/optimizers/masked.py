@@ -1,4 +1,4 @@
-"""Optimisers that prune what they train: optax transformations whose masks are in their state.
+"""Sparse-training optimizers: optax transformations whose masks are in their state.
 
 They wrap another one. A masked weight is exactly zero after every step, whatever momentum and
 weight decay do, and so are its moments. Gradients are to be those of all weights, masked or not:
@@ -22,7 +22,14 @@ from jaxsim.numerics.arrays import own_promotion, placed_like
 from jaxsim.numerics.checks import check_called
 from jaxsim.sparsity.criterion import Criterion, magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
-from jaxsim.sparsity.masks import Masks, check_sparsity, chosen, make_masks, require_alone, stacks
+from jaxsim.sparsity.masks import (
+    Masks,
+    check_sparsity,
+    make_masks,
+    require_alone,
+    select_kept,
+    stacks,
+)
 from jaxsim.sparsity.pattern import Pattern, unstructured
 from jaxsim.sparsity.schedule import Schedule
 
@@ -31,13 +38,22 @@ if TYPE_CHECKING:
 
 
 class SparseState(NamedTuple):
-    """State of an optimiser that prunes.
+    """State of a sparse-training optimizer.
 
     Attributes:
-      step: how many steps it has taken.
-      masks: which weights remain, by the parameter's path.
-      memory: what the criterion, or the growth, remembers.
-      inner: state of the optimiser it wraps.
+      step: Number of steps taken.
+      masks: Masks by path of the parameters, nonzero where a weight remains.
+      memory: State of the criterion, or of the growth.
+      inner: State of the wrapped optimizer.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0, 2.0]])}, jnp.ones((1, 1)))
+      >>> sparse = js.prune(0.5)(net)
+      >>> state = js.sparsity.fixed(optax.sgd(0.1), sparse).init(sparse.params)
+      >>> isinstance(state, js.sparsity.SparseState), int(state.step)
+      (True, 0)
     """
 
     step: Int[Array, ""]
@@ -47,10 +63,20 @@ class SparseState(NamedTuple):
 
 
 def masks_of(state: Any) -> Masks | None:
-    """The masks in an optimiser's state, or None.
+    """Finds the masks in an optimizer's state.
 
     Args:
-      state: of any optax transformation; each sparse optimiser in it has those of its parameters.
+      state: State of any optax transformation; each sparse optimizer in it has those of its
+        parameters.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0, 2.0]])}, jnp.ones((1, 1)))
+      >>> sparse = js.prune(0.5)(net)
+      >>> optimizer = js.sparsity.fixed(optax.sgd(0.1), sparse)
+      >>> js.sparsity.masks_of(optimizer.init(sparse.params))["w"].tolist()
+      [[False, True]]
     """
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, SparseState))
     found = [node.masks for node in nodes if isinstance(node, SparseState)]
@@ -58,14 +84,25 @@ def masks_of(state: Any) -> Masks | None:
 
 
 def fixed(inner: GradientTransformation, net: Network) -> GradientTransformation:
-    """Trains what a network's masks leave: a random mask, SNIP, GraSP, SynFlow, or one shot.
+    """Trains the weights that a network's masks leave: random masks, SNIP, GraSP, SynFlow.
 
     Args:
-      inner: optimiser of the weights that remain.
-      net: pruned, by `js.prune(…)`.
+      inner: Optimizer of the weights that remain.
+      net: Network, pruned by `js.prune(…)`.
 
     Raises:
-      ValueError: a network without masks.
+      ValueError: A network without masks.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0, 2.0]])}, jnp.ones((1, 1)))
+      >>> sparse = js.prune(0.5)(net)
+      >>> optimizer, params = js.sparsity.fixed(optax.sgd(1.0), sparse), sparse.masked_params()
+      >>> grads = {"w": jnp.ones((1, 2))}
+      >>> updates, _ = optimizer.update(grads, optimizer.init(params), params)
+      >>> updates["w"].tolist()
+      [[-0.0, -1.0]]
     """
     if not net.masks:
         raise ValueError("net has no masks: put js.prune(…) before, or take another schedule")
@@ -86,20 +123,30 @@ def gradual(
     distribution: Distribution | None = None,
     sites: str | Sequence[str] = "*",
 ) -> GradientTransformation:
-    """Prunes by a schedule while it trains. What is pruned stays so.
+    """Prunes by a schedule during training. Pruned weights stay so.
 
     Args:
-      inner: optimiser of the weights that remain.
-      net: what is trained; masks that it has are where pruning begins.
-      schedule: `one_shot(…)`, `iterative(…)`, `cubic(…)`, or one of your own.
-      criterion: as in `js.prune`; `movement()` sums over the steps so far.
-      pattern: as in `js.prune`.
-      distribution: as in `js.prune`.
-      sites: patterns of the sites to prune.
+      inner: Optimizer of the weights that remain.
+      net: Network that is trained; its masks, if any, are where pruning begins.
+      schedule: Schedule, such as `one_shot(…)`, `iterative(…)` or `cubic(…)`.
+      criterion: Criterion, as in `js.prune`; `movement()` sums over the steps so far.
+      pattern: Pattern, as in `js.prune`.
+      distribution: Distribution over layers, as in `js.prune`.
+      sites: Patterns of the sites to prune.
 
     Raises:
-      ValueError: a schedule's sparsity beside a pattern that fixes it, or neither; sites or a
+      ValueError: A schedule's sparsity beside a pattern that fixes it, or neither; sites or a
         pattern that do not fit the network.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0, 2.0]])}, jnp.ones((1, 1)))
+      >>> optimizer = js.sparsity.gradual(optax.sgd(0.1), net, js.sparsity.one_shot(0.5, at=0))
+      >>> grads = {"w": jnp.zeros((1, 2))}
+      >>> _, state = optimizer.update(grads, optimizer.init(net.params), net.params)
+      >>> state.masks["w"].tolist()
+      [[False, True]]
     """
     check_called("schedule", schedule)
     check_called("criterion", criterion)
@@ -116,12 +163,12 @@ def gradual(
         names = [s.name for s in net.select(sites) if here.keys() >= set(s.parts)]
         others = {n: m for n, m in net.masks.items() if n not in state.masks}
         now = dataclasses.replace(
-            net, params=completed(net, params), masks={**others, **state.masks}
+            net, params=fill_params(net, params), masks={**others, **state.masks}
         )
         share = None if schedule.sparsity is None else schedule.sparsity(state.step)
         masks = make_masks(
             now,
-            criterion.score(now, completed_memory(net, state.memory)),
+            criterion.score(now, fill_memory(net, state.memory)),
             share,
             pattern=pattern,
             distribution=distribution,
@@ -135,7 +182,15 @@ def gradual(
 
 
 def all_masks(net: Network, sites: str | Sequence[str]) -> Masks:
-    """A network's masks, and those that leave everything at chosen sites without one."""
+    """Completes a network's masks by ones that leave everything at chosen sites without one.
+
+    Args:
+      net: Network.
+      sites: Patterns of sites.
+
+    Raises:
+      ValueError: Something else reads the parameters of the sites.
+    """
     flat = by_name(net.params)
     require_alone(net, sites, "a sparse optimizer")
     return {**{n: jnp.ones_like(flat[n], bool) for n in stacks(net, sites)}, **net.masks}
@@ -151,30 +206,30 @@ def _pruning(
     init: Callable[[Any], Any] = lambda params: (),
     update: Callable[[Any, Any, Any], Any] = lambda memory, params, grads: memory,
 ) -> GradientTransformation:
-    """An optimiser that makes masks before the steps that are due, and keeps to them."""
+    """Makes an optimizer that makes masks before the steps that are due, and keeps to them."""
     import optax
 
     @own_promotion()
     def first(params: Any) -> SparseState:
-        masks = present(net, start, params)
+        masks = copy_masks(net, start, params)
         return SparseState(
             jnp.zeros((), jnp.int32),
             masks,
-            init(own(net, params)),
-            inner.init(masked(net, masks, params)),
+            init(get_params(net, params)),
+            inner.init(apply_masks(net, masks, params)),
         )
 
     @own_promotion()
     def step(updates: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, SparseState]:
-        w, g = own(net, params), own(net, updates)
+        w, g = get_params(net, params), get_params(net, updates)
         state = state._replace(memory=update(state.memory, w, g))
         masks = lax.cond(due(state.step), lambda: make(state, w, g), lambda: state.masks)
-        return stepped(inner, net, state, masks, updates, params, **more)
+        return step_within(inner, net, state, masks, updates, params, **more)
 
     return optax.GradientTransformationExtraArgs(first, step)
 
 
-def stepped(
+def step_within(
     inner: GradientTransformation,
     net: Network,
     state: SparseState,
@@ -183,24 +238,47 @@ def stepped(
     params: Any,
     **more: Any,
 ) -> tuple[Any, SparseState]:
-    """A step of the wrapped optimiser within masks: updates, and the state after it."""
+    """Takes a step of the wrapped optimizer within masks.
+
+    Args:
+      inner: Wrapped optimizer.
+      net: Network that is trained.
+      state: State before the step.
+      masks: Masks by path.
+      grads: Gradients, a tree like `params`.
+      params: Parameters before the step.
+      **more: Further arguments of the wrapped optimizer.
+
+    Returns:
+      The updates, and the state after the step.
+    """
     import optax
 
-    before = masked_moments(inner, net, state.inner, masks, params)
+    before = mask_moments(inner, net, state.inner, masks, params)
     updates, after = optax.with_extra_args_support(inner).update(
-        masked(net, masks, grads), before, masked(net, masks, params), **more
+        apply_masks(net, masks, grads), before, apply_masks(net, masks, params), **more
     )
-    updates = with_own(net, updates, chosen(masks, own(net, updates), negative(own(net, params))))
+    updates = set_params(
+        net, updates, select_kept(masks, get_params(net, updates), negate(get_params(net, params)))
+    )
     return updates, SparseState(state.step + 1, masks, state.memory, after)
 
 
-def masked_moments(
+def mask_moments(
     inner: GradientTransformation, net: Network, state: Any, masks: Masks, params: Any
 ) -> Any:
-    """An optimiser's state, what it holds of masked weights zero."""
+    """Sets what an optimizer's state holds of masked weights to zero.
+
+    Args:
+      inner: Optimizer.
+      net: Network that is trained.
+      state: State of the optimizer.
+      masks: Masks by path.
+      params: Parameters.
+    """
     import optax
 
-    remains = masked(net, masks, jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params))
+    remains = apply_masks(net, masks, jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params))
 
     def absent(node: Any) -> bool:  # a parameter that the wrapped optimizer does not train
         return isinstance(node, optax.MaskedNode)
@@ -211,19 +289,27 @@ def masked_moments(
     return optax.tree_utils.tree_map_params(inner, kept, state, remains, is_leaf=absent)
 
 
-def negative(tree: Any) -> Any:
-    """The updates that leave zero."""
+def negate(tree: Any) -> Any:
+    """Computes the updates that leave zero.
+
+    Args:
+      tree: Tree of parameters.
+    """
     return jax.tree.map(jnp.negative, tree)
 
 
-def own(net: Network, tree: Any) -> Any:
-    """The network's parameters in what `fit` optimises, which may hold ranges beside them.
+def get_params(net: Network, tree: Any) -> Any:
+    """Finds the network's parameters in a tree that `fit` optimizes, ranges beside them or not.
 
     Optax's wrappers (`masked`, `multi_transform`) put a `MaskedNode` in the place of a parameter
-    that is not for this optimiser.
+    that is not for this optimizer.
+
+    Args:
+      net: Network that is trained.
+      tree: Tree that is optimized.
 
     Raises:
-      ValueError: no tree of the network's parameters.
+      ValueError: It is not a tree of the network's parameters.
     """
     if _fits(net, tree):
         return tree
@@ -236,8 +322,14 @@ def own(net: Network, tree: Any) -> Any:
     )
 
 
-def with_own(net: Network, tree: Any, params: Any) -> Any:
-    """What `fit` optimises with other parameters of the network."""
+def set_params(net: Network, tree: Any, params: Any) -> Any:
+    """Replaces the network's parameters in a tree that `fit` optimizes.
+
+    Args:
+      net: Network that is trained.
+      tree: Tree that is optimized.
+      params: New values.
+    """
     return params if _fits(net, tree) else {**tree, "params": params}
 
 
@@ -248,15 +340,20 @@ def _fits(net: Network, tree: Any) -> bool:
     return structure == jax.tree.structure(net.params)
 
 
-def present(net: Network, masks: Masks, params: Any) -> Masks:
-    """Masks of the parameters that an optimiser is given.
+def copy_masks(net: Network, masks: Masks, params: Any) -> Masks:
+    """Copies the masks of the parameters that an optimizer is given.
 
     They are copies: the network's own may be donated, or live elsewhere.
 
+    Args:
+      net: Network that is trained.
+      masks: Masks by path.
+      params: Tree that is optimized.
+
     Raises:
-      ValueError: none of them is among the parameters.
+      ValueError: None of them is among the parameters.
     """
-    here = by_name(own(net, params))
+    here = by_name(get_params(net, params))
     if not (
         found := {n: placed_like(jnp.array(m), here[n]) for n, m in masks.items() if n in here}
     ):
@@ -267,28 +364,44 @@ def present(net: Network, masks: Masks, params: Any) -> Masks:
     return found
 
 
-def completed(net: Network, params: Any) -> Any:
-    """Parameters with the network's own in the place of those that are not for an optimiser."""
+def fill_params(net: Network, params: Any) -> Any:
+    """Puts the network's own parameters in the place of those that are not for an optimizer.
+
+    Args:
+      net: Network that is trained.
+      params: Tree of parameters with `MaskedNode`s.
+    """
     import optax
 
     return jax.tree.map(
-        lambda own, p: own if isinstance(p, optax.MaskedNode) else p,
+        lambda mine, p: mine if isinstance(p, optax.MaskedNode) else p,
         net.params,
         params,
         is_leaf=lambda n: isinstance(n, optax.MaskedNode),
     )
 
 
-def completed_memory(net: Network, memory: Any) -> Any:
-    """What a criterion remembers of each parameter, zero of those that are not for an optimiser."""
+def fill_memory(net: Network, memory: Any) -> Any:
+    """Fills a criterion's memory with zeros for parameters that are not for an optimizer.
+
+    Args:
+      net: Network that is trained.
+      memory: Memory of the criterion.
+    """
     if not _fits(net, memory):
         return memory
     still = dataclasses.replace(net, params=jax.tree.map(jnp.zeros_like, net.params))
-    return completed(still, memory)
+    return fill_params(still, memory)
 
 
 @own_promotion()
-def masked(net: Network, masks: Masks, tree: Any) -> Any:
-    """What `fit` optimises, or a tree like it, zero where the masks are."""
-    part = own(net, tree)
-    return with_own(net, tree, chosen(masks, part, jax.tree.map(jnp.zeros_like, part)))
+def apply_masks(net: Network, masks: Masks, tree: Any) -> Any:
+    """Sets a tree that `fit` optimizes, or one like it, to zero where the masks are.
+
+    Args:
+      net: Network that is trained.
+      masks: Masks by path.
+      tree: Tree of parameters, gradients or moments.
+    """
+    part = get_params(net, tree)
+    return set_params(net, tree, select_kept(masks, part, jax.tree.map(jnp.zeros_like, part)))

@@ -1,0 +1,203 @@
+"""Rules of conversion: the integer form of each primitive.
+
+Each takes the lowering, an equation, what its operands stand for and the shape of its result; notes
+a step; and returns what the result stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsim.integer.affine import (
+    Affine,
+    affine,
+    clip,
+    compact,
+    concatenate,
+    rearrange,
+    scale_and_shift,
+)
+from jaxsim.integer.equations import refusal, summed_windows
+from jaxsim.integer.steps import AsIs, Operand
+from jaxsim.internals import parameters
+
+if TYPE_CHECKING:
+    from jaxsim.integer.convert import Lowering
+
+RESIDUAL_LEVELS = 2.0**23
+"""Codes of the grids between sites, on which residuals are added and outputs returned."""
+
+Rule = Callable[["Lowering", jex.JaxprEqn, list[Any], Sequence[int]], Affine]
+
+
+def _add(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts an addition or a subtraction."""
+    sign = -1.0 if eqn.primitive.name == "sub" else 1.0
+    a, b = ins
+    if not isinstance(b, Affine):
+        out = scale_and_shift(a, np.ones((1,) * len(shape)), sign * compact(b, len(shape)), shape)
+        return lowering.alias(eqn, ins, out)
+    if not isinstance(a, Affine):
+        out = scale_and_shift(b, np.full((1,) * len(shape), sign), compact(a, len(shape)), shape)
+        return lowering.alias(eqn, ins, out)
+    operands, (a, b) = lowering.to_common_grid(eqn, ins, RESIDUAL_LEVELS)
+    lowering.apply(eqn, operands)
+    bounds = (b.min_code, b.max_code) if sign > 0 else (-b.max_code, -b.min_code)
+    return affine(shape, a.scale, 0.0, a.min_code + bounds[0], a.max_code + bounds[1])
+
+
+def _scale(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a product with, or a quotient by, a known value, and a negation."""
+    name = eqn.primitive.name
+    if name == "neg":
+        value, factor = ins[0], np.float64(-1)
+    elif name == "div":
+        value, factor = ins
+        if isinstance(factor, Affine):
+            raise refusal(eqn, "divides by an activation")
+        factor = 1 / np.asarray(factor, np.float64)
+    else:
+        value, factor = ins if isinstance(ins[0], Affine) else ins[::-1]
+        if isinstance(factor, Affine):
+            raise refusal(eqn, "multiplies two activations")
+    if not np.isfinite(factor).all():
+        raise refusal(eqn, f"scales by {factor}")
+    out = scale_and_shift(value, compact(factor, len(shape)), np.zeros((1,) * len(shape)), shape)
+    return lowering.alias(eqn, ins, out)
+
+
+def _clip(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a maximum, a minimum or a clamp."""
+    if eqn.primitive.name == "clamp":
+        lo, value, hi = ins
+    elif all(isinstance(value, Affine) for value in ins):
+        operands, (a, b) = lowering.to_common_grid(eqn, ins, RESIDUAL_LEVELS)
+        lowering.apply(eqn, operands)
+        end = np.maximum if eqn.primitive.name == "max" else np.minimum
+        return affine(shape, a.scale, 0.0, end(a.min_code, b.min_code), end(a.max_code, b.max_code))
+    else:
+        value, end = ins if isinstance(ins[0], Affine) else ins[::-1]
+        lo, hi = (end, np.inf) if eqn.primitive.name == "max" else (-np.inf, end)
+    if isinstance(lo, Affine) or isinstance(hi, Affine) or not isinstance(value, Affine):
+        raise refusal(eqn, "clips by an activation")
+    lo, hi = compact(lo, len(shape)), compact(hi, len(shape))
+    return lowering.alias(eqn, ins, clip(value, lo, hi, shape))
+
+
+def _move(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a primitive that moves numbers and does not change them."""
+    (value,), params = ins, parameters(eqn)
+    operands: list[Operand] = [AsIs()]
+    if value.shape[:1] != tuple(shape[:1]) and not value.constant_along(range(len(value.shape))):
+        # The batch may have moved among channels.
+        operands, (value,) = lowering.to_common_grid(eqn, ins, RESIDUAL_LEVELS)
+    layout: Callable[[np.ndarray], np.ndarray]
+    match eqn.primitive.name:
+        case "transpose":
+            layout = partial(np.transpose, axes=params["permutation"])
+        case "rev":
+            layout = partial(np.flip, axis=params["dimensions"])
+        case "slice":
+            cut = zip(
+                params["start_indices"],
+                params["limit_indices"],
+                params["strides"] or (1,) * len(shape),
+                strict=True,
+            )
+            at = tuple(slice(*bounds) for bounds in cut)
+            layout = lambda a: a[at]  # noqa: E731
+        case "broadcast_in_dim":
+            axes = params["broadcast_dimensions"]
+            unit = [value.shape[axes.index(i)] if i in axes else 1 for i in range(len(shape))]
+            layout = lambda a: np.broadcast_to(a.reshape(unit), shape)  # noqa: E731
+        case _:
+            layout = lambda a: a.reshape(shape)  # noqa: E731
+    lowering.apply(eqn, operands)
+    return rearrange(value, layout, shape)
+
+
+def _concatenate(
+    lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]
+) -> Affine:
+    """Converts a concatenation; each part keeps its scale."""
+    if not all(isinstance(value, Affine) for value in ins):
+        raise refusal(eqn, "joins constants with activations")
+    lowering.apply(eqn, [AsIs()] * len(ins))
+    return concatenate(ins, parameters(eqn)["dimension"])
+
+
+def _pad(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a padding with zeros."""
+    value, fill = ins
+    if isinstance(fill, Affine) or np.any(fill):
+        raise refusal(eqn, f"pads with {fill}, not with zeros")
+    (operand,), (value,) = lowering.to_common_grid(eqn, [value], RESIDUAL_LEVELS)
+    lowering.apply(eqn, [operand, lowering.constant(jnp.int32(0))])
+    return affine(
+        shape, value.scale, 0.0, min(value.min_code.min(), 0), max(value.max_code.max(), 0)
+    )
+
+
+def _sum(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a sum along axes or over windows."""
+    (value,), (along, count, padded) = ins, summed_windows(eqn, ins[0].shape)
+    operands: list[Operand] = [AsIs()]
+    room = (2.0**31 - 1) / count
+    reach = max(float(np.abs(end).max()) for end in (value.min_code, value.max_code))
+    uniform = value.constant_along(along) and not (padded and value.shift.any())
+    if value.is_clipped or not uniform or reach > room:
+        largest = min(RESIDUAL_LEVELS, np.floor(room / 2))
+        operands, (value,) = lowering.to_common_grid(eqn, ins, largest)
+    lowering.apply(eqn, operands, count)
+    kept = _reduce(value, along, shape)
+    # windows at a border may hold fewer numbers
+    least, most = (count * end for end in (kept.min_code, kept.max_code))
+    if padded:
+        least, most = np.minimum(least, 0), np.maximum(most, 0)
+    return affine(shape, kept.scale, kept.shift * count, least, most)
+
+
+def _extreme(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a maximum or minimum along axes or over windows."""
+    (value,), (along, _, _) = ins, summed_windows(eqn, ins[0].shape)
+    operands: list[Operand] = [AsIs()]
+    if not (value.is_monotonic and value.constant_along(along)):
+        operands, (value,) = lowering.to_common_grid(eqn, ins, RESIDUAL_LEVELS)
+    lowering.apply(eqn, operands)
+    return _reduce(value, along, shape)
+
+
+def _reduce(value: Affine, axes: Sequence[int], shape: Sequence[int]) -> Affine:
+    """Reduces several numbers of one scale to one; axes are dropped where the shape has none."""
+    keep = len(shape) == len(value.shape)
+    bounds = {
+        "min_code": value.min_code.min(tuple(axes), keepdims=True),
+        "max_code": value.max_code.max(tuple(axes), keepdims=True),
+    }
+    value = value._replace(shape=tuple(shape), **bounds)
+    if keep:
+        return value
+    return Affine(value.shape, *(np.squeeze(a, tuple(axes)) for a in value.arrays))
+
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(("add", "sub", "add_any"), _add),
+    **dict.fromkeys(("mul", "div", "neg"), _scale),
+    **dict.fromkeys(("max", "min", "clamp"), _clip),
+    **dict.fromkeys(
+        ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "rev"),
+        _move,
+    ),
+    "concatenate": _concatenate,
+    "pad": _pad,
+    **dict.fromkeys(("reduce_sum", "reduce_window_sum"), _sum),
+    **dict.fromkeys(
+        ("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"), _extreme
+    ),
+}
