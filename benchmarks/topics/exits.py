@@ -203,7 +203,7 @@ def _scores(name: str, model: Model, seed: int, settings: ExitsSettings) -> dict
 
 
 def _network(name: str, model: Model, seed: int, settings: ExitsSettings) -> EarlyExit:
-    """A trained network whose exits are distillation_targets; from checkpoints where they are there."""
+    """A trained network whose exits are distilled; from checkpoints where they are there."""
     train = fashion_mnist("train")
     x, y = train.images[: settings.images], train.labels[: settings.images]
     variables = jax.jit(model.module.init)(jax.random.key(seed), x[:1])
