@@ -93,7 +93,9 @@ class Nothing:
         return [tiled]
 
 
-@pytest.mark.parametrize("form", ["int8", 2.5, Own, Nothing(), object()], ids=repr)
+@pytest.mark.parametrize(
+    "form", ["int8", 2.5, Own, Nothing(), object()], ids=lambda f: type(f).__name__
+)
 def test_what_is_no_format_is_refused_by_operand(form):
     for side in ("weights", "inputs"):
         with pytest.raises(ValueError, match=rf"{side}=|called|call it"):
