@@ -30,7 +30,7 @@ settings.load_profile("jaxsim")
 
 @pytest.fixture(autouse=True, scope="module")
 def hastily_compiled(request):
-    """Has LLVM optimise little: most of a test's time is the compiler's.
+    """Has LLVM optimize little: most of a test's time is the compiler's.
 
     XLA's own passes stay as they are. Modules that train for long say
     `pytestmark = pytest.mark.optimized`.
@@ -43,7 +43,7 @@ def hastily_compiled(request):
 def forgotten():
     """Drops what was compiled before it is too much.
 
-    Each programme takes memory maps, and Linux allows a process 65530 of them: a worker that kept
+    Each program takes memory maps, and Linux allows a process 65530 of them: a worker that kept
     those of a thousand tests died in the compiler.
     """
     yield

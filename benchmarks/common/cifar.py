@@ -22,7 +22,7 @@ class Pictures(NamedTuple):
     """Images as the networks take them.
 
     Attributes:
-      images: [N, 32, 32, 3], standardised by channel.
+      images: [N, 32, 32, 3], standardized by channel.
       labels: [N], 0 to 9.
     """
 

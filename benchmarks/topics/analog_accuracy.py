@@ -25,7 +25,7 @@ from jaxsim.evaluate.plot import Curve, accuracy_bars, accuracy_curves
 SHORT = ("--only 'ADC bits' --images 20 --calibration 10 --programmings 2",)
 
 NO_RATIO = 1e9
-"""An on/off ratio that stands for infinity, so that a sweep over ratios is one programme."""
+"""An on/off ratio that stands for infinity, so that a sweep over ratios is one program."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

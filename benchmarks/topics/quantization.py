@@ -45,7 +45,7 @@ class QuantizationSettings(Timed, Trained):
     seeds: int = 3
     """Networks trained from scratch; eight for mixed precision."""
     epochs: int = 2
-    """Epochs of quantisation-aware training."""
+    """Epochs of quantization-aware training."""
     runs: int = 9
     """Alternated steps of each kind in the part of times."""
     cache: Annotated[Path, tyro.conf.arg(help="folder of trained weights and finished parts")] = (

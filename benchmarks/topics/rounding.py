@@ -1,4 +1,4 @@
-"""What do rounding, correction, equalisation, smoothing and made-up inputs win, after training?"""
+"""What do rounding, correction, equalization, smoothing and made-up inputs win, after training?"""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def cases() -> Iterator[Case]:
         name, grid = f"{kind}, 4 bits", js.Grid(4, per="tensor")
         yield Case("one scale a kernel", name, deployed(*first, stored(grid)))
         made = deployed(*first, evens, stored(grid))
-        yield Case("one scale a kernel", f"{name}, equalised", made, name)
+        yield Case("one scale a kernel", f"{name}, equalized", made, name)
         name, four = f"{kind}, 4-bit inputs", js.Grid(4, symmetric=False)
         yield Case("inputs", name, deployed(*first, stored(8, four)))
         made = deployed(*first, stored(8, four), lambda x, net: js.smooth(x[:256]))
@@ -172,7 +172,7 @@ def main(args: list[str]) -> None:
         trained(seen, epochs=Demo.epochs, seed=seed, cache=settings.cache)[0]
         for seed in range(settings.seeds)
     ]
-    # one structure, and so one compiled programme, for all seeds
+    # one structure, and so one compiled program, for all seeds
     nets = [dataclasses.replace(nets[0], params=n.params, buffers=n.buffers) for n in nets]
     floats = np.array([accuracy(net, test) for net in nets])
     found: dict[str, np.ndarray] = {}
@@ -198,7 +198,7 @@ def main(args: list[str]) -> None:
         f"{settings.seeds} networks trained from scratch on {split} images, mean ± standard error "
         f"over them, differences paired. Statistics are of {settings.images} training images, "
         "ranges of 256 of them (data: both of 128). The null of a row is the same without what it "
-        "names: rounding to nearest, not corrected, not equalised, not smoothed, or real inputs. "
+        "names: rounding to nearest, not corrected, not equalized, not smoothed, or real inputs. "
         "Weights: one scale a channel, 8-bit inputs without sign. One scale a kernel, and inputs: "
         "norms are folded; badly scaled is the same function, its channels multiplied by "
         f"{SPREAD:g}^u with u uniform in [-1, 1] between the convolutions of each block. Inputs: "

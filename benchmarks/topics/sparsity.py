@@ -75,7 +75,7 @@ def network(model: Cnn) -> js.Network:
 Start = Callable[[js.Network, Any, Any, Any], js.Network]
 """`(net, sparsity, key, batch) -> net` with the masks that training begins with."""
 Make = Callable[[js.Network, Any, Any, Any], optax.GradientTransformation]
-"""`(net, sparsity, key, rate) -> optimiser`."""
+"""`(net, sparsity, key, rate) -> optimizer`."""
 
 
 def adam(rate: Any, steps: int = STEPS) -> optax.GradientTransformation:
@@ -249,7 +249,7 @@ def trained(method: str, s: float, seed: int, rate: float, train: Images) -> js.
     net = with_seed(network(FULL), FULL, seed)
     key = jax.random.key(1000 + seed)
     (first,) = batches(train, 1, 512, 10_000 + seed)
-    if method == "SynFlow":  # a hundred rounds by one programme
+    if method == "SynFlow":  # a hundred rounds by one program
         for i in range(100):
             net = begin(net, 1 - (1 - s) ** ((i + 1) / 100), key, first)
     else:

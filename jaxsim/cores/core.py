@@ -18,7 +18,7 @@ class Core(NamedTuple):
     """What one contraction of an input with a weight means, as three pure functions.
 
     Attributes:
-      write: `(op, w, key) -> state`, programmes the weights; done once at deployment.
+      write: `(op, w, key) -> state`, programs the weights; done once at deployment.
       calibrate: `(op, state, x) -> state` of the same structure, sets ranges from what flows
         through. It sees the same `x` as `read` and reads without noise.
       read: `(op, state, x, key) -> y`, the contraction as this hardware does it.

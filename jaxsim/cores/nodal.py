@@ -59,7 +59,7 @@ def transfer(
     """The matrix G of the network's linear map: a column's current is `v @ G`.
 
     The array is joined from blocks of cells, twice as large each time. A block is a linear map from
-    what its neighbours decide (the voltages at its left and bottom ends, the currents drawn at its
+    what its neighbors decide (the voltages at its left and bottom ends, the currents drawn at its
     right and top ends) to the other four; two blocks join by a well-conditioned solve as wide as
     their common side, whatever the resistances, zero included. Errors grow with the number of
     doublings rather than of rows: single precision keeps six digits.

@@ -73,7 +73,7 @@ def tiled(core: Core, *, rows: int) -> Core:
 
 @role("groups")
 def grouped(core: Core, *, rows: int) -> Core:
-    """Gives each group of products of an output a core of its own: a scale, where it quantises.
+    """Gives each group of products of an output a core of its own: a scale, where it quantizes.
 
     Args:
       core: of one group.

@@ -82,7 +82,7 @@ def entropy() -> Clip:
     """The threshold whose coded histogram of magnitudes diverges least from the original one.
 
     2048 bins; of an affine grid the ends beyond the threshold are cut. The divergence is
-    Kullback-Leibler's, as TensorRT minimises it. Zeros are not counted: they have a code of their
+    Kullback-Leibler's, as TensorRT minimizes it. Zeros are not counted: they have a code of their
     own, and the many that follow a ReLU would outweigh all else.
 
     Examples:

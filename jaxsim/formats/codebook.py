@@ -30,7 +30,7 @@ class Codebook:
         weights all of whose scale are.
       size: entries of a fitted table, where there are as many vectors.
       length: weights that point together, as one vector along the contracted axes (product
-        quantisation); 1 for a table of numbers.
+        quantization); 1 for a table of numbers.
       per: "tensor" for one scale, "channel" for one an output channel; "group" for one for each
         `rows` products of an output. A fitted table is one a tensor.
       rows: products in a group.
@@ -215,14 +215,14 @@ def k_means(
     iterations: int,
     kept: Bool[Array, "n length"] | None = None,
 ) -> tuple[Float[Array, "size length"], Int[Array, " n"]]:
-    """Centres that vectors cluster around, and the nearest of each vector.
+    """Centers that vectors cluster around, and the nearest of each vector.
 
-    Numbers begin at their quantiles, vectors at those of rows evenly spaced by norm. A centre
+    Numbers begin at their quantiles, vectors at those of rows evenly spaced by norm. A center
     without a vector moves to the one that is served worst.
 
     Args:
       x: vectors.
-      size: number of centres, at most that of the vectors.
+      size: number of centers, at most that of the vectors.
       iterations: of Lloyd's algorithm.
       kept: which numbers of the vectors count, the others being zero; None for all. Distances and
         means are of those that count.

@@ -297,7 +297,7 @@ def encode(
 
 
 def _power(x: Float[Array, "..."], key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """The nearest of 0, ±1, ±2, ±4 …, or with a key one of the two neighbours, exact on average."""
+    """The nearest of 0, ±1, ±2, ±4 …, or with a key one of the two neighbors, exact on average."""
     magnitude = jnp.abs(x)
     below = jnp.where(magnitude < 1, 0.0, 2.0 ** jnp.floor(jnp.log2(jnp.maximum(magnitude, 1.0))))
     gap = jnp.maximum(below, 1.0)

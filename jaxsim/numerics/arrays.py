@@ -27,7 +27,7 @@ def own_promotion() -> Generator[None]:
 def native(a: Any) -> Any:
     """An array in this machine's byte order; anything else as it is.
 
-    jax reads the bytes of others as if they were its own, once a programme is compiled.
+    jax reads the bytes of others as if they were its own, once a program is compiled.
     """
     if isinstance(a, np.ndarray | np.generic) and not a.dtype.isnative:
         return a.astype(a.dtype.newbyteorder("="))

@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 
 def is_traced(value: Any) -> bool:
-    """Whether a value is known only inside a compiled programme, where no check can see it.
+    """Whether a value is known only inside a compiled program, where no check can see it.
 
     Examples:
       >>> import jax
@@ -119,7 +119,7 @@ def checked_int(name: str, value: Any, lo: int, hi: int | None = None) -> int:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """A whole number that a compiled programme is made for: static, and without a leaf.
+    """A whole number that a compiled program is made for: static, and without a leaf.
 
     Attributes:
       number: At least 0.

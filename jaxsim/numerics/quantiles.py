@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 def quantile(
     x: Float[Array, "*rows n"], q: Float[Array, ""], among: Bool[Array, "*rows n"] | None = None
 ) -> Float[Array, "*rows"]:
-    """The q-quantile along the last axis, interpolated between neighbours as numpy does.
+    """The q-quantile along the last axis, interpolated between neighbors as numpy does.
 
     The two order statistics are found by bisection on the bits of the floats, 32 counting passes:
     exact, and far faster than a sort on every backend.

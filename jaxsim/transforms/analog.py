@@ -66,7 +66,7 @@ def analog(
 
     Raises:
       ValueError: an argument out of range, or of no effect; when applied, a site whose weights are
-        not quantised (or its inputs, where `input_bits` or `adc_range` needs their codes), or that
+        not quantized (or its inputs, where `input_bits` or `adc_range` needs their codes), or that
         is analog already.
 
     Examples:

@@ -52,7 +52,7 @@ def block(
       sites: patterns of the sites.
 
     Raises:
-      ValueError: an argument out of range; when applied, a site that is not quantised right
+      ValueError: an argument out of range; when applied, a site that is not quantized right
         before, on symmetric grids, or whose codes have fewer blocks.
 
     Examples:
@@ -165,7 +165,7 @@ def _widths(net: Network, site: Site) -> tuple[int, int]:
     """Bits of the codes of inputs and weights at a site that blocks can be taken of.
 
     Raises:
-      ValueError: it is not quantised right before, on symmetric grids.
+      ValueError: it is not quantized right before, on symmetric grids.
     """
     before = hardware_chain(net, site)
     coded = first_of(before, "codes")

@@ -20,7 +20,7 @@ from jaxsim.values.calls import shown_as_called
 def correct_bias(
     inputs: Any, *, reference: Network | None = None, sites: str | Sequence[str] = "*"
 ) -> Transform:
-    """Adds to each output channel of a site what its mean has lost to quantisation.
+    """Adds to each output channel of a site what its mean has lost to quantization.
 
     Rounding and clipping shift the means of outputs, and the shifts add up from site to site. Each
     site is corrected as the inputs reach it, so the sites that follow see what a corrected network

@@ -52,13 +52,13 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
     A kernel that something else reads too (a tied embedding) stays as it is.
 
     Pairs are found by trial: rescaling them must change no output. Fold norms before it, so that
-    kernels are equalised as they act.
+    kernels are equalized as they act.
 
     Args:
       inputs: on which outputs are compared: a batch (an array, a tuple of positional arguments, or
         a dict of keyword arguments) or an iterable of batches; a few inputs are enough.
       epsilon: of batch norms between the layers, above 0: Flax's default.
-      sites: patterns of the sites to equalise.
+      sites: patterns of the sites to equalize.
 
     Raises:
       ValueError: epsilon out of range; when applied, a transformed site, no pair, or outputs that

@@ -122,7 +122,7 @@ def distill_exits(
     Nothing else changes and no labels are needed.
 
     Args:
-      net: from `exit_early`; quantised, pruned or deployed as it will be used.
+      net: from `exit_early`; quantized, pruned or deployed as it will be used.
       inputs: examples: a batch (an array, a tuple of positional arguments, or a dict of keyword
         arguments), or an iterable of batches, which are joined.
       key: for the order of the examples, and for cores that draw random numbers.

@@ -1,4 +1,4 @@
-"""Batch normalisation, taken into the weights before it."""
+"""Batch normalization, taken into the weights before it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxsim.values.calls import shown_as_called
 def fold_norms(
     inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] = "*"
 ) -> Transform:
-    """Takes batch norms into the kernels before them, so that those are quantised as they act.
+    """Takes batch norms into the kernels before them, so that those are quantized as they act.
 
     A norm multiplies each channel by scale / √(var + epsilon). The kernel takes that factor; the
     norm keeps scale 1, mean 0, variance 1 - epsilon and what is left as its bias (without a bias of

@@ -30,7 +30,7 @@ def learn_ranges(
     activations: Callable[[Any, Any], Clip] | None = clipping.learned,
     sites: str | Sequence[str] = "*",
 ) -> Transform:
-    """Makes the ranges of a quantised network parameters, which `jaxsim.train.fit` trains.
+    """Makes the ranges of a quantized network parameters, which `jaxsim.train.fit` trains.
 
     They begin where the squared error of the weights, and of what flows for `inputs`, is smallest.
 
@@ -46,7 +46,7 @@ def learn_ranges(
       sites: patterns of the sites.
 
     Raises:
-      ValueError: neither rule; when applied, a site that is not quantised on grids,
+      ValueError: neither rule; when applied, a site that is not quantized on grids,
         or is one of several layers that a scan stacks.
 
     Examples:

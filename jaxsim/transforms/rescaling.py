@@ -40,7 +40,7 @@ class Layer(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A batch normalisation by stored statistics.
+    """A batch normalization by stored statistics.
 
     Attributes:
       name: of its group of parameters.

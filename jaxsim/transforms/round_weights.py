@@ -52,7 +52,7 @@ def round_weights(
       sites: patterns of the sites whose weights to round.
 
     Raises:
-      ValueError: `rounding` is no function; when applied, a site whose weights are not quantised,
+      ValueError: `rounding` is no function; when applied, a site whose weights are not quantized,
         that did not run, or whose bias is corrected already.
 
     Examples:

@@ -32,7 +32,7 @@ def slice_bits(
       sites: patterns of the sites to slice.
 
     Raises:
-      ValueError: bits or top out of range; when applied, a site whose weights are not quantised, or
+      ValueError: bits or top out of range; when applied, a site whose weights are not quantized, or
         that is sliced or mapped to cells already.
 
     Examples:

@@ -45,7 +45,7 @@ def smooth(
       sites: patterns of the sites to smooth.
 
     Raises:
-      ValueError: alpha out of range; when applied, a site whose weights are not quantised, that
+      ValueError: alpha out of range; when applied, a site whose weights are not quantized, that
         did not run, that is smoothed or corrected already, or the range of whose weights is set.
 
     Examples:

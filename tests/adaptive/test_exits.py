@@ -255,7 +255,7 @@ def test_distilled_exits_say_what_the_network_says():
 
 @pytest.mark.parametrize("after", [False, True])
 def test_exits_of_quantized_networks(after):
-    """Quantised before the exits are made or after: the same network."""
+    """Quantized before the exits are made or after: the same network."""
     key = jax.random.key(0)
     plain, x = (base_network(mlp()[0]), mlp()[1]) if after else (network("resnet"), images())
     quantize, cut = js.quantize(weights=8, inputs=8), js.exit_early(3)

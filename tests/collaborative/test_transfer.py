@@ -32,7 +32,7 @@ def collaborative(model, variables, x, y):
 
 
 def data(classes, count, seed):
-    """Classes around centres of their own."""
+    """Classes around centers of their own."""
     rng = np.random.default_rng(seed)
     labels = np.arange(classes * count) % classes
     centres = rng.normal(size=(classes, 6))

@@ -20,7 +20,7 @@ def converter(bits, percentile=100.0, *, signed=True):
 
 
 def integers(geometry, bits_per_slice, *, shift=0):
-    """What every slice of a quantised site yields in front of its converter, and its scale."""
+    """What every slice of a quantized site yields in front of its converter, and its scale."""
     x, w = sites.operands(geometry)
     qw, sw, _ = quantiser.quantise(Grid(8, per="tensor"), w)
     qx, sx, _ = quantiser.quantise(Grid(8), x)

@@ -113,7 +113,7 @@ def test_calibration_stores_the_range_of_the_inputs(symmetric, percentile):
 def test_undeployed_equals_deployed_when_calibrated_on_the_same_batch(geometry, symmetric):
     """Also where padding adds zeros that a percentile would otherwise count.
 
-    Two programmes fuse the arithmetic of a traced scale differently, in the last bit.
+    Two programs fuse the arithmetic of a traced scale differently, in the last bit.
     """
     x, w = sites.operands(geometry)
     pieces = [sites.quantize(symmetric=symmetric, clip=clipping.percentile(80.0))]
@@ -199,7 +199,7 @@ def test_gradients_are_those_of_fake_quantisation_however_codes_are_held(holding
 
 
 def _faked(v, bits, axes=None):
-    """Symmetric fake quantisation; every value lies inside its own range, so the slope is one."""
+    """Symmetric fake quantization; every value lies inside its own range, so the slope is one."""
     top = 2 ** (bits - 1) - 1
     scale = jax.lax.stop_gradient(jnp.abs(v).max(axes, keepdims=axes is not None)) / top
     return v + jax.lax.stop_gradient(jnp.round(v / scale) * scale - v)

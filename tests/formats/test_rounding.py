@@ -82,7 +82,7 @@ def test_the_last_row_is_rounded_in_closed_form(seed, symmetric):
 @some
 @given(seeds, st.booleans())
 def test_the_second_of_two_rows_makes_up_for_the_first(seed, symmetric):
-    """w₁ + (H₀₁ / H₁₁) (w₀ - q₀) minimises the cost over w₁: the surgeon's closed form."""
+    """w₁ + (H₀₁ / H₁₁) (w₀ - q₀) minimizes the cost over w₁: the surgeon's closed form."""
     of = layer(seed, 1, 2, 5, symmetric=symmetric)
     q = np.asarray(run(gptq(1e-6, by_activation=False), of))[0]
     w, gram, scale, zero = (np.asarray(a[0], np.float64) for a in of[:4])

@@ -258,7 +258,7 @@ def test_data_of_other_forms_is_refused_by_name(call, message):
 
 
 def test_bytes_of_another_order_are_read_as_numbers():
-    """jax reads them as its own once a programme is compiled."""
+    """jax reads them as its own once a program is compiled."""
     net = js.trace(lambda p, x: x @ p["a"], W, X)
     other = X.astype(X.dtype.newbyteorder())
     swapped = js.trace(

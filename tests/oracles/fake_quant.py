@@ -1,4 +1,4 @@
-"""Quantisation-aware training written out by hand: no cores, no walk."""
+"""Quantization-aware training written out by hand: no cores, no walk."""
 
 import flax.linen as nn
 import jax
@@ -6,14 +6,14 @@ import jax.numpy as jnp
 
 
 def faked(v, bits, axes=None):
-    """Symmetric fake quantisation over the range of `v`: the straight-through slope is one."""
+    """Symmetric fake quantization over the range of `v`: the straight-through slope is one."""
     top = 2 ** (bits - 1) - 1
     scale = jax.lax.stop_gradient(jnp.abs(v).max(axes, keepdims=axes is not None)) / top
     return v + jax.lax.stop_gradient(jnp.round(v / scale) * scale - v)
 
 
 def cnn(params, x, *, weights, inputs):
-    """The CNN of tests/support/networks.py, each contraction on fake-quantised operands."""
+    """The CNN of tests/support/networks.py, each contraction on fake-quantized operands."""
 
     def conv(x, layer, stride):
         kernel = faked(layer["kernel"], weights, (0, 1, 2))

@@ -1,4 +1,4 @@
-"""Uniform quantisation by its formula, in numpy; the division is in float32, as in the package."""
+"""Uniform quantization by its formula, in numpy; the division is in float32, as in the package."""
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def quantise(grid, x, axes=None):
 
 
 def product(geometry, x, w, *, weights, inputs):
-    """A contraction of quantised operands, its sums exact: float64, rounded nowhere else."""
+    """A contraction of quantized operands, its sums exact: float64, rounded nowhere else."""
     axes = geometry.contracted if weights.per == "channel" else None
     qw, sw, zw = quantise(weights, w, axes)
     qx, sx, zx = quantise(inputs, x)

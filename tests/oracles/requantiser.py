@@ -1,4 +1,4 @@
-"""Requantisation in Python's integers and fractions, which have no width to overflow."""
+"""Requantization in Python's integers and fractions, which have no width to overflow."""
 
 from fractions import Fraction
 

@@ -1,4 +1,4 @@
-"""Sequence-form games by brute force: linear programmes, and histories one by one."""
+"""Sequence-form games by brute force: linear programs, and histories one by one."""
 
 import numpy as np
 from scipy.optimize import linprog

@@ -11,7 +11,7 @@ def lowest_go(scores, count):
 
 
 def n_of_m(scores, n, m, axis):
-    """Of each m neighbours along an axis the n highest stay, by looping over them."""
+    """Of each m neighbors along an axis the n highest stay, by looping over them."""
     moved = np.moveaxis(scores, axis, -1)
     keep = np.zeros(moved.shape, bool)
     for at in np.ndindex(moved.shape[:-1]):

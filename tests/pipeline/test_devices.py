@@ -52,6 +52,6 @@ def test_what_one_programme_cannot_do_is_named():
 
 
 def test_two_processes_compute_what_one_does():
-    """To the bit: the same programme, its collectives over loopback instead of memory."""
+    """To the bit: the same program, its collectives over loopback instead of memory."""
     first, second, alone = of_two_and_of_one("tests.support.pipeline_process")
     assert first == second == alone

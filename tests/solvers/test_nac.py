@@ -107,7 +107,7 @@ def test_the_meta_gradient_is_that_of_central_differences(network, objective):
         sample = (lambda k: jg.rps_mixture(k, 3)) if objective == "implicit" else skill
         game, play = sample(jax.random.key(3)), jax.random.key(4)
         params = jax.tree.map(lambda a: a.astype(float), started(net))
-        # one programme for the derivative and both values
+        # one program for the derivative and both values
         both = jax.jit(jax.value_and_grad(lambda p: js.nac_loss(net, aim, p, game, play)))
         slope = both(params)[1]
         way = moved(jax.tree.map(jnp.zeros_like, params), 11)
@@ -177,7 +177,7 @@ def training(network, steps, **options):
         state, value = step(states[-1], jax.random.key(1))
         states.append(state)
         values.append(float(value))
-    # a state on one device and one on all are entries of their own, but of one programme
+    # a state on one device and one on all are entries of their own, but of one program
     assert step._cache_size() <= 1 + ("mesh" in options)
     return states, values
 

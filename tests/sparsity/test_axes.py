@@ -36,7 +36,7 @@ def whole(labels, keep):
 
 
 def joined(factors, cuts):
-    """Neighbouring factors multiplied into axes."""
+    """Neighboring factors multiplied into axes."""
     shape, size = [], 1
     for factor, cut in zip(factors, cuts, strict=False):
         size *= factor

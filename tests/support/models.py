@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A tied embedding around a stack of rematerialised, scanned blocks."""
+    """A tied embedding around a stack of rematerialized, scanned blocks."""
 
     @nn.compact
     def __call__(self, tokens, mask):

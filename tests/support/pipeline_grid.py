@@ -30,7 +30,7 @@ SMALL = {
 def grid(name: str, dtype: str) -> float:
     """The largest relative error of a gradient over stages, micro-batches and schedules.
 
-    Micro-batches are of one example, so that programmes are compiled once for each number of
+    Micro-batches are of one example, so that programs are compiled once for each number of
     stages.
     """
     return _furthest(SMALL[name](dtype=jnp.dtype(dtype)), PAIRS)
@@ -57,7 +57,7 @@ def _furthest(case: pipelines.Case, pairs: list[tuple[int, int]]) -> float:
 
 
 def spmd(name: str, K: str, M: str, replicas: str) -> float:
-    """The engine of one programme, its outputs and gradients."""
+    """The engine of one program, its outputs and gradients."""
     case, K, M, R = pipelines.CASES[name](), int(K), int(M), int(replicas)
     devices = np.asarray(jax.devices()[: K * R]).reshape(K, R)
     pipe = js.pipeline_shard(K, M, engine="spmd", devices=devices)(case.net)
@@ -133,7 +133,7 @@ def raising() -> float:
 
 
 def refused() -> float:
-    """What one programme for all devices cannot run."""
+    """What one program for all devices cannot run."""
     spmd = functools.partial(js.pipeline_shard, 2, 2, engine="spmd")
     with pytest.raises(ValueError, match="has convolutions, and XLA's CPU backend"):
         spmd()(pipelines.cnn().net)

@@ -160,7 +160,7 @@ def furthest(found, expected):
 
 
 def _variables(model, dtype, *inputs):
-    """Variables of a Linen model by their shapes: its own initialisers take long to compile."""
+    """Variables of a Linen model by their shapes: its own initializers take long to compile."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
 

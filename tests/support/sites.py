@@ -19,7 +19,7 @@ SHAPES = {DENSE: (5, 20), CONV: (2, 6, 7, 5)}
 
 
 def quantize(weights=8, inputs=8, per="channel", **settings):
-    """The outermost wrapper of a quantised site."""
+    """The outermost wrapper of a quantized site."""
     w, x = Grid(weights, per=per, **settings), Grid(inputs, **settings)
     return (quantized, {"weights": w, "inputs": x})
 

@@ -94,7 +94,7 @@ def test_a_loss_of_an_early_output_reaches_the_early_stages():
 
 
 COMPOSED = {
-    "pruned and quantised": js.compose(js.prune(0.5), js.quantize(4, None)),
+    "pruned and quantized": js.compose(js.prune(0.5), js.quantize(4, None)),
     "wrapped": js.wrap(lambda core: js.Core(core.write, core.calibrate, core.read)),
 }
 
@@ -110,7 +110,7 @@ def test_a_composed_network_pipelines(name):
 
 @pytest.mark.parametrize("sites", ["*", "dynamic*"])
 def test_a_deployed_chip_pipelines(sites):
-    """Quantised, sliced and analog with programming errors: the same codes, ranges and cells."""
+    """Quantized, sliced and analog with programming errors: the same codes, ranges and cells."""
     if sites == "*":
         net, x, parts = cnn(), X, 4
         composed = js.compose(
@@ -198,7 +198,7 @@ def test_other_batch_sizes_need_no_new_trace_and_equal_shapes_compile_once():
     assert first.programs is second.programs  # micro-batches of four
 
 
-# Batch normalisation
+# Batch normalization
 
 
 class Normed(nn.Module):
@@ -213,7 +213,7 @@ class Normed(nn.Module):
 
 
 def by_hand(variables, x, M):
-    """Outputs and moving averages: micro-batch statistics normalise, mini-batch ones are kept."""
+    """Outputs and moving averages: micro-batch statistics normalize, mini-batch ones are kept."""
     p, held = variables["params"], variables["batch_stats"]
     parts = np.split(np.asarray(x, np.float64), M)
     kept = {}
@@ -276,7 +276,7 @@ def test_a_checkpoint_restores_under_any_number_of_stages(tmp_path):
 
 
 def test_training_goes_on_under_another_number_of_stages(tmp_path):
-    """Optimiser state included: two epochs of four stages and two of two are four of either."""
+    """Optimizer state included: two epochs of four stages and two of two are four of either."""
     settings = {
         "optimizer": optax.adam(1e-2),
         "key": jax.random.key(0),

@@ -94,7 +94,7 @@ def test_stored_bits_count_what_says_which_weights_are_pruned():
 
 
 def test_vectors_are_fitted_to_what_is_kept_of_them():
-    """Two shapes of vectors, each with other places pruned: two centres hold them exactly."""
+    """Two shapes of vectors, each with other places pruned: two centers hold them exactly."""
     whole = np.array([[1, 2, 3], [-4, 5, -6]], np.float32)[np.arange(40) % 2]
     kept = np.random.default_rng(1).random(whole.shape) < 0.6
     centres, at = (np.asarray(a) for a in k_means(whole * kept, size=2, iterations=30, kept=kept))

@@ -79,7 +79,7 @@ KINDS = {
 
 
 def module_of_functions():
-    """A module whose settings are functions made at run time, as Flax's initialisers are."""
+    """A module whose settings are functions made at run time, as Flax's initializers are."""
     model = nn.Dense(4, kernel_init=nn.initializers.normal(0.1))
     x = normal(8, 6)
     return js.quantize(8, 8)(js.trace(model, model.init(KEY, x), x))

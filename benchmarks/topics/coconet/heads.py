@@ -63,7 +63,7 @@ def _model(head: str, classes: int, own: float) -> Any:
 
 @cache
 def _steps(model: Any) -> tuple[Any, Any, Any, Any]:
-    """A training step, features and logits of a model, compiled once; and its optimiser."""
+    """A training step, features and logits of a model, compiled once; and its optimizer."""
     optimizer = optax.scale_by_adam()
     collaborative = isinstance(model, CoCoNet)
 

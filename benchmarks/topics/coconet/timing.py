@@ -15,7 +15,7 @@ from jaxsim.console.timing import alternate
 
 
 def timing(settings: CoconetSettings) -> None:
-    """All leave-one-out codes from one factorisation, beside as many refits."""
+    """All leave-one-out codes from one factorization, beside as many refits."""
     rows = []
     for N, d in ((40, 128), (200, 64), (400, 256)):
         X = jcol.unit(jax.random.normal(jax.random.key(0), (N, d)))
@@ -37,7 +37,7 @@ def timing(settings: CoconetSettings) -> None:
                 f"{off:.0e}",
             ]
         )
-    columns = ["N", "d", "one factorisation, ms", "N refits, ms", "ratio", "first s", "off by"]
+    columns = ["N", "d", "one factorization, ms", "N refits, ms", "ratio", "first s", "off by"]
     record(
         "coconet",
         Table(columns, rows),

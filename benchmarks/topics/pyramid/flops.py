@@ -64,7 +64,7 @@ def flops(settings: PyramidSettings) -> None:
         question="Does the formula count what XLA counts, and what do tokens and layers save?",
         baseline="the whole encoder",
         notes="The formula counts the matrix products, a multiply-accumulate as 2; XLA also counts "
-        "softmax, gelu and normalisation. The account is of `run`; what random weights say is not "
+        "softmax, gelu and normalization. The account is of `run`; what random weights say is not "
         "looked at.",
     )
 

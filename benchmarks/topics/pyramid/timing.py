@@ -59,7 +59,7 @@ def timing(settings: PyramidSettings) -> None:
         "pyramid_timing",
         *tables,
         question="How much of the FLOPs saved is saved on the clock?",
-        baseline="the whole encoder as one programme for each shape, rows sorted by length, the "
+        baseline="the whole encoder as one program for each shape, rows sorted by length, the "
         "same buckets",
         notes="Seed 0 of the accuracy part, each at the setting that validation rows chose for "
         "half a point. Batches of up to 64 rows in multiples of 8, tokens in multiples of 16. "
