@@ -185,7 +185,7 @@ def test_a_model_of_the_grid_traces_bit_for_bit(dtype, layer, state, container):
         def expected(variables, *inputs):
             arrays = jax.tree.leaves(variables)
             static = net.fn.rest
-            whole = type(static)(static.treedef, static.static, tuple(arrays)).whole()
+            whole = type(static)(static.treedef, static.static, tuple(arrays)).combine()
             return apply(whole, *inputs)
 
         want = jax.jit(expected)(net.params, *inputs)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxsim.adaptive.exit_step import ExitStep, Prepared, prepared
 from jaxsim.adaptive.rows import exit_layout, find_rows, with_batch_size
 from jaxsim.adaptive.rule import Buckets, Exits, PatienceState, initial_patience, pad_rows, round_up
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import StageParams, stage_params
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _Queue(NamedTuple):
     live: list[np.ndarray]
 
 
-def stepper(net: EarlyExit, arguments: Parts, key: Any) -> Callable[..., ExitStep]:
+def stepper(net: EarlyExit, arguments: Partitioned, key: Any) -> Callable[..., ExitStep]:
     """Makes a function that runs a stage and its exit for some rows of a call.
 
     Args:
@@ -65,7 +65,7 @@ def stepper(net: EarlyExit, arguments: Parts, key: Any) -> Callable[..., ExitSte
     return step
 
 
-def run_in_queues(net: EarlyExit, arguments: Parts, buckets: Buckets, key: Any) -> Exits:
+def run_in_queues(net: EarlyExit, arguments: Partitioned, buckets: Buckets, key: Any) -> Exits:
     """Computes the exits of all rows, each stage only for those that have not left.
 
     Args:

@@ -23,7 +23,7 @@ from jaxsim.adaptive.rows import (
     without_exits,
 )
 from jaxsim.adaptive.rule import PatienceState, Rule, should_exit
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import compile_count
 from jaxsim.network.cuts import cuts, equations, select_cuts
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
@@ -76,7 +76,7 @@ class ExitStep(NamedTuple):
     streak: PatienceState
 
 
-def prepared(net: EarlyExit, arguments: Parts, batched: tuple[bool, ...]) -> Prepared:
+def prepared(net: EarlyExit, arguments: Partitioned, batched: tuple[bool, ...]) -> Prepared:
     """Builds the stages of a call, kept for calls of the same shapes.
 
     Args:

@@ -27,7 +27,7 @@ from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import Head
 from jaxsim.adaptive.rows import batch_first, check_rows, find_rows
 from jaxsim.adaptive.rule import Buckets, Exits, Rule, check_buckets, check_rule, initial_patience
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import compile_count
 from jaxsim.network.network import DATA, META, Network
 from jaxsim.network.stages import stage_params
@@ -201,7 +201,7 @@ class EarlyExit(Memoizing, Network):
         return count_programs() - before
 
 
-def at_exits(net: EarlyExit, arguments: Parts, batch_size: int, key: Any) -> list[Array]:
+def at_exits(net: EarlyExit, arguments: Partitioned, batch_size: int, key: Any) -> list[Array]:
     """Computes what each classifier reads, [n, d], and the network's logits, [n, C].
 
     Args:
@@ -226,7 +226,7 @@ def at_exits(net: EarlyExit, arguments: Parts, batch_size: int, key: Any) -> lis
 
 
 @jax.jit
-def _read(net: EarlyExit, arguments: Parts, key: Any) -> list[Array]:
+def _read(net: EarlyExit, arguments: Partitioned, key: Any) -> list[Array]:
     plan = prepared(net, arguments, find_rows(arguments)[1])
     live, found = list[Array](), list[Array]()
     for at, stage in enumerate(plan.cut.stages):
@@ -239,7 +239,7 @@ def _read(net: EarlyExit, arguments: Parts, key: Any) -> list[Array]:
 
 
 @jax.jit
-def _simulate(net: EarlyExit, arguments: Parts, key: Any) -> Exits:
+def _simulate(net: EarlyExit, arguments: Partitioned, key: Any) -> Exits:
     rows, batched = find_rows(arguments)
     plan, last = prepared(net, arguments, batched), len(net.heads)
     live, uncertainty = list[Array](), list[Array]()

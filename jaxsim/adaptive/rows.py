@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsim.adaptive.features import Feature
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.cost import Cost
 from jaxsim.network.cuts import Cut, Equations, cuts, equations, select_cuts
 from jaxsim.network.network import Network, base_network
@@ -75,7 +75,7 @@ class BatchPair(NamedTuple):
     places: tuple[Cut, ...]
 
 
-def trace_batch_pair(net: Network, arguments: Parts, batched: tuple[bool, ...]) -> BatchPair:
+def trace_batch_pair(net: Network, arguments: Partitioned, batched: tuple[bool, ...]) -> BatchPair:
     """Lists the equations of a network for two rows and for three: axes that differ hold the rows.
 
     Args:
@@ -122,7 +122,7 @@ def find_batch_axes(
 
 def exit_layout(
     net: Network,
-    arguments: Parts,
+    arguments: Partitioned,
     batched: tuple[bool, ...],
     names: Sequence[str],
     feature: Feature,
@@ -167,7 +167,7 @@ def _outline(
     counted: list[Cost] = []
 
     def count(net: Network) -> None:
-        args, kwargs = few.whole()
+        args, kwargs = few.combine()
         counted.append(net.cost(*args, **kwargs))
 
     jax.eval_shape(count, net)  # settings of wrappers are numbers there, and only shapes here
@@ -227,7 +227,7 @@ def _axis(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:
     return changed[0] if changed else None
 
 
-def find_rows(arguments: Parts) -> tuple[int, tuple[bool, ...]]:
+def find_rows(arguments: Partitioned) -> tuple[int, tuple[bool, ...]]:
     """Finds the number of rows, the leading axis of the first array that has one.
 
     Args:
@@ -246,7 +246,7 @@ def find_rows(arguments: Parts) -> tuple[int, tuple[bool, ...]]:
     return rows, tuple(shape[:1] == (rows,) for shape in shapes)
 
 
-def with_batch_size(arguments: Parts, batched: tuple[bool, ...], rows: int) -> Parts:
+def with_batch_size(arguments: Partitioned, batched: tuple[bool, ...], rows: int) -> Partitioned:
     """Replaces arguments by shapes with another number of rows.
 
     Args:

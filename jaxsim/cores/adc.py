@@ -16,10 +16,10 @@ from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.formats.clipping import percentile as covering
-from jaxsim.formats.grid import Range, no_range, observe, widen
+from jaxsim.formats.grid import Range, no_range, observe_range, update_range
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
-from jaxsim.numerics.digits import over_planes
-from jaxsim.numerics.gradients import clip_through, round_through
+from jaxsim.numerics.digits import broadcast_planes
+from jaxsim.numerics.gradients import clip_ste, round_ste
 from jaxsim.numerics.scaling import divide, step_of
 
 __all__ = ["ADC", "Column", "fpg_bits", "uniform"]
@@ -134,12 +134,12 @@ def _equal_steps(bits: float | Array, y: Array, lo: Array, hi: Array, signed: bo
     steps = _steps(bits, signed)
     lsb = step_of(hi - lo, steps, empty=1.0)
     if signed:
-        return clip_through(round_through(divide(y, lsb)), -steps / 2, steps / 2) * lsb
-    return lo + clip_through(round_through(divide(y - lo, lsb)), 0, steps) * lsb
+        return clip_ste(round_ste(divide(y, lsb)), -steps / 2, steps / 2) * lsb
+    return lo + clip_ste(round_ste(divide(y - lo, lsb)), 0, steps) * lsb
 
 
 def _percentile(percentile: float | Array, y: Array, axes: Sequence[int], signed: bool) -> Range:
-    return observe(y, axes=list(axes), clip=covering(percentile), symmetric=signed)
+    return observe_range(y, axes=list(axes), clip=covering(percentile), symmetric=signed)
 
 
 def _largest(column: Column, bits: float | Array, signed: bool) -> tuple[Any, Any]:
@@ -200,8 +200,10 @@ def column_adc(core: Core, *, adc: ADC, signed: bool) -> Core:
 
     def calibrate(op: Op, state: AdcState, x: Array) -> AdcState:
         inner = core.calibrate(op, state.inner, x)
-        y = core.read(dataclasses.replace(op, quiet=True), inner, x, None).astype(jnp.float32)
-        return AdcState(inner, widen(state.outputs, observed(op, x, y)))
+        y = core.read(dataclasses.replace(op, deterministic=True), inner, x, None).astype(
+            jnp.float32
+        )
+        return AdcState(inner, update_range(state.outputs, observed(op, x, y)))
 
     def read(op: Op, state: AdcState, x: Array, key: Any) -> Array:
         y = core.read(op, state.inner, x, key).astype(jnp.float32)
@@ -209,7 +211,7 @@ def column_adc(core: Core, *, adc: ADC, signed: bool) -> Core:
         if not is_traced(adc.bits):
             op.count("conversion_steps", y.size * float(2 ** np.asarray(adc.bits)))
         rank = y.ndim - op.x_planes(x)
-        lo, hi = (over_planes(end, rank) for end in range_of(op, state, x, y))
+        lo, hi = (broadcast_planes(end, rank) for end in range_of(op, state, x, y))
         return adc.convert(y, lo, hi, signed)
 
     return Core(write, calibrate, read)

@@ -26,7 +26,7 @@ from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.numerics.checks import is_traced
-from jaxsim.numerics.gradients import derivative_alone
+from jaxsim.numerics.gradients import zero_with_gradient_of
 
 Rounding = Literal["trunc", "unbiased", "rounded"]
 Pairs = tuple[tuple[int, int], ...]
@@ -174,7 +174,7 @@ def blocked(core: Core, *, blocks: Blocks, bits: tuple[int, int]) -> Core:
             return y
         held = state.inner[0] if state.exact is None else state.exact
         exact = core.read(dataclasses.replace(op, meter=None), held, x, key)
-        return lax.stop_gradient(y) + derivative_alone(exact)
+        return lax.stop_gradient(y) + zero_with_gradient_of(exact)
 
     return Core(write, calibrate, read)
 

@@ -13,7 +13,7 @@ from jaxsim.cores.cells import Device, normal
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
-from jaxsim.numerics.digits import over_planes
+from jaxsim.numerics.digits import broadcast_planes
 
 
 class ConductanceState(NamedTuple):
@@ -49,7 +49,7 @@ def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
     def write(op: Op, w: Array, key: Any) -> State:
         if key is None:
             raise ValueError("key=None: cells with programming error need a key")
-        g = w.astype(jnp.float32) / over_planes(largest(op), w.ndim)
+        g = w.astype(jnp.float32) / broadcast_planes(largest(op), w.ndim)
         low = smallest(device)
         if low is not None:
             g = low + (1 - low) * g
@@ -80,13 +80,13 @@ def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
         x = x.astype(jnp.float32)
         if device.noise is None:
             y = core.read(op, state, x, key)
-        elif op.quiet:
+        elif op.deterministic:
             y = core.read(op, state.inner, x, key)
         else:
             y = noisy(op, state, x, key)
         low = smallest(device)
         top = largest(op) if low is None else largest(op) / (1 - low)
-        return y * over_planes(top, y.ndim - op.x_planes(x))
+        return y * broadcast_planes(top, y.ndim - op.x_planes(x))
 
     return Core(write, calibrate, read)
 
@@ -105,7 +105,7 @@ def offset_current(core: Core, *, device: Device) -> Core:
         y = core.read(op, state, x, key)
         if low is None:
             return y
-        ground = over_planes(largest(op) * low / (1 - low), y.ndim - op.x_planes(x))
+        ground = broadcast_planes(largest(op) * low / (1 - low), y.ndim - op.x_planes(x))
         return y - ground * op.row_sum(x.astype(jnp.float32))
 
     return Core(core.write, core.calibrate, read)

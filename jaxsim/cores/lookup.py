@@ -57,7 +57,7 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
         w = w.astype(jnp.float32)
         passed = None if op.integer else w
         values = lax.stop_gradient(w)
-        outputs = op.per_output()
+        outputs = op.channel_shape()
         has_zero = weights.levels is not None and 0.0 in weights.levels
         kept = values != 0 if (op.masked or op.filled > 0) and not has_zero else None
         if op.masked and not has_zero:
@@ -73,7 +73,7 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
             op.count("cells", pointers.size)
             return state
         levels = jnp.asarray(weights.levels, jnp.float32)
-        axes = op.sharing(weights.per)
+        axes = op.scale_axes(weights.per)
         most = jnp.max(jnp.abs(values), axes, keepdims=True)
         most = step_of(most, 1, empty=0.0)
         pointers = nearest(divide(values, jnp.where(most > 0, most, 1.0)), levels)

@@ -13,7 +13,7 @@ from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Floating
-from jaxsim.numerics.scaling import divide, step_of, times_both, unit_of
+from jaxsim.numerics.scaling import divide, scale_product, step_of, unit_of
 
 
 class MinifloatState(NamedTuple):
@@ -48,13 +48,13 @@ def minifloat(core: Core, *, weights: Floating | None, inputs: Floating | None) 
             # near one, so that products with scaled inputs do not leave the floats' range
             unit = unit_of(w, tuple(range(w.ndim)))
             state = core.write(op, w / unit, key)
-            return MinifloatState(state, jnp.broadcast_to(unit, op.per_output()))
-        axes = op.sharing(weights.per)
+            return MinifloatState(state, jnp.broadcast_to(unit, op.channel_shape()))
+        axes = op.scale_axes(weights.per)
         stored, scale = _rounded(weights, w, axes)
         if op.integer:
             stored = stored.astype(weights.dtype)
         state = core.write(dataclasses.replace(op, code_bits=weights.bits), stored, key)
-        return MinifloatState(state, jnp.broadcast_to(scale, op.per_output()))
+        return MinifloatState(state, jnp.broadcast_to(scale, op.channel_shape()))
 
     def calibrate(op: Op, state: MinifloatState, x: Array) -> MinifloatState:
         return state
@@ -66,7 +66,7 @@ def minifloat(core: Core, *, weights: Floating | None, inputs: Floating | None) 
         # Not every backend multiplies short floats; float32 holds each of them.
         inner = state.inner if weights is None else state.inner.astype(jnp.float32)
         y = core.read(op, inner, x, key).astype(jnp.float32)
-        return y * scale if x_scale is None else times_both(y, jnp.reshape(x_scale, ()), scale)
+        return y * scale if x_scale is None else scale_product(y, jnp.reshape(x_scale, ()), scale)
 
     return Core(write, calibrate, read)
 

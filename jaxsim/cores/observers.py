@@ -178,7 +178,7 @@ def outputs(core: Core, *, target: Array | None = None) -> Core:
     """
 
     def write(op: Op, w: Array, key: Any) -> Outputs:
-        none = jnp.zeros(op.per_output())
+        none = jnp.zeros(op.channel_shape())
         return Outputs(core.write(op, w, key), jnp.zeros(()), none, none)
 
     def calibrate(op: Op, state: Outputs, x: Array) -> Outputs:
@@ -200,6 +200,6 @@ def outputs(core: Core, *, target: Array | None = None) -> Core:
         y = core.read(op, state.inner, x, key)
         if target is None:
             return y
-        return y + op.to_output(op.own(target) - state.mean)
+        return y + op.to_output(op.slice_for_layer(target) - state.mean)
 
     return Core(write, calibrate, read)

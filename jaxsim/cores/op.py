@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -42,8 +43,8 @@ class Op:
       masked: the weight is pruned: its zeros stay zero, whatever the format has for them.
       filled: how many zeros were added behind the last products to fill a tile up, of the input
         and of each output's weights; they stay zero likewise.
-      quiet: a read of calibration, in which nothing random happens.
-      at: which slice of a stacked weight this is, an index for each axis of the stack.
+      deterministic: a read of calibration, in which nothing random happens.
+      scan_index: which slice of a stacked weight this is, an index for each axis of the stack.
       meter: where `count` adds, during a cost walk.
 
     Examples:
@@ -65,8 +66,8 @@ class Op:
     x_hi: int | None = None
     masked: bool = False
     filled: int = 0
-    quiet: bool = False
-    at: tuple[Any, ...] = ()
+    deterministic: bool = False
+    scan_index: tuple[Any, ...] = ()
     meter: Meter | None = None
 
     def contract(self, x: Num[Array, "..."], w: Num[Array, "..."]) -> Num[Array, "..."]:
@@ -120,12 +121,12 @@ class Op:
         total = jnp.int32 if _is_integer(w) else None
         return self.to_output(jnp.sum(w, self.geometry.contracted, keepdims=True, dtype=total))
 
-    def per_output(self) -> tuple[int, ...]:
+    def channel_shape(self) -> tuple[int, ...]:
         """Shape of one number an output channel, as `to_output` takes it."""
         summed = self.geometry.contracted
         return tuple(1 if a in summed else n for a, n in enumerate(self.geometry.w_shape))
 
-    def sharing(self, per: str) -> tuple[int, ...]:
+    def scale_axes(self, per: str) -> tuple[int, ...]:
         """Axes of the weight that share a scale: all of them per "tensor", else the contracted."""
         return (
             tuple(range(len(self.geometry.w_shape)))
@@ -173,9 +174,9 @@ class Op:
         """This op with an input of codes in [lo, hi]."""
         return dataclasses.replace(self, x_lo=lo, x_hi=hi)
 
-    def own(self, setting: Array) -> Array:
+    def slice_for_layer(self, setting: Array) -> Array:
         """This slice's part of a setting whose leading axes are those of the weight's stack."""
-        return setting[self.at]
+        return setting[self.scan_index]
 
     def range(self, what: str, stored: Range, batch: Callable[[], Range]) -> Range:
         """The range to use at this read.
@@ -201,3 +202,23 @@ class Op:
         """
         if self.meter is not None:
             self.meter[what] = self.meter.get(what, 0) + amount
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _OLD_NAMES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        new = _OLD_NAMES[name]
+        warnings.warn(
+            f"Op.{name} is now called {new}; the old name goes in the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(self, new)
+
+
+_OLD_NAMES = {
+    "at": "scan_index",
+    "own": "slice_for_layer",
+    "per_output": "channel_shape",
+    "quiet": "deterministic",
+    "sharing": "scale_axes",
+}

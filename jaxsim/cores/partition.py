@@ -20,8 +20,8 @@ from jaxsim.values.value import PytreeValue
     meta_fields=["treedef", "static"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Parts(PytreeValue):
-    """A pytree as its arrays and the rest, which is static; made by `Parts.of`.
+class Partitioned(PytreeValue):
+    """A pytree as its arrays and the rest, which is static; made by `Partitioned.of`.
 
     Attributes:
       treedef: its structure.
@@ -34,7 +34,7 @@ class Parts(PytreeValue):
     arrays: tuple[Any, ...]
 
     @classmethod
-    def of(cls, tree: Any, is_array: Callable[[Any], bool]) -> Parts:
+    def of(cls, tree: Any, is_array: Callable[[Any], bool]) -> Partitioned:
         """Takes a pytree apart; `is_array` says which leaves are traced.
 
         Arrays of another byte order come into this machine's.
@@ -43,7 +43,7 @@ class Parts(PytreeValue):
         static = tuple(_ARRAY if is_array(leaf) else leaf for leaf in leaves)
         return cls(treedef, static, tuple(leaf for leaf in leaves if is_array(leaf)))
 
-    def whole(self) -> Any:
+    def combine(self) -> Any:
         """The pytree again."""
         arrays = iter(self.arrays)
         leaves = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.static]

@@ -18,9 +18,17 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.cores.tiled import real
 from jaxsim.formats.clipping import cut, over_kept
-from jaxsim.formats.grid import Grid, Range, encode, no_range, observe, scale_and_zero, widen
+from jaxsim.formats.grid import (
+    Grid,
+    Range,
+    encode,
+    no_range,
+    observe_range,
+    scale_and_zero,
+    update_range,
+)
 from jaxsim.numerics.digits import code_dtype
-from jaxsim.numerics.scaling import times_both, unit_of
+from jaxsim.numerics.scaling import scale_product, unit_of
 
 
 class Quantized(NamedTuple):
@@ -65,7 +73,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         return op if inputs is None else op.inputs(*inputs.code_range)
 
     def write(op: Op, w: Array, key: Any) -> Quantized:
-        outputs = op.per_output()
+        outputs = op.channel_shape()
         unseen = no_range() if inputs is not None and stored(inputs) else None
         w = w.astype(jnp.float32)
         if weights is None:
@@ -74,10 +82,10 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             w, scale = w / unit, jnp.broadcast_to(unit, outputs)
             state = core.write(op, w, key)
             return Quantized(state, scale, jnp.zeros(outputs), op.column_sum(w), unseen)
-        axes = op.sharing(weights.per)
+        axes = op.scale_axes(weights.per)
         # a clip whose arrays have the axes of the weight's stack has a range for each slice
         clip = jax.tree.map(
-            lambda a: op.own(a) if jnp.ndim(a) > w.ndim - len(axes) else a, weights.clip
+            lambda a: op.slice_for_layer(a) if jnp.ndim(a) > w.ndim - len(axes) else a, weights.clip
         )
         kept = op.masked or op.filled > 0
         rule = dataclasses.replace(weights, clip=over_kept(clip) if kept else clip)
@@ -123,12 +131,12 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         if inputs is not None and state.inputs is not None:
             among = real(op, x) if op.filled else None
             seen = _observed(inputs, x.astype(jnp.float32), None, among)
-            state = state._replace(inputs=widen(state.inputs, seen, inputs.average))
+            state = state._replace(inputs=update_range(state.inputs, seen, inputs.average))
         op, codes, _, _ = to_codes(op, state, x, None)
         return state._replace(inner=core.calibrate(op, state.inner, codes))
 
     def read(op: Op, state: Quantized, x: Array, key: Any) -> Array:
-        draw = None if inputs is None or op.quiet else _rounding_key(inputs, key, "inputs")
+        draw = None if inputs is None or op.deterministic else _rounding_key(inputs, key, "inputs")
         op, codes, x_scale, x_zero = to_codes(op, state, x, draw)
         y = core.read(op, state.inner, codes, key)
         w_zero = op.to_output(state.zero)
@@ -140,7 +148,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             inside = op.row_sum(codes)
             y = y - w_zero * (inside if x_zero is None else inside - x_zero * op.depth)
         y, scale = y.astype(jnp.float32), op.to_output(state.scale)
-        return y * scale if inputs is None else times_both(y, x_scale, scale)
+        return y * scale if inputs is None else scale_product(y, x_scale, scale)
 
     return Core(write, calibrate, read)
 
@@ -154,7 +162,7 @@ def _observed(
     grid: Grid, x: Array, axes: Sequence[int] | None, among: Array | None = None
 ) -> Range:
     bits, symmetric = grid.bits, grid.symmetric
-    return observe(x, axes=axes, clip=grid.clip, bits=bits, symmetric=symmetric, among=among)
+    return observe_range(x, axes=axes, clip=grid.clip, bits=bits, symmetric=symmetric, among=among)
 
 
 def _rounding_key(grid: Grid, key: Any, name: str) -> Any:

@@ -24,10 +24,12 @@ def smooth_scaling(core: Core, *, channels: Array) -> Core:
     """
 
     def write(op: Op, w: Array, key: Any) -> State:
-        return core.write(op, w.astype(jnp.float32) * op.geometry.to_w(op.own(channels)), key)
+        return core.write(
+            op, w.astype(jnp.float32) * op.geometry.to_w(op.slice_for_layer(channels)), key
+        )
 
     def divided(op: Op, x: Array) -> Array:
-        return x.astype(jnp.float32) / op.geometry.to_x(op.own(channels))
+        return x.astype(jnp.float32) / op.geometry.to_x(op.slice_for_layer(channels))
 
     def calibrate(op: Op, state: State, x: Array) -> State:
         return core.calibrate(op, state, divided(op, x))
@@ -49,6 +51,6 @@ def bias_correction(core: Core, *, bias: Array) -> Core:
     """
 
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
-        return core.read(op, state, x, key) + op.to_output(op.own(bias))
+        return core.read(op, state, x, key) + op.to_output(op.slice_for_layer(bias))
 
     return Core(core.write, core.calibrate, read)

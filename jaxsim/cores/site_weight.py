@@ -23,7 +23,7 @@ def masked(core: Core, *, mask: Bool[Array, "..."]) -> Core:
 
     def write(op: Op, w: Array, key: Any) -> State:
         pruned = dataclasses.replace(op, masked=True)
-        return core.write(pruned, w * op.own(mask).astype(w.dtype), key)
+        return core.write(pruned, w * op.slice_for_layer(mask).astype(w.dtype), key)
 
     return Core(write, core.calibrate, core.read)
 
@@ -38,7 +38,7 @@ def shifted(core: Core, *, shift: Float[Array, "..."]) -> Core:
     """
 
     def write(op: Op, w: Array, key: Any) -> State:
-        return core.write(op, w + op.own(shift).astype(w.dtype), key)
+        return core.write(op, w + op.slice_for_layer(shift).astype(w.dtype), key)
 
     return Core(write, core.calibrate, core.read)
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxsim.cores.core import Core, float_core
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.role import Role, role_of
 from jaxsim.numerics.checks import is_traced
 from jaxsim.values.value import PytreeValue
@@ -39,17 +39,17 @@ class Wrapper(PytreeValue):
     """
 
     factory: Callable[..., Core]
-    parts: Parts
+    parts: Partitioned
 
     @classmethod
     def of(cls, factory: Callable[..., Core], **settings: Any) -> Wrapper:
         """A wrapper with settings."""
-        return cls(factory, Parts.of(settings, _is_number))
+        return cls(factory, Partitioned.of(settings, _is_number))
 
     @property
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of `factory`."""
-        return self.parts.whole()
+        return self.parts.combine()
 
     def __call__(self, core: Core) -> Core:
         """Wraps a core."""
@@ -65,7 +65,7 @@ class Wrapper(PytreeValue):
         A function of jaxsim's is named alone, one from elsewhere with its module.
         """
         hidden = dataclasses.replace(self.parts, arrays=(math.nan,) * len(self.parts.arrays))
-        shown = ", ".join(f"{k}={_short(v)}" for k, v in hidden.whole().items())
+        shown = ", ".join(f"{k}={_short(v)}" for k, v in hidden.combine().items())
         module = self.factory.__module__
         place = "" if module.partition(".")[0] == "jaxsim" else f"{module}."
         name = getattr(self.factory, "at_rest", factory_name(self.factory))

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 from jaxsim.console.table import render, si
-from jaxsim.cores.partition import Parts
-from jaxsim.inputs.batches import joined, labelled, row_count, take_rows
+from jaxsim.cores.partition import Partitioned
+from jaxsim.inputs.batches import join_batches, row_count, split_labels, take_rows
 from jaxsim.inputs.samples import check_batch, check_labels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
@@ -113,7 +113,7 @@ def compare(
       >>> [(row.name, row.accuracy, row.weight_bits) for row in rows]
       [('reference', 1.0, 288), ('8 bits', 1.0, 72)]
     """
-    inputs, labels = labelled(data)
+    inputs, labels = split_labels(data)
     if np.shape(labels) != (count := row_count(inputs, "data"),):
         raise ValueError(f"data: {count} inputs and labels {list(np.shape(labels))}")
     check_batch("data[0]", *inputs)
@@ -176,7 +176,7 @@ def classify(
     """
     batch_size = checked_int("batch_size", batch_size, 1)
     answers: list[np.ndarray] = []
-    whole = joined(inputs)
+    whole = join_batches(inputs)
     check_batch("inputs", *whole)
     count = row_count(whole)
     for i, start in enumerate(range(0, count, batch_size)):
@@ -187,14 +187,14 @@ def classify(
     return np.concatenate(answers)
 
 
-def _outputs(net: Network, arguments: Parts, key: Key[Array, ""] | None) -> Any:
-    args, kwargs = arguments.whole()
+def _outputs(net: Network, arguments: Partitioned, key: Key[Array, ""] | None) -> Any:
+    args, kwargs = arguments.combine()
     return net(*args, key=key, **kwargs)
 
 
 @partial(jax.jit, static_argnames=("rows",))
 def _classes(
-    net: Network, arguments: Parts, key: Key[Array, ""] | None, rows: int
+    net: Network, arguments: Partitioned, key: Key[Array, ""] | None, rows: int
 ) -> Int[Array, " N"]:
     logits = _outputs(net, arguments, key)
     if not isinstance(logits, jax.Array) or logits.shape != (rows, logits.shape[-1]):

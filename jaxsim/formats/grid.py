@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced
-from jaxsim.numerics.gradients import clip_through, round_through
+from jaxsim.numerics.gradients import clip_ste, round_ste
 from jaxsim.numerics.scaling import divide, step_of, unit_of
 
 Clip = Callable[..., "Range"]
@@ -163,7 +163,7 @@ def no_range(shape: tuple[int, ...] = ()) -> Range:
     return Range(jnp.full(shape, jnp.inf), jnp.full(shape, -jnp.inf))
 
 
-def widen(a: Range, b: Range, average: float | Array | None = None) -> Range:
+def update_range(a: Range, b: Range, average: float | Array | None = None) -> Range:
     """The smallest range that holds both, or `average` of the first and the rest of the second."""
     if average is None:
         return Range(jnp.minimum(a.lo, b.lo), jnp.maximum(a.hi, b.hi))
@@ -176,7 +176,7 @@ def widen(a: Range, b: Range, average: float | Array | None = None) -> Range:
     )
 
 
-def observe(
+def observe_range(
     x: Float[Array, "..."],
     *,
     axes: Sequence[int] | None = None,
@@ -288,9 +288,9 @@ def encode(
     elif grid.rounding == "stochastic" and key is not None:
         rounded = jnp.floor(steps + jax.random.uniform(key, steps.shape))
     else:
-        return clip_through(round_through(steps) + zero, *grid.code_range)
+        return clip_ste(round_ste(steps) + zero, *grid.code_range)
     through = steps + lax.stop_gradient(rounded - steps)
-    clipped = clip_through(through + zero, *grid.code_range)
+    clipped = clip_ste(through + zero, *grid.code_range)
     # On one bit every value rounds to an end of the range; the gradient passes within it.
     inside = jnp.abs(steps) <= 1
     return clipped if grid.bits > 1 else jnp.where(inside, clipped, lax.stop_gradient(clipped))

@@ -95,7 +95,7 @@ def batch_of(value: Any, name: str = "inputs") -> Batch:
     return Batch(args, kwargs)
 
 
-def kept(data: Any, name: str = "inputs") -> Any:
+def reusable_batches(data: Any, name: str = "inputs") -> Any:
     """Data that can be read again and again: what can be read only once is read now.
 
     Args:
@@ -114,7 +114,7 @@ def kept(data: Any, name: str = "inputs") -> Any:
     return found
 
 
-def joined(data: Any, name: str = "inputs") -> Batch:
+def join_batches(data: Any, name: str = "inputs") -> Batch:
     """All batches as one, rows behind one another.
 
     The rows of a batch are the entries along the first axis of its first array, and of every other
@@ -150,7 +150,7 @@ def joined(data: Any, name: str = "inputs") -> Batch:
     return jax.tree.unflatten(structures[0], whole)
 
 
-def labelled(data: Any, labels: Any = None, name: str = "data") -> tuple[Batch, Any]:
+def split_labels(data: Any, labels: Any = None, name: str = "data") -> tuple[Batch, Any]:
     """All inputs as one batch, and the label of each row.
 
     Args:
@@ -175,15 +175,15 @@ def labelled(data: Any, labels: Any = None, name: str = "data") -> tuple[Batch, 
                     "or data an iterable of such pairs"
                 )
         if isinstance(data, tuple):
-            return labelled(*data, name=name)
+            return split_labels(*data, name=name)
         inputs, labels = zip(*pairs, strict=True)
-        return labelled(list(inputs), list(labels), name)
+        return split_labels(list(inputs), list(labels), name)
     if one_batch(data) or _is_array(labels):
-        return joined(data, name), _label_array(labels)
+        return join_batches(data, name), _label_array(labels)
     data, labels = list(_source(data, name)), [_label_array(part) for part in labels]
     if len(data) != len(labels):
         raise ValueError(f"labels: expected those of {len(data)} batches, got {len(labels)}")
-    found = joined(data, name)
+    found = join_batches(data, name)
     try:
         return found, np.concatenate(labels)
     except ValueError as error:

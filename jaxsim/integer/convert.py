@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.cores.core import State
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.quantized import Quantized, stored
 from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.wrapper import Wrapper
@@ -113,7 +113,7 @@ def integer_only(chip: Network) -> IntegerNetwork:
         states=lowering.states,
         constants=tuple(lowering.constants),
         fn=chip.fn,
-        held=Parts.of(shapes, lambda leaf: False),
+        held=Partitioned.of(shapes, lambda leaf: False),
         defaults=chip.defaults,
         example=chip.example,
         weights=chip.weights,

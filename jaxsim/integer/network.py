@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsim.cores.core import State
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.integer.steps import Constant, Operand, Step, run_steps
 from jaxsim.internals import shape_of
@@ -57,9 +57,9 @@ class IntegerNetwork(PytreeValue):
     states: dict[str, State]
     constants: tuple[Any, ...]
     fn: Callable[..., Any]
-    held: Parts
-    defaults: Parts
-    example: Parts
+    held: Partitioned
+    defaults: Partitioned
+    example: Partitioned
     weights: tuple[str, ...]
     steps: tuple[Step, ...]
     outputs: tuple[tuple[Operand, Constant | None], ...]
@@ -76,13 +76,13 @@ class IntegerNetwork(PytreeValue):
           ValueError: The model rejects the arguments, or they lead to other equations or other
             sums than those that were converted.
         """
-        return _run(self, call_arguments(args, {**self.defaults.whole(), **kwargs}))
+        return _run(self, call_arguments(args, {**self.defaults.combine(), **kwargs}))
 
 
 @jax.jit
-def _run(net: IntegerNetwork, arguments: Parts) -> Any:
+def _run(net: IntegerNetwork, arguments: Partitioned) -> Any:
     """Runs a call as one program even where the caller does not compile."""
-    params, buffers = net.held.whole()
+    params, buffers = net.held.combine()
     traced = trace_plan(net.fn, params, buffers, arguments, net.example, net.weights)
     count = len(traced.values) - len(arguments.arrays)
     steps = iter(net.steps)

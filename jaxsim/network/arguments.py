@@ -11,21 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.leaves import is_array
 
 
-def call_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Parts:
+def call_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Partitioned:
     """Separates the arguments of a call into arrays and what is static.
 
     Args:
       args: Positional arguments, nested as the model takes them.
       kwargs: Keyword arguments by name.
     """
-    return Parts.of((tuple(args), dict(kwargs)), is_array)
+    return Partitioned.of((tuple(args), dict(kwargs)), is_array)
 
 
-def abstract_arguments(arguments: Parts) -> Parts:
+def abstract_arguments(arguments: Partitioned) -> Partitioned:
     """Replaces the arrays of a call's arguments by their shapes and dtypes.
 
     Args:
@@ -35,7 +35,7 @@ def abstract_arguments(arguments: Parts) -> Parts:
     return dataclasses.replace(arguments, arrays=shapes)
 
 
-def apply_call(arguments: Parts, fn: Callable[..., Any], *leading: Any, **more: Any) -> Any:
+def apply_call(arguments: Partitioned, fn: Callable[..., Any], *leading: Any, **more: Any) -> Any:
     """Calls a function with the arguments of a call, others before and after them.
 
     Args:
@@ -44,11 +44,11 @@ def apply_call(arguments: Parts, fn: Callable[..., Any], *leading: Any, **more: 
       *leading: Positional arguments that come before those of the call.
       **more: Further keyword arguments.
     """
-    args, kwargs = arguments.whole()
+    args, kwargs = arguments.combine()
     return fn(*leading, *args, **kwargs, **more)
 
 
-def _shapes(arguments: Parts) -> str:
+def _shapes(arguments: Partitioned) -> str:
     return "(" + ", ".join(f"{a.dtype}{list(np.shape(a))}" for a in arguments.arrays) + ")"
 
 
@@ -69,7 +69,7 @@ def check_key(key: Any) -> None:
 
 
 @contextlib.contextmanager
-def explained_call(example: Parts, arguments: Parts) -> Generator[None]:
+def explained_call(example: Partitioned, arguments: Partitioned) -> Generator[None]:
     """Adds to an error that the model raises how these arguments differ from the traced ones.
 
     Args:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.leaves import PyTree
 from jaxsim.values.value import Value
 
@@ -215,10 +215,10 @@ class PartitionedCall(Value):
     """
 
     function: Callable[..., Any]
-    rest: Parts
+    rest: Partitioned
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
         """Puts the arrays back into the pytree and calls the function with it."""
         del buffers
-        whole = dataclasses.replace(self.rest, arrays=tuple(jax.tree.leaves(params))).whole()
+        whole = dataclasses.replace(self.rest, arrays=tuple(jax.tree.leaves(params))).combine()
         return self.function(whole, *args, **kwargs)

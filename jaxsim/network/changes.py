@@ -9,7 +9,7 @@ import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import Atom, inner_jaxprs, scan, while_loop
 from jaxsim.network.calls import NnxCall
 from jaxsim.network.leaves import PyTree, is_array, path_name
@@ -27,7 +27,9 @@ class Changes(NamedTuple):
     arguments: tuple[str, ...]
 
 
-def changes(call: Callable[..., Any], params: PyTree, buffers: PyTree, arguments: Parts) -> Changes:
+def changes(
+    call: Callable[..., Any], params: PyTree, buffers: PyTree, arguments: Partitioned
+) -> Changes:
     """Finds what a call of a model changes: its own variables, and modules among its arguments.
 
     Args:
@@ -38,14 +40,14 @@ def changes(call: Callable[..., Any], params: PyTree, buffers: PyTree, arguments
     """
     from flax import nnx
 
-    args, kwargs = arguments.whole()
+    args, kwargs = arguments.combine()
     own = isinstance(call, NnxCall) and kwargs.get("mutable", False) is False
     if not own and not any(isinstance(n, nnx.Module) for n in _nodes((args, kwargs), nnx.Module)):
         return Changes((), ())
     kinds: dict[str, str] = {}
 
-    def after(params: PyTree, buffers: PyTree, arguments: Parts) -> Any:
-        args, kwargs = arguments.whole()
+    def after(params: PyTree, buffers: PyTree, arguments: Partitioned) -> Any:
+        args, kwargs = arguments.combine()
         held: dict[str, Any] = {}
         if isinstance(call, NnxCall) and own:
             model = call.module(params, buffers)
@@ -56,7 +58,7 @@ def changes(call: Callable[..., Any], params: PyTree, buffers: PyTree, arguments
                 held[name], kinds[name] = variable.get_value(), type(variable).__name__
         else:
             call(params, buffers, *args, **kwargs)
-        return held, list(Parts.of((args, kwargs), is_array).arrays)
+        return held, list(Partitioned.of((args, kwargs), is_array).arrays)
 
     closed, shapes = jax.make_jaxpr(after, return_shape=True)(params, buffers, arguments)
     same = iter(_find_forwarded(closed.jaxpr))

@@ -13,7 +13,7 @@ import jax.extend.core.primitives as prims
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, parameters, scan, shape_of
 from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.leaves import path_name
@@ -86,7 +86,7 @@ class Cut(NamedTuple):
     minimal: bool
 
 
-def equations(net: Network, arguments: Parts) -> Equations:
+def equations(net: Network, arguments: Partitioned) -> Equations:
     """Lists the equations of a call from shapes alone.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim.cores.core import State
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.formats.grid import Range
 from jaxsim.inputs.batches import batches
 from jaxsim.network.arguments import call_arguments, check_key
@@ -109,7 +109,7 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
     inputs = args[0] if len(args) == 1 else args
     if not args:
         inputs, kwargs = kwargs, {}
-    chip, fixed = dataclasses.replace(chip, calibrated=True), {**chip.defaults.whole(), **kwargs}
+    chip, fixed = dataclasses.replace(chip, calibrated=True), {**chip.defaults.combine(), **kwargs}
     states = chip.states
     for batch in batches(inputs, "calibrate"):
         arguments = call_arguments(batch.args, {**fixed, **batch.kwargs})
@@ -127,7 +127,7 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
 
 
 @jax.jit
-def _calibrate(chip: Network, arguments: Parts) -> dict[str, State]:
+def _calibrate(chip: Network, arguments: Partitioned) -> dict[str, State]:
     """Every transformed site's state after its ranges have seen the arguments."""
     traced = trace_call(chip, arguments)
     walk = Walk(chip.cores, "stored", None, calibrating=True)

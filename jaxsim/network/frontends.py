@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.calls import (
     HaikuCall,
     HuggingFaceCall,
@@ -173,7 +173,7 @@ def _is_key(value: Any) -> bool:
 def _plain(function: Callable[..., Any], variables: Any, args: tuple[Any, ...]) -> Model:
     if all(map(is_array, jax.tree.leaves(variables))):
         return Model(PlainCall(function), variables, {}, args, ())
-    parts = Parts.of(variables, is_array)
+    parts = Partitioned.of(variables, is_array)
     if not parts.arrays:
         path, leaf = jax.tree_util.tree_leaves_with_path(variables)[0]
         raise ValueError(f"variables: {path_name(path)}={leaf!r} is not an array, nor is any other")

@@ -162,19 +162,21 @@ class Walk:
 
         def read(integer: bool) -> Callable[..., Array]:
             quiet = self.calibrating
-            still = dataclasses.replace(entry.op, integer=integer, ranges=ranges, quiet=quiet)
+            still = dataclasses.replace(
+                entry.op, integer=integer, ranges=ranges, deterministic=quiet
+            )
 
             def run(
                 wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any
             ) -> Array:
-                core, op = build(wrappers), dataclasses.replace(still, at=at)
+                core, op = build(wrappers), dataclasses.replace(still, scan_index=at)
                 with own_promotion():
                     return core.read(op, state_of(core, op, w, write_key), x, read_key)
 
             return run
 
         if self.calibrating and state is not None:
-            op = dataclasses.replace(entry.op, integer=True, ranges="stored", at=at)
+            op = dataclasses.replace(entry.op, integer=True, ranges="stored", scan_index=at)
             with own_promotion():
                 w = state = build(wrappers).calibrate(op, state, x)
         y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 
 from jaxsim.console.table import html, render
 from jaxsim.cores.core import State
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.arguments import (
     abstract_arguments,
@@ -91,8 +91,8 @@ class Network(PytreeValue):
     states: dict[str, State]
     fn: Callable[..., Any]
     sites: tuple[Site, ...]
-    defaults: Parts
-    example: Parts
+    defaults: Partitioned
+    example: Partitioned
     weights: tuple[str, ...] = ()
     unreached: tuple[str, ...] = ()
     focus: tuple[str, ...] | None = None
@@ -122,7 +122,7 @@ class Network(PytreeValue):
 
     def arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], key: Key[Array, ""] | None
-    ) -> Parts:
+    ) -> Partitioned:
         """Builds the arguments of a call, with defaults of `trace` and a key for random streams.
 
         Args:
@@ -134,7 +134,7 @@ class Network(PytreeValue):
           ValueError: `key` is not a random key.
         """
         check_key(key)
-        kwargs = {**self.defaults.whole(), **kwargs}
+        kwargs = {**self.defaults.combine(), **kwargs}
         if key is not None and isinstance(self.fn, NnxCall) and self.fn.streams:
             kwargs.setdefault("rngs", jax.random.fold_in(key, zlib.crc32(b"rngs")))
         return call_arguments(args, kwargs)
@@ -270,9 +270,9 @@ class Network(PytreeValue):
           Parameters, stored bits, multiply-accumulates and whatever the cores count. Loops of
           unknown length count once, and traced masks as if nothing were pruned.
         """
-        defaults = self.defaults.whole()
+        defaults = self.defaults.combine()
         if not any(map(is_array, jax.tree.leaves((args, kwargs)))):
-            args, defaults = self.example.whole()
+            args, defaults = self.example.combine()
         arguments = abstract_arguments(call_arguments(args, {**defaults, **kwargs}))
         params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
         more = (self.example, self.weights, self.masks)
@@ -294,7 +294,7 @@ class Network(PytreeValue):
             )
             rows.append(
                 site_cost(
-                    dataclasses.replace(contraction.op, at=(0,) * len(site.stack)),
+                    dataclasses.replace(contraction.op, scan_index=(0,) * len(site.stack)),
                     self.cores.get(site.name, ()),
                     contraction.x,
                     contraction.w,
@@ -402,7 +402,7 @@ def data_fields(net: Network) -> dict[str, Any]:
 
 
 @jax.jit
-def run_network(net: Network, arguments: Parts, key: Any) -> Any:
+def run_network(net: Network, arguments: Partitioned, key: Any) -> Any:
     """Runs a transformed network as one compiled program, even where the caller does not compile.
 
     Args:
@@ -420,7 +420,7 @@ def _count_kept(mask: Array) -> int:
     return mask.size if is_traced(mask) else int(jnp.sum(mask))
 
 
-def trace_call(net: Network, arguments: Parts) -> Traced:
+def trace_call(net: Network, arguments: Partitioned) -> Traced:
     """Traces a call of a network and checks that it runs no other sites.
 
     Args:

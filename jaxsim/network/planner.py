@@ -15,7 +15,7 @@ from jaxsim import internals
 from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import Atom, inner_jaxprs, parameters, shape_of
 from jaxsim.network.arguments import apply_call, explained_call
 from jaxsim.network.leaves import PyTree, path_name
@@ -37,8 +37,8 @@ def trace_plan(
     fn: Callable[..., Any],
     params: PyTree,
     buffers: PyTree,
-    arguments: Parts,
-    example: Parts,
+    arguments: Partitioned,
+    example: Partitioned,
     weights: Sequence[str] = (),
     masked: Collection[str] = (),
 ) -> Traced:
@@ -57,7 +57,7 @@ def trace_plan(
       ValueError: The model rejects the arguments.
     """
 
-    def flat(params: PyTree, buffers: PyTree, arguments: Parts) -> Any:
+    def flat(params: PyTree, buffers: PyTree, arguments: Partitioned) -> Any:
         return apply_call(arguments, fn, params, buffers)
 
     with explained_call(example, arguments):

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.arguments import abstract_arguments, call_arguments
 from jaxsim.network.changes import Changes, changes
 from jaxsim.network.frontends import take_apart
@@ -65,7 +65,7 @@ def trace(model: Any, *args: Any, weights: Any = (), **kwargs: Any) -> Network:
     check_params(params)
     check_params({"buffers": buffers}, {f"buffers/{name}" for name in weights})
     arrays = {k: v for k, v in kwargs.items() if any(map(is_array, jax.tree.leaves(v)))}
-    defaults = Parts.of({k: v for k, v in kwargs.items() if k not in arrays}, is_array)
+    defaults = Partitioned.of({k: v for k, v in kwargs.items() if k not in arrays}, is_array)
     arguments = call_arguments(args, kwargs)
     example = abstract_arguments(arguments)
     if not example.arrays:

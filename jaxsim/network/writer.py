@@ -21,7 +21,7 @@ from jaxsim.network.network import Network, trace_call
 from jaxsim.network.params import param_names
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.numerics.arrays import own_promotion
-from jaxsim.numerics.gradients import cut_with
+from jaxsim.numerics.gradients import shard_like
 
 
 @jax.jit
@@ -52,7 +52,7 @@ def shard_like_weights(
     weights = dict(zip(param_names(net), jax.tree.leaves(net.params), strict=True))
 
     def place(a: Any, w: Any) -> Any:
-        sharding = cut_with(a, w)
+        sharding = shard_like(a, w)
         return a if sharding is None else put(a, sharding)
 
     return {
@@ -104,7 +104,7 @@ class _Writer:
         if site.name in self.cores and site.kind != "dynamic":
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             key = site_key(self.key, site.name, over)
-            op = dataclasses.replace(entry.op, integer=True, at=tuple(over))
+            op = dataclasses.replace(entry.op, integer=True, scan_index=tuple(over))
             with own_promotion():
                 states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
 

@@ -33,7 +33,7 @@ def digit(code: Num[Array, "..."], place: int, bits: int, count: int) -> Num[Arr
     return found + (code - lax.stop_gradient(code)) / (place * count)
 
 
-def over_planes(values: Any, ndim: int) -> Array:
+def broadcast_planes(values: Any, ndim: int) -> Array:
     """One value a plane, as it broadcasts to an array of that rank which begins with the planes."""
     return jnp.reshape(values, (*values.shape, *(1,) * (ndim - values.ndim)))
 

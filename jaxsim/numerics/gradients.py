@@ -15,7 +15,7 @@ from jaxsim.numerics.checks import is_traced
 
 
 @jax.custom_jvp
-def round_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Rounds half to even; its derivative is that of the identity.
 
     Source: straight-through estimator, Bengio, Léonard and Courville (2013), arXiv 1308.3432.
@@ -23,20 +23,18 @@ def round_through(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.round(x)
 
 
-round_through.defjvps(lambda tangent, ans, x: tangent)
+round_ste.defjvps(lambda tangent, ans, x: tangent)
 
 
-def clip_through(
-    x: Float[Array, "..."], lo: float | Array, hi: float | Array
-) -> Float[Array, "..."]:
+def clip_ste(x: Float[Array, "..."], lo: float | Array, hi: float | Array) -> Float[Array, "..."]:
     """Clips to [lo, hi]; its derivative is one on the closed range and zero outside.
 
     That of `jnp.clip` is a half at the ends, where all the values lie that round to the last code.
 
     Examples:
       >>> import jax
-      >>> from jaxsim.numerics import clip_through
-      >>> grad = jax.grad(lambda x: clip_through(x, 0.0, 1.0))
+      >>> from jaxsim.numerics import clip_ste
+      >>> grad = jax.grad(lambda x: clip_ste(x, 0.0, 1.0))
       >>> grad(1.0).item(), grad(3.0).item()  # at the end, and beyond it
       (1.0, 0.0)
     """
@@ -44,7 +42,7 @@ def clip_through(
     return jnp.where(inside, x, jnp.clip(jax.lax.stop_gradient(x), lo, hi))
 
 
-def cut_with(a: Any, other: Any) -> jax.sharding.NamedSharding | None:
+def shard_like(a: Any, other: Any) -> jax.sharding.NamedSharding | None:
     """How what is made of a parameter is cut over its devices, in whatever shape; None as it is.
 
     What ends in the parameter's shape is cut as that is, anything else along the largest axis that
@@ -102,7 +100,7 @@ def straight_through(
 
 
 @jax.custom_jvp
-def derivative_alone(y: Float[Array, "..."]) -> Float[Array, "..."]:
+def zero_with_gradient_of(y: Float[Array, "..."]) -> Float[Array, "..."]:
     """Zeros, whose derivative is that of `y`: added to a value, they lend it a derivative.
 
     What computes `y` itself is then dead code, and costs nothing under `jit`.
@@ -110,4 +108,4 @@ def derivative_alone(y: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.zeros_like(y)
 
 
-derivative_alone.defjvps(lambda tangent, ans, y: tangent)
+zero_with_gradient_of.defjvps(lambda tangent, ans, y: tangent)

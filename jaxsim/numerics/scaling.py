@@ -28,7 +28,7 @@ def step_of(width: Float[Array, "..."], count: float | Array, *, empty: float) -
     return jnp.where(width >= TINY, jnp.maximum(width / count, TINY), empty)
 
 
-def times_both(y: Float[Array, "..."], a: Array | float, b: Array) -> Float[Array, "..."]:
+def scale_product(y: Float[Array, "..."], a: Array | float, b: Array) -> Float[Array, "..."]:
     """`y * (a * b)`, and `y * a * b` where the product of two scales is no normal float."""
     both = a * b
     fits = (both >= TINY) & jnp.isfinite(both)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import batch_of
 from jaxsim.network.leaves import check_like, is_array
 from jaxsim.network.network import Network
@@ -84,7 +84,7 @@ def pipeline_value_and_grad(
         current = dataclasses.replace(net, params=params)
         arguments = net.arguments(given.args, {**kwargs, **given.kwargs}, key)
         plan = pipeline_plan(current, arguments)
-        aims = Parts.of(targets, is_array)
+        aims = Partitioned.of(targets, is_array)
         if layout.engine == "spmd":
             check_spmd(arguments, key)
             loss, grads = _spmd_step(current, plan, arguments, aims, loss_fn, reduction)
@@ -111,7 +111,7 @@ def pipeline_value_and_grad(
 
 @partial(jax.jit, static_argnames=("loss_fn", "scale", "tree"))
 def _loss(
-    outputs: list[Array], targets: Parts, *, loss_fn: Any, scale: float, tree: Any
+    outputs: list[Array], targets: Partitioned, *, loss_fn: Any, scale: float, tree: Any
 ) -> tuple[Array, list[Array]]:
     """A micro-batch's share of the loss, and its derivatives by the inexact outputs."""
     inexact = [is_inexact(y) for y in outputs]
@@ -119,7 +119,7 @@ def _loss(
     def share(moving: list[Array]) -> Array:
         rest = iter(moving)
         leaves = [next(rest) if moves else y for y, moves in zip(outputs, inexact, strict=True)]
-        return scale * _scalar(loss_fn(jax.tree.unflatten(tree, leaves), targets.whole()))
+        return scale * _scalar(loss_fn(jax.tree.unflatten(tree, leaves), targets.combine()))
 
     return jax.value_and_grad(share)([y for y, m in zip(outputs, inexact, strict=True) if m])
 
@@ -135,13 +135,13 @@ def _scalar(loss: Any) -> Array:
 def _spmd_step(
     net: Pipeline,
     plan: PipelinePlan,
-    arguments: Parts,
-    targets: Parts,
+    arguments: Partitioned,
+    targets: Partitioned,
     loss_fn: Any,
     reduction: Literal["mean", "sum"],
 ) -> tuple[Array, Any]:
     def loss(outputs: list[Array], arrays: list[Array]) -> Array:
-        whole = dataclasses.replace(targets, arrays=tuple(arrays)).whole()
+        whole = dataclasses.replace(targets, arrays=tuple(arrays)).combine()
         read = jax.tree.unflatten(plan.loss_tree, [outputs[i] for i in plan.loss_outputs])
         return _scalar(loss_fn(read, whole))
 

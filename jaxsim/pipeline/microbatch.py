@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
@@ -66,7 +66,7 @@ class BatchSplit(NamedTuple):
         return [[column[m] for column in columns] for m in range(self.microbatches)]
 
 
-def batch_split(arguments: Parts, count: int, replicas: int) -> BatchSplit:
+def batch_split(arguments: Partitioned, count: int, replicas: int) -> BatchSplit:
     """Finds how the arguments of a call divide into micro-batches.
 
     Args:
@@ -136,7 +136,7 @@ class OutputJoin(NamedTuple):
         return joined
 
 
-def output_join(net: Network, whole: Parts, micro: Parts) -> OutputJoin:
+def output_join(net: Network, whole: Partitioned, micro: Partitioned) -> OutputJoin:
     """Finds how the outputs of micro-batches join, from shapes alone.
 
     Args:
@@ -190,17 +190,17 @@ def output_join(net: Network, whole: Parts, micro: Parts) -> OutputJoin:
     return OutputJoin(axes, {i: (pairs[i], a) for i, a in zip(pairs, decays, strict=True)})
 
 
-def updates_buffers(arguments: Parts) -> bool:
+def updates_buffers(arguments: Partitioned) -> bool:
     """Whether a call returns updates of its buffers as a second output.
 
     Args:
       arguments: Arguments of the call.
     """
-    return bool(arguments.whole()[1].get("mutable", False))
+    return bool(arguments.combine()[1].get("mutable", False))
 
 
-def _call(net: Network, params: Any, buffers: Any, arguments: Parts) -> Any:
-    args, kwargs = arguments.whole()
+def _call(net: Network, params: Any, buffers: Any, arguments: Partitioned) -> Any:
+    args, kwargs = arguments.combine()
     return net.fn(params, buffers, *args, **kwargs)
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
 from jaxsim.pipeline.plan import PipelinePlan, layout_of
 from jaxsim.pipeline.programs import TaskInputs, is_inexact
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from jaxsim.pipeline.pipeline import Pipeline
 
 
-def forward(net: Pipeline, plan: PipelinePlan, arguments: Parts, key: Any) -> list[list[Array]]:
+def forward(
+    net: Pipeline, plan: PipelinePlan, arguments: Partitioned, key: Any
+) -> list[list[Array]]:
     """Computes the network's outputs of each micro-batch.
 
     Args:
@@ -42,7 +44,7 @@ def forward(net: Pipeline, plan: PipelinePlan, arguments: Parts, key: Any) -> li
 def value_and_grad(
     net: Pipeline,
     plan: PipelinePlan,
-    arguments: Parts,
+    arguments: Partitioned,
     key: Any,
     targets: Sequence[Any],
     loss_of: Callable[[list[Array], list[Any]], tuple[Array, list[Array]]],
@@ -89,7 +91,7 @@ class _Executor:
     Stages are numbered by k and micro-batches by m.
     """
 
-    def __init__(self, net: Pipeline, plan: PipelinePlan, arguments: Parts, key: Any):
+    def __init__(self, net: Pipeline, plan: PipelinePlan, arguments: Partitioned, key: Any):
         """Moves each stage's parameters to it."""
         self.cut, self.programs = plan.cut, plan.programs
         self.tensors = [

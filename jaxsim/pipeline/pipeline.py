@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.cuts import blocks, flops
 from jaxsim.network.leaves import is_array
@@ -235,20 +235,22 @@ def simulate_schedule(net: Network, *args: Any, **kwargs: Any) -> Timeline:
     return simulate(layout.schedule, layout.microbatches, forward, backward, kept, inside)
 
 
-def _example(net: Pipeline) -> Parts:
+def _example(net: Pipeline) -> Partitioned:
     """The traced example as a mini-batch of this pipeline."""
     layout = layout_of(net)
     return example_of(net, layout.microbatches * len(layout.devices[0].devices))
 
 
-def _given(net: Pipeline, args: Sequence[Any], kwargs: Any) -> Parts:
+def _given(net: Pipeline, args: Sequence[Any], kwargs: Any) -> Partitioned:
     """Arguments of a call, or of the example where there are none."""
     if not any(map(is_array, jax.tree.leaves((args, kwargs)))):
         return _example(net)
-    return call_arguments(args, {**net.defaults.whole(), **kwargs})
+    return call_arguments(args, {**net.defaults.combine(), **kwargs})
 
 
-def _inline(net: Pipeline, plan: PipelinePlan, arguments: Parts, key: Any) -> list[list[Array]]:
+def _inline(
+    net: Pipeline, plan: PipelinePlan, arguments: Partitioned, key: Any
+) -> list[list[Array]]:
     """Every micro-batch through every stage, as part of the program that is being traced."""
     layout, cut = layout_of(net), plan.cut
     owned = [stage_params(net, cut, stage) for stage in cut.stages]
@@ -268,7 +270,7 @@ def _inline(net: Pipeline, plan: PipelinePlan, arguments: Parts, key: Any) -> li
     return results
 
 
-def check_spmd(arguments: Parts, key: Any) -> None:
+def check_spmd(arguments: Partitioned, key: Any) -> None:
     """Checks what a call or step of engine "spmd" cannot take.
 
     Args:
@@ -299,7 +301,7 @@ def run_everywhere(
     return program(*spmd.replicate(given, spmd.mesh_of(layout.devices)))
 
 
-def _spmd_call(net: Pipeline, plan: PipelinePlan, arguments: Parts) -> list[Array]:
+def _spmd_call(net: Pipeline, plan: PipelinePlan, arguments: Partitioned) -> list[Array]:
     def run(net: Pipeline, arrays: Any) -> list[Array]:
         return spmd.outputs_of(net, plan, arrays)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.cuts import Cut, cuts, equations, select_cuts
 from jaxsim.network.network import Network
@@ -88,7 +88,7 @@ def layout_of(net: Pipeline) -> Layout:
     return net.layout
 
 
-def pipeline_plan(net: Pipeline, arguments: Parts) -> PipelinePlan:
+def pipeline_plan(net: Pipeline, arguments: Partitioned) -> PipelinePlan:
     """Plans the stages of a call; the plan is kept for calls of the same shapes.
 
     Args:
@@ -158,15 +158,15 @@ def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str,
     }
 
 
-def example_of(net: Network, parts: int) -> Parts:
+def example_of(net: Network, parts: int) -> Partitioned:
     """Shapes of the traced example as a mini-batch; it is one part where it is not divisible.
 
     Args:
       net: Any network.
       parts: Number of parts that a mini-batch divides into.
     """
-    args, kwargs = net.example.whole()
-    arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
+    args, kwargs = net.example.combine()
+    arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
     size = next((a.shape[0] for a in arguments.arrays if a.ndim), 0)
     if size % parts == 0:
         return arguments

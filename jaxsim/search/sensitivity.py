@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.inputs.batches import batches
 from jaxsim.network.arguments import call_arguments
@@ -106,11 +106,11 @@ def with_error(core: Core, *, reference: tuple[Wrapper, ...]) -> Core:
 
 
 @jax.jit
-def _flat_outputs(net: Network, arguments: Parts) -> Array:
-    args, kwargs = arguments.whole()
+def _flat_outputs(net: Network, arguments: Partitioned) -> Array:
+    args, kwargs = arguments.combine()
     leaves = jax.tree.leaves(net(*args, **kwargs))
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves])
 
 
-def _outputs(net: Network, calls: Sequence[Parts]) -> Float[np.ndarray, " n"]:
+def _outputs(net: Network, calls: Sequence[Partitioned]) -> Float[np.ndarray, " n"]:
     return np.concatenate([_flat_outputs(net, arguments) for arguments in calls])

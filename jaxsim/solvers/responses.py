@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 from jaxsim.games.game import Agent, Game, Opponent
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import Count, check_range, checked_count, checked_int
-from jaxsim.numerics.gradients import derivative_alone
+from jaxsim.numerics.gradients import zero_with_gradient_of
 
 Oracle = Callable[[Game, Opponent, Key[Array, ""]], Agent]
 """Function from a game, an opponent and a random key to an agent; a `Partial`. Meta-gradients flow
@@ -181,7 +181,7 @@ def _implicit(
     x = lax.while_loop(rising, rise, (jnp.int32(0), start, slope(start, still)))[1]
     x = lax.stop_gradient(x)
     bend = jax.jacfwd(slope)(x, still) - damping * jnp.eye(len(x), dtype=x.dtype)
-    return shaped(x + derivative_alone(-jnp.linalg.solve(bend, slope(x, opponent))))
+    return shaped(x + zero_with_gradient_of(-jnp.linalg.solve(bend, slope(x, opponent))))
 
 
 @own_promotion()

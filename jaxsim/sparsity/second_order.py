@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from jaxsim.inputs.batches import batch_of, kept, one_batch, row_count
+from jaxsim.inputs.batches import batch_of, one_batch, reusable_batches, row_count
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import native
 from jaxsim.numerics.checks import check_range, checked_int
@@ -92,7 +92,7 @@ def fisher(loss: ExampleLoss, data: Any, *, batch: int = 32) -> Criterion:
       >>> js.sparsity.fisher(lambda net, x: net(x).sum(), x).score(net, ())["w"].tolist()
       [[10.0]]
     """
-    batch, examples = checked_int("batch", batch, 1), kept(data, "data")
+    batch, examples = checked_int("batch", batch, 1), reusable_batches(data, "data")
 
     def score(net: Network, _: Any) -> Tree:
         total: Tree = jax.tree.map(jnp.zeros_like, net.params)
@@ -141,7 +141,7 @@ def wood_fisher(
     """
     block, batch = checked_int("block", block, 1), checked_int("batch", batch, 1)
     check_range("damping", damping, 0, above=True)
-    examples = kept(data, "data")
+    examples = reusable_batches(data, "data")
 
     def score(net: Network, _: Any) -> Tree:
         rows = [

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper
-from jaxsim.inputs.batches import batches, kept
+from jaxsim.inputs.batches import batches, reusable_batches
 from jaxsim.network.deployment import deploy
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
@@ -157,7 +157,7 @@ class ChannelSums(NamedTuple):
 
 
 def _input_criterion(inputs: Any, statistic: Any) -> Criterion:
-    data = kept(inputs)
+    data = reusable_batches(inputs)
 
     def score(net: Network, _: Any) -> Tree:
         sites = [s for s in net.sites if s.param is not None and "#" not in s.name and not s.stack]

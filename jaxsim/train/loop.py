@@ -16,8 +16,8 @@ from jaxtyping import Array, Key
 from jaxsim.checkpoint.log import run_digest
 from jaxsim.checkpoint.resumable import resumable
 from jaxsim.checkpoint.save_load import describe
-from jaxsim.cores.partition import Parts
-from jaxsim.inputs.batches import Batch, labelled, row_count, take_rows
+from jaxsim.cores.partition import Partitioned
+from jaxsim.inputs.batches import Batch, row_count, split_labels, take_rows
 from jaxsim.inputs.samples import check_batch, check_finite, check_labels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
@@ -155,7 +155,7 @@ def fit(
         rest = digest(start, state, *data.take(slice(0, batch_size)), key)
         run = _identity(net, data, batch_size, key, rest)
 
-    def step(at: tuple[Network, Any], batch: tuple[Parts, Any, Any]) -> Any:
+    def step(at: tuple[Network, Any], batch: tuple[Partitioned, Any, Any]) -> Any:
         net, state, value = advance(*at, *batch)
         return (net, state), value
 
@@ -194,11 +194,13 @@ class _Data(NamedTuple):
     labels: Any
     rows: int
 
-    def take(self, rows: Any) -> tuple[Parts, Any]:
+    def take(self, rows: Any) -> tuple[Partitioned, Any]:
         """Arguments of a call with some rows, and their labels."""
         return call_arguments(*take_rows(self.inputs, rows)), self.labels[rows]
 
-    def epochs(self, numbers: range, key: Any, batch_size: int) -> Iterator[tuple[Parts, Any, Any]]:
+    def epochs(
+        self, numbers: range, key: Any, batch_size: int
+    ) -> Iterator[tuple[Partitioned, Any, Any]]:
         """Shuffled batches of epochs: arguments, labels and the key of the step."""
         for epoch in numbers:
             epoch_key = jax.random.fold_in(key, epoch)
@@ -237,7 +239,7 @@ def _checked_data(net: Network, images: Any, labels: Any, epochs: int, batch_siz
     """
     if net.deployed:
         raise ValueError("net is deployed: train the composed network, then deploy it")
-    inputs, labels = labelled(images, labels, "images")
+    inputs, labels = split_labels(images, labels, "images")
     count = row_count(inputs, "images")
     if len(labels) != count:
         raise ValueError(f"labels: {len(labels)} of them for {count} images")
@@ -265,8 +267,8 @@ def _classes(net: Network, args: Any, key: Any, options: Mapping[str, Any]) -> i
         return None
     arguments = call_arguments(args, options)
 
-    def call(net: Network, arguments: Parts) -> Any:
-        args, kwargs = arguments.whole()
+    def call(net: Network, arguments: Partitioned) -> Any:
+        args, kwargs = arguments.combine()
         return net(*args, key=key, **kwargs)
 
     out = jax.eval_shape(call, net, arguments)

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array
 
 from jaxsim.checkpoint.log import program_digest
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import Batch
 from jaxsim.network.network import Network
 from jaxsim.pipeline.gradient import pipeline_value_and_grad
@@ -51,9 +51,9 @@ class Descent:
         """Takes apart what a call returned: outputs, and updates of the buffers."""
         return out if "mutable" in self.call else (out, {})
 
-    def loss_of(self, values: Any, net: Network, x: Parts, y: Array, key: Any) -> Any:
+    def loss_of(self, values: Any, net: Network, x: Partitioned, y: Array, key: Any) -> Any:
         """The loss of a batch, and updates of the buffers."""
-        args, kwargs = x.whole()
+        args, kwargs = x.combine()
         out = with_values(net, values)(
             *args, key=key, **{**self.call, **kwargs}, **self.streams(key)
         )
@@ -66,7 +66,7 @@ class Descent:
         net = with_values(net, optax.apply_updates(trained_values(net), changes))
         return dataclasses.replace(net, buffers=_merge(net.buffers, updates)), state
 
-    def step(self, net: Network, state: optax.OptState, x: Parts, y: Array, key: Any) -> Any:
+    def step(self, net: Network, state: optax.OptState, x: Partitioned, y: Array, key: Any) -> Any:
         """The network, the optimizer's state and the loss after a step on a batch."""
         (value, updates), grads = jax.value_and_grad(self.loss_of, has_aux=True)(
             trained_values(net), net, x, y, key
@@ -98,8 +98,8 @@ def compile_step(
         raise ValueError("net: a pipeline with learned ranges; train them, then shard")
     update = jax.jit(descent.update)
 
-    def pipelined(net: Network, state: optax.OptState, x: Parts, y: Any, key: Any) -> Any:
-        gradients, batch = pipeline_value_and_grad(net, descent.loss), Batch(*x.whole())
+    def pipelined(net: Network, state: optax.OptState, x: Partitioned, y: Any, key: Any) -> Any:
+        gradients, batch = pipeline_value_and_grad(net, descent.loss), Batch(*x.combine())
         options = {**descent.call, **descent.streams(key)}
         out, grads = gradients(net.params, (batch, y), key=key, **options)
         value, updates = descent.outputs(out)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.inputs.batches import Batch
 from jaxsim.network.deployment import deploy
@@ -71,7 +71,7 @@ class Emitted(NamedTuple):
     held: Bool[np.ndarray, " size"]
 
 
-def watched(net: Network, groups: Sequence[Group], arguments: Parts) -> dict[str, Reader]:
+def watched(net: Network, groups: Sequence[Group], arguments: Partitioned) -> dict[str, Reader]:
     """The sites that read groups, after a call: a `Reader` each, by name.
 
     Args:
@@ -86,8 +86,8 @@ def watched(net: Network, groups: Sequence[Group], arguments: Parts) -> dict[str
     }
     if not sites:
         return {}
-    args, kwargs = arguments.whole()
-    fixed = net.defaults.whole()
+    args, kwargs = arguments.combine()
+    fixed = net.defaults.combine()
     probed = dataclasses.replace(net, cores=sites, states={})
     return deploy(probed, calibrate=Batch(args, {**fixed, **kwargs})).states
 

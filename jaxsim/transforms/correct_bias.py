@@ -9,10 +9,10 @@ from typing import Any
 from jaxsim.cores.observers import Outputs, outputs
 from jaxsim.cores.scale_shift import bias_correction
 from jaxsim.cores.wrapper import Wrapper, first_of
-from jaxsim.inputs.batches import kept
+from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform, hardware_chain, require_network, transformable
-from jaxsim.transforms.observe import measured, require_run
+from jaxsim.transforms.observe import observe_sites, require_run
 from jaxsim.values.calls import shown_as_called
 
 
@@ -59,7 +59,7 @@ def correct_bias(
     if reference is not None:
         require_network(reference, "correct_bias(reference=…)")
 
-    data = kept(inputs)
+    data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
         exact = net if reference is None else reference
@@ -77,7 +77,7 @@ def correct_bias(
                 raise ValueError(f"correct_bias cannot follow correct_bias at {site.name}")
             if (site.name, site.w_shape, site.stack) not in known:
                 raise ValueError(f"reference: it has no site {site.name} like that of the network")
-        floats: dict[str, Outputs] = measured(
+        floats: dict[str, Outputs] = observe_sites(
             exact, {site.name: (Wrapper.of(outputs),) for site in chosen}, data
         )
         for site in chosen:
@@ -86,7 +86,7 @@ def correct_bias(
             site.name: (Wrapper.of(outputs, target=floats[site.name].mean), *net.cores[site.name])
             for site in chosen
         }
-        found: dict[str, Outputs] = measured(net, {**net.cores, **probes}, data)
+        found: dict[str, Outputs] = observe_sites(net, {**net.cores, **probes}, data)
         cores = dict(net.cores)
         for site in chosen:
             bias = floats[site.name].mean - found[site.name].mean

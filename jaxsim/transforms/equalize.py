@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.inputs.batches import kept
+from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.params import Tensors, tensors, with_tensors
 from jaxsim.network.transform import Transform
@@ -84,7 +84,7 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
     """
     check_range("epsilon", epsilon, 0, 1, above=True)
 
-    data = kept(inputs)
+    data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
         free, trials = layers(net, "equalize", sites), trials_of(net, data)

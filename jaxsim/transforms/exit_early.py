@@ -21,7 +21,7 @@ from jaxsim.adaptive.rows import (
     trace_batch_pair,
 )
 from jaxsim.adaptive.rule import Rule, check_rule
-from jaxsim.inputs.batches import joined
+from jaxsim.inputs.batches import join_batches
 from jaxsim.inputs.samples import check_batch
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.cuts import Cut, balance_blocks, blocks, flops
@@ -84,8 +84,8 @@ def exit_early(
     def apply(net: Network) -> Network:
         require_network(net, "exit_early")
         require_uncut(net, "exit_early")
-        args, kwargs = net.example.whole()
-        arguments = call_arguments(args, {**net.defaults.whole(), **kwargs})
+        args, kwargs = net.example.combine()
+        arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
         _, rowed = find_rows(arguments)
         at = names or _balanced(trace_batch_pair(net, arguments, rowed), count, feature)
         seen = exit_layout(net, arguments, rowed, at, feature)
@@ -151,9 +151,9 @@ def distill_exits(
     if not isinstance(net, EarlyExit):
         raise ValueError("net: has no exits; js.exit_early(…)(net) makes them")
     batch_size = checked_int("batch_size", batch_size, 1)
-    batch = joined(inputs)
+    batch = join_batches(inputs)
     check_batch("inputs", *batch)
-    arguments = call_arguments(batch.args, {**net.defaults.whole(), **kwargs, **batch.kwargs})
+    arguments = call_arguments(batch.args, {**net.defaults.combine(), **kwargs, **batch.kwargs})
     *features, teacher = at_exits(net, arguments, batch_size, jax.random.fold_in(key, 1))
     heads = fit_students(
         features, teacher, key, steps=steps, batch_size=batch_size, learning_rate=learning_rate

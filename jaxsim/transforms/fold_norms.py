@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxsim.inputs.batches import kept
+from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.params import tensors, with_tensors
 from jaxsim.network.transform import Transform
@@ -59,7 +59,7 @@ def fold_norms(
     """
     check_range("epsilon", epsilon, 0, 1, above=True)
 
-    data = kept(inputs)
+    data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
         free, trials = layers(net, "fold_norms", sites), trials_of(net, data)

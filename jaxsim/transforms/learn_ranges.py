@@ -14,11 +14,11 @@ from jaxsim.cores.quantized import stored
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats import clipping
 from jaxsim.formats.grid import Clip, Grid
-from jaxsim.inputs.batches import kept
+from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
-from jaxsim.transforms.observe import measured
+from jaxsim.transforms.observe import observe_sites
 from jaxsim.values.calls import shown_as_called
 
 
@@ -61,7 +61,7 @@ def learn_ranges(
     if weights is None and activations is None:
         raise ValueError("weights=None, activations=None: nothing to learn")
 
-    data = kept(inputs)
+    data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, "learn_ranges", sites)
@@ -75,7 +75,9 @@ def learn_ranges(
                     f"learn_ranges at {site.name}: a scan stacks {site.stack} layers, whose ranges "
                     "would be one"
                 )
-        states = measured(net, {site.name: _probe(net.cores[site.name]) for site in chosen}, data)
+        states = observe_sites(
+            net, {site.name: _probe(net.cores[site.name]) for site in chosen}, data
+        )
 
         def learned(name: str, grid: Grid, site: Site) -> Clip | None:
             rule, state = weights if name == "weights" else activations, states[site.name]
@@ -113,8 +115,8 @@ def with_ranges(net: Network, values: Mapping[str, Array]) -> Network:
         if not _trained(grid.clip):
             return grid.clip
         rule = cast(Partial, grid.clip)
-        kept = [values[f"{site} {operand} {i}"] for i in range(len(rule.args))]
-        return Partial(rule.func, *kept)
+        reusable_batches = [values[f"{site} {operand} {i}"] for i in range(len(rule.args))]
+        return Partial(rule.func, *reusable_batches)
 
     return _with_rules(net, net.cores, clip)
 

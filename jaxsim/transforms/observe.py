@@ -16,7 +16,9 @@ from jaxsim.network.network import Network
 from jaxsim.network.site import Site
 
 
-def measured(net: Network, cores: Mapping[str, tuple[Wrapper, ...]], inputs: Any) -> dict[str, Any]:
+def observe_sites(
+    net: Network, cores: Mapping[str, tuple[Wrapper, ...]], inputs: Any
+) -> dict[str, Any]:
     """The states of cores that measure, after inputs have gone through.
 
     Args:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from jaxsim.cores.observers import Moments, moments
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.grid import Grid
-from jaxsim.inputs.batches import kept
+from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.params import params_of, with_params
 from jaxsim.network.transform import Transform, transformable
@@ -22,8 +22,8 @@ from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.sparsity.masks import check_sparsity
 from jaxsim.sparsity.obs import prune_layer
 from jaxsim.sparsity.pattern import unstructured
-from jaxsim.transforms.observe import measured, require_run
-from jaxsim.transforms.site_weights import matrices, solved
+from jaxsim.transforms.observe import observe_sites, require_run
+from jaxsim.transforms.site_weights import site_matrices, solve_params
 from jaxsim.values.calls import shown_as_called
 
 
@@ -80,7 +80,7 @@ def prune_layers(
         m = checked_int("keep", keep[1], 2)
         checked_int("keep", keep[0], 1, m - 1)
 
-    data = kept(inputs)
+    data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, "prune_layers", sites)
@@ -95,7 +95,7 @@ def prune_layers(
         # the grid is not looked at
         probe = Wrapper.of(moments, weights=Grid(8))
         probes = {site.name: (probe,) for site in chosen}
-        states: dict[str, Moments] = measured(net, probes, data)
+        states: dict[str, Moments] = observe_sites(net, probes, data)
         targets, stay = dict[str, Array](), dict[str, Array]()
         one = jax.vmap(partial(prune_layer, damping=damping, keep=keep), in_axes=(0, 0, None))
         share = jnp.float32(0 if sparsity is None else sparsity)
@@ -111,15 +111,15 @@ def prune_layers(
             w, mask = one(state.w.reshape(-1, K, N), gram, share)
             targets[name] = w.reshape(state.w.shape)
             stay[name] = mask.reshape(state.w.shape).astype(jnp.float32)
-        params, of = params_of(net, chosen), partial(matrices, net, probes)
-        after = solved(of, params, targets)
+        params, of = params_of(net, chosen), partial(site_matrices, net, probes)
+        after = solve_params(of, params, targets)
         found = of(after)
         for name, w in targets.items():
             if not jnp.allclose(found[name], w, atol=1e-4 * float(jnp.abs(w).max())):
                 raise ValueError(
                     f"prune_layers at {name}: no value of its parameter gives the pruned weights"
                 )
-        masks = {name: m > 0.5 for name, m in solved(of, params, stay).items()}
+        masks = {name: m > 0.5 for name, m in solve_params(of, params, stay).items()}
         return dataclasses.replace(with_params(net, after), masks={**net.masks, **masks})
 
     return apply

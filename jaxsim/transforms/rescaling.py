@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import batches
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
@@ -108,7 +108,7 @@ class Trials(NamedTuple):
     """
 
     net: Network
-    inputs: tuple[Parts, ...]
+    inputs: tuple[Partitioned, ...]
     expected: list[np.ndarray]
 
     def off(self, changes: Mapping[str, Array]) -> float:
@@ -137,15 +137,15 @@ def trials_of(net: Network, inputs: Any) -> Trials:
     return Trials(net, calls, expected)
 
 
-def _outputs(net: Network, inputs: tuple[Parts, ...]) -> list[np.ndarray]:
+def _outputs(net: Network, inputs: tuple[Partitioned, ...]) -> list[np.ndarray]:
     """The float outputs."""
     leaves = jax.tree.leaves([_run(net, arguments) for arguments in inputs])
     return [np.asarray(y, np.float32) for y in leaves if jnp.issubdtype(y.dtype, jnp.floating)]
 
 
 @jax.jit
-def _run(net: Network, arguments: Parts) -> Any:
-    args, kwargs = arguments.whole()
+def _run(net: Network, arguments: Partitioned) -> Any:
+    args, kwargs = arguments.combine()
     return net(*args, **kwargs)
 
 

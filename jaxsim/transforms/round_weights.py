@@ -17,15 +17,15 @@ from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.clipping import fixed
 from jaxsim.formats.grid import Grid
 from jaxsim.formats.rounding import Layer, Rounding, rounded
-from jaxsim.inputs.batches import kept
+from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.params import params_of, with_params
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called
 from jaxsim.transforms.codes import require_grid
-from jaxsim.transforms.observe import measured, require_run
-from jaxsim.transforms.site_weights import matrices, solved
+from jaxsim.transforms.observe import observe_sites, require_run
+from jaxsim.transforms.site_weights import site_matrices, solve_params
 from jaxsim.values.calls import shown_as_called
 
 
@@ -76,7 +76,7 @@ def round_weights(
     if not callable(rounding):
         raise ValueError(f"rounding={rounding!r}: must be a function, such as js.rounding.gptq()")
 
-    data = kept(inputs)
+    data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
         chosen, grids = transformable(net, "round_weights", sites), dict[str, Grid]()
@@ -94,11 +94,11 @@ def round_weights(
                 )
             grids[site.name] = grid
         probes = {name: _probe(net.cores[name], grid) for name, grid in grids.items()}
-        states: dict[str, Moments] = measured(net, probes, data)
+        states: dict[str, Moments] = observe_sites(net, probes, data)
         for site in chosen:
             require_run(site, states[site.name].seen, states[site.name].gram)
         params = params_of(net, chosen)
-        of = partial(matrices, net, probes)
+        of = partial(site_matrices, net, probes)
         units = of(jax.tree.map(jnp.ones_like, params))
         layers = {s.name: _layer(states[s.name], grids[s.name], units[s.name]) for s in chosen}
         found: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def round_weights(
             found |= dict.fromkeys(group, rounded(rounding, layers[group[0]]._replace(gram=gram)))
         targets = {name: w.reshape(states[name].w.shape) for name, w in found.items()}
         alone = [site for site in chosen if _alone(site, found, chosen)]
-        moved = solved(of, params, targets)
+        moved = solve_params(of, params, targets)
         moved = {n: moved[n] if any(n == s.param for s in alone) else p for n, p in params.items()}
         cores = {n: _fixed(net.cores[n], grids[n], states[n].ends) for n in probes}
         rounded_net = with_params(net, moved)
@@ -136,7 +136,7 @@ def _shift(net: Network, site: Site, probe: tuple[Wrapper, ...], target: Array) 
     """What is to be added to a site's weight so that its matrix is the target."""
 
     def matrix(shift: Array) -> Array:
-        return matrices(net, {site.name: _with_shift(probe, shift)}, {})[site.name]
+        return site_matrices(net, {site.name: _with_shift(probe, shift)}, {})[site.name]
 
     zero = jnp.zeros((*site.stack, *site.w_shape), jnp.float32)
     now, back = jax.vjp(matrix, zero)
@@ -166,8 +166,8 @@ def _layer(state: Moments, grid: Grid, unit: Array) -> Layer:
     """What is to be rounded at a site, the slices of a stack side by side."""
     seen = state.seen.reshape(*state.seen.shape, *(1,) * 3)
     lo, hi = grid.code_range
-    measured = (state.w, state.gram / seen, state.scale, state.zero, unit != 0)
-    w, gram, scale, zero, free = (a.reshape(-1, *a.shape[-2:]) for a in measured)
+    observe_sites = (state.w, state.gram / seen, state.scale, state.zero, unit != 0)
+    w, gram, scale, zero, free = (a.reshape(-1, *a.shape[-2:]) for a in observe_sites)
     return Layer(w, gram, scale, zero, free, jnp.float32(lo), jnp.float32(hi))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxsim.cores.partition import Parts
+from jaxsim.cores.partition import Partitioned
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.params import tensors, with_tensors
@@ -329,7 +329,7 @@ def _fitting(
     return fitted
 
 
-def _drawn(net: Network) -> Parts:
+def _drawn(net: Network) -> Partitioned:
     """Random arguments of the traced shapes."""
     rng, drawn = np.random.default_rng(0), []
     for shape in net.example.arrays:
@@ -361,6 +361,6 @@ def _difference(whole: Network, small: Network) -> float:
 
 
 @jax.jit
-def _run(net: Network, arguments: Parts) -> Any:
-    args, kwargs = arguments.whole()
+def _run(net: Network, arguments: Partitioned) -> Any:
+    args, kwargs = arguments.combine()
     return net(*args, **kwargs)

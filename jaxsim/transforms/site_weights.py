@@ -15,7 +15,7 @@ from jaxsim.network.params import with_params
 from jaxsim.network.writer import write_states
 
 
-def matrices(
+def site_matrices(
     net: Network, probes: Mapping[str, tuple[Wrapper, ...]], params: dict[str, Array]
 ) -> dict[str, Array]:
     """The weights of sites as batches of matrices, some parameters replaced."""
@@ -23,7 +23,7 @@ def matrices(
     return {name: state.w for name, state in states.items()}
 
 
-def solved(
+def solve_params(
     of: Callable[[dict[str, Array]], dict[str, Array]],
     params: dict[str, Array],
     targets: dict[str, Array],

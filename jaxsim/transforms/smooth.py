@@ -16,12 +16,12 @@ from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.scale_shift import smooth_scaling
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.clipping import fixed, learned
-from jaxsim.inputs.batches import kept
+from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import check_range
 from jaxsim.transforms.codes import require_grid
-from jaxsim.transforms.observe import measured, require_run
+from jaxsim.transforms.observe import observe_sites, require_run
 from jaxsim.values.calls import shown_as_called
 
 
@@ -61,7 +61,7 @@ def smooth(
     """
     check_range("alpha", alpha, 0, 1)
 
-    data = kept(inputs)
+    data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, "smooth", sites)
@@ -76,7 +76,7 @@ def smooth(
                 if other.role in DIGITAL:
                     raise ValueError(f"smooth cannot follow {other.name} at {site.name}")
         probes = {site.name: (Wrapper.of(peaks),) for site in chosen}
-        found: dict[str, Peaks] = measured(net, probes, data)
+        found: dict[str, Peaks] = observe_sites(net, probes, data)
         cores = dict(net.cores)
         for site in chosen:
             _, w, x, seen = found[site.name]

@@ -73,7 +73,7 @@ def synthesize_inputs(
     count, steps = checked_int("count", count, 2), checked_int("steps", steps, 1)
     check_range("rate", rate, 0, above=True)
     check_range("epsilon", epsilon, 0, 1, above=True)
-    args, _ = net.example.whole()
+    args, _ = net.example.combine()
     if len(args) != 1 or not jnp.issubdtype(getattr(args[0], "dtype", jnp.int32), jnp.floating):
         raise ValueError("net: it must take one array of floats")
     first, noise = jax.random.split(key)

@@ -71,7 +71,7 @@ def test_column_sum_and_to_output_follow_the_weight_to_its_output(site, seed):
     np.testing.assert_array_equal(
         np.broadcast_to(op.column_sum(jnp.asarray(w)), expected.shape), expected
     )
-    scale = integers(seed + 1, op.per_output(), dtype=np.float32)
+    scale = integers(seed + 1, op.channel_shape(), dtype=np.float32)
     scaled = contraction.contract(geometry, np.ones(x_shape), w * scale)
     np.testing.assert_array_equal(expected * np.asarray(op.to_output(jnp.asarray(scale))), scaled)
 
@@ -155,3 +155,14 @@ def test_convolutions_of_codes_are_exact_whatever_computes_them(name, w_planes):
     y = jax.jit(Op(geometry).contract)(x, w)
     assert y.dtype == jnp.int32
     np.testing.assert_array_equal(y, contraction.over_planes(geometry, x, w))
+
+
+def test_old_names_of_an_op_warn_and_work():
+    op = Op(Dot((1,), (), (0,), (), 2, (3, 2)))
+    for old, new in {"at": "scan_index", "quiet": "deterministic"}.items():
+        with pytest.warns(DeprecationWarning, match=new):
+            assert getattr(op, old) == getattr(op, new)
+    with pytest.warns(DeprecationWarning, match="channel_shape"):
+        assert op.per_output() == op.channel_shape()
+    with pytest.raises(AttributeError, match="no attribute 'of'"):
+        _ = op.of

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsim.formats import clipping
-from jaxsim.formats.grid import Grid, Range, encode, observe, scale_and_zero
+from jaxsim.formats.grid import Grid, Range, encode, observe_range, scale_and_zero
 from tests.oracles import quantiser, thresholds
 
 LAPLACE = np.random.default_rng(0).laplace(size=4000).astype(np.float32)
 
 
 def error(x, clip, grid):
-    r = observe(jnp.asarray(x), clip=clip, bits=grid.bits, symmetric=grid.symmetric)
+    r = observe_range(jnp.asarray(x), clip=clip, bits=grid.bits, symmetric=grid.symmetric)
     scale, zero = scale_and_zero(grid, r)
     return float(np.mean(((encode(grid, jnp.asarray(x), scale, zero) - zero) * scale - x) ** 2))
 
@@ -40,7 +40,7 @@ def test_two_bits_by_least_squares_beat_the_thresholds_of_ternary_weight_network
 def test_the_entropy_threshold_is_that_of_a_search_by_hand(bits, symmetric):
     """Up to what sums of 2048 terms in float32 can tell apart."""
     x = LAPLACE if symmetric else np.maximum(LAPLACE, 0)
-    r = observe(jnp.asarray(x), clip=clipping.entropy(), bits=bits, symmetric=symmetric)
+    r = observe_range(jnp.asarray(x), clip=clipping.entropy(), bits=bits, symmetric=symmetric)
     by_threshold = thresholds.divergences(x, bits, symmetric)
     nearest = min(by_threshold, key=lambda t: abs(t - float(r.hi)))
     assert nearest == pytest.approx(float(r.hi), rel=1e-5)
@@ -50,21 +50,21 @@ def test_the_entropy_threshold_is_that_of_a_search_by_hand(bits, symmetric):
 def test_zeros_do_not_move_the_entropy_threshold():
     x = np.maximum(LAPLACE, 0)
     with_zeros, without = (
-        observe(jnp.asarray(v), clip=clipping.entropy(), bits=4) for v in (x, x[x > 0])
+        observe_range(jnp.asarray(v), clip=clipping.entropy(), bits=4) for v in (x, x[x > 0])
     )
     assert with_zeros.hi == without.hi
 
 
 def test_entropy_cuts_a_lone_outlier_off():
     x = np.append(LAPLACE, np.float32(1000))
-    r = observe(jnp.asarray(x), clip=clipping.entropy(), bits=8, symmetric=True)
+    r = observe_range(jnp.asarray(x), clip=clipping.entropy(), bits=8, symmetric=True)
     assert float(r.hi) < 500
 
 
 @settings(max_examples=20)
 @given(st.floats(0.1, 5), st.booleans())
 def test_rms_is_that_of_numpy(width, symmetric):
-    r = observe(jnp.asarray(LAPLACE), clip=clipping.rms(width), symmetric=symmetric)
+    r = observe_range(jnp.asarray(LAPLACE), clip=clipping.rms(width), symmetric=symmetric)
     if symmetric:
         expected = width * np.sqrt(np.mean(LAPLACE**2))
         np.testing.assert_allclose(r, (-expected, expected), rtol=1e-4)
@@ -76,15 +76,15 @@ def test_rms_is_that_of_numpy(width, symmetric):
 @pytest.mark.parametrize("clip", [clipping.least_squares(), clipping.entropy(), clipping.rms(2.0)])
 def test_each_row_has_the_range_it_would_have_alone(clip):
     x = jnp.asarray(LAPLACE.reshape(4, 1000))
-    together = observe(x, axes=(1,), clip=clip, bits=4, symmetric=True)
+    together = observe_range(x, axes=(1,), clip=clip, bits=4, symmetric=True)
     for i, row in enumerate(x):
-        alone = observe(row, clip=clip, bits=4, symmetric=True)
+        alone = observe_range(row, clip=clip, bits=4, symmetric=True)
         np.testing.assert_allclose(together.hi[i, 0], alone.hi, rtol=1e-5)
 
 
 @pytest.mark.parametrize("clip", [None, clipping.least_squares(), clipping.entropy()])
 def test_zeros_have_a_finite_range_and_step_one(clip):
-    r = observe(jnp.zeros(50), clip=clip, bits=8, symmetric=True)
+    r = observe_range(jnp.zeros(50), clip=clip, bits=8, symmetric=True)
     scale, _ = scale_and_zero(Grid(8), Range(*(jnp.round(end, 20) for end in r)))
     assert np.isfinite(r.hi)
     assert np.isfinite(scale)
@@ -92,7 +92,9 @@ def test_zeros_have_a_finite_range_and_step_one(clip):
 
 def rounded(x, lo, hi, grid, rule):
     clip = rule(lo, hi) if rule is clipping.learned else rule(hi)
-    x, r = clipping.cut(clip, x, observe(x, clip=clip, bits=grid.bits, symmetric=grid.symmetric))
+    x, r = clipping.cut(
+        clip, x, observe_range(x, clip=clip, bits=grid.bits, symmetric=grid.symmetric)
+    )
     scale, zero = scale_and_zero(grid, r)
     return (encode(grid, x, scale, zero) - zero) * scale
 
@@ -119,7 +121,7 @@ def test_pact_trains_its_end_by_what_it_cuts_off():
 
 def test_fixed_ranges_may_differ_by_channel():
     x, hi = jnp.ones((3, 5)), jnp.array([1.0, 2.0, 4.0])
-    r = observe(x, axes=(1,), clip=clipping.fixed(-hi, hi))
+    r = observe_range(x, axes=(1,), clip=clipping.fixed(-hi, hi))
     np.testing.assert_array_equal(r.hi, hi[:, None])
 
 
@@ -129,7 +131,7 @@ def test_a_sweep_over_a_rule_compiles_once():
     @jax.jit
     def codes(grid, x):
         seen.append(None)
-        r = observe(x, clip=grid.clip, bits=grid.bits, symmetric=grid.symmetric)
+        r = observe_range(x, clip=grid.clip, bits=grid.bits, symmetric=grid.symmetric)
         return encode(grid, x, *scale_and_zero(grid, r))
 
     for width in (1.0, 2, 3.5):

@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsim.formats import clipping
-from jaxsim.formats.grid import Grid, Range, encode, no_range, observe, scale_and_zero, widen
+from jaxsim.formats.grid import (
+    Grid,
+    Range,
+    encode,
+    no_range,
+    observe_range,
+    scale_and_zero,
+    update_range,
+)
 from tests.oracles import quantiser
 
 grids = st.builds(Grid, bits=st.integers(2, 8), symmetric=st.booleans())
@@ -20,7 +28,7 @@ some = settings(max_examples=30)
 
 
 def _encoded(grid, x):
-    scale, zero = scale_and_zero(grid, observe(x, symmetric=grid.symmetric))
+    scale, zero = scale_and_zero(grid, observe_range(x, symmetric=grid.symmetric))
     return encode(grid, x, scale, zero), scale, zero
 
 
@@ -58,7 +66,7 @@ def test_zero_is_exact(grid, x):
 def test_ranges_equal_numpy_percentiles(symmetric, axes, percentile):
     x = np.random.default_rng(0).normal(1, 2, (40, 3, 50)).astype(np.float32)
     clip = None if percentile is None else clipping.percentile(percentile)
-    found = observe(jnp.asarray(x), axes=axes, clip=clip, symmetric=symmetric)
+    found = observe_range(jnp.asarray(x), axes=axes, clip=clip, symmetric=symmetric)
     expected = quantiser.observed(x, axes=axes, percentile=percentile, symmetric=symmetric)
     for end, value in zip(found, expected, strict=True):
         assert end.shape == np.shape(value)
@@ -66,9 +74,9 @@ def test_ranges_equal_numpy_percentiles(symmetric, axes, percentile):
 
 
 def test_no_gradient_flows_to_a_range():
-    gradient = jax.grad(lambda x: observe(x).hi + observe(x, clip=clipping.percentile(90.0)).lo)(
-        jnp.arange(9.0)
-    )
+    gradient = jax.grad(
+        lambda x: observe_range(x).hi + observe_range(x, clip=clipping.percentile(90.0)).lo
+    )(jnp.arange(9.0))
     np.testing.assert_array_equal(gradient, 0)
 
 
@@ -98,5 +106,5 @@ def test_the_gradient_is_one_on_every_code_inside_and_zero_outside(bits, symmetr
 
 def test_widen_holds_both_and_starts_from_nothing():
     a, b = Range(jnp.float32(-1), jnp.float32(2)), Range(jnp.float32(-3), jnp.float32(1))
-    assert widen(a, b) == (-3, 2)
-    assert widen(no_range(), a) == a
+    assert update_range(a, b) == (-3, 2)
+    assert update_range(no_range(), a) == a

@@ -8,7 +8,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim import sparsity as sp
-from jaxsim.inputs.batches import Batch, batches, joined, labelled
+from jaxsim.inputs.batches import Batch, batches, join_batches, split_labels
 from jaxsim.train.loop import fit
 from jaxsim.train.losses import cross_entropy
 
@@ -197,11 +197,11 @@ def test_examples_of_a_criterion():
 
 def test_batches_are_joined_by_rows():
     table = np.arange(7)
-    batch = joined([(X[:3], True, table), (X[3:], True, table)])
+    batch = join_batches([(X[:3], True, table), (X[3:], True, table)])
     assert np.array_equal(batch.args[0], X)
     assert batch.args[1] is True
     assert np.array_equal(batch.args[2], table)
-    inputs, labels = labelled(BATCHES, [LABELS[:4], LABELS[4:]])
+    inputs, labels = split_labels(BATCHES, [LABELS[:4], LABELS[4:]])
     assert np.array_equal(inputs.kwargs["m"], M)
     assert np.array_equal(labels, LABELS)
     assert list(batches([X, (X, M), {"x": X}]))
@@ -242,8 +242,11 @@ def test_what_is_no_data_is_refused_by_name(data, message):
         (lambda: js.deploy(CODED, m=M), "calibrate=None: expected the inputs that go with m"),
         (lambda: js.smooth([]), r"inputs=\[\]: expected at least one batch"),
         (lambda: js.round_weights(js.rounding.gptq(), 7), "inputs=7: expected one batch"),
-        (lambda: joined([X, X[:, :3]]), r"inputs\[1\]: .*float32\[8, 6\].* got \(float32\[8, 3\]"),
-        (lambda: joined([(X, M), (X,)]), r"inputs\[1\]: expected arguments like"),
+        (
+            lambda: join_batches([X, X[:, :3]]),
+            r"inputs\[1\]: .*float32\[8, 6\].* got \(float32\[8, 3\]",
+        ),
+        (lambda: join_batches([(X, M), (X,)]), r"inputs\[1\]: expected arguments like"),
         (lambda: js.classify(NET, []), r"inputs=\[\]: expected at least one batch"),
         (lambda: js.compare(NET, NET, X), "data.*must be a tuple of inputs and labels"),
         (lambda: js.compare(NET, NET, []), r"data=\[\]: expected at least one"),

@@ -59,7 +59,7 @@ def test_an_nnx_module_needs_no_variables():
     model.eval()
     y = nnx.jit(lambda model, x: model(x))(model, X)
     for net in (js.trace(model, X), js.trace(model, None, X), js.trace(model, x=X)):
-        out = jax.jit(lambda net: net(x=X))(net) if not net.example.whole()[0] else None
+        out = jax.jit(lambda net: net(x=X))(net) if not net.example.combine()[0] else None
         np.testing.assert_array_equal(jax.jit(lambda net: net(X))(net) if out is None else out, y)
 
 

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxsim.numerics.digits import code_dtype
-from jaxsim.numerics.gradients import round_through, straight_through
+from jaxsim.numerics.gradients import round_ste, straight_through
 
 
 def test_rounding_is_half_to_even_with_the_derivative_of_the_identity():
     x = jnp.array([0.5, 1.5, 2.5, -0.5, 2.4])
-    np.testing.assert_array_equal(round_through(x), [0, 2, 2, 0, 2])
-    np.testing.assert_array_equal(jax.grad(lambda x: round_through(x).sum())(x), 1)
-    np.testing.assert_array_equal(jax.jvp(round_through, (x,), (x,))[1], x)
+    np.testing.assert_array_equal(round_ste(x), [0, 2, 2, 0, 2])
+    np.testing.assert_array_equal(jax.grad(lambda x: round_ste(x).sum())(x), 1)
+    np.testing.assert_array_equal(jax.jvp(round_ste, (x,), (x,))[1], x)
 
 
 def test_straight_through_has_one_value_and_the_other_derivative():
