@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxsim as js
+from benchmarks.common import record as common_record
 from benchmarks.common.graphs import DATA, FILES
 from tests.support.networks import X, cnn
 
@@ -50,6 +51,13 @@ def ran(page, namespace):
 @pytest.mark.parametrize("page", [f"docs/{page}.md" for page in PAGES])
 def test_every_block_of_a_page_runs_in_order(page):
     assert ran(page, {})
+
+
+def test_the_benchmark_of_the_page_on_extending_runs(monkeypatch, tmp_path):
+    namespace = ran("docs/extend.md", {})
+    monkeypatch.setattr(common_record, "RESULTS", tmp_path)
+    namespace["main"](["--runs", "2"])
+    assert (tmp_path / "yours.json").exists()
 
 
 def test_pages_about_a_network_of_yours_run_with_one(capsys):
