@@ -73,5 +73,10 @@ def test_names_of_cores_tell_them_apart():
             if not inspect.isfunction(function) or function.__module__ != module.name:
                 continue
             if next(iter(inspect.signature(function).parameters), None) == "core":
-                assert found.setdefault(name, module.name) == module.name
-    assert {"quantized", "blocked", "sliced", "tiled", "masked", "shifted"} <= set(found)
+                at_rest = getattr(function, "at_rest", name)
+                assert found.setdefault(at_rest, (module.name, name)) == (module.name, name)
+    of_0_1 = (
+        "quantized blocked sliced tiled differential offset referred serial lifted converted held"
+    )
+    assert {*of_0_1.split(), "grounded", "wired", "looked_up", "floated"} <= set(found)
+    assert {"masked", "shifted", "biased", "smoothed", "compressed"} <= set(found)
