@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Array, Key
@@ -14,16 +13,57 @@ State = Any
 """What a core stores for one site: a pytree of arrays."""
 
 
+class Write(Protocol):
+    """Programs a weight; done once, at deployment."""
+
+    def __call__(self, op: Op, w: Array, key: Key[Array, ""] | None, /) -> State:
+        """The state that reads take.
+
+        Args:
+          op: The contraction, and what the numbers of the weight are.
+          w: Weight, with any leading planes that outer cores have added.
+          key: Random key for what is drawn once; None where the caller gave none, and a core that
+            draws then raises.
+        """
+        ...
+
+
+class Calibrate(Protocol):
+    """Sets ranges from what flows through; reads without noise."""
+
+    def __call__(self, op: Op, state: State, x: Array, /) -> State:
+        """The state with its ranges, of the same structure.
+
+        Args:
+          op: The contraction.
+          state: Result of `Write`, or of an earlier calibration.
+          x: Input, the same that `Read` sees.
+        """
+        ...
+
+
+class Read(Protocol):
+    """Computes the contraction as the hardware does."""
+
+    def __call__(self, op: Op, state: State, x: Array, key: Key[Array, ""] | None, /) -> Array:
+        """The outputs, `[*input planes, *weight planes, *output]`.
+
+        Args:
+          op: The contraction, and what the numbers of the input are.
+          state: Result of `Write`, calibrated where `op.ranges` is "stored".
+          x: Input, with any leading planes that outer cores have added.
+          key: Random key for what is drawn at every read, or None.
+        """
+        ...
+
+
 class Core(NamedTuple):
-    """What one contraction of an input with a weight means, as three pure functions.
+    """Meaning of one contraction of an input with a weight, as three pure functions.
 
     Attributes:
-      write: `(op, w, key) -> state`, programs the weights; done once at deployment.
-      calibrate: `(op, state, x) -> state` of the same structure, sets ranges from what flows
-        through. It sees the same `x` as `read` and reads without noise.
-      read: `(op, state, x, key) -> y`, the contraction as this hardware does it.
-
-    `key` is None where the caller gave none; a core that draws random numbers then raises.
+      write: Programs the weight once.
+      calibrate: Sets ranges from inputs.
+      read: Contracts inputs with what was written.
 
     Examples:
       >>> import jaxsim as js
@@ -33,9 +73,9 @@ class Core(NamedTuple):
       ('write', 'calibrate', 'read')
     """
 
-    write: Callable[[Op, Array, Key[Array, ""] | None], State]
-    calibrate: Callable[[Op, State, Array], State]
-    read: Callable[[Op, State, Array, Key[Array, ""] | None], Array]
+    write: Write
+    calibrate: Calibrate
+    read: Read
 
 
 def _write_float(op: Op, w: Array, key: Any) -> Array:
