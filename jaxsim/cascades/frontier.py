@@ -38,7 +38,7 @@ def spread_frontier(
     opens = jnp.concatenate([jnp.array([True]), tail[1:] != tail[:-1]])
     sends = jnp.zeros(g.n + 1, bool).at[tail[: g.m]].set(True)
 
-    def visit(i: Array, loop: tuple[Array, Array, Array], due: Array):
+    def visit(i: Array, loop: tuple[Array, Array, Array], due: Array) -> tuple[Array, Array, Array]:
         active, changed, count = loop
         at = jax.lax.dynamic_slice_in_dim(due, i * CHUNK, CHUNK)
         to = head[at]
@@ -58,7 +58,7 @@ def spread_frontier(
         changed = changed.at[to].max((total != count[to]) & sends[to])
         return active, changed, count.at[to].set(total)
 
-    def level(loop: tuple[Array, Array, Array]):
+    def level(loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         changed = loop[1]
         is_due = changed[tail[: g.m]]
         place = jnp.cumsum(is_due.astype(jnp.int32)) - 1
