@@ -56,7 +56,7 @@ def test_every_block_of_a_page_runs_in_order(page):
 def test_the_benchmark_of_the_page_on_extending_runs(monkeypatch, tmp_path):
     namespace = ran("docs/extend.md", {})
     monkeypatch.setattr(common_record, "RESULTS", tmp_path)
-    namespace["main"](["--runs", "2"])
+    namespace["main"](["--runs", "5"])
     assert (tmp_path / "yours.json").exists()
 
 
