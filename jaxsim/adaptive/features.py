@@ -20,6 +20,12 @@ def pooled(live: tuple[Array, ...]) -> Float[Array, "B d"]:
 
     Raises:
       ValueError: None or several are floats of that rank.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxsim.adaptive import pooled
+      >>> pooled([jnp.ones((2, 5, 3))]).shape
+      (2, 3)
     """
     x = _only(live)
     return jnp.mean(x, tuple(range(1, x.ndim - 1)))
@@ -33,6 +39,12 @@ def first_token(live: tuple[Array, ...]) -> Float[Array, "B d"]:
 
     Raises:
       ValueError: None or several are floats of that rank.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxsim.adaptive import first_token
+      >>> first_token([jnp.ones((2, 5, 3))]).shape
+      (2, 3)
     """
     x = _only(live)
     if x.ndim != 3:

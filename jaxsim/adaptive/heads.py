@@ -60,6 +60,15 @@ def fit_students(
       ValueError: No features, one of another number of examples or that is not a matrix, a teacher
         that is not a matrix, a number that is not finite, or an argument out of range.
 
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jaxsim.adaptive import fit_students
+      >>> features, logits = [jnp.eye(4)], 3.0 * jnp.eye(4)
+      >>> (head,) = fit_students(features, logits, jax.random.key(0), steps=5, batch_size=4)
+      >>> head["kernel"].shape, head["bias"].shape
+      ((4, 4), (4,))
+
     Source: Liu et al. (2020), FastBERT, arXiv 2004.02178, section 3.2.2; the direction of the
     divergence is that of its code.
     """

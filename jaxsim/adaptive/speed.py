@@ -26,6 +26,11 @@ class Speed(NamedTuple):
       accuracy: Fraction of rows classified right, in [0, 1].
       flops: Mean floating-point operations of a row.
       layer: Mean exit.
+
+    Examples:
+      >>> from jaxsim.adaptive import Speed
+      >>> Speed(scale=1.0, threshold=0.2, accuracy=0.9, flops=1e6, layer=3.0).accuracy
+      0.9
     """
 
     scale: float
@@ -89,6 +94,12 @@ def fastest(found: Sequence[Speed], accuracy: float) -> Speed:
 
     Raises:
       ValueError: No setting is accurate enough.
+
+    Examples:
+      >>> from jaxsim.adaptive import Speed, fastest
+      >>> found = [Speed(1.0, 0.0, 0.92, 4e6, 6.0), Speed(1.0, 0.3, 0.91, 2e6, 3.0)]
+      >>> fastest(found, accuracy=0.9).threshold
+      0.3
     """
     enough = [speed for speed in found if speed.accuracy >= accuracy]
     if not enough:

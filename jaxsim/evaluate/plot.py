@@ -19,6 +19,11 @@ class Curve(NamedTuple):
     Attributes:
       x: Values of the setting, [N].
       accuracy: Accuracies in [0, 1], [N, trials], one column per programming of the chip.
+
+    Examples:
+      >>> from jaxsim.evaluate import Curve
+      >>> Curve._fields[0]
+      'x'
     """
 
     x: Sequence[float]
