@@ -95,7 +95,9 @@ TRANSFORMS = {
     "quantize": js.quantize(8, 8),
     "prune": js.prune(0.5, sites="Dense_*"),
     "analog": js.compose(js.quantize(8, 8), js.analog(adc=8, cells=js.cells.proportional(0.01))),
-    "everything": js.compose(js.prune(0.25), js.quantize(8, 8), js.slice_bits(2), js.analog(adc=8)),
+    "everything": js.compose(
+        js.prune(0.25, sites="Dense_*"), js.quantize(8, 8), js.slice_bits(2), js.analog(adc=8)
+    ),
 }
 
 
