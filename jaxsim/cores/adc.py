@@ -76,10 +76,14 @@ class ADC(NamedTuple):
     bits: float | Array
 
     def __str__(self) -> str:
-        name = getattr(getattr(self.convert, "func", self.convert), "__name__", "adc").lstrip("_")
+        name = _name_of(self.convert)
         bits = "traced" if is_traced(self.bits) else f"{np.asarray(self.bits):.4g}"
-        span = "" if self.span is None else f", {self.span.__name__.lstrip('_')}"
+        span = "" if self.span is None else f", {_name_of(self.span)}"
         return f"{name}, {bits} bits{span}"
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(getattr(function, "func", function), "__name__", "adc").lstrip("_")
 
 
 def uniform(

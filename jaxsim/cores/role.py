@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 Role = Literal[
     "mask",
@@ -70,7 +70,7 @@ def role(name: Role, *, at_rest: str = "") -> Callable[[F], F]:
       >>> js.Wrapper.of(ideal).role
       'adc'
     """
-    known = Role.__args__  # pyright: ignore[reportAttributeAccessIssue]
+    known = get_args(Role)
     if name not in known:
         raise ValueError(f"name={name!r}: must be one of {', '.join(map(repr, known))}")
 

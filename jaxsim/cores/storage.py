@@ -14,6 +14,7 @@ from jaxsim.cores.tiled import grouped
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.codebook import Codebook, Floating
 from jaxsim.formats.grid import Grid
+from jaxsim.values.value import same
 
 Side = Literal["weights", "inputs"]
 """Which operand of a contraction a format is for."""
@@ -101,7 +102,7 @@ def _grouped(form: F) -> tuple[tuple[Wrapper, ...], F]:
     return (Wrapper.of(grouped, rows=form.rows),), one
 
 
-def joined(weights: Sequence[Wrapper], inputs: Sequence[Wrapper]) -> tuple[Wrapper, ...]:
+def join_chains(weights: Sequence[Wrapper], inputs: Sequence[Wrapper]) -> tuple[Wrapper, ...]:
     """One chain for both operands: a function that stores both is wrapped once.
 
     Integer codes come before numbers that are none, so that codes of one operand reach the other's
@@ -110,15 +111,24 @@ def joined(weights: Sequence[Wrapper], inputs: Sequence[Wrapper]) -> tuple[Wrapp
     Args:
       weights: Wrappers that store the weights.
       inputs: Wrappers that store the inputs.
+
+    Raises:
+      ValueError: A function that stores both has a setting of each operand's that differ.
     """
     chain = list(weights)
     for wrapper in inputs:
-        same = next((i for i, w in enumerate(chain) if w.factory is wrapper.factory), None)
-        if same is None:
+        place = next((i for i, w in enumerate(chain) if w.factory is wrapper.factory), None)
+        if place is None:
             chain.append(wrapper)
         else:
-            mine = chain[same].settings
+            mine = chain[place].settings
             both = {k: v if v is not None else mine.get(k) for k, v in wrapper.settings.items()}
-            chain[same] = Wrapper.of(wrapper.factory, **both)
+            for k, v in mine.items():
+                if v is not None and not same(v, both.get(k)):
+                    raise ValueError(
+                        f"weights, inputs: {wrapper.name} stores both, with {k}={v} for the "
+                        f"weights and {k}={both.get(k)} for the inputs; expected one {k}"
+                    )
+            chain[place] = Wrapper.of(wrapper.factory, **both)
     order = {"groups": 0, "codes": 1}
     return tuple(sorted(chain, key=lambda wrapper: order.get(wrapper.role, 2)))

@@ -77,6 +77,12 @@ class Wrapper(PytreeValue):
         return factory_name(self.factory)
 
     @property
+    def formats(self) -> tuple[Any, Any]:
+        """Formats of weights and inputs, of a wrapper whose role is "codes"; None for floats."""
+        settings = self.settings
+        return settings.get("weights"), settings.get("inputs")
+
+    @property
     def role(self) -> Role:
         """The part of a chain that the function declares to be."""
         return role_of(self.factory)

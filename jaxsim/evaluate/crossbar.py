@@ -169,7 +169,7 @@ def _digits(chain: tuple[Wrapper, ...]) -> int:
     coded = first_of(chain, "codes")
     for wrapper in chain:
         if wrapper.role == "serial" and coded is not None:
-            grid = coded.settings["inputs"]
+            _, grid = coded.formats
             lo, hi = grid.code_range
             return digit_count(hi if grid.symmetric else hi - lo, wrapper.settings["bits"])
     return 1

@@ -277,7 +277,7 @@ def _widths(name: str, chain: tuple[Wrapper, ...]) -> tuple[int, int]:
     for other in chain:
         if other.role not in DIGITAL | {"codes", "blocks"}:
             raise ValueError(f"net: the array cannot hold {other!r} at {name}")
-    grids = [coded.settings[what] for what in ("inputs", "weights")]
+    grids = coded.formats[::-1]
     if None in grids:
         raise ValueError(f"net: {name} has floats for an operand; quantize inputs and weights")
     return grids[0].bits, grids[1].bits

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxsim.cores.core import State
 from jaxsim.cores.partition import Partitioned
-from jaxsim.cores.quantized import Quantized, stored
+from jaxsim.cores.quantized import Quantized, quantized, stored
 from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.grid import Grid, scale_and_zero
@@ -285,12 +285,13 @@ class Lowering:
         if entry.site.kind == "dynamic":
             raise refusal(eqn, f"({name}) contracts two activations")
         chain = _hardware(chain)
-        if not chain or not isinstance(self.chip.states[name], Quantized):
+        # The arithmetic of this very function is translated; another of its role may differ.
+        if not chain or chain[0].factory is not quantized:
             raise refusal(eqn, f"({name}) is not quantized")
         for wrapper in chain[1:]:
             if wrapper.role not in ("blocks", "slices"):
                 raise refusal(eqn, f"({name}) reads {wrapper!r}, which computes with floats")
-        weights, inputs = (chain[0].settings[k] for k in ("weights", "inputs"))
+        weights, inputs = chain[0].formats
         for what, grid in (("weights", weights), ("inputs", inputs)):
             if grid is None:
                 raise refusal(eqn, f"({name}) has float {what}")

@@ -254,7 +254,7 @@ class Contract:
         net, entry = at.net, at.entry
         assert isinstance(entry, Contraction)
         wrapper, *inner = net.cores[entry.site.name]
-        weights, inputs = (wrapper.settings[k] for k in ("weights", "inputs"))
+        weights, inputs = wrapper.formats
         codes = self.operand.read(net, at.ins[entry.x_at]).astype(jnp.int8)
         op = dataclasses.replace(entry.op, integer=True, ranges="stored")
         op = op.codes(*map(np.asarray, weights.code_range)).inputs(*inputs.code_range)

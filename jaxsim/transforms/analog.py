@@ -18,7 +18,6 @@ from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wires import Wires, parasitic_resistance
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.network.network import Network
-from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced
 from jaxsim.transforms.codes import require_codes
@@ -138,9 +137,13 @@ def analog(
             if first_of(net.cores.get(site.name, ()), "array") is not None:
                 raise ValueError(f"analog cannot follow analog at {site.name}")
             coded = require_codes(net, site, "analog")
-            inputs = coded.settings["inputs"]
+            _, inputs = coded.formats
             if inputs is None and (steps or spanned):
-                _refuse_floats(site, input_bits, adc_range)
+                asked = f"input_bits={input_bits}" if steps else _shown_span(adc, adc_range)
+                raise ValueError(
+                    f"analog({asked}) at {site.name}: its inputs are floats; put "
+                    "quantize(inputs=…) before it"
+                )
             lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(unsigned_inputs)]
             chain = cores[site.name]
             at = place_of(chain, "slices")
@@ -174,8 +177,5 @@ def _check_wires(wires: Wires, cells: Device | None, mapping: str, input_bits: i
         )
 
 
-def _refuse_floats(site: Site, input_bits: int | None, adc_range: RangeRule) -> None:
-    asked = f"adc_range={adc_range!r}" if input_bits is None else f"input_bits={input_bits}"
-    raise ValueError(
-        f"analog({asked}) at {site.name}: its inputs are floats; put quantize(inputs=…) before it"
-    )
+def _shown_span(adc: float | Array | ADC | None, adc_range: RangeRule) -> str:
+    return f"adc={adc}" if isinstance(adc, ADC) else f"adc_range={adc_range!r}"

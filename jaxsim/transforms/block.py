@@ -178,14 +178,14 @@ def _widths(net: Network, site: Site) -> tuple[int, int]:
             f"block cannot follow {before[-1].name} at {site.name}: it must come right after "
             "quantize"
         )
-    grids = coded.settings
     widths: list[int] = []
-    for name in ("inputs", "weights"):
-        grid: Grid | None = grids[name]
+    for name, grid in zip(("inputs", "weights"), coded.formats[::-1], strict=True):
         if grid is None:
             raise ValueError(
                 f"block at {site.name}: its {name} are floats; put quantize({name}=…) before it"
             )
+        if not isinstance(grid, Grid):
+            raise ValueError(f"block at {site.name}: its {name} are on {grid}, expected a Grid")
         if not grid.symmetric:
             raise ValueError(
                 f"block cannot follow an affine grid at {site.name}: blocks are of sign and "

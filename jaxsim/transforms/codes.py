@@ -20,7 +20,7 @@ def require_codes(net: Network, site: Site, transform: str) -> Wrapper:
             f"{transform} at {site.name}: it contracts two inputs and stores no weight"
         )
     coded = first_of(net.cores.get(site.name, ()), "codes")
-    if coded is None or coded.settings["weights"] is None:
+    if coded is None or coded.formats[0] is None:
         kind = "no integer codes" if hardware_chain(net, site) else "floats"
         raise ValueError(
             f"{transform} at {site.name}: its weights are {kind}; put quantize(weights=…) with "
@@ -41,7 +41,7 @@ def require_grid(net: Network, site: Site, transform: str) -> Grid:
     Raises:
       ValueError: The weights are no codes, or codes of another format than a `Grid`.
     """
-    form = require_codes(net, site, transform).settings["weights"]
+    form, _ = require_codes(net, site, transform).formats
     if not isinstance(form, Grid):
         raise ValueError(f"{transform} at {site.name}: its weights are on {form}, expected a Grid")
     return form

@@ -115,8 +115,8 @@ def with_ranges(net: Network, values: Mapping[str, Array]) -> Network:
         if not _trained(grid.clip):
             return grid.clip
         rule = cast(Partial, grid.clip)
-        reusable_batches = [values[f"{site} {operand} {i}"] for i in range(len(rule.args))]
-        return Partial(rule.func, *reusable_batches)
+        kept = [values[f"{site} {operand} {i}"] for i in range(len(rule.args))]
+        return Partial(rule.func, *kept)
 
     return _with_rules(net, net.cores, clip)
 
@@ -128,7 +128,7 @@ def _trained(rule: Any) -> bool:
 def _on_grids(chain: Sequence[Wrapper]) -> bool:
     """Whether a chain's codes are of grids, whose range rules can be replaced."""
     coded = first_of(chain, "codes")
-    forms = () if coded is None else [f for f in coded.settings.values() if f is not None]
+    forms = () if coded is None else [f for f in coded.formats if f is not None]
     return bool(forms) and all(isinstance(form, Grid) for form in forms)
 
 
@@ -136,8 +136,7 @@ def _rules(chain: Sequence[Wrapper]) -> list[tuple[str, Any]]:
     """The trained rules of a site's chain, by operand."""
     if not _on_grids(chain):
         return []
-    settings = chain[place_of(chain, "codes")].settings
-    grids = ((name, settings[name]) for name in ("weights", "inputs"))
+    grids = zip(("weights", "inputs"), chain[place_of(chain, "codes")].formats, strict=True)
     return [(name, g.clip) for name, g in grids if g is not None and _trained(g.clip)]
 
 
@@ -171,5 +170,6 @@ def _with_rules(
             }
             return Wrapper.of(wrapper.factory, **grids)
 
-        cores[name] = tuple(map(changed, cores[name]))
+        if _on_grids(cores[name]):
+            cores[name] = tuple(map(changed, cores[name]))
     return dataclasses.replace(net, cores=cores)

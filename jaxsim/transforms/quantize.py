@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jaxsim.cores.storage import Format, joined, wrappers_of
+from jaxsim.cores.storage import Format, join_chains, wrappers_of
 from jaxsim.formats.codebook import Codebook, Floating
 from jaxsim.formats.grid import Grid
 from jaxsim.network.network import Network
@@ -59,7 +59,7 @@ def quantize(
     w, x = _format(weights, per="channel"), _format(inputs, per="tensor")
     if w is None and x is None:
         raise ValueError("weights=None, inputs=None: nothing to quantize")
-    wrappers = joined(
+    wrappers = join_chains(
         () if w is None else wrappers_of(w, "weights"),
         () if x is None else wrappers_of(x, "inputs"),
     )

@@ -166,8 +166,8 @@ def _layer(state: Moments, grid: Grid, unit: Array) -> Layer:
     """What is to be rounded at a site, the slices of a stack side by side."""
     seen = state.seen.reshape(*state.seen.shape, *(1,) * 3)
     lo, hi = grid.code_range
-    observe_sites = (state.w, state.gram / seen, state.scale, state.zero, unit != 0)
-    w, gram, scale, zero, free = (a.reshape(-1, *a.shape[-2:]) for a in observe_sites)
+    stacked = (state.w, state.gram / seen, state.scale, state.zero, unit != 0)
+    w, gram, scale, zero, free = (a.reshape(-1, *a.shape[-2:]) for a in stacked)
     return Layer(w, gram, scale, zero, free, jnp.float32(lo), jnp.float32(hi))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from jaxsim.checkpoint.save_load import describe
 from jaxsim.cores.adc import uniform_adc
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import tiled
+from jaxsim.transforms.learn_ranges import ranges, with_ranges
 from tests.support.networks import X, cnn, run
 
 
@@ -88,6 +90,81 @@ def test_a_format_of_ones_own_is_stored_as_it_says():
     assert [w.name for w in mixed.cores["Conv_0/kernel"]] == ["own_codes", "minifloat"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Ternary:
+    """Codes of somebody else's, with what the hardware reads of a format and no more."""
+
+    bits = 2
+    symmetric = True
+    code_range = (-1, 1)
+
+    def wrappers(self, side):
+        return [js.Wrapper.of(ternary, weights=self)]
+
+
+@js.role("codes")
+def ternary(core, *, weights):
+    def write(op, w, key):
+        code = jnp.sign(w).astype(jnp.int8) if op.integer else jnp.sign(w)
+        return core.write(op.codes(*weights.code_range), code, key)
+
+    def read(op, state, x, key):
+        return core.read(op.codes(*weights.code_range), state, x, key)
+
+    return core._replace(write=write, read=read)
+
+
+def test_codes_without_a_grid_are_held_and_what_needs_grids_says_so():
+    net = js.quantize(Ternary(), None)(cnn())
+    held = js.compose(js.slice_bits(1), js.analog(rows=16))(net)
+    np.testing.assert_allclose(run(held, X), run(net, X), rtol=1e-5)
+    refused = {
+        "round_weights at .* expected a Grid": js.round_weights(js.rounding.gptq(), X),
+        "smooth at .* expected a Grid": js.smooth(X),
+        "learn_ranges at .* not on a grid": js.learn_ranges(X),
+        "block at .* its inputs are floats": js.block(1),
+        r"analog\(input_bits=1\) at .* its inputs are floats": js.analog(input_bits=1),
+    }
+    for match, transform in refused.items():
+        with pytest.raises(ValueError, match=match):
+            transform(net)
+
+
+def test_ranges_are_learned_beside_codes_that_have_none():
+    mixed = js.rules(
+        {
+            "Conv_0*": js.quantize(Ternary(), None),
+            "*": js.compose(js.quantize(4, 4), js.learn_ranges(X)),
+        }
+    )(cnn())
+    values = ranges(mixed)
+    assert values
+    doubled = ranges(with_ranges(mixed, {k: 2 * v for k, v in values.items()}))
+    assert {k: float(v) for k, v in doubled.items()} == {k: 2 * float(v) for k, v in values.items()}
+
+
+def test_integers_alone_are_of_our_own_codes():
+    grids = {"weights": js.Grid(8, per="channel"), "inputs": js.Grid(8)}
+    chip = js.deploy(js.wrap(own_codes, **grids)(cnn()), calibrate=X)
+    with pytest.raises(ValueError, match="is not quantized"):
+        js.integer_only(chip)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """A format whose function stores both operands by one scale."""
+
+    scale: float
+
+    def wrappers(self, side):
+        return [js.Wrapper.of(own_codes, **{side: js.Grid(8)}, scale=self.scale)]
+
+
+def test_settings_of_both_operands_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"scale=1.0 for the weights and scale=2.0 for the inputs"):
+        js.quantize(Scaled(1.0), Scaled(2.0))
+
+
 class Nothing:
     def wrappers(self, side):
         return [tiled]
@@ -131,6 +208,17 @@ def test_a_converter_of_ones_own_converts_every_column():
 
     assert levels(outputs(js.adc.uniform(8)._replace(convert=halves))) <= 2
     assert levels(outputs(js.adc.uniform(8))) > 2
+
+
+def test_a_converter_whose_range_follows_from_codes_needs_codes_and_is_shown():
+    own = js.adc.uniform(8)._replace(span=jax.tree_util.Partial(whole, 2.0))
+    assert str(own) == "equal_steps, 8 bits, whole"
+    with pytest.raises(ValueError, match=r"analog\(adc=equal_steps, 8 bits, whole\) at Conv_0"):
+        js.compose(js.quantize(8, None), js.analog(adc=own))(cnn())
+
+
+def whole(factor, column, bits, signed):
+    return -factor * column.w_hi, factor * column.w_hi
 
 
 @pytest.mark.parametrize(
