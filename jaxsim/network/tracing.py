@@ -35,8 +35,6 @@ def trace(model: Any, *args: Any, weights: Any = (), **kwargs: Any) -> Network:
         names.
       **kwargs: Example keyword arguments. Those that hold no arrays (`train=False`,
         `mutable=["batch_stats"]`) become defaults of every later call.
-      UserWarning: The module changes its variables, or modules among its arguments, which a pure
-        function does not: see `mutable=` in docs/state.md.
 
     Returns:
       A network that computes exactly what the model does.
