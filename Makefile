@@ -9,12 +9,13 @@ INSTALL = $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: help demo test test-fast compatibility bench docs lint clean
+.PHONY: help demo test test-fast mutate compatibility bench docs lint clean
 
 help:
 	@echo "make demo       train a CNN, compose three chips from it, a table and a figure in out/"
 	@echo "make test       all tests"
 	@echo "make test-fast  all but the slow ones"
+	@echo "make mutate MODULES=jaxsim/formats   faults put in one at a time: which does no test notice?"
 	@echo "make compatibility   a selection that runs on every version of Python and JAX"
 	@echo "make bench      every benchmark in a short form, into out/bench: 20 to 25 minutes"
 	@echo "make docs       the documentation, into site/"
@@ -46,15 +47,19 @@ demo: $(VENV)/base
 	$(BIN)/jaxsim demo
 
 # What one worker or run has compiled, the next reads.
-test test-fast compatibility: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
-test test-fast compatibility: export JAX_COMPILATION_CACHE_MAX_SIZE = 1000000000
-test test-fast compatibility: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
+test test-fast mutate compatibility: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
+test test-fast mutate compatibility: export JAX_COMPILATION_CACHE_MAX_SIZE = 1000000000
+test test-fast mutate compatibility: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+MODULES ?= jaxsim
+mutate: $(VENV)/dev
+	$(BIN)/python -m tests.mutation $(MODULES) --workers $(WORKERS)
 
 compatibility: $(VENV)/compatibility
 	$(BIN)/python -m pytest tests/test_compatibility.py tests/test_internals.py
