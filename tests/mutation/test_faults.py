@@ -1,0 +1,94 @@
+"""Faults are found by rule, planted one at a time, and noticed by the tests that reach them."""
+
+import ast
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.mutation.__main__ import HERE, known_faults
+from tests.mutation.faults import Fault, generated_faults, planted
+from tests.mutation.reach import reaching
+from tests.mutation.survey import candidate_files, sampled
+
+SOURCE = textwrap.dedent('''
+    """A module."""
+    SPEED: float = 2.0
+
+    def cost(b: int, key: "str | None" = None, *, full: bool = True) -> float:
+        """Multiplies."""
+        if b < 1:
+            raise ValueError(f"b={b + 1}: expected at least 1")
+        b = b * 3
+        return min(b, fold_in(key, 4))
+''')
+
+
+def changes(source):
+    return {(f.where, f.was, f.became) for f in generated_faults(source, "m.py")}
+
+
+def test_factors_bounds_guards_constants_and_keys_are_what_faults_change():
+    assert changes(SOURCE) == {
+        ("", "2.0", "2.2"),
+        ("cost", "True", "False"),
+        ("cost", "if b < 1:", "if False:"),
+        ("cost", "b < 1", "b <= 1"),
+        ("cost", "1", "2"),
+        ("cost", "b = b * 3", "pass"),
+        ("cost", "b * 3", "b"),
+        ("cost", "b * 3", "3"),
+        ("cost", "3", "4"),
+        ("cost", "min(b, fold_in(key, 4))", "max(b, fold_in(key, 4))"),
+        ("cost", "fold_in(key, 4)", "key"),
+        ("cost", "4", "5"),
+    }
+
+
+def test_each_fault_changes_its_place_and_nothing_else():
+    before = ast.unparse(ast.parse(SOURCE)).splitlines()
+    seen = set()
+    for fault in generated_faults(SOURCE, "m.py"):
+        after = ast.unparse(planted(SOURCE, fault)).splitlines()
+        different = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+        assert len(different) == 1
+        seen.add(different[0])
+    assert len(seen) == len(generated_faults(SOURCE, "m.py"))
+
+
+def test_a_text_is_replaced_where_it_stands_once():
+    fault = Fault("m.py", 0, "", "b < 1", "b < 0")
+    assert "b < 0" in ast.unparse(planted(SOURCE, fault))
+    with pytest.raises(ValueError, match="stands 2 times"):
+        planted(SOURCE, fault._replace(was="key"))
+
+
+def test_a_sample_is_the_same_for_the_same_seed(tmp_path):
+    path = tmp_path / "m.py"
+    path.write_text(SOURCE)
+    few = sampled([str(path)], 5, 1)
+    assert few == sampled([str(path)], 5, 1)
+    assert few != sampled([str(path)], 5, 2)
+    assert len(sampled([str(path)], 50, 1)) == 12
+
+
+def test_the_file_of_a_module_runs_before_those_of_its_wing():
+    files = candidate_files("jaxsim/formats/grid.py", ["tests/values"])
+    assert files[0] == Path("tests/formats/test_grid.py")
+    assert Path("tests/formats/test_clipping.py") in files
+    assert files[-1].parent == Path("tests/values")
+
+
+def test_the_quickest_test_that_reaches_a_line_runs_first():
+    lines = {"a.py": {"1": [""], "2": ["slow", "quick"]}}
+    record = {"seconds": {"slow": 2, "quick": 1, "other": 0.5}, "lines": lines}
+    assert reaching(record, "a.py", 2) == ["quick", "slow"]
+    assert reaching(record, "a.py", 1) == ["other", "quick", "slow"]
+    assert reaching(record, "a.py", 3) == []
+
+
+def test_faults_that_were_once_found_still_stand_where_they_did():
+    faults = known_faults(HERE / "known.toml")
+    assert len(faults) >= 35
+    for fault in faults:
+        planted(Path(fault.path).read_text(), fault)
