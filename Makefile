@@ -46,12 +46,13 @@ $(VENV)/docs: $(VENV)/base
 demo: $(VENV)/base
 	$(BIN)/jaxsim demo
 
-# What one worker or run has compiled, the next reads.
+# What one worker or run has compiled, the next reads, small programs too: most are. No limit of size:
+# JAX then walks the folder for each program it writes. What is a week old goes.
 test test-fast mutate compatibility: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
-test test-fast mutate compatibility: export JAX_COMPILATION_CACHE_MAX_SIZE = 1000000000
-test test-fast mutate compatibility: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
+test test-fast mutate compatibility: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 
 test: $(VENV)/dev
+	find $(VENV) -path '$(VENV)/compiled/*' -mtime +7 -delete
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: $(VENV)/dev
