@@ -1,0 +1,181 @@
+"""Each alternative of an option of the public face answers something else.
+
+What each answers is checked where the option is at home; here none may be without effect, and an
+option that is new has to be named.
+"""
+
+import functools
+import inspect
+import itertools
+import typing
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from jaxsim.pipeline.pipeline import simulate_schedule
+
+KEY = jax.random.key(0)
+CHOICES = (True, False)
+
+# Options that choose how a thing is done and not what comes out, or that describe what a value is.
+SAME_ANSWER = {
+    ("measure_break_even", "layout"): "a measurement of time: tests/transforms/test_run_sparse.py",
+    ("pipeline_shard", "balance"): "where it cuts: tests/transforms/test_pipeline_shard.py",
+    ("pipeline_shard", "engine"): "how stages run: tests/transforms/test_pipeline_shard.py",
+    ("pipeline_shard", "remat"): "what is kept: tests/transforms/test_pipeline_shard.py",
+    ("prune", "allow_collapse"): "refuses or not: tests/sparsity/test_masks.py",
+    ("shrink", "exact"): "refuses or not: tests/transforms/test_shrink.py",
+    ("search_blocked", "quiet"): "prints or not: tests/search/test_blocks.py",
+}
+# Values that a user reads and does not set.
+READ = {"EarlyExit", "Network", "Op", "Site", "role"}
+
+
+@functools.cache
+def net():
+    rng = np.random.default_rng(0)
+    params = {
+        "a": jnp.asarray(rng.normal(size=(8, 8)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=(8, 4)) * np.array([1, 2, 4, 8]), jnp.float32),
+    }
+    return js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, inputs())
+
+
+@functools.cache
+def deeper():
+    """Two groups of channels; half of one's are worth little beside its mean."""
+    few = jnp.where(jnp.arange(8) < 7, 1.0, 100.0)
+    params = [jnp.ones((8, 8)) + jnp.arange(8) / 8, jnp.ones((8, 8)) * few, jnp.ones((8, 4))]
+    return js.trace(lambda p, x: jnp.tanh(jnp.tanh(x @ p[0]) @ p[1]) @ p[2], params, inputs())
+
+
+@functools.cache
+def inputs():
+    x = np.random.default_rng(1).normal(size=(4, 8)) * np.array([[1], [2], [4], [8]])
+    return jnp.asarray(x, jnp.float32)
+
+
+def answer(*transforms):
+    """What a composed network says of the inputs, once calibrated on half as many."""
+    made = js.deploy(js.compose(*transforms)(net()), calibrate=inputs()[:2], key=KEY)
+    return made(inputs(), key=KEY)
+
+
+def coded(**options):
+    return answer(js.quantize(weights=js.Grid(**{"bits": 4, **options})))
+
+
+def held(**options):
+    cells = js.cells.proportional(0.2) if "mapping" in options else None
+    return answer(js.quantize(4, 4), js.analog(6, cells, rows=4, input_bits=2, **options))
+
+
+def blocked(**options):
+    kept = (None, None) if options.get("mode") == "exact" else (2, 2)
+    return answer(js.quantize(8, 8), js.block(2, *kept, **{"mode": "static", **options}))
+
+
+def pipelined(schedule):
+    return simulate_schedule(piped(schedule=schedule)).in_flight
+
+
+def piped(**options):
+    return js.pipeline_shard(2, 4, devices=jax.devices()[:1] * 2, **options)(net())
+
+
+ANSWERS = {
+    ("Codebook", "per"): lambda per: answer(
+        js.quantize(weights=js.Codebook((-1.0, -0.3, 0.0, 0.4, 1.0), per=per, **group(per)))
+    ),
+    ("Floating", "dtype"): lambda dtype: answer(js.quantize(weights=js.Floating(dtype))),
+    ("Floating", "per"): lambda per: answer(js.quantize(weights=js.Floating("float8_e5m2", per))),
+    ("fp4", "per"): lambda per: answer(js.quantize(weights=js.fp4(per=per, **group(per)))),
+    ("nf4", "per"): lambda per: answer(js.quantize(weights=js.nf4(per=per, **group(per)))),
+    ("Grid", "dynamic"): lambda dynamic: answer(js.quantize(inputs=js.Grid(4, dynamic=dynamic))),
+    ("Grid", "per"): lambda per: (
+        answer(js.quantize(inputs=js.Grid(4, per=per)))
+        if per == "token"
+        else coded(per=per, **group(per))
+    ),
+    ("Grid", "rounding"): lambda rounding: coded(rounding=rounding),
+    ("Grid", "spacing"): lambda spacing: coded(spacing=spacing),
+    ("Grid", "symmetric"): lambda symmetric: coded(symmetric=symmetric),
+    ("analog", "accumulate"): lambda accumulate: held(accumulate=accumulate),
+    ("analog", "adc_range"): lambda adc_range: held(adc_range=adc_range),
+    ("analog", "mapping"): lambda mapping: held(mapping=mapping),
+    ("block", "mode"): lambda mode: blocked(mode=mode),
+    ("block", "rounding"): lambda rounding: blocked(rounding=rounding),
+    ("pipeline_shard", "schedule"): pipelined,
+    ("pipeline_value_and_grad", "reduction"): lambda reduction: js.pipeline_value_and_grad(
+        piped(), lambda y, t: jnp.mean((y - t) ** 2), reduction=reduction
+    )(net().params, (inputs(), inputs()[:, :4]))[0],
+    ("run_sparse", "layout"): lambda layout: str(
+        js.compose(js.prune(0.75), js.run_sparse(layout, block=(2, 2), break_even=0.0))(net())
+    ),
+    ("shrink", "scope"): lambda scope: [
+        w.shape for w in jax.tree.leaves(js.shrink(0.5, scope=scope)(deeper()).params)
+    ],
+    ("slice_bits", "top"): lambda top: answer(
+        js.quantize(5, 8), js.slice_bits(3, top=top), js.analog(5, rows=4, adc_range="max")
+    ),
+}
+
+
+def group(per):
+    return {"rows": 2} if per == "group" else {}
+
+
+def public_options():
+    """Every argument of the public face whose type lists its alternatives."""
+    for name in js.__all__:
+        thing = getattr(js, name)
+        if not callable(thing) or name in READ:
+            continue
+        try:
+            hints = typing.get_type_hints(thing)
+            parameters = inspect.signature(thing).parameters
+        except (NameError, TypeError, ValueError):
+            continue
+        for parameter in parameters:
+            if values := alternatives(hints.get(parameter)):
+                yield name, parameter, values
+
+
+def alternatives(hint):
+    if hint is bool:
+        return CHOICES
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    found = [alternatives(part) for part in typing.get_args(hint)]
+    return next((values for values in found if values), ())
+
+
+OPTIONS = {(name, parameter): values for name, parameter, values in public_options()}
+
+
+def test_every_option_is_told_apart_or_said_to_change_no_answer():
+    assert set(OPTIONS) == set(ANSWERS) | set(SAME_ANSWER)
+    assert not set(ANSWERS) & set(SAME_ANSWER)
+    for (_, parameter), reason in SAME_ANSWER.items():
+        assert parameter in Path(reason.split(": ")[1]).read_text()
+
+
+@pytest.mark.parametrize("option", ANSWERS, ids="-".join)
+def test_each_alternative_answers_something_else(option):
+    said = {value: ANSWERS[option](value) for value in OPTIONS[option]}
+    for one, other in itertools.combinations(said, 2):
+        assert different(said[one], said[other]), f"{one!r} and {other!r} answer the same"
+
+
+def different(a, b):
+    if isinstance(a, jax.Array | np.ndarray):
+        return not np.array_equal(a, b)
+    return a != b
+
+
+def test_what_answers_the_same_is_seen():
+    assert not different(coded(bits=4), coded())
