@@ -3,8 +3,11 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.network.cost import Cost, SiteCost
 from tests.support import models
 from tests.support.networks import SITES, attention, cnn, stack
+from tests.support.printed import header, rows
+from tests.support.scans import MATMUL, RUNS, grouped_scan, reused
 
 # by hand, for 8 images of 6×6×3: outputs of each layer, and products in each output
 OUTPUTS = [8 * 6 * 6 * 4, 8 * 3 * 3 * 6, 8 * 8, 8 * 3]
@@ -136,3 +139,44 @@ def test_pruned_networks_print_and_cost_inside_jit():
     ((shown, nonzero),) = seen
     assert "traced" in shown
     assert nonzero == sum(WEIGHTS) + BIASES
+
+
+def test_a_grouped_convolution_in_a_scan_counts_every_group_and_run():
+    """Nine products [26, 22] @ [22, 11] in each of five runs; weights of 6 bits."""
+    (site,) = js.quantize(6, 8)(grouped_scan()).cost().sites
+    assert (site.matmul, site.runs) == (MATMUL, RUNS)
+    assert site.params == site.nonzero == 5 * 9 * 22 * 11
+    assert site.spent["macs"] == 5 * 9 * 26 * 22 * 11
+    assert site.spent["cells"] == 5 * 9 * 22 * 11
+    assert site.spent["weight_bits"] == 5 * 9 * 22 * 11 * 6
+
+
+def test_a_weight_read_three_times_counts_its_products_and_not_its_cells_three_times():
+    (site,) = reused().cost().sites
+    assert (site.matmul, site.runs) == ((1, 5, 4, 4), 3)
+    assert site.spent == {"macs": 3 * 5 * 4 * 4, "cells": 16, "weight_bits": 16 * 32}
+
+
+def test_products_of_heads_are_a_product_each():
+    """Scores of two rows: two products [5, 4] @ [4, 5], and [5, 5] @ [5, 4] with the values."""
+    sites = {site.name: site for site in attention().cost().sites}
+    assert sites["dynamic/0"].matmul == (2, 5, 4, 5)
+    assert sites["dynamic/1"].matmul == (2, 5, 5, 4)
+
+
+def test_an_empty_batch_still_says_what_a_product_is():
+    (site,) = reused().cost(np.zeros((0, 4), np.float32)).sites
+    assert site.matmul == (1, 0, 4, 4)
+    assert site.spent["macs"] == 0
+
+
+def test_the_printed_cost_says_each_count_of_each_site():
+    """Counts in order of first appearance, none where a core does not make them."""
+    sites = (
+        SiteCost("a", 2, 3, {"macs": 5, "weight_bits": 7}, (1, 1, 1, 1), 1),
+        SiteCost("b", 1100, 13, {"weight_bits": 17, "conversions": 19}, (1, 1, 1, 1), 1),
+    )
+    cost = Cost(sites, params=23, nonzero=29)
+    assert header(cost) == ["site", "params", "nonzero", "macs", "weight bits", "conversions"]
+    assert rows(cost) == [["a", "2", "3", "5", "7", "0"], ["b", "1.1 k", "13", "0", "17", "19"]]
+    assert (cost.total("macs"), cost.total("weight_bits"), cost.total("sparks")) == (5, 24, 0)
