@@ -116,7 +116,12 @@ def test_groups_runs_tiles_slices_and_digits_are_each_counted_by_hand():
     [
         (None, 7, {"adc": 5, "rows": 5}, {"adc_bits": 5, "rows": 5}),
         (2, 7, {"adc": 9, "rows": 22}, {"adc_bits": 9, "slices": 4}),
-        (3, 7, {"rows": 7, "input_bits": 2}, {"adc_bits": None, "rows": 7, "slices": 3, "digits": 4}),
+        (
+            3,
+            7,
+            {"rows": 7, "input_bits": 2},
+            {"adc_bits": None, "rows": 7, "slices": 3, "digits": 4},
+        ),
         (
             3,
             7,
@@ -172,9 +177,9 @@ def test_the_printed_estimate_says_each_number_in_its_column():
     columns = ["site", "pJ", "conversions", "drives", "ADC pJ", "DAC pJ", "cells pJ", "µm²"]
     assert header(found) == columns
     assert rows(found) == [
-        ["a", *"23 2 3 5 7 11 13".split()],
-        ["b", *"83 17 19 23 29 31 37".split()],
-        ["all", *"106 19 22 28 36 42 50".split()],
+        ["a", *["23", "2", "3", "5", "7", "11", "13"]],
+        ["b", *["83", "17", "19", "23", "29", "31", "37"]],
+        ["all", *["106", "19", "22", "28", "36", "42", "50"]],
     ]
 
 

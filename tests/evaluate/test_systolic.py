@@ -179,7 +179,9 @@ def test_groups_tiles_runs_and_sparse_codes_are_each_counted_by_hand():
     assert spent.sram == 85350 * 1.25
     assert spent.dram == 1.5 * 660 * 2.5 * 2.75  # 2 · 3 · 11 · 10 weights, 2.5 bits each
     assert spent.cycles == 1848  # 2 · 3 · 7 · 4 · 11
-    narrow = dataclasses.replace(ODD, port=3).spend(Workload((3, 41, 11, 10), 2, 0.25, (5, 6), None))
+    narrow = dataclasses.replace(ODD, port=3).spend(
+        Workload((3, 41, 11, 10), 2, 0.25, (5, 6), None)
+    )
     assert narrow.cycles == pytest.approx(65670 / 27)  # 3 bits to each of 6 + 3 elements
 
 
@@ -277,9 +279,9 @@ def test_the_printed_estimate_says_each_number_in_its_column():
     amounts = ["pJ", "multiply", "add", "shift", "SRAM", "DRAM", "cycles", "bits"]
     assert header(shown) == ["site", *amounts, "energy gain", "speed gain", "traffic gain"]
     assert rows(shown) == [
-        ["a", *"28 2 3 5 7 11 13 17 11.11× 5.62× 4.65×".split()],
-        ["b", *"139 19 23 29 31 37 41 43 3.40× 2.61× 2.53×".split()],
-        ["all", *"167 21 26 34 38 48 54 60 4.69× 3.33× 3.13×".split()],
+        ["a", *["28", "2", "3", "5", "7", "11", "13", "17", "11.11×", "5.62×", "4.65×"]],
+        ["b", *["139", "19", "23", "29", "31", "37", "41", "43", "3.40×", "2.61×", "2.53×"]],
+        ["all", *["167", "21", "26", "34", "38", "48", "54", "60", "4.69×", "3.33×", "3.13×"]],
     ]
 
 

@@ -23,7 +23,9 @@ def grouped_scan():
         return y, None
 
     x = jnp.ones((2, 13, 99))
-    return js.trace(lambda p, x: jax.lax.scan(layer, x, p["w"])[0], {"w": jnp.ones((5, 2, 11, 99))}, x)
+    return js.trace(
+        lambda p, x: jax.lax.scan(layer, x, p["w"])[0], {"w": jnp.ones((5, 2, 11, 99))}, x
+    )
 
 
 @functools.cache
