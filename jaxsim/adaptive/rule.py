@@ -188,16 +188,16 @@ def check_rule(rule: Rule, exits: int) -> None:
       exits: Number of exits, the last one included.
 
     Raises:
-      ValueError: The threshold is negative or not a number, the patience negative, or the first
-        exit not one of them.
+      ValueError: The threshold is negative or not a number, the patience negative or no int, or the
+        first exit not one of them.
     """
     check_range("threshold", rule.threshold, 0)
-    check_range("patience", rule.patience, 0)
-    check_range("first", rule.first, 1, exits)
+    check_range("patience", rule.patience, 0, whole=True)
+    check_range("first", rule.first, 1, exits, whole=True)
 
 
 def check_buckets(buckets: Buckets) -> None:
-    """Checks that the shapes are positive and that whole buckets fit a batch.
+    """Checks that the shapes are positive ints and that whole buckets fit a batch.
 
     Args:
       buckets: Shapes to compile for.
@@ -205,9 +205,9 @@ def check_buckets(buckets: Buckets) -> None:
     Raises:
       ValueError: They are not, or do not.
     """
-    check_range("batch", buckets.batch, 1)
-    check_range("token", buckets.token, 1)
-    check_range("max_batch", buckets.max_batch, buckets.batch)
+    check_range("batch", buckets.batch, 1, whole=True)
+    check_range("token", buckets.token, 1, whole=True)
+    check_range("max_batch", buckets.max_batch, buckets.batch, whole=True)
 
 
 def round_up(count: int, multiple: int) -> int:

@@ -110,3 +110,32 @@ def test_schedules_out_of_range_are_refused(wrong):
 def test_old_names_warn_and_give_the_new_ones(old, new):
     with pytest.warns(DeprecationWarning, match=new):
         assert getattr(tokens, old) is getattr(tokens, new)
+
+
+def test_soft_masks_are_a_sigmoid_of_the_distance_in_temperatures():
+    found = tokens.soft_mask(jnp.array([0.1, 0.5]), jnp.float32(0.2), 0.05)
+    np.testing.assert_allclose(found, [1 / (1 + np.exp(2)), 1 / (1 + np.exp(-6))], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("layers", "whole"), [(4, 3), (19, 3), (20, 3), (21, 4), (26, 4), (27, 5)])
+def test_the_first_15_percent_of_the_layers_prune_nothing(layers, whole):
+    """Three at least; after them the share left falls by equal steps."""
+    ratios = np.asarray(tokens.pruning_ratios(0.3, layers))
+    left = np.cumprod(1 - ratios)
+    assert len(ratios) == layers
+    np.testing.assert_array_equal(ratios[:whole], 0)
+    expected = 1 - 0.7 * np.arange(1, layers - whole + 1) / (layers - whole)
+    np.testing.assert_allclose(left[whole:], expected, rtol=1e-5)
+
+
+def test_schedules_at_their_ends_are_taken():
+    assert tokens.linear_thresholds(0.0, 1).tolist() == [0.0]
+    assert tokens.pruning_ratios(1.0, 4).tolist() == [0, 0, 0, 0]
+    tokens.check_levels(np.zeros(3), 3)
+
+
+def test_the_first_tokens_stay_only_where_they_are():
+    received, valid = jnp.zeros((1, 4)), jnp.array([[True, False, True, True]])
+    for protect, expected in [(1, [True, False, False, False]), (3, [True, False, True, False])]:
+        found = tokens.keep_tokens(tokens.above, jnp.float32(0.3), received, valid, protect)
+        assert found.tolist() == [expected]
