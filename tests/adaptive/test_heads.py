@@ -7,6 +7,7 @@ import pytest
 
 from jaxsim.adaptive import heads as students
 from jaxsim.adaptive.heads import apply_head, fit_students
+from tests.oracles import students as oracle
 
 
 def kl(teacher, student):
@@ -71,3 +72,42 @@ def test_errors(features, shape, options, message):
         fit_students(
             [jnp.zeros(s) for s in features], jnp.zeros(shape), jax.random.key(0), **options
         )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_a_student_after_some_steps_is_what_adam_by_hand_makes_of_it(steps):
+    x, teacher = problem(n=20, d=3, C=4)
+    (head,) = fit_students((x,), teacher, jax.random.key(0), steps=steps, learning_rate=0.3)
+    for rate, near in ((0.3, True), (0.2, False)):
+        kernel, bias = oracle.fitted(x, teacher, steps, rate)
+        found = np.allclose(head["kernel"], kernel, rtol=2e-3, atol=1e-4)
+        assert (found and np.allclose(head["bias"], bias, rtol=2e-3, atol=1e-3)) == near
+
+
+def test_every_step_draws_rows_of_its_own():
+    """Pairs of 12 rows: one pair, drawn again and again, would teach nothing of the others."""
+    teacher = 3 * jax.random.normal(jax.random.key(3), (12, 4))
+    rows = jnp.eye(12)
+    keys = [jax.random.key(0), jax.random.key(0), jax.random.key(1)]
+    first, again, other = (
+        fit_students((rows,), teacher, key, steps=600, batch_size=2, learning_rate=0.05)[0]
+        for key in keys
+    )
+    assert kl(teacher, apply_head(first, rows)) < 0.05 * kl(teacher, jnp.zeros((12, 4)))
+    assert np.array_equal(first["kernel"], again["kernel"])
+    assert not np.array_equal(first["kernel"], other["kernel"])
+
+
+def test_the_least_problem_is_two_classes_one_step_and_one_row():
+    (head,) = fit_students(
+        (jnp.ones((1, 1)),), jnp.zeros((1, 2)), jax.random.key(0), steps=1, batch_size=1
+    )
+    assert head["kernel"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("what", ["features", "teacher"])
+def test_numbers_that_are_not_finite_are_named(what):
+    given = {"features": [jnp.ones((3, 2))], "teacher": jnp.ones((3, 2))}
+    given[what] = jax.tree.map(lambda a: a.at[1, 1].set(jnp.inf), given[what])
+    with pytest.raises(ValueError, match=what):
+        fit_students(**given, key=jax.random.key(0))

@@ -1,6 +1,7 @@
 """One decision, two executions, and a third in float64."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import jaxsim as js
 from jaxsim import adaptive
 from jaxsim.adaptive import pyramid_step, students, tokens
 from jaxsim.adaptive.encoder import deploy_layers, first_token, flops_layer, over_layers
+from jaxsim.adaptive.pyramid import ExitOutputs, take_exits
 from jaxsim.adaptive.rule import AdaptiveModel, Buckets, Rule, normalized_entropy
 from jaxsim.models.bert import Attention, FeedForward, encoder
 from tests.oracles.pyramid import climb
@@ -300,3 +302,42 @@ def test_old_names_warn_and_give_the_new_ones():
         assert adaptive.distil_students is adaptive.distill_students
     with pytest.warns(DeprecationWarning, match="distill_students"):
         assert students.distil_students is students.distill_students
+
+
+def test_exits_are_taken_from_the_outputs_of_every_layer_by_hand():
+    """Rows that leave at layer 2, at layer 1 and never; 9, 8 and 7 tokens of width 2, hidden 3."""
+    even, sure = [0.0, 0.0], [9.0, 0.0]
+    logits = jnp.array([[even, sure, even], [sure, even, sure], [even, even, sure]])
+    kept = jnp.array([[6, 5, 4], [5, 4, 3], [6, 3, 1]])
+    outputs = ExitOutputs(features=jnp.zeros((3, 3, 2)), logits=logits, kept=kept)
+    sizes = types.SimpleNamespace(width=2, hidden=3, head={"bias": np.zeros(2, np.float32)})
+    net = types.SimpleNamespace(rule=Rule(0.5), encoder=sizes)
+    found = take_exits(net, outputs, np.array([9, 8, 7]))
+    assert found.layer.tolist() == [2, 1, 3]
+    assert found.logits.tolist() == [sure, sure, sure]
+    assert found.kept.tolist() == [[6, 5, 0], [5, 0, 0], [6, 3, 1]]
+    assert np.isnan(found.uncertainty).tolist() == [[0, 0, 1], [0, 1, 1], [0, 0, 0]]
+
+    def layer(n_in, n_out):
+        return 2 * (4 * n_in * 4 + 2 * n_in * n_in * 2 + 2 * n_out * 2 * 3)
+
+    assert found.flops.tolist() == [
+        layer(9, 6) + layer(6, 5),
+        layer(8, 5),
+        layer(7, 6) + layer(6, 3) + layer(3, 1),
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+def test_soft_masks_scale_tokens_and_share_by_the_definition(temperature):
+    """Of one layer: what it leaves of the tokens present, the protected ones whole."""
+    ids, lengths = sequences(3, longest=6)
+    net = made(np.full(3, 0.15), protect=2)
+    valid = tokens.prefix_mask(jnp.asarray(lengths), 6)
+    x = net.encoder.embed(ids)
+    received = np.asarray(net.encoder.attention[0](x, valid)[1], np.float64)
+    mask = 1 / (1 + np.exp(-(received - 0.15) / temperature))
+    mask[:, :2] = 1
+    shares = net.soften(ids, lengths, temperature).shares
+    present = np.asarray(valid)
+    assert float(shares[0]) == pytest.approx(mask[present].mean(), rel=1e-4)
