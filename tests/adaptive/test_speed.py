@@ -72,8 +72,8 @@ def test_a_sweep_means_over_rows_at_each_scale_and_threshold(monkeypatch):
     assert found == [
         Speed(0.0, 0.0, 0.0, 0.0, 5.0),
         Speed(0.0, 0.5, 0.5, 0.0, 5.0),
-        Speed(1.5, 0.0, 0.0, 6.0, 5.0),
-        Speed(1.5, 0.5, 0.5, 6.0, 5.0),
+        Speed(1.5, 0.0, 0.0, 12.0, 5.0),
+        Speed(1.5, 0.5, 0.5, 12.0, 5.0),
     ]
 
 
