@@ -5,9 +5,12 @@ import subprocess
 import sys
 import textwrap
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxsim.checkpoint.log import ScoreCache
+from jaxsim.checkpoint.log import ScoreCache, program_digest, run_digest
 
 
 def scores(path):
@@ -73,3 +76,60 @@ def test_what_is_no_log_is_refused_and_stays(tmp_path, content):
     with pytest.raises(ValueError, match=r"log\.json.*no log"):
         ScoreCache(path)
     assert path.read_bytes() == content
+
+
+def test_a_digest_is_of_every_bit_shape_type_and_fact():
+    same = [np.float32([1, 2]), jnp.arange(3)]
+    assert run_digest(same, "a", 1) == run_digest(
+        [np.float32([1, 2]), np.arange(3, dtype="i4")], "a", 1
+    )
+    others = [
+        run_digest([np.float32([1, 2 + 1e-6]), jnp.arange(3)], "a", 1),
+        run_digest([np.float32([[1, 2]]), jnp.arange(3)], "a", 1),
+        run_digest([np.float32([1, 2]).view(np.int32), jnp.arange(3)], "a", 1),
+        run_digest([np.float32([1, 2])], "a", 1),
+        run_digest(same[::-1], "a", 1),
+        run_digest(same, "a", 2),
+        run_digest(same, "a"),
+        run_digest(same),
+        run_digest([np.float32([0.0]), jnp.arange(3)]),
+        run_digest([np.float32([-0.0]), jnp.arange(3)]),
+    ]
+    assert len({run_digest(same, "a", 1), *others}) == 11
+
+
+def test_a_digest_of_a_key_is_of_its_data():
+    first, second = (run_digest(jax.random.key(seed)) for seed in (0, 1))
+    assert first == run_digest(jax.random.key(0))
+    assert first != second
+
+
+def digest(function, *args):
+    return program_digest(jax.jit(function), *args)
+
+
+def test_a_digest_of_a_program_is_of_what_it_computes_and_the_constants_it_holds():
+    x, big = jnp.ones(3), np.arange(3.0)
+    first = digest(lambda x: x * 2 + big, x)
+    assert first == digest(lambda x: x * 2 + np.arange(3.0), x)
+    others = [
+        digest(lambda x: x * 3 + big, x),
+        digest(lambda x: x * 2 + big[::-1], x),
+        digest(lambda x: x * 2 + big, jnp.ones(3, jnp.int32)),
+        digest(lambda x: jax.lax.cond(x[0] > 0, lambda: x * big, lambda: x), x),
+        digest(lambda x: jax.lax.cond(x[0] > 0, lambda: x * big[::-1], lambda: x), x),
+    ]
+    assert len({first, *others}) == 6
+    assert all(whole for _, whole in others)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_a_callback_does_is_not_seen(nested):
+    def call(x):
+        return jax.pure_callback(lambda a: a, jax.ShapeDtypeStruct((3,), x.dtype), x)
+
+    def inside(x):
+        return jax.lax.cond(x[0] > 0, call, lambda x: x, x)
+
+    _, whole = digest(inside if nested else call, jnp.ones(3))
+    assert not whole
