@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
+from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, require_network, rules
 from jaxsim.network.writer import write_states
 from jaxsim.numerics.checks import check_range, checked_int
@@ -31,7 +33,8 @@ class Sensitivity(NamedTuple):
       bits: Widths to choose from, rising.
       loss: Expected increase of the loss, [sites, bits].
       weights: Number of weights of each site, [sites].
-      macs: Multiply-accumulates of each site for the traced example, [sites].
+      macs: Multiply-accumulates with each of these weights in one call of the traced example, all
+        its uses and every turn of a loop counted, [sites].
     """
 
     sites: tuple[str, ...]
@@ -128,7 +131,7 @@ def ablation_sensitivity(
     *,
     bits: Sequence[int] = (2, 3, 4, 6, 8),
 ) -> Sensitivity:
-    """Measures the increase of the loss when one site's weights alone are rounded.
+    """Measures the increase of the loss when one site's weights alone are rounded, wherever used.
 
     The site and the number of bits are traced, so that all of it compiles once.
 
@@ -161,8 +164,9 @@ def ablation_sensitivity(
     def rounded(name: str, bits: int) -> float:
         """The loss with one site rounded; of no bits, with none."""
         cores = {
-            f.name: (Wrapper.of(coarse, top=float(2 ** (bits - 1) - 1 if f.name == name else 0)),)
+            use: (Wrapper.of(coarse, top=float(2 ** (bits - 1) - 1 if f.name == name else 0)),)
             for f in facts
+            for use in f.uses
         }
         return float(measured(dataclasses.replace(net, cores=cores)))
 
@@ -267,14 +271,24 @@ class _SiteFacts(NamedTuple):
     param: str
     size: int
     macs: int
+    uses: tuple[str, ...]
 
 
 def _site_facts(net: Network) -> list[_SiteFacts]:
     """The sites that hold a weight no earlier site does."""
+    uses: dict[str, list[Site]] = {}
+    for site in net.sites:
+        if site.param is not None:
+            uses.setdefault(site.param, []).append(site)
     return [
-        _SiteFacts(s.name, s.param, int(np.prod((*s.stack, *s.w_shape))), s.macs)
-        for s in net.sites
-        if s.param is not None and "#" not in s.name
+        _SiteFacts(
+            name=sites[0].name,
+            param=param,
+            size=math.prod((*sites[0].stack, *sites[0].w_shape)),
+            macs=sum(s.macs * math.prod(s.lengths) for s in sites),
+            uses=tuple(s.name for s in sites),
+        )
+        for param, sites in uses.items()
     ]
 
 

@@ -5,11 +5,21 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.search.blocks import assign, pareto_fronts, search_blocked
+from jaxsim.search.blocks import (
+    Search,
+    _bisect_budget,
+    _drop_expensive,
+    _summarize,
+    _Table,
+    assign,
+    pareto_fronts,
+    search_blocked,
+)
 from jaxsim.search.config import Choice, Config, configs
 from jaxsim.search.sensitivity import site_sensitivity
 from tests.support import models
 from tests.support.networks import SITES, X, cnn, run, stack
+from tests.support.printed import header, rows
 
 FEW = configs((3, 4))
 
@@ -210,3 +220,96 @@ def test_sensitivity_at_one_site_grows_with_the_error_there():
 
 def _first_layer():
     return {"params": {"kernel": cnn().params["Conv_0"]["kernel"]}}
+
+
+def test_the_best_assignment_is_not_the_greedy_one():
+    """Of 10 to spend: the dear option of the first site gains most and leaves nothing."""
+    errors = np.array([[9.0, 4.0, 0.0], [9.0, 1.0, 0.5], [9.0, 1.0, 0.5]])
+    cost = np.array([[1.0, 4.0, 8.0], [1.0, 3.0, 4.0], [1.0, 3.0, 4.0]])
+    assert assign(errors, cost, 10).tolist() == [1, 1, 1]
+    assert assign(errors * 1e-9, cost * 1e9, 10e9).tolist() == [1, 1, 1]
+    assert assign(0 * errors, cost, 3).tolist() == [0, 0, 0]  # the last of the budget
+    with pytest.raises(ValueError, match=r"budget=2\.9: the cheapest choice costs 3\.0"):
+        assign(errors, cost, 2.9)
+
+
+DEAR, CHEAP = Config(3, 2, 2, ("static", "static")), Config(4, 1, 1, ("static", "static"))
+
+
+def test_what_costs_more_than_the_cheapest_exact_candidate_is_dropped():
+    """Exact ones stay; of the others those of at most as much over both sites."""
+    exact, other = Config(3), Config(2)
+    energy = np.array([[4.0, 9.0, 5.0, 6.0], [6.0, 9.0, 5.0, 5.0]])
+    cycles = np.arange(8.0).reshape(2, 4)
+    kept, spent, steps = _drop_expensive((exact, other, DEAR, CHEAP), energy, cycles)
+    assert kept == (exact, other, DEAR)
+    np.testing.assert_array_equal(spent, energy[:, :3])
+    np.testing.assert_array_equal(steps, cycles[:, :3])
+    kept, _, _ = _drop_expensive((DEAR, CHEAP), energy[:, :2], cycles[:, :2])
+    assert kept == (DEAR, CHEAP)  # with no exact one to compare to, all
+
+
+def bisected(accurate, high=16.0, steps=4):
+    """The budgets that bisection asks for, over one site whose options cost 0, 1, … 16."""
+    candidates = (*(Config(3, n) for n in range(17)), Config(2))
+    energy = np.concatenate([np.arange(17.0), [0.0]])[None]
+    table = _Table(("a",), candidates, energy, energy, 0.0, 0.0)
+    asked, said = [], []
+
+    class Chooser:
+        def __call__(self, picked):
+            (c,) = picked
+            asked.append(int(c))
+            return Choice({}, float(accurate(c)), energy[0, c], 1.0, 1.0)
+
+    chooser = Chooser()
+    chooser.table = table
+    errors = -np.concatenate([np.arange(17.0), [99.0]])[None]  # dearer is better
+    errors -= errors.min()
+    found = _bisect_budget(
+        chooser, errors, 3, high=high, accuracy=0.5, steps=steps, advance=said.append
+    )
+    return asked, [choice.energy for choice in found], said
+
+
+def test_bisection_halves_the_budget_between_what_is_and_what_is_not_accurate():
+    asked, found, said = bisected(lambda c: c >= 5)
+    assert asked == [8, 4, 6, 5]
+    assert found == [8, 6, 5]
+    assert said[1] == "layers: K=3, step 2 of 4"
+    asked, found, _ = bisected(lambda c: 0)
+    assert asked == [8, 12, 14, 15]
+    assert found == []
+
+
+def test_bisection_goes_on_below_what_was_spent_and_ends_where_nothing_is_left():
+    """A choice of half the accuracy is accurate enough; of a budget of 7, 3.5 buys 3."""
+    asked, found, _ = bisected(lambda c: 0.5, high=7.0, steps=3)
+    assert asked == [3, 1, 0]
+    assert found == [3, 1, 0]
+    assert bisected(lambda c: 1, high=0.0) == ([], [], [])
+
+
+def test_a_result_is_the_cheapest_of_the_accurate_and_the_best_of_all():
+    a, b, c, d = (
+        Choice({"s": Config(k)}, accuracy, energy, 1.0, 1.0)
+        for k, accuracy, energy in [(2, 0.9, 4.0), (3, 0.8, 3.0), (4, 0.7, 5.0), (5, 0.8, 3.0)]
+    )
+    found = _summarize(0.95, a, [a, b], (a, b, c, d))
+    assert found == Search(0.95, a, b, (b, a), (a, b, c, d), 5)
+    assert _summarize(0.95, None, [], (c,)).layers is None
+
+
+def test_the_printed_search_says_each_choice_and_its_gains():
+    one = Choice({"a": Config(4), "b": Config(4)}, 0.91234, 1234.0, 1.5, 2.25)
+    two = Choice({"a": Config(4), "b": CHEAP}, 0.8, 617.0, 3.0, 4.5)
+    shown = Search(0.95, one, two, (two, one), (one, two), 3)
+    assert "3 evaluations; energy and speed: analytic model" in str(shown)
+    assert header(shown) == ["choice", "accuracy", "pJ", "energy gain", "speed gain"]
+    assert rows(shown) == [
+        [
+            "by layer: K=4: all × all, K=4: 1 static × 1 static ← layers",
+            *["0.8000", "617", "3.00×", "4.50×"],
+        ],
+        ["K=4: all × all ← network", *["0.9123", "1.23 k", "1.50×", "2.25×"]],
+    ]
