@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.evaluate.comparison import Comparison, ComparisonRow
 from tests.support.networks import X, cnn
+from tests.support.printed import header, rows
 
 LABELS = np.arange(8) % 3
 
@@ -70,3 +72,51 @@ def test_outputs_that_are_not_logits_are_refused():
     net = js.trace(lambda p, x: {"y": x @ p}, np.ones((3, 2), np.float32), np.ones((4, 3)))
     with pytest.raises(ValueError, match="outputs must be one array of logits"):
         js.classify(net, np.ones((4, 3), np.float32))
+
+
+def test_accuracy_has_the_standard_error_of_a_share():
+    """Three of four right, and two of four agree: sqrt(3/4 · 1/4 / 4)."""
+    x = np.eye(4, dtype=np.float32)
+    net = js.trace(lambda w, x: x @ w, np.eye(4, dtype=np.float32), x)
+    other = js.trace(lambda w, x: x @ w, x[[0, 1, 3, 2]], x)
+    reference, row = js.compare(net, other, (x, np.array([0, 1, 2, 2]))).rows
+    assert (reference.name, reference.accuracy, reference.agreement) == ("reference", 0.75, 1.0)
+    assert reference.error == pytest.approx(np.sqrt(3) / 8)
+    assert (row.name, row.accuracy, row.agreement) == ("transformed", 0.75, 0.5)
+    assert (row.weight_bits, row.macs, row.conversions) == (16 * 32, 16, 0)
+
+
+def test_each_batch_draws_read_noise_of_its_own():
+    """Outputs are noise alone: one batch that drew as another would give its answers again."""
+    x = np.ones((64, 8), np.float32)
+    net = js.trace(lambda w, x: x @ w, np.ones((8, 5), np.float32), x)
+    noisy = js.analog(cells=js.cells.independent(0.0, noise=0.1))(js.quantize(8, None)(net))
+    chip = js.deploy(noisy, key=jax.random.key(0), calibrate=x)
+    first, again, other = (
+        js.classify(chip, x, key=jax.random.key(key), batch_size=32) for key in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[:32], first[32:])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 500])
+def test_a_batch_may_be_of_any_size(batch_size):
+    x = np.eye(4, dtype=np.float32)
+    net = js.trace(lambda w, x: x @ w, np.eye(4, dtype=np.float32), x)
+    found = js.classify(net, x[[2, 0, 3, 1]], batch_size=batch_size)
+    assert found.tolist() == [2, 0, 3, 1]
+
+
+def test_the_printed_comparison_says_each_number_in_its_column():
+    shown = Comparison(
+        (
+            ComparisonRow("a", 0.91234, 0.00567, 1.0, 11, 1300, 8192 * 1700, 2.5e6, 0),
+            ComparisonRow("b", 0.5, 0.25, 0.125, 13, 17, 4096, 19, 23),
+        )
+    )
+    assert header(shown) == ["network", "right %", "agree %", "kept", "KiB", "MACs", "ADC reads"]
+    assert rows(shown) == [
+        ["a", "91.23±0.57", "100.00", "1.3 k", "1,700.0", "2.5 M", "–"],
+        ["b", "50.00±25.00", "12.50", "17", "0.5", "19", "23"],
+    ]
