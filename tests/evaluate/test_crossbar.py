@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import jax.numpy as jnp
 import pytest
 
 import jaxsim as js
@@ -148,6 +149,17 @@ def test_what_a_site_spends_is_what_walking_through_its_arrays_counts(slices, ke
 def test_an_array_that_a_scan_reads_again_is_built_once():
     expected = arrays.spent((1, 5, 4, 4), 3, 1, adc_bits=7, array=ORACLE)
     assert spent(reused(), adc=7)._asdict() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rows", [1, 0, 7])
+def test_an_array_is_as_large_for_any_number_of_rows(rows):
+    """Of an empty batch nothing is converted, and so no converter is seen."""
+    chip = js.compose(js.quantize(8, 8), js.analog(adc=7))(reused())
+    (found,) = OWN.estimate(chip, jnp.ones((rows, 4))).spent
+    expected = arrays.spent((1, rows, 4, 4), 3, 1, adc_bits=7, array=ORACLE)
+    if not rows:
+        expected["area"] -= 4 / 12 * 7.25
+    assert found._asdict() == pytest.approx(expected)
 
 
 def test_an_affine_input_has_the_digits_of_its_whole_range():

@@ -50,21 +50,14 @@ def squares(y, target):
     return jnp.mean((y["rows"] - target) ** 2) + jnp.mean(y["across"] ** 2)
 
 
-@pytest.mark.parametrize(
-    ("remat", "reduction", "scale"),
-    [
-        ("none", "sum", 3),
-        (jax.checkpoint_policies.dots_saveable, "mean", 1),
-    ],
-)
-def test_losses_of_micro_batches_are_averaged_or_added(remat, reduction, scale):
+def test_losses_of_micro_batches_are_added():
     """Three of equal size: their sum is three times their mean."""
     target = normal(12, 2, seed=9)
-    step = js.pipeline_value_and_grad(pipe(3, remat=remat), squares, reduction=reduction)
+    step = js.pipeline_value_and_grad(pipe(3, remat="none"), squares, reduction="sum")
     found = step(net().params, (inputs(), target))
 
     def whole(params):
-        return scale * squares(net().fn(params, net().buffers, *inputs()), target)
+        return 3 * squares(net().fn(params, net().buffers, *inputs()), target)
 
     expected = jax.value_and_grad(whole)(net().params)
     assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-5)

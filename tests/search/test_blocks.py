@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.search import blocks as search
 from jaxsim.search.blocks import (
     Search,
     _bisect_budget,
@@ -313,3 +314,82 @@ def test_the_printed_search_says_each_choice_and_its_gains():
         ],
         ["K=4: all × all ← network", *["0.9123", "1.23 k", "1.50×", "2.25×"]],
     ]
+
+
+class Scores:
+    """Scores that are known beforehand: nothing is deployed or measured."""
+
+    def __init__(self, exact, errors, accuracy):
+        self.known, self.accuracy = {"exact": exact, "harm": np.asarray(errors)}, accuracy
+
+    def get(self, name, make):
+        return self.known[name] if name in self.known else self.accuracy(name)
+
+
+PLAIN, ONE, TWO = (
+    Config(4),
+    Config(4, 1, 1, ("static",) * 2),
+    Config(4, None, 1, ("exact", "static")),
+)
+
+
+def searched(monkeypatch, accuracy, errors, drop, exact=0.9, **options):
+    """A search over a scan's layers and a head; of K = 4, all, one by one, or all by one block."""
+    scores = Scores(exact, errors, accuracy)
+    monkeypatch.setattr(search, "_open_scores", lambda *given: scores)
+    net = js.quantize(8, 8)(stack())
+    candidates = (PLAIN, ONE, TWO)
+    return search_blocked(net, X, None, drop=drop, candidates=candidates, quiet=True, **options)
+
+
+def energies():
+    """Of each site and candidate, by the model of the array."""
+    net = js.quantize(8, 8)(stack())
+    model = js.Hardware()
+    return [[s.energy for s in model.estimate(c.transform()(net)).spent] for c in (PLAIN, ONE, TWO)]
+
+
+ERRORS = [[0.0, 4.0, 1.0], [0.0, 1.0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("drop", "cheapest"), [(0.25, ONE), (0.24, TWO), (0.125, TWO), (0.1, PLAIN)]
+)
+def test_an_accuracy_at_the_limit_is_enough(monkeypatch, drop, cheapest):
+    """One block of each loses a quarter, one of the weights an eighth."""
+
+    def accuracy(name):
+        return 0.75 - 0.25 * ("4, 1, 1" in name) - 0.125 * ("4, None, 1" in name)
+
+    exact = 0.75
+    found = searched(monkeypatch, accuracy, ERRORS, drop, exact, steps=0)
+    assert found.exact == exact
+    assert set(found.network.by_site.values()) == {cheapest}
+    assert found.layers == found.network
+    assert found.evaluations == 4
+    plain, one, two = (sum(each) for each in energies())
+    spent = {c.by_site["w"]: c.energy for c in found.tried}
+    assert spent == pytest.approx({PLAIN: plain, ONE: one, TWO: two})
+    baseline = js.Hardware().estimate(js.quantize(8, 8)(stack()))
+    base = sum(s.energy for s in baseline.baseline)
+    assert found.network.energy_gain == pytest.approx(base / found.network.energy)
+
+
+def test_layers_are_chosen_apart_where_one_of_them_suffers(monkeypatch):
+    """The scan's layers lose with one block each, the head does not."""
+
+    def accuracy(name):
+        return 0.5 if "w: (4, 1, 1" in name else 0.9
+
+    errors = [[0.0, 9.0, 1.0], [0.0, 0.1, 0.05]]
+    found = searched(monkeypatch, accuracy, errors, 0.0, steps=8)
+    assert set(found.network.by_site.values()) == {TWO}
+    assert found.layers.by_site == {"w": TWO, "head": ONE}
+    (_, _), (_, head), (w, _) = energies()
+    assert found.layers.energy == pytest.approx(w + head)
+    assert found.evaluations == 1 + len(found.tried)
+
+
+def test_no_loss_at_all_may_be_asked_for():
+    with pytest.raises(ValueError, match=r"drop=-1e-09: must be a number of at least 0"):
+        search_blocked(js.quantize(8, 8)(stack()), X, float, drop=-1e-9)
