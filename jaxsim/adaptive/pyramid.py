@@ -294,7 +294,7 @@ def take_exits(net: Pyramid, outputs: ExitOutputs, lengths: Int[Array, " B"]) ->
     for i in range(L):
         leave, doubt, streak = should_exit(net.rule, outputs.logits[:, i], streak, i + 1)
         uncertainty.append(jnp.where(here, doubt, jnp.nan))
-        layer = jnp.where(here & leave, jnp.minimum(layer, i + 1), layer)
+        layer = jnp.where(here & leave, i + 1, layer)
         here = here & ~leave
     logits = jnp.take_along_axis(outputs.logits, layer[:, None, None] - 1, 1)[:, 0]
     logits = logits.astype(net.encoder.head["bias"].dtype)

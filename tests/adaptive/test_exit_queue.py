@@ -10,6 +10,8 @@ import pytest
 import jaxsim as js
 from jaxsim.adaptive import exit_queue
 from jaxsim.adaptive.exit_queue import _Queue
+from jaxsim.adaptive.exits import at_exits
+from jaxsim.network.arguments import call_arguments
 
 
 def net():
@@ -129,6 +131,12 @@ def test_batches_draw_read_noise_of_their_own():
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
     assert np.abs(first[:2] - first[2:]).max() > 1e-3
+    told, again, other = (
+        at_exits(chip, call_arguments((x,), {}), 2, jax.random.key(i))[-1] for i in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(told, again)
+    assert np.abs(told - other).max() > 1e-3
+    assert np.abs(told[:2] - told[2:]).max() > 1e-3
 
 
 def test_a_threshold_is_read_at_each_call():

@@ -327,6 +327,22 @@ def test_stages_can_be_named_measured_or_weighed():
     assert "layers/3/kernel" in str(named.stages)
 
 
+@pytest.mark.parametrize(("balance", "begins"), [("flops", "d"), ("bytes", "c")])
+def test_operations_and_bytes_make_other_stages_equal(balance, begins):
+    """Of 64 rows through widths 4, 4, 4, 64 and 4: of 16, 16, 256 and 256 products a row.
+
+    Stages of 288 and 256 are the most equal. Weights and outputs are 272, 272,
+    4352 and 512 numbers, of which 544 and 4864 are less unequal than 4896 and 512.
+    """
+    shapes = {"a": (4, 4), "b": (4, 4), "c": (4, 64), "d": (64, 4)}
+
+    def model(p, x):
+        return x @ p["a"] @ p["b"] @ p["c"] @ p["d"]
+
+    net = js.trace(model, {n: jnp.ones(s) for n, s in shapes.items()}, jnp.ones((64, 4)))
+    assert [row.name for row in pipe(net, 2, 1, balance=balance).stages.rows] == ["a", begins]
+
+
 def test_a_layer_that_takes_long_is_measured():
     def model(params, x):
         for i, w in enumerate(params):
