@@ -78,6 +78,16 @@ def test_rows_wait_for_a_full_batch_and_are_filled_up_at_the_end(monkeypatch):
     assert not np.isnan(out.uncertainty[::2]).any()
 
 
+def test_where_no_batch_is_full_the_first_stage_goes_on(monkeypatch):
+    """Three rows and two: those of the first batch that stay wait for one of the second."""
+
+    def odd(at, ids):
+        return (ids % 2 == 1) & (at == 0)
+
+    steps, _, _ = ran(monkeypatch, 5, {"batch": 3, "max_batch": 3}, odd)
+    assert steps == [(0, [0, 1, 2]), (0, [3, 4, 3]), (1, [0, 2, 4]), (2, [0, 2, 4])]
+
+
 def test_a_stage_that_all_leave_sends_nothing_on(monkeypatch):
     steps, out, _ = ran(
         monkeypatch, 3, {"batch": 2, "max_batch": 2}, lambda at, ids: np.ones(len(ids), bool)

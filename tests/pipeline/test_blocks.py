@@ -112,3 +112,38 @@ def test_convolutions_are_refused_on_a_cpu(monkeypatch):
         equal_blocks(line, 2)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert equal_blocks(line, 2).number == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "first", "in_all"),
+    [(jnp.sin, None, 1, 5), (None, jnp.cos, 0, 5), (jnp.sin, jnp.cos, 1, 6)],
+)
+def test_a_block_with_more_before_or_behind_it_is_one_all_the_same(before, after, first, in_all):
+    """What has no weight is no layer: four blocks, though only those between are cut out."""
+
+    def model(p, x):
+        x = x if before is None else before(x)
+        for w in p:
+            x = jnp.tanh(x @ w)
+        return x if after is None else after(x)
+
+    found = equal_blocks(line_of(model, [jnp.ones((4, 4))] * 4, X), 2)
+    assert (found.number, found.first, len(found.cut.stages)) == (4, first, in_all)
+    assert [cut.name for cut in found.begins] == ["2"]
+
+
+@pytest.mark.parametrize(("small", "begins"), [(4, "big/1/0"), (8, "small/4")])
+def test_the_run_that_covers_most_is_taken(small, begins):
+    """Two blocks of six equations are twelve, four of two are eight, and eight of two sixteen."""
+
+    def model(p, x):
+        for w in p["small"]:
+            x = jnp.tanh(x @ w)
+        for a, b, c in p["big"]:
+            x = jnp.sin(jnp.cos(jnp.sin(x @ a) @ b) @ c)
+        return x
+
+    big = (jnp.ones((4, 6)), jnp.ones((6, 7)), jnp.ones((7, 4)))
+    params = {"small": [jnp.ones((4, 4))] * small, "big": [big] * 2}
+    found = equal_blocks(line_of(model, params, X), 2)
+    assert [cut.name for cut in found.begins] == [begins]
