@@ -218,7 +218,7 @@ def assign_bits(
         sensitivity.loss.ravel() / most,
         constraints=[
             LinearConstraint(once, 1, 1),
-            LinearConstraint(cost[None], -np.inf, float(mean_bits) * (1 + 1e-9)),
+            LinearConstraint(cost[None], -np.inf, float(mean_bits)),
         ],
         integrality=np.ones(S * B),
         bounds=Bounds(0, 1),
