@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsim.adaptive import pyramid_queue
-from jaxsim.adaptive.pyramid_queue import _ends, _waits, run_in_batches
+from jaxsim.adaptive.pyramid_queue import _ends, _waits, precompile, run_in_batches
 from jaxsim.adaptive.pyramid_step import LayerOutputs
 from jaxsim.adaptive.rule import Buckets
 
@@ -173,3 +173,35 @@ def test_layers_that_decide_nothing_run_together_up_to_one_that_does(monkeypatch
     assert out.kept.tolist() == [[4, 4, 2]] * 3
     np.testing.assert_allclose(out.uncertainty, ids[:, :3] / 10, rtol=1e-6)
     assert out.logits.tolist() == [[3, 3], [1, 3], [2, 3]]
+
+
+class Recorded(Stubs):
+    """Stubs that note what is taken of rows and tokens, too."""
+
+    def take_rows(self, x, rows):
+        self.calls.append(("rows", len(rows), x.shape[:2]))
+        return super().take_rows(x, rows)
+
+    def take_tokens(self, x, tokens):
+        self.calls.append(("tokens", tokens.shape[1], x.shape[:2]))
+        return super().take_tokens(x, tokens)
+
+
+def test_what_a_run_can_meet_is_compiled_before(monkeypatch):
+    """Sequences of up to 10 tokens in buckets of 5, batches of 2 and 4: each size of either.
+
+    Layers run alone, all three together, and the first two, before the third leaves out tokens.
+    """
+    stubs = Recorded(monkeypatch)
+    made = whole([0, 0, 0.1])
+    made.encoder.positions = 9
+    precompile(made, 10, Buckets(batch=2, token=5, max_batch=5))
+    expected = []
+    for rows in (2, 4):
+        for n in (5, 9):
+            ones = [1] * rows
+            expected += [("attend", "a1", (rows, n), ones), ("decide", "f1", (rows, n), ones)]
+            expected += [("layers", size, (rows, n), ones) for size in (1, 2, 3)]
+            expected += [("rows", 2, (4, n))] if rows == 4 else []
+            expected += [("tokens", m, (rows, n)) for m in (5, 9) if m <= n]
+    assert sorted(stubs.calls, key=str) == sorted(expected, key=str)
