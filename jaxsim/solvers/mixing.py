@@ -270,5 +270,6 @@ def _project_to_simplex(x: Array, floor: Array, mask: Array) -> Array:
     order = -jnp.sort(-over)
     before = jnp.cumsum(jnp.where(jnp.isfinite(order), order, 0)) - room
     count = jnp.arange(1, len(x) + 1)
-    kept = jnp.sum(order * count > before)
+    # at least the largest: where the floors are all there is, rounding may leave room for none
+    kept = jnp.maximum(jnp.sum(order * count > before), 1)
     return floor + jnp.where(mask, jnp.maximum(over - before[kept - 1] / kept, 0), 0)
