@@ -153,9 +153,7 @@ def test_a_limit_between_two_sizes_is_the_smaller_one():
     {
         "k = 11": {"k": 11},
         "eps = 0;": {"eps": 0},
-        "eps = 0.6321205588285577; allowed: above 0, below 1 - 1/e": {
-            "eps": maximize.GREEDY_RATIO
-        },
+        "eps = 0.6321205588285577; allowed: above 0, below 1 - 1/e": {"eps": maximize.GREEDY_RATIO},
         "delta = 1;": {"delta": 1},
         "delta = -0.1": {"delta": -0.1},
         "max_rr = 2047; allowed: at least 2048": {"max_rr": 2047},

@@ -39,9 +39,7 @@ def test_the_mixture_is_the_mean_weighted_by_the_square_of_the_step(steps):
 
 
 def test_the_mixture_does_not_depend_on_the_size_of_payoffs():
-    np.testing.assert_allclose(
-        js.nash(7)(100 * ROOM, THREE), js.nash(7)(ROOM, THREE), atol=1e-6
-    )
+    np.testing.assert_allclose(js.nash(7)(100 * ROOM, THREE), js.nash(7)(ROOM, THREE), atol=1e-6)
     np.testing.assert_array_equal(js.nash(3)(jnp.zeros((4, 4)), jnp.int32(2)), [0.5, 0.5, 0, 0])
 
 
@@ -76,9 +74,7 @@ def test_the_least_weight_of_replicators_is_shared_by_those_who_are_there():
     assert found[1] == pytest.approx(0.15, abs=0.01)
     even = js.projected_replicator(5, least=1.0)(ROOM, THREE)
     np.testing.assert_allclose(even, [1 / 3] * 3 + [0, 0], rtol=1e-5)
-    np.testing.assert_allclose(
-        js.projected_replicator(5, least=0)(ROOM, THREE).sum(), 1, rtol=1e-5
-    )
+    np.testing.assert_allclose(js.projected_replicator(5, least=0)(ROOM, THREE).sum(), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -114,9 +110,7 @@ def test_uniform_latest_and_the_scale_count_those_who_are_there():
     np.testing.assert_allclose(mixing.scale_payoffs(ROOM, mask)[:3, :3], A / 5)
     assert not np.any(mixing.scale_payoffs(ROOM, mask)[3:])
     negative = jnp.array([[0.0, -2.0], [-1.0, 0.0]])
-    np.testing.assert_array_equal(
-        mixing.scale_payoffs(negative, jnp.ones(2, bool)), negative / 2
-    )
+    np.testing.assert_array_equal(mixing.scale_payoffs(negative, jnp.ones(2, bool)), negative / 2)
     assert not np.any(mixing.scale_payoffs(jnp.zeros((2, 2)), jnp.ones(2, bool)))
 
 

@@ -51,9 +51,7 @@ def test_the_solver_is_answered_and_the_reporter_reports():
     assert actions(other) != actions(run)
     assert other.weights.tolist() == [0, 0, 0, 0, 1]
     np.testing.assert_allclose(other.nash_conv, 6)
-    same = js.psro(
-        ALWAYS_ZERO, js.uniform(), js.exact(), jax.random.key(0), start=1, iterations=4
-    )
+    same = js.psro(ALWAYS_ZERO, js.uniform(), js.exact(), jax.random.key(0), start=1, iterations=4)
     assert actions(same) == actions(other)
     np.testing.assert_allclose(same.weights, np.full(5, 0.2))
 

@@ -222,7 +222,9 @@ def test_random_scores_differ_from_layer_to_layer_and_are_uncorrelated():
 def test_signs_of_obd_are_drawn_for_each_layer_and_each_sample():
     """Of a · b the diagonal is zero: one sample is the product of both signs over two."""
     net = js.trace(
-        lambda p, x: x @ p["a"] @ p["b"], {"a": jnp.ones((1, 1)), "b": jnp.ones((1, 1))}, jnp.ones((1, 1))
+        lambda p, x: x @ p["a"] @ p["b"],
+        {"a": jnp.ones((1, 1)), "b": jnp.ones((1, 1))},
+        jnp.ones((1, 1)),
     )
 
     def of(key, samples):
