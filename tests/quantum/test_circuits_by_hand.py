@@ -172,9 +172,7 @@ def test_outcomes_are_numbered_with_wire_zero_first():
     clean = jq.probabilities(jq.compile_circuit(jq.Circuit(2, ())), theta)
     np.testing.assert_allclose(clean, [0, 1, 0, 0], atol=1e-6)
     noisy = jq.compile_circuit(jq.Circuit(2, ()), noise=jq.depolarizing(0.3, "end"))
-    np.testing.assert_allclose(
-        jq.probabilities(noisy, theta), [0.16, 0.64, 0.04, 0.16], atol=1e-6
-    )
+    np.testing.assert_allclose(jq.probabilities(noisy, theta), [0.16, 0.64, 0.04, 0.16], atol=1e-6)
 
 
 def test_coefficients_are_traces_over_the_size():
