@@ -14,7 +14,7 @@ KEY = jax.random.key(0)
 
 
 def test_lotto_of_one_customer_is_a_ratio_of_exponentials():
-    """The customer at c: my servers at distances 1 and 2 with shares 0.5 and 1.5, theirs at 0, 3."""
+    """My servers at distances 1 and 2 have the shares 0.5 and 1.5, theirs are at 0 and 3."""
     game = jg.lotto(KEY, customers=1, servers=2)
     c = jax.random.uniform(KEY, (1, 2), minval=-1, maxval=1)[0]
     mine = Servers(c + jnp.array([[1.0, 0], [0, -2]]), jnp.array([0.5, 1.5]))

@@ -157,6 +157,15 @@ def test_the_way_to_a_sequence_is_listed_from_the_start():
     assert sequence.path(GAME.second, jnp.int32(2), 2).tolist() == [0, 0, 2]
 
 
+def test_ways_of_kuhn_go_through_the_pass_of_the_same_card():
+    """Sequences 1 to 6 pass and bet 0, 1 and 2; 7 to 12 fold and call after a pass and a bet."""
+    first = jg.kuhn_poker().game.first
+    assert [p.tolist() for p in first.parents] == [[0, 0, 0], [0, 2, 4]]
+    ways = [sequence.path(first, jnp.int32(at), 2).tolist() for at in range(13)]
+    assert ways[1:7] == [[0, at, at] for at in range(1, 7)]
+    assert ways[7:] == [[0, 1, 7], [0, 1, 8], [0, 3, 9], [0, 3, 10], [0, 5, 11], [0, 5, 12]]
+
+
 def test_policies_of_logits_are_their_softmax_on_legal_actions():
     uneven = jg.sequence_form(
         jg.Decision(0, "a", {0: 1.0, 2: jg.Decision(1, "b", {0: 0.0, 1: 2.0, 2: 5.0})})

@@ -48,7 +48,7 @@ def test_completeness_is_of_the_adjoint_before_the_operator():
     """K† K of one that is not normal: decay is complete, its adjoint is not."""
     decay = [np.diag([1, 0.6]), np.array([[0, 0.8], [0, 0]])]
     jq.kraus(decay)
-    with pytest.raises(ValueError, match="off the identity by 0.64"):
+    with pytest.raises(ValueError, match=r"off the identity by 0\.64"):
         jq.kraus([k.T for k in decay])
 
 

@@ -82,7 +82,7 @@ def test_references_that_say_nothing_are_errors():
             hardness_normalized(0.5, 10, bad)
     with pytest.raises(ValueError, match="nonzeros=0"):
         hardness_normalized(0.5, 0, [(10, 0.5), (20, 0.6)])
-    with pytest.raises(ValueError, match="accuracy=-0.1"):
+    with pytest.raises(ValueError, match=r"accuracy=-0\.1"):
         parameter_efficiency(-0.1, 10)
     with pytest.raises(ValueError, match="nonzeros"):
         parameter_efficiency(0.5, 0)
