@@ -95,6 +95,11 @@ def test_what_is_no_square_matrix_is_refused(shape):
     jg.matrix_game(np.zeros((1, 1)))
 
 
+def test_paper_beats_rock_and_both_lose_to_what_beats_them():
+    expected = [[0, -1, 1], [1, 0, -1], [-1, 1, 0]]
+    np.testing.assert_array_equal(jg.rock_paper_scissors(), expected)
+
+
 def test_blotto_of_one_field_and_of_one_coin():
     """One field is a tie; one coin on two fields too, since each wins one."""
     assert jg.blotto_matrix(3, 1).tolist() == [[0]]

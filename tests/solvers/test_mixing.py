@@ -93,6 +93,24 @@ def test_points_of_the_simplex_by_hand(x, expected):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_agents_who_are_not_there_are_not_projected():
+    found = mixing._project_to_simplex(
+        jnp.array([0.2, 0.1, 7.0]), jnp.array([0.1, 0.1, 0]), jnp.array([True, True, False])
+    )
+    np.testing.assert_allclose(found, [0.55, 0.45, 0], atol=1e-6)
+
+
+def test_a_programme_without_an_optimum_is_an_error(monkeypatch):
+    import scipy.optimize
+
+    class Failed:
+        status, message = 4, "numbers"
+
+    monkeypatch.setattr(scipy.optimize, "linprog", lambda *args, **options: Failed)
+    with pytest.raises(RuntimeError, match="HiGHS found no equilibrium: numbers"):
+        mixing.solve_lp(A)
+
+
 def test_the_linear_programme_finds_the_only_equilibrium():
     np.testing.assert_allclose(mixing.solve_lp(A), [0.2, 0.5, 0.3], atol=1e-9)
     np.testing.assert_allclose(js.nash_lp()(ROOM, THREE), [0.2, 0.5, 0.3, 0, 0], atol=1e-6)
