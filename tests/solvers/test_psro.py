@@ -135,6 +135,16 @@ def test_a_population_has_room_for_those_who_follow():
         js.psro(GAME, js.uniform(), js.exact(), jax.random.key(0), iterations=0)
 
 
+def test_an_agent_has_nothing_of_itself():
+    """Room is filled with zeros, which are strategies of Lotto that others lose to or beat."""
+    game = jg.lotto(jax.random.key(0), 2, 3)
+    p = populate(game, jax.random.key(1), 1, 1)
+    p = extend(game, p, game.strategy(game.init(jax.random.key(2))))
+    table = np.asarray(p.payoffs)
+    assert table[0, 1] == -table[1, 0] != 0
+    np.testing.assert_array_equal(np.diag(table), 0)
+
+
 def test_memory_counts_strategies_and_the_table_of_payoffs(monkeypatch):
     """Of 2 + 3 agents: 5 · 5 numbers of 4 bytes, and 4 · 5² of payoffs, 200 in all."""
     from jaxsim.numerics import memory
