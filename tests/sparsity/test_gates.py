@@ -189,6 +189,12 @@ def test_noisy_weights_by_hand():
     assert float(gates.penalty(w, g)) == pytest.approx(sum(by_hand), rel=1e-5)
 
 
+def test_the_penalty_of_a_weight_of_zero_has_a_slope():
+    gates = sp.variational_dropout(0.0)
+    w, g = one_layer(w=[0, 1], g=[0, 0])
+    assert np.isfinite(jax.grad(gates.penalty)(w, g)["w"]).all()
+
+
 def test_noise_has_the_deviation_of_its_gate():
     gates = sp.variational_dropout()
     w, g = one_layer(w=np.full(20_000, 3.0), g=np.full(20_000, 2 * np.log(0.25)))
