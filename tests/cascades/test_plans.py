@@ -61,6 +61,11 @@ def test_the_touched_share_counts_edges_out_of_nodes_that_may_be_active():
     # one in a thousand is none
     for p, share in ((1.2e-3, 1.0), (0.9e-3, 0.5)):
         assert touched_share(build([(0, 1, p), (1, 2, 0.5)], 3), np.array([0])) == share
+    # three quarters are known to be many after one round; two thirds become all
+    many = build([(0, 1, 0.5), (1, 2, 0.5), (1, 3, 0.5), (2, 4, 0.5)], 5)
+    assert touched_share(many, np.array([0])) == 0.75
+    few = build([(0, 1, 0.5), (1, 2, 0.5), (2, 3, 0.5)], 4)
+    assert touched_share(few, np.array([0])) == 1
     none = jc.from_edges(np.zeros(0, int), np.zeros(0, int), n=2)
     assert touched_share(none, np.array([0])) == 0
 
