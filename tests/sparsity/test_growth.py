@@ -103,7 +103,7 @@ def test_growth_by_momentum_remembers_what_is_past():
     tx = sp.momentum_growth(optax.sgd(0.0), net(), every=2, until=50, fraction=0.5, decay=0.9)
     params, state = net().masked_params(), tx.init(net().params)
     past, step = np.zeros(4), jax.jit(tx.update)
-    for g in ([8.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]):
+    for g in ([-8.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]):
         updates, state = step({"w": jnp.array(g)[:, None]}, state, params)
         params = optax.apply_updates(params, updates)
         past = 0.9 * past + 0.1 * np.array(g)
@@ -112,7 +112,7 @@ def test_growth_by_momentum_remembers_what_is_past():
     forgetful = sp.momentum_growth(optax.sgd(0.0), net(), every=2, until=50, fraction=0.5, decay=0)
     params, state = net().masked_params(), forgetful.init(net().params)
     step = jax.jit(forgetful.update)
-    for g in ([8.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]):
+    for g in ([-8.0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]):
         updates, state = step({"w": jnp.array(g)[:, None]}, state, params)
         params = optax.apply_updates(params, updates)
     assert masks_of(state)["w"].ravel().tolist() == [False, True, False, True]
