@@ -237,8 +237,11 @@ def test_times_are_cut_into_steps_from_the_first_one():
             jc.from_events([[(0, 0.0)], events], 2, width=1)
     with pytest.raises(ValueError, match="width = nan"):
         jc.from_events([[(0, 0.0)]], 2, width=float("nan"))
-    with pytest.raises(ValueError, match=r"steps\[1\]\[0\] holds node -1"):
-        jc.from_steps([[[0]], [[-1]]], 2)
+    for listed, bad in (([-1], -1), ([0, 2], 2), ([1, -3, -1], -3), ([0, 1, 4, 3], 4)):
+        with pytest.raises(ValueError, match=rf"steps\[1\]\[0\] holds node {bad}; allowed: 0 to 1"):
+            jc.from_steps([[[0]], [listed]], 2)
+        with pytest.raises(ValueError, match=rf"events\[1\] holds node {bad}; allowed: 0 to 1"):
+            jc.from_events([[(0, 0.0)], [(v, 0.0) for v in listed]], 2, width=1)
 
 
 def test_records_are_counted_before_they_are_made(monkeypatch):
