@@ -99,6 +99,35 @@ def test_an_engine_is_chosen_by_what_is_asked():
     assert plan(star, [7], 10_000, "auto", False).engine == "frontier"
 
 
+def test_sweeps_are_chosen_where_they_cost_less(monkeypatch):
+    """Two rounds of 39 places against 39 visits of 3.3 places, 4.46 with what words share."""
+    star = build([(0, i, 0.9) for i in range(1, 40)], 40)
+
+    def chosen(**constants):
+        with monkeypatch.context() as patch:
+            for name, value in constants.items():
+                patch.setattr(simulate, name, value)
+            return simulate._plan(star, [0], 10_000, "auto", False).engine
+
+    assert chosen() == "packed"
+    assert [chosen(DENSE_SLOTS=n) for n in (38, 39)] == ["frontier", "packed"]
+    # 78 < visit · (1 + 45 / 128) · 39
+    assert [chosen(VISIT=v) for v in (1.47, 1.49)] == ["frontier", "packed"]
+    assert [chosen(VISIT=1.0, OVERHEAD=o) for o in (127, 129)] == ["frontier", "packed"]
+    # measured, see docs/cascades.md
+    assert (simulate.VISIT, simulate.OVERHEAD, simulate.DENSE_SLOTS) == (3.3, 45, 400_000)
+    assert (simulate.CACHE, simulate.ROWS) == (8 * 2**20, 64 * 2**20)
+
+
+def test_one_is_enough_and_none_is_not():
+    g, sets = build([(0, 1, 1.0)], 2), np.array([[0], [1]])
+    assert jc.influence(g, sets, KEY, 1).samples.tolist() == [[2], [1]]
+    assert jc.simulate_ic(g, [0], KEY, 1, max_steps=0).samples.tolist() == [1]
+    assert jc.sample_cascades(g, 1.0, KEY, 1).t == 1
+    with pytest.raises(ValueError, match="n_sims = 0"):
+        jc.influence(g, sets, KEY, 0)
+
+
 def test_keys_of_batches_do_not_depend_on_their_number_and_differ():
     two, three = (jax.random.key_data(simulate.batch_keys(KEY, n)) for n in (2, 3))
     np.testing.assert_array_equal(two, three[:2])
