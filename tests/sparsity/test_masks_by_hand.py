@@ -63,7 +63,7 @@ def heads(*values, depth):
 
 
 def test_heads_are_tied_within_a_module_and_free_between_them():
-    """A's queries (1, 5) of three weights and keys (8, 2) of nine: 6.25 and 2.75; B the other way."""
+    """A: queries (1, 5) of three weights, keys (8, 2) of nine: 6.25 and 2.75; B the other way."""
     params = {
         "A": {"q": {"kernel": heads(1, 5, depth=1)}, "k": {"kernel": heads(8, 2, depth=3)}},
         "B": {"q": {"kernel": heads(9, 1, depth=1)}, "k": {"kernel": heads(1, 4, depth=3)}},
