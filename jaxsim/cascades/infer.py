@@ -88,7 +88,7 @@ class NetworkEstimate(NamedTuple):
             raise ValueError(f"min_p = {min_p}, z = {z}; allowed: at least 0")
         p = np.asarray(self.p)
         keep = np.asarray(self.identifiable) & (p > min_p) & (p > 0)
-        keep &= p >= z * np.nan_to_num(np.asarray(self.se), nan=np.inf)
+        keep &= p >= z * np.asarray(self.se)
         src, dst = np.nonzero(keep)
         return from_edges(src, dst, p[src, dst], p.shape[0])
 

@@ -186,7 +186,7 @@ def _sizes(n: int, k: int, eps: float, delta: float) -> list[int]:
     root = math.sqrt(GREEDY_RATIO * (_log_choose(n, k) + log))
     theta = 4 / PARTS * (GREEDY_RATIO * math.sqrt(log) + root) ** 2
     theta = max(theta, min(PER_SEED * k, ENOUGH) / FIRST)
-    rounds = max(1, math.ceil(math.log2(n / (k * eps**2))))
+    rounds = math.ceil(math.log2(n / (k * eps**2)))
     # Sizes grow by factors of 3/2 and 4/3 in turn: 1, 1.5, 2, 3, 4, 6, ...
     factors = [2 ** (i // 2) * (1 + i % 2 / 2) for i in range(2 * rounds + 1)]
     return sorted({round_theta(math.ceil(theta * factor)) for factor in factors})

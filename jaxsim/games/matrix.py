@@ -136,7 +136,7 @@ def blotto_matrix(coins: int, fields: int) -> Float[np.ndarray, "d d"]:
     memory.check(what, 8 * fields * d**2, "lower them")
     bars = itertools.combinations(range(coins + fields - 1), fields - 1)
     edges = np.array([(-1, *b, coins + fields - 1) for b in bars])
-    split = np.diff(edges, axis=1) - 1
+    split = np.diff(edges, axis=1)  # one more than the coins of each field, for both players
     won = np.sign(split[:, None] - split[None]).sum(-1)
     return np.sign(won).astype(np.float32)
 

@@ -717,7 +717,7 @@ def path(seat: Seat, at: Int[Array, ""], depth: int) -> Int[Array, " D1"]:
     for i, parents in reversed(list(enumerate(seat.parents))):
         width = seat.legal[i].shape[1]
         inside = (at >= starts[i]) & (at < starts[i + 1])
-        before = parents[jnp.clip((at - starts[i]) // width, 0, len(parents) - 1)]
+        before = parents[(at - starts[i]) // width]  # anything where it is not inside
         at = jnp.where(inside, starts[i - 1] + before if i else 0, at)
         found.append(at)
     found += [jnp.zeros_like(at)] * (depth + 1 - len(found))

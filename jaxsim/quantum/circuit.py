@@ -126,7 +126,7 @@ def _gate(operation: Any, n_wires: int) -> Gate:
         )
     if not is_traced(matrix):
         matrix = np.asarray(matrix, complex)
-        if not np.allclose(matrix @ matrix.conj().T, np.eye(len(matrix)), atol=1e-6):
+        if not np.allclose(matrix @ matrix.conj().T, np.eye(len(matrix)), atol=1e-6, rtol=0):
             raise ValueError(f"qfunc: {operation} is not unitary")
     angles = tuple(a for a in operation.parameters if np.ndim(a) == 0)
     return Gate(operation.name, wires, matrix, angles)

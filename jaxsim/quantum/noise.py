@@ -119,7 +119,7 @@ def kraus(operators: Sequence[Any], where: Where = "gates") -> Channel:
     if made.ndim != 3 or made.shape[1:] != (2, 2) or not len(made):
         raise ValueError(f"operators{list(made.shape)}: must be [m, 2, 2] with m of at least 1")
     total = np.einsum("mji,mjk->ik", made.conj(), made)
-    if not np.allclose(total, np.eye(2), atol=1e-6):
+    if not np.allclose(total, np.eye(2), atol=1e-6, rtol=0):
         error = np.abs(total - np.eye(2)).max()
         raise ValueError(f"operators: Σ K† K is off the identity by {error:.3g}; allowed: 1e-6")
     return Channel(made, _check_where(where))

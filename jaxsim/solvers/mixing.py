@@ -241,7 +241,7 @@ def _rectified(solver: MetaSolver, payoffs: Array, size: Array) -> Array:
     p, mask = solver(payoffs, size), agent_mask(payoffs, size)
     a = scale_payoffs(payoffs, mask)
     often = p * (p @ jnp.maximum(a, 0))
-    total, error = often.sum(), jnp.max(jnp.where(mask, a @ p, 0), initial=0)
+    total, error = often.sum(), jnp.max(a @ p, initial=0)
     # what is as small as the solver's own error is made of what it failed to leave out
     known = total > 2 * error + 16 * len(p) * jnp.finfo(p.dtype).eps
     return jnp.where(known, often / jnp.where(known, total, 1), p)
@@ -268,7 +268,8 @@ def _project_to_simplex(x: Array, floor: Array, mask: Array) -> Array:
     over = jnp.where(mask, x - floor, -jnp.inf)
     room = 1 - floor.sum()
     order = -jnp.sort(-over)
-    before = jnp.cumsum(jnp.where(jnp.isfinite(order), order, 0)) - room
+    before = jnp.cumsum(order) - room
     count = jnp.arange(1, len(x) + 1)
-    kept = jnp.sum(order * count > before)
+    # at least the largest: where the floors are all there is, rounding may leave room for none
+    kept = jnp.maximum(jnp.sum(order * count > before), 1)
     return floor + jnp.where(mask, jnp.maximum(over - before[kept - 1] / kept, 0), 0)

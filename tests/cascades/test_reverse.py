@@ -8,17 +8,9 @@ from hypothesis import strategies as st
 
 import jaxsim.cascades as jc
 from jaxsim.cascades import maximize, reverse
-from jaxsim.cascades.bits import pack
 from tests.oracles import cascades_enumeration
 from tests.oracles.cascades_estimates import greedy_cover
-from tests.support.graphs import build, random_edges, real
-
-
-def as_sets(member):
-    """Flags [n, theta] as RRSets."""
-    n, theta = member.shape
-    words = np.asarray(pack(member)).reshape(n, theta // 512, 16)
-    return jc.RRSets(jax.numpy.asarray(words.transpose(1, 0, 2)))
+from tests.support.graphs import as_sets, build, random_edges, real
 
 
 def test_coverage_estimates_influence():

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxsim as js
 from jaxsim.network.params import by_name
-from jaxsim.sparsity.criterion import hessian_product
+from jaxsim.sparsity.criterion import gradients, hessian_product
 from jaxsim.sparsity.second_order import example_gradients, inverse_fisher
 from jaxsim.train.losses import cross_entropy
 from tests.oracles import sparsity as oracle
@@ -155,6 +155,85 @@ def test_scores_of_a_pruned_network_are_of_what_is_left():
         scores = by_name(criterion.score(net, ()))
         for name, mask in net.masks.items():
             assert not np.any(np.asarray(scores[name])[~np.asarray(mask)])
+
+
+def pair():
+    """Two weights, 3 and a pruned 5, of which the output reads the first once, the second twice."""
+    net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[3.0], [5.0]])}, jnp.ones((1, 2)))
+    return dataclasses.replace(net, masks={"w": jnp.array([[True], [False]])})
+
+
+ONE_TWO = jnp.array([[1.0, 2.0]])
+
+
+def test_criteria_see_the_gradients_of_what_is_pruned():
+    """Of y² with y = w₁ + 2 w₂ = 3 the gradient is 2y (1, 2), and the Hessian 2 (1, 2) (1, 2)ᵀ."""
+    net, square = pair(), lambda net: jnp.sum(net(ONE_TWO) ** 2)
+    w, g = gradients(net, square)
+    np.testing.assert_array_equal(w["w"], [[3], [0]])
+    np.testing.assert_array_equal(g["w"], [[6], [12]])
+    np.testing.assert_array_equal(hessian_product(net, square, g)["w"], [[60], [120]])
+    np.testing.assert_array_equal(sp.grasp(square).score(net, ())["w"], [[180], [0]])
+    np.testing.assert_array_equal(sp.taylor(square).score(net, ())["w"], [[18], [0]])
+    # signs z that agree give z₁ (Hz)₁ = 2 + 4, others 2 - 4; without the pruned weight it is 2
+    curve = sp.obd(square, key=jax.random.key(0), samples=1).score(net, ())["w"]
+    assert curve.tolist() in ([[27.0], [0.0]], [[-9.0], [0.0]])
+
+
+def test_single_examples_see_the_gradients_of_what_is_pruned():
+    """F = 1 + (1, 2) (1, 2)ᵀ has the inverse (5, -2; -2, 2) / 6; of the first alone it is 1/2."""
+    net, total = pair(), lambda net, x: net(x).sum()
+    (found,) = example_gradients(net, total, ONE_TWO, 1)
+    np.testing.assert_array_equal(found["w"], [[[1], [2]]])
+    score = sp.wood_fisher(total, ONE_TWO, block=2, damping=1.0).score(net, ())["w"]
+    np.testing.assert_allclose(score, [[9 / (2 * 5 / 6)], [0]], rtol=1e-6)
+
+
+def test_scores_by_hand_of_three_weights():
+    """x = (1, 2, 4), w = (3, -5, 2): y = 1. Each criterion of a dense network, number by number."""
+    x, w = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([[3.0], [-5.0], [2.0]])
+    net = js.trace(lambda p, x: x @ p["w"], {"w": w}, x)
+
+    def of(criterion):
+        return criterion.score(net, ())["w"].ravel().tolist()
+
+    assert of(sp.magnitude()) == [3, 5, 2]
+    assert of(sp.squared()) == [9, 25, 4]
+    square = lambda net: jnp.sum(net(x) ** 2)  # noqa: E731
+    assert of(sp.taylor(square)) == [6, 20, 16]  # g = 2 y x = (2, 4, 8)
+    np.testing.assert_allclose(of(sp.snip(square)), [6 / 42, 20 / 42, 16 / 42], rtol=1e-6)
+    assert of(sp.grasp(square)) == [252, -840, 672]  # Hg = 2 x (x · g) = 84 x
+    assert of(sp.synflow(x)) == [3, 5, 2]
+    assert of(sp.given({"w": w})) == [3, -5, 2]
+    flat = js.trace(lambda p, x: x @ p["w"], {"w": jnp.zeros((3, 1))}, x)
+    assert sp.snip(square).score(flat, ())["w"].ravel().tolist() == [0, 0, 0]
+
+
+def test_random_scores_differ_from_layer_to_layer_and_are_uncorrelated():
+    params = {"a": jnp.ones((64, 64)), "b": jnp.ones((64, 64))}
+    net = js.trace(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 64)))
+    one, same, other = (sp.random(jax.random.key(k)).score(net, ()) for k in (0, 0, 1))
+    np.testing.assert_array_equal(one["a"], same["a"])
+    a, b, c = (np.ravel(s) for s in (one["a"], one["b"], other["a"]))
+    assert abs(np.corrcoef([a, b, c])[np.triu_indices(3, 1)]).max() < 4 / 64
+    assert (a.min(), a.max()) == pytest.approx((0, 1), abs=0.01)
+
+
+def test_signs_of_obd_are_drawn_for_each_layer_and_each_sample():
+    """Of a · b the diagonal is zero: one sample is the product of both signs over two."""
+    net = js.trace(
+        lambda p, x: x @ p["a"] @ p["b"],
+        {"a": jnp.ones((1, 1)), "b": jnp.ones((1, 1))},
+        jnp.ones((1, 1)),
+    )
+
+    def of(key, samples):
+        loss = lambda net: net.params["a"].sum() * net.params["b"].sum()  # noqa: E731
+        criterion = sp.obd(loss, key=jax.random.key(key), samples=samples)
+        return float(criterion.score(net, ())["a"][0, 0])
+
+    assert {of(key, 1) for key in range(8)} == {0.5, -0.5}
+    assert abs(of(0, 16)) < 0.5
 
 
 def gram_of(K, seed=0):

@@ -34,6 +34,19 @@ def test_the_last_points_count_more():
     assert gains[2] / gains[1] > 2
 
 
+def test_what_dense_networks_need_is_read_between_the_logarithms_of_their_sizes():
+    """Two of them make a line: half way from 100 to 10000 is 1000, a quarter is 316.2."""
+    dense = [(10_000, 0.9), (100, 0.5)]
+    assert hardness_normalized(0.7, 250, dense) == pytest.approx(4)
+    assert hardness_normalized(0.6, 1, dense) == pytest.approx(100 * 10**0.5)
+    assert hardness_normalized(0.5, 50, dense) == pytest.approx(2)
+    assert hardness_normalized(0.9, 50, dense) == pytest.approx(200)
+    assert np.isnan(hardness_normalized(0.499, 50, dense))
+    assert np.isnan(hardness_normalized(0.901, 50, dense))
+    assert parameter_efficiency(1, 4) == 0.25
+    assert parameter_efficiency(0, 1) == 0
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="shared/data/sparsity is missing")
 def test_sparse_language_models_are_worth_more_than_their_size_and_less_than_their_shape():
     with (DATA / "t5-data.csv").open() as file:
@@ -56,6 +69,21 @@ def test_references_that_say_nothing_are_errors():
         hardness_normalized(0.5, 10, [(10, 0.5)])
     with pytest.raises(ValueError, match="must rise"):
         hardness_normalized(0.5, 10, [(10, 0.5), (20, 0.4)])
+    for bad in ([(10, 0.5), (10, 0.6)], [(10, 0.5), (20, 0.5)], [(0, 0.5), (20, 0.6)]):
+        with pytest.raises(ValueError, match="must rise"):
+            hardness_normalized(0.5, 10, bad)
+    for bad in (
+        [],
+        [(10, 0.5, 1), (20, 0.6, 1)],
+        [(10, 0.5), (np.inf, 0.6)],
+        [(10, 0.5), (11, np.nan)],
+    ):
+        with pytest.raises(ValueError, match="at least two pairs"):
+            hardness_normalized(0.5, 10, bad)
+    with pytest.raises(ValueError, match="nonzeros=0"):
+        hardness_normalized(0.5, 0, [(10, 0.5), (20, 0.6)])
+    with pytest.raises(ValueError, match=r"accuracy=-0\.1"):
+        parameter_efficiency(-0.1, 10)
     with pytest.raises(ValueError, match="nonzeros"):
         parameter_efficiency(0.5, 0)
     with pytest.raises(ValueError, match="accuracy"):

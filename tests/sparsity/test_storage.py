@@ -116,3 +116,123 @@ def test_what_a_format_cannot_hold_is_an_error():
     for form in (storage.dense(), storage.bitmap(), storage.csr()):
         with pytest.raises(ValueError, match="content"):
             decode(b"\x80", (6, 6), np.float32, form)
+
+
+# rows 0 0 3 0 / 0 0 0 0 / -1 0 0 5 of bytes 03, ff and 05
+BYTES = np.array([[0, 0, 3, 0], [0, 0, 0, 0], [-1, 0, 0, 5]], np.int8)
+
+
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [
+        # one bit a place
+        (storage.bitmap(), "001000001001"),
+        # places 2, 8 and 11 of 12, four bits each
+        (storage.coo(), "001010001011"),
+        # rows begin at 0, 1, 1, 3, two bits each; columns 2, 0 and 3
+        (storage.csr(), "00010111100011"),
+        # two zeros, then five, then two: of two bits a filler is at place 6
+        (storage.delta(3), "010101010"),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_bytes_are_places_and_then_values(form, fields):
+    bits = fields + "000000111111111100000101"
+    content = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    assert encode(BYTES != 0, BYTES, form) == content
+    assert storage_bits(BYTES != 0, form, 8) == len(bits)
+    np.testing.assert_array_equal(decode(content, BYTES.shape, np.int8, form), BYTES)
+
+
+def test_fillers_stand_where_a_number_of_zeros_ends():
+    """Two bits tell of three zeros: of five, a filler after three, and one zero more."""
+    form = storage.delta(2)
+    bits = "10110110" + "00000011000000001111111100000101"
+    content = int(bits, 2).to_bytes(5, "big")
+    assert encode(BYTES != 0, BYTES, form) == content
+    np.testing.assert_array_equal(decode(content, BYTES.shape, np.int8, form), BYTES)
+    # exactly four zeros are a filler and none, eight two fillers
+    for zeros, count in ((3, 1), (4, 2), (7, 2), (8, 3)):
+        mask = np.arange(zeros + 1) == zeros
+        assert storage_bits(mask, form, 8) == count * 10
+
+
+def test_blocks_and_groups_are_stored_whole():
+    """Blocks of 1 × 2: (0, 1), (2, 0) and (2, 1); begins of two bits, columns of one."""
+    form = storage.bsr(1, 2)
+    values = "000000110000000011111111000000000000000000000101"
+    bits = "00010111" + "101" + values
+    content = int(bits.ljust(64, "0"), 2).to_bytes(8, "big")
+    assert encode(BYTES != 0, BYTES, form) == content
+    np.testing.assert_array_equal(decode(content, BYTES.shape, np.int8, form), BYTES)
+    # one of three rows in a column: row 2, row 0 for want of one, row 0, row 2
+    form = storage.nm(1, 3)
+    bits = "10000010" + "11111111000000000000001100000101"
+    content = int(bits, 2).to_bytes(5, "big")
+    assert encode(BYTES != 0, BYTES, form) == content
+    np.testing.assert_array_equal(decode(content, BYTES.shape, np.int8, form), BYTES)
+
+
+def test_bits_of_unlike_factors_by_hand():
+    """6 rows, 10 columns, 7 values of 16 bits; blocks of 2 × 5 hold 3 of 6."""
+    mask = np.zeros((6, 10), bool)
+    mask[0, :3], mask[1, 6:8], mask[4, :2] = True, True, True
+    expected = {
+        "dense": 60 * 16,
+        "bitmap": 60 + 7 * 16,
+        "COO": 7 * (16 + 6),
+        "CSR": 7 * (16 + 4) + 7 * 3,
+        "BSR 2×5": 3 * (10 * 16 + 1) + 4 * 2,
+        "delta 3 bits": (7 + 1 + 2) * (16 + 3),  # of 8 zeros each: one of 13, and two of 22
+        "3:6": 10 * 3 * (16 + 3),
+    }
+    forms = (
+        *(storage.dense(), storage.bitmap(), storage.coo(), storage.csr(), storage.bsr(2, 5)),
+        *(storage.delta(3), storage.nm(3, 6)),
+    )
+    found = {form.name: storage_bits(mask, form, 16) for form in forms}
+    assert found == expected
+    assert storage_bits(mask, storage.csr()) == storage_bits(mask, storage.csr(), 32)
+    assert lower_bound(mask, 16) == math.ceil(math.log2(math.comb(60, 7))) + 7 * 16
+
+
+def test_rows_are_all_axes_but_the_last_and_a_vector_is_one_row():
+    mask = np.ones((2, 3, 4), bool)
+    assert storage_bits(mask, storage.csr(), 8) == 24 * (8 + 2) + 7 * 5
+    assert storage_bits(np.ones(4, bool), storage.csr(), 8) == 4 * (8 + 2) + 2 * 3
+
+
+def test_contents_of_another_length_are_refused():
+    for form in (storage.bitmap(), storage.dense(), storage.csr()):
+        content = encode(BYTES != 0, BYTES, form)
+        with pytest.raises(ValueError, match="content"):
+            decode(content[:-1], BYTES.shape, np.int8, form)
+    # rows that begin at 0, 1, 0: no order, or a count that is not theirs
+    with pytest.raises(ValueError, match="are not those of such blocks"):
+        decode(bytes([0b01010111, 0, 0, 0, 0]), (3, 4), np.int8, storage.csr())
+
+
+@pytest.mark.parametrize(
+    ("message", "make"),
+    {
+        "rows=0": lambda: storage.bsr(0, 1),
+        "columns=0": lambda: storage.bsr(1, 0),
+        "bits=33": lambda: storage.delta(33),
+        "m=1": lambda: storage.nm(1, 1),
+        "n=0": lambda: storage.nm(0, 2),
+    }.items(),
+)
+def test_sizes_of_formats_have_edges(message, make):
+    with pytest.raises(ValueError, match=message):
+        make()
+    assert storage.bsr(1, 1).name == "BSR 1×1"
+    assert (storage.delta(32).name, storage.nm(2, 2).name) == ("delta 32 bits", "2:2")
+
+
+def test_nothing_is_stored_of_nothing():
+    none = np.zeros((3, 4), bool)
+    for form in (storage.coo(), storage.delta(4)):
+        assert storage_bits(none, form) == 0
+    assert storage_bits(none, storage.bitmap()) == 12
+    assert storage_bits(none, storage.csr()) == 0
+    assert lower_bound(none) == 0

@@ -1,10 +1,12 @@
-"""Graphs that several test files use."""
+"""Graphs and reverse-reachable sets that several test files use."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
 from benchmarks.common.graphs import DATA, FILES
+from jaxsim.cascades.bits import pack
 
 
 def real(name):
@@ -28,3 +30,10 @@ def build(edges, n):
     """An ICGraph from (u, v, p) triples."""
     u, v, p = (np.array(x) for x in zip(*edges, strict=True)) if edges else ([], [], [])
     return jc.from_edges(np.asarray(u, int), np.asarray(v, int), np.asarray(p, float), n)
+
+
+def as_sets(member):
+    """Flags [n, theta] as RRSets."""
+    n, theta = member.shape
+    words = np.asarray(pack(jnp.asarray(member))).reshape(n, theta // 512, 16)
+    return jc.RRSets(jnp.asarray(words.transpose(1, 0, 2)))
