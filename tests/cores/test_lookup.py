@@ -158,7 +158,7 @@ def test_many_entries_are_pointed_to_by_words():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
 def test_short_floats_by_hand(dtype):
-    """The largest magnitude becomes 448; as many exponents as float32's need a power of two alone."""
+    """The largest magnitude becomes 448; with the exponents of float32 a power of two is enough."""
     form = js.Floating(dtype, per="channel")
     core = sites.core_of((minifloat, {"weights": form, "inputs": None}))
     w = jnp.float32([[7, 0.5, 0], [-3.5, 14, 0], [1, 2, 0], [0, 0, 0]])
