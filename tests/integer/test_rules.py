@@ -1,7 +1,5 @@
 """Each rule of conversion against numpy, on accumulators that are known whole numbers."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,9 +83,8 @@ RULES = {
 }
 
 
-@functools.cache
-def answers():
-    """What a chip's integers answer to every rule."""
+def test_each_rule_answers_as_the_numbers_do():
+    """Up to multipliers of 15 bits, and three of them in a row; all rules in one program."""
 
     def model(params, x):
         y, z = x @ params["first"], x @ params["second"]
@@ -95,17 +92,14 @@ def answers():
 
     net = js.quantize(grid(), grid())(js.trace(model, PARAMS, X))
     chip = js.deploy(net, calibrate=X)
-    return js.integer_only(chip)(X), chip(X)
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_a_rule_answers_as_the_numbers_do(name):
-    """Up to multipliers of 15 bits, and three of them in a row."""
-    expected = np.asarray(RULES[name](jnp.asarray(Y), jnp.asarray(Z)))
-    found, simulated = (answer[name] for answer in answers())
-    np.testing.assert_allclose(simulated, expected, rtol=1e-5, atol=1e-2)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, atol=2.0**-13 * np.abs(expected).max())
+    found, simulated = js.integer_only(chip)(X), chip(X)
+    for name, rule in RULES.items():
+        expected = np.asarray(rule(jnp.asarray(Y), jnp.asarray(Z)))
+        near = {"rtol": 1e-5, "atol": 1e-2, "err_msg": name}
+        np.testing.assert_allclose(simulated[name], expected, **near)
+        assert found[name].shape == expected.shape
+        within = 2.0**-13 * np.abs(expected).max()
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=within, err_msg=name)
 
 
 W = np.ones((3, 4), np.float32)
@@ -152,7 +146,6 @@ def test_inputs_that_are_no_even_codes_are_refused(inputs, told):
         js.integer_only(chip)
 
 
-@functools.cache
 def long(depth):
     """Sums of so many products of the largest codes, or None where they are refused."""
     x, w = np.full((1, depth), 127, np.float32), np.full((depth, 1), -127, np.float32)
