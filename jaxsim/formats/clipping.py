@@ -241,7 +241,7 @@ def _rms(width: Array, rows: Array, *, bits: int, symmetric: bool, kept: bool = 
     def mean(values: Array) -> Array:
         return jnp.sum(values, -1, where=among) / count
 
-    unit = unit[..., 0]
+    unit = jnp.squeeze(unit, -1)
     if symmetric:
         hi = jnp.minimum(width * jnp.sqrt(mean(near**2)), MOST / unit) * unit
         return Range(-hi, hi)
@@ -308,7 +308,7 @@ def _least_squares(rows: Array, *, bits: int, symmetric: bool, kept: bool = Fals
     found = best(jnp.broadcast_to(coarse.reshape(64, *(1,) * len(shape)), (64, *shape)))
     near = jnp.linspace(ratio, 1 / ratio, 17).reshape(17, *(1,) * len(shape))
     found = best(jnp.minimum(found * near, 1.0))
-    return Range(*(end * found * unit[..., 0] for end in ends))
+    return Range(*(end * found * jnp.squeeze(unit, -1) for end in ends))
 
 
 def _entropy(rows: Array, *, bits: int, symmetric: bool) -> Range:

@@ -119,6 +119,17 @@ def test_the_share_of_a_moving_average_is_the_old_range_s(average, expected):
     a, b = Range(jnp.float32(-1), jnp.float32(6)), Range(jnp.float32(-9), jnp.float32(1))
     assert update_range(a, b, average) == expected
     assert update_range(no_range(), b, average) == b
+    still = Range(jnp.float32(2), jnp.float32(2))  # of one value, and seen
+    assert update_range(still, Range(jnp.float32(0), jnp.float32(4)), 0.5) == (1, 3)
+
+
+def test_the_first_range_is_taken_to_the_bit_and_makes_no_nan_on_the_way():
+    ends = jax.random.normal(jax.random.key(0), (100,))
+    first = Range(-jnp.abs(ends), jnp.abs(ends))
+    for average in (0.0, 0.3):
+        with jax.debug_nans(True):
+            found = update_range(no_range((100,)), first, average)
+        np.testing.assert_array_equal(found, first)
 
 
 def test_each_site_of_a_stack_begins_its_average_on_its_own():
@@ -129,11 +140,25 @@ def test_each_site_of_a_stack_begins_its_average_on_its_own():
     np.testing.assert_array_equal(found.hi, [8, 2])
 
 
-def test_one_bit_passes_gradients_up_to_the_end_of_its_range_and_none_beyond():
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_one_bit_passes_gradients_up_to_the_end_of_its_range_and_none_beyond(scale):
     """The end is the mean magnitude: about half of all values lie beyond it."""
-    slope = jax.vmap(jax.grad(lambda v: encode(Grid(1), v, jnp.float32(2), jnp.float32(0)) * 2))
+    one, none = jnp.float32(scale), jnp.float32(0)
+    slope = jax.vmap(jax.grad(lambda v: encode(Grid(1), v, one, none) * scale))
     steps = jnp.array([-2.0, -1.5, -1.01, -1.0, -0.5, 0.0, 0.5, 1.0, 1.01, 1.5, 2.0])
-    np.testing.assert_array_equal(slope(2 * steps), [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(slope(scale * steps), [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0])
+
+
+def test_powers_pass_gradients_wherever_they_round_to_a_code():
+    """Up to 96 steps of 64, and up to 1.5 of 1: what is halfway is rounded down."""
+    one, none = jnp.float32(1), jnp.float32(0)
+    for bits, steps, expected in (
+        (4, [-3.0, 3.0, 90.0, 97.0], [1, 1, 1, 0]),
+        (2, [1.3, 1.6], [1, 0]),
+    ):
+        grid = Grid(bits, spacing="powers")
+        slope = jax.vmap(jax.grad(lambda v, grid=grid: encode(grid, v, one, none)))
+        np.testing.assert_array_equal(slope(jnp.array(steps)), expected)
 
 
 def test_one_bit_has_a_code_for_zero_only_where_it_is_kept():
@@ -298,6 +323,8 @@ def test_settings_that_fit_together_are_taken(side):
         found = Grid(**settings_of).checked(side)
         for name, value in settings_of.items():
             assert getattr(found, name) == value
+        # an array: a sweep over ints would compile anew
+        assert found.average is None or found.average.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
