@@ -165,7 +165,7 @@ def test_a_fixed_range_is_trained_by_nothing_that_is_cut_off():
     assert ends == r
 
 
-ROWS = jnp.array([[0.0, 0.0, 0.0, 0.0, 1.0, -2.0, 3.0, 6.0], [0.0] * 8])
+ROWS = jnp.array([[0.0, 0.0, 0.0, 0.0, 1.0, -2.0, 3.0, 6.0], [0.0] * 8, [0.0] * 7 + [5.0]])
 KEPT = {
     # of the magnitudes 1 2 3 6 the median lies at 2.5; of -2 1 3 6 the quarters at 0.25 and 3.75
     "percentile": (clipping.percentile(50.0), [-2.5, 2.5], [0.25, 3.75]),
@@ -183,6 +183,8 @@ def test_rules_of_pruned_weights_look_at_those_that_are_kept(name):
         r = among(ROWS, bits=4, symmetric=is_symmetric)
         np.testing.assert_allclose([end[0] for end in r], expected, rtol=1e-5)
         np.testing.assert_array_equal([end[1] for end in r], 0)
+        half = 2.5 if is_symmetric and name == "rms" else 5  # of the one value that is kept
+        np.testing.assert_allclose([end[2] for end in r], [-half if is_symmetric else half, half])
         every = clip(ROWS, bits=4, symmetric=is_symmetric)
         assert not np.allclose([end[0] for end in every], expected, rtol=0.05)
 
@@ -216,12 +218,22 @@ def test_a_search_looks_at_values_evenly_spaced_over_the_whole_row(monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
-def test_least_squares_finds_small_shares_and_the_whole_whatever_the_unit(scale):
-    """Two bits: 20 000 values of 0.011 weigh more than a single 1, 5 000 of them less."""
-    for count, expected in ((20_000, 0.011), (5_000, 1.0)):
-        row = jnp.full(count, 0.011).at[0].set(1.0) * scale
-        found = clipping.least_squares()(row[None], bits=2, symmetric=True).hi[0]
-        assert found / scale == pytest.approx(expected, rel=0.01)
+def test_least_squares_finds_the_best_share_to_half_a_percent_whatever_the_unit(scale):
+    """Two bits, of 60 000 values v beside a single 1: (60000 v + 1) / 60001 is the best by hand."""
+    shares, n = np.array([0.0094, 0.0213, 0.0571, 0.1313, 0.3137, 0.6233, 1.0]), 60_000
+    rows = np.repeat(shares[:, None], n + 1, 1)
+    rows[:, 0] = 1
+    found = clipping.least_squares()(jnp.float32(rows * scale), bits=2, symmetric=True).hi
+    np.testing.assert_allclose(found / scale, (n * shares + 1) / (n + 1), rtol=0.005)
+
+
+def test_few_small_values_are_given_up_for_a_large_one_and_none_gets_more_than_it_takes():
+    """500 · 0.011² is less than 1. And steps of 0.36 would hold 0.36 exactly, but reach 1.08."""
+    row = jnp.full((1, 500), 0.011).at[0, 0].set(1.0)
+    found = clipping.least_squares()(row, bits=2, symmetric=True).hi[0]
+    assert found == pytest.approx(1, rel=0.01)
+    row = jnp.full((1, 100), 0.36).at[0, 0].set(1.0)
+    assert clipping.least_squares()(row, bits=3, symmetric=True).hi[0] <= 1
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -274,6 +286,8 @@ def test_a_sweep_over_a_rule_compiles_once():
         "rms: width=0": lambda: clipping.rms(0),
         "lo=-inf": lambda: clipping.fixed(-np.inf, 0.0),
         "hi=inf": lambda: clipping.fixed(0.0, np.inf),
+        "lo=.*-inf": lambda: clipping.fixed(np.array([0.0, -np.inf]), 1.0),
+        "hi=.*inf": lambda: clipping.fixed(0.0, np.array([np.inf, 1.0])),
         "at most hi": lambda: clipping.fixed(np.array([0.0, 2.0]), np.array([1.0, 1.0])),
     }.items(),
 )
@@ -297,3 +311,52 @@ def test_the_oracle_codes_as_the_package_does():
     assert thresholds.squared_error(LAPLACE, grid, -abs(LAPLACE).max(), abs(LAPLACE).max()) == (
         pytest.approx(np.mean((codes * step - LAPLACE) ** 2), rel=1e-5)
     )
+
+
+RULES = [
+    None,
+    clipping.percentile(50.0),
+    clipping.rms(1.0),
+    clipping.fixed(-1.0, 2.0),
+    clipping.learned(-1.0, 2.0),
+    clipping.pact(2.0),
+    clipping.least_squares(),
+    clipping.entropy(),
+]
+
+
+@pytest.mark.parametrize("clip", RULES)
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5)])
+def test_every_rule_gives_one_range_a_row(clip, shape):
+    r = observe_range(
+        jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape),
+        axes=(len(shape) - 1,),
+        clip=clip,
+        bits=4,
+        symmetric=True,
+    )
+    assert r.lo.shape == r.hi.shape == (*shape[:-1], 1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_few_bins_have_the_entropy_threshold_of_a_search_by_hand(symmetric, monkeypatch):
+    """Forty rows of 60 values in 64 bins, where one value more or less moves the threshold."""
+    monkeypatch.setattr(clipping, "BINS", 64)
+    rows = np.random.default_rng(5).laplace(size=(40, 60)).astype(np.float32)
+    rows = rows if symmetric else np.abs(rows)
+    found = np.asarray(clipping.entropy()(jnp.asarray(rows), bits=3, symmetric=symmetric).hi)
+    for row, threshold in zip(rows, found, strict=True):
+        by_threshold = thresholds.divergences(row, 3, symmetric, bins=64)
+        nearest = min(by_threshold, key=lambda t: abs(t - threshold))
+        assert nearest == pytest.approx(threshold, rel=1e-5)
+        assert by_threshold[nearest] <= min(by_threshold.values()) + 1e-5
+
+
+def test_ends_may_be_traced_one_by_one_and_numbers_are_floats():
+    for ends in (lambda v: (v, 5.0), lambda v: (-5.0, v)):
+        r = jax.jit(lambda v, ends=ends: clipping.fixed(*ends(v))(ROWS, bits=4, symmetric=False))(
+            1.0
+        )
+        assert r.lo.shape == (3,)
+    assert isinstance(clipping.percentile(50).args[0], float)  # an int would compile anew
+    assert isinstance(clipping.rms(2).args[0], float)
