@@ -144,7 +144,14 @@ def test_gradients_of_inputs_are_the_noisy_weights_transposed():
 def test_cells_hold_no_sign_and_no_floats():
     core = sites.core_of((conductance, {"device": cells.independent(0.1)}))
     w = np.ones((20, 6), np.float32)
-    for op in (Op(sites.DENSE), Op(sites.DENSE).codes(-1, 1)):
+    both = Op(sites.DENSE).codes(0, 1)
+    for op in (
+        Op(sites.DENSE),
+        Op(sites.DENSE).codes(-1, 1),
+        Op(sites.DENSE).codes([0, -1], [1, 1]),
+        dataclasses.replace(both, w_lo=None),
+        dataclasses.replace(both, w_hi=None),
+    ):
         with pytest.raises(ValueError, match="differential or offset"):
             core.write(op, w, KEY)
     with pytest.raises(ValueError, match="key=None"):
@@ -405,9 +412,41 @@ def test_read_noise_has_the_variance_of_every_product_by_hand():
     keys = jax.random.split(KEY, 3000)
     y = np.ravel(jax.jit(jax.vmap(lambda key: core.read(op, state, x, key)))(keys))
     assert y.mean() == pytest.approx(24, abs=0.4)
+    one = 24 + 0.6 * np.sqrt(89) * cells.normal(keys[0], (1, 1))
+    np.testing.assert_allclose(y[0], np.ravel(one)[0], rtol=1e-5)
     assert y.std() == pytest.approx(0.6 * np.sqrt(89), rel=0.04)
     np.testing.assert_array_equal(
         core.read(op, state, x, keys[0]), core.read(op, state, x, keys[0])
     )
     quiet = dataclasses.replace(op, deterministic=True)
     np.testing.assert_allclose(core.read(quiet, state, x, None), [[24]])
+
+
+def test_noise_redrawn_at_the_cells_is_added_to_each_by_hand():
+    device = cells.independent(0.0, noise=0.1)
+    op = Op(PAIR).codes(np.array(0), np.array(6))
+    core = sites.core_of((conductance, {"device": device, "redraw": True}))
+    state = core.write(op, jnp.array([[0.0], [3]]), KEY)
+    held = np.array([[0.0], [0.5]]) + 0.1 * np.asarray(cells.normal(KEY, (2, 1)))
+    x = np.array([[5.0, 8.0]], np.float32)
+    np.testing.assert_allclose(core.read(op, state, x, KEY), 6 * x @ held, rtol=1e-5)
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_noise_is_no_product_of_the_hardware(redraw):
+    meters = []
+    for noise in (None, 0.1):
+        device, meter = cells.independent(0.0, noise=noise), {}
+        op = Op(PAIR, meter=meter).codes(np.array(0), np.array(6))
+        core = sites.core_of((conductance, {"device": device, "redraw": redraw}))
+        core.read(op, core.write(op, jnp.ones((2, 1)), KEY), jnp.ones((3, 2)), KEY)
+        meters.append(meter)
+    assert meters[0] == meters[1] == {"weight_bits": 2 * 3, "cells": 2, "macs": 3 * 2}
+
+
+def test_codes_of_one_bit_are_cells_that_are_full_or_empty():
+    op = Op(PAIR).codes(np.array(0), np.array(1))
+    core = sites.core_of((conductance, {"device": cells.Device(lambda g, key: g)}))
+    state = core.write(op, jnp.array([[0], [1]]), KEY)
+    np.testing.assert_array_equal(state, [[0], [1]])
+    np.testing.assert_array_equal(core.read(op, state, jnp.array([[5, 8]]), None), [[8]])

@@ -1,5 +1,7 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
@@ -83,3 +85,33 @@ def test_groups_have_a_scale_of_their_own_each():
     state = core.write(Op(geometry), w, None)
     np.testing.assert_allclose(np.ravel(state.scale), [4 / 7, 30 / 7, 500 / 7], rtol=1e-6)
     np.testing.assert_array_equal(np.ravel(state.inner), [2, -7, 7, 0, -7, 0])
+
+
+@pytest.mark.parametrize(("rows", "shape"), [(5, (1, 2, 7, 3)), (6, (7, 6)), (7, (7, 6))])
+def test_arrays_are_calibrated_on_what_they_read(rows, shape):
+    seen = []
+
+    def spy(core):
+        return core._replace(calibrate=lambda op, state, x: seen.append((op, x)))
+
+    op = Op(Dot((1,), (), (0,), (), 2, (6, 2)))
+    core, x = sites.core_of((tiled, {"rows": rows}), spy), np.arange(42.0).reshape(7, 6)
+    core.calibrate(op, core.write(op, np.ones((6, 2)), None), x)
+    ((inner, tiles),) = seen
+    assert tiles.shape == shape
+    expected = x if rows > 5 else x.reshape(7, 2, 3).swapaxes(0, 1)[None]
+    np.testing.assert_array_equal(tiles, expected)
+    assert (inner.geometry == op.geometry) is (rows > 5)
+
+
+def test_tiles_are_summed_in_the_precision_of_the_whole():
+    geometry = Dot(
+        (1,), (), (0,), (), 2, (6, 2), precision=lax.Precision.HIGHEST, dtype=jnp.float32
+    )
+    seen = []
+
+    def spy(core):
+        return core._replace(write=lambda op, w, key: seen.append(op.geometry))
+
+    sites.core_of((tiled, {"rows": 3}), spy).write(Op(geometry), np.ones((6, 2)), None)
+    assert (seen[0].precision, seen[0].dtype) == (lax.Precision.HIGHEST, jnp.float32)

@@ -12,6 +12,7 @@ from jaxsim.formats.codebook import (
     nearest,
     nf4,
 )
+from jaxsim.formats.grid import Grid
 
 # Mean squared errors of the best 1 to 4 bit tables for a normal variable: Max (1960), table 1.
 LLOYD_MAX = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
@@ -177,3 +178,49 @@ def test_settings_of_short_floats_are_refused_by_name(form, side, said):
         form.checked(side)
     assert Floating(per="channel").checked("weights") == Floating(per="channel")
     assert Floating("bfloat16").checked("inputs") == Floating("bfloat16")
+
+
+def test_numbers_begin_at_quantiles_and_vectors_at_those_of_their_norms():
+    """One step from the 11th and the 31st of forty: what lies up to 20 beside what lies beyond."""
+    numbers = jax.random.permutation(jax.random.key(0), jnp.arange(40.0))[:, None]
+    centres, pointers = k_means(numbers, size=2, iterations=1)
+    np.testing.assert_allclose(centres, [[10], [30]], rtol=1e-6)
+    np.testing.assert_array_equal(pointers, numbers[:, 0] > 20)
+    vectors = numbers * jnp.array([1.0, -2.0])  # the longer, the smaller their sum
+    centres, pointers = k_means(vectors, size=2, iterations=1)
+    np.testing.assert_allclose(centres, [[10, -20], [30, -60]], rtol=1e-6)
+    np.testing.assert_array_equal(pointers, numbers[:, 0] > 20)
+
+
+def test_an_unfitted_table_has_its_defaults_and_prints_them():
+    book = Codebook()
+    assert (book.size, book.length, book.iterations, book.per) == (16, 1, 25, "channel")
+    assert [str(Codebook(size=8)), str(Codebook(size=8, length=2))] == [
+        "k-means of 8",
+        "k-means of 8 × 2",
+    ]
+    assert str(Codebook((0.0, 1.0, 2.0), per="tensor")) == "table of 3 per tensor"
+    assert str(Floating("float16", per="channel")) == "float16 per channel"
+
+
+def test_tables_hold_up_to_65536_levels_in_a_row_that_rises_all_the_way():
+    levels = tuple(range(2**16))
+    assert len(Codebook(levels).checked("weights").levels) == 2**16
+    for bad, said in (
+        ((*levels, 2**16), "must be 2 to 65536"),
+        (((0.0, 1.0), (2.0, 3.0)), "must be 2 to 65536 finite numbers"),
+        ((0.0, 1.0, 0.5), "must rise"),
+        ((0.5, 0.0, 1.0), "must rise"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Codebook(bad).checked("weights")
+
+
+def test_whole_numbers_of_numpy_become_ints():
+    """They are static: others would be other programs."""
+    one = np.int64(2)
+    fitted = Codebook(size=one, length=one, iterations=one, per="tensor").checked("weights")
+    table = Codebook((0.0, 1.0), per="group", rows=one).checked("weights")
+    grid = Grid(one, per="group", rows=one).checked("weights")
+    for value in (fitted.size, fitted.length, fitted.iterations, table.rows, grid.bits, grid.rows):
+        assert type(value) is int
