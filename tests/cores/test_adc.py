@@ -334,3 +334,10 @@ def test_slices_widen_to_powers_of_two_by_hand():
 def test_the_name_of_a_converter_says_bits_and_span():
     assert str(js.adc.uniform(4)) == "equal_steps, 4 bits"
     assert str(js.adc.uniform(4, span="granular")) == "equal_steps, 4 bits, unit_step"
+
+
+def test_slices_are_widened_by_a_hundred_doublings_at_most():
+    """1e30 over 1e-10 is no float32; 1e30 / 2^100 covers it too."""
+    hi = jnp.float32([1e30, 1e-10])
+    r = _shifted_apart(Range(-hi, hi))
+    np.testing.assert_allclose(r.hi, np.float32([1e30, 1e30 / 2.0**100]), rtol=1e-6)

@@ -277,3 +277,20 @@ def test_a_stack_of_planes_takes_the_mean_of_their_bits():
     op = Op(DEEP, meter=meter).codes(np.array([0, 0, 0]), np.array([7, 3, 0]))
     float_core.write(op, jnp.zeros((3, 4, 5), jnp.int8), None)
     assert meter == {"weight_bits": 60 * (3 + 2 + 0) / 3, "cells": 60}
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(-128, 127), (-128, 1)])
+def test_the_lower_end_of_a_weight_decides_as_the_upper_does(lo, hi):
+    """518 · 255 · 127 is below 2^24; 517 · 255 · 128 + 255 · 127 is above it, and odd."""
+    depth = 518
+    op = Op(dataclasses.replace(DEEP, w_shape=(depth, 1)), integer=True)
+    op = op.codes(np.array(lo), np.array(hi)).inputs(0, 255)
+    x, w = jnp.full((1, depth), 255, jnp.int16), jnp.full((depth, 1), -128, jnp.int16)
+    w = w.at[0].set(-127)
+    assert int(op.contract(x, w).item()) == -(517 * 255 * 128 + 255 * 127)
+
+
+def test_the_largest_plane_decides_for_all():
+    op = Op(DEEP, integer=True).codes(np.array([0, 0]), np.array([1, 4097])).inputs(0, 4097)
+    x, w = jnp.full((1, 1), 4097, jnp.int16), jnp.array([[[1]], [[4097]]], jnp.int16)
+    np.testing.assert_array_equal(np.ravel(op.contract(x, w)), [4097, 4097**2])

@@ -157,3 +157,35 @@ def test_codes_widen_where_the_largest_leaves_their_type(mapping, expected):
         Op(sites.DENSE).codes(-63, 63), np.full((20, 6), -63, np.int8), None
     )
     assert {a.dtype.name for a in jax.tree.leaves(half)} == {"int8"}
+
+
+def test_each_plane_of_a_pair_holds_its_own_larger_end():
+    seen = []
+
+    def spy(core):
+        return core._replace(write=lambda op, w, key: seen.append((op.w_lo, op.w_hi)))
+
+    op = Op(sites.DENSE).codes(np.array([-3, -1]), np.array([2, 5]))
+    sites.core_of(differential, spy).write(op, np.zeros((2, 20, 6), np.int8), None)
+    np.testing.assert_array_equal(seen[0], [np.zeros((2, 2)), [[3, 5], [3, 5]]])
+
+
+def test_a_pair_of_integers_whose_ends_are_unknown_is_their_parts():
+    w = np.tile(np.array([[-5, 0, 7]], np.int8), (20, 2))
+    for op in (
+        Op(sites.DENSE),
+        dataclasses.replace(Op(sites.DENSE).codes(-7, 7), w_lo=None),
+        dataclasses.replace(Op(sites.DENSE).codes(-7, 7), w_hi=None),
+    ):
+        plus, minus = sites.core_of(differential).write(op, w, None)
+        np.testing.assert_array_equal(plus, np.maximum(w, 0))
+        np.testing.assert_array_equal(minus, np.maximum(-w, 0))
+        assert plus.dtype == np.int8
+
+
+def test_the_plane_of_the_largest_codes_decides_the_type_of_all():
+    op = Op(sites.DENSE).codes(np.array([-2, -100]), np.array([0, 100]))
+    w = np.stack([np.full((20, 6), -2, np.int8), np.full((20, 6), 100, np.int8)])
+    held = sites.core_of(offset).write(op, w, None)
+    assert held.dtype == np.int16
+    np.testing.assert_array_equal(held[:, 0, 0], [98, 200])

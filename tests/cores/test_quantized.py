@@ -428,3 +428,75 @@ def test_float_weights_are_held_near_one_by_a_power_of_two():
     np.testing.assert_array_equal(state.scale, [[8, 8, 8]])
     x = jnp.float32([[1, 2, 3, 4]])
     np.testing.assert_allclose(sites.read([pieces], FOUR, x, w), x @ w)
+
+
+def written(weights, w=None, op=None):
+    w = jnp.float32([[4, 0, -2], [0, 0, 6], [2, 0, 0], [0, 8, 0]]) if w is None else w
+    core = sites.core_of((quantized, {"weights": weights, "inputs": None}))
+    return core.write(Op(FOUR) if op is None else op, w, None)
+
+
+def test_zeros_count_for_a_rule_unless_they_are_pruned():
+    """Of 4 0 2 0 the mean square is 20 / 4, of those kept 20 / 2; of 0 0 0 8 they are 16 and 64."""
+    grid = Grid(8, per="channel", clip=clipping.rms(1.0))
+    every, kept = (written(grid, op=Op(FOUR, masked=masked)).scale for masked in (False, True))
+    np.testing.assert_allclose(every, np.sqrt([[5, 16, 10]]) / 127, rtol=1e-5)
+    np.testing.assert_allclose(kept, np.sqrt([[10, 64, 20]]) / 127, rtol=1e-5)
+    one = Grid(1, per="channel")
+    every, kept = (written(one, op=Op(FOUR, masked=masked)) for masked in (False, True))
+    np.testing.assert_allclose(every.scale, [[1.5, 2, 2]])
+    np.testing.assert_allclose(kept.scale, [[3, 8, 4]])
+    assert (np.asarray(every.inner) != 0).all()
+
+
+def test_the_filling_of_a_last_group_is_no_weight():
+    """Five products in groups of two: the last holds one, and nothing beside it."""
+    core = sites.core_of(
+        (grouped, {"rows": 2}), (quantized, {"weights": Grid(1, per="channel"), "inputs": None})
+    )
+    op = Op(Dot((1,), (), (0,), (), 2, (5, 1)))
+    state = core.write(op, jnp.float32([[1], [-3], [5], [5], [-7]]), None)
+    np.testing.assert_allclose(np.ravel(state.scale), [2, 5, 7])
+    np.testing.assert_array_equal(np.ravel(state.inner), [1, -1, 1, 1, -1, 0])
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_the_filling_of_inputs_counts_for_no_mean(deployed):
+    """One bit: the mean magnitude of five inputs, not of six."""
+    grids = {"weights": Grid(8, clip=clipping.fixed(-127.0, 127.0)), "inputs": Grid(1)}
+    core = sites.core_of((grouped, {"rows": 2}), (quantized, grids))
+    geometry = Dot((1,), (), (0,), (), 2, (5, 1))
+    op = Op(geometry, integer=True, ranges="stored" if deployed else "batch")
+    x = jnp.float32([[1, -2, 3, -4, 5]])
+    state = core.write(op, jnp.float32([[1], [1], [2], [2], [10]]), None)
+    state = core.calibrate(op, state, x)
+    np.testing.assert_allclose(
+        core.read(op, state, x, None), [[3 * (1 - 1 + 2 - 2 + 10)]], rtol=1e-6
+    )
+
+
+def test_a_clip_is_shared_by_layers_or_one_for_each():
+    """Of each channel: [3] is shared, [2, 3] has a row for each of two layers."""
+    op = Op(FOUR, scan_index=(1,))
+    shared = jnp.float32([127, 254, 381])
+    for hi, expected in ((shared, [[1, 2, 3]]), (jnp.stack([shared, 10 * shared]), [[10, 20, 30]])):
+        grid = Grid(8, per="channel", clip=clipping.fixed(-hi, hi))
+        np.testing.assert_allclose(written(grid, op=op).scale, expected)
+    for hi, expected in ((127.0, 1), (jnp.float32([127, 254]), 2)):
+        state = written(Grid(8, clip=clipping.fixed(-1 * hi, hi)), op=op)
+        np.testing.assert_allclose(state.scale, np.full((1, 3), expected))
+
+
+def test_low_precision_is_lifted_before_it_is_rounded():
+    """257 steps apart of bfloat16 there is 256: the codes are those of float32."""
+    x, w = jnp.bfloat16([[1.0, 0.5, 0.25, 0.7]]), jnp.full((4, 3), 0.3, jnp.bfloat16)
+    grid = Grid(8)
+    pieces = (quantized, {"weights": grid, "inputs": grid})
+    low = sites.read([pieces], FOUR, x, w)
+    np.testing.assert_array_equal(
+        low, sites.read([pieces], FOUR, x.astype(jnp.float32), w.astype(jnp.float32))
+    )
+    assert written(grid, w).scale.dtype == jnp.float32
+    floats = sites.core_of((quantized, {"weights": None, "inputs": grid})).write(Op(FOUR), w, None)
+    assert floats.inner.dtype == jnp.float32
+    np.testing.assert_array_equal(floats.zero, 0)
