@@ -227,3 +227,17 @@ def test_the_oracle_of_requantization_would_notice_another_half():
     found = requantiser.requantised(q, scale, offset, -999, 999)
     np.testing.assert_array_equal(found, [3, 303])
     assert np.any(found != np.trunc(q * scale + offset))
+
+
+def test_the_largest_multiplier_is_used_where_it_is_exact():
+    for scale, b, c in ((32767 * 2.0**-20, 32767, 20), (32768 * 2.0**-20, 16384, 19)):
+        r = dyadic(np.float64(scale), np.float64(0.0), **CODES, min_code=-1.0, max_code=1.0)
+        assert (int(r.multiplier), int(r.shift)) == (b, c)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 2.0**28, -(2.0**28)])
+def test_one_channel_that_does_not_fit_is_enough_to_refuse(bad):
+    with pytest.raises(ValueError, match="offset="):
+        dyadic(np.ones(2), np.array([0.0, bad]), **CODES, **FULL)
+    with pytest.raises(ValueError, match="scale="):
+        dyadic(np.array([0.0, bad]), np.ones(2), **CODES, **FULL)

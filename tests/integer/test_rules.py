@@ -146,19 +146,29 @@ def test_inputs_that_are_no_even_codes_are_refused(inputs, told):
         js.integer_only(chip)
 
 
-def long(depth):
-    """Sums of so many products of the largest codes, or None where they are refused."""
+def long(depth, *transforms):
+    """Sums of so many products of the largest codes."""
     x, w = np.full((1, depth), 127, np.float32), np.full((depth, 1), -127, np.float32)
-    net = js.quantize(grid(), grid())(js.trace(lambda w, x: x @ w, w, x))
+    net = js.compose(js.quantize(grid(), grid()), *transforms)(js.trace(lambda w, x: x @ w, w, x))
     chip = js.deploy(net, calibrate=x)
     return js.integer_only(chip)(x)
 
 
-def test_sums_fill_an_accumulator_of_32_bits_and_no_more():
+@pytest.mark.parametrize("transforms", [(), (js.slice_bits(4),)], ids=["whole", "sliced"])
+def test_sums_fill_an_accumulator_of_32_bits_and_no_more(transforms):
     """2^31 / 127² is 133144.2."""
-    np.testing.assert_allclose(long(133_144), -(127.0**2) * 133_144, rtol=1e-4)
+    np.testing.assert_allclose(long(133_144, *transforms), -(127.0**2) * 133_144, rtol=1e-4)
     with pytest.raises(ValueError, match="sums 133145 products, which may leave 32 bits"):
-        long(133_145)
+        long(133_145, *transforms)
+
+
+def test_what_a_weight_holds_decides_whether_its_sums_fit():
+    """Products of small weights may be more: 200 000 of 1 · 127, beside one of the largest."""
+    x, w = np.full((1, 200_000), 127, np.float32), np.ones((200_000, 1), np.float32)
+    w[0] = 127
+    net = js.quantize(grid(), grid())(js.trace(lambda w, x: x @ w, w, x))
+    found = js.integer_only(js.deploy(net, calibrate=x))(x)
+    np.testing.assert_allclose(found, 127.0 * (199_999 + 127), rtol=1e-4)
 
 
 def test_sums_of_other_lengths_than_converted_are_refused_by_their_counts():
