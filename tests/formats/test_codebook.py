@@ -224,3 +224,11 @@ def test_whole_numbers_of_numpy_become_ints():
     grid = Grid(one, per="group", rows=one).checked("weights")
     for value in (fitted.size, fitted.length, fitted.iterations, table.rows, grid.bits, grid.rows):
         assert type(value) is int
+
+
+def test_an_empty_center_moves_to_what_is_served_worst_in_what_counts():
+    """Two centers begin at (5, 100): that (5, -) lies 100 away in what is pruned does not count."""
+    x = jnp.array([[5.0, 0], *[[5.0, 100]] * 6, [9, 100]])
+    kept = jnp.array([[True, False], *[[True, True]] * 7])
+    centres, _ = k_means(x, size=2, iterations=1, kept=kept)
+    np.testing.assert_allclose(centres, [[5.5, 100], [9, 100]], rtol=1e-6)

@@ -241,6 +241,8 @@ def test_ranges_of_masked_one_bit_weights_are_the_mean_magnitude_of_those_kept()
     np.testing.assert_array_equal(kept.hi, [[4], [0]])
     np.testing.assert_array_equal(every.hi, [[2.75], [2]])
     np.testing.assert_array_equal(kept.lo, -kept.hi)
+    assert observe_range(x[0], bits=1, among=among[0]) == (-4, 4)
+    assert observe_range(x[0], bits=1) == (-2.75, 2.75)
 
 
 def test_no_values_have_the_empty_range_of_each_row():
