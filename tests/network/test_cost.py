@@ -286,3 +286,9 @@ def test_a_printed_cost_has_a_row_a_site_with_each_count_once():
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     # parameters, those left, bits, cells, multiply-accumulates: 2 · 36 · 18 · 4
     assert cells == ["w", "144", "144", "720", "144", "5.18 k"]
+
+
+def test_short_floats_are_stored_in_their_width_and_read_in_as_many_products():
+    cost = js.quantize(js.Floating("float8_e4m3fn"), None)(by_hand("grouped")).cost()
+    (site,) = cost.sites
+    assert site.spent == {"weight_bits": 8 * 144, "cells": 144, "macs": 2 * 36 * 18 * 4}

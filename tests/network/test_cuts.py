@@ -9,6 +9,7 @@ from jax import lax
 import jaxsim as js
 from jaxsim.network.cuts import (
     Cut,
+    _bytes,
     balance_blocks,
     blocks,
     candidate_cuts,
@@ -17,6 +18,7 @@ from jaxsim.network.cuts import (
     flops,
     select_cuts,
     sizes,
+    without_device,
 )
 from tests.support.models import normal
 
@@ -219,3 +221,36 @@ def test_calls_are_inlined_with_their_constants():
     names = [line.plan.jaxpr.eqns[i].primitive.name for i in line.active]
     assert names == ["dot_general", "add"] * 2
     assert [cut.name for cut in cuts(line)] == ["1"]
+
+
+def test_what_acts_is_run_though_nothing_needs_it():
+    """A callback of the input, and one of the parameters alone."""
+
+    def fn(p, x):
+        jax.debug.callback(lambda *_: None, x)
+        jax.debug.callback(lambda *_: None, p["w"])
+        return x @ p["w"]
+
+    line = line_of(fn, {"w": normal(4, 4)}, normal(2, 4))
+    names = [line.plan.jaxpr.eqns[i].primitive.name for i in line.active]
+    assert names == ["debug_callback", "debug_callback", "dot_general"]
+
+
+def test_a_key_counts_eight_bytes_and_stays_on_its_device():
+    jaxpr = jax.make_jaxpr(lambda key, x, y: (key, x, y))(
+        jax.random.split(jax.random.key(0), 3), normal(2, 3), jnp.ones(5, jnp.bfloat16)
+    )
+    assert [_bytes(v) for v in jaxpr.jaxpr.invars] == [3 * 8, 2 * 3 * 4, 5 * 2]
+    key = jax.random.key(0)
+    assert without_device(key) is key
+    assert isinstance(without_device(jnp.ones(2)), np.ndarray)
+
+
+def test_a_scan_holds_its_sites_and_is_one_place():
+    def fn(p, x):
+        x = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x @ p["first"], p["stack"])[0]
+        return (x @ x.T) @ p["last"]
+
+    params = {"first": normal(3, 4), "stack": normal(5, 4, 4), "last": normal(2, 6)}
+    found = cuts(line_of(fn, params, normal(2, 3)))
+    assert [cut.name for cut in found] == ["stack", "last"]  # no cut before two activations

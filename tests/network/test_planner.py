@@ -204,6 +204,7 @@ SITES = tuple(
         ("Dense_1/kernel#2", False, {"Dense_1/kernel#2"}),
         ("re:.*_1/kernel", False, {"Conv_1/kernel", "Dense_1/kernel", "Dense_1/kernel#2"}),
         ("re:Conv", False, set()),  # the whole name
+        ("Conv*", True, {"Conv_1/kernel"}),  # nothing of a site without a parameter
         ("conv_1*", False, set()),
     ],
 )
