@@ -132,6 +132,9 @@ def test_numbers_lie_between_ends_by_hand(value, expected):
         (one(2, hi=6), True, True, False),
         (affine((2, 3), np.array([[1.0, 2, 2]]), 0, -1, 1), False, True, False),
         (affine((2, 3), np.array([[1.0, 2, -2]]), 0, -1, 1), False, False, False),
+        (affine((2, 3), 1.0, np.array([[0.0, 0, 3]]), -1, 1), False, True, False),
+        (one(2)._replace(lo=np.array([[-np.inf, 0, 0]])), True, True, False),
+        (one(2)._replace(hi=np.array([[np.inf, 0, 0]])), True, True, False),
     ],
 )
 def test_what_a_value_is(value, clipped, rising, pure):
@@ -163,6 +166,20 @@ def test_a_chain_of_scales_and_clips_by_hand():
         ([one(-(2.0**15), hi=1.0, lo=-1.0)], 60, 2.0),  # the multiplier: 2^15 over 2^14
         ([one(1.0, 3 * 2.0**26, hi=1.0, lo=-1.0)], 60, 3.0),  # the shift, over 2^26
         ([one(0.0)], 60, 1.0),
+        # the largest of a channel, of a value and of either sign counts
+        ([affine((2, 3), np.array([[1.0, -7, 2]]), 0, -1, 3)], 60, 21 / 60),
+        ([one(1.0, 0, -1, 1), one(-(2.0**16), lo=-1.0, hi=1.0)], 60, 4.0),
+        ([affine((2, 3), np.array([[2.0**15, 1]]), 0, 0, 0)], 60, 2.0),
+        ([one(1.0, lo=-1.0, hi=1.0), one(1.0, -(2.0**27), lo=-1.0, hi=1.0)], 60, 2.0),
+        (
+            [
+                affine((2, 3), 0.0, np.array([[2.0**28, 0]]), 0, 0)._replace(
+                    lo=np.full((1, 1), -1.0), hi=np.full((1, 1), 1.0)
+                )
+            ],
+            60,
+            4.0,
+        ),
     ],
 )
 def test_a_common_step_is_no_finer_than_amplitudes_scales_and_shifts_allow(
