@@ -193,6 +193,7 @@ def test_values_beside_one_another_vary_only_where_they_must():
     both = concatenate([a, b], 1)
     assert both.shape == (2, 6)
     assert all(part.shape == (1, 1) for part in both.arrays)
+    assert concatenate([a], 1) == a
     both = concatenate([a, one(5.0), a], 0)
     np.testing.assert_array_equal(both.scale[:, 0], [3, 3, 5, 5, 3, 3])
     assert both.shift.shape == (1, 1)

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 import jaxsim as js
+from jaxsim.integer.steps import Apply, AsIs, Rescaled
 
 RNG = np.random.default_rng(3)
 X = RNG.integers(-127, 128, (2, 3, 4, 6)).astype(np.float32)
@@ -194,3 +195,38 @@ def test_what_is_known_beforehand_is_computed_beforehand():
     expected = 4 * x.sum(1, keepdims=True) + 1000 * np.sin(params["b"])
     np.testing.assert_allclose(found(x), expected, atol=2.0**-13 * np.abs(expected).max())
     assert " sin " not in str(jax.make_jaxpr(found)(x))
+
+
+def test_other_equations_than_converted_are_refused_by_primitive_and_line():
+    """A batch of one runs another primitive, one of three a further one."""
+
+    def model(w, x):
+        y = x @ w
+        if len(x) == 1:
+            return jnp.minimum(y, 5.0)
+        return jnp.maximum(y, 5.0) if len(x) == 2 else jnp.maximum(y, 5.0) + 1
+
+    x = X[:, 0, 0, :3]
+    chip = js.deploy(js.quantize(grid(), grid())(js.trace(model, W, x)), calibrate=x)
+    found = js.integer_only(chip)
+    np.testing.assert_allclose(found(x), np.maximum(x @ W, 5), atol=0.1)
+    for batch, primitive in ((x[:1], "min"), (np.concatenate([x, x[:1]]), "add")):
+        said = rf"args: {primitive} at .*test_rules.py:\d+ runs for these arguments and did not"
+        with pytest.raises(ValueError, match=said):
+            found(batch)
+
+
+def test_integers_that_only_move_are_moved_as_they_are():
+    """Unless the batch goes where channels were, whose scales would go with it."""
+
+    def moved(fn, factor):
+        x = X[:, 0, 0, :3]
+        net = js.trace(lambda w, x: fn((x @ w) * factor), W, x)
+        found = js.integer_only(js.deploy(js.quantize(grid(), grid())(net), calibrate=x))
+        (step,) = [s for s in found.steps if isinstance(s, Apply)]
+        return type(step.operands[0])
+
+    scales = np.float32([1, 2, 3, 4])
+    assert moved(lambda y: y[:, None], scales) is AsIs
+    assert moved(lambda y: y.T, np.float32(2)) is AsIs
+    assert moved(lambda y: y.T, scales) is Rescaled
