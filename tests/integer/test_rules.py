@@ -67,6 +67,7 @@ RULES = {
     "flat": lambda y, z: (y * FACTOR + TERM).reshape(2, -1),
     "joined": lambda y, z: jnp.concatenate([y, 3 * z, jnp.maximum(-y, 0)], -1),
     "padded": lambda y, z: lax.pad(y + TERM, 0.0, [(0, 0, 0), (1, 2, 0), (0, 1, 1), (0, 0, 0)]),
+    "padded and turned": lambda y, z: -lax.pad(y * FACTOR, 0.0, [(0, 0, 0), *[(1, 0, 0)] * 3]),
     "summed": lambda y, z: y.sum((1, 2)),
     "summed with a term": lambda y, z: (y * FACTOR + TERM).sum((1, 2)),
     "summed over channels": lambda y, z: (y * FACTOR + TERM).sum(-1),
