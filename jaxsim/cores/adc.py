@@ -273,7 +273,7 @@ def fpg_bits(weight_bits: int, input_bits: int, rows: int) -> int:
 def _column(op: Op) -> Column:
     if op.x_lo is None or op.x_hi is None or op.w_lo is None or op.w_hi is None:
         raise ValueError("adc: a range without calibration needs inputs and weights as codes")
-    w_hi = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi)).astype(np.float32)
+    w_hi = np.maximum(-op.w_lo, op.w_hi).astype(np.float32)
     return Column(op.depth, op.x_lo, op.x_hi, w_hi)
 
 

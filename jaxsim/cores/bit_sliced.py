@@ -38,7 +38,7 @@ def bit_sliced(
         """The op on digits, and the place value of each slice."""
         if op.w_lo is None or op.w_hi is None:
             raise ValueError("bit_sliced: the weight is a float; wrap it in quantized(weights=…)")
-        largest = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi))
+        largest = np.maximum(-op.w_lo, op.w_hi)
         count = digit_count(int(largest.max()), bits)
         shifts = [bits * i for i in range(count)]
         full = 2**bits - 1

@@ -32,7 +32,7 @@ def differential(core: Core) -> Core:
     def parts(op: Op) -> Op:
         if op.w_lo is None or op.w_hi is None:
             return op
-        most = np.maximum(np.abs(op.w_lo), np.abs(op.w_hi))
+        most = np.maximum(-op.w_lo, op.w_hi)
         return op.codes(np.stack([0 * most, 0 * most]), np.stack([most, most]))
 
     def write(op: Op, w: Array, key: Any) -> State:

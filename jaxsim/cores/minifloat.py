@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -53,7 +52,7 @@ def minifloat(core: Core, *, weights: Floating | None, inputs: Floating | None) 
         stored, scale = _rounded(weights, w, axes)
         if op.integer:
             stored = stored.astype(weights.dtype)
-        state = core.write(dataclasses.replace(op, code_bits=weights.bits), stored, key)
+        state = core.write(op, stored, key)
         return MinifloatState(state, jnp.broadcast_to(scale, op.channel_shape()))
 
     def calibrate(op: Op, state: MinifloatState, x: Array) -> MinifloatState:

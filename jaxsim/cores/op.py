@@ -95,7 +95,9 @@ class Op:
         common = jnp.promote_types(x.dtype, w.dtype)
         if common != jnp.int8:
             # Only 8-bit integers have a fast path; floats are exact below 2^24.
-            w_most = 2**15 if self.w_hi is None else int(np.abs(self.w_hi).max())
+            w_most = 2**15
+            if self.w_lo is not None and self.w_hi is not None:
+                w_most = int(np.maximum(-self.w_lo, self.w_hi).max())
             held = jnp.iinfo(x.dtype).max + 1
             x_most = held if self.x_hi is None else max(abs(self.x_hi), abs(self.x_lo or 0))
             if self.depth * x_most * w_most < 2**24:

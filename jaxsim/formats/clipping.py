@@ -241,7 +241,7 @@ def _rms(width: Array, rows: Array, *, bits: int, symmetric: bool, kept: bool = 
     def mean(values: Array) -> Array:
         return jnp.sum(values, -1, where=among) / count
 
-    unit = unit[..., 0]
+    unit = jnp.squeeze(unit, -1)
     if symmetric:
         hi = jnp.minimum(width * jnp.sqrt(mean(near**2)), MOST / unit) * unit
         return Range(-hi, hi)
@@ -300,7 +300,7 @@ def _least_squares(rows: Array, *, bits: int, symmetric: bool, kept: bool = Fals
         """The share [rows] of each row that errs least, of candidates [c, rows]."""
         errors = lax.map(error, shares)
         at = jnp.argmin(errors, 0)
-        return jnp.take_along_axis(shares, at[None], 0)[0]
+        return jnp.squeeze(jnp.take_along_axis(shares, at[None], 0), 0)
 
     shape = most.shape
     ratio = 0.01 ** (1 / 63)
@@ -308,7 +308,7 @@ def _least_squares(rows: Array, *, bits: int, symmetric: bool, kept: bool = Fals
     found = best(jnp.broadcast_to(coarse.reshape(64, *(1,) * len(shape)), (64, *shape)))
     near = jnp.linspace(ratio, 1 / ratio, 17).reshape(17, *(1,) * len(shape))
     found = best(jnp.minimum(found * near, 1.0))
-    return Range(*(end * found * unit[..., 0] for end in ends))
+    return Range(*(end * found * jnp.squeeze(unit, -1) for end in ends))
 
 
 def _entropy(rows: Array, *, bits: int, symmetric: bool) -> Range:
@@ -323,7 +323,7 @@ def _entropy(rows: Array, *, bits: int, symmetric: bool) -> Range:
 def _threshold(x: Float[Array, " n"], *, bits: int, symmetric: bool) -> Float[Array, ""]:
     """The threshold of magnitudes [n] that loses the least information."""
     levels = 2 ** (bits - 1) if symmetric else 2**bits
-    unit = unit_of(x, (0,))[0]
+    unit = jnp.squeeze(unit_of(x, (0,)), 0)
     magnitude = jnp.abs(x) / unit
     most = jnp.max(magnitude)
     width = jnp.where(most > 0, most, 1.0) / BINS

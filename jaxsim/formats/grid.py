@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced
+from jaxsim.numerics.checks import check_called, check_range, checked_int
 from jaxsim.numerics.gradients import clip_ste, round_ste
 from jaxsim.numerics.scaling import divide, step_of, unit_of
 
@@ -121,7 +121,7 @@ class Grid:
         if self.clip is not None and not callable(self.clip):
             raise ValueError(f"{side}: clip={self.clip!r}, must be a rule of js.clipping or None")
         average = self.average
-        if average is not None and not is_traced(average):
+        if average is not None:
             check_range(f"{side}: average", average, 0, 1)
             average = jnp.asarray(average, jnp.float32)
         self._check_side(side)
@@ -132,7 +132,7 @@ class Grid:
             raise ValueError(f"weights={self}: dynamic, average and per='token' are for inputs")
         if side == "inputs" and self.per not in ("tensor", "token"):
             raise ValueError(f"inputs: per={self.per!r}, must be 'tensor' or 'token'")
-        if side == "inputs" and self.average is not None and (self.dynamic or self.per == "token"):
+        if self.average is not None and (self.dynamic or self.per == "token"):
             raise ValueError(
                 f"inputs: average={self.average} has no effect on ranges of each batch"
             )
@@ -229,7 +229,7 @@ def _mean_magnitude(
 ) -> Float[Array, "*rows"]:
     magnitude = jnp.abs(rows)
     unit = unit_of(rows, (-1,))
-    shares, unit = magnitude / unit, unit[..., 0]
+    shares, unit = magnitude / unit, jnp.squeeze(unit, -1)
     if among is None:
         return unit * jnp.mean(shares, -1)
     count = jnp.maximum(jnp.sum(among, -1), 1).astype(jnp.float32)
@@ -251,7 +251,7 @@ def scale_and_zero(grid: Grid, r: Range) -> tuple[Float[Array, "..."], Float[Arr
     lo, hi = jnp.minimum(r.lo, 0.0), jnp.maximum(r.hi, 0.0)
     # halves: the difference of two of the largest floats is none
     scale = step_of(hi * 0.5 - lo * 0.5, (qmax - qmin) * 0.5, empty=1.0)
-    return scale, jnp.clip(jnp.round(qmin - divide(lo, scale)), qmin, qmax)
+    return scale, jnp.round(qmin - divide(lo, scale))
 
 
 FAR = 2.0**30
@@ -277,7 +277,7 @@ def encode(
       key: for stochastic rounding; without one it rounds to the nearest.
       kept: a zero stays zero although the grid has no code for it.
     """
-    scale = jnp.where(scale > 0, scale, 1.0) if grid.bits == 1 else scale
+    scale = jnp.where(scale > 0, scale, 1.0)  # zero only on one bit
     # far beyond the last code, and finite where a range that was stored is left far behind
     steps = jnp.clip(divide(x, scale), -FAR, FAR)
     if grid.bits == 1:

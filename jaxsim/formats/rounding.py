@@ -246,7 +246,7 @@ def _adaround(layer: Layer, *, steps: Array, rate: Array, pull: Array) -> Array:
 
     lo, hi = _STRETCH
     down = jnp.floor(layer.w / layer.scale)
-    start = jnp.clip((layer.w / layer.scale - down - lo) / (hi - lo), 1e-3, 1 - 1e-3)
+    start = (layer.w / layer.scale - down - lo) / (hi - lo)  # between 1/12 and 11/12
     unit = cost(layer, nearest(layer))
     unit = jnp.where(unit > 0, unit, 1)
     adam = optax.adam(rate)

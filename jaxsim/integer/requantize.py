@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 MOST_MULTIPLIER = 2**15 - 1
-MOST_SHIFT = 46
-MOST_OFFSET = 2.0**44
+MOST_SHIFT = 44
+MOST_OFFSET = 2.0**MOST_SHIFT
 
 
 class Rescale(NamedTuple):
@@ -23,7 +23,7 @@ class Rescale(NamedTuple):
     Attributes:
       multiplier: Multiplier b, of magnitude below 2^15.
       high, low: Words of B = 2^16 high + low, 0 ≤ low < 2^16; B contains the half that rounds.
-      shift: Exponent c, 0 to 46.
+      shift: Exponent c, 0 to 44.
       lo, hi: Bounds of the result.
       min_code, max_code: Bounds that q is clipped to first, where the result could leave int32; or
         None.
@@ -106,7 +106,7 @@ def dyadic(
     if (np.maximum(np.abs(min_code), np.abs(max_code)) * slope + np.abs(offset) >= 2.0**30).any():
         # where the result is outside [lo, hi] by far, q is as good as nearer to zero
         room = np.maximum(np.abs(lo), np.abs(hi)) + np.abs(offset) + 2
-        bound = np.minimum(np.ceil(room / np.maximum(slope, 2.0**-46)), 2.0**31 - 128)
+        bound = np.minimum(np.ceil(room / np.maximum(slope, 2.0**-MOST_SHIFT)), 2.0**31 - 128)
         ends = {"min_code": _int32(-bound), "max_code": _int32(bound)}
     return Rescale(
         multiplier=_int32(multiplier),

@@ -73,7 +73,7 @@ def check_range(
 
 
 def check_share(name: str, value: Any) -> None:
-    """Checks that a number, or each of an array, is in [0, 1); a traced one is not looked at.
+    """Checks that a number is in [0, 1); a traced one is not looked at.
 
     Args:
       name: of the argument, for the error.
@@ -87,7 +87,7 @@ def check_share(name: str, value: Any) -> None:
       >>> check_share("sparsity", 0.5)
     """
     check_range(name, value, 0, 1)
-    if not is_traced(value) and np.any(np.asarray(value) >= 1):
+    if not is_traced(value) and np.asarray(value) >= 1:
         raise ValueError(f"{name}={value}: must be below 1")
 
 

@@ -27,7 +27,7 @@ def digit(code: Num[Array, "..."], place: int, bits: int, count: int) -> Num[Arr
     if jnp.issubdtype(code.dtype, jnp.integer):
         wide = code.astype(jnp.int32)
         found = jnp.sign(wide) * ((jnp.abs(wide) // place) % 2**bits)
-        return found.astype(code_dtype(-(2**bits) + 1, 2**bits - 1))
+        return found.astype(code_dtype(0, 2**bits - 1))
     magnitude = jnp.floor(jnp.abs(code) / place) % 2**bits
     found = lax.stop_gradient(jnp.sign(code) * magnitude)
     return found + (code - lax.stop_gradient(code)) / (place * count)

@@ -53,5 +53,6 @@ def quantile(
         lax.bitcast_convert_type(jnp.where(o < 0, o ^ 0x7FFFFFFF, o), jnp.float32)
         for o in (found, above)
     )
-    # halves: the difference of two of the largest floats is none
-    return lo + (hi * 0.5 - lo * 0.5) * ((position - below) * 2)
+    # in halves: the difference of two of the largest floats is none
+    half = (hi * 0.5 - lo * 0.5) * (position - below)
+    return lo + half + half

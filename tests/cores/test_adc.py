@@ -1,10 +1,20 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsim.cores.adc import _shifted_apart, fpg_bits, uniform_adc
+import jaxsim as js
+from jaxsim.cores.adc import (
+    Column,
+    _shifted_apart,
+    column_adc,
+    fpg_bits,
+    uniform,
+    uniform_adc,
+)
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset
@@ -216,3 +226,118 @@ def test_deployed_without_calibration_is_an_error():
     op = Op(sites.DENSE, integer=True, ranges="missing")
     with pytest.raises(ValueError, match="calibrate=None"):
         core.read(op, core.write(op, w, None), x, None)
+
+
+COLUMN = Column(depth=6, x_lo=-3, x_hi=7, w_hi=np.float32([[5], [2]]))
+"""Two planes whose largest codes are 5 and 2, read by six inputs in [-3, 7]."""
+UNSIGNED = COLUMN._replace(x_lo=0)
+
+SPANS = [
+    # signed converters have 2^b - 2 steps, half of them below zero; others 2^b - 1
+    ("granular", COLUMN, 8, True, ([-127, -127], [127, 127])),
+    ("granular", UNSIGNED, 8, True, ([-127, -127], [127, 127])),
+    ("granular", COLUMN, 8, False, ([-128, -128], [127, 127])),
+    ("granular", UNSIGNED, 8, False, ([0, 0], [255, 255])),
+    ("granular", COLUMN, 1, False, ([-1, -1], [0, 0])),
+    ("granular", COLUMN, 3, True, ([-3, -3], [3, 3])),
+    # 6 · 5 · 7 = 210, 6 · 2 · 7 = 84; 6 · 5 · 3 = 90, 6 · 2 · 3 = 36
+    ("max", COLUMN, 8, True, ([-210, -84], [210, 84])),
+    ("max", COLUMN._replace(x_lo=-7, x_hi=3), 8, True, ([-210, -84], [210, 84])),
+    ("max", COLUMN, 4, False, ([-90, -36], [210, 84])),
+    ("max", UNSIGNED, 4, False, ([0, 0], [210, 84])),
+]
+
+
+@pytest.mark.parametrize(("rule", "column", "bits", "signed", "expected"), SPANS)
+def test_ranges_that_follow_from_codes_are_those_by_hand(rule, column, bits, signed, expected):
+    found = uniform(bits, span=rule).span(column, bits, signed)
+    np.testing.assert_array_equal(np.squeeze(found), expected)
+
+
+def test_a_granular_converter_of_inputs_of_both_signs_resolves_every_code():
+    """An unsigned one: 255 steps from -128, so sums of -128 and 127 are exact and 128 is not."""
+    geometry = Dot((1,), (), (0,), (), 2, (1, 1))
+    op = Op(geometry, integer=True).codes(np.array(0), np.array(1)).inputs(-128, 128)
+    core = sites.core_of(fixed("granular", 8, signed=False))
+    x = np.array([[-129], [-128], [-1], [0], [1], [127], [128]], np.int32)
+    y = core.read(op, core.write(op, np.ones((1, 1), np.int32), None), x, None)
+    np.testing.assert_array_equal(y[:, 0], [-128, -128, -1, 0, 1, 127, 127])
+
+
+def test_a_column_knows_the_largest_magnitude_of_each_plane_and_its_own_depth():
+    seen = []
+
+    def spy(column, bits, signed):
+        seen.append((column, bits, signed))
+        return 0 * column.w_hi, column.w_hi
+
+    adc = js.adc.uniform(5)._replace(span=spy)
+    geometry = Dot((1,), (), (0,), (), 2, (4, 3))
+    op = Op(geometry, integer=True).codes(np.array([-6, 0]), np.array([2, 3])).inputs(-1, 5)
+    core = sites.core_of((column_adc, {"adc": adc, "signed": False}))
+    core.read(op, core.write(op, jnp.ones((2, 4, 3), int), None), jnp.ones((2, 4)), None)
+    ((column, bits, signed),) = seen
+    assert (column.depth, column.x_lo, column.x_hi, float(bits), signed) == (4, -1, 5, 5, False)
+    np.testing.assert_array_equal(column.w_hi, [6, 3])
+
+
+@pytest.mark.parametrize("missing", ["w_lo", "w_hi", "x_lo", "x_hi"])
+def test_a_range_from_codes_needs_both_ends_of_both_operands(missing):
+    op = Op(RAMP, integer=True).codes(np.array(0), np.array(1)).inputs(0, 1)
+    core, one = sites.core_of(fixed("max", 8, signed=False)), jnp.ones((1, 1))
+    state = core.write(op, one, None)
+    assert core.read(op, state, one, None) == 1
+    with pytest.raises(ValueError, match="inputs and weights as codes"):
+        core.read(dataclasses.replace(op, **{missing: None}), state, one, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"bits": 0.99}, "bits=0.99: must be a number of at least 1 and at most 16"),
+        ({"bits": 16.01}, "bits=16.01"),
+        ({"bits": 8, "percentile": 0}, "percentile=0: must be a number above 0 and at most 100"),
+        ({"bits": 8, "percentile": 100.1}, "percentile=100.1"),
+        ({"bits": 8, "span": "largest"}, "span='largest': must be 'calibrated'"),
+    ],
+)
+def test_numbers_of_a_converter_are_refused_just_outside_of_their_range(settings, said):
+    with pytest.raises(ValueError, match=said):
+        uniform(**settings)
+
+
+def test_numbers_of_a_converter_are_taken_at_the_ends_of_their_range():
+    for bits, percentile in ((1, 100), (16, 1e-3)):
+        assert float(uniform(bits, percentile=percentile).bits) == bits
+
+
+def test_conversion_steps_are_counted_by_resolution():
+    meter = {}
+    adc = js.adc.uniform(3)
+    core = sites.core_of((column_adc, {"adc": adc, "signed": False}))
+    geometry = Dot((1,), (), (0,), (), 2, (4, 3))
+    op = Op(geometry, meter=meter)
+    core.read(op, core.write(Op(geometry), jnp.ones((4, 3)), None), jnp.ones((5, 4)), None)
+    assert (meter["conversions"], meter["conversion_steps"]) == (5 * 3, 5 * 3 * 8)
+
+
+def test_slices_widen_to_powers_of_two_by_hand():
+    """Widths 12, 5 and 0.2 beside 12: 12, 6 and 12 / 32; an empty slice stays empty."""
+    lo, hi = jnp.float32([-6.0, 1.0, 0.0, 2.0]), jnp.float32([6.0, 6.0, 0.2, 2.0])
+    r = _shifted_apart(Range(lo, hi))
+    np.testing.assert_allclose(r.lo, [-6, 1, 0, 2])
+    np.testing.assert_allclose(r.hi, [6, 7, 0.375, 2])
+    one = Range(jnp.float32(-1), jnp.float32(2))
+    assert _shifted_apart(one) is one
+
+
+def test_the_name_of_a_converter_says_bits_and_span():
+    assert str(js.adc.uniform(4)) == "equal_steps, 4 bits"
+    assert str(js.adc.uniform(4, span="granular")) == "equal_steps, 4 bits, unit_step"
+
+
+def test_slices_are_widened_by_a_hundred_doublings_at_most():
+    """1e30 over 1e-10 is no float32; 1e30 / 2^100 covers it too."""
+    hi = jnp.float32([1e30, 1e-10])
+    r = _shifted_apart(Range(-hi, hi))
+    np.testing.assert_allclose(r.hi, np.float32([1e30, 1e30 / 2.0**100]), rtol=1e-6)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from jaxsim.cores.adc import uniform_adc
 from jaxsim.cores.bit_serial import bit_serial, unsigned_inputs
+from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.formats.grid import Grid
 from tests.oracles import crossbar
@@ -127,3 +130,52 @@ def test_floats_have_no_codes_to_apply(wrapper):
     floats = (sites.quantize()[0], {"weights": Grid(8), "inputs": None})
     with pytest.raises(ValueError, match="the input is a float"):
         sites.read([floats, wrapper], sites.DENSE, x, w)
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "bits", "digits", "expected"),
+    [
+        # 7 bits of magnitude in parts of 3: places 1, 8 and 64
+        (-127, 127, 3, 3, (-7, 7)),
+        (0, 255, 3, 3, (0, 7)),
+        (0, 255, 8, 1, (0, 255)),
+        (0, 5, 4, 1, (0, 5)),  # no part is larger than the code
+        (-9, 2, 2, 2, (-3, 3)),  # the larger end decides
+        (-1, 1, 1, 1, (-1, 1)),
+    ],
+)
+def test_parts_of_inputs_by_hand(lo, hi, bits, digits, expected):
+    seen = []
+    core = sites.core_of((bit_serial, {"bits": bits}), spy(seen))
+    op = Op(sites.DENSE, integer=True).inputs(lo, hi)
+    w, x = jnp.ones((20, 6), jnp.int8), jnp.full((5, 20), hi, jnp.int32)
+    y = core.read(op, core.write(op, w, None), x, None)
+    ((inner, parts),) = seen
+    assert (inner.x_lo, inner.x_hi) == expected
+    places = [2 ** (bits * i) for i in range(digits)]
+    np.testing.assert_array_equal(parts[:, 0, 0], [hi // p % 2**bits for p in places])
+    np.testing.assert_array_equal(y, 20 * hi)
+
+
+@pytest.mark.parametrize("missing", ["x_lo", "x_hi"])
+@pytest.mark.parametrize("wrapper", [unsigned_inputs, (bit_serial, {"bits": 2})])
+def test_both_ends_of_input_codes_are_needed(wrapper, missing):
+    op = dataclasses.replace(Op(sites.DENSE).inputs(-1, 1), **{missing: None})
+    with pytest.raises(ValueError, match="the input is a float"):
+        sites.core_of(wrapper).write(op, jnp.ones((20, 6)), None)
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(-8, 7), (3, 9), (0, 15)])
+def test_lifting_moves_codes_by_their_smallest_and_takes_its_share_off(lo, hi):
+    """Σ (q - lo) w + lo Σ w, with Σ w of each output by hand."""
+    seen = []
+    core = sites.core_of(unsigned_inputs, spy(seen))
+    op = Op(Dot((1,), (), (0,), (), 2, (2, 2)), integer=True).inputs(lo, hi)
+    state = core.write(op, jnp.int8([[3, -5], [4, 1]]), None)
+    np.testing.assert_array_equal(state.total, [[7, -4]])
+    x = jnp.int8([[lo, hi]])
+    y = core.read(op, state, x, None)
+    ((inner, lifted),) = seen
+    np.testing.assert_array_equal(lifted, [[0, hi - lo]])
+    assert (inner.x_lo, inner.x_hi) == (0, hi - lo)
+    np.testing.assert_array_equal(y, [[3 * lo + 4 * hi, -5 * lo + hi]])

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -143,7 +144,14 @@ def test_gradients_of_inputs_are_the_noisy_weights_transposed():
 def test_cells_hold_no_sign_and_no_floats():
     core = sites.core_of((conductance, {"device": cells.independent(0.1)}))
     w = np.ones((20, 6), np.float32)
-    for op in (Op(sites.DENSE), Op(sites.DENSE).codes(-1, 1)):
+    both = Op(sites.DENSE).codes(0, 1)
+    for op in (
+        Op(sites.DENSE),
+        Op(sites.DENSE).codes(-1, 1),
+        Op(sites.DENSE).codes([0, -1], [1, 1]),
+        dataclasses.replace(both, w_lo=None),
+        dataclasses.replace(both, w_hi=None),
+    ):
         with pytest.raises(ValueError, match="differential or offset"):
             core.write(op, w, KEY)
     with pytest.raises(ValueError, match="key=None"):
@@ -174,7 +182,7 @@ def test_measured_devices_spread_as_their_fit_says(name, level):
     assert deviation == pytest.approx(sigma, rel=0.02)
 
 
-@pytest.mark.parametrize("days", [0.0, 1.0, 2.5, 5.0])
+@pytest.mark.parametrize("days", [0.0, 1.0, 2.5, 4.0, 5.0])
 @pytest.mark.parametrize("level", LEVELS[1:])
 def test_sonos_drifts_and_spreads_as_its_fit_says(days, level):
     mean, deviation = spread(cells.sonos(1600.0, days=days), level)
@@ -286,3 +294,181 @@ def test_the_old_name_of_program_warns_and_works():
         assert js.cells.Device(programme=device.program) == js.cells.Device(device.program)
     with pytest.raises(ValueError, match="program=None"):
         js.cells.Device()
+
+
+def test_read_noise_of_each_kind_by_hand():
+    g = jnp.array([0.0, 0.25, 0.5, 1.0])
+    kinds = {
+        cells.independent: [0.1, 0.1, 0.1, 0.1],
+        cells.proportional: [0, 0.025, 0.05, 0.1],
+        cells.inverse: [0, 0.4, 0.2, 0.1],  # nothing is stored in the first
+    }
+    for kind, expected in kinds.items():
+        np.testing.assert_allclose(kind(0.7, noise=0.1).noise(g), expected, rtol=1e-6)
+        assert kind(0.7).noise is None
+
+
+@pytest.mark.parametrize("largest", [800.0, 1600.0])
+def test_read_noise_of_sonos_saturates_with_its_current(largest):
+    g = np.array([0.0, 0.1, 0.5, 1.0])
+    most, scale = devices.SONOS_NOISE
+    expected = most * (1 - np.exp(-g * largest / scale)) / largest
+    np.testing.assert_allclose(cells.sonos(largest).noise(jnp.float32(g)), expected, rtol=1e-5)
+
+
+def test_errors_of_cells_are_drawn_one_by_one_and_repeat_with_their_key():
+    device, g = cells.independent(0.1), jnp.full((2, 100, 80), 0.5)
+    first, again, other = (device.program(g, jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    pairs = (
+        (first[0], first[1]),
+        (first[:, 1:], first[:, :-1]),
+        (first[..., 1:], first[..., :-1]),
+        (first, other),
+    )
+    for a, b in pairs:
+        assert abs(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]) < 0.04
+
+
+def test_defaults_are_those_of_the_measurements():
+    """µS of full cells, and on/off of 50 to 225 µS; SONOS in nA."""
+    tops = {"rram_milo": 225.0, "rram_wan": 39.26, "pcm_joshi": 25.0, "sonos": 1600.0}
+    ratios = {"rram_milo": 4.5, "rram_wan": 39.26, "pcm_joshi": 100.0, "sonos": 1e7}
+    for name, top in tops.items():
+        device = getattr(cells, name)()
+        assert float(device.program.keywords["top"]) == pytest.approx(top)
+        assert float(device.on_off) == pytest.approx(ratios[name])
+
+
+INSIDE = [
+    lambda: cells.independent(0.0, on_off=1.001, noise=0.0),
+    lambda: cells.rram_milo(225.0),
+    lambda: cells.rram_wan(39.26, on_off=1.001),
+    lambda: cells.pcm_joshi(25.0),
+    lambda: cells.sonos(3200.0, days=0.0),
+    lambda: cells.sonos(1800.0, days=5.0),
+    lambda: cells.sonos(1e-3),
+]
+OUTSIDE = [
+    (lambda: cells.independent(-0.001), "sigma=-0.001"),
+    (lambda: cells.proportional(0.1, on_off=1.0), "on_off=1.0: must be a number above 1"),
+    (lambda: cells.inverse(0.1, noise=-0.001), "noise=-0.001"),
+    (lambda: cells.rram_milo(225.1), "largest=225.1: .* above 0 and at most 225"),
+    (lambda: cells.rram_milo(0.0), "largest=0.0"),
+    (lambda: cells.rram_wan(39.3), "largest=39.3: .* at most 39.26"),
+    (lambda: cells.pcm_joshi(25.1), "largest=25.1: .* at most 25"),
+    (lambda: cells.pcm_joshi(on_off=1.0), "on_off=1.0"),
+    (lambda: cells.sonos(3200.1), "largest=3200.1: .* at most 3200"),
+    (lambda: cells.sonos(0.0), "largest=0.0"),
+    (lambda: cells.sonos(1800.1, days=0.1), "largest=1800.1: .* at most 1800"),
+    (lambda: cells.sonos(days=5.1), "days=5.1"),
+    (lambda: cells.sonos(days=-0.1), "days=-0.1"),
+    (lambda: cells.sonos(on_off=1.0), "on_off=1.0"),
+]
+
+
+@pytest.mark.parametrize("make", INSIDE)
+def test_devices_take_the_ends_of_what_was_measured(make):
+    assert isinstance(make(), cells.Device)
+
+
+@pytest.mark.parametrize(("make", "said"), OUTSIDE)
+def test_devices_refuse_what_lies_just_beyond(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+PAIR = Dot((1,), (), (0,), (), 2, (2, 1))
+PERFECT = cells.Device(lambda g, key: g, on_off=4.0)
+
+
+def test_each_plane_holds_its_largest_code_at_the_largest_conductance():
+    """Of codes up to 6 and 2, on/off 4: 0.25 + 0.75 q / 6 and 0.25 + 0.75 q / 2."""
+    op = Op(PAIR).codes(np.array([0, 0]), np.array([6, 2]))
+    core = sites.core_of((conductance, {"device": PERFECT}))
+    state = core.write(op, jnp.array([[[0.0], [3]], [[2], [1]]]), KEY)
+    np.testing.assert_allclose(np.squeeze(state), [[0.25, 0.625], [1, 0.625]])
+    # x = 5 and 8: 5 · 0 + 8 · 3 and 5 · 2 + 8 · 1, and 13 times what empty cells add, 6/3 and 2/3
+    x = jnp.array([[5.0, 8.0]])
+    y = core.read(op, state, x, None)
+    np.testing.assert_allclose(np.ravel(y), [24 + 13 * 2, 18 + 13 * 2 / 3], rtol=1e-6)
+    off = sites.core_of((offset_current, {"device": PERFECT}), (conductance, {"device": PERFECT}))
+    np.testing.assert_allclose(np.ravel(off.read(op, state, x, None)), [24, 18], rtol=1e-6)
+
+
+def test_a_plane_of_nothing_has_cells_all_the_same():
+    op = Op(PAIR).codes(np.array([0, 0]), np.array([0, 5]))
+    core = sites.core_of((conductance, {"device": cells.Device(lambda g, key: g)}))
+    np.testing.assert_array_equal(core.write(op, jnp.zeros((2, 2, 1)), KEY), 0)
+
+
+def test_read_noise_has_the_variance_of_every_product_by_hand():
+    """σ² = (0.1 · 6)² (5² + 8²), in units of a largest code of 6."""
+    device = cells.independent(0.0, noise=0.1)
+    op = Op(PAIR).codes(np.array(0), np.array(6))
+    core = sites.core_of((conductance, {"device": device}))
+    state = core.write(op, jnp.array([[0.0], [3]]), KEY)
+    x = jnp.array([[5.0, 8.0]])
+    keys = jax.random.split(KEY, 3000)
+    y = np.ravel(jax.jit(jax.vmap(lambda key: core.read(op, state, x, key)))(keys))
+    assert y.mean() == pytest.approx(24, abs=0.4)
+    one = 24 + 0.6 * np.sqrt(89) * cells.normal(keys[0], (1, 1))
+    np.testing.assert_allclose(y[0], np.ravel(one)[0], rtol=1e-5)
+    assert y.std() == pytest.approx(0.6 * np.sqrt(89), rel=0.04)
+    np.testing.assert_array_equal(
+        core.read(op, state, x, keys[0]), core.read(op, state, x, keys[0])
+    )
+    quiet = dataclasses.replace(op, deterministic=True)
+    np.testing.assert_allclose(core.read(quiet, state, x, None), [[24]])
+
+
+def test_noise_redrawn_at_the_cells_is_added_to_each_by_hand():
+    device = cells.independent(0.0, noise=0.1)
+    op = Op(PAIR).codes(np.array(0), np.array(6))
+    core = sites.core_of((conductance, {"device": device, "redraw": True}))
+    state = core.write(op, jnp.array([[0.0], [3]]), KEY)
+    held = np.array([[0.0], [0.5]]) + 0.1 * np.asarray(cells.normal(KEY, (2, 1)))
+    x = np.array([[5.0, 8.0]], np.float32)
+    np.testing.assert_allclose(core.read(op, state, x, KEY), 6 * x @ held, rtol=1e-5)
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_noise_is_no_product_of_the_hardware(redraw):
+    meters = []
+    for noise in (None, 0.1):
+        device, meter = cells.independent(0.0, noise=noise), {}
+        op = Op(PAIR, meter=meter).codes(np.array(0), np.array(6))
+        core = sites.core_of((conductance, {"device": device, "redraw": redraw}))
+        core.read(op, core.write(op, jnp.ones((2, 1)), KEY), jnp.ones((3, 2)), KEY)
+        meters.append(meter)
+    assert meters[0] == meters[1] == {"weight_bits": 2 * 3, "cells": 2, "macs": 3 * 2}
+
+
+def test_codes_of_one_bit_are_cells_that_are_full_or_empty():
+    op = Op(PAIR).codes(np.array(0), np.array(1))
+    core = sites.core_of((conductance, {"device": cells.Device(lambda g, key: g)}))
+    state = core.write(op, jnp.array([[0], [1]]), KEY)
+    np.testing.assert_array_equal(state, [[0], [1]])
+    np.testing.assert_array_equal(core.read(op, state, jnp.array([[5, 8]]), None), [[8]])
+
+
+@pytest.mark.parametrize("days", [0, 1, 2, 3, 4, 5])
+def test_the_mean_of_sonos_drifts_by_its_polynomial(days, monkeypatch):
+    """Without the spread: terms of thousands of nA that cancel, to hundredths."""
+    monkeypatch.setattr(cells, "normal", lambda key, shape: jnp.zeros(shape))
+    currents = np.array(list(devices.DRIFT[days]))
+    g = cells.sonos(1600.0, days=float(days)).program(jnp.float32(currents / 1600), KEY)
+    np.testing.assert_allclose(
+        1600 * np.float64(g) - currents, list(devices.DRIFT[days].values()), atol=0.03
+    )
+
+
+def test_no_current_of_sonos_and_no_spread_of_a_fit_is_negative(monkeypatch):
+    monkeypatch.setattr(cells, "normal", lambda key, shape: -20 * jnp.ones(shape))
+    np.testing.assert_array_equal(cells.sonos().program(jnp.full(2, 0.1), KEY), 0)
+    monkeypatch.setattr(cells, "normal", lambda key, shape: jnp.ones(shape))
+    assert cells.sonos().program(jnp.full(1, 0.1), KEY)[0] > 0.1
+    fitted = cells._fitted(
+        jnp.ones(1), KEY, top=jnp.float32(2), fit=jnp.float32([-3, 1]), floor=-np.inf
+    )
+    np.testing.assert_array_equal(fitted, 1)  # -3 · 2 + 1 would take some off

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,3 +168,129 @@ def test_old_names_of_an_op_warn_and_work():
         assert op.per_output() == op.channel_shape()
     with pytest.raises(AttributeError, match="no attribute 'of'"):
         _ = op.of
+
+
+DEEP = Dot((1,), (), (0,), (), 2, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("depth", "x_most", "w_most"), [(1, 4097, 4097), (3, 2365, 2365), (4, 2049, 2049)]
+)
+def test_products_of_wide_codes_are_exact_where_floats_would_round(depth, x_most, w_most):
+    """An odd sum just above 2^24 is no float32; where it stays below, floats compute it."""
+    geometry = dataclasses.replace(DEEP, w_shape=(depth, 1))
+    op = Op(geometry, integer=True).codes(np.array(-1), np.array(w_most)).inputs(-1, x_most)
+    x, w = np.full((1, depth), x_most, np.int16), np.full((depth, 1), w_most, np.int16)
+    x[0, 0] -= (depth * x_most * w_most) % 2 == 0  # to an odd one
+    exact = int((x.astype(int) @ w.astype(int)).item())
+    assert exact > 2**24
+    assert exact % 2
+    assert int(op.contract(jnp.asarray(x), jnp.asarray(w)).item()) == exact
+
+
+def test_products_without_known_ranges_are_exact_for_all_their_types_hold():
+    """-2^15 · -2^15, and -128 of int8 with 2^15 products of weights of int16."""
+    op = Op(DEEP, integer=True)
+    low = jnp.full((1, 1), -(2**15), jnp.int16)
+    assert int(op.contract(low, low).item()) == 2**30
+    geometry = dataclasses.replace(DEEP, w_shape=(5, 1))
+    x, w = jnp.full((1, 5), -127, jnp.int8), jnp.full((5, 1), 2**15 - 1, jnp.int16)
+    assert int(Op(geometry, integer=True).contract(x, w).item()) == -127 * 5 * (2**15 - 1)
+    one = Op(geometry, integer=True).codes(np.array(0), np.array(2**15 - 1))
+    assert int(one.contract(x, w).item()) == -127 * 5 * (2**15 - 1)
+
+
+def test_the_lower_end_of_an_input_decides_as_the_upper_does():
+    op = Op(DEEP, integer=True).codes(np.array(0), np.array(4097)).inputs(-4097, 1)
+    x, w = jnp.full((1, 1), -4097, jnp.int16), jnp.full((1, 1), 4097, jnp.int16)
+    assert int(op.contract(x, w).item()) == -(4097**2)
+
+
+def test_a_contraction_counts_its_products_over_all_planes():
+    meter = {}
+    geometry = Dot((2,), (0,), (1,), (0,), 3, (3, 7, 5))
+    op = Op(geometry, meter=meter)
+    x, w = jnp.ones((2, 3, 11, 7)), jnp.ones((4, 3, 7, 5))
+    assert op.contract(x, w).shape == (2, 4, 3, 11, 5)
+    assert meter == {"macs": 2 * 4 * 3 * 11 * 5 * 7}
+    op.count("macs", 0.5)
+    op.count("other", 2)
+    assert meter == {"macs": 9240.5, "other": 2}
+    Op(geometry).count("macs", 1)  # nowhere
+
+
+def test_shapes_and_axes_of_an_op_by_hand():
+    op = Op(Dot((2,), (0,), (1,), (0,), 3, (3, 7, 5)))
+    assert op.depth == 7
+    assert op.channel_shape() == (3, 1, 5)
+    assert op.scale_axes("tensor") == (0, 1, 2)
+    assert op.scale_axes("channel") == (1,)
+    assert op.planes == 0
+    coded = dataclasses.replace(op, code_bits=3).codes(np.zeros((2, 4)), np.ones((2, 4)))
+    assert (coded.planes, coded.code_bits) == (2, None)
+    assert coded.x_planes(np.zeros((6, 3, 2, 7))) == 1
+    assert coded.w_planes(np.zeros((2, 4, 3, 7, 5))) == (2, 4)
+    total = coded.row_sum(jnp.ones((6, 3, 2, 7), jnp.int8))
+    assert total.shape == (6, 1, 1, 3, 2, 1)
+    assert total.dtype == jnp.int32
+    np.testing.assert_array_equal(total, 7)
+
+
+def test_a_layer_takes_its_slice_of_a_setting():
+    setting = np.arange(24).reshape(2, 3, 4)
+    op = Op(DEEP, scan_index=(1, 2))
+    np.testing.assert_array_equal(op.slice_for_layer(setting), [20, 21, 22, 23])
+    np.testing.assert_array_equal(Op(DEEP).slice_for_layer(setting), setting)
+
+
+def test_a_range_is_the_batch_s_the_stored_one_or_missing():
+    for ranges, expected in (("batch", "of the batch"), ("stored", "stored")):
+        op = Op(DEEP, ranges=ranges)
+        assert op.range("the grid", "stored", lambda: "of the batch") == expected
+    with pytest.raises(ValueError, match="calibrate=None: the grid needs deploy"):
+        Op(DEEP, ranges="missing").range("the grid", "stored", lambda: "of the batch")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "code_bits", "codes", "bits"),
+    [
+        (jnp.float32, None, None, 32),
+        (jnp.bfloat16, None, None, 16),
+        (jnp.int8, 5, (-15, 15), 5),
+        (jnp.int8, None, (-15, 15), 5),
+        (jnp.int8, None, (-15, 16), 5),
+        (jnp.int8, None, (-16, 16), 6),
+        (jnp.int8, None, (0, 15), 4),
+    ],
+)
+def test_a_stored_number_takes_its_bits_or_those_of_its_levels(dtype, code_bits, codes, bits):
+    meter = {}
+    op = Op(DEEP, meter=meter)
+    op = op if codes is None else op.codes(*map(np.asarray, codes))
+    op = dataclasses.replace(op, code_bits=code_bits)
+    float_core.write(op, jnp.zeros((4, 3), dtype), None)
+    assert meter == {"weight_bits": 12 * bits, "cells": 12}
+
+
+def test_a_stack_of_planes_takes_the_mean_of_their_bits():
+    meter = {}
+    op = Op(DEEP, meter=meter).codes(np.array([0, 0, 0]), np.array([7, 3, 0]))
+    float_core.write(op, jnp.zeros((3, 4, 5), jnp.int8), None)
+    assert meter == {"weight_bits": 60 * (3 + 2 + 0) / 3, "cells": 60}
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(-128, 127), (-128, 1)])
+def test_the_lower_end_of_a_weight_decides_as_the_upper_does(lo, hi):
+    """518 · 255 · 127 is below 2^24; 517 · 255 · 128 + 255 · 127 is above it, and odd."""
+    depth = 518
+    op = Op(dataclasses.replace(DEEP, w_shape=(depth, 1)), integer=True)
+    op = op.codes(np.array(lo), np.array(hi)).inputs(0, 255)
+    x, w = jnp.full((1, depth), 255, jnp.int16), jnp.full((depth, 1), -128, jnp.int16)
+    w = w.at[0].set(-127)
+    assert int(op.contract(x, w).item()) == -(517 * 255 * 128 + 255 * 127)
+
+
+def test_the_largest_plane_decides_for_all():
+    op = Op(DEEP, integer=True).codes(np.array([0, 0]), np.array([1, 4097])).inputs(0, 4097)
+    x, w = jnp.full((1, 1), 4097, jnp.int16), jnp.array([[[1]], [[4097]]], jnp.int16)
+    np.testing.assert_array_equal(np.ravel(op.contract(x, w)), [4097, 4097**2])

@@ -125,3 +125,113 @@ def test_moments_too_large_to_hold_are_refused_before_they_are_made():
     core = sites.core_of((moments, {"weights": sites.Grid(8)}))
     with pytest.raises(MemoryError, match=r"second moments of 40000 inputs needs 6\.0 GiB.*sites="):
         jax.eval_shape(lambda w: core.write(op, w, None), w)
+
+
+FEW = Dot((1,), (), (0,), (), 2, (3, 2))
+W = np.float32([[1, -7], [2, 4], [-5, 0]])
+X = np.float32([[1, 2, -3], [0, -4, 5]])
+
+
+def seen(core, op, *batches):
+    state = core.write(op, jnp.asarray(W), None)
+    for x in batches:
+        state = core.calibrate(op, state, jnp.asarray(x))
+    return state
+
+
+def test_moments_add_up_over_batches_by_hand():
+    core = sites.core_of((moments, {"weights": sites.Grid(4, per="channel")}))
+    state = seen(core, Op(FEW), X, 2 * X[:1])
+    np.testing.assert_array_equal(state.gram[0], X.T @ X + 4 * np.outer(X[0], X[0]))
+    assert state.seen == 3
+    np.testing.assert_array_equal(state.w, W[None])
+    np.testing.assert_allclose(state.scale[0], np.broadcast_to(np.float32([5, 7]) / 7, (3, 2)))
+    np.testing.assert_allclose(state.ends, [[-5, -7], [5, 7]])
+    np.testing.assert_allclose(core.read(Op(FEW), state, jnp.asarray(X), None), X @ W)
+
+
+def test_the_ends_of_an_affine_grid_are_its_first_and_last_code_less_its_zero():
+    """[-7, 4] on 16 codes of a step of 11/15: zero at round(-8 + 7 · 15/11) = 2."""
+    grid = sites.Grid(4, symmetric=False)
+    state = seen(sites.core_of((moments, {"weights": grid})), Op(FEW))
+    np.testing.assert_allclose(state.ends, [-10 * 11 / 15, 5 * 11 / 15], rtol=1e-6)
+    np.testing.assert_array_equal(state.zero, 2)
+
+
+@pytest.mark.parametrize(("depth", "fits"), [(32_768, True), (32_769, False)])
+def test_moments_are_held_up_to_the_limit_and_no_further(depth, fits):
+    """4 · 32768² is 4 GiB."""
+    geometry = Dot((1,), (), (0,), (), 2, (depth, 1))
+    core = sites.core_of((moments, {"weights": sites.Grid(8)}))
+    write = lambda w: core.write(Op(geometry), w, None)  # noqa: E731
+    w = jax.ShapeDtypeStruct((depth, 1), jnp.float32)
+    if fits:
+        assert jax.eval_shape(write, w).gram.shape == (1, depth, depth)
+    else:
+        with pytest.raises(MemoryError, match="second moments of 32769 inputs needs"):
+            jax.eval_shape(write, w)
+
+
+def test_moments_of_groups_are_counted_with_their_groups():
+    geometry = Dot((2,), (0,), (1,), (0,), 3, (5, 16_384, 1))
+    core = sites.core_of((moments, {"weights": sites.Grid(8)}))
+    with pytest.raises(MemoryError, match=r"of 16384 inputs, 5 times needs 5\.0 GiB"):
+        jax.eval_shape(
+            lambda w: core.write(Op(geometry), w, None),
+            jax.ShapeDtypeStruct(geometry.w_shape, jnp.float32),
+        )
+
+
+def test_peaks_are_the_largest_of_all_batches_and_count_those_with_inputs():
+    state = seen(sites.core_of(peaks), Op(FEW), X, np.zeros((0, 3), np.float32), 2 * X[:1])
+    np.testing.assert_array_equal(state.x, [[2, 4, 6]])
+    np.testing.assert_array_equal(state.w, [[7, 4, 5]])
+    assert state.seen == 2
+
+
+def test_means_and_variances_of_outputs_are_those_of_numpy():
+    batches = X, 3 * X[:1]
+    core = sites.core_of(outputs)
+    state = seen(core, Op(FEW), *batches)
+    y = np.concatenate([x @ W for x in batches])
+    assert state.seen == 3
+    np.testing.assert_allclose(state.mean, y.mean(0, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(state.variance, y.var(0, keepdims=True), rtol=1e-5)
+    nothing = seen(core, Op(FEW))
+    np.testing.assert_array_equal([nothing.mean, nothing.variance], np.zeros((2, 1, 2)))
+
+
+def test_an_output_is_moved_by_its_target_less_what_was_seen():
+    core = sites.core_of((outputs, {"target": np.float32([[10, -20]])}))
+    state = seen(core, Op(FEW), X)
+    y = X @ W
+    found = core.read(Op(FEW), state, jnp.asarray(X), None)
+    np.testing.assert_allclose(found, y - y.mean(0) + [10, -20], rtol=1e-5)
+
+
+def test_smoothing_divides_inputs_and_multiplies_weights_by_hand():
+    channels = np.float32([[2, 4, 8]])
+    noted = []
+
+    def spy(core):
+        def write(op, w, key):
+            noted.append(w)
+            return core.write(op, w, key)
+
+        def read(op, state, x, key):
+            noted.append(x)
+            return core.read(op, state, x, key)
+
+        def calibrate(op, state, x):
+            noted.append(x)
+            return core.calibrate(op, state, x)
+
+        return core._replace(write=write, read=read, calibrate=calibrate)
+
+    core = sites.core_of((smooth_scaling, {"channels": channels}), spy)
+    state = seen(core, Op(FEW), X)
+    np.testing.assert_allclose(core.read(Op(FEW), state, X, None), X @ W)
+    w, calibrated, x = noted
+    np.testing.assert_array_equal(w, W * channels.T)
+    np.testing.assert_array_equal(x, X / channels)
+    np.testing.assert_array_equal(calibrated, x)

@@ -10,7 +10,7 @@ from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.op import Op
-from jaxsim.cores.quantized import quantized
+from jaxsim.cores.quantized import quantized, stored
 from jaxsim.cores.tiled import grouped, tiled
 from jaxsim.formats import clipping
 from jaxsim.formats.grid import Grid
@@ -315,3 +315,188 @@ def test_a_moving_average_of_ranges_begins_with_the_first_batch():
     state = core.calibrate(op, state, 3 * x)
     most = np.abs(x).max()
     np.testing.assert_allclose(state.inputs.hi, 0.75 * most + 0.25 * 3 * most, rtol=1e-5)
+
+
+HALF = Dot((1,), (), (0,), (), 2, (1, 1))
+
+
+def rounded_up(key):
+    """Whether the weight and the input of a site were rounded up, both halfway between codes."""
+    grid = Grid(4, rounding="stochastic", clip=clipping.fixed(-7.0, 7.0))
+    core, op = sites.core_of((quantized, {"weights": grid, "inputs": grid})), Op(HALF, integer=True)
+    state = core.write(op, jnp.full((1, 1), 2.5), key)
+    y = core.read(op, state, jnp.full((1, 1), 4.5), key)
+    return state.inner[0, 0] > 2, y[0, 0] / state.inner[0, 0] > 4
+
+
+def test_weights_and_inputs_are_rounded_by_draws_of_their_own():
+    """With one key for both, all of them would go the same way."""
+    keys = jax.random.split(jax.random.key(0), 3000)
+    weight, x = (np.asarray(a, float) for a in jax.jit(jax.vmap(rounded_up))(keys))
+    assert np.mean(weight) == pytest.approx(0.5, abs=0.04)
+    assert np.mean(x) == pytest.approx(0.5, abs=0.04)
+    assert abs(np.corrcoef(weight, x)[0, 1]) < 0.06
+
+
+def test_stochastic_rounding_draws_apart_from_what_the_array_draws():
+    seen = []
+
+    def spy(core):
+        def write(op, w, key):
+            seen.append(key)
+            return core.write(op, w, key)
+
+        return core._replace(write=write)
+
+    grid = Grid(4, rounding="stochastic", clip=clipping.fixed(-7.0, 7.0))
+    key, w = jax.random.key(0), jnp.full((2000, 1), 0.5)
+    geometry = Dot((1,), (), (0,), (), 2, w.shape)
+    core = sites.core_of((quantized, {"weights": grid, "inputs": None}), spy)
+    state = core.write(Op(geometry), w, key)
+    drawn = np.ravel(jax.random.uniform(seen[0], w.shape))
+    assert abs(np.corrcoef(np.ravel(state.inner), drawn)[0, 1]) < 0.08
+    assert seen == [key]
+    np.testing.assert_array_equal(core.write(Op(geometry), w, key).inner, state.inner)
+    assert np.any(core.write(Op(geometry), w, jax.random.key(1)).inner != state.inner)
+
+
+FOUR = Dot((1,), (), (0,), (), 2, (4, 3))
+
+
+@pytest.mark.parametrize("integer", [True, False])
+def test_an_affine_site_is_its_four_terms_by_hand(integer):
+    """Inputs on [-15, 30] of 16 codes: a step of 3, and zero at -8 + 5. Weights on [-7, 7] of 8
+    codes: a step of 2, and zero at round(-4 + 3.5). Halves are rounded to even.
+    """
+    x = np.float32([[30, 6, -3, 0.4], [-15, 12, 1, 9]])
+    w = np.float32([[7, -7, 2], [-3, 4, 0.3], [1, 5, -6], [-7, 7, 3]])
+    ends = {"inputs": clipping.fixed(-15.0, 30.0), "weights": clipping.fixed(-7.0, 7.0)}
+    grids = {
+        "inputs": Grid(4, symmetric=False, clip=ends["inputs"]),
+        "weights": Grid(3, symmetric=False, clip=ends["weights"]),
+    }
+    qx = np.array([[10, 2, -1, 0], [-5, 4, 0, 3]])  # less the code of zero, -3
+    qw = np.array([[3, -4, 1], [-2, 2, 0], [0, 2, -3], [-4, 3, 2]])
+    expected = (qx @ qw) * (3 * 2)
+    y = sites.read([(quantized, grids)], FOUR, x, w, integer=integer)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("masked", "bits", "expected"),
+    [(False, 1, 1), (True, 1, 2), (False, 5, 5), (True, 5, 5)],
+)
+def test_a_pruned_sign_takes_two_bits(masked, bits, expected):
+    """Plus, minus or nothing."""
+    meter = {}
+    grid = Grid(bits, per="channel")
+    op = Op(FOUR, masked=masked, meter=meter)
+    sites.core_of((quantized, {"weights": grid, "inputs": None})).write(
+        op, jnp.arange(12.0).reshape(4, 3), None
+    )
+    assert meter["weight_bits"] == 12 * expected
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [(Grid(), True), (Grid(dynamic=True), False), (Grid(per="token"), False)],
+)
+def test_ranges_of_batches_and_tokens_are_not_stored(grid, expected):
+    assert stored(grid) is expected
+    core = sites.core_of((quantized, {"weights": None, "inputs": grid}))
+    state = core.write(Op(FOUR), jnp.ones((4, 3)), None)
+    assert (state.inputs is not None) is expected
+    assert core.calibrate(Op(FOUR), state, jnp.ones((2, 4))).inputs == (
+        (-1, 1) if expected else None
+    )
+
+
+def test_pruned_one_bit_weights_keep_their_zeros_and_the_mean_of_the_others():
+    w = jnp.array([[3.0, 0, -5], [0, 0, 1], [-1, 0, 0], [0, 0, 0]])
+    pieces = (quantized, {"weights": Grid(1, per="channel"), "inputs": None})
+    state = sites.core_of(pieces).write(Op(FOUR, masked=True), w, None)
+    np.testing.assert_allclose(state.scale, [[2, 0, 3]])
+    np.testing.assert_array_equal(state.inner, np.sign(w))
+
+
+def test_float_weights_are_held_near_one_by_a_power_of_two():
+    w = jnp.float32([[5, 0, -12], [0, 1, 1], [-1, 0, 0], [2, 3, 4]])
+    grid = Grid(8, clip=clipping.fixed(-127.0, 127.0))
+    pieces = (quantized, {"weights": None, "inputs": grid})
+    state = sites.core_of(pieces).write(Op(FOUR), w, None)
+    np.testing.assert_array_equal(state.inner, w / 8)
+    np.testing.assert_array_equal(state.scale, [[8, 8, 8]])
+    x = jnp.float32([[1, 2, 3, 4]])
+    np.testing.assert_allclose(sites.read([pieces], FOUR, x, w), x @ w)
+
+
+def written(weights, w=None, op=None):
+    w = jnp.float32([[4, 0, -2], [0, 0, 6], [2, 0, 0], [0, 8, 0]]) if w is None else w
+    core = sites.core_of((quantized, {"weights": weights, "inputs": None}))
+    return core.write(Op(FOUR) if op is None else op, w, None)
+
+
+def test_zeros_count_for_a_rule_unless_they_are_pruned():
+    """Of 4 0 2 0 the mean square is 20 / 4, of those kept 20 / 2; of 0 0 0 8 they are 16 and 64."""
+    grid = Grid(8, per="channel", clip=clipping.rms(1.0))
+    every, kept = (written(grid, op=Op(FOUR, masked=masked)).scale for masked in (False, True))
+    np.testing.assert_allclose(every, np.sqrt([[5, 16, 10]]) / 127, rtol=1e-5)
+    np.testing.assert_allclose(kept, np.sqrt([[10, 64, 20]]) / 127, rtol=1e-5)
+    one = Grid(1, per="channel")
+    every, kept = (written(one, op=Op(FOUR, masked=masked)) for masked in (False, True))
+    np.testing.assert_allclose(every.scale, [[1.5, 2, 2]])
+    np.testing.assert_allclose(kept.scale, [[3, 8, 4]])
+    assert (np.asarray(every.inner) != 0).all()
+
+
+def test_the_filling_of_a_last_group_is_no_weight():
+    """Five products in groups of two: the last holds one, and nothing beside it."""
+    core = sites.core_of(
+        (grouped, {"rows": 2}), (quantized, {"weights": Grid(1, per="channel"), "inputs": None})
+    )
+    op = Op(Dot((1,), (), (0,), (), 2, (5, 1)))
+    state = core.write(op, jnp.float32([[1], [-3], [5], [5], [-7]]), None)
+    np.testing.assert_allclose(np.ravel(state.scale), [2, 5, 7])
+    np.testing.assert_array_equal(np.ravel(state.inner), [1, -1, 1, 1, -1, 0])
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_the_filling_of_inputs_counts_for_no_mean(deployed):
+    """One bit: the mean magnitude of five inputs, not of six."""
+    grids = {"weights": Grid(8, clip=clipping.fixed(-127.0, 127.0)), "inputs": Grid(1)}
+    core = sites.core_of((grouped, {"rows": 2}), (quantized, grids))
+    geometry = Dot((1,), (), (0,), (), 2, (5, 1))
+    op = Op(geometry, integer=True, ranges="stored" if deployed else "batch")
+    x = jnp.float32([[1, -2, 3, -4, 5]])
+    state = core.write(op, jnp.float32([[1], [1], [2], [2], [10]]), None)
+    state = core.calibrate(op, state, x)
+    np.testing.assert_allclose(
+        core.read(op, state, x, None), [[3 * (1 - 1 + 2 - 2 + 10)]], rtol=1e-6
+    )
+
+
+def test_a_clip_is_shared_by_layers_or_one_for_each():
+    """Of each channel: [3] is shared, [2, 3] has a row for each of two layers."""
+    op = Op(FOUR, scan_index=(1,))
+    shared = jnp.float32([127, 254, 381])
+    for hi, expected in ((shared, [[1, 2, 3]]), (jnp.stack([shared, 10 * shared]), [[10, 20, 30]])):
+        grid = Grid(8, per="channel", clip=clipping.fixed(-hi, hi))
+        np.testing.assert_allclose(written(grid, op=op).scale, expected)
+    for hi, expected in ((127.0, 1), (jnp.float32([127, 254]), 2)):
+        state = written(Grid(8, clip=clipping.fixed(-1 * hi, hi)), op=op)
+        np.testing.assert_allclose(state.scale, np.full((1, 3), expected))
+
+
+def test_low_precision_is_lifted_before_it_is_rounded():
+    """257 steps apart of bfloat16 there is 256: the codes are those of float32."""
+    x, w = jnp.bfloat16([[1.0, 0.5, 0.25, 0.7]]), jnp.full((4, 3), 0.3, jnp.bfloat16)
+    grid = Grid(8)
+    pieces = (quantized, {"weights": grid, "inputs": grid})
+    low = sites.read([pieces], FOUR, x, w)
+    np.testing.assert_array_equal(
+        low, sites.read([pieces], FOUR, x.astype(jnp.float32), w.astype(jnp.float32))
+    )
+    assert written(grid, w).scale.dtype == jnp.float32
+    floats = sites.core_of((quantized, {"weights": None, "inputs": grid})).write(Op(FOUR), w, None)
+    assert floats.inner.dtype == jnp.float32
+    np.testing.assert_array_equal(floats.zero, 0)

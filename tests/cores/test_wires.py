@@ -294,3 +294,32 @@ def test_in_double_precision_wires_are_exact_to_1e_9(topology, interleaved):
     for name, y in found.items():
         assert y.dtype == np.float64
         np.testing.assert_allclose(y, exact, rtol=0, atol=1e-9 * np.abs(exact).max(), err_msg=name)
+
+
+def test_auto_solves_up_to_eight_vectors_and_multiplies_more(monkeypatch):
+    def told(*args, **kwargs):
+        raise RuntimeError("solved")
+
+    monkeypatch.setattr(wires, "solve", told)
+    g, auto = jnp.ones((3, 2)), wires.input_source(0.1)
+    wires.currents(g, jnp.ones((9, 3)), auto)
+    wires.currents(g, jnp.ones((1, 3)), wires.input_source(0.1, solver="geff"))
+    for v, settings in ((8, auto), (9, wires.input_source(0.1, solver="cg"))):
+        with pytest.raises(RuntimeError, match="solved"):
+            wires.currents(g, jnp.ones((v, 3)), settings)
+
+
+def test_a_column_has_the_resistance_of_a_row_unless_it_is_told():
+    one, two = wires.input_source(0.1), wires.input_source(0.1, 0.2)
+    assert [float(r) for r in one[:4]] == pytest.approx([0.1, 0.1, 0, 0])
+    assert [float(r) for r in two[:4]] == pytest.approx([0.1, 0.2, 0, 0])
+    assert (one.interleaved, one.solver) == (False, "auto")
+    assert [float(r) for r in wires.gated(0.3)[:4]] == pytest.approx([0, 0.3, 0, 0])
+
+
+def test_terminals_stand_at_the_driver_and_at_the_foot():
+    """Three rows and two columns: the driver is left of the first, the foot below the last."""
+    settings = wires.input_source(1.0, 2.0, row_terminal=10.0, column_terminal=20.0)
+    row, column = wires._segments(settings, jnp.ones((3, 2)))
+    np.testing.assert_array_equal(row, [11, 1])
+    np.testing.assert_array_equal(column, [2, 2, 22])

@@ -181,3 +181,54 @@ def test_sweeps_of_a_method_compile_once():
 def test_numbers_out_of_range_are_refused_by_name(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_learned_rounding_decides_as_the_equations_of_its_paper_do():
+    """10 000 weights after ten steps, when many are about to turn; other constants turn others."""
+    of, numbers = layer(4, 2, 5, 1000, 3, symmetric=False), (10, 0.3, 30.0)
+    found = run(adaround(numbers[0], rate=numbers[1], pull=numbers[2]), of)
+
+    def agreement(*of_it, **constants):
+        return np.isclose(found, oracle.learned(of, *of_it, **constants), atol=1e-4).mean()
+
+    least = 0.9978  # what float32 turns otherwise is less
+    assert agreement(*numbers) > least
+    for wrong in (
+        {"ends": (-0.11, 1.1)},
+        {"ends": (-0.1, 1.12)},
+        {"still": 0.22},
+        {"betas": (22.0, 2.0)},
+        {"betas": (20.0, 3.0)},
+    ):
+        assert agreement(*numbers, **wrong) < least
+    assert agreement(10, 0.3, 33.0) < least
+    assert agreement(11, 0.3, 30.0) < least
+
+
+def test_the_defaults_of_the_methods_are_those_that_are_told():
+    assert float(gptq().keywords["damping"]) == pytest.approx(0.01)
+    assert bool(gptq().keywords["by_activation"])
+    numbers = {name: float(value) for name, value in adaround().keywords.items()}
+    assert numbers == pytest.approx({"steps": 2000, "rate": 0.01, "pull": 3.0})
+
+
+def test_an_output_that_nearest_rounding_serves_better_keeps_it():
+    """One output is rounded away from its weights by a method of one's own, the other is not."""
+    of = layer(1, 1, 3, 2)._replace(gram=jnp.eye(3)[None])
+    worse = jnp.concatenate([nearest(of)[..., :1], nearest(of)[..., 1:] + of.scale[..., 1:]], -1)
+    np.testing.assert_array_equal(rounded(jax.tree_util.Partial(lambda of: worse), of), nearest(of))
+    flat = of._replace(gram=0 * of.gram)  # as good: the nearest, too
+    np.testing.assert_array_equal(
+        rounded(jax.tree_util.Partial(lambda of: worse), flat), nearest(of)
+    )
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.5])
+def test_damping_is_a_share_of_the_mean_second_moment(damping):
+    """A hundredfold gram is damped a hundredfold, and rounds the same."""
+    of = layer(6, 2, 5, 40)
+    found = run(gptq(damping), of)
+    np.testing.assert_array_equal(run(gptq(damping), of._replace(gram=100 * of.gram)), found)
+    same = np.isclose(found, surgeons(of, damping), atol=1e-5)
+    other = np.isclose(found, surgeons(of, damping * 1.3), atol=1e-5)
+    assert same.mean() > 0.995 > other.mean()

@@ -1,4 +1,7 @@
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -180,3 +183,112 @@ def test_the_printed_cost_says_each_count_of_each_site():
     assert header(cost) == ["site", "params", "nonzero", "macs", "weight bits", "conversions"]
     assert rows(cost) == [["a", "2", "3", "5", "7", "0"], ["b", "1.1 k", "13", "0", "17", "19"]]
     assert (cost.total("macs"), cost.total("weight_bits"), cost.total("sparks")) == (5, 24, 0)
+
+
+def grouped(p, x):
+    """[2, 5, 7, 6] with 3 × 2 taps of 3 features each, in two groups of 4 outputs: [2, 3, 6, 8]."""
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, p["w"], (1, 1), "VALID", dimension_numbers=dims, feature_group_count=2
+    )
+
+
+def experts(p, x):
+    return jnp.einsum("ebd,edf->ebf", x, p["w"])
+
+
+def nested(p, x):
+    """Three weights in a scan, each used twice in another."""
+
+    def inner(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=2)[0]
+
+    return jax.lax.scan(lambda x, w: (inner(x, w), None), x, p["w"])[0]
+
+
+BY_HAND = {
+    # (B, M, K, N), runs, copies of the weight, and the weight's entries
+    "grouped": (grouped, (3, 2, 3, 8), (2, 5, 7, 6), (2, 2 * 3 * 6, 18, 4), 1, 1),
+    "depthwise": (
+        lambda p, x: jax.lax.conv_general_dilated(
+            x,
+            p["w"],
+            (2, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=5,
+        ),
+        (3, 2, 1, 15),
+        (2, 7, 4, 5),
+        (5, 2 * 3 * 3, 6, 3),
+        1,
+        1,
+    ),
+    "experts": (experts, (3, 7, 5), (3, 11, 7), (3, 11, 7, 5), 1, 1),
+    "nested scans": (nested, (3, 4, 4), (5, 4), (1, 5, 4, 4), 6, 3),
+}
+
+
+@functools.cache
+def by_hand(name):
+    fn, w_shape, x_shape, *_ = BY_HAND[name]
+    return js.trace(fn, {"w": models.normal(*w_shape)}, models.normal(*x_shape))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_site_is_so_many_products_of_such_sizes(name):
+    """Groups, batch dimensions and loops each by their own factor."""
+    _, w_shape, _, (B, M, K, N), runs, copies = BY_HAND[name]
+    (site,) = by_hand(name).cost().sites
+    assert site.matmul == (B, M, K, N)
+    assert site.runs == runs
+    assert site.params == np.prod(w_shape) == copies * B * K * N
+    assert site.spent["macs"] == runs * B * M * K * N
+    assert site.spent["cells"] == copies * B * K * N
+    assert site.spent["weight_bits"] == 32 * copies * B * K * N
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_sliced_pair_of_arrays_multiplies_each_factor_by_planes_and_tiles(name):
+    """Two signs, 7 bits of magnitude in cells of 3 (3, 3 and 1), arrays of at most 5 rows."""
+    _, _, _, (B, M, K, N), runs, copies = BY_HAND[name]
+    signs, slices, tiles = 2, 3, -(-K // 5)
+    rows = -(-K // tiles)
+    chip = js.compose(js.quantize(), js.slice_bits(3), js.analog(adc=6, rows=5))(by_hand(name))
+    (site,) = chip.cost().sites
+    assert site.spent["cells"] == copies * B * tiles * rows * N * signs * slices
+    assert site.spent["macs"] == runs * B * M * tiles * rows * N * signs * slices
+    assert site.spent["conversions"] == runs * B * M * tiles * N * slices
+    assert site.spent["conversion_steps"] == 2**6 * site.spent["conversions"]
+    assert site.spent["weight_bits"] == pytest.approx(site.spent["cells"] * (3 + 3 + 1) / 3)
+
+
+def test_a_stack_of_masks_is_counted_over_all_its_slices():
+    net = js.prune(0.25, distribution=js.sparsity.uniform())(by_hand("nested scans"))
+    cost = net.cost()
+    assert cost.sites[0].nonzero == cost.nonzero == 36
+    assert cost.params == 48
+
+
+def test_later_uses_of_a_parameter_cost_no_parameters_and_lose_none():
+    def fn(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["w"] + p["b"]
+
+    net = js.trace(fn, {"w": models.normal(4, 4), "b": models.normal(4)}, models.normal(3, 4))
+    cost = js.prune(0.5, distribution=js.sparsity.uniform())(net).cost()
+    assert [(s.name, s.params, s.nonzero) for s in cost.sites] == [("w", 16, 8), ("w#2", 0, 0)]
+    assert (cost.params, cost.nonzero) == (20, 12)
+
+
+def test_a_printed_cost_has_a_row_a_site_with_each_count_once():
+    lines = str(js.quantize(5, 8)(by_hand("grouped")).cost()).splitlines()
+    (row,) = [line for line in lines if line.lstrip("│ ").startswith("w ")]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    # parameters, those left, bits, cells, multiply-accumulates: 2 · 36 · 18 · 4
+    assert cells == ["w", "144", "144", "720", "144", "5.18 k"]
+
+
+def test_short_floats_are_stored_in_their_width_and_read_in_as_many_products():
+    cost = js.quantize(js.Floating("float8_e4m3fn"), None)(by_hand("grouped")).cost()
+    (site,) = cost.sites
+    assert site.spent == {"weight_bits": 8 * 144, "cells": 144, "macs": 2 * 36 * 18 * 4}

@@ -1,0 +1,233 @@
+"""Each rule of conversion against numpy, on accumulators that are known whole numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxsim as js
+from jaxsim.integer.steps import Apply, AsIs, Rescaled
+
+RNG = np.random.default_rng(3)
+X = RNG.integers(-127, 128, (2, 3, 4, 6)).astype(np.float32)
+PARAMS = {name: RNG.integers(-127, 128, (6, 5)).astype(np.float32) for name in ("first", "second")}
+Y, Z = (X @ PARAMS[name] for name in ("first", "second"))
+FACTOR = np.float32([2, -3, 0, 0.5, 1])
+DIVISOR = np.float32([2, -4, 0.5, 8, 3])
+TERM = np.float32([9_000, -7_000, 500, 0, -60_000])
+FAR = 30_000.0
+WINDOW = {"window_dimensions": (1, 2, 3, 1), "window_strides": (1, 1, 2, 1)}
+
+
+def grid(bits=8, **settings):
+    """Codes that are the numbers themselves: a step of one."""
+    most = 2.0 ** (bits - 1) - 1
+    return js.Grid(bits, clip=js.clipping.fixed(-most, most), **settings)
+
+
+def summed(a, padding):
+    return lax.reduce_window(a, 0.0, lax.add, padding=padding, **WINDOW)
+
+
+def highest(a, padding):
+    return lax.reduce_window(a, -np.inf, lax.max, padding=padding, **WINDOW)
+
+
+def lowest(a, padding):
+    return lax.reduce_window(a, np.inf, lax.min, padding=padding, **WINDOW)
+
+
+RULES = {
+    "an accumulator": lambda y, z: y,
+    "plus a constant": lambda y, z: y + TERM,
+    "minus a constant": lambda y, z: y - TERM,
+    "a constant minus it": lambda y, z: TERM - y,
+    "two": lambda y, z: y + z,
+    "two of other scales": lambda y, z: 5 * y + z,
+    "one minus another": lambda y, z: y - 3 * z,
+    "times a constant": lambda y, z: y * FACTOR,
+    "a constant times it": lambda y, z: FACTOR * y,
+    "over a constant": lambda y, z: y / DIVISOR,
+    "negated": lambda y, z: -y,
+    "no less": lambda y, z: jnp.maximum(y, TERM),
+    "no more": lambda y, z: jnp.minimum(FAR, y),
+    "between": lambda y, z: lax.clamp(-FAR, y, FAR / 3),
+    "the larger of two": lambda y, z: jnp.maximum(y, z),
+    "the smaller of two": lambda y, z: jnp.minimum(y, 2 * z),
+    "a chain": lambda y, z: jnp.minimum(jnp.maximum(-2 * y + TERM, 0) * FACTOR, FAR),
+    "a residual of a ReLU": lambda y, z: jnp.maximum(y, 0) + z * FACTOR,
+    "stopped": lambda y, z: lax.stop_gradient(y + 1),
+    "transposed": lambda y, z: jnp.transpose(y * FACTOR, (0, 3, 2, 1)),
+    "the batch moved": lambda y, z: jnp.transpose(y * FACTOR + TERM, (3, 0, 1, 2)),
+    "reversed": lambda y, z: lax.rev(y * FACTOR, (1, 3)),
+    "cut": lambda y, z: (y * FACTOR)[:, 1:, ::2, 1:4],
+    "cut to one": lambda y, z: (y * FACTOR)[..., 1],
+    "broadcast": lambda y, z: jnp.broadcast_to((y * FACTOR)[:, None], (2, 2, 3, 4, 5)),
+    "flat": lambda y, z: (y * FACTOR + TERM).reshape(2, -1),
+    "joined": lambda y, z: jnp.concatenate([y, 3 * z, jnp.maximum(-y, 0)], -1),
+    "padded": lambda y, z: lax.pad(y + TERM, 0.0, [(0, 0, 0), (1, 2, 0), (0, 1, 1), (0, 0, 0)]),
+    "padded and turned": lambda y, z: -lax.pad(y * FACTOR, 0.0, [(0, 0, 0), *[(1, 0, 0)] * 3]),
+    "summed": lambda y, z: y.sum((1, 2)),
+    "summed with a term": lambda y, z: (y * FACTOR + TERM).sum((1, 2)),
+    "summed over channels": lambda y, z: (y * FACTOR + TERM).sum(-1),
+    "summed and clipped": lambda y, z: jnp.maximum(y, 0).sum((1, 2)),
+    "a mean": lambda y, z: jnp.minimum(y, FAR).mean((1, 2)),
+    "windows": lambda y, z: summed(y + TERM, "VALID"),
+    "windows at a border": lambda y, z: summed(y + TERM, "SAME"),
+    "the largest": lambda y, z: y.max((1, 2)),
+    "the largest of falling ones": lambda y, z: (y * FACTOR + TERM).max((1, 2)),
+    "the largest over channels": lambda y, z: (y * FACTOR + TERM).max(-1),
+    "the smallest": lambda y, z: (y * FACTOR).min((1, 2)),
+    "the largest of windows": lambda y, z: highest(y * FACTOR, "SAME"),
+    "the smallest of windows": lambda y, z: lowest(y + TERM, "VALID"),
+    "a bias behind a mean": lambda y, z: jnp.maximum((y.mean((1, 2)) - TERM) * FACTOR, -FAR),
+}
+
+
+def test_each_rule_answers_as_the_numbers_do():
+    """Up to multipliers of 15 bits, and three of them in a row; all rules in one program."""
+
+    def model(params, x):
+        y, z = x @ params["first"], x @ params["second"]
+        return {name: rule(y, z) for name, rule in RULES.items()}
+
+    net = js.quantize(grid(), grid())(js.trace(model, PARAMS, X))
+    chip = js.deploy(net, calibrate=X)
+    found, simulated = js.integer_only(chip)(X), chip(X)
+    for name, rule in RULES.items():
+        expected = np.asarray(rule(jnp.asarray(Y), jnp.asarray(Z)))
+        near = {"rtol": 1e-5, "atol": 1e-2, "err_msg": name}
+        np.testing.assert_allclose(simulated[name], expected, **near)
+        assert found[name].shape == expected.shape
+        within = 2.0**-13 * np.abs(expected).max()
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=within, err_msg=name)
+
+
+W = np.ones((3, 4), np.float32)
+REFUSED = {
+    "divides by an activation": lambda y: (1 + 0 * y[:, :1]) / y,
+    "multiplies two activations": lambda y: y * (y + 1),
+    "scales by": lambda y: y * np.float32([1, 2, np.inf, 4]),
+    "clips by an activation": lambda y: lax.clamp(0.0, y, y + 1),
+    r"pads with .*, not with zeros": lambda y: lax.pad(y, 2.0, [(0, 0, 0), (1, 1, 0)]),
+    "pads with": lambda y: lax.pad(y, y[0, 0], [(0, 0, 0), (1, 1, 0)]),
+    "joins constants with activations": lambda y: jnp.concatenate([y, jnp.ones((2, 1))], 1),
+    "has no integer form": lambda y: jnp.tanh(y),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_a_rule_cannot_convert_is_refused_with_its_reason(why):
+    net = js.trace(lambda w, x: REFUSED[why](x @ w), W, X[:, 0, 0, :3])
+    chip = js.deploy(js.quantize(grid(), grid())(net), calibrate=X[:, 0, 0, :3])
+    with pytest.raises(ValueError, match=rf"integer_only: \w+ at .*test_rules.py:\d+ {why}"):
+        js.integer_only(chip)
+
+
+def test_a_raw_input_beside_integers_is_refused():
+    net = js.trace(lambda w, x: x[:, :1] + x @ w, W, X[:, 0, 0, :3])
+    chip = js.deploy(js.quantize(grid(), grid())(net), calibrate=X[:, 0, 0, :3])
+    with pytest.raises(ValueError, match="joins a float input with integers"):
+        js.integer_only(chip)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        (js.Grid(1), "rounds inputs to int1"),
+        (js.Grid(3, spacing="powers"), "powers of two, not to the nearest of even codes"),
+        (js.Grid(4, rounding="stochastic"), "stochastic, not to the nearest of even codes"),
+        (js.Grid(4, dynamic=True), "takes its input range from each batch"),
+    ],
+)
+def test_inputs_that_are_no_even_codes_are_refused(inputs, told):
+    x = X[:, 0, 0, :3]
+    chip = js.deploy(js.quantize(8, inputs)(js.trace(lambda w, x: x @ w, W, x)), calibrate=x)
+    with pytest.raises(ValueError, match=told):
+        js.integer_only(chip)
+
+
+def long(depth, *transforms):
+    """Sums of so many products of the largest codes."""
+    x, w = np.full((1, depth), 127, np.float32), np.full((depth, 1), -127, np.float32)
+    net = js.compose(js.quantize(grid(), grid()), *transforms)(js.trace(lambda w, x: x @ w, w, x))
+    chip = js.deploy(net, calibrate=x)
+    return js.integer_only(chip)(x)
+
+
+@pytest.mark.parametrize("transforms", [(), (js.slice_bits(4),)], ids=["whole", "sliced"])
+def test_sums_fill_an_accumulator_of_32_bits_and_no_more(transforms):
+    """2^31 / 127² is 133144.2."""
+    np.testing.assert_allclose(long(133_144, *transforms), -(127.0**2) * 133_144, rtol=1e-4)
+    with pytest.raises(ValueError, match="sums 133145 products, which may leave 32 bits"):
+        long(133_145, *transforms)
+
+
+def test_what_a_weight_holds_decides_whether_its_sums_fit():
+    """Products of small weights may be more: 200 000 of 1 · 127, beside one of the largest."""
+    x, w = np.full((1, 200_000), 127, np.float32), np.ones((200_000, 1), np.float32)
+    w[0] = 127
+    net = js.quantize(grid(), grid())(js.trace(lambda w, x: x @ w, w, x))
+    found = js.integer_only(js.deploy(net, calibrate=x))(x)
+    np.testing.assert_allclose(found, 127.0 * (199_999 + 127), rtol=1e-4)
+
+
+def test_sums_of_other_lengths_than_converted_are_refused_by_their_counts():
+    net = js.trace(lambda w, x: (x @ w).sum(1), W, X[:, 0, :, :3])
+    chip = js.deploy(js.quantize(grid(), grid())(net), calibrate=X[:, 0, :, :3])
+    found = js.integer_only(chip)
+    exact = (X[:, 0, :, :3] @ W).sum(1)
+    np.testing.assert_allclose(found(X[:, 0, :, :3]), exact, atol=2.0**-13 * np.abs(exact).max())
+    with pytest.raises(ValueError, match="sums 3 numbers for these arguments and 4 when"):
+        found(X[:, 0, :3, :3])
+
+
+def test_what_is_known_beforehand_is_computed_beforehand():
+    """A weight made of parameters, and a term made of them, leave no float behind."""
+
+    def model(p, x):
+        return x @ (p["w"] * 2) + jnp.sin(p["b"]) * 1000
+
+    params = {"w": np.full((3, 4), 2.0, np.float32), "b": np.float32([0, 1, 2, 3])}
+    x = X[:, 0, 0, :3]
+    chip = js.deploy(js.quantize(grid(), grid())(js.trace(model, params, x)), calibrate=x)
+    found = js.integer_only(chip)
+    expected = 4 * x.sum(1, keepdims=True) + 1000 * np.sin(params["b"])
+    np.testing.assert_allclose(found(x), expected, atol=2.0**-13 * np.abs(expected).max())
+    assert " sin " not in str(jax.make_jaxpr(found)(x))
+
+
+def test_other_equations_than_converted_are_refused_by_primitive_and_line():
+    """A batch of one runs another primitive, one of three a further one."""
+
+    def model(w, x):
+        y = x @ w
+        if len(x) == 1:
+            return jnp.minimum(y, 5.0)
+        return jnp.maximum(y, 5.0) if len(x) == 2 else jnp.maximum(y, 5.0) + 1
+
+    x = X[:, 0, 0, :3]
+    chip = js.deploy(js.quantize(grid(), grid())(js.trace(model, W, x)), calibrate=x)
+    found = js.integer_only(chip)
+    np.testing.assert_allclose(found(x), np.maximum(x @ W, 5), atol=0.1)
+    for batch, primitive in ((x[:1], "min"), (np.concatenate([x, x[:1]]), "add")):
+        said = rf"args: {primitive} at .*test_rules.py:\d+ runs for these arguments and did not"
+        with pytest.raises(ValueError, match=said):
+            found(batch)
+
+
+def test_integers_that_only_move_are_moved_as_they_are():
+    """Unless the batch goes where channels were, whose scales would go with it."""
+
+    def moved(fn, factor):
+        x = X[:, 0, 0, :3]
+        net = js.trace(lambda w, x: fn((x @ w) * factor), W, x)
+        found = js.integer_only(js.deploy(js.quantize(grid(), grid())(net), calibrate=x))
+        (step,) = [s for s in found.steps if isinstance(s, Apply)]
+        return type(step.operands[0])
+
+    scales = np.float32([1, 2, 3, 4])
+    assert moved(lambda y: y[:, None], scales) is AsIs
+    assert moved(lambda y: y.T, np.float32(2)) is AsIs
+    assert moved(lambda y: y.T, scales) is Rescaled

@@ -1,0 +1,74 @@
+"""Ranges of a chip: what is refused, and what each further batch adds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from tests.support.models import normal
+
+AFFINE = js.Grid(8, symmetric=False)
+
+
+def linear(*grids):
+    net = js.trace(lambda p, x, y=0.0: x @ p["w"] + y, {"w": normal(4, 3)}, normal(2, 4))
+    return js.quantize(*grids)(net)
+
+
+def ends(chip):
+    return tuple(float(end) for end in chip.states["w"].inputs)
+
+
+X = np.float32([[1, -2, 3, 0], [0, 5, -1, 1]])
+
+
+def test_ranges_hold_every_batch_given_at_once_or_later():
+    chip = js.deploy(linear(8, AFFINE), calibrate=X)
+    assert (chip.deployed, chip.calibrated, ends(chip)) == (True, True, (-2, 5))
+    assert ends(js.widen_ranges(chip, 2 * X[:1])) == (-4, 6)
+    assert ends(js.widen_ranges(chip, X / 2)) == (-2, 5)
+    several = js.deploy(linear(8, AFFINE), calibrate=[X[:1], 3 * X[:1], X[1:]])
+    assert ends(several) == (-6, 9)
+    assert ends(js.deploy(linear(8, AFFINE), calibrate={"x": X, "y": 1.0})) == (-2, 5)
+    by_name = js.widen_ranges(chip, x=7 * X)
+    assert ends(by_name) == (-14, 35)
+    assert ends(js.widen_ranges(chip, 7 * X, 1.0)) == (-14, 35)
+
+
+@pytest.mark.parametrize(("at", "bad"), [(0, -np.inf), (1, np.inf), (2, np.nan)])
+def test_one_end_that_is_not_finite_is_enough_to_refuse(at, bad):
+    x = X.copy()
+    x[0, at] = bad
+    with pytest.raises(ValueError, match="NaN or infinite values reach w"):
+        js.deploy(linear(8, AFFINE), calibrate=x)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: js.deploy(X), "net: a ndarray is no Network"),
+        (lambda: js.deploy(js.deploy(linear(8, None))), "net is deployed already"),
+        (
+            lambda: js.deploy(js.trace(lambda w, x: x @ w, normal(4, 3), X)),
+            "no transformed sites to deploy",
+        ),
+        (lambda: js.deploy(linear(8, None), y=1.0), "expected the inputs that go with y"),
+        (lambda: js.widen_ranges(linear(8, 8), X), "chip is not deployed"),
+        (lambda: js.deploy(linear(8, 8))(X), r"calibrate=None: quantize\(inputs=…\) needs"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused_by_reason(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_a_site_that_no_batch_reached_is_named():
+    def fn(p, x):
+        return jax.lax.cond(x.sum() > 0, lambda: x @ p["a"], lambda: x @ p["b"])
+
+    net = js.trace(fn, {"a": normal(4, 4), "b": normal(4, 4)}, X)
+    with pytest.raises(ValueError, match="calibrate: b did not run"):
+        js.deploy(js.quantize(8, 8)(net), calibrate=jnp.abs(X))
+    both = js.deploy(js.quantize(8, 8)(net), calibrate=[jnp.abs(X), -jnp.abs(X)])
+    assert both.calibrated
