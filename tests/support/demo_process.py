@@ -17,14 +17,16 @@ from jaxsim.models.resnet import ResNet
 from jaxsim.train import reference
 
 FEW = {s: fashion_mnist(s, source="subset") for s in ("train", "test")}
-FEW = {s: d._replace(images=d.images[:200], labels=d.labels[:200]) for s, d in FEW.items()}
+FEW = {
+    s: d._replace(images=d.images[:130, 8:20, 8:20], labels=d.labels[:130]) for s, d in FEW.items()
+}
 
 
 def small(out, cache):
-    """The demo on 200 images of the subset, with a network of one block."""
+    """The demo on the middles of 130 images of the subset, with a network of one block."""
     demo.fashion_mnist = FEW.get
     reference.ResNet = lambda **_: ResNet((1,), 4)
-    settings = demo.Demo(out=Path(out), cache=Path(cache), epochs=1, images=50, programmings=2)
+    settings = demo.Demo(out=Path(out), cache=Path(cache), epochs=1, images=20, programmings=2)
     return demo.run(settings)
 
 

@@ -46,7 +46,8 @@ def convs(draw):
     for n, k, a, b in zip(size, kernel, lhs, rhs, strict=True):
         spread, span = (n - 1) * a + 1, (k - 1) * b + 1
         lo = draw(st.integers(-1 if spread > 1 else 0, 2))
-        hi = draw(st.integers(max(-1, span - spread - lo), 4 + lo))
+        least = max(-1, span - spread - lo)
+        hi = draw(st.integers(least, max(least, 4 + lo)))
         padding.append((lo, hi))
     specs = [tuple(draw(st.permutations(range(spatial + 2)))) for _ in range(3)]
     x_shape = _laid_out((draw(small), groups * per_group, *size), specs[0])
