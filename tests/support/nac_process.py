@@ -19,7 +19,7 @@ def main(*where: str) -> None:
     joined(*where)
     from tests.solvers.test_nac import NETWORKS, training
 
-    net = NETWORKS["equivariant"]
+    net = NETWORKS["conv"]
     states, values = training(net, steps=2, mesh=jax.make_mesh((2,), ("games",)))
     if int(where[1]) == 1:
         # the moments are the gradient; Adam's first step would take rounding errors for signs
