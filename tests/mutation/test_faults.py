@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation.__main__ import HERE, known_faults
+from tests.mutation.__main__ import HERE, equivalents, known_faults
 from tests.mutation.faults import Fault, generated_faults, planted
 from tests.mutation.reach import reaching
 from tests.mutation.survey import candidate_files, sampled
@@ -92,3 +92,9 @@ def test_faults_that_were_once_found_still_stand_where_they_did():
     assert len(faults) >= 35
     for fault in faults:
         planted(Path(fault.path).read_text(), fault)
+
+
+def test_what_is_said_to_change_nothing_is_a_fault_that_the_rules_make():
+    for path, *rest in equivalents(HERE / "equivalent.toml"):
+        made = {tuple(f[2:5]) for f in generated_faults(Path(path).read_text(), path)}
+        assert tuple(rest) in made, rest
