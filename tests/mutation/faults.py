@@ -96,7 +96,7 @@ class _Walk(ast.NodeTransformer):
             number = len(self.faults)
             was, became = (ast.unparse(n).split("\n")[0] for n in (node, new))
             where = ".".join(self.scope)
-            line = getattr(node, "lineno", 0)
+            line = (node.target if isinstance(node, ast.comprehension) else node).lineno
             self.faults.append(Fault(self.path, line, where, was, became, number))
             if number == self.wanted:
                 return ast.copy_location(new, node)

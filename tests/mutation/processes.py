@@ -12,7 +12,9 @@ from tests.mutation.faults import Fault, planted
 
 # All that a test imports but jaxsim itself. None of it may start a backend: a forked thread hangs.
 PRELOADED = ["jax.numpy", "flax.linen", "flax.nnx", "optax", "hypothesis", "pytest"]
-NOTICED = 1  # pytest's own exit status where a test failed
+# Exit statuses of pytest: a test failed; it was called wrongly or found none, which says nothing.
+NOTICED = 1
+MISUSED = (4, 5)
 
 
 class Outcome(NamedTuple):

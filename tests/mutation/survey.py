@@ -4,14 +4,15 @@ import functools
 import hashlib
 import json
 import random
+import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.mutation.faults import Fault, generated_faults
-from tests.mutation.processes import NOTICED, Server
+from tests.mutation.processes import MISUSED, NOTICED, Server
 from tests.mutation.reach import reaching
 
 # Over what a test took when it was recorded, and for the start of a process.
@@ -127,6 +128,10 @@ class Survey:
         log.unlink()
         if outcome.status == 0:
             return ""
+        if "ERROR collecting" in outcome.output:
+            return "(the tests cannot be imported)"
+        if outcome.status in MISUSED:
+            raise RuntimeError(f"pytest could not run {tests}: {outcome.output}")
         if outcome.status != NOTICED:
             return f"status {outcome.status}"
         failed = [s for s in outcome.output.splitlines() if s.startswith(("FAILED", "ERROR"))]
@@ -172,7 +177,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def changed_modules(since: str, run: Callable[[list[str]], str]) -> list[str]:
-    """Lists the modules that a branch changes."""
-    names = run(["git", "diff", "--name-only", "--diff-filter=AM", since, "--", "jaxsim"])
-    return [n for n in names.splitlines() if n.endswith(".py")]
+def changed_modules(since: str) -> list[str]:
+    """Lists the modules that changed since a commit."""
+    command = ["git", "diff", "--name-only", "--diff-filter=AM", since, "--", "jaxsim"]
+    names = subprocess.check_output(command, text=True).splitlines()
+    return [name for name in names if name.endswith(".py")]

@@ -9,7 +9,7 @@ import pytest
 from tests.mutation.__main__ import HERE, equivalents, known_faults
 from tests.mutation.faults import Fault, generated_faults, planted
 from tests.mutation.reach import reaching
-from tests.mutation.survey import candidate_files, sampled
+from tests.mutation.survey import Survey, candidate_files, sampled
 
 SOURCE = textwrap.dedent('''
     """A module."""
@@ -98,3 +98,14 @@ def test_what_is_said_to_change_nothing_is_a_fault_that_the_rules_make():
     for path, *rest in equivalents(HERE / "equivalent.toml"):
         made = {tuple(f[2:5]) for f in generated_faults(Path(path).read_text(), path)}
         assert tuple(rest) in made, rest
+
+
+def test_a_fault_is_noticed_by_a_test_that_reaches_it_and_then_remembered(tmp_path):
+    path = "jaxsim/pipeline/schedule.py"
+    faults = generated_faults(Path(path).read_text(), path)
+    fault = next(f for f in faults if f.became == "1 + b / total")
+    (first,) = Survey(tmp_path, [], 60).run([fault], 1, 0)
+    assert first.noticed
+    assert first.by.startswith("FAILED tests/pipeline/test_schedule.py")
+    (again,) = Survey(tmp_path, [], 60).run([fault], 1, 0)
+    assert again == first
