@@ -103,6 +103,10 @@ def test_a_lottery_needs_rounds_that_say_how_much():
     for call, told in (
         (lambda: sp.lottery(optax.sgd(0.1), net(), sp.one_shot()), "give it a sparsity"),
         (lambda: sp.lottery(optax.sgd(0.1), net(), sp.one_shot(0.5), at=-1), "at=-1"),
+        (
+            lambda: sp.lottery(optax.sgd(0.1), net(), sp.one_shot(0.5), at=1.5),
+            "at=1.5: must be an int",
+        ),
         (lambda: sp.lottery(optax.sgd(0.1), net(), sp.one_shot(0.5), rewind="all"), "rewind='all'"),
         (lambda: sp.fixed(optax.sgd(0.1), net()), "net has no masks"),
         (lambda: sp.fixed(optax.sgd(0.1), net([1, 0, 1, 1])).init({"v": W}), "own parameters"),

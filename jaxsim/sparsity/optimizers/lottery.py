@@ -88,7 +88,7 @@ def lottery(
 
     check_called("schedule", schedule)
     check_called("distribution", distribution)
-    check_range("at", at, 0)
+    check_range("at", at, 0, whole=True)
     if rewind not in ("weights", "rate"):
         raise ValueError(f"rewind={rewind!r}: must be 'weights' or 'rate'")
     if schedule.sparsity is None:
