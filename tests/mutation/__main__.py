@@ -2,7 +2,7 @@
 
 import sys
 import tomllib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,19 +113,15 @@ def main() -> None:
     for verdict in track(run, "faults", total=len(faults), console=console):
         verdicts.append(verdict)
     console.print(table(verdicts, reasons))
-    wings = Counter(Path(v.fault.path).parts[1] for v in verdicts)
-    noticed = Counter(Path(v.fault.path).parts[1] for v in verdicts if v.noticed)
-    same = Counter(
-        Path(v.fault.path).parts[1]
-        for v in verdicts
-        if not v.noticed and (v.fault.path, *v.fault[2:5]) in reasons
-    )
+    wings = defaultdict(list)
+    for verdict in verdicts:
+        wings[Path(verdict.fault.path).parts[1]].append(verdict)
     shares = Table("wing", "tried", "change nothing", "noticed", "share")
-    for wing in sorted(wings):
-        real = wings[wing] - same[wing]
-        share = noticed[wing] / real if real else 1.0
-        row = (wings[wing], same[wing], noticed[wing], f"{share:.0%}")
-        shares.add_row(wing, *map(str, row))
+    for wing, tried in sorted(wings.items()):
+        noticed = sum(v.noticed for v in tried)
+        same = sum(not v.noticed and (v.fault.path, *v.fault[2:5]) in reasons for v in tried)
+        share = noticed / (len(tried) - same) if len(tried) > same else 1.0
+        shares.add_row(wing, *map(str, (len(tried), same, noticed, f"{share:.0%}")))
     console.print(shares)
 
 

@@ -135,7 +135,7 @@ def _says_nothing(node: ast.AST) -> bool:
     if isinstance(node, ast.keyword):
         return node.arg in QUIET
     if isinstance(node, ast.Call):
-        return _called(node) in ("warn", "TypeVar", "named_scope", "jit", "NewType", "cast")
+        return _called(node) in ("warn", "TypeVar", "named_scope", "NewType")
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 

@@ -17,6 +17,9 @@ from tests.mutation.reach import reaching
 
 # Over what a test took when it was recorded, and for the start of a process.
 PATIENCE, START = 4, 40
+# Why a fault was not noticed where all was tried: the tests that reach it pass, or none reaches it.
+# What else may be said (out of time, a test that fails anyway) is tried again by the next run.
+DECIDED = ("", "(unreached)")
 
 
 class Verdict(NamedTuple):
@@ -94,9 +97,10 @@ class Survey:
             try:
                 for future in as_completed([pool.submit(self._judge, f) for f in todo]):
                     verdict = future.result()
-                    with self.verdicts.open("a") as file:
-                        entry = [self._key(verdict.fault), *verdict[1:]]
-                        file.write(json.dumps(entry) + "\n")
+                    if verdict.noticed or verdict.by in DECIDED:
+                        with self.verdicts.open("a") as file:
+                            entry = [self._key(verdict.fault), *verdict[1:]]
+                            file.write(json.dumps(entry) + "\n")
                     yield verdict
                     if most and time.monotonic() - begin > most:
                         return
@@ -120,7 +124,7 @@ class Survey:
             spent += time.monotonic() - start
             if by or spent > self.seconds:
                 return Verdict(fault, bool(by), by or "(out of time)", spent)
-        return Verdict(fault, False, "" if reached else "(unreached)", spent)
+        return Verdict(fault, False, DECIDED[0 if reached else 1], spent)
 
     def _noticed_by(self, fault: Fault, tests: list[str], limit: float) -> str:
         log = self.folder / f"{_digest(repr(fault))}.log"

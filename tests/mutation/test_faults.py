@@ -9,7 +9,7 @@ import pytest
 from tests.mutation.__main__ import HERE, equivalents, known_faults
 from tests.mutation.faults import Fault, generated_faults, planted
 from tests.mutation.reach import reaching
-from tests.mutation.survey import Survey, candidate_files, sampled
+from tests.mutation.survey import Survey, Verdict, candidate_files, sampled
 
 SOURCE = textwrap.dedent('''
     """A module."""
@@ -43,6 +43,11 @@ def test_factors_bounds_guards_constants_and_keys_are_what_faults_change():
         ("cost", "fold_in(key, 4)", "key"),
         ("cost", "4", "5"),
     }
+
+
+def test_what_a_jitted_or_cast_expression_computes_is_changed_too():
+    assert ("", "x * 2", "x") in changes("f = jax.jit(lambda x: x * 2)")
+    assert ("", "a * b", "a") in changes("y = cast(float, a * b)")
 
 
 def test_each_fault_changes_its_place_and_nothing_else():
@@ -109,3 +114,17 @@ def test_a_fault_is_noticed_by_a_test_that_reaches_it_and_then_remembered(tmp_pa
     assert first.by.startswith("FAILED tests/pipeline/test_schedule.py")
     (again,) = Survey(tmp_path, [], 60).run([fault], 1, 0)
     assert again == first
+
+
+def test_a_verdict_is_remembered_where_all_was_tried(tmp_path, monkeypatch):
+    tried, fault = [], Fault("jaxsim/pipeline/schedule.py", 1, "", "1", "2", 0)
+
+    def judge(by):
+        monkeypatch.setattr(
+            Survey, "_judge", lambda _, f: tried.append(by) or Verdict(f, False, by, 1)
+        )
+
+    for by in ("(out of time)", "tests/x.py fails without a fault", "", ""):
+        judge(by)
+        list(Survey(tmp_path, [], 60).run([fault], 1, 0))
+    assert tried == ["(out of time)", "tests/x.py fails without a fault", ""]
