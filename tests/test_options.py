@@ -33,6 +33,8 @@ SAME_ANSWER = {
 }
 # Values that a user reads and does not set.
 READ = {"EarlyExit", "Network", "Op", "Site", "role"}
+# Types that name a class of another module; their options are functions.
+UNRESOLVED = {"learn_ranges"}
 
 
 @functools.cache
@@ -138,7 +140,8 @@ def public_options():
         try:
             hints = typing.get_type_hints(thing)
             parameters = inspect.signature(thing).parameters
-        except (NameError, TypeError, ValueError):
+        except NameError:
+            assert name in UNRESOLVED, name
             continue
         for parameter in parameters:
             if values := alternatives(hints.get(parameter)):
