@@ -16,14 +16,13 @@ if jax.__version_info__ < (0, 11):
     FLAGS = "--xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
-# A first example compiles: that takes as long as it takes. CI judges a change by the same few
-# examples every time; elsewhere each run looks at new ones.
-CI = os.environ.get("CI") == "true"
+# A first example compiles: that takes as long as it takes. CI judges a change by the same examples
+# every time; elsewhere each run looks at new ones.
 settings.register_profile(
     "jaxsim",
     deadline=None,
-    max_examples=15 if CI else 30,
-    derandomize=CI,
+    max_examples=30,
+    derandomize=os.environ.get("CI") == "true",
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("jaxsim")
