@@ -23,35 +23,25 @@ def actions(run):
     return run.population.strategies.argmax(-1).tolist()
 
 
+def from_zero(solver, **report):
+    """Four exact answers, the first to an agent that always plays 0."""
+    key = jax.random.key(0)
+    return js.psro(ALWAYS_ZERO, solver, js.exact(), key, start=1, iterations=4, **report)
+
+
 def test_the_solver_is_answered_and_the_reporter_reports():
     """Self-play goes round the cycle, 0 to 4; one action alone loses 3 to the next."""
-    run = js.psro(
-        ALWAYS_ZERO,
-        js.latest(),
-        js.exact(),
-        jax.random.key(0),
-        start=1,
-        iterations=4,
-        report=js.uniform(),
-    )
+    run = from_zero(js.latest(), report=js.uniform())
     assert actions(run) == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(run.weights, np.full(5, 0.2))
     even = [2 * (CYCLE @ np.bincount(range(n), minlength=5) / n).max() for n in range(1, 6)]
     np.testing.assert_allclose(run.nash_conv, even, rtol=1e-6)
     assert np.isnan(run.found).all()
-    other = js.psro(
-        ALWAYS_ZERO,
-        js.uniform(),
-        js.exact(),
-        jax.random.key(0),
-        start=1,
-        iterations=4,
-        report=js.latest(),
-    )
+    other = from_zero(js.uniform(), report=js.latest())
     assert actions(other) != actions(run)
     assert other.weights.tolist() == [0, 0, 0, 0, 1]
     np.testing.assert_allclose(other.nash_conv, 6)
-    same = js.psro(ALWAYS_ZERO, js.uniform(), js.exact(), jax.random.key(0), start=1, iterations=4)
+    same = from_zero(js.uniform())
     assert actions(same) == actions(other)
     np.testing.assert_allclose(same.weights, np.full(5, 0.2))
 
