@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -155,17 +156,29 @@ def densities(
       sparsity: Fraction of all weights together that is left out, in [0, 1).
       share: Function from a shape to what its density is proportional to.
     """
-    sizes = jnp.asarray([float(np.prod(shape)) for shape in shapes])
-    shares = jnp.asarray([share(shape) for shape in shapes], jnp.float32)
+    sizes = np.asarray([np.prod(shape) for shape in shapes], np.float32)
+    shares = np.asarray([share(shape) for shape in shapes], np.float32)
+    return _fill(sizes, shares, sparsity)
+
+
+@jax.jit
+def _fill(sizes: Array, shares: Array, sparsity: Array) -> Array:
+    """Raises densities together, and leaves dense what is full."""
     budget = (1 - jnp.asarray(sparsity, jnp.float32)) * sizes.sum()
-    epsilon, dense = jnp.zeros(()), jnp.zeros(len(shapes), bool)
-    for _ in shapes:  # a round makes another layer dense, or changes nothing any more
+
+    # a round makes another layer dense, or changes nothing any more
+    def fill(_: Any, filled: tuple[Array, Array]) -> tuple[Array, Array]:
+        _, dense = filled
         left = budget - jnp.sum(sizes, where=dense)
         epsilon = left / jnp.maximum(jnp.sum(shares * sizes, where=~dense), 1e-30)
-        dense |= epsilon * shares > 1
+        return epsilon, dense | (epsilon * shares > 1)
+
+    none = jnp.zeros((), sizes.dtype), jnp.zeros(sizes.shape, bool)
+    epsilon, dense = jax.lax.fori_loop(0, len(sizes), fill, none)
     return jnp.where(dense, 1.0, epsilon * shares)
 
 
+@jax.jit
 def rank(scores: Float[Array, "*B U"]) -> Int[Array, "*B U"]:
     """Ranks scores along the last axis, the lowest first, earlier ones first among equals.
 
@@ -205,6 +218,7 @@ def _by_density(share: Callable[[tuple[int, ...]], float]) -> Distribution:
     return Distribution(removed)
 
 
+@jax.jit
 def _lamp_scores(scores: Float[Array, "B U"]) -> Float[Array, "B U"]:
     order = jnp.argsort(scores, axis=-1)
     rising = jnp.maximum(jnp.take_along_axis(scores, order, -1), 0) ** 2

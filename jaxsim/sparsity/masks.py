@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -144,9 +145,7 @@ def make_masks(
         shape = whole[len(stack) :]
         layout = pattern.layout(name, shape, contracted.get(name, ()))
         left = net.masks.get(name, jnp.ones(whole, bool))
-        alive[name] = layout.gather(left).any(-1)
-        score = layout.gather(jnp.where(left, flat[name], 0)).mean(-1)
-        units[name] = jnp.where(alive[name], score, -jnp.inf)
+        alive[name], units[name] = _score_units(layout, left, flat[name])
         layouts[name] = layout
     if pattern.sparsity is not None:
         kept = {n: _kept_by_group(u, pattern.sparsity) for n, u in units.items()}
@@ -165,6 +164,14 @@ def make_masks(
                 "allow_collapse=True"
             )
     return masks
+
+
+@partial(jax.jit, static_argnums=0)
+def _score_units(layout: Layout, left: Array, scores: Array) -> tuple[Array, Array]:
+    """Scores the units of a layer, and finds those of which anything is left."""
+    alive = layout.gather(left).any(-1)
+    score = layout.gather(jnp.where(left, scores, 0)).mean(-1)
+    return alive, jnp.where(alive, score, -jnp.inf)
 
 
 def _kept_by_group(units: Array, sparsity: float) -> Array:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -32,6 +34,7 @@ class Layout(NamedTuple):
     units: int
     size: int
 
+    @partial(jax.jit, static_argnums=0)
     def gather(self, w: Array) -> Array:
         """Rearranges the weights of B layers into units.
 
@@ -44,6 +47,7 @@ class Layout(NamedTuple):
         parts = w.reshape(-1, *self.split).transpose(0, *(1 + i for i in self.order))
         return parts.reshape(-1, self.groups, self.units, self.size)
 
+    @partial(jax.jit, static_argnums=0)
     def spread(self, units: Array) -> Array:
         """Repeats one value per unit at each of its weights.
 
