@@ -217,7 +217,7 @@ class Hardware:
         found: dict[str, Workload] = {}
         for site, cost in zip(net.sites, net.cost(*args, **kwargs).sites, strict=True):
             chain = net.cores.get(site.name, ())
-            if site.kind == "dynamic" and not chain:
+            if site.kind == "lookup" or (site.kind == "dynamic" and not chain):
                 continue
             density = net.density(site)
             if density is None:

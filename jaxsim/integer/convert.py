@@ -45,6 +45,7 @@ from jaxsim.integer.steps import (
 )
 from jaxsim.internals import Atom, bind, shape_of
 from jaxsim.network.leaves import is_array
+from jaxsim.network.lookups import read_table
 from jaxsim.network.network import Network, check_sites, require_uncut
 from jaxsim.network.plan import Contraction, Entry, Plan
 from jaxsim.network.planner import trace_plan
@@ -188,6 +189,8 @@ class Lowering:
         if eqn.primitive in CALLS:
             self.steps.append(Enter(name))
             return self.run(inner_plan(eqn, entry), ins)
+        if isinstance(entry, Contraction) and entry.site.kind == "lookup":
+            return [self.lookup(eqn, entry, ins)]
         if isinstance(entry, Contraction):
             return [self.site(eqn, entry, ins)]
         if any(isinstance(value, Floats) for value in ins):
@@ -266,6 +269,29 @@ class Lowering:
             raise refusal(eqn, f"sums {op.depth} products, which may leave 32 bits")
         shift = -float(zero) * scale * np.asarray(state.total, np.float64)
         return affine(shape_of(eqn.outvars[0]).shape, scale, shift, -reach, reach)
+
+    def lookup(self, eqn: jex.JaxprEqn, entry: Contraction, ins: list[Any]) -> Floats:
+        """Converts a lookup: its rows are the floats that the codes stand for.
+
+        The next site makes integers of them. A table that holds codes is decoded here, once.
+
+        Args:
+          eqn: Equation of the lookup.
+          entry: Site.
+          ins: What its operands stand for.
+
+        Returns:
+          What its rows stand for.
+        """
+        if any(isinstance(value, Affine) for value in ins):
+            raise refusal(eqn, f"({entry.site.name}) is looked up at integers that were computed")
+        name, table = entry.site.name, ins[entry.w_at]
+        if name in self.chip.states:
+            table = read_table(self.chip.cores[name], entry, self.chip.states[name])
+        operands = [AsIs() if isinstance(v, Floats) else self.constant(jnp.asarray(v)) for v in ins]
+        operands[entry.w_at] = self.constant(jnp.asarray(table))
+        self.steps.append(Apply(eqn.primitive.name, tuple(operands)))
+        return Floats()
 
     def grids(self, eqn: jex.JaxprEqn, entry: Contraction) -> tuple[Grid, Grid]:
         """Checks the wrappers of a site.

@@ -25,7 +25,8 @@ class SiteCost(NamedTuple):
         the hardware, all slices and signs), "cells" (stored numbers) and "weight_bits"; with an ADC
         "conversions"; at a blocked site "block_products"; and whatever a user's core adds with
         `Op.count`.
-      matmul: Sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N].
+      matmul: Sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N]; M is 0 where rows
+        are looked up and nothing is multiplied.
       runs: Number of executions in one call.
     """
 
@@ -79,6 +80,7 @@ def site_cost(
     nonzero: int,
     copies: int,
     runs: int,
+    looks_up: bool,
 ) -> SiteCost:
     """Computes the cost of one site from shapes, without running it.
 
@@ -92,12 +94,16 @@ def site_cost(
       nonzero: Number of entries that pruning left.
       copies: Number of weights that scans stack; 0 for a dynamic site.
       runs: Number of executions in one call.
+      looks_up: If True, rows are taken out of the weight, and nothing is multiplied.
     """
     written, read = Meter(), Meter()
     core = build(wrappers)
 
     def once(w: Any, x: Any, key: Any) -> Any:
         state = core.write(dataclasses.replace(op, integer=True, meter=written), w, key)
+        if looks_up:
+            read["macs"] = 0.0
+            return state
         return core.read(dataclasses.replace(op, integer=True, meter=read), state, x, key)
 
     jax.eval_shape(once, w, x, jax.eval_shape(lambda: jax.random.key(0)))
@@ -105,5 +111,5 @@ def site_cost(
     for what, amount in read.items():
         spent[what] = spent.get(what, 0.0) + amount * runs
     B, K, N = op.geometry.as_matmul().geometry.w_shape
-    outputs = jax.eval_shape(op.contract, x, w).size
+    outputs = 0 if looks_up else jax.eval_shape(op.contract, x, w).size
     return SiteCost(name, params, nonzero, spent, (B, outputs // max(B * N, 1), K, N), runs)

@@ -360,12 +360,12 @@ def sites_of(entry: Entry) -> list[Site]:
 
 
 def weighted_names(entry: Entry) -> list[str]:
-    """Lists the names of an equation's sites that have a weight.
+    """Lists the names of an equation's sites that multiply by a weight.
 
     Args:
       entry: Meaning of the equation in its plan.
     """
-    return [site.name for site in sites_of(entry) if site.kind != "dynamic"]
+    return [site.name for site in sites_of(entry) if site.kind not in ("dynamic", "lookup")]
 
 
 def _bytes(v: jex.Var) -> int:

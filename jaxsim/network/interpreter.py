@@ -16,10 +16,10 @@ from jax import lax
 from jaxtyping import Array, Key
 
 from jaxsim import internals
-from jaxsim.cores.core import Core, State
-from jaxsim.cores.op import Op
+from jaxsim.cores.core import State
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import Atom, bind, parameters, shape_of
+from jaxsim.network.lookups import as_looked_up, read_rows, row_axes, row_ids
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.gradients import straight_through
@@ -122,7 +122,7 @@ class Walk:
 
         def step(eqn: jex.JaxprEqn, entry: Entry, ins: list[Any]) -> Sequence[Any]:
             if isinstance(entry, Contraction) and entry.site.name in self.cores:
-                y, state = self.site(entry, ins, states.get(entry.site.name), indices)
+                y, state = self.site(eqn, entry, ins, states.get(entry.site.name), indices)
                 if state is not None:
                     states[entry.site.name] = state
                 return [y.astype(shape_of(eqn.outvars[0]).dtype)]
@@ -135,11 +135,17 @@ class Walk:
         return evaluate_plan(plan, values, step), states
 
     def site(
-        self, entry: Contraction, ins: list[Any], state: State | None, indices: tuple[Any, ...]
+        self,
+        eqn: jex.JaxprEqn,
+        entry: Contraction,
+        ins: list[Any],
+        state: State | None,
+        indices: tuple[Any, ...],
     ) -> tuple[Array, State | None]:
         """Computes a site's output by its core.
 
         Args:
+          eqn: Equation of the site.
           entry: Site in the plan.
           ins: Values of the equation's operands.
           state: State of the site, None where its weight is not written yet.
@@ -150,15 +156,16 @@ class Walk:
         """
         site, wrappers = entry.site, self.cores[entry.site.name]
         x, w = ins[entry.x_at], ins[entry.w_at]
+        if site.kind == "lookup":
+            x = row_ids(eqn, ins)
         read_key = site_key(self.read_key, site.name + ":read", indices)
         at = tuple(i for i, stacked in zip(indices, site.stacked, strict=True) if stacked)
         if state is None:
             over = indices if site.kind == "dynamic" else at
             write_key = site_key(self.key, site.name, over)
-            ranges = "batch"
-            state_of = _write_now
+            ranges, written = "batch", False
         else:
-            w, write_key, ranges, state_of = state, None, self.ranges, _keep_state
+            w, write_key, ranges, written = state, None, self.ranges, True
 
         def read(integer: bool) -> Callable[..., Array]:
             quiet = self.calibrating
@@ -171,16 +178,21 @@ class Walk:
             ) -> Array:
                 core, op = build(wrappers), dataclasses.replace(still, scan_index=at)
                 with own_promotion():
-                    return core.read(op, state_of(core, op, w, write_key), x, read_key)
+                    state = w if written else core.write(op, w, write_key)
+                    if site.kind != "lookup":
+                        return core.read(op, state, x, read_key)
+                    held = dataclasses.replace(op, integer=integer or written)
+                    axes = row_axes(wrappers, held, entry.w, site.name)
+                    return read_rows(core, op, state, x, axes, read_key)
 
             return run
 
-        if self.calibrating and state is not None:
+        if self.calibrating and state is not None and site.kind != "lookup":
             op = dataclasses.replace(entry.op, integer=True, ranges="stored", scan_index=at)
             with own_promotion():
                 w = state = build(wrappers).calibrate(op, state, x)
         y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
-        return y, state
+        return as_looked_up(eqn, ins, y) if site.kind == "lookup" else y, state
 
     def inner(
         self,
@@ -316,11 +328,3 @@ class Walk:
         start = run_test(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
         _, _, outs, after = lax.while_loop(lambda carry: carry[0], step, start)
         return outs, after
-
-
-def _write_now(core: Core, op: Op, w: Array, key: Any) -> State:
-    return core.write(op, w, key)
-
-
-def _keep_state(core: Core, op: Op, state: State, key: Any) -> State:
-    return state

@@ -28,6 +28,7 @@ from jaxsim.network.arguments import (
 from jaxsim.network.calls import NnxCall
 from jaxsim.network.changes import update_buffers
 from jaxsim.network.cost import Cost, SiteCost, site_cost
+from jaxsim.network.coverage import Coverage, cover
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import PyTree, check_like, is_array, path_name
 from jaxsim.network.plan import Plan, Traced, contractions
@@ -193,13 +194,15 @@ class Network(PytreeValue):
             return None
         return sum(map(_count_kept, masks)) / sum(m.size for m in masks) if masks else 1.0
 
-    def select(self, patterns: str | Sequence[str]) -> tuple[Site, ...]:
+    def select(self, patterns: str | Sequence[str], *, lookups: bool = False) -> tuple[Site, ...]:
         """Selects the sites that glob or `re:` patterns name, within the focus.
 
         Args:
           patterns: Globs (`Conv_*`), or regular expressions (`re:Conv_[12]/kernel`), matched to a
             site's name or its parameter's path. Dynamic sites need a pattern that begins with
-            `dynamic`, or a focus that holds them.
+            `dynamic` or a focus that holds them, lookups one that holds `:lookup` or a focus that
+            holds nothing else.
+          lookups: If True, any pattern may match a lookup.
 
         Returns:
           The sites, in order of execution.
@@ -214,7 +217,11 @@ class Network(PytreeValue):
             raise ValueError("sites=[]: give at least one pattern")
         focus, asked = self.focus, self.focus is not None
         sites = self.sites if focus is None else [s for s in self.sites if s.name in focus]
-        hits = {pattern: matching_names(sites, pattern, dynamic=asked) for pattern in patterns}
+        lookups = lookups or (asked and all(s.kind == "lookup" for s in sites))
+        hits = {
+            pattern: matching_names(sites, pattern, dynamic=asked, lookups=lookups)
+            for pattern in patterns
+        }
         for pattern, names in hits.items():
             if not names:
                 known = ", ".join(s.name for s in sites)
@@ -303,10 +310,47 @@ class Network(PytreeValue):
                     nonzero=size - zeros,
                     copies=0 if site.kind == "dynamic" else math.prod(site.stack),
                     runs=math.prod(site.lengths),
+                    looks_up=site.kind == "lookup",
                 )
             )
         pruned = sum(mask.size - _count_kept(mask) for mask in self.masks.values())
         return Cost(tuple(rows), params=total, nonzero=total - pruned)
+
+    def coverage(self) -> Coverage:
+        """Tells of each parameter whether transforms have reached it, and why not.
+
+        Returns:
+          A row a parameter with its entries and multiply-accumulates; printing shows a table.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> import jaxsim as js
+          >>> params = {"w": jnp.eye(3), "b": jnp.ones(3)}
+          >>> net = js.trace(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((2, 3)))
+          >>> coverage = js.quantize(8, 8)(net).coverage()
+          >>> [(row.name, row.reach) for row in coverage.rows], coverage.share("transformed")
+          ([('b', 'no site'), ('w', 'transformed')], 0.75)
+        """
+        params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
+        traced = trace_plan(
+            self.fn, params, buffers, self.example, self.example, self.weights, self.masks
+        )
+        phrases = {
+            source: [
+                f"{name} at {line}" if (line := traced.lines[source, name]) else name
+                for name in names
+            ]
+            for source, names in traced.readers.items()
+        }
+        return self._cover(phrases)
+
+    def _cover(self, readers: Mapping[str, Sequence[str]]) -> Coverage:
+        leaves = jax.tree_util.tree_leaves_with_path(self.params)
+        sizes = {path_name(path): math.prod(np.shape(p)) for path, p in leaves}
+        for path, b in jax.tree_util.tree_leaves_with_path(self.buffers):
+            if path_name(path) in self.weights:
+                sizes[path_name(path)] = math.prod(np.shape(b))
+        return cover(sizes, self.sites, self.cores, self.masks, self.weights, readers)
 
     def with_params(self, params: PyTree) -> Network:
         """Replaces the parameters, as a training loop does.
@@ -354,7 +398,13 @@ class Network(PytreeValue):
             )
             for s in self.sites
         ]
-        return sites_table(rows, self.unreached, deployed=self.deployed, calibrated=self.calibrated)
+        return sites_table(
+            rows,
+            self.unreached,
+            self._cover({}).line,
+            deployed=self.deployed,
+            calibrated=self.calibrated,
+        )
 
 
 def base_network(net: Network) -> Network:

@@ -70,6 +70,7 @@ class Traced(NamedTuple):
       values: Inputs of the plan.
       out_tree: Structure of the outputs.
       readers: Sites and primitives that read a parameter or a buffer, by its path.
+      lines: Line of the model in which a primitive first reads one, by path and primitive.
       miscomputed: Convolutions that XLA's CPU backend of JAX below 0.12 gets wrong, by parameter.
     """
 
@@ -77,6 +78,7 @@ class Traced(NamedTuple):
     values: list[Any]
     out_tree: Any
     readers: dict[str, tuple[str, ...]]
+    lines: dict[tuple[str, str], str]
     miscomputed: tuple[str, ...]
 
     @property
@@ -93,6 +95,7 @@ class Traced(NamedTuple):
         found: list[str] = []
         for source, readers in self.readers.items():
             others = [r for r in readers if r.partition(" ")[0] in CONTRACTIONS]
+            taken = [r for r in readers if r in LOOKUPS]
             typed = [r.partition(" of ")[2] for r in others if " of " in r]
             if others and source.startswith(BUFFERS):
                 name = source.removeprefix(BUFFERS)
@@ -101,6 +104,8 @@ class Traced(NamedTuple):
                 found.append(f"{source} has dtype {typed[0]}; a weight must be a float")
             elif others:
                 found.append(f"{source} is contracted as no site is ({', '.join(others)})")
+            elif taken and not source.startswith(BUFFERS):
+                found.append(f"{source} is looked up as no site is ({', '.join(taken)})")
         return tuple(found)
 
     def _other_readers(self, site: Site) -> tuple[str, ...]:
@@ -110,6 +115,7 @@ class Traced(NamedTuple):
 
 CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
 
+LOOKUPS = ("gather", "dynamic_slice")
 
 BUFFERS = "buffers/"
 """What paths of buffers begin with among the sources of a weight."""

@@ -16,9 +16,10 @@ from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.partition import Partitioned
-from jaxsim.internals import Atom, inner_jaxprs, parameters, shape_of
+from jaxsim.internals import Atom, inner_jaxprs, parameters, shape_of, source_line
 from jaxsim.network.arguments import apply_call, explained_call
 from jaxsim.network.leaves import PyTree, path_name
+from jaxsim.network.lookups import looked_up_axis, rows_as_outputs
 from jaxsim.network.plan import (
     BUFFERS,
     CONTRACTIONS,
@@ -76,7 +77,14 @@ def trace_plan(
         planner.read(t, "output")
     readers = {source: tuple(names) for source, names in planner.readers.items()}
     values = jax.tree.leaves((params, buffers, arguments.arrays))
-    return Traced(plan, values, jax.tree.structure(out), readers, tuple(planner.miscomputed))
+    return Traced(
+        plan,
+        values,
+        jax.tree.structure(out),
+        readers,
+        planner.lines,
+        tuple(planner.miscomputed),
+    )
 
 
 def _weight(path: Sequence[Any], leaf: Any) -> Provenance:
@@ -92,20 +100,23 @@ class _Planner:
       uses: Number of sites so far, by weight.
       readers: For each parameter and buffer what reads it together with inputs: names of sites, and
         of primitives where the equation is not one.
+      lines: Line of the model in which each reader that is a primitive first does so.
     """
 
     def __init__(self, masked: Collection[str]):
         self.masked = masked
         self.uses: dict[str, int] = {}
         self.readers: dict[str, list[str]] = {}
+        self.lines: dict[tuple[str, str], str] = {}
         self.miscomputed: list[str] = []
 
-    def read(self, tag: Provenance | None, reader: str) -> None:
+    def read(self, tag: Provenance | None, reader: str, eqn: jex.JaxprEqn | None = None) -> None:
         """Notes that a value is read beside inputs, or leaves what is followed."""
         for source in () if tag is None else tag.sources:
             readers = self.readers.setdefault(source, [])
             if reader not in readers:
                 readers.append(reader)
+                self.lines[source, reader] = "" if eqn is None else source_line(eqn)
 
     def plan(
         self,
@@ -140,7 +151,7 @@ class _Planner:
                 entry = self.contraction(eqn, ins, lengths)
                 for i, t in enumerate(ins):
                     here = entry is not None and i == entry.w_at
-                    self.read(t, entry.site.name if entry and here else _reader(eqn, i))
+                    self.read(t, entry.site.name if entry and here else _reader(eqn, i), eqn)
             entries.append(entry)
             known.update(zip(eqn.outvars, outs, strict=True))
         return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
@@ -165,7 +176,7 @@ class _Planner:
             )
             self.read_carry(eqn, ins[loop.consts : loop.first_slice], carry, plan)
             for t in plan.known[loop.carry :]:
-                self.read(t, eqn.primitive.name)
+                self.read(t, eqn.primitive.name, eqn)
             return (plan,), [*carry, *[None] * (len(eqn.outvars) - loop.carry)]
         if eqn.primitive is prims.while_p:
             loop = internals.while_loop(eqn)
@@ -182,9 +193,9 @@ class _Planner:
         plans = tuple(self.plan(*j, operands, lengths) for j in inner)
         if len(plans) == 1:
             return plans, list(plans[0].known)
-        self.read(ins[0], eqn.primitive.name)
+        self.read(ins[0], eqn.primitive.name, eqn)
         for t in (t for plan in plans for t in plan.known):
-            self.read(t, eqn.primitive.name)
+            self.read(t, eqn.primitive.name, eqn)
         return plans, [None] * len(eqn.outvars)
 
     def read_carry(
@@ -197,8 +208,8 @@ class _Planner:
         """Notes what a loop's carry holds at first or later and is not followed through it."""
         for before, kept, after in zip(start, carry, body.known, strict=False):
             if kept is None:
-                self.read(before, eqn.primitive.name)
-                self.read(after, eqn.primitive.name)
+                self.read(before, eqn.primitive.name, eqn)
+                self.read(after, eqn.primitive.name, eqn)
 
     def contraction(
         self, eqn: jex.JaxprEqn, ins: list[Provenance | None], lengths: tuple[int, ...]
@@ -221,32 +232,37 @@ class _Planner:
             if from_params != [1] or parameters(eqn)["batch_group_count"] != 1:
                 return None
             w_at, kind, geometry = 1, "conv", _conv(eqn)
+        elif from_params == [0] and (axis := looked_up_axis(eqn, ins)) is not None:
+            w_at, kind = 0, "lookup"
+            geometry = rows_as_outputs(shape_of(eqn.invars[0]).shape, axis)
         else:
             return None
-        x, w = (shape_of(eqn.invars[i]) for i in (1 - w_at, w_at))
+        x_at = 1 if kind == "lookup" else 1 - w_at
+        x, w = (shape_of(eqn.invars[i]) for i in (x_at, w_at))
         if kind != "dynamic" and not jnp.issubdtype(w.dtype, jnp.floating):
             return None
         source = ins[w_at] or Provenance()
-        use = self.uses[source.param] = self.uses.get(source.param, 0) + 1
+        called = f"{source.param}:lookup" if kind == "lookup" else source.param
+        use = self.uses[called] = self.uses.get(called, 0) + 1
         if kind == "dynamic":
             name = f"dynamic/{use - 1}"
         else:
-            name = source.param if use == 1 else f"{source.param}#{use}"
+            name = called if use == 1 else f"{called}#{use}"
         site = Site(
             name=name,
             param=source.param or None,
             kind=kind,
-            x_shape=x.shape,
+            x_shape=x.shape[:-1] if eqn.primitive is prims.gather_p else x.shape,
             w_shape=w.shape,
             dtype=str(w.dtype),
-            macs=shape_of(eqn.outvars[0]).size * Op(geometry).depth,
+            macs=0 if kind == "lookup" else shape_of(eqn.outvars[0]).size * Op(geometry).depth,
             lengths=lengths,
             stacked=tuple(depth in source.scanned for depth in range(len(lengths))),
             sources=tuple(sorted(source.sources)),
             parts=tuple(sorted(source.parts)),
         )
         op = Op(geometry, masked=any(part in self.masked for part in site.parts))
-        return Contraction(site, op, x, w, 1 - w_at, w_at)
+        return Contraction(site, op, x, w, x_at, w_at)
 
 
 def _reader(eqn: jex.JaxprEqn, i: int) -> str:

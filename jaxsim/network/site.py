@@ -13,12 +13,15 @@ from typing import Literal
 class Site:
     """Contraction of an activation with a parameter (or, if dynamic, with an activation).
 
+    A lookup is one too: rows of a parameter, chosen by integers, are products with ones and zeros.
+
     Attributes:
       name: Path of the parameter, `#2`, `#3`, … appended for its later uses; `dynamic/0`, … for
-        contractions of two activations.
+        contractions of two activations; the path with `:lookup`, `:lookup#2`, … for lookups.
       param: Path of the parameter, None if dynamic.
-      kind: "dot", "conv", or "dynamic".
-      x_shape, w_shape: Operand shapes for the example that was traced.
+      kind: "dot", "conv", "lookup", or "dynamic".
+      x_shape, w_shape: Operand shapes for the example that was traced; of a lookup, the shape of
+        the integers and of the table.
       dtype: Dtype of the weight.
       macs: Number of multiply-accumulates of one execution for that example.
       lengths: Trip counts of the loops around it, outermost first; 1 for a while loop, whose
@@ -41,7 +44,7 @@ class Site:
 
     name: str
     param: str | None
-    kind: Literal["dot", "conv", "dynamic"]
+    kind: Literal["dot", "conv", "lookup", "dynamic"]
     x_shape: tuple[int, ...]
     w_shape: tuple[int, ...]
     dtype: str
@@ -58,7 +61,9 @@ class Site:
         return tuple(n for n, s in zip(self.lengths, self.stacked, strict=True) if s)
 
 
-def matching_names(sites: Sequence[Site], pattern: str, *, dynamic: bool) -> set[str]:
+def matching_names(
+    sites: Sequence[Site], pattern: str, *, dynamic: bool, lookups: bool
+) -> set[str]:
     """Finds the names of the sites that a glob or a `re:` pattern matches.
 
     Args:
@@ -66,6 +71,7 @@ def matching_names(sites: Sequence[Site], pattern: str, *, dynamic: bool) -> set
       pattern: Glob, or a regular expression after `re:`.
       dynamic: If True, dynamic sites may match any pattern, else only one that begins with
         `dynamic`.
+      lookups: If True, lookups may match any pattern, else only one that holds `:lookup`.
 
     Raises:
       ValueError: The regular expression cannot be compiled.
@@ -77,9 +83,12 @@ def matching_names(sites: Sequence[Site], pattern: str, *, dynamic: bool) -> set
             raise ValueError(f"sites={pattern!r} is not a regular expression: {error}") from None
     else:
         match = re.compile(fnmatch.translate(pattern)).fullmatch
-    dynamic = dynamic or pattern.removeprefix("re:").startswith("dynamic")
+    asked = {
+        "dynamic": dynamic or pattern.removeprefix("re:").startswith("dynamic"),
+        "lookup": lookups or ":lookup" in pattern,
+    }
     return {
         s.name
         for s in sites
-        if (s.kind != "dynamic" or dynamic) and (match(s.name) or (s.param and match(s.param)))
+        if asked.get(s.kind, True) and (match(s.name) or (s.param and match(s.param)))
     }

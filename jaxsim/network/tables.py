@@ -27,6 +27,7 @@ def cuts_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 def sites_table(
     rows: Iterable[Sequence[Any]],
     unreached: Sequence[str],
+    coverage: str,
     *,
     deployed: bool,
     calibrated: bool,
@@ -37,6 +38,7 @@ def sites_table(
       rows: A tuple for each site (name, kind, weight shape, stack, input shape, MACs, wrappers,
         density); the density in [0, 1], None while it is traced.
       unreached: Contractions that are not sites, each in a phrase.
+      coverage: How far the transforms reach, in a line.
       deployed: True if weights are written.
       calibrated: True if ranges are stored.
     """
@@ -45,8 +47,8 @@ def sites_table(
     stage = "not deployed"
     if deployed:
         stage = "deployed, calibrated" if calibrated else "deployed"
-    caption = "not sites: " + "; ".join(unreached) if unreached else None
-    table = Table(title=f"jaxsim.Network · {stage}", caption=caption)
+    others = f"not sites: {'; '.join(unreached)}\n" if unreached else ""
+    table = Table(title=f"jaxsim.Network · {stage}", caption=others + coverage)
     table.add_column("site", style="bold", overflow="fold")
     table.add_column("kind")
     table.add_column("weight", justify="right")
@@ -65,6 +67,28 @@ def sites_table(
             "traced" if density is None else "all" if density == 1 else f"{density:.1%}",
             " → ".join(map(repr, wrappers)) or "float",
         )
+    return table
+
+
+def coverage_table(rows: Iterable[Sequence[Any]], line: str) -> Any:
+    """Builds a rich table of which parameters are reached.
+
+    Args:
+      rows: A tuple for each (name, entries, MACs, how far it is reached, whether it is frozen,
+        reason).
+      line: How far all of them are, in a line.
+    """
+    from rich.table import Table
+
+    table = Table(title="reach of the transforms, by parameter", caption=line)
+    table.add_column("parameter", style="bold", overflow="fold")
+    for column in ("params", "MACs"):
+        table.add_column(column, justify="right")
+    table.add_column("reached")
+    table.add_column("why not", overflow="fold")
+    for name, params, macs, reach, frozen, reason in rows:
+        shown = f"{reach}, frozen" if frozen else reach
+        table.add_row(name, si(params), si(macs), shown, reason)
     return table
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, Literal
+
+import jax
+import numpy as np
 
 from jaxsim.cores.core import Core, float_core
 from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.wrapper import Wrapper, factory_name
+from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
 from jaxsim.numerics.checks import check_called
@@ -82,7 +88,8 @@ def rules(by_pattern: Mapping[str, Transform]) -> Transform:
     def apply(net: Network) -> Network:
         outer, taken = net.focus, set[str]()
         for pattern, transform in by_pattern.items():
-            names = tuple(s.name for s in net.select(pattern) if s.name not in taken)
+            chosen = net.select(pattern, lookups=True)
+            names = tuple(s.name for s in chosen if s.name not in taken)
             if not names and pattern != "*":
                 raise ValueError(f"{pattern!r}: earlier rules take every site that it matches")
             taken.update(names)
@@ -148,21 +155,60 @@ def require_network(net: Network, transform: str) -> None:
         )
 
 
-def transformable(net: Network, transform: str, sites: str | Sequence[str]) -> tuple[Site, ...]:
+def transformable(
+    net: Network,
+    transform: str,
+    sites: str | Sequence[str],
+    *,
+    lookups: Literal["all", "named", "none"] = "none",
+) -> tuple[Site, ...]:
     """Selects the sites that a transform is to change, in a network that can still be changed.
 
     Args:
       net: Value given as a network.
       transform: Name of the transform.
       sites: Patterns of sites, as `Network.select` takes them.
+      lookups: Which tables the transform changes: those that any pattern matches, those that a
+        pattern names as lookups, or none, where it changes how products are computed.
 
     Raises:
-      ValueError: Not a network, a deployed one, or a pattern that matches nothing.
+      ValueError: Not a network, a deployed one, a pattern that matches nothing, or lookups alone
+        for a transform that changes how products are computed.
     """
     require_network(net, transform)
     if net.deployed:
         raise ValueError(f"{transform} cannot follow deploy: the weights are written already")
-    return net.select(sites)
+    chosen = net.select(sites, lookups=lookups == "all")
+    products = tuple(site for site in chosen if lookups != "none" or site.kind != "lookup")
+    if not products:
+        raise ValueError(
+            f"{transform} at {chosen[0].name}: rows are looked up there and nothing is multiplied; "
+            "quantize stores a table in another format"
+        )
+    if sites == "*" and net.focus is None:
+        _warn_of_rest(net, transform, {site.name for site in products})
+    return products
+
+
+def _warn_of_rest(net: Network, transform: str, chosen: Set[str]) -> None:
+    """Warns where a transform of every site leaves more than a tenth of their parameters."""
+    sizes = {
+        path_name(path): math.prod(np.shape(p))
+        for path, p in jax.tree_util.tree_leaves_with_path(net.params)
+    }
+    rest = {site.param: site.name for site in net.sites if site.kind == "lookup"}
+    rest |= {phrase.partition(" ")[0]: phrase for phrase in net.unreached}
+    reached = {source for site in net.sites if site.name in chosen for source in site.sources}
+    left = {name: sizes[name] for name in rest if name in sizes and name not in reached}
+    asked = sum(n for name, n in sizes.items() if name in reached or name in left)
+    if sum(left.values()) > 0.1 * asked:
+        names = ", ".join(str(rest[name]) for name in sorted(left, key=left.__getitem__)[-3:])
+        warnings.warn(
+            f"{transform} of every site leaves {sum(left.values()) / asked:.0%} of the parameters "
+            f"that are multiplied or looked up as they are: {names}; net.coverage() lists them",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def hardware_chain(net: Network, site: Site) -> list[Wrapper]:

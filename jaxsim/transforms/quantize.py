@@ -64,8 +64,10 @@ def quantize(
         () if x is None else wrappers_of(x, "inputs"),
     )
 
+    of_tables = () if w is None else tuple(wrappers_of(w, "weights"))
+
     def apply(net: Network) -> Network:
-        chosen = transformable(net, "quantize", sites)
+        chosen = transformable(net, "quantize", sites, lookups="all")
         for site in chosen:
             if before := hardware_chain(net, site):
                 raise ValueError(
@@ -74,8 +76,13 @@ def quantize(
                 )
             if site.kind == "dynamic" and isinstance(w, Codebook):
                 raise ValueError(f"weights={w} at {site.name}: it has no weights to point")
-        for wrapper in wrappers:
-            net = net.wrap((s.name for s in chosen), wrapper)
+        tables = [s.name for s in chosen if s.kind == "lookup"]
+        products = [s.name for s in chosen if s.kind != "lookup"]
+        if w is None and not products:
+            raise ValueError(f"weights=None at {tables[0]}: integers choose its rows, no inputs")
+        for names, chain in ((products, wrappers), (tables, of_tables)):
+            for wrapper in chain:
+                net = net.wrap(names, wrapper)
         return net
 
     return apply

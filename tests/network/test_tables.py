@@ -23,7 +23,7 @@ SITES = [
 
 
 def test_a_table_of_sites_has_a_row_each():
-    table = sites_table(SITES, ["x is a buffer", "y too"], deployed=False, calibrated=False)
+    table = sites_table(SITES, ["x is a buffer", "y too"], "half", deployed=False, calibrated=False)
     (heading, *rows), around = rows_of(table)
     assert heading[:6] == ["site", "kind", "weight", "input", "MACs", "kept"]
     assert rows == [
@@ -32,6 +32,7 @@ def test_a_table_of_sites_has_a_row_each():
         ["c", "dot", "13", "14", "2", "traced", "float"],
     ]
     assert "not sites: x is a buffer; y too" in around
+    assert "half" in around
 
 
 def test_the_title_says_how_far_a_network_is():
@@ -41,9 +42,9 @@ def test_the_title_says_how_far_a_network_is():
         (True, True): "deployed, calibrated",
     }
     for (deployed, calibrated), expected in titles.items():
-        table = sites_table([], (), deployed=deployed, calibrated=calibrated)
+        table = sites_table([], (), "half", deployed=deployed, calibrated=calibrated)
         assert table.title == f"jaxsim.Network · {expected}"
-        assert table.caption is None
+        assert table.caption == "half"
 
 
 def test_a_table_of_costs_has_a_column_for_each_count_and_zero_where_there_is_none():

@@ -173,7 +173,8 @@ def transformer():
     attention += ["stack/MultiHeadDotProductAttention_0/value/kernel", "dynamic/0", "dynamic/1"]
     attention += ["stack/MultiHeadDotProductAttention_0/out/kernel"]
     mlp = ["stack/Dense_1/kernel", "stack/Dense_0/kernel", "Embed_0/embedding"]
-    return _linen(Transformer(), tokens, mask, sites=[*attention, *mlp])
+    sites = ["Embed_0/embedding:lookup", *attention, *mlp]
+    return _linen(Transformer(), tokens, mask, sites=sites)
 
 
 def dropped():

@@ -1,0 +1,203 @@
+"""Rows of a table, chosen by integers, are read from what a core stored of it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxsim as js
+from tests.support.models import normal
+
+TABLE = normal(12, 64)
+IDS = jnp.array([[3, 0, 11], [7, 7, 5]])
+
+
+def head(p, rows):
+    """Something multiplied, so that there is a site beside the lookup."""
+    return rows @ p["head"]
+
+
+LOOKUPS = {
+    "take": lambda p, ids: jnp.take(p["table"], ids, axis=0),
+    "index": lambda p, ids: p["table"][ids],
+    "columns": lambda p, ids: jnp.moveaxis(jnp.take(p["table"].T, ids, axis=1), 0, -1),
+    "one": lambda p, ids: p["table"][ids[0, 0]],
+    "slice": lambda p, ids: lax.dynamic_slice_in_dim(p["table"], ids[0, 0], 4),
+    "clip": lambda p, ids: jnp.take(p["table"], 2 * ids, axis=0, mode="clip"),
+    "fill": lambda p, ids: jnp.take(p["table"], 2 * ids, axis=0, mode="fill", fill_value=0.5),
+}
+
+
+def network(name, params=None):
+    def fn(p, ids):
+        return LOOKUPS[name](p, ids), head(p, LOOKUPS[name](p, ids))
+
+    return js.trace(fn, params or {"table": TABLE, "head": normal(64, 3)}, IDS)
+
+
+def rounded(w, bits, groups=1):
+    """The values of symmetric codes, a scale for each part of a row; from the definition."""
+    parts = np.asarray(w, np.float64).reshape(len(w), groups, -1)
+    most = 2 ** (bits - 1) - 1
+    scale = np.float32(np.abs(parts).max(-1, keepdims=True) / most).astype(np.float64)
+    return (np.clip(np.round(parts / scale), -most, most) * scale).reshape(w.shape)
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_a_lookup_is_a_site_without_products(name):
+    net = network(name)
+    sites = [s for s in net.sites if s.kind == "lookup"]
+    assert [s.name for s in sites] == ["table:lookup", "table:lookup#2"]
+    assert all(s.param == "table" and s.macs == 0 for s in sites)
+    assert sites[0].shared == ("table:lookup#2",)
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_rows_are_those_of_the_rounded_table(name):
+    """Deployed and not; a scale a row, as the head that shares the table has a scale an output."""
+    net = js.quantize(4, None, sites="*:lookup*")(network(name))
+    table = rounded(TABLE, 4)
+    expected, _ = net.fn({"table": jnp.asarray(table, jnp.float32), "head": normal(64, 3)}, {}, IDS)
+    for chip in (net, js.deploy(net)):
+        np.testing.assert_allclose(jax.jit(lambda c: c(IDS))(chip)[0], expected, rtol=1e-6)
+    assert np.abs(np.asarray(expected) - np.asarray(network(name)(IDS)[0])).max() > 0.01
+
+
+FORMATS = {
+    "int8": 8,
+    "affine": js.Grid(5, symmetric=False),
+    "per tensor": js.Grid(6, per="tensor"),
+    "one bit": 1,
+    "groups": js.Grid(3, per="group", rows=16),
+    "table": js.nf4(),
+    "groups of a table": dataclasses.replace(js.nf4(), per="group", rows=32),
+    "short floats": js.Floating("float8_e4m3fn"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_stores_a_table_as_it_stores_the_head_that_shares_it(name):
+    """What a product with an identity reads is what is looked up, to the bit."""
+
+    def fn(p, ids, x):
+        return p["table"][ids], x @ p["table"].T
+
+    one, every = jnp.eye(64), jnp.arange(12)
+    net = js.quantize(FORMATS[name], None)(js.trace(fn, {"table": TABLE}, every, one))
+    assert set(net.cores) == {"table:lookup", "table"}
+    chip = js.deploy(net)
+    rows, columns = jax.jit(lambda c: c(every, one))(chip)
+    np.testing.assert_array_equal(rows, columns.T)
+    assert np.abs(np.asarray(rows) - TABLE).max() > 1e-4
+    held = [a.dtype for a in jax.tree.leaves(chip.states["table:lookup"]) if a.size >= TABLE.size]
+    assert held == [a.dtype for a in jax.tree.leaves(chip.states["table"]) if a.size >= TABLE.size]
+
+
+def test_every_site_is_reached_and_inputs_of_lookups_stay_integers():
+    chip = js.quantize(8, 8)(network("take"))
+    assert set(chip.cores) == {"table:lookup", "table:lookup#2", "head"}
+    weights, inputs = chip.cores["table:lookup"][0].formats
+    assert weights is not None
+    assert inputs is None
+    assert set(js.quantize(None, 8)(network("take")).cores) == {"head"}
+    with pytest.raises(ValueError, match="weights=None at table:lookup: integers choose its rows"):
+        js.quantize(None, 8, sites="*:lookup")(network("take"))
+
+
+def test_one_of_two_lookups_is_pruned_where_it_stands():
+    net = js.prune(0.5, sites="table:lookup")(network("take"))
+    rows, product = net(IDS)
+    assert (np.asarray(rows) == 0).mean() == pytest.approx(0.5, abs=0.15)
+    np.testing.assert_allclose(product, network("take")(IDS)[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_rule_for_tables_alone_reaches_them():
+    net = js.rules({"table:lookup*": js.quantize(4, None), "*": js.quantize(8, 8)})(network("take"))
+    bits = {name: chain[0].formats[0].bits for name, chain in net.cores.items()}
+    assert bits == {"table:lookup": 4, "table:lookup#2": 4, "head": 8}
+
+
+def test_a_scan_looks_up_in_its_own_slice_of_a_stack():
+    tables = normal(3, 12, 8)
+
+    def fn(p, ids):
+        def layer(h, table):
+            return h + table[ids], None
+
+        h, _ = lax.scan(layer, jnp.zeros((2, 3, 8)), p["tables"])
+        return h @ p["head"]
+
+    params = {"tables": tables, "head": jnp.eye(8)}
+    net = js.quantize(5, None, sites="tables:lookup")(js.trace(fn, params, IDS))
+    expected = sum(rounded(np.asarray(t), 5)[np.asarray(IDS)] for t in tables)
+    for chip in (net, js.deploy(net)):
+        np.testing.assert_allclose(jax.jit(lambda c: c(IDS))(chip), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_reach_the_rows_that_were_looked_up_and_no_others():
+    net = js.quantize(8, None)(network("take"))
+
+    def loss(params):
+        return jnp.sum(net.with_params(params)(IDS)[0] * 2.0)
+
+    slope = np.asarray(jax.jit(jax.grad(loss))(net.params)["table"])
+    counts = np.bincount(np.ravel(IDS), minlength=12)
+    # the largest entry of a row sets its scale, whose slope is its own
+    np.testing.assert_allclose(np.median(slope, axis=1), 2.0 * counts, atol=1e-5)
+    assert (slope[counts == 0] == 0).all()
+
+
+def test_pruned_rows_stay_zero_in_every_format():
+    net = js.prune(0.5, sites="table:lookup*")(network("take"))
+    assert net.masks.keys() == {"table"}
+    rows = js.deploy(js.quantize(js.nf4(), None)(net))(IDS)[0]
+    kept = np.asarray(net.masks["table"])[np.asarray(IDS)]
+    assert kept.mean() < 0.7
+    assert (np.asarray(rows)[~kept] == 0).all()
+
+
+def test_a_saved_table_is_loaded_with_its_codes(tmp_path):
+    net = js.quantize(4, 8)(network("take"))
+    chip = js.deploy(net, calibrate=IDS)
+    js.save(tmp_path / "chip", chip)
+    loaded = js.load(tmp_path / "chip", like=net)
+    for a, b in zip(loaded(IDS), chip(IDS), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_table_costs_its_bits_and_no_products():
+    cost = js.quantize(4, 8)(network("take")).cost()
+    first, again, product = cost.sites
+    assert (first.name, first.params, again.params) == ("table:lookup", 12 * 64, 0)
+    assert first.spent == {"weight_bits": 4 * 12 * 64, "cells": 12 * 64, "macs": 0}
+    assert product.spent["macs"] == 6 * 64 * 3
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [
+        (lambda s: js.compose(js.quantize(8, 8), js.analog(adc=8, sites=s)), "analog"),
+        (lambda s: js.compose(js.quantize(8, 8), js.slice_bits(2, sites=s)), "slice_bits"),
+        (lambda s: js.compose(js.quantize(8, 8), js.block(2, 2, sites=s)), "block"),
+        (lambda s: js.compose(js.quantize(8, 8), js.smooth(IDS, sites=s)), "smooth"),
+    ],
+)
+def test_hardware_that_multiplies_refuses_lookups_and_leaves_them_out_of_all(transform, name):
+    with pytest.raises(ValueError, match=f"{name} at table:lookup: rows are looked up"):
+        transform("*:lookup*")(network("take"))
+    with pytest.warns(UserWarning, match=rf"{name} of every site leaves 80% .* table:lookup"):
+        chip = transform("*")(network("take"))
+    assert len(chip.cores["table:lookup"]) == 1
+    assert len(chip.cores["head"]) > 1 or name == "smooth"
+
+
+def test_tables_that_are_no_matrices_are_told():
+    params = {"stack": normal(4, 8, 8), "w": normal(8, 3)}
+    net = js.trace(lambda p, i, x: x @ p["stack"][i] @ p["w"], params, jnp.int32(1), normal(2, 8))
+    (line,) = net.unreached
+    assert line.startswith("stack is looked up as no site is")
+    with pytest.warns(UserWarning, match="quantize of every site leaves 91%"):
+        js.quantize(8, 8)(net)
