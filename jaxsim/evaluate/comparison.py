@@ -33,6 +33,8 @@ class ComparisonRow(NamedTuple):
       weight_bits: Number of bits stored at the sites.
       macs: Number of multiply-accumulates in the hardware.
       conversions: Number of ADC conversions.
+      transformed: Fraction of the parameters that transforms have reached, in [0, 1]; see
+        `Network.coverage`.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ComparisonRow(NamedTuple):
     weight_bits: float
     macs: float
     conversions: float
+    transformed: float
 
 
 class Comparison(NamedTuple):
@@ -63,13 +66,14 @@ class Comparison(NamedTuple):
 
         table = Table(title="networks, cost per input")
         table.add_column("network", overflow="fold")
-        for column in ("right %", "agree %", "kept", "KiB", "MACs", "ADC reads"):
+        for column in ("right %", "agree %", "changed %", "kept", "KiB", "MACs", "ADC reads"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in self.rows:
             table.add_row(
                 row.name,
                 f"{100 * row.accuracy:.2f}±{100 * row.error:.2f}",
                 f"{100 * row.agreement:.2f}",
+                f"{100 * row.transformed:.1f}",
                 si(row.nonzero),
                 f"{row.weight_bits / 8192:,.1f}",
                 si(row.macs),
@@ -143,6 +147,7 @@ def compare(
                 weight_bits=cost.total("weight_bits"),
                 macs=cost.total("macs"),
                 conversions=cost.total("conversions"),
+                transformed=net.coverage().share("transformed"),
             )
         )
     return Comparison(tuple(rows))

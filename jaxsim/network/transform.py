@@ -161,6 +161,7 @@ def transformable(
     sites: str | Sequence[str],
     *,
     lookups: Literal["all", "named", "none"] = "none",
+    tell_rest: bool = False,
 ) -> tuple[Site, ...]:
     """Selects the sites that a transform is to change, in a network that can still be changed.
 
@@ -170,6 +171,7 @@ def transformable(
       sites: Patterns of sites, as `Network.select` takes them.
       lookups: Which tables the transform changes: those that any pattern matches, those that a
         pattern names as lookups, or none, where it changes how products are computed.
+      tell_rest: If True, warns where a transform of every site leaves many parameters.
 
     Raises:
       ValueError: Not a network, a deployed one, a pattern that matches nothing, or lookups alone
@@ -185,7 +187,7 @@ def transformable(
             f"{transform} at {chosen[0].name}: rows are looked up there and nothing is multiplied; "
             "quantize stores a table in another format"
         )
-    if sites == "*" and net.focus is None:
+    if tell_rest and sites == "*" and net.focus is None:
         _warn_of_rest(net, transform, {site.name for site in products})
     return products
 
@@ -207,7 +209,7 @@ def _warn_of_rest(net: Network, transform: str, chosen: Set[str]) -> None:
             f"{transform} of every site leaves {sum(left.values()) / asked:.0%} of the parameters "
             f"that are multiplied or looked up as they are: {names}; net.coverage() lists them",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

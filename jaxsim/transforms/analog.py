@@ -133,7 +133,7 @@ def analog(
 
     def apply(net: Network) -> Network:
         cores = dict(net.cores)
-        for site in transformable(net, "analog", sites):
+        for site in transformable(net, "analog", sites, tell_rest=True):
             if first_of(net.cores.get(site.name, ()), "array") is not None:
                 raise ValueError(f"analog cannot follow analog at {site.name}")
             coded = require_codes(net, site, "analog")

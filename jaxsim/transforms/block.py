@@ -89,7 +89,7 @@ def block(
 
     def apply(net: Network) -> Network:
         cores, made = dict(net.cores), dict[tuple[int, int], Blocks]()
-        for site in transformable(net, "block", sites):
+        for site in transformable(net, "block", sites, tell_rest=True):
             widths = _widths(net, site)
             _check_fit(site, widths, size, counts, chosen)
             if widths not in made:

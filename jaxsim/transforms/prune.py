@@ -86,7 +86,7 @@ def prune(
         raise ValueError(f"rounds={rounds}: the pattern fixes the sparsity, one round reaches it")
 
     def apply(net: Network) -> Network:
-        chosen = transformable(net, "prune", sites, lookups="named")
+        chosen = transformable(net, "prune", sites, lookups="named", tell_rest=True)
         before, net = net.masks, at_parameters(net, chosen)
         for i in range(rounds):
             share = sparsity

@@ -67,7 +67,7 @@ def quantize(
     of_tables = () if w is None else tuple(wrappers_of(w, "weights"))
 
     def apply(net: Network) -> Network:
-        chosen = transformable(net, "quantize", sites, lookups="all")
+        chosen = transformable(net, "quantize", sites, lookups="all", tell_rest=True)
         for site in chosen:
             if before := hardware_chain(net, site):
                 raise ValueError(

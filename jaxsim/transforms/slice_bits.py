@@ -51,7 +51,7 @@ def slice_bits(
         raise ValueError(f"top={top!r}: must be 'full_range' or 'padded'")
 
     def apply(net: Network) -> Network:
-        chosen = transformable(net, "slice_bits", sites)
+        chosen = transformable(net, "slice_bits", sites, tell_rest=True)
         for site in chosen:
             require_codes(net, site, "slice_bits")
             allowed = DIGITAL | {"groups", "codes", "blocks"}

@@ -111,12 +111,13 @@ def test_a_batch_may_be_of_any_size(batch_size):
 def test_the_printed_comparison_says_each_number_in_its_column():
     shown = Comparison(
         (
-            ComparisonRow("a", 0.91234, 0.00567, 1.0, 11, 1300, 8192 * 1700, 2.5e6, 0),
-            ComparisonRow("b", 0.5, 0.25, 0.125, 13, 17, 4096, 19, 23),
+            ComparisonRow("a", 0.91234, 0.00567, 1.0, 11, 1300, 8192 * 1700, 2.5e6, 0, 0.0),
+            ComparisonRow("b", 0.5, 0.25, 0.125, 13, 17, 4096, 19, 23, 0.987),
         )
     )
-    assert header(shown) == ["network", "right %", "agree %", "kept", "KiB", "MACs", "ADC reads"]
+    columns = ["network", "right %", "agree %", "changed %", "kept", "KiB", "MACs", "ADC reads"]
+    assert header(shown) == columns
     assert rows(shown) == [
-        ["a", "91.23±0.57", "100.00", "1.3 k", "1,700.0", "2.5 M", "–"],
-        ["b", "50.00±25.00", "12.50", "17", "0.5", "19", "23"],
+        ["a", "91.23±0.57", "100.00", "0.0", "1.3 k", "1,700.0", "2.5 M", "–"],
+        ["b", "50.00±25.00", "12.50", "98.7", "17", "0.5", "19", "23"],
     ]

