@@ -285,11 +285,10 @@ class Lowering:
         """
         if any(isinstance(value, Affine) for value in ins):
             raise refusal(eqn, f"({entry.site.name}) is looked up at integers that were computed")
-        name, table = entry.site.name, ins[entry.w_at]
+        name, ins = entry.site.name, list(ins)
         if name in self.chip.states:
-            table = read_table(self.chip.cores[name], entry, self.chip.states[name])
+            ins[entry.w_at] = read_table(self.chip.cores[name], entry, self.chip.states[name])
         operands = [AsIs() if isinstance(v, Floats) else self.constant(jnp.asarray(v)) for v in ins]
-        operands[entry.w_at] = self.constant(jnp.asarray(table))
         self.steps.append(Apply(eqn.primitive.name, tuple(operands)))
         return Floats()
 

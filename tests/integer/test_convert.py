@@ -226,11 +226,11 @@ def test_codes_first_differ_from_those_simulated_where_the_middle_of_two_is_near
     x = data.images[:200]
     numbers, codes = {}, {}
 
-    def simulated(self, entry, ins, *rest, site=Walk.site):
+    def simulated(self, eqn, entry, ins, *rest, site=Walk.site):
         state, inputs = chip.states[entry.site.name], grid_of_inputs(chip, entry.site.name)
         step, zero = quantiser.grid_of(inputs, *map(np.asarray, state.inputs))
         numbers[entry.site.name] = np.float64(ins[entry.x_at]) / float(step) + float(zero)
-        return site(self, entry, ins, *rest)
+        return site(self, eqn, entry, ins, *rest)
 
     def contracted(self, at, run=Contract.run):
         read = self.operand.read(at.net, at.ins[at.entry.x_at])
@@ -386,3 +386,20 @@ def test_steps_of_different_kinds_are_never_equal():
     """They are static: equal ones would share a compiled program."""
     assert Constant(3) != Rescaled(3)
     assert len({Constant(3), Rescaled(3), Enter("jit"), Contract("jit", Constant(3))}) == 4
+
+
+def test_rows_of_a_table_of_codes_are_floats_until_the_first_site():
+    """The embedding decodes its codes; what multiplies its rows does so in integers."""
+    params = {"table": normal(12, 16), "w": normal(16, 8), "v": normal(8, 3)}
+    ids = jnp.array([[3, 0, 11], [7, 7, 5]])
+
+    def fn(p, ids):
+        return jax.nn.relu(p["table"][ids] @ p["w"]) @ p["v"]
+
+    chip = js.deploy(js.quantize(8, 8)(js.trace(fn, params, ids)), calibrate=ids)
+    assert "table:lookup" in chip.states
+    whole = js.integer_only(chip)
+    np.testing.assert_allclose(whole(ids), chip(ids), atol=0.05)
+    (decoded,) = [c for c in jax.tree.leaves(whole.constants) if c.shape == (12, 16)]
+    codes = chip.states["table:lookup"]
+    np.testing.assert_allclose(decoded, codes.inner * codes.scale, rtol=1e-6)
