@@ -8,7 +8,7 @@ import pytest
 
 import jaxsim as js
 from tests.support import models
-from tests.support.networks import X, cnn, run, stack
+from tests.support.networks import X, answer, cnn, run, stack
 
 KEY = jax.random.key(11)
 
@@ -17,22 +17,16 @@ def chip(*transforms, net=None, key=None, calibrate=X):
     return js.deploy(js.compose(*transforms)(net or cnn()), key=key, calibrate=calibrate)
 
 
-@jax.jit
-def deployed(net, x):
-    """What a chip answers: written, calibrated and read by one program."""
-    return js.deploy(net, calibrate=x)(x)
-
-
 @pytest.fixture(scope="module")
 def digital():
-    return run(chip(js.quantize()), X)
+    return answer(js.quantize()(cnn()), X)
 
 
 @pytest.mark.parametrize("mapping", ["differential", "offset"])
 @pytest.mark.parametrize("slices", [[], [js.slice_bits(2)]])
 @pytest.mark.parametrize("rows", [7, 1152])
 def test_an_ideal_array_computes_the_same_bits(digital, mapping, slices, rows):
-    y = deployed(js.compose(js.quantize(), *slices, js.analog(mapping=mapping, rows=rows))(cnn()), X)
+    y = answer(js.compose(js.quantize(), *slices, js.analog(mapping=mapping, rows=rows))(cnn()), X)
     np.testing.assert_array_equal(y, digital)
 
 
@@ -54,7 +48,7 @@ def test_ideal_hardware_is_exact_however_it_is_laid_out(mapping, slices, inputs,
     net, x = dense()
     codes = js.quantize(8, js.Grid(8, symmetric=symmetric))
     analog = js.analog(mapping=mapping, rows=4, **inputs)
-    y, expected = (deployed(js.compose(codes, *more)(net), x) for more in ([*slices, analog], []))
+    y, expected = (answer(js.compose(codes, *more)(net), x) for more in ([*slices, analog], []))
     np.testing.assert_array_equal(y, expected)
 
 
@@ -71,7 +65,7 @@ def test_guaranteed_bits_of_adc_are_exact_in_a_network(mapping, accumulate):
 
     def read(bits):
         analog = js.analog(adc=bits, accumulate=accumulate, **layout)
-        return deployed(js.compose(codes, js.slice_bits(2), analog)(net), x)
+        return answer(js.compose(codes, js.slice_bits(2), analog)(net), x)
 
     np.testing.assert_allclose(read(guaranteed), exact, rtol=1e-6, atol=1e-6)
     assert np.abs(read(guaranteed - 3) - exact).max() > 1e-2
@@ -83,7 +77,7 @@ def test_more_bits_of_adc_come_closer_to_the_ideal(digital, mapping):
 
     def error(bits):
         adc = js.analog(adc=bits, mapping=mapping, percentile=100.0, rows=4, sites="Dense*")
-        return np.abs(deployed(js.compose(js.quantize(), adc)(cnn()), X) - digital).max()
+        return np.abs(answer(js.compose(js.quantize(), adc)(cnn()), X) - digital).max()
 
     coarse, fine, finest = (error(bits) for bits in (4, 8, 12))
     assert coarse > 8 * fine > 64 * finest > 0

@@ -30,8 +30,7 @@ def normed(x):
 class Convolutions(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = normed(nn.Conv(4, (3, 3))(x))
-        return nn.Dense(3)(nn.relu(nn.Conv(6, (3, 3))(x)).mean((1, 2)))
+        return nn.Dense(3)(normed(nn.Conv(4, (3, 3))(x)).mean((1, 2)))
 
 
 class Perceptron(nn.Module):
@@ -39,7 +38,7 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(3)(x + nn.relu(nn.Dense(8)(normed(nn.Dense(6)(x)))))
+        return x + nn.Dense(8)(normed(nn.Dense(6)(x)))
 
 
 class Tokens(nn.Module):
@@ -47,10 +46,9 @@ class Tokens(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = normed(nn.Dense(8)(x))
-        scores = jnp.einsum("bqd,bkd->bqk", x, nn.Dense(8)(x))
+        scores = jnp.einsum("bqd,bkd->bqk", x, x)
         x = x + jnp.einsum("bqk,bkd->bqd", nn.softmax(scores / 8), x)
-        return nn.Dense(3)(nn.relu(nn.Dense(6)(x.mean(1))))
+        return nn.Dense(3)(normed(nn.Dense(8)(x.mean(1))))
 
 
 INPUTS = {
