@@ -20,6 +20,7 @@ from tests.support import pipelines
 from tests.support.models import normal
 from tests.support.networks import X, attention, cnn, deep_cnn, stack
 from tests.support.pipelines import furthest, plain
+from tests.support.variables import initial
 
 ONE = jax.devices()[:1]
 
@@ -238,7 +239,7 @@ def test_batch_statistics_are_of_micro_batches_and_their_averages_of_the_mini_ba
     """In double precision: four rows that lie far from zero lose half the digits of a variance."""
     with jax.enable_x64(True):
         x = 3 + 2 * normal(16, 5, dtype=jnp.float64)
-        variables = jax.tree.map(np.float64, Normed().init(jax.random.key(0), x))
+        variables = jax.tree.map(np.float64, initial(Normed(), x))
         stats = jax.tree.map(lambda a: a + 0.3, variables["batch_stats"])
         variables = {**variables, "batch_stats": stats}
         net = js.trace(Normed(), variables, x, mutable=["batch_stats"])
@@ -294,7 +295,7 @@ def test_training_goes_on_under_another_number_of_stages(tmp_path):
 
 def test_a_pipeline_trains_with_batch_norm():
     x = np.asarray(normal(8, 5))
-    net = js.trace(Normed(), Normed().init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    net = js.trace(Normed(), initial(Normed(), x), x, mutable=["batch_stats"])
     after = fit(
         pipe(net, 2),
         x,

@@ -16,6 +16,7 @@ from jaxsim.sparsity.channels.groups import zero_entries
 from jaxsim.train.loop import fit
 from tests.support.cut_networks import IMAGES, MODELS, inputs, network
 from tests.support.models import normal
+from tests.support.variables import initial
 
 run = jax.jit(lambda net, x: net(x))
 
@@ -174,7 +175,7 @@ def test_only_the_groups_in_focus_shrink():
 
 def test_the_original_modules_stay_as_they_were():
     model, x = MODELS["depthwise"]
-    variables = model.init(jax.random.key(0), x)
+    variables = initial(model, x)
     small = js.shrink(0.5)(js.trace(model, variables, x))
     assert small.fn(small.params, small.buffers, x).shape == (2, 3)
     assert model.apply(variables, x).shape == (2, 3)
@@ -252,7 +253,7 @@ PEERS = {
 def test_as_many_parameters_stay_as_in_torch_pruning(name):
     model, shape, before, after = PEERS[name]
     x = jnp.zeros(shape)
-    net = js.trace(model, jax.jit(model.init)(jax.random.key(0), x), x)
+    net = js.trace(model, initial(model, x), x)
     assert (size(net), size(js.shrink(0.5)(net))) == (before, after)
 
 
