@@ -37,14 +37,21 @@ def dense():
     return net, jnp.abs(models.normal(5, 9, seed=4))
 
 
-@pytest.mark.parametrize("mapping", ["differential", "offset", "unit_column"])
-@pytest.mark.parametrize("slices", [[], [js.slice_bits(4)], [js.slice_bits(2, top="padded")]])
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(
-    "inputs", [{}, {"input_bits": 1}, {"input_bits": 3, "accumulate": "analog"}]
-)
-def test_ideal_hardware_is_exact_however_it_is_laid_out(mapping, slices, inputs, symmetric):
-    """Signs, slices, digits of the input, and where the parts are added: all the same bits."""
+MAPPINGS = ("differential", "offset", "unit_column")
+SLICES = ([], [js.slice_bits(4)], [js.slice_bits(2, top="padded")])
+INPUTS = ({}, {"input_bits": 1}, {"input_bits": 3, "accumulate": "analog"})
+
+
+@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("j", range(3))
+@pytest.mark.parametrize("k", range(3))
+def test_ideal_hardware_is_exact_however_it_is_laid_out(i, j, k):
+    """Signs, slices, digits of the input, and where the parts are added: all the same bits.
+
+    Each of the 27 layouts has one grid of the inputs, each two of its choices have either.
+    """
+    mapping, slices, inputs = MAPPINGS[i], SLICES[j], INPUTS[k]
+    symmetric = (i + j + k) % 2 == 0
     net, x = dense()
     codes = js.quantize(8, js.Grid(8, symmetric=symmetric))
     analog = js.analog(mapping=mapping, rows=4, **inputs)

@@ -36,7 +36,7 @@ class Made:
 
 @pytest.fixture(autouse=True)
 def collected_quickly():
-    """Lets the collector look at what a test makes alone: thousands of tests leave seconds of it."""
+    """Has the collector pass over what thousands of tests before have left: seconds of it."""
     gc.freeze()
     yield
     gc.unfreeze()
