@@ -16,17 +16,20 @@ X = normal(8, 6, 6, 3, seed=3)
 class Cnn(nn.Module):
     """A convolution and a dense layer: every site costs half a second of compiling in each test."""
 
+    features: int = 4
+    classes: int = 3
+
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(3)(nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2)))
+        return nn.Dense(self.classes)(nn.relu(nn.Conv(self.features, (3, 3))(x)).mean((1, 2)))
 
 
 SITES = ("Conv_0/kernel", "Dense_0/kernel")
 
 
 @functools.cache
-def cnn():
-    return _moved(Cnn())
+def cnn(**sizes):
+    return _moved(Cnn(**sizes))
 
 
 class DeepCnn(nn.Module):

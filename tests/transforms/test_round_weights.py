@@ -18,6 +18,8 @@ GRIDS = {
     "least squares": js.Grid(3, per="channel", clip=js.clipping.least_squares()),
     "groups": js.Grid(3, per="group", rows=5),
 }
+WIDE = cnn(features=24, classes=8)
+"""Of 840 weights, so that many change."""
 FEW = js.rounding.adaround(300, rate=0.03)
 
 
@@ -37,7 +39,7 @@ def codes(net):
     ids=[*GRIDS, "adaround"],
 )
 def test_deployed_codes_are_the_rounded_weights_on_the_grid_they_had(grid, rounding):
-    before = js.quantize(grid, 8)(cnn())
+    before = js.quantize(grid, 8)(WIDE)
     after = js.round_weights(rounding, X)(before)
     was, now = codes(before), codes(after)
     changed = 0
@@ -61,7 +63,7 @@ def _weights_only(wrapper):
 @pytest.mark.parametrize("rounding", [gptq(), FEW], ids=["gptq", "adaround"])
 def test_outputs_come_closer_than_by_rounding_to_nearest(rounding):
     x = normal(64, 6, 6, 3, seed=5)
-    plain, quantised = cnn(), js.quantize(3, None)(cnn())
+    plain, quantised = WIDE, js.quantize(3, None)(WIDE)
     found = js.round_weights(rounding, x)(quantised)
     assert error(found, plain, x) < 0.6 * error(quantised, plain, x)
 
