@@ -57,9 +57,7 @@ def global_() -> Distribution:
       >>> [int(mask.sum()) for mask in sparse.masks.values()]
       [1, 2]
     """
-    return Distribution(
-        lambda layers, sparsity: _count_lowest([layer.scores for layer in layers], sparsity)
-    )
+    return Distribution(_count_lowest)
 
 
 def uniform() -> Distribution:
@@ -76,7 +74,9 @@ def uniform() -> Distribution:
     """
 
     def removed(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
-        return _count_evenly(sparsity, tuple(layer.scores.shape for layer in layers))
+        return [
+            jnp.full(len(layer.scores), _count(sparsity, layer.scores.shape[1])) for layer in layers
+        ]
 
     return Distribution(removed)
 
@@ -97,7 +97,7 @@ def er() -> Distribution:
       >>> sum(int(mask.sum()) for mask in sparse.masks.values())
       24
     """
-    return _by_density(_channel_share)
+    return _by_density(lambda shape: sum(shape[-2:]) / float(np.prod(shape[-2:])))
 
 
 def erk() -> Distribution:
@@ -116,7 +116,7 @@ def erk() -> Distribution:
       >>> sum(int(mask.sum()) for mask in sparse.masks.values())
       24
     """
-    return _by_density(_axis_share)
+    return _by_density(lambda shape: sum(shape) / float(np.prod(shape)))
 
 
 def lamp() -> Distribution:
@@ -137,7 +137,9 @@ def lamp() -> Distribution:
     """
 
     def removed(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
-        return _count_lowest_by_lamp([layer.scores for layer in layers], sparsity)
+        return _count_lowest(
+            [layer._replace(scores=_lamp_scores(layer.scores)) for layer in layers], sparsity
+        )
 
     return Distribution(removed)
 
@@ -192,43 +194,26 @@ def _count(sparsity: float | Array, units: int) -> Array:
     return jnp.round(jnp.asarray(sparsity, jnp.float32) * units).astype(jnp.int32)
 
 
-@jax.jit
-def _count_lowest(layers: Sequence[Array], sparsity: float | Array) -> list[Array]:
-    """Counts what goes of each layer's scores where the lowest of all layers go."""
-    flat = jnp.concatenate([scores.ravel() for scores in layers])
+def _count_lowest(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
+    flat = jnp.concatenate([layer.scores.ravel() for layer in layers])
     gone = rank(flat) < _count(sparsity, flat.size)
-    ends = np.cumsum([scores.size for scores in layers])
+    ends = np.cumsum([layer.scores.size for layer in layers])
     parts = jnp.split(gone, ends[:-1])
-    return [part.reshape(scores.shape).sum(1) for part, scores in zip(parts, layers, strict=True)]
-
-
-@jax.jit
-def _count_lowest_by_lamp(layers: Sequence[Array], sparsity: float | Array) -> list[Array]:
-    return _count_lowest([_lamp_scores(scores) for scores in layers], sparsity)
-
-
-@partial(jax.jit, static_argnames="shapes")
-def _count_evenly(
-    sparsity: float | Array, shapes: tuple[tuple[int, ...], ...]
-) -> list[Int[Array, " B"]]:
-    """Counts what goes of scores [B, U] where every layer loses the same fraction."""
-    return [jnp.full(shape[0], _count(sparsity, shape[1])) for shape in shapes]
-
-
-def _channel_share(shape: tuple[int, ...]) -> float:
-    return sum(shape[-2:]) / float(np.prod(shape[-2:]))
-
-
-def _axis_share(shape: tuple[int, ...]) -> float:
-    return sum(shape) / float(np.prod(shape))
+    return [p.reshape(layer.scores.shape).sum(1) for p, layer in zip(parts, layers, strict=True)]
 
 
 def _by_density(share: Callable[[tuple[int, ...]], float]) -> Distribution:
     """Distributes by a density for each layer, with counts of units that add up exactly."""
 
     def removed(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
-        sizes = tuple((layer.shape, *layer.scores.shape) for layer in layers)
-        return _count_by_density(sparsity, sizes, share)
+        shapes = [layer.shape for layer in layers for _ in layer.scores]
+        units = jnp.asarray([layer.scores.shape[1] for layer in layers for _ in layer.scores])
+        exact = (1 - densities(shapes, sparsity, share)) * units
+        whole = jnp.floor(exact)
+        missing = jnp.round(exact.sum()) - whole.sum()
+        counts = (whole + (rank(whole - exact) < missing)).astype(jnp.int32)
+        ends = np.cumsum([len(layer.scores) for layer in layers])
+        return jnp.split(counts, ends[:-1])
 
     return Distribution(removed)
 

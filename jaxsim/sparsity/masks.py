@@ -131,8 +131,12 @@ def make_masks(
     names = [name for name in params if name in stacked]
     contracted = contracted_axes(net, names) if pattern.needs_axes else {}
     layouts: dict[str, Layout] = {}
+    alive: dict[str, Array] = {}
+    units: dict[str, Array] = {}
     for name in names:
         whole, stack = flat[name].shape, stacked[name]
+        if not is_traced(flat[name]) and bool(jnp.isnan(flat[name]).any()):
+            raise ValueError(f"scores of {name}: some are NaN")
         if whole[: len(stack)] != stack:
             raise ValueError(
                 f"prune at {name} {list(whole)}: a scan stacks it along an axis that is not its "
@@ -144,18 +148,17 @@ def make_masks(
         alive[name], units[name] = _score_units(layout, left, flat[name])
         layouts[name] = layout
     if pattern.sparsity is not None:
-        kept = [_kept_by_group(u, pattern.sparsity) for u in units]
+        kept = {n: _kept_by_group(u, pattern.sparsity) for n, u in units.items()}
     else:
         assert sparsity is not None
-        by_layer = dict(zip(names, units, strict=True))
-        by_layer = _kept_by_layer(by_layer, layouts, sparsity, distribution, tied=pattern.tied)
-        kept = [by_layer[name] for name in names]
-    shapes = tuple(flat[name].shape for name in names)
-    spread = _spread(kept, alive, before, static, shapes)
+        kept = _kept_by_layer(units, layouts, sparsity, distribution, tied=pattern.tied)
     masks: Masks = {}
-    for name, (mask, is_whole) in zip(names, spread, strict=True):
-        masks[name] = placed_like(mask, params[name])
-        if not allow_collapse and not is_traced(is_whole) and not bool(is_whole):
+    for name, mask in kept.items():
+        whole = layouts[name].spread(mask & alive[name]).reshape(flat[name].shape)
+        mine = whole & net.masks[name] if name in net.masks else whole
+        masks[name] = placed_like(mine, params[name])
+        rows = masks[name].reshape(len(mask), -1).any(1)
+        if not allow_collapse and not is_traced(rows) and not bool(rows.all()):
             raise ValueError(
                 f"sparsity={sparsity}: nothing is left of {name}; choose another distribution, or "
                 "allow_collapse=True"
@@ -189,35 +192,17 @@ def _kept_by_layer(
     for name in units:
         module = name.rsplit("/", 2)[0] if tied and name.count("/") > 1 else ""
         sets.setdefault(module if tied else name, []).append(name)
-    sizes = [tuple(layouts[n].size for n in names) for names in sets.values()]
-    means = _mean_scores([[units[n] for n in names] for names in sets.values()], tuple(sizes))
-    layers = [
-        LayerScores(mean, layouts[names[0]].shape, sum(size))
-        for mean, names, size in zip(means, sets.values(), sizes, strict=True)
-    ]
+    layers: list[LayerScores] = []
+    for names in sets.values():
+        size = sum(layouts[name].size for name in names)
+        total = sum((units[n][:, 0] * layouts[n].size for n in names), jnp.float32(0))
+        layers.append(LayerScores(total / size, layouts[names[0]].shape, size))
     counts = distribution.removed(layers, sparsity)
-    kept = _above(means, counts)
-    return {n: mask for mask, names in zip(kept, sets.values(), strict=True) for n in names}
-
-
-@partial(jax.jit, static_argnames="sizes")
-def _mean_scores(
-    sets: Sequence[Sequence[Array]], sizes: tuple[tuple[int, ...], ...]
-) -> list[Array]:
-    """Averages over the weights of units that go together, [B, U] for each set."""
-    return [
-        sum((u[:, 0] * n for u, n in zip(units, size, strict=True)), jnp.float32(0)) / sum(size)
-        for units, size in zip(sets, sizes, strict=True)
-    ]
-
-
-@jax.jit
-def _above(scores: Sequence[Array], counts: Sequence[Array]) -> list[Array]:
-    """Finds the units [B, 1, U] that stay where a number of the lowest of each layer goes."""
-    return [
-        (rank(s) >= jnp.asarray(count)[:, None])[:, None]
-        for s, count in zip(scores, counts, strict=True)
-    ]
+    kept = {
+        key: (rank(layer.scores) >= count[:, None])[:, None]
+        for key, layer, count in zip(sets, layers, counts, strict=True)
+    }
+    return {name: kept[key] for key, names in sets.items() for name in names}
 
 
 def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
