@@ -19,7 +19,7 @@ LABELS = np.arange(8) % 3
 RUN = {"epochs": 20, "key": jax.random.key(0), "batch_size": 4, "quiet": True}
 KINDS = {
     "L0": (sp.hard_concrete(), 1e-3),
-    "STR": (sp.soft_threshold(-2.0), 1e-3),
+    "STR": (sp.soft_threshold(-2.0), 1.0),
     "variational": (sp.variational_dropout(), 1e-4),
 }
 
