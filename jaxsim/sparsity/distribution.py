@@ -209,9 +209,13 @@ def _by_density(share: Callable[[tuple[int, ...]], float]) -> Distribution:
         shapes = [layer.shape for layer in layers for _ in layer.scores]
         units = jnp.asarray([layer.scores.shape[1] for layer in layers for _ in layer.scores])
         exact = (1 - densities(shapes, sparsity, share)) * units
-        whole = jnp.floor(exact)
+        # A compiler may compute `exact` anew at each use, and round it otherwise: a difference of
+        # one unit. What a sort has written is read by all.
+        whole, places = jnp.floor(exact), jnp.arange(len(shapes))
+        _, whole, order = jax.lax.sort((whole - exact, whole, places), num_keys=1)
         missing = jnp.round(exact.sum()) - whole.sum()
-        counts = (whole + (rank(whole - exact) < missing)).astype(jnp.int32)
+        raised = (whole + (places < missing)).astype(jnp.int32)
+        counts = jnp.zeros_like(raised).at[order].set(raised)
         ends = np.cumsum([len(layer.scores) for layer in layers])
         return jnp.split(counts, ends[:-1])
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
-from jaxsim.network.params import Tensors, tensors, with_tensors
 from jaxsim.network.transform import Transform
 from jaxsim.numerics.checks import check_range
 from jaxsim.transforms.rescaling import (
@@ -22,10 +19,15 @@ from jaxsim.transforms.rescaling import (
     layers,
     norm_behind,
     norms,
+    on_devices,
+    on_host,
     on_outputs,
     trials_of,
 )
 from jaxsim.values.calls import shown_as_called
+
+Values = dict[str, np.ndarray]
+"""Parameters and buffers by path."""
 
 
 class Pair(NamedTuple):
@@ -94,10 +96,10 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
                 "equalize: no two of the sites are joined by a function through which positive "
                 "factors go, such as relu"
             )
-        changes = equalized(tensors(net), found)
+        changes = equalized(on_host(net), found)
         if (off := trials.off(changes)) > TOLERANCE:
             raise ValueError(f"equalize: outputs would change by {off:.1e} of the largest")
-        return with_tensors(net, changes)
+        return on_devices(net, changes)
 
     return apply
 
@@ -111,7 +113,7 @@ def pairs(net: Network, free: Sequence[Layer], trials: Trials, epsilon: float) -
       trials: the network on inputs.
       epsilon: of batch norms between them.
     """
-    held, found = tensors(net), list[Pair]()
+    held, found = on_host(net), list[Pair]()
     for first in free:
         norm = norm_behind(first, norms(net), trials, epsilon)
         added = (first.bias, *((norm.bias, norm.mean) if norm else ()))
@@ -126,7 +128,7 @@ def pairs(net: Network, free: Sequence[Layer], trials: Trials, epsilon: float) -
     return found
 
 
-def axis_of(held: Tensors, first: Layer, second: Layer) -> int | None:
+def axis_of(held: Values, first: Layer, second: Layer) -> int | None:
     """The axis of the second kernel that the first one's channels go into, if sizes allow one.
 
     That is the last but one, where pixels may have been flattened with them; for a depthwise
@@ -142,37 +144,37 @@ def axis_of(held: Tensors, first: Layer, second: Layer) -> int | None:
     return None
 
 
-def equalized(held: Tensors, found: Sequence[Pair]) -> Tensors:
+def equalized(held: Values, found: Sequence[Pair]) -> Values:
     """The tensors that change, once ranges of each pair are equal."""
-    changes: Tensors = {}
+    changes: Values = {}
     for _ in range(100):
         moved = 0.0
         for pair in found:
             now = held | changes
             into = _into(now, pair)
-            r1 = jnp.abs(now[pair.first.kernel]).max(
+            r1 = np.abs(now[pair.first.kernel]).max(
                 tuple(range(len(pair.first.stack), now[pair.first.kernel].ndim - 1))
             )
-            r2 = jnp.abs(into).max((-3, -1))
+            r2 = np.abs(into).max((-3, -1))
             used = (r1 > 0) & (r2 > 0)
-            by = jnp.where(used, jnp.sqrt(jnp.where(used, r2, 1) / jnp.where(used, r1, 1)), 1)
+            by = np.where(used, np.sqrt(np.where(used, r2, 1) / np.where(used, r1, 1)), 1)
             changes |= _rescaled(now, pair, by)
-            moved = max(moved, float(jnp.abs(jnp.log(by)).max()))
+            moved = max(moved, float(np.abs(np.log(by)).max()))
         if moved < 1e-4:
             break
     return changes
 
 
-def _into(held: Tensors, pair: Pair) -> Array:
+def _into(held: Values, pair: Pair) -> np.ndarray:
     """The second kernel as [*stack, rest, C, rest], C the first one's channels."""
     kernel, C = held[pair.second.kernel], pair.first.channels
     last = 1 if axis_of(held, pair.first, pair.second) == -1 else kernel.shape[-1]
     return kernel.reshape(*pair.second.stack, -1, C, last)
 
 
-def _rescaled(held: Tensors, pair: Pair, by: Any) -> Tensors:
+def _rescaled(held: Values, pair: Pair, by: Any) -> Values:
     """The tensors of a pair, channels multiplied in the first and divided in the second."""
     changes = {path: on_outputs(held[path], by) for path in (pair.first.kernel, *pair.shifts)}
     stack = np.shape(by)[:-1]
-    into = _into(held, pair) / jnp.reshape(by, (*stack, 1, np.shape(by)[-1], 1))
+    into = _into(held, pair) / np.reshape(by, (*stack, 1, np.shape(by)[-1], 1))
     return changes | {pair.second.kernel: into.reshape(held[pair.second.kernel].shape)}

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
-from jaxsim.network.params import tensors, with_tensors
 from jaxsim.network.transform import Transform
 from jaxsim.numerics.checks import check_range
-from jaxsim.transforms.rescaling import TOLERANCE, layers, norm_behind, norms, on_outputs, trials_of
+from jaxsim.transforms.rescaling import (
+    TOLERANCE,
+    layers,
+    norm_behind,
+    norms,
+    on_devices,
+    on_host,
+    on_outputs,
+    trials_of,
+)
 from jaxsim.values.calls import shown_as_called
 
 
@@ -63,24 +71,24 @@ def fold_norms(
 
     def apply(net: Network) -> Network:
         free, trials = layers(net, "fold_norms", sites), trials_of(net, data)
-        held, changes, left = tensors(net), {}, norms(net)
+        held, changes, left = on_host(net), {}, norms(net)
         for layer in free:
             norm = norm_behind(layer, left, trials, epsilon)
             if norm is None:
                 continue
             left.remove(norm)
             scale = 1 if norm.scale is None else held[norm.scale]
-            by = scale / jnp.sqrt(held[norm.var] + epsilon)
+            by = scale / np.sqrt(held[norm.var] + epsilon)
             for path in (layer.kernel, layer.bias):
                 if path is not None:
                     changes[path] = on_outputs(held[path], by)
-            changes[norm.var] = jnp.full_like(held[norm.var], 1 - epsilon)
+            changes[norm.var] = np.full_like(held[norm.var], 1 - epsilon)
             if norm.scale is not None:
-                changes[norm.scale] = jnp.ones_like(held[norm.scale])
+                changes[norm.scale] = np.ones_like(held[norm.scale])
             if norm.bias is None:
                 changes[norm.mean] = by * held[norm.mean]
             else:
-                changes[norm.mean] = jnp.zeros_like(held[norm.mean])
+                changes[norm.mean] = np.zeros_like(held[norm.mean])
                 changes[norm.bias] = held[norm.bias] - by * held[norm.mean]
         if not changes:
             raise ValueError(
@@ -93,6 +101,6 @@ def fold_norms(
                 f"fold_norms: outputs would change by {off:.1e} of the largest; is "
                 f"epsilon={epsilon} that of the norms?"
             )
-        return with_tensors(net, changes)
+        return on_devices(net, changes)
 
     return apply

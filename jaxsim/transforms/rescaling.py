@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import batches
@@ -16,6 +15,7 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.network.params import tensors, with_tensors
 from jaxsim.network.transform import transformable
+from jaxsim.numerics.arrays import placed_like
 
 TOLERANCE = 1e-4
 """What outputs may differ by, as a share of the largest, where they are to be the same."""
@@ -111,15 +111,16 @@ class Trials(NamedTuple):
     inputs: tuple[Partitioned, ...]
     expected: list[np.ndarray]
 
-    def off(self, changes: Mapping[str, Array]) -> float:
+    def off(self, changes: Mapping[str, np.ndarray]) -> float:
         """Largest difference of an output with some tensors replaced, as a share of the largest."""
-        found = _outputs(with_tensors(self.net, changes), self.inputs)
+        changed = {path: jnp.asarray(a) for path, a in changes.items()}
+        found = _outputs(with_tensors(self.net, changed), self.inputs)
         return max(
             float(np.abs(y - z).max(initial=0) / max(np.abs(y).max(initial=0), 1e-30))
             for y, z in zip(self.expected, found, strict=True)
         )
 
-    def same(self, changes: Mapping[str, Array]) -> bool:
+    def same(self, changes: Mapping[str, np.ndarray]) -> bool:
         """Whether the outputs stay."""
         return self.off(changes) <= TOLERANCE
 
@@ -155,18 +156,34 @@ def factors(layer: Layer) -> np.ndarray:
     return np.exp(rng.uniform(-1, 1, (*layer.stack, layer.channels))).astype(np.float32)
 
 
-def on_outputs(kernel: Array, by: Any) -> Array:
+def on_host(net: Network) -> dict[str, np.ndarray]:
+    """Parameters and buffers by path, in NumPy: what trial and error changes compiles nothing."""
+    keys = jax.dtypes.prng_key
+    held = tensors(net).items()
+    return {path: np.asarray(a) for path, a in held if not jnp.issubdtype(a.dtype, keys)}
+
+
+def on_devices(net: Network, changes: Mapping[str, np.ndarray]) -> Network:
+    """A network whose changed tensors lie where the ones before them did."""
+    before = tensors(net)
+    return with_tensors(
+        net,
+        {path: placed_like(jnp.asarray(a), before[path]) for path, a in changes.items()},
+    )
+
+
+def on_outputs(kernel: np.ndarray, by: Any) -> np.ndarray:
     """A kernel, its output channels multiplied by [*stack, C]."""
     stack = np.shape(by)[:-1]
     middle = (1,) * (kernel.ndim - len(stack) - 1)
-    return kernel * jnp.reshape(by, (*stack, *middle, np.shape(by)[-1]))
+    return kernel * np.reshape(by, (*stack, *middle, np.shape(by)[-1]))
 
 
 def norm_behind(
     layer: Layer, candidates: Iterable[Norm], trials: Trials, epsilon: float
 ) -> Norm | None:
     """The norm that a layer's outputs go into and nowhere else, if there is one."""
-    held, by = tensors(trials.net), factors(layer)
+    held, by = on_host(trials.net), factors(layer)
     scaled = {p: on_outputs(held[p], by) for p in (layer.kernel, layer.bias) if p is not None}
     for norm in candidates:
         if held[norm.mean].shape != by.shape:

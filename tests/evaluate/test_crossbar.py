@@ -8,7 +8,9 @@ import jaxsim as js
 from jaxsim.evaluate.crossbar import ArrayEnergy, ArrayEstimate
 from tests.evaluate.test_systolic import SIZES
 from tests.oracles import arrays
-from tests.support.networks import SITES, attention, cnn, stack
+from tests.support.networks import DEEP_SITES as SITES
+from tests.support.networks import attention, stack
+from tests.support.networks import deep_cnn as cnn
 from tests.support.printed import header, rows
 from tests.support.scans import MATMUL, RUNS, grouped_scan, reused
 

@@ -9,7 +9,9 @@ from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.evaluate.systolic import EnergyBreakdown, Estimate, Workload
 from tests.oracles import systolic
-from tests.support.networks import SITES, attention, cnn, stack
+from tests.support.networks import DEEP_SITES as SITES
+from tests.support.networks import attention, stack
+from tests.support.networks import deep_cnn as cnn
 from tests.support.printed import header, rows
 from tests.support.scans import MATMUL, RUNS, grouped_scan
 

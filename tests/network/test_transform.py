@@ -12,7 +12,9 @@ import jaxsim as js
 from jaxsim.cores.core import Core
 from jaxsim.cores.quantized import quantized
 from tests.support import models
-from tests.support.networks import SITES, X, attention, cnn, run, stack
+from tests.support.networks import DEEP_SITES as SITES
+from tests.support.networks import X, attention, run, stack
+from tests.support.networks import deep_cnn as cnn
 
 cells = js.cells.proportional(0.1)
 

@@ -15,16 +15,10 @@ def faked(v, bits, axes=None):
 def cnn(params, x, *, weights, inputs):
     """The CNN of tests/support/networks.py, each contraction on fake-quantized operands."""
 
-    def conv(x, layer, stride):
-        kernel = faked(layer["kernel"], weights, (0, 1, 2))
-        dims = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(
-            faked(x, inputs), kernel, (stride, stride), "SAME", dimension_numbers=dims
-        )
-        return nn.relu(y + layer["bias"])
-
-    def dense(x, layer):
-        return faked(x, inputs) @ faked(layer["kernel"], weights, 0) + layer["bias"]
-
-    x = conv(conv(x, params["Conv_0"], 1), params["Conv_1"], 2).mean((1, 2))
-    return dense(nn.relu(dense(x, params["Dense_0"])), params["Dense_1"])
+    conv, dense = params["Conv_0"], params["Dense_0"]
+    kernel, dims = faked(conv["kernel"], weights, (0, 1, 2)), ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(
+        faked(x, inputs), kernel, (1, 1), "SAME", dimension_numbers=dims
+    )
+    x = nn.relu(y + conv["bias"]).mean((1, 2))
+    return faked(x, inputs) @ faked(dense["kernel"], weights, 0) + dense["bias"]

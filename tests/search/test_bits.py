@@ -13,7 +13,7 @@ import jaxsim as js
 from jaxsim.search.bits import Assignment, Sensitivity, rounding_errors
 from tests.oracles import quantiser
 from tests.support import models
-from tests.support.networks import SITES, X, cnn, stack
+from tests.support.networks import DEEP_SITES, X, cnn, deep_cnn, stack
 from tests.support.printed import header, rows
 
 WIDTHS = (2, 3, 4, 8)
@@ -81,17 +81,17 @@ def test_traces_are_those_of_the_dense_hessian():
 def test_rounding_errors_are_those_of_the_codes():
     net = cnn()
     found = rounding_errors(net, (2, 5))
-    w = np.asarray(net.params["Conv_1"]["kernel"])
+    w = np.asarray(net.params["Conv_0"]["kernel"])
     for i, bits in enumerate((2, 5)):
         codes, step, _ = quantiser.quantise(js.Grid(bits), w, (0, 1, 2))
-        assert found["Conv_1/kernel"][i] == pytest.approx(((codes * step - w) ** 2).sum(), rel=1e-4)
+        assert found["Conv_0/kernel"][i] == pytest.approx(((codes * step - w) ** 2).sum(), rel=1e-4)
 
 
 def test_curvature_ranks_sites_as_measuring_them_does():
-    net = cnn()
+    net = deep_cnn()
     hessian = js.hessian_sensitivity(net, loss, key=jax.random.key(0), bits=[3, 4], samples=32)
     measured = js.ablation_sensitivity(net, loss, bits=[3, 4])
-    assert hessian.sites == measured.sites == tuple(SITES)
+    assert hessian.sites == measured.sites == DEEP_SITES
     rank = stats.spearmanr(hessian.loss.ravel(), np.abs(measured.loss).ravel()).statistic
     assert rank >= 0.6
 
@@ -99,7 +99,7 @@ def test_curvature_ranks_sites_as_measuring_them_does():
 def test_ablation_is_the_loss_with_one_site_rounded():
     net = cnn()
     found = js.ablation_sensitivity(net, loss, bits=[2])
-    expected = loss(js.quantize(2, None, sites="Conv_1*")(net)) - loss(net)
+    expected = loss(js.quantize(2, None, sites="Dense*")(net)) - loss(net)
     assert found.loss[1, 0] == pytest.approx(float(expected), rel=1e-3)
 
 

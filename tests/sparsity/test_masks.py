@@ -94,8 +94,10 @@ def test_each_slice_of_a_stack_is_a_layer_of_its_own():
 def test_heads_are_lost_by_all_four_kernels_together():
     model = nn.MultiHeadDotProductAttention(num_heads=4, qkv_features=8)
     x = normal(2, 5, 6)
-    net = js.trace(model, model.init(jax.random.key(0), x), x)
-    masks = js.prune(0.5, pattern=sp.head(4))(net).masks
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    params = jax.tree.map(lambda p: normal(*p.shape, seed=p.size), shapes)
+    net = js.trace(model, params, x)
+    masks = {n: np.asarray(m) for n, m in js.prune(0.5, pattern=sp.head(4))(net).masks.items()}
     kept = {name: np.moveaxis(m, 0 if "out" in name else 1, 0) for name, m in masks.items()}
     alive = {name: m.reshape(4, -1).all(1) for name, m in kept.items()}
     assert len(alive) == 4

@@ -67,7 +67,7 @@ def assert_zero(params, state):
 
 
 def nnz(state):
-    return {name: int(m.sum()) for name, m in state.masks.items()}
+    return {name: int(np.asarray(m).sum()) for name, m in state.masks.items()}
 
 
 KINDS = {
@@ -80,14 +80,15 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_layer_keeps_its_number_of_weights_over_two_hundred_steps(kind):
     net = sparse()
-    first, moved = {n: int(m.sum()) for n, m in net.masks.items()}, 0
-    before = net.masks
+    first, moved = {n: int(np.asarray(m).sum()) for n, m in net.masks.items()}, 0
+    before = {name: np.asarray(mask) for name, mask in net.masks.items()}
     for i, (params, state) in enumerate(stepped(net, KINDS[kind](net), 200)):
         assert nnz(state) == first
         assert_zero(params, state)
-        changed = sum(int((state.masks[n] & ~before[n]).sum()) for n in before)
+        masks = {name: np.asarray(mask) for name, mask in state.masks.items()}
+        changed = sum(int((masks[n] & ~before[n]).sum()) for n in before)
         assert (changed > 0) == (i > 0 and i % 5 == 0 and changed > 0)
-        moved, before = moved + changed, state.masks
+        moved, before = moved + changed, masks
     assert moved > 50
 
 
@@ -96,7 +97,7 @@ def test_an_exchange_of_rigl_is_the_paper_s_by_brute_force():
     tx = sp.rigl(optax.sgd(0.1), net, every=3, until=until, fraction=fraction)
     runs = list(stepped(net, tx, 4))
     (params, state), (after, exchanged) = runs[2], runs[3]
-    grads = by_name(jax.grad(loss, argnums=1)(net, params))
+    grads = by_name(jax.jit(jax.grad(loss, argnums=1))(net, params))
     share = fraction / 2 * (1 + np.cos(np.pi * 3 / until))
     for name, w in by_name(params).items():
         if name not in state.masks:
@@ -140,9 +141,10 @@ def test_gradual_pruning_follows_its_schedule_exactly_and_never_goes_back(criter
         share = 0 if last is None else float(schedule.sparsity(jnp.int32(last)))
         assert sum(nnz(state).values()) == SIZE - round(np.float32(share) * SIZE)
         assert_zero(params, state)
+        masks = {name: np.asarray(mask) for name, mask in state.masks.items()}
         if before is not None:
-            assert all(not np.any(state.masks[n] & ~before[n]) for n in before)
-        before = state.masks
+            assert all(not np.any(masks[n] & ~before[n]) for n in before)
+        before = masks
 
 
 def test_movement_sums_minus_gradient_times_weight():
@@ -178,7 +180,7 @@ def test_a_fixed_mask_trains_what_is_left():
         assert_zero(params, state)
     for name in SITES:
         np.testing.assert_array_equal(state.masks[name], net.masks[name])
-        assert np.all(by_name(params)[name][net.masks[name]] != 0)
+        assert np.all(np.asarray(by_name(params)[name])[np.asarray(net.masks[name])] != 0)
 
 
 def test_fit_ends_with_the_masks_and_their_weights_zero():
@@ -190,9 +192,8 @@ def test_fit_ends_with_the_masks_and_their_weights_zero():
         assert not np.any(by_name(after.params)[name][~np.asarray(after.masks[name])])
     tx = sp.gradual(ADAM, cnn(), sp.one_shot(at=3), pattern=sp.n_of_m(1, 2), sites="Dense*")
     two = fit(cnn(), X, LABELS, optimizer=tx, **RUN)
-    assert set(two.masks) == {"Dense_0/kernel", "Dense_1/kernel"}
-    assert all(m.reshape(-1, 2, m.shape[1]).sum(1).tolist() for m in two.masks.values())
-    np.testing.assert_array_equal(two.masks["Dense_0/kernel"].reshape(3, 2, 8).sum(1), 1)
+    assert set(two.masks) == {"Dense_0/kernel"}
+    np.testing.assert_array_equal(two.masks["Dense_0/kernel"].reshape(2, 2, 3).sum(1), 1)
 
 
 def test_sparse_training_goes_through_quantisation_and_learned_ranges():

@@ -5,11 +5,13 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import jaxsim as js
 from jaxsim.models.resnet import ResNet
 from tests.support.models import normal
+from tests.support.variables import initial
 
 IMAGES = normal(2, 8, 8, 3, seed=1)
 
@@ -95,8 +97,9 @@ def _moved(variables):
     """Variables as after training: no bias or mean zero, no variance one."""
 
     def moved(path, p):
-        noise = normal(*p.shape, seed=p.size)
-        return p + jnp.abs(noise) if str(path[-1].key) == "var" else p + 0.1 * noise
+        noise = np.asarray(normal(*p.shape, seed=p.size))
+        added = np.abs(noise) if str(path[-1].key) == "var" else 0.1 * noise
+        return jnp.asarray(np.asarray(p) + added)
 
     return jax.tree_util.tree_map_with_path(moved, variables)
 
@@ -117,7 +120,7 @@ def network(name):
     if name == "nnx":
         return js.trace(NnxDepthwise(nnx.Rngs(0)), None, IMAGES)
     model, x = MODELS[name]
-    return js.trace(model, _moved(jax.jit(model.init)(jax.random.key(0), x)), x)
+    return js.trace(model, _moved(initial(model, x)), x)
 
 
 def inputs(name):

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxsim as js
 from tests.support.models import normal
@@ -13,7 +14,26 @@ X = normal(8, 6, 6, 3, seed=3)
 
 
 class Cnn(nn.Module):
-    """Two convolutions and two dense layers."""
+    """A convolution and a dense layer: every site costs half a second of compiling in each test."""
+
+    features: int = 4
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.classes)(nn.relu(nn.Conv(self.features, (3, 3))(x)).mean((1, 2)))
+
+
+SITES = ("Conv_0/kernel", "Dense_0/kernel")
+
+
+@functools.cache
+def cnn(**sizes):
+    return _moved(Cnn(**sizes))
+
+
+class DeepCnn(nn.Module):
+    """Two convolutions and two dense layers, for what is said of layers between layers."""
 
     @nn.compact
     def __call__(self, x):
@@ -23,16 +43,27 @@ class Cnn(nn.Module):
         return nn.Dense(3)(x)
 
 
-SITES = ("Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel", "Dense_1/kernel")
+DEEP_SITES = ("Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel", "Dense_1/kernel")
 
 
 @functools.cache
-def cnn():
-    model = Cnn()
-    variables = model.init(jax.random.key(0), X)
-    # a bias of zero and a sum of codes of zero would sit on the corner of a relu
-    moved = jax.tree.map(lambda p: p + 0.05 * normal(*p.shape), variables)
-    return js.trace(model, moved, X)
+def deep_cnn():
+    return _moved(DeepCnn())
+
+
+def _moved(model):
+    """A network of a model, with kernels and biases away from zero.
+
+    A bias of zero and a sum of codes of zero would sit on the corner of a relu.
+    """
+
+    def filled(i, leaf):
+        scale = np.prod(leaf.shape[1:-1]) ** -0.5 if leaf.ndim > 1 else 0.1
+        return normal(*leaf.shape, seed=i) * np.float32(scale)
+
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(model.init, jax.random.key(0), X))
+    variables = jax.tree.unflatten(treedef, [filled(*leaf) for leaf in enumerate(leaves)])
+    return js.trace(model, variables, X)
 
 
 @functools.cache
@@ -62,3 +93,9 @@ def stack(outputs=2):
 def run(net, *args, **kwargs):
     """A call of a network."""
     return net(*args, **kwargs)
+
+
+@jax.jit
+def answer(net, x):
+    """What a chip answers on what it is calibrated on: written, ranged and read by one program."""
+    return js.deploy(net, calibrate=x)(x)

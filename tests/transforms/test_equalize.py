@@ -1,7 +1,6 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from jaxsim.transforms.equalize import pairs
 from jaxsim.transforms.rescaling import layers, trials_of
 from tests.support.models import normal
 from tests.support.networks import X, cnn, run
+from tests.support.variables import initial
 from tests.transforms.test_fold_norms import uneven
 
 
@@ -30,7 +30,7 @@ class Chain(nn.Module):
 @functools.cache
 def chain():
     model = Chain()
-    return js.trace(model, uneven(model.init(jax.random.key(0), X)), X)
+    return js.trace(model, uneven(initial(model, X)), X)
 
 
 @functools.cache

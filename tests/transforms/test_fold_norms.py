@@ -10,6 +10,7 @@ from flax import nnx
 import jaxsim as js
 from tests.support.models import NnxCnn, normal
 from tests.support.networks import X, cnn, run
+from tests.support.variables import initial
 
 
 class Normed(nn.Module):
@@ -38,14 +39,17 @@ def uneven(tree):
     """Leaves that no test can mistake for one another; variances above zero."""
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten(
-        [leaf + 0.3 * jnp.abs(normal(*leaf.shape, seed=i)) for i, leaf in enumerate(leaves)]
+        [
+            jnp.asarray(np.asarray(leaf) + 0.3 * np.abs(normal(*leaf.shape, seed=i)))
+            for i, leaf in enumerate(leaves)
+        ]
     )
 
 
 @functools.cache
 def normed(epsilon=1e-5):
     model = Normed(epsilon)
-    return js.trace(model, uneven(model.init(jax.random.key(0), X)), X)
+    return js.trace(model, uneven(initial(model, X)), X)
 
 
 @functools.cache
@@ -116,7 +120,7 @@ def test_scanned_layers_are_folded_slice_by_slice():
             return nn.Dense(2)(scanned(name="stack")(x, None)[0])
 
     x, model = normal(20, 5), Stack()
-    net = js.trace(model, uneven(model.init(jax.random.key(0), x)), x)
+    net = js.trace(model, uneven(initial(model, x)), x)
     found = js.fold_norms(x)(net)
     np.testing.assert_allclose(run(found, x), run(net, x), rtol=1e-4, atol=1e-5)
     name = "BatchNorm_0"

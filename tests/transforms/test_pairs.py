@@ -30,16 +30,15 @@ def normed(x):
 class Convolutions(nn.Module):
     @nn.compact
     def __call__(self, x):
-        for _ in range(2):
-            x = normed(nn.Conv(4, (3, 3))(x))
-        return nn.Dense(3)(nn.relu(nn.Dense(6)(x.mean((1, 2)))))
+        return nn.Dense(3)(normed(nn.Conv(4, (3, 3))(x)).mean((1, 2)))
 
 
 class Perceptron(nn.Module):
+    """A skip connection around two layers."""
+
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Dense(8)(normed(nn.Dense(8)(x))))
-        return nn.Dense(3)(x + nn.relu(nn.Dense(8)(x)))
+        return x + nn.Dense(8)(normed(nn.Dense(6)(x)))
 
 
 class Tokens(nn.Module):
@@ -47,15 +46,14 @@ class Tokens(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Dense(8)(normed(nn.Dense(8)(x))))
-        scores = jnp.einsum("bqd,bkd->bqk", nn.Dense(8)(x), nn.Dense(8)(x))
+        scores = jnp.einsum("bqd,bkd->bqk", x, x)
         x = x + jnp.einsum("bqk,bkd->bqd", nn.softmax(scores / 8), x)
-        return nn.Dense(3)(nn.relu(nn.Dense(6)(x.mean(1))))
+        return nn.Dense(3)(normed(nn.Dense(8)(x.mean(1))))
 
 
 INPUTS = {
     Convolutions: normal(4, 6, 6, 3),
-    Perceptron: normal(4, 5),
+    Perceptron: normal(4, 8),
     Tokens: normal(4, 5, 6),
 }
 
@@ -72,9 +70,17 @@ def turn(first, second):
 @functools.cache
 def network(model):
     x = INPUTS[model]
-    variables = jax.jit(model().init)(jax.random.key(0), x)
-    moved = jax.tree.map(lambda p: p + 0.05 * jnp.abs(normal(*p.shape)), variables)
-    return js.trace(model(), moved, x)
+    shapes = jax.eval_shape(model().init, jax.random.key(0), x)
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+
+    def filled(seed, path, leaf):
+        values = np.asarray(normal(*leaf.shape, seed=seed))
+        if leaf.ndim > 1:
+            return jnp.asarray(values / np.sqrt(np.prod(leaf.shape[1:-1])))
+        return jnp.asarray((path[-1].key in ("scale", "var")) + 0.05 * np.abs(values))
+
+    moved = [filled(seed, *leaf) for seed, leaf in enumerate(leaves)]
+    return js.trace(model(), jax.tree.unflatten(treedef, moved), x)
 
 
 def transforms(x):
@@ -138,17 +144,23 @@ def composed(model, names):
     return js.compose(*(made[name] for name in names))(network(model))
 
 
+@jax.jit
+def run(net, x):
+    """What a network answers, deployed where hardware stands: written, calibrated, read at once."""
+    return (js.deploy(net, calibrate=x) if net.cores else net)(x)
+
+
 def logits(net, x):
-    if net.cores:
-        net = js.deploy(net, calibrate=x)
-    return np.asarray(net(x))
+    if type(net) is not js.Network:  # it has programs of its own, and a queue on the host
+        return np.asarray((js.deploy(net, calibrate=x) if net.cores else net)(x))
+    return np.asarray(run(net, x))
 
 
 @functools.cache
 def in_floats(model, names):
     """What the parameters compute, after those of some transforms that change them."""
     net = composed(model, names) if names else network(model)
-    return np.asarray(dataclasses.replace(net, cores={})(INPUTS[model]))
+    return np.asarray(run(dataclasses.replace(net, cores={}), INPUTS[model]))
 
 
 def changing(names):

@@ -18,8 +18,9 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.train.loop import fit
 from tests.support import pipelines
 from tests.support.models import normal
-from tests.support.networks import X, attention, cnn, stack
+from tests.support.networks import X, attention, cnn, deep_cnn, stack
 from tests.support.pipelines import furthest, plain
+from tests.support.variables import initial
 
 ONE = jax.devices()[:1]
 
@@ -103,9 +104,9 @@ COMPOSED = {
 def test_a_composed_network_pipelines(name):
     """Training through it too: what looks at no other example is the same."""
     net = COMPOSED[name](cnn())
-    np.testing.assert_allclose(pipe(net)(X), net(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pipe(net, 2)(X), net(X), rtol=1e-5, atol=1e-6)
     case = pipelines.Case(net, (X, jnp.arange(8) % 3), pipelines.entropy)
-    assert furthest(stepped(net, case), plain(case)) < 2e-5
+    assert furthest(stepped(net, case, stages=2), plain(case)) < 2e-5
 
 
 @pytest.mark.parametrize("sites", ["*", "dynamic*"])
@@ -146,13 +147,13 @@ def test_noise_is_the_networks_for_one_micro_batch_and_differs_between_several()
     key = jax.random.key(5)
     same = jnp.concatenate([X[:4], X[:4]])
     np.testing.assert_allclose(
-        pipe(noisy, microbatches=1)(X, key=key), noisy(X, key=key), atol=1e-6
+        pipe(noisy, 2, microbatches=1)(X, key=key), noisy(X, key=key), atol=1e-6
     )
     # programming errors are of the call, so they do not tell its micro-batches apart
-    twice = np.asarray(pipe(noisy)(same, key=key))
+    twice = np.asarray(pipe(noisy, 2)(same, key=key))
     np.testing.assert_allclose(twice[:4], twice[4:], atol=1e-6)
     with pytest.raises(ValueError, match="key"):
-        pipe(noisy)(X)
+        pipe(noisy, 2)(X)
 
 
 def test_dropout_differs_between_micro_batches():
@@ -238,7 +239,7 @@ def test_batch_statistics_are_of_micro_batches_and_their_averages_of_the_mini_ba
     """In double precision: four rows that lie far from zero lose half the digits of a variance."""
     with jax.enable_x64(True):
         x = 3 + 2 * normal(16, 5, dtype=jnp.float64)
-        variables = jax.tree.map(np.float64, Normed().init(jax.random.key(0), x))
+        variables = jax.tree.map(np.float64, initial(Normed(), x))
         stats = jax.tree.map(lambda a: a + 0.3, variables["batch_stats"])
         variables = {**variables, "batch_stats": stats}
         net = js.trace(Normed(), variables, x, mutable=["batch_stats"])
@@ -266,13 +267,13 @@ def test_batch_statistics_are_of_micro_batches_and_their_averages_of_the_mini_ba
 
 
 def test_a_checkpoint_restores_under_any_number_of_stages(tmp_path):
-    four, two = pipe(cnn(), 4), pipe(cnn(), 2)
+    four, two = pipe(deep_cnn(), 4), pipe(deep_cnn(), 2)
     moved = dataclasses.replace(four, params=jax.tree.map(lambda p: p + 1, four.params))
     js.save(tmp_path / "four", moved)
     back = js.load(tmp_path / "four", two)
     assert len(back.stages.rows) == 2
     assert all(map(np.array_equal, *map(jax.tree.leaves, (back.params, moved.params))))
-    assert type(js.load(tmp_path / "four", cnn())) is js.Network
+    assert type(js.load(tmp_path / "four", deep_cnn())) is js.Network
 
 
 def test_training_goes_on_under_another_number_of_stages(tmp_path):
@@ -294,7 +295,7 @@ def test_training_goes_on_under_another_number_of_stages(tmp_path):
 
 def test_a_pipeline_trains_with_batch_norm():
     x = np.asarray(normal(8, 5))
-    net = js.trace(Normed(), Normed().init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    net = js.trace(Normed(), initial(Normed(), x), x, mutable=["batch_stats"])
     after = fit(
         pipe(net, 2),
         x,
@@ -426,20 +427,20 @@ def test_settings_out_of_range_are_named(settings, message):
     settings = {"stages": 3, "microbatches": 2, **settings}
     devices = ONE * settings["stages"]
     with pytest.raises(ValueError, match=message):
-        js.pipeline_shard(devices=devices, **settings)(cnn())
+        js.pipeline_shard(devices=devices, **settings)(deep_cnn())
 
 
 def test_devices_are_counted():
     with pytest.raises(ValueError, match=rf"stages=99: there are {len(jax.devices())} devices"):
-        js.pipeline_shard(99)(cnn())
+        js.pipeline_shard(99)(deep_cnn())
     with pytest.raises(ValueError, match="devices: 1 of them for stages=3"):
-        js.pipeline_shard(3, devices=ONE)(cnn())
+        js.pipeline_shard(3, devices=ONE)(deep_cnn())
     with pytest.raises(ValueError, match="equally many, and no device twice"):
-        js.pipeline_shard(2, devices=[ONE * 2, ONE * 2])(cnn())
+        js.pipeline_shard(2, devices=[ONE * 2, ONE * 2])(deep_cnn())
 
 
 def test_what_a_call_or_step_cannot_take_is_named():
-    made = pipe(cnn())
+    made = pipe(deep_cnn())
     with pytest.raises(ValueError, match="batch of 7 is not divisible into microbatches=2"):
         made(X[:7])
     step = js.pipeline_value_and_grad(made, pipelines.entropy)
@@ -461,16 +462,16 @@ def test_what_a_call_or_step_cannot_take_is_named():
 def test_what_is_no_pipeline_is_refused():
     for function in (js.simulate_schedule, lambda n: js.pipeline_value_and_grad(n, len)):
         with pytest.raises(ValueError, match=r"is no pipeline; js.pipeline_shard\(…\)\(net\)"):
-            function(cnn())
+            function(deep_cnn())
     with pytest.raises(ValueError, match="cannot follow pipeline_shard"):
-        pipe(pipe(cnn()))
+        pipe(pipe(deep_cnn()))
     with pytest.raises(ValueError, match="takes a Network, not int"):
         js.pipeline_shard()(3)
-    chip = pipe(js.deploy(js.quantize(8, None)(cnn())))
+    chip = pipe(js.deploy(js.quantize(8, None)(deep_cnn())))
     with pytest.raises(ValueError, match="net is deployed"):
         js.pipeline_value_and_grad(chip, pipelines.entropy)
     with pytest.raises(ValueError, match="reduction='max'"):
-        js.pipeline_value_and_grad(pipe(cnn()), len, reduction="max")
+        js.pipeline_value_and_grad(pipe(deep_cnn()), len, reduction="max")
 
 
 def test_pipelines_answer_in_the_floats_of_the_network():

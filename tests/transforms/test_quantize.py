@@ -9,7 +9,7 @@ import jaxsim as js
 from jaxsim.cores.geometry import Dot
 from tests.oracles import fake_quant, quantiser
 from tests.support import models
-from tests.support.networks import SITES, X, attention, cnn, run
+from tests.support.networks import SITES, X, answer, attention, cnn, run
 
 
 def loss_and_slopes(forward):
@@ -65,7 +65,7 @@ def test_a_quantised_dense_layer_is_its_exact_integers():
         "weights": js.Grid(5, symmetric=False, per="channel"),
         "inputs": js.Grid(7, clip=js.clipping.percentile(90.0)),
     }
-    y = run(js.deploy(js.quantize(**grid)(net), calibrate=x), x)
+    y = answer(js.quantize(**grid)(net), x)
     (site,) = net.sites
     geometry = Dot((1,), (), (0,), (), 2, site.w_shape)
     np.testing.assert_allclose(y, quantiser.product(geometry, x, params["w"], **grid), rtol=1e-5)
@@ -139,9 +139,7 @@ FORMATS = {
 def test_deployed_formats_are_the_undeployed_ones(form):
     net = cnn()
     chip = js.quantize(*FORMATS[form])(net)
-    np.testing.assert_allclose(
-        run(js.deploy(chip, calibrate=X), X), run(chip, X), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(answer(chip, X), run(chip, X), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +154,7 @@ def test_hardware_holds_every_grid(weights, inputs):
     """Slices, signs and tiles around the same codes change nothing."""
     coded = js.quantize(weights, inputs)
     held = js.compose(coded, js.slice_bits(2), js.analog(rows=6, mapping="offset"))
-    y, z = (run(js.deploy(make(cnn()), calibrate=X), X) for make in (coded, held))
+    y, z = (answer(make(cnn()), X) for make in (coded, held))
     np.testing.assert_allclose(y, z, rtol=1e-5, atol=1e-5)
 
 

@@ -4,14 +4,14 @@ import pytest
 import jaxsim as js
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.quantized import quantized
-from tests.support.networks import X, cnn, run
+from tests.support.networks import X, answer, cnn
 
 
 @pytest.mark.parametrize("bits", [1, 3, 7])
 def test_a_sliced_network_computes_the_same_bits(bits):
     plain = js.quantize(8, 8)(cnn())
     net = js.slice_bits(bits)(plain)
-    y, expected = (run(js.deploy(n, calibrate=X), X) for n in (net, plain))
+    y, expected = (answer(n, X) for n in (net, plain))
     np.testing.assert_array_equal(y, expected)
 
 

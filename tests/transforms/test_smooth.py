@@ -5,7 +5,7 @@ import pytest
 import jaxsim as js
 from jaxsim.transforms.smooth import channel_scales
 from tests.support.models import normal
-from tests.support.networks import SITES, X, cnn, run, stack
+from tests.support.networks import SITES, X, answer, cnn, run, stack
 
 
 def outliers(seed=1):
@@ -38,7 +38,7 @@ def test_without_rounding_nothing_changes_and_with_it_outliers_cost_less():
 def test_convolutions_are_smoothed_by_input_feature():
     net = js.smooth(X)(js.quantize(8, 8)(cnn()))
     shapes = {name: net.cores[name][0].settings["channels"].shape for name in SITES}
-    assert list(shapes.values()) == [(1, 3), (1, 4), (1, 6), (1, 8)]
+    assert list(shapes.values()) == [(1, 3), (1, 4)]
     exact = run(cnn(), X)
     assert np.abs(run(net, X) - exact).max() < 0.05 * np.abs(exact).max()
 
@@ -55,8 +55,7 @@ def test_every_slice_of_a_stack_has_its_own_factors():
         np.testing.assert_allclose(found[i, 0], expected, rtol=1e-4)
         hidden = np.tanh(hidden @ w[i])
     exact = run(stack(), x)
-    deployed = run(js.deploy(net, calibrate=x), x)
-    assert np.abs(deployed - exact).max() < 0.03 * np.abs(exact).max()
+    assert np.abs(answer(net, x) - exact).max() < 0.03 * np.abs(exact).max()
     assert net.cost().total("macs") == js.quantize(8, 8)(stack()).cost().total("macs")
 
 
@@ -80,10 +79,8 @@ def test_what_follows_takes_it_into_account():
     state = js.deploy(net, calibrate=x).states["w"]
     values = np.asarray(state.inner) * np.asarray(state.scale)
     np.testing.assert_allclose(np.asarray(net.params["w"]) * s, values, rtol=1e-4, atol=1e-5)
-    chip = js.deploy(js.compose(js.slice_bits(2), js.analog())(net), calibrate=x)
-    np.testing.assert_allclose(
-        run(chip, x), run(js.deploy(net, calibrate=x), x), rtol=1e-5, atol=1e-5
-    )
+    chip = js.compose(js.slice_bits(2), js.analog())(net)
+    np.testing.assert_allclose(answer(chip, x), answer(net, x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_sweep_over_alpha_compiles_once():

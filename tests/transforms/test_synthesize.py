@@ -9,6 +9,7 @@ import pytest
 import jaxsim as js
 from tests.support.models import normal
 from tests.support.networks import cnn, stack
+from tests.support.variables import initial
 from tests.transforms.test_fold_norms import folded
 
 
@@ -28,8 +29,11 @@ def seen():
     """A network whose norms hold the statistics of some inputs, and those inputs."""
     x = 0.4 * normal(64, 8, 8, 2, seed=3) + jnp.asarray([2.0, -1.0])
     model = Normed()
-    variables = model.init(jax.random.key(0), x)
-    _, updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    variables = initial(model, x)
+    train = jax.jit(
+        lambda variables: model.apply(variables, x, train=True, mutable=["batch_stats"])
+    )
+    _, updates = train(variables)
     return js.trace(model, {**variables, **updates}, x), x
 
 
@@ -38,6 +42,7 @@ def made_up(steps):
     return js.synthesize_inputs(seen()[0], 64, key=jax.random.key(1), steps=steps, rate=0.05)
 
 
+@jax.jit
 def statistics(x):
     """What the norms would store of inputs, by the model itself."""
     net, _ = seen()

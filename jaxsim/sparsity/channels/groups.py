@@ -23,6 +23,7 @@ from jaxsim.network.network import Network
 from jaxsim.network.plan import contractions
 from jaxsim.network.planner import trace_plan
 from jaxsim.numerics.arrays import placed_like
+from jaxsim.numerics.checks import is_traced
 from jaxsim.sparsity.channels.axes import (
     AxisGroup,
     Concatenation,
@@ -277,7 +278,7 @@ def zero_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
             mask = kept_entries(label, remaining)
             if not mask.all():
                 others = tuple(i for i in range(a.ndim) if i != axis)
-                a = a * jnp.expand_dims(mask, others).astype(a.dtype)
+                a = a * np.expand_dims(mask, others).astype(a.dtype)
         return a
 
     params = _by_path(zero_leaf, "params", net.params)
@@ -344,7 +345,9 @@ def _take(a: Any, index: np.ndarray, axis: int) -> Any:
     if isinstance(a, jax.ShapeDtypeStruct):
         shape = (*a.shape[:axis], len(index), *a.shape[axis + 1 :])
         return jax.ShapeDtypeStruct(shape, a.dtype)
-    return placed_like(jnp.take(a, index, axis), a)
+    if is_traced(a):
+        return jnp.take(a, index, axis)
+    return placed_like(jnp.asarray(np.take(np.asarray(a), index, axis)), a)
 
 
 class Blame(NamedTuple):
