@@ -179,7 +179,7 @@ def test_a_class_without_samples_leaves_everything_and_is_warned_of():
 
 def test_a_sweep_over_lambda_compiles_once():
     X = jnp.asarray(features(6, 8), jnp.float32)
-    codes = jax.jit(jcol.loo_codes)
+    codes = jax.jit(lambda X, lam: jcol.loo_codes(X, lam))
     a, b = codes(X, 0.1), codes(X, 1.0)
     assert codes._cache_size() == 1
     assert not np.allclose(a, b)
