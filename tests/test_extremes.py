@@ -1,5 +1,7 @@
 """Numbers at the ends of what floats hold: every format, every float, under jit and gradient."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim.formats import clipping
+from jaxsim.transforms.learn_ranges import ranges, with_ranges
 
 TINY = float(np.finfo(np.float32).tiny)
 RNG = np.random.default_rng(0)
@@ -107,10 +110,8 @@ def held(name, *, of, shape, dtype):
     net = quantize(js.trace(product, {"w": w}, x))
 
     def read(a):
-        from dataclasses import replace
-
         if of == "weights":
-            return replace(net, params={"w": a})(unit, key=key)
+            return dataclasses.replace(net, params={"w": a})(unit, key=key)
         return net(a, key=key)
 
     @jax.jit
@@ -142,7 +143,7 @@ def check(name, label, a, y, slope):
 def test_weights_of_any_size_stay_finite_near_and_zero_where_they_are(name, dtype):
     run = held(name, of="weights", shape=BASE.shape, dtype=dtype)
     for label, w in tensors(dtype).items():
-        a = jnp.asarray(w, dtype)
+        a = w.astype(jnp.dtype(dtype))
         check(name, label, a, *run(a))
 
 
@@ -150,7 +151,7 @@ def test_weights_of_any_size_stay_finite_near_and_zero_where_they_are(name, dtyp
 def test_inputs_of_any_size_stay_finite_near_and_zero_where_they_are(name, dtype):
     run = held(name, of="inputs", shape=BASE.shape, dtype=dtype)
     for label, x in tensors(dtype).items():
-        a = jnp.asarray(x, dtype)
+        a = x.astype(jnp.dtype(dtype))
         check(name, label, a, *run(a))
 
 
@@ -178,9 +179,10 @@ def test_chips_of_any_size_stay_finite(name):
     """Calibrated on ordinary inputs, and then given others: too large, too small, and none."""
     key = jax.random.key(0)
     x = np.abs(np.random.default_rng(1).normal(size=(5, 6))).astype("f")
+    traced = DEPLOYED[name](js.trace(product, {"w": BASE}, x))
     for label in ("huge", "tiny", "wide", "zero"):
-        w = tensors("float32")[label]
-        net = DEPLOYED[name](js.trace(product, {"w": w}, x))
+        w = tensors("float32")[label].astype("f")
+        net = dataclasses.replace(traced, params={"w": jnp.asarray(w)})
         largest = max(np.abs(w).max(), 1.0)
         chip = js.deploy(net, key=key, calibrate=x / largest)
         for given in (x / largest, 1e-38 * x, 0 * x, np.float32(1e30) * x / largest):
@@ -244,14 +246,18 @@ def test_a_rule_over_ranges_commutes_with_powers_of_two():
                 np.testing.assert_array_equal(found, plain * 2.0**power)
 
 
+@jax.jit
+@jax.grad
+def slope_by_ranges(values, net, x):
+    return with_ranges(net, values)(x).sum()
+
+
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_learned_ranges_have_finite_derivatives_at_any_size(size):
     x, w = np.ones((3, 6), "f") / np.float32(size), BASE * np.float32(size)
     net = js.quantize(4, 4)(js.trace(product, {"w": w}, x))
     net = js.learn_ranges(x)(net)
-    from jaxsim.transforms.learn_ranges import ranges, with_ranges
-
-    slope = jax.grad(lambda r: with_ranges(net, r)(x).sum())(ranges(net))
+    slope = slope_by_ranges(ranges(net), net, x)
     assert len(slope) == 4
     assert all(np.isfinite(g).all() for g in slope.values())
 
@@ -266,7 +272,8 @@ def test_single_elements():
         js.Codebook(),
         js.Floating(),
     ):
+        traced = js.quantize(form, None)(js.trace(product, {"w": one}, one))
         for value in (1e38, -3.0, 1e-38, 0.0):
-            net = js.trace(product, {"w": one * np.float32(value)}, one)
-            y = float(js.quantize(form, None)(net)(one)[0, 0])
+            net = dataclasses.replace(traced, params={"w": jnp.asarray(one * np.float32(value))})
+            y = float(net(one)[0, 0])
             assert y == pytest.approx(value, rel=0.02, abs=2 * TINY), form

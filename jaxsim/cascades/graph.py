@@ -84,12 +84,16 @@ class ICGraph:
         Raises:
             ValueError: A concrete `p` outside [0, 1] or of another shape.
         """
-        if not is_traced(p):
+        traced = is_traced(p)
+        if not traced:
             _check_probability("p", np.asarray(p))
         value = jnp.asarray(p, jnp.float32)
         if value.ndim and value.shape != (self.m,):
             raise ValueError(f"p has shape {value.shape}; allowed: () or ({self.m},), one per edge")
-        return dataclasses.replace(self, p=jnp.broadcast_to(value, (self.m,)))
+        if not traced:  # by numpy: a broadcast would be a program of each number of edges
+            value = np.asarray(value)
+        spread = (jnp if traced else np).broadcast_to(value, (self.m,))
+        return dataclasses.replace(self, p=jnp.asarray(spread))
 
     @own_promotion()
     def in_degree(self) -> Int[Array, " n"]:

@@ -34,9 +34,10 @@ def test_every_edge_is_in_exactly_one_pull_row_of_its_head(n, m, seed):
         for i, edges in enumerate(rows):
             below[start + i] = edges
         inputs, start = rows, start + len(rows)
+    node_row, heads = np.asarray(g.pull.node_row), np.asarray(g.dst)
     for v in range(n):
-        mine = np.flatnonzero(np.asarray(g.dst) == v).tolist()
-        assert sorted(below.get(int(g.pull.node_row[v]), [])) == mine
+        mine = np.flatnonzero(heads == v).tolist()
+        assert sorted(below.get(int(node_row[v]), [])) == mine
 
 
 def test_a_hub_of_a_thousand_in_edges_takes_three_levels():

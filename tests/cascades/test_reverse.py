@@ -10,13 +10,14 @@ import jaxsim.cascades as jc
 from jaxsim.cascades import maximize, reverse
 from tests.oracles import cascades_enumeration
 from tests.oracles.cascades_estimates import greedy_cover
+from tests.support.degrees import edges_of_degrees
 from tests.support.graphs import as_sets, build, random_edges, real
 
 
 def test_coverage_estimates_influence():
     scores = []
     for seed in range(12):
-        edges = random_edges(seed)
+        edges = edges_of_degrees(seed, ((4, 3, 2, 1, 0, 0), (2, 2, 2, 2, 1, 1))[seed % 2])
         rr = jc.rr_sample(build(edges, 6), jax.random.key(seed), 65_536, lanes=64)
         assert rr.theta == 65_536
         for seeds in ([0], [1, 2], [3, 4, 5]):
@@ -99,9 +100,8 @@ def test_seeds_of_tiny_graphs_against_brute_force():
     ratios = []
     for seed in range(10):
         n = 10
-        edges = random_edges(seed, n=n, m=14)
-        best = cascades_enumeration.best_set(n, [e for e in edges if e[2] > 0][:12], 2)
-        edges = [e for e in edges if e[2] > 0][:12]
+        edges = edges_of_degrees(seed, (3, 2, 2, 1, 1, 1, 1, 1, 0, 0))
+        best = cascades_enumeration.best_set(n, edges, 2)
         result = jc.maximize_influence(build(edges, n), 2, jax.random.key(seed))
         assert result.certified
         got = cascades_enumeration.influence(n, edges, result.seeds.tolist())

@@ -12,6 +12,7 @@ import jaxsim.collaborative as jcol
 from tests.oracles.collaborative import reconstruction, refits, stacked
 
 SIZES = [(12, 30), (30, 12), (20, 20), (1, 5), (5, 1)]
+ridge_codes, loo_codes = jax.jit(jcol.ridge_codes), jax.jit(jcol.loo_codes)
 
 
 def features(rows, d, seed=0):
@@ -25,7 +26,7 @@ def features(rows, d, seed=0):
 def test_codes_are_those_of_stacked_least_squares(N, d, lam):
     X, y = features(N, d), features(7, d, 1)
     with jax.enable_x64(True):
-        found = np.asarray(jcol.ridge_codes(jnp.asarray(X), jnp.asarray(y), lam))
+        found = np.asarray(ridge_codes(X, y, lam))
     assert np.abs(found - stacked(X, y, lam)).max() < 1e-10
     sklearn = Ridge(alpha=lam, fit_intercept=False).fit(X.T, y.T).coef_.reshape(7, N)
     assert np.abs(found - sklearn).max() < 1e-9
@@ -37,7 +38,7 @@ def test_leave_one_out_codes_are_those_of_refits(N, d, lam):
     X = features(N, d)
     expected = refits(X, lam)
     with jax.enable_x64(True):
-        found = np.asarray(jcol.loo_codes(jnp.asarray(X), lam))
+        found = np.asarray(loo_codes(X, lam))
     assert np.abs(found - expected).max() < 1e-10
     assert not np.diagonal(found).any()
 
@@ -45,33 +46,41 @@ def test_leave_one_out_codes_are_those_of_refits(N, d, lam):
 @pytest.mark.parametrize(("N", "d"), [(12, 64), (40, 128)])
 def test_leave_one_out_codes_keep_their_digits_in_float32(N, d):
     X = features(N, d)
-    found = jcol.loo_codes(jnp.asarray(X, jnp.float32), 1e-5)
+    found = loo_codes(X.astype(np.float32), 1e-5)
     assert np.abs(found - refits(X, 1e-5)).max() < 1e-5
 
 
-@given(N=st.integers(2, 12), d=st.integers(1, 12), seed=st.integers(0, 1000))
-@settings(max_examples=8)
-def test_both_sizes_of_system_give_the_same_codes(N, d, seed):
+@jax.jit
+def all_codes(X, y, lam):
+    return jcol.ridge_codes(X, y, lam), jcol.loo_codes(X, lam)
+
+
+@given(shape=st.sampled_from([(2, 1), (3, 12), (12, 3), (6, 6)]), seed=st.integers(0, 1000))
+@settings(max_examples=12)
+def test_both_sizes_of_system_give_the_same_codes(shape, seed):
     """The push-through identity: the same features, padded with zeros to be wide."""
-    X, y = features(N, d, seed), features(3, d, seed + 1)
-    wide = lambda a: jnp.asarray(np.pad(a, ((0, 0), (0, 20))))  # noqa: E731
+    X, y = features(*shape, seed), features(3, shape[1], seed + 1)
+    wide = lambda a: np.pad(a, ((0, 0), (0, 20)))  # noqa: E731
     with jax.enable_x64(True):
-        narrow = jcol.ridge_codes(jnp.asarray(X), jnp.asarray(y), 0.1)
-        np.testing.assert_allclose(jcol.ridge_codes(wide(X), wide(y), 0.1), narrow, atol=1e-12)
-        loo = jcol.loo_codes(jnp.asarray(X), 0.1)
-        np.testing.assert_allclose(jcol.loo_codes(wide(X), 0.1), loo, atol=1e-11)
+        narrow, loo = all_codes(X, y, 0.1)
+        found, left = all_codes(wide(X), wide(y), 0.1)
+    np.testing.assert_allclose(found, narrow, atol=1e-12)
+    np.testing.assert_allclose(left, loo, atol=1e-11)
 
 
 @pytest.mark.parametrize(("N", "d"), [(12, 30), (30, 12)])
 def test_residuals_are_those_of_reconstructions(N, d):
     X, y = features(N, d), features(7, d, 1)
     labels = np.arange(N) % 3
+
+    @jax.jit
+    def both(X, y):
+        alpha = jcol.ridge_codes(X, y, 0.1)
+        left = (jcol.class_residuals(X, labels, y, alpha, 3, normalize=n) for n in (False, True))
+        return alpha, *left
+
     with jax.enable_x64(True):
-        alpha = jcol.ridge_codes(jnp.asarray(X), jnp.asarray(y), 0.1)
-        args = (jnp.asarray(X), labels, jnp.asarray(y), alpha, 3)
-        found = np.asarray(jcol.class_residuals(*args))
-        scaled = np.asarray(jcol.class_residuals(*args, normalize=True))
-        alpha = np.asarray(alpha)
+        alpha, found, scaled = map(np.asarray, both(X, y))
     expected = reconstruction(X, labels, y, alpha, 3)
     assert np.abs(found - expected).max() < 1e-12
     size = np.stack([(alpha[:, labels == c] ** 2).sum(1) for c in range(3)], 1)
@@ -98,24 +107,34 @@ def test_limits_of_lambda():
 @pytest.mark.parametrize(("N", "d"), [(6, 10), (10, 4)])
 def test_logits_of_a_batch_are_those_of_dictionaries_without_each_sample(N, d, readout):
     X, labels = features(N, d), np.arange(N) % 2
+
+    @jax.jit
+    def one(X, labels, x):
+        made = jcol.make_dictionary(X, labels, 2, 0.1)
+        return jcol.dictionary_logits(made, x, 3.0, readout=readout)
+
     with jax.enable_x64(True):
-        found = jcol.batch_logits(jnp.asarray(X), labels, 2, 0.1, 3.0, readout=readout)
+        found = jax.jit(lambda X: jcol.batch_logits(X, labels, 2, 0.1, 3.0, readout=readout))(X)
         for i in range(N):
             others = np.delete(np.arange(N), i)
-            made = jcol.make_dictionary(jnp.asarray(X[others]), labels[others], 2, 0.1)
-            alone = jcol.dictionary_logits(made, jnp.asarray(X[i : i + 1]), 3.0, readout=readout)
+            alone = one(X[others], labels[others], X[i : i + 1])
             np.testing.assert_allclose(found[i], alone[0], atol=1e-10)
 
 
 def test_a_sample_in_its_own_dictionary_has_nothing_to_learn():
     """Why training leaves it out."""
-    X, labels = jnp.asarray(features(20, 64), jnp.float32), np.arange(20) % 4
-    losses = {
-        loo: jcol.leave_one_out_entropy(
-            jcol.batch_logits(X, labels, 4, 1e-3, 10.0, leave_one_out=loo), labels
-        )
-        for loo in (False, True)
-    }
+    X, labels = features(20, 64).astype(np.float32), np.arange(20) % 4
+
+    @jax.jit
+    def entropies(X):
+        return {
+            loo: jcol.leave_one_out_entropy(
+                jcol.batch_logits(X, labels, 4, 1e-3, 10.0, leave_one_out=loo), labels
+            )
+            for loo in (False, True)
+        }
+
+    losses = entropies(X)
     assert losses[False] < 1e-3
     assert losses[True] > 1
 
@@ -129,14 +148,15 @@ def test_derivatives_are_those_of_finite_differences(N, d, readout):
         logits = jcol.batch_logits(X, labels, 2, lam, scale, readout=readout)
         return jcol.leave_one_out_entropy(logits, labels)
 
+    both = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
     with jax.enable_x64(True):
-        args = (jnp.asarray(features(N, d)), jnp.asarray(0.2), jnp.asarray(3.0))
-        grads = jax.grad(loss, (0, 1, 2))(*args)
+        args = (features(N, d), np.float64(0.2), np.float64(3.0))
+        grads = both(*args)[1]
         for i, grad in enumerate(grads):
             way = np.random.default_rng(0).normal(size=grad.shape)
             step = [a + 1e-6 * way if i == j else a for j, a in enumerate(args)]
             back = [a - 1e-6 * way if i == j else a for j, a in enumerate(args)]
-            difference = (loss(*step) - loss(*back)) / 2e-6
+            difference = (float(both(*step)[0]) - float(both(*back)[0])) / 2e-6
             np.testing.assert_allclose(np.sum(grad * way), difference, rtol=1e-6, atol=1e-9)
 
 
@@ -159,7 +179,7 @@ def test_a_class_without_samples_leaves_everything_and_is_warned_of():
 
 def test_a_sweep_over_lambda_compiles_once():
     X = jnp.asarray(features(6, 8), jnp.float32)
-    codes = jax.jit(jcol.loo_codes)
+    codes = jax.jit(lambda X, lam: jcol.loo_codes(X, lam))
     a, b = codes(X, 0.1), codes(X, 1.0)
     assert codes._cache_size() == 1
     assert not np.allclose(a, b)

@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from jaxsim.cores.tiled import tiled
 from jaxsim.formats.grid import Grid, Range
 from tests.oracles import contraction, crossbar, quantiser
 from tests.support import sites
+
+shifted_apart = jax.jit(_shifted_apart)
 
 
 def converter(bits, percentile=100.0, *, signed=True):
@@ -86,7 +89,7 @@ def test_calibrated_ranges_cover_the_percentile_of_each_slice(percentile, signed
 def test_ranges_of_slices_differ_by_powers_of_two_and_cover_what_was_seen(signed, widths, data):
     hi = np.float32(widths)
     lo = -hi if signed else np.float32([width * data.draw(st.floats(-2, 1)) for width in widths])
-    r = _shifted_apart(Range(jnp.asarray(lo), jnp.asarray(lo + hi if not signed else hi)))
+    r = shifted_apart(Range(lo, lo + hi if not signed else hi))
     width, seen = np.asarray(r.hi - r.lo), np.asarray((hi - lo) if signed else (lo + hi) - lo)
     assert np.all(width >= seen * (1 - 1e-5))
     assert np.all((width < 2.0001 * seen) | (seen == 0))
@@ -216,7 +219,8 @@ def test_every_output_slice_and_tile_is_a_conversion():
     pieces = [sites.quantize(), (bit_sliced, {"bits": 2}), (tiled, {"rows": 6}), converter(8)]
     core = sites.core_of(*pieces, differential)
     op = Op(sites.DENSE, integer=True)
-    core.read(Op(sites.DENSE, integer=True, meter=meter), core.write(op, w, None), x, None)
+    counting = dataclasses.replace(op, meter=meter)
+    jax.eval_shape(lambda x, w: core.read(counting, core.write(op, w, None), x, None), x, w)
     assert meter["conversions"] == 5 * 6 * 4 * 4  # outputs, slices, tiles
 
 
@@ -317,7 +321,8 @@ def test_conversion_steps_are_counted_by_resolution():
     core = sites.core_of((column_adc, {"adc": adc, "signed": False}))
     geometry = Dot((1,), (), (0,), (), 2, (4, 3))
     op = Op(geometry, meter=meter)
-    core.read(op, core.write(Op(geometry), jnp.ones((4, 3)), None), jnp.ones((5, 4)), None)
+    w, x = np.ones((4, 3), np.float32), np.ones((5, 4), np.float32)
+    jax.eval_shape(lambda w, x: core.read(op, core.write(Op(geometry), w, None), x, None), w, x)
     assert (meter["conversions"], meter["conversion_steps"]) == (5 * 3, 5 * 3 * 8)
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +30,51 @@ def spy(seen):
     return wrapper
 
 
+def given_to_spies(pieces, x, w):
+    """What `spy` among the pieces notes of a read, computed in one program."""
+    ops = []
+
+    @jax.jit
+    def run(x, w):
+        seen = []
+        core = sites.core_of(*(spy(seen) if piece is spy else piece for piece in pieces))
+        core.read(Op(sites.DENSE), core.write(Op(sites.DENSE), w, None), x, None)
+        ops[:] = [op for op, _ in seen]
+        return [value for _, value in seen]
+
+    values = run(x, w)
+    return list(zip(ops, values, strict=True))
+
+
 def codes(bits=8, **settings):
     return sites.quantize(8, bits, **settings)
 
 
+def read_all(chains, geometry):
+    """A compiled function to what sites of several chains read, deployed on their own inputs."""
+    op = Op(geometry, integer=True, ranges="stored")
+
+    @jax.jit
+    def run(x, w):
+        found = {}
+        for name, pieces in chains.items():
+            core = sites.core_of(*pieces)
+            state = core.calibrate(op, core.write(op, w, None), x)
+            found[name] = core.read(op, state, x, None)
+        return found
+
+    return run
+
+
 @pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
-@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_inputs_applied_in_parts_give_the_same_integers(geometry, bits, symmetric):
-    x, w = sites.operands(geometry)
+def test_inputs_applied_in_parts_give_the_same_integers(geometry, symmetric):
     grid = codes(symmetric=symmetric)
-    whole = sites.read_deployed([grid], geometry, x, w)
-    pieces = [grid, *([] if symmetric else [unsigned_inputs]), (bit_serial, {"bits": bits})]
-    np.testing.assert_array_equal(sites.read_deployed(pieces, geometry, x, w), whole)
+    lifted = [grid, *([] if symmetric else [unsigned_inputs])]
+    parts = {f"{bits} bits": [*lifted, (bit_serial, {"bits": bits})] for bits in (1, 2, 3, 5, 8)}
+    found = read_all({"whole": [grid], **parts}, geometry)(*sites.operands(geometry))
+    for name in parts:
+        np.testing.assert_array_equal(found[name], found["whole"], err_msg=name)
 
 
 def test_lifted_codes_begin_at_zero_where_the_smallest_input_is():
@@ -53,9 +86,8 @@ def test_lifted_codes_begin_at_zero_where_the_smallest_input_is():
     op, codes_seen = seen[0]
     assert (op.x_lo, op.x_hi) == (0, 255)
     assert codes_seen.dtype == jnp.int16
-    core = sites.core_of(grid, unsigned_inputs, spy(seen))
-    core.read(Op(sites.DENSE), core.write(Op(sites.DENSE), w, None), x, None)
-    lifted_codes = np.asarray(seen[-1][1])
+    ((_, lifted_codes),) = given_to_spies([grid, unsigned_inputs, spy], x, w)
+    lifted_codes = np.asarray(lifted_codes)
     np.testing.assert_array_equal(lifted_codes[x == 0], 0)
     assert lifted_codes.max() == 255
 
@@ -63,35 +95,41 @@ def test_lifted_codes_begin_at_zero_where_the_smallest_input_is():
 @pytest.mark.parametrize("bits", [1, 2, 3])
 @pytest.mark.parametrize("width", [4, 8])
 def test_parts_are_the_digits_of_sign_and_magnitude(bits, width):
-    seen = []
     x, w = sites.operands(sites.DENSE)
-    pieces = [codes(width), spy(seen), (bit_serial, {"bits": bits}), spy(seen)]
-    core = sites.core_of(*pieces)
-    core.read(Op(sites.DENSE), core.write(Op(sites.DENSE), w, None), x, None)
-    (_, whole), (op, parts) = seen
+    pieces = [codes(width), spy, (bit_serial, {"bits": bits}), spy]
+    (_, whole), (op, parts) = given_to_spies(pieces, x, w)
     expected = crossbar.digits(np.asarray(whole).astype(int), bits, width - 1)
     np.testing.assert_array_equal(parts, expected)
     full = 2 ** min(bits, width - 1) - 1
     assert (op.x_lo, op.x_hi) == (-full, full)
 
 
-@pytest.mark.parametrize("bits", [1, 3, 8])
-@pytest.mark.parametrize("analog", [True, False])
-@settings(max_examples=5)
+FINE = (uniform_adc, {"bits": 22.0, "percentile": 100.0, "signed": True, "rule": "granular"})
+LIFTED = [codes(symmetric=False), unsigned_inputs]
+CONVERTED = {
+    f"{bits} bits, converted {where}": [*LIFTED, *(o if where == "before" else o[::-1])]
+    for bits in (1, 3, 8)
+    for where in ("before", "after")
+    for o in [[FINE, (bit_serial, {"bits": bits})]]
+}
+converted = read_all({"whole": LIFTED[:1], **CONVERTED}, sites.DENSE)
+
+
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31))
-def test_the_order_of_lifting_and_steps_around_a_converter_decides_what_is_converted(
-    seed, bits, analog
-):
+def test_the_order_of_lifting_and_steps_around_a_converter_decides_what_is_converted(seed):
     """With as many bits as it takes, a converter at either place changes nothing."""
     x, w = sites.operands(sites.DENSE, seed)
-    x = np.abs(x)
-    fine = (uniform_adc, {"bits": 22.0, "percentile": 100.0, "signed": True, "rule": "granular"})
-    steps = (bit_serial, {"bits": bits})
-    order = [fine, steps] if analog else [steps, fine]
-    pieces = [codes(symmetric=False), unsigned_inputs, *order]
-    whole = sites.read_deployed([codes(symmetric=False)], sites.DENSE, x, w)
-    y = sites.read_deployed(pieces, sites.DENSE, x, w)
-    np.testing.assert_allclose(y, whole, rtol=1e-6, atol=1e-5)
+    found = converted(np.abs(x), w)
+    for name in CONVERTED:
+        np.testing.assert_allclose(found[name], found["whole"], rtol=1e-6, atol=1e-5, err_msg=name)
+
+
+def metered(core, meter, w, x):
+    """A read whose costs are counted."""
+    op = Op(sites.DENSE, integer=True)
+    state = core.write(op, w, None)
+    return core.read(dataclasses.replace(op, meter=meter), state, x, None)
 
 
 def test_conversions_multiply_with_the_steps_unless_charge_adds_them():
@@ -105,8 +143,7 @@ def test_conversions_multiply_with_the_steps_unless_charge_adds_them():
         parts = {bit_serial: (bit_serial, {"bits": 1}), uniform_adc: adc}
         core = sites.core_of(codes(), *(parts[p] for p in order))
         meter = {}
-        state = core.write(Op(sites.DENSE, integer=True), w, None)
-        core.read(Op(sites.DENSE, integer=True, meter=meter), state, x, None)
+        jax.eval_shape(functools.partial(metered, core, meter), w, x)
         counts[name] = meter["conversions"], meter["conversion_steps"]
     assert counts == {"digital": (7 * 30, 7 * 30 * 256), "analog": (30, 30 * 256)}
 
@@ -118,8 +155,12 @@ def test_gradients_through_steps_are_those_of_the_whole_input():
         grid = codes(symmetric=False)
         return jnp.sin(sites.read([grid, *steps], sites.DENSE, x, w, integer=False)).sum()
 
-    whole = jax.grad(total)(x)
-    parts = jax.grad(lambda x: total(x, unsigned_inputs, (bit_serial, {"bits": 3})))(x)
+    @jax.jit
+    def slopes(x):
+        parts = unsigned_inputs, (bit_serial, {"bits": 3})
+        return jax.grad(total)(x), jax.grad(lambda x: total(x, *parts))(x)
+
+    whole, parts = map(np.asarray, slopes(x))
     assert np.abs(whole).max() > 0.1
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
 

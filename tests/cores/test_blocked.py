@@ -12,6 +12,7 @@ from jaxsim.cores.blocked import blocked, grouped, pair_set, product_set
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.tiled import tiled
+from jaxsim.cores.wrapper import build
 from jaxsim.formats.grid import Grid
 from tests.oracles import blocks as oracle
 from tests.oracles import contraction, quantiser
@@ -207,16 +208,30 @@ def test_blocked_sites_multiply_cut_codes_in_both_arithmetics(site, K, data, see
         for codes, n in ((qx, n_x), (qw, n_w))
     ]
     expected = contraction.contract(geometry, cut[0], cut[1] * sw.astype(np.float64)) * sx
-    for integer in (True, False):
-        y = sites.read(pieces, geometry, x, w, integer=integer)
-        np.testing.assert_allclose(y, expected, rtol=2e-6, atol=1e-6)
-    np.testing.assert_array_equal(
-        sites.read(pieces, geometry, x, w), sites.read_deployed(pieces, geometry, x, w)
-    )
     tiles = [*pieces, (tiled, {"rows": 3})]
-    np.testing.assert_array_equal(
-        sites.read(tiles, geometry, x, w), sites.read(pieces, geometry, x, w)
-    )
+
+    @jax.jit
+    def read_in_every_way(wrapped, x, w):
+        def read(wrapped, **of):
+            op, core = Op(geometry, **of), build(wrapped)
+            state = core.write(op, w, None)
+            if "ranges" in of:
+                state = core.calibrate(op, state, x)
+            return core.read(op, state, x, None)
+
+        plain, tiles = wrapped
+        return {
+            "integers": read(plain, integer=True),
+            "floats": read(plain),
+            "deployed": read(plain, integer=True, ranges="stored"),
+            "tiles": read(tiles, integer=True),
+        }
+
+    found = read_in_every_way((sites.wrappers(pieces), sites.wrappers(tiles)), x, w)
+    for arithmetic in ("integers", "floats"):
+        np.testing.assert_allclose(found[arithmetic], expected, rtol=2e-6, atol=1e-6)
+    for same in ("deployed", "tiles"):
+        np.testing.assert_array_equal(found[same], found["integers"])
 
 
 @pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
@@ -237,12 +252,12 @@ def test_the_derivative_is_that_of_the_exact_product(geometry, pairs):
 
         def loss(x, w):
             y = core.read(op, core.write(op, w, None), x, None)
-            weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
-            return jnp.sum(y * weights)
+            return jnp.sum(y * np.cos(np.arange(y.size, dtype=np.float32)).reshape(y.shape))
 
-        return jax.jit(jax.value_and_grad(loss, (0, 1)))(x, w)
+        return jax.value_and_grad(loss, (0, 1))
 
-    (value, found), (exact, expected) = gradients(approximate), gradients([plain])
+    both = jax.jit(lambda x, w: (gradients(approximate)(x, w), gradients([plain])(x, w)))
+    (value, found), (exact, expected) = both(x, w)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert abs(value - exact) > 1e-3

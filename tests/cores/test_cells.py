@@ -19,6 +19,7 @@ from jaxsim.cores.quantized import quantized
 from jaxsim.formats.grid import Grid
 from tests.oracles import devices
 from tests.support import sites
+from tests.support.compiled import core_of
 
 K, N, ALPHA = 400, 500, 0.01
 SQUARE = Dot((1,), (), (0,), (), 2, (K, N))
@@ -142,7 +143,7 @@ def test_gradients_of_inputs_are_the_noisy_weights_transposed():
 
 
 def test_cells_hold_no_sign_and_no_floats():
-    core = sites.core_of((conductance, {"device": cells.independent(0.1)}))
+    core = core_of((conductance, {"device": cells.independent(0.1)}))
     w = np.ones((20, 6), np.float32)
     both = Op(sites.DENSE).codes(0, 1)
     for op in (
@@ -211,7 +212,7 @@ def test_read_noise_is_that_of_cells_drawn_anew_for_every_vector(name):
     x, w = sites.operands(sites.DENSE)
     pieces, count = [CODES, *array([differential], device)], 4000
     state = sites.deployed(pieces, sites.DENSE, x, w, KEY)
-    op, core = Op(sites.DENSE, integer=True, ranges="stored"), sites.core_of(*pieces)
+    op, core = Op(sites.DENSE, integer=True, ranges="stored"), core_of(*pieces)
     many = jnp.tile(x[:1], (count, 1))
     y = np.asarray(jax.jit(partial(core.read, op))(state, many, KEY))
 
@@ -252,7 +253,7 @@ def test_calibration_reads_without_noise_and_a_call_needs_a_key():
     state = sites.deployed(pieces, sites.DENSE, x, w, KEY)
     exact = x @ np.asarray(np.round(w / np.asarray(state.scale)))
     assert float(state.inner.outputs.hi) == pytest.approx(np.abs(exact).max(), rel=1e-5)
-    core, op = sites.core_of(*pieces), Op(sites.DENSE, ranges="stored")
+    core, op = core_of(*pieces), Op(sites.DENSE, ranges="stored")
     with pytest.raises(ValueError, match="key=None: cells with read noise"):
         core.read(op, state, x, None)
 
@@ -385,20 +386,20 @@ PERFECT = cells.Device(lambda g, key: g, on_off=4.0)
 def test_each_plane_holds_its_largest_code_at_the_largest_conductance():
     """Of codes up to 6 and 2, on/off 4: 0.25 + 0.75 q / 6 and 0.25 + 0.75 q / 2."""
     op = Op(PAIR).codes(np.array([0, 0]), np.array([6, 2]))
-    core = sites.core_of((conductance, {"device": PERFECT}))
+    core = core_of((conductance, {"device": PERFECT}))
     state = core.write(op, jnp.array([[[0.0], [3]], [[2], [1]]]), KEY)
     np.testing.assert_allclose(np.squeeze(state), [[0.25, 0.625], [1, 0.625]])
     # x = 5 and 8: 5 · 0 + 8 · 3 and 5 · 2 + 8 · 1, and 13 times what empty cells add, 6/3 and 2/3
     x = jnp.array([[5.0, 8.0]])
     y = core.read(op, state, x, None)
     np.testing.assert_allclose(np.ravel(y), [24 + 13 * 2, 18 + 13 * 2 / 3], rtol=1e-6)
-    off = sites.core_of((offset_current, {"device": PERFECT}), (conductance, {"device": PERFECT}))
+    off = core_of((offset_current, {"device": PERFECT}), (conductance, {"device": PERFECT}))
     np.testing.assert_allclose(np.ravel(off.read(op, state, x, None)), [24, 18], rtol=1e-6)
 
 
 def test_a_plane_of_nothing_has_cells_all_the_same():
     op = Op(PAIR).codes(np.array([0, 0]), np.array([0, 5]))
-    core = sites.core_of((conductance, {"device": cells.Device(lambda g, key: g)}))
+    core = core_of((conductance, {"device": cells.Device(lambda g, key: g)}))
     np.testing.assert_array_equal(core.write(op, jnp.zeros((2, 2, 1)), KEY), 0)
 
 
@@ -406,7 +407,7 @@ def test_read_noise_has_the_variance_of_every_product_by_hand():
     """σ² = (0.1 · 6)² (5² + 8²), in units of a largest code of 6."""
     device = cells.independent(0.0, noise=0.1)
     op = Op(PAIR).codes(np.array(0), np.array(6))
-    core = sites.core_of((conductance, {"device": device}))
+    core = core_of((conductance, {"device": device}))
     state = core.write(op, jnp.array([[0.0], [3]]), KEY)
     x = jnp.array([[5.0, 8.0]])
     keys = jax.random.split(KEY, 3000)
@@ -425,7 +426,7 @@ def test_read_noise_has_the_variance_of_every_product_by_hand():
 def test_noise_redrawn_at_the_cells_is_added_to_each_by_hand():
     device = cells.independent(0.0, noise=0.1)
     op = Op(PAIR).codes(np.array(0), np.array(6))
-    core = sites.core_of((conductance, {"device": device, "redraw": True}))
+    core = core_of((conductance, {"device": device, "redraw": True}))
     state = core.write(op, jnp.array([[0.0], [3]]), KEY)
     held = np.array([[0.0], [0.5]]) + 0.1 * np.asarray(cells.normal(KEY, (2, 1)))
     x = np.array([[5.0, 8.0]], np.float32)
@@ -438,7 +439,7 @@ def test_noise_is_no_product_of_the_hardware(redraw):
     for noise in (None, 0.1):
         device, meter = cells.independent(0.0, noise=noise), {}
         op = Op(PAIR, meter=meter).codes(np.array(0), np.array(6))
-        core = sites.core_of((conductance, {"device": device, "redraw": redraw}))
+        core = core_of((conductance, {"device": device, "redraw": redraw}))
         core.read(op, core.write(op, jnp.ones((2, 1)), KEY), jnp.ones((3, 2)), KEY)
         meters.append(meter)
     assert meters[0] == meters[1] == {"weight_bits": 2 * 3, "cells": 2, "macs": 3 * 2}
@@ -446,7 +447,7 @@ def test_noise_is_no_product_of_the_hardware(redraw):
 
 def test_codes_of_one_bit_are_cells_that_are_full_or_empty():
     op = Op(PAIR).codes(np.array(0), np.array(1))
-    core = sites.core_of((conductance, {"device": cells.Device(lambda g, key: g)}))
+    core = core_of((conductance, {"device": cells.Device(lambda g, key: g)}))
     state = core.write(op, jnp.array([[0], [1]]), KEY)
     np.testing.assert_array_equal(state, [[0], [1]])
     np.testing.assert_array_equal(core.read(op, state, jnp.array([[5, 8]]), None), [[8]])

@@ -8,6 +8,7 @@ from jaxsim.cores.compressed import Places, compressed, matrices, places, stored
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from tests.support import sites
+from tests.support.compiled import core_of
 
 GEOMETRY = Dot((1,), (), (0,), (), 2, (5, 3))
 W = np.float32([[1, 0, 0], [0, 0, 2], [3, 0, 0], [0, 0, 4], [5, 0, 6]])
@@ -68,11 +69,11 @@ def test_reads_multiply_what_is_held_and_count_it(name):
     layout, block, held, place_bits = LAYOUTS[name]
     where = places(W != 0, layout, block)
     settings = {"index": where.inputs, "begins": where.begins, "layout": layout, "block": block}
-    core, meter = sites.core_of((compressed, settings)), {}
+    core, meter = core_of((compressed, settings)), {}
     op = Op(GEOMETRY, meter=meter)
     state = core.write(op, jnp.asarray(W), None)
     assert meter == {"weight_bits": 32 * held + place_bits, "cells": held}
-    assert core.calibrate(op, state, X) is state
+    assert sites.core_of((compressed, settings)).calibrate(op, state, X) is state
     np.testing.assert_array_equal(core.read(op, state, jnp.asarray(X), None), X @ W)
     assert meter["macs"] == 2 * held
 
@@ -82,7 +83,7 @@ def test_blocks_of_other_strips_count_as_zeros():
     w = np.float32([[1, 7], [2, 0], [3, 0]])
     where = places(w != 0, "blocks", (1, 1))
     settings = {"index": where.inputs, "begins": where.begins, "layout": "blocks", "block": (1, 1)}
-    core = sites.core_of((compressed, settings))
+    core = core_of((compressed, settings))
     op = Op(Dot((1,), (), (0,), (), 2, (3, 2)))
     other = w + np.float32([[0, 0], [0, 50], [0, 60]])  # what is not held does not count
     state = core.write(op, jnp.asarray(other), None)

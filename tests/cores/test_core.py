@@ -21,38 +21,28 @@ some = settings(max_examples=20)
 @pytest.mark.slow
 @some
 @given(geometries, planes, planes, seeds)
-def test_contract_equals_the_loops_over_every_plane(site, x_planes, w_planes, seed):
-    geometry, x_shape = site
-    x = integers(seed, (*x_planes, *x_shape))
-    w = integers(seed + 1, (*w_planes, *geometry.w_shape))
-    y = Op(geometry).contract(jnp.asarray(x), jnp.asarray(w))
-    assert y.dtype == jnp.int32
-    np.testing.assert_array_equal(y, contraction.over_planes(geometry, x, w))
-
-
-@pytest.mark.slow
-@some
-@given(geometries, planes, planes, seeds)
-def test_as_matmul_is_the_same_contraction(site, x_planes, w_planes, seed):
+def test_contract_as_matmul_and_row_sum_equal_the_loops_over_every_plane(
+    site, x_planes, w_planes, seed
+):
+    """All in one program; `as_matmul` is the same contraction, a row sum that with ones."""
     geometry, x_shape = site
     x = integers(seed, (*x_planes, *x_shape))
     w = integers(seed + 1, (*w_planes, *geometry.w_shape))
     matmul = geometry.as_matmul()
-    product = Op(matmul.geometry).contract(matmul.x(jnp.asarray(x)), matmul.w(jnp.asarray(w)))
-    assert matmul.w(jnp.asarray(w)).shape == (*w_planes, *matmul.geometry.w_shape)
-    np.testing.assert_array_equal(
-        matmul.y(product, x_shape), contraction.over_planes(geometry, x, w)
-    )
+    assert jax.eval_shape(matmul.w, w).shape == (*w_planes, *matmul.geometry.w_shape)
 
+    @jax.jit
+    def computed(x, w):
+        product = Op(matmul.geometry).contract(matmul.x(x), matmul.w(w))
+        return Op(geometry).contract(x, w), matmul.y(product, x_shape), Op(geometry).row_sum(x)
 
-@some
-@given(geometries, planes, seeds)
-def test_row_sum_is_the_contraction_with_ones(site, x_planes, seed):
-    geometry, x_shape = site
-    x = integers(seed, (*x_planes, *x_shape))
-    expected = contraction.over_planes(geometry, x, np.ones(geometry.w_shape, np.int8))
-    total = Op(geometry).row_sum(jnp.asarray(x))
-    np.testing.assert_array_equal(np.broadcast_to(total, expected.shape), expected)
+    y, as_matmul, total = map(np.asarray, computed(x, w))
+    expected = contraction.over_planes(geometry, x, w)
+    assert y.dtype == np.int32
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(as_matmul, expected)
+    ones = contraction.over_planes(geometry, x, np.ones(geometry.w_shape, np.int8))
+    np.testing.assert_array_equal(np.broadcast_to(total, ones.shape), ones)
 
 
 @some
@@ -70,12 +60,11 @@ def test_column_sum_and_to_output_follow_the_weight_to_its_output(site, seed):
             x_shape[x_axis] = w.shape[w_axis] + 1
     op = Op(geometry)
     expected = contraction.contract(geometry, np.ones(x_shape, np.int8), w)
-    np.testing.assert_array_equal(
-        np.broadcast_to(op.column_sum(jnp.asarray(w)), expected.shape), expected
-    )
     scale = integers(seed + 1, op.channel_shape(), dtype=np.float32)
+    total, factor = jax.jit(lambda w, scale: (op.column_sum(w), op.to_output(scale)))(w, scale)
+    np.testing.assert_array_equal(np.broadcast_to(total, expected.shape), expected)
     scaled = contraction.contract(geometry, np.ones(x_shape), w * scale)
-    np.testing.assert_array_equal(expected * np.asarray(op.to_output(jnp.asarray(scale))), scaled)
+    np.testing.assert_array_equal(expected * np.asarray(factor), scaled)
 
 
 @some
@@ -83,7 +72,16 @@ def test_column_sum_and_to_output_follow_the_weight_to_its_output(site, seed):
 def test_pad_makes_padding_explicit(site, x_planes, seed):
     geometry, x_shape = site
     x, w = integers(seed, (*x_planes, *x_shape)), integers(seed + 1, geometry.w_shape)
-    padded, op = Op(geometry).pad(jnp.asarray(x))
+    seen = []
+
+    @jax.jit
+    def padded_by(x):
+        padded, op = Op(geometry).pad(x)
+        seen.append(op)
+        return padded
+
+    padded = padded_by(x)
+    (op,) = seen
     if isinstance(geometry, Conv):
         assert not np.any(op.geometry.padding)
         assert set(op.geometry.lhs_dilation) == {1}

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from jaxsim.cores import nodal
 from tests.oracles import relaxation, resistors
@@ -73,17 +72,17 @@ def test_the_solution_holds_the_voltage_of_every_cell_and_every_pair_of_axes():
     found = in_double(lambda *a: nodal.solve(*a, tolerance=1e-10), g, v, row, column)
     np.testing.assert_allclose(found.current, current, rtol=1e-8)
     np.testing.assert_allclose(found.cell_voltage, across, rtol=1e-7, atol=1e-9)
-    both = nodal.solve(jnp.stack([g, g / 2]), v[:3], jnp.asarray(row), jnp.asarray(column))
+    both = nodal.solve(np.stack([g, g / 2]), v[:3], row, column)
     assert both.current.shape == (2, 3, 5)
     np.testing.assert_allclose(both.current[0], current[:3], rtol=1e-4)
 
 
 def test_many_arrays_are_solved_as_each_alone():
     """More than are held at a time, in blocks that do not fill the array."""
-    g = jnp.stack([jnp.float32(array(70, 40, seed)[0]) for seed in range(5)])
-    v = jax.random.uniform(jax.random.key(0), (5, 40, 70))
+    g = np.stack([array(70, 40, seed)[0] for seed in range(5)]).astype(np.float32)
+    v = np.random.default_rng(0).uniform(0, 1, (5, 40, 70)).astype(np.float32)
     assert 1 < nodal.CELLS // v[0].size // 40 < 5
-    row, column = map(jnp.float32, wires(70, 40, 1e-3, 2e-3))
+    row, column = map(np.float32, wires(70, 40, 1e-3, 2e-3))
     both = nodal.solve(g, v, row, column)
     assert both.converged.all()
     assert both.cell_voltage.shape == (5, 40, 70, 40)
@@ -114,13 +113,17 @@ def test_closed_forms():
     )  # no resistance: the cells themselves
     one = in_double(nodal.transfer, [[0.7]], [0.3], [0.4])
     np.testing.assert_allclose(one, [[1 / (1 / 0.7 + 0.3 + 0.4)]], rtol=1e-14)
-    for m in (1, 2, 9, 64):
-        cells = np.full((m, 1), 0.6)
-        total = in_double(nodal.transfer, cells, [0.0], np.full(m, 0.01)).sum()
-        np.testing.assert_allclose(total, resistors.ladder(0.6, 0.01, m), rtol=1e-12)
-        on = np.ones((1, m))
-        gated = in_double(lambda g, x, c: nodal.norton(g, None, x, c), cells, on, np.full(m, 0.01))
-        np.testing.assert_allclose(gated, [[total]], rtol=1e-12)
+
+    @jax.jit
+    def both(cells, on, column):
+        total = nodal.transfer(cells, jnp.zeros(1), column).sum()
+        return total, nodal.norton(cells, None, on, column)
+
+    for m in (2, 9, 64):
+        found = in_double(both, np.full((m, 1), 0.6), np.ones((1, m)), np.full(m, 0.01))
+        expected = resistors.ladder(0.6, 0.01, m)
+        for y in found:
+            np.testing.assert_allclose(np.ravel(y), [expected], rtol=1e-12)
 
 
 @pytest.mark.slow
@@ -194,7 +197,7 @@ def test_derivatives_are_those_of_the_exact_solution(solver):
         return (pull * resistors.input_source(g, v, row, column)[0]).sum()
 
     point = (g, v, row, column)
-    slopes = in_double(jax.grad(ours, argnums=(0, 1, 2, 3)), *point)
+    slopes = in_double(jax.jit(jax.grad(ours, argnums=(0, 1, 2, 3))), *point)
     rng = np.random.default_rng(4)
     for i, slope in enumerate(slopes):
         places = [tuple(rng.integers(0, k) for k in point[i].shape), *([(1, 2)] if i == 0 else [])]
@@ -208,11 +211,32 @@ def test_derivatives_are_those_of_the_exact_solution(solver):
 
 
 def test_the_transpose_of_the_solver_is_solved_too():
+    """Forwards along a way it is what central differences say, backwards its transpose."""
     g, v = array(3, 4)
     row, column = wires(3, 4, 0.05, 0.08)
+    rng = np.random.default_rng(5)
+    point, way = (g, v), (rng.normal(size=g.shape), rng.normal(size=v.shape))
+    pull = rng.normal(size=(len(v), g.shape[1]))
+
+    def run(g, v):
+        return nodal.solve(g, v, row, column, tolerance=1e-13).current
+
+    @jax.jit
+    def both(point, way, pull):
+        y, back = jax.vjp(run, *point)
+        return y, jax.jvp(run, point, way)[1], back(pull)
+
     with jax.enable_x64(True):
-        run = lambda g, v: nodal.solve(g, v, row, column, tolerance=1e-13).current  # noqa: E731
-        check_grads(run, (jnp.asarray(g), jnp.asarray(v)), order=1, modes=["fwd", "rev"])
+        _, forward, backward = jax.tree.map(np.asarray, both(point, way, pull))
+        ahead, behind = (
+            np.asarray(
+                both(tuple(p + h * w for p, w in zip(point, way, strict=True)), way, pull)[0]
+            )
+            for h in (1e-5, -1e-5)
+        )
+    np.testing.assert_allclose(forward, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
+    along = sum(np.vdot(b, w) for b, w in zip(backward, way, strict=True))
+    np.testing.assert_allclose(along, np.vdot(pull, forward), rtol=1e-9)
 
 
 @pytest.mark.parametrize("paired", [False, True])
@@ -231,12 +255,23 @@ def test_gated_columns_match_a_nodal_solve_of_each_vector(paired, r):
 def test_many_arrays_are_taken_in_turn_and_many_vectors_in_chunks(monkeypatch):
     g = np.random.default_rng(0).uniform(0, 1, (5, 3, 4)).astype(np.float32)
     x = np.random.default_rng(1).integers(0, 2, (5, 40, 3)).astype(np.float32)
-    row, column = map(jnp.float32, wires(3, 4, 0.1, 0.2))
-    whole = nodal.transfer(g, row, column), nodal.norton(g, None, x, column)
-    jax.clear_caches()
+    row, column = map(np.float32, wires(3, 4, 0.1, 0.2))
+
+    def computed():
+        """By the functions within their `jit`, which would remember how it was before."""
+
+        @jax.jit
+        def both(g, row, x, column):
+            transfer, norton = (
+                getattr(f, "__wrapped__", f) for f in (nodal.transfer, nodal.norton)
+            )
+            return transfer(g, row, column), norton(g, None, x, column)
+
+        return both(g, row, x, column)
+
+    whole = computed()
     monkeypatch.setattr(nodal, "CHUNK", 24)
     monkeypatch.setattr(nodal, "LANES", 5 * 4 * 17)
-    parts = nodal.transfer(g, row, column), nodal.norton(g, None, x, column)
-    jax.clear_caches()
+    parts = computed()
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -11,6 +11,7 @@ from jaxsim.cores.quantized import quantized
 from jaxsim.cores.scale_shift import bias_correction, smooth_scaling
 from tests.oracles import contraction
 from tests.support import sites
+from tests.support.compiled import core_of
 from tests.support.geometries import geometries, seeds
 
 some = settings(max_examples=15)
@@ -18,16 +19,52 @@ some = settings(max_examples=15)
 
 @some
 @given(geometries, seeds)
-def test_the_moments_of_inputs_give_the_mean_square_of_every_output(site, seed):
-    """Σ y² over all positions is wᵀ (Σ x xᵀ) w: true of any geometry, whatever its layout."""
+def test_what_is_observed_at_any_geometry(site, seed):
+    """All in one program, whatever the layout of the geometry.
+
+    Of moments: Σ y² over all positions is wᵀ (Σ x xᵀ) w. Of peaks: none lies above its channel's,
+    and each channel's is the magnitude of one. Measuring outputs changes nothing and adds up over
+    batches; smoothing changes no product.
+    """
     geometry, x_shape = site
     x, w = sites.operands(geometry, seed, x_shape)
-    state = sites.deployed([(moments, {"weights": sites.Grid(8)})], geometry, x, w)
-    found = np.einsum("bkn,bkl,bln->", state.w, state.gram, state.w)
+    matmul, op = geometry.as_matmul(), Op(geometry, integer=True, ranges="stored")
+
+    @jax.jit
+    def observed(x, w):
+        core = core_of((moments, {"weights": sites.Grid(8)}))
+        gram = core.calibrate(op, core.write(op, w, None), x)
+        core = core_of(outputs)
+        state = core.write(op, w, None)
+        for part in (x, 2 * x):
+            state = core.calibrate(op, state, part)
+        read = core.read(op, state, x, None)
+        core = core_of(peaks)
+        peak = core.calibrate(op, core.write(op, w, None), x)
+        channels = np.random.default_rng(seed).uniform(0.5, 2, peak.x.shape).astype(np.float32)
+        core = core_of((smooth_scaling, {"channels": channels}))
+        smooth = core.read(Op(geometry, integer=True), core.write(op, w, None), x, None)
+        sides = (w, geometry.to_w(peak.w), matmul.w), (x, geometry.to_x(peak.x), matmul.x)
+        largest = [
+            (of(jnp.abs(values)), of(jnp.broadcast_to(most, values.shape)), most)
+            for values, most, of in sides
+        ]
+        return jax.tree.map(jnp.asarray, (gram, state, read, smooth, largest))
+
+    gram, state, read, smooth, largest = jax.tree.map(np.asarray, observed(x, w))
     y = contraction.contract(geometry, x, w)
+    found = np.einsum("bkn,bkl,bln->", gram.w, gram.gram, gram.w)
     np.testing.assert_allclose(found, np.square(y).sum(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(read, y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(smooth, y, rtol=1e-4, atol=1e-4)
+    for magnitude, above, most in largest:
+        assert np.all(magnitude <= above)
+        assert set(np.unique(most)) <= {0.0, *np.unique(magnitude)}
     if y.size:
-        np.testing.assert_allclose(state.seen * state.w.shape[0] * state.w.shape[2], y.size)
+        np.testing.assert_allclose(gram.seen * gram.w.shape[0] * gram.w.shape[2], y.size)
+        total = state.total.sum(), state.squares.sum(), state.seen * state.total.size
+        expected = 3 * y.sum(), 5 * np.square(y).sum(), 2 * y.size
+        np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
@@ -49,26 +86,6 @@ def test_the_grid_at_each_weight_is_that_of_the_quantised_site(geometry, per, sy
     )
 
 
-@some
-@given(geometries, seeds)
-def test_measuring_changes_nothing_and_adds_up_over_batches(site, seed):
-    geometry, x_shape = site
-    x, w = sites.operands(geometry, seed, x_shape)
-    plain = contraction.contract(geometry, x, w)
-    core, op = sites.core_of(outputs), Op(geometry, integer=True, ranges="stored")
-    state = core.write(op, jnp.asarray(w), None)
-    for part in (x, 2 * x):
-        state = core.calibrate(op, state, jnp.asarray(part))
-    np.testing.assert_allclose(
-        core.read(op, state, jnp.asarray(x), None), plain, rtol=1e-4, atol=1e-5
-    )
-    if plain.size == 0:
-        return
-    total = state.total.sum(), state.squares.sum(), state.seen * state.total.size
-    expected = 3 * plain.sum(), 5 * np.square(plain).sum(), 2 * plain.size
-    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-3)
-
-
 @pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
 def test_outputs_are_moved_to_the_mean_they_are_given(geometry):
     x, w = sites.operands(geometry)
@@ -78,33 +95,6 @@ def test_outputs_are_moved_to_the_mean_they_are_given(geometry):
     axis = y.ndim - 1 if geometry is sites.DENSE else geometry.y_spec[1]
     means = y.mean(tuple(a for a in range(y.ndim) if a != axis))
     np.testing.assert_allclose(means, np.ravel(target), atol=1e-5)
-
-
-@some
-@given(geometries, seeds)
-def test_smoothing_changes_no_product(site, seed):
-    geometry, x_shape = site
-    x, w = sites.operands(geometry, seed, x_shape)
-    state = sites.deployed([peaks], geometry, x, w)
-    channels = np.random.default_rng(seed).uniform(0.5, 2, state.x.shape).astype(np.float32)
-    y = sites.read([(smooth_scaling, {"channels": channels})], geometry, x, w)
-    np.testing.assert_allclose(y, contraction.contract(geometry, x, w), rtol=1e-4, atol=1e-4)
-
-
-@some
-@given(geometries, seeds)
-def test_peaks_are_those_of_each_input_channel(site, seed):
-    """None lies above its channel's, and each channel's is the magnitude of one."""
-    geometry, x_shape = site
-    x, w = sites.operands(geometry, seed, x_shape)
-    state = sites.deployed([peaks], geometry, x, w)
-    matmul = geometry.as_matmul()
-    pairs = ((w, geometry.to_w(state.w), matmul.w), (x, geometry.to_x(state.x), matmul.x))
-    for values, peak, matrix in pairs:
-        magnitude = np.asarray(matrix(jnp.abs(jnp.asarray(values))))
-        above = np.asarray(matrix(jnp.broadcast_to(peak, values.shape)))
-        assert np.all(magnitude <= above)
-        assert set(np.unique(peak)) <= {0.0, *np.unique(magnitude)}
 
 
 def test_a_bias_is_added_to_its_own_channel():
@@ -122,7 +112,7 @@ def test_a_bias_is_added_to_its_own_channel():
 def test_moments_too_large_to_hold_are_refused_before_they_are_made():
     shape = (40_000, 1)
     op, w = Op(Dot((1,), (), (0,), (), 2, shape)), jax.ShapeDtypeStruct(shape, jnp.float32)
-    core = sites.core_of((moments, {"weights": sites.Grid(8)}))
+    core = core_of((moments, {"weights": sites.Grid(8)}))
     with pytest.raises(MemoryError, match=r"second moments of 40000 inputs needs 6\.0 GiB.*sites="):
         jax.eval_shape(lambda w: core.write(op, w, None), w)
 
@@ -140,7 +130,7 @@ def seen(core, op, *batches):
 
 
 def test_moments_add_up_over_batches_by_hand():
-    core = sites.core_of((moments, {"weights": sites.Grid(4, per="channel")}))
+    core = core_of((moments, {"weights": sites.Grid(4, per="channel")}))
     state = seen(core, Op(FEW), X, 2 * X[:1])
     np.testing.assert_array_equal(state.gram[0], X.T @ X + 4 * np.outer(X[0], X[0]))
     assert state.seen == 3
@@ -153,7 +143,7 @@ def test_moments_add_up_over_batches_by_hand():
 def test_the_ends_of_an_affine_grid_are_its_first_and_last_code_less_its_zero():
     """[-7, 4] on 16 codes of a step of 11/15: zero at round(-8 + 7 · 15/11) = 2."""
     grid = sites.Grid(4, symmetric=False)
-    state = seen(sites.core_of((moments, {"weights": grid})), Op(FEW))
+    state = seen(core_of((moments, {"weights": grid})), Op(FEW))
     np.testing.assert_allclose(state.ends, [-10 * 11 / 15, 5 * 11 / 15], rtol=1e-6)
     np.testing.assert_array_equal(state.zero, 2)
 
@@ -162,7 +152,7 @@ def test_the_ends_of_an_affine_grid_are_its_first_and_last_code_less_its_zero():
 def test_moments_are_held_up_to_the_limit_and_no_further(depth, fits):
     """4 · 32768² is 4 GiB."""
     geometry = Dot((1,), (), (0,), (), 2, (depth, 1))
-    core = sites.core_of((moments, {"weights": sites.Grid(8)}))
+    core = core_of((moments, {"weights": sites.Grid(8)}))
     write = lambda w: core.write(Op(geometry), w, None)  # noqa: E731
     w = jax.ShapeDtypeStruct((depth, 1), jnp.float32)
     if fits:
@@ -174,7 +164,7 @@ def test_moments_are_held_up_to_the_limit_and_no_further(depth, fits):
 
 def test_moments_of_groups_are_counted_with_their_groups():
     geometry = Dot((2,), (0,), (1,), (0,), 3, (5, 16_384, 1))
-    core = sites.core_of((moments, {"weights": sites.Grid(8)}))
+    core = core_of((moments, {"weights": sites.Grid(8)}))
     with pytest.raises(MemoryError, match=r"of 16384 inputs, 5 times needs 5\.0 GiB"):
         jax.eval_shape(
             lambda w: core.write(Op(geometry), w, None),
@@ -183,7 +173,7 @@ def test_moments_of_groups_are_counted_with_their_groups():
 
 
 def test_peaks_are_the_largest_of_all_batches_and_count_those_with_inputs():
-    state = seen(sites.core_of(peaks), Op(FEW), X, np.zeros((0, 3), np.float32), 2 * X[:1])
+    state = seen(core_of(peaks), Op(FEW), X, np.zeros((0, 3), np.float32), 2 * X[:1])
     np.testing.assert_array_equal(state.x, [[2, 4, 6]])
     np.testing.assert_array_equal(state.w, [[7, 4, 5]])
     assert state.seen == 2
@@ -191,7 +181,7 @@ def test_peaks_are_the_largest_of_all_batches_and_count_those_with_inputs():
 
 def test_means_and_variances_of_outputs_are_those_of_numpy():
     batches = X, 3 * X[:1]
-    core = sites.core_of(outputs)
+    core = core_of(outputs)
     state = seen(core, Op(FEW), *batches)
     y = np.concatenate([x @ W for x in batches])
     assert state.seen == 3
@@ -202,7 +192,7 @@ def test_means_and_variances_of_outputs_are_those_of_numpy():
 
 
 def test_an_output_is_moved_by_its_target_less_what_was_seen():
-    core = sites.core_of((outputs, {"target": np.float32([[10, -20]])}))
+    core = core_of((outputs, {"target": np.float32([[10, -20]])}))
     state = seen(core, Op(FEW), X)
     y = X @ W
     found = core.read(Op(FEW), state, jnp.asarray(X), None)

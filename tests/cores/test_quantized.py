@@ -12,10 +12,12 @@ from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized, stored
 from jaxsim.cores.tiled import grouped, tiled
+from jaxsim.cores.wrapper import build
 from jaxsim.formats import clipping
 from jaxsim.formats.grid import Grid
 from tests.oracles import quantiser
 from tests.support import sites
+from tests.support.compiled import core_of
 from tests.support.geometries import geometries, seeds
 
 grids = st.builds(
@@ -57,10 +59,22 @@ def test_however_codes_are_held_the_result_is_the_same_bits(
     geometry, x_shape = site
     x, w = sites.operands(geometry, seed, x_shape)
     plain = (quantized, {"weights": weights, "inputs": inputs})
-    run = sites.read_deployed if deployed else sites.read
-    np.testing.assert_array_equal(
-        run([plain, *holding], geometry, x, w), sites.read([plain], geometry, x, w)
-    )
+
+    @jax.jit
+    def both(wrapped, x, w):
+        found = []
+        for pieces, ranges in zip(
+            wrapped, ("stored" if deployed else "batch", "batch"), strict=True
+        ):
+            op, core = Op(geometry, integer=True, ranges=ranges), build(pieces)
+            state = core.write(op, w, None)
+            if ranges == "stored":
+                state = core.calibrate(op, state, x)
+            found.append(core.read(op, state, x, None))
+        return found
+
+    held, whole = both((sites.wrappers([plain, *holding]), sites.wrappers([plain])), x, w)
+    np.testing.assert_array_equal(held, whole)
 
 
 @pytest.mark.parametrize("holding", [[], [differential], [offset], [(bit_sliced, {"bits": 2})]])
@@ -111,14 +125,18 @@ def test_calibration_stores_the_range_of_the_inputs(symmetric, percentile):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
 def test_undeployed_equals_deployed_when_calibrated_on_the_same_batch(geometry, symmetric):
-    """Also where padding adds zeros that a percentile would otherwise count.
-
-    Two programs fuse the arithmetic of a traced scale differently, in the last bit.
-    """
+    """Also where padding adds zeros that a percentile would otherwise count."""
     x, w = sites.operands(geometry)
     pieces = [sites.quantize(symmetric=symmetric, clip=clipping.percentile(80.0))]
-    y = sites.read_deployed(pieces, geometry, x, w)
-    np.testing.assert_allclose(sites.read(pieces, geometry, x, w), y, rtol=5e-7, atol=1e-6)
+    core = core_of(*pieces)
+
+    @jax.jit
+    def both(x, w):
+        op, stored = (Op(geometry, integer=True, ranges=r) for r in ("batch", "stored"))
+        state = core.calibrate(stored, core.write(stored, w, None), x)
+        return core.read(op, core.write(op, w, None), x, None), core.read(stored, state, x, None)
+
+    np.testing.assert_allclose(*both(x, w), rtol=5e-7, atol=1e-6)
 
 
 def test_inputs_beyond_the_calibrated_range_saturate():
@@ -179,23 +197,28 @@ holding_lists = [
 ]
 
 
-@pytest.mark.parametrize("holding", holding_lists)
 @pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
-def test_gradients_are_those_of_fake_quantisation_however_codes_are_held(holding, geometry):
+def test_gradients_are_those_of_fake_quantisation_however_codes_are_held(geometry):
     x, w = sites.operands(geometry)
-    pieces = [sites.quantize(4, 6), *holding]
 
-    def loss(x, w):
-        return (sites.read(pieces, geometry, x, w, integer=False) ** 2).sum()
+    def loss(holding):
+        core, op = core_of(sites.quantize(4, 6), *holding), Op(geometry)
+        return lambda x, w: (core.read(op, core.write(op, w, None), x, None) ** 2).sum()
 
     def straight(x, w):
         return (Op(geometry).contract(_faked(x, 6), _faked(w, 4, geometry.contracted)) ** 2).sum()
 
-    found, expected = (
-        jax.grad(f, (0, 1))(jnp.asarray(x), jnp.asarray(w)) for f in (loss, straight)
-    )
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+    @jax.jit
+    def slopes(x, w):
+        return [jax.grad(f, (0, 1))(x, w) for f in (straight, *map(loss, holding_lists))]
+
+    expected, *found = slopes(x, w)
+    assert len(found) == len(holding_lists) == 7
+    for holding, mine in zip(holding_lists, found, strict=True):
+        for ours, theirs in zip(mine, map(np.asarray, expected), strict=True):
+            np.testing.assert_allclose(
+                ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max(), err_msg=f"{holding}"
+            )
 
 
 def _faked(v, bits, axes=None):
@@ -284,7 +307,7 @@ def test_stochastic_rounding_is_right_on_average_and_one_of_the_neighbours(spaci
     grid = Grid(4, per="channel", spacing=spacing, rounding="stochastic")
     plain = (quantized, {"weights": grid, "inputs": None})
     keys = jax.random.split(jax.random.key(0), 2000)
-    op, core = Op(sites.DENSE, integer=True), sites.core_of(plain)
+    op, core = Op(sites.DENSE, integer=True), core_of(plain)
     codes = jax.jit(jax.vmap(lambda k: core.write(op, w, k).inner))(keys)
     steps = w / np.asarray(core.write(op, w, keys[0]).scale)
     gap, below = np.ones_like(steps), np.floor(steps)
@@ -310,7 +333,7 @@ def test_a_moving_average_of_ranges_begins_with_the_first_batch():
     grid = Grid(8, average=0.75)
     plain = (quantized, {"weights": None, "inputs": grid})
     x, w = sites.operands(sites.DENSE)
-    op, core = Op(sites.DENSE, integer=True, ranges="stored"), sites.core_of(plain)
+    op, core = Op(sites.DENSE, integer=True, ranges="stored"), core_of(plain)
     state = core.calibrate(op, core.write(op, w, None), x)
     state = core.calibrate(op, state, 3 * x)
     most = np.abs(x).max()
@@ -323,7 +346,7 @@ HALF = Dot((1,), (), (0,), (), 2, (1, 1))
 def rounded_up(key):
     """Whether the weight and the input of a site were rounded up, both halfway between codes."""
     grid = Grid(4, rounding="stochastic", clip=clipping.fixed(-7.0, 7.0))
-    core, op = sites.core_of((quantized, {"weights": grid, "inputs": grid})), Op(HALF, integer=True)
+    core, op = core_of((quantized, {"weights": grid, "inputs": grid})), Op(HALF, integer=True)
     state = core.write(op, jnp.full((1, 1), 2.5), key)
     y = core.read(op, state, jnp.full((1, 1), 4.5), key)
     return state.inner[0, 0] > 2, y[0, 0] / state.inner[0, 0] > 4
@@ -391,7 +414,7 @@ def test_a_pruned_sign_takes_two_bits(masked, bits, expected):
     meter = {}
     grid = Grid(bits, per="channel")
     op = Op(FOUR, masked=masked, meter=meter)
-    sites.core_of((quantized, {"weights": grid, "inputs": None})).write(
+    core_of((quantized, {"weights": grid, "inputs": None})).write(
         op, jnp.arange(12.0).reshape(4, 3), None
     )
     assert meter["weight_bits"] == 12 * expected
@@ -403,7 +426,7 @@ def test_a_pruned_sign_takes_two_bits(masked, bits, expected):
 )
 def test_ranges_of_batches_and_tokens_are_not_stored(grid, expected):
     assert stored(grid) is expected
-    core = sites.core_of((quantized, {"weights": None, "inputs": grid}))
+    core = core_of((quantized, {"weights": None, "inputs": grid}))
     state = core.write(Op(FOUR), jnp.ones((4, 3)), None)
     assert (state.inputs is not None) is expected
     assert core.calibrate(Op(FOUR), state, jnp.ones((2, 4))).inputs == (
@@ -414,7 +437,7 @@ def test_ranges_of_batches_and_tokens_are_not_stored(grid, expected):
 def test_pruned_one_bit_weights_keep_their_zeros_and_the_mean_of_the_others():
     w = jnp.array([[3.0, 0, -5], [0, 0, 1], [-1, 0, 0], [0, 0, 0]])
     pieces = (quantized, {"weights": Grid(1, per="channel"), "inputs": None})
-    state = sites.core_of(pieces).write(Op(FOUR, masked=True), w, None)
+    state = core_of(pieces).write(Op(FOUR, masked=True), w, None)
     np.testing.assert_allclose(state.scale, [[2, 0, 3]])
     np.testing.assert_array_equal(state.inner, np.sign(w))
 
@@ -423,7 +446,7 @@ def test_float_weights_are_held_near_one_by_a_power_of_two():
     w = jnp.float32([[5, 0, -12], [0, 1, 1], [-1, 0, 0], [2, 3, 4]])
     grid = Grid(8, clip=clipping.fixed(-127.0, 127.0))
     pieces = (quantized, {"weights": None, "inputs": grid})
-    state = sites.core_of(pieces).write(Op(FOUR), w, None)
+    state = core_of(pieces).write(Op(FOUR), w, None)
     np.testing.assert_array_equal(state.inner, w / 8)
     np.testing.assert_array_equal(state.scale, [[8, 8, 8]])
     x = jnp.float32([[1, 2, 3, 4]])
@@ -432,7 +455,7 @@ def test_float_weights_are_held_near_one_by_a_power_of_two():
 
 def written(weights, w=None, op=None):
     w = jnp.float32([[4, 0, -2], [0, 0, 6], [2, 0, 0], [0, 8, 0]]) if w is None else w
-    core = sites.core_of((quantized, {"weights": weights, "inputs": None}))
+    core = core_of((quantized, {"weights": weights, "inputs": None}))
     return core.write(Op(FOUR) if op is None else op, w, None)
 
 
@@ -451,7 +474,7 @@ def test_zeros_count_for_a_rule_unless_they_are_pruned():
 
 def test_the_filling_of_a_last_group_is_no_weight():
     """Five products in groups of two: the last holds one, and nothing beside it."""
-    core = sites.core_of(
+    core = core_of(
         (grouped, {"rows": 2}), (quantized, {"weights": Grid(1, per="channel"), "inputs": None})
     )
     op = Op(Dot((1,), (), (0,), (), 2, (5, 1)))
@@ -464,7 +487,7 @@ def test_the_filling_of_a_last_group_is_no_weight():
 def test_the_filling_of_inputs_counts_for_no_mean(deployed):
     """One bit: the mean magnitude of five inputs, not of six."""
     grids = {"weights": Grid(8, clip=clipping.fixed(-127.0, 127.0)), "inputs": Grid(1)}
-    core = sites.core_of((grouped, {"rows": 2}), (quantized, grids))
+    core = core_of((grouped, {"rows": 2}), (quantized, grids))
     geometry = Dot((1,), (), (0,), (), 2, (5, 1))
     op = Op(geometry, integer=True, ranges="stored" if deployed else "batch")
     x = jnp.float32([[1, -2, 3, -4, 5]])
@@ -497,6 +520,6 @@ def test_low_precision_is_lifted_before_it_is_rounded():
         low, sites.read([pieces], FOUR, x.astype(jnp.float32), w.astype(jnp.float32))
     )
     assert written(grid, w).scale.dtype == jnp.float32
-    floats = sites.core_of((quantized, {"weights": None, "inputs": grid})).write(Op(FOUR), w, None)
+    floats = core_of((quantized, {"weights": None, "inputs": grid})).write(Op(FOUR), w, None)
     assert floats.inner.dtype == jnp.float32
     np.testing.assert_array_equal(floats.zero, 0)

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import jaxsim as js
 from jaxsim.cores import cells, wires
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.conductance import conductance
+from jaxsim.cores.conv import Conv
+from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
@@ -17,9 +20,14 @@ from jaxsim.cores.wires import parasitic_resistance
 from jaxsim.formats.grid import Grid
 from tests.oracles import resistors
 from tests.support import sites
-from tests.support.networks import X, cnn, run
+from tests.support.models import normal
+from tests.support.networks import run
 
 KEY = jax.random.key(5)
+# Arrays of 7 rows and 3 columns, and two of 6 and 2: few blocks for `transfer` to join.
+DENSE = Dot((1,), (), (0,), (), 2, (7, 3))
+CONV = Conv((2, 1), ((1, 2), (0, 1)), (1, 2), (2, 1), 2, *sites.PLAIN, w_shape=(4, 1, 3, 2))
+SHAPES = {DENSE: (5, 7), CONV: (2, 2, 7, 5)}
 DEVICE = (conductance, {"device": cells.proportional(0.05, on_off=20.0)})
 CODES = (quantized, {"weights": Grid(8), "inputs": None})
 R = {"row": 2**-8, "column": 2**-7, "row_terminal": 2**-6, "column_terminal": 2**-5}
@@ -64,42 +72,53 @@ def chain(mapping, settings, *, rows=None, **wiring):
 
 
 def reads(mapping, settings, geometry, x, w, *, rows=None, **wiring):
-    """What a site reads through wires, and what the circuit of its conductances says."""
-    y = sites.read_deployed(chain(mapping, settings, rows=rows, **wiring), geometry, x, w, KEY)
+    """What a site reads through wires, what the circuit of its cells says, and perfect wires."""
 
     def write(op, w, key):
         return w
 
     def read(op, g, x, key):
         matmul = op.geometry.as_matmul()
-        arrays, inputs = (np.asarray(a, float) for a in (matmul.w(g), matmul.x(x)))
-        planes = by_the_circuit(arrays, inputs, settings)
-        return matmul.y(jnp.asarray(planes, jnp.float32), x.shape)
+        arrays, inputs = matmul.w(g), matmul.x(x)
+        shape = (*arrays.shape[:-2], inputs.shape[-2], arrays.shape[-1])
+
+        def solved(*args):
+            return by_the_circuit(*(np.asarray(a, float) for a in args), settings).astype("f")
+
+        planes = jax.pure_callback(solved, jax.ShapeDtypeStruct(shape, "f"), arrays, inputs)
+        return matmul.y(planes, x.shape)
 
     def circuit(core):
         return js.Core(write, lambda op, state, x: state, read)
 
-    op = Op(geometry, ranges="stored")
-    core = sites.core_of(*chain(mapping, None, rows=rows), circuit)
-    state = core.write(dataclasses.replace(op, integer=True), w, KEY)
-    return np.asarray(y), np.asarray(core.read(op, state, x, KEY))
+    wired = chain(mapping, settings, rows=rows, **wiring)
+    perfect = chain(mapping, None, rows=rows)
+    op = Op(geometry, integer=True, ranges="stored")
+
+    @jax.jit
+    def answers(x, w):
+        """In one program: XLA compiles once what the three have in common."""
+        cores = [sites.core_of(*pieces) for pieces in (wired, [*perfect, circuit], perfect)]
+        states = [core.calibrate(op, core.write(op, w, KEY), x) for core in cores]
+        return [core.read(op, s, x, KEY) for core, s in zip(cores, states, strict=True)]
+
+    return [np.asarray(y) for y in answers(x, w)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("geometry", "interleaved", "wiring"),
     [
-        (sites.DENSE, False, {"redrawn": True}),
-        (sites.DENSE, True, {}),
-        (sites.CONV, False, {}),
-        (sites.CONV, True, {"redrawn": True}),
+        (DENSE, False, {"redrawn": True}),
+        (DENSE, True, {}),
+        (CONV, False, {}),
+        (CONV, True, {"redrawn": True}),
     ],
 )
 def test_a_site_reads_what_the_circuit_of_its_cells_delivers(geometry, interleaved, wiring):
-    x, w = sites.operands(geometry)
+    x, w = sites.operands(geometry, x_shape=SHAPES[geometry])
     settings = wires.input_source(**R, interleaved=interleaved)
-    y, exact = reads(differential, settings, geometry, x, w, **wiring)
-    ideal = sites.read_deployed(chain(differential, None), geometry, x, w, KEY)
+    y, exact, ideal = reads(differential, settings, geometry, x, w, **wiring)
     largest = np.abs(exact).max()
     assert np.abs(y - exact).max() < 2e-5 * largest
     assert np.abs(ideal - exact).max() > 0.02 * largest
@@ -108,10 +127,10 @@ def test_a_site_reads_what_the_circuit_of_its_cells_delivers(geometry, interleav
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["geff", "cg"])
 def test_tiles_and_shifted_codes_are_arrays_of_their_own(solver):
-    x, w = sites.operands(sites.DENSE)
+    x, w = sites.operands(DENSE, x_shape=SHAPES[DENSE])
     settings = wires.input_source(**R, solver=solver)
-    for mapping, rows in ((differential, 7), (offset, None)):
-        y, exact = reads(mapping, settings, sites.DENSE, x, w, rows=rows)
+    for mapping, rows in ((differential, 3), (offset, None)):
+        y, exact, _ = reads(mapping, settings, DENSE, x, w, rows=rows)
         assert np.abs(y - exact).max() < 2e-5 * np.abs(exact).max()
 
 
@@ -120,12 +139,14 @@ def test_gated_pairs_on_one_wire_and_on_two_differ_only_in_second_order():
     codes = np.random.default_rng(0).normal(0, 0.3, (64, 8))
     g, on = np.stack([np.maximum(codes, 0), np.maximum(-codes, 0)]), np.ones((1, 64))
 
+    @jax.jit
+    def both(g, on, r):
+        kinds = (wires.gated(r), wires.gated(r, interleaved=True))
+        return [wires.currents(g, on, settings) for settings in kinds]
+
     def differences(r):
         with jax.enable_x64(True):
-            (plus, minus), (net, zero) = (
-                map(np.asarray, wires.currents(*map(jnp.asarray, (g, on)), settings))
-                for settings in (wires.gated(r), wires.gated(r, interleaved=True))
-            )
+            (plus, minus), (net, zero) = (map(np.asarray, y) for y in both(g, on, r))
         two = plus - minus
         assert not zero.any()
         return np.abs(net - two).mean() / np.abs(two - on @ (g[0] - g[1])).mean()
@@ -135,22 +156,32 @@ def test_gated_pairs_on_one_wire_and_on_two_differ_only_in_second_order():
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("geometry", [sites.DENSE, sites.CONV])
+@pytest.mark.parametrize("geometry", [DENSE, CONV])
 def test_gated_cells_take_signed_digits_in_two_passes(geometry, interleaved):
-    x, w = sites.operands(geometry)
+    x, w = sites.operands(geometry, x_shape=SHAPES[geometry])
     settings = wires.gated(
         R["column"], column_terminal=R["column_terminal"], interleaved=interleaved
     )
-    y, exact = reads(differential, settings, geometry, np.sign(np.round(x)), w)
+    y, exact, _ = reads(differential, settings, geometry, np.sign(np.round(x)), w)
     assert np.abs(y - exact).max() < 2e-5 * np.abs(exact).max()
 
 
-def composed(r, *, solver="auto", sites_="Dense_*"):
+X = normal(8, 5, seed=3)
+
+
+@functools.cache
+def layers():
+    """Two dense layers; only the last one's arrays, of up to 5 of its 7 rows, have wires."""
+    params = {"first": normal(5, 7, seed=1), "last": normal(7, 3, seed=2)}
+    return js.trace(lambda p, x: jnp.tanh(x @ p["first"]) @ p["last"], params, X)
+
+
+def composed(r, *, solver="auto"):
     return js.compose(
         js.quantize(),
-        js.analog(cells=js.cells.independent(0.02, on_off=50.0), rows=9),
-        js.wrap(parasitic_resistance, wires=wires.input_source(r, solver=solver), sites=sites_),
-    )(cnn())
+        js.analog(cells=js.cells.independent(0.02, on_off=50.0), rows=5),
+        js.wrap(parasitic_resistance, wires=wires.input_source(r, solver=solver), sites="last"),
+    )(layers())
 
 
 @pytest.mark.slow
@@ -189,29 +220,39 @@ def test_a_deployed_network_reads_through_its_wires_and_trains_through_them_befo
             assert np.mean(np.asarray(gradient) != 0) > 0.3
 
 
-def test_few_vectors_are_solved_and_many_multiplied_with_the_same_result():
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_few_vectors_are_solved_and_many_multiplied_with_the_same_result(interleaved):
     rng = np.random.default_rng(0)
-    g, v = rng.uniform(0, 1, (2, 9, 6)), rng.uniform(-1, 1, (40, 9))
-    for interleaved in (False, True):
-        auto, cg, geff = (
-            wires.input_source(0.02, 0.01, interleaved=interleaved, solver=solver)
-            for solver in ("auto", "cg", "geff")
-        )
-        many = wires.currents(g, v, geff)
-        assert many.shape == (2, 40, 6)
-        for settings, count in ((auto, 3), (cg, 3), (auto, 40)):
-            y = wires.currents(g, v[:count], settings)
-            np.testing.assert_allclose(y, many[:, :count], rtol=1e-4, atol=1e-5)
+    g, v = rng.uniform(0, 1, (2, 5, 3)), rng.uniform(-1, 1, (40, 5))
+    auto, cg, geff = (
+        wires.input_source(0.02, 0.01, interleaved=interleaved, solver=solver)
+        for solver in ("auto", "cg", "geff")
+    )
+
+    @jax.jit
+    def delivered(g, v):
+        asked = ((geff, 40), (auto, 3), (cg, 3), (auto, 40))
+        return [wires.currents(g, v[:count], settings) for settings, count in asked]
+
+    many, *others = map(np.asarray, delivered(g, v))
+    assert many.shape == (2, 40, 3)
+    for y in others:
+        np.testing.assert_allclose(y, many[:, : y.shape[1]], rtol=1e-4, atol=1e-5)
 
 
 def test_auto_does_not_return_what_has_not_converged():
     rng = np.random.default_rng(0)
-    g, v = rng.uniform(0.1, 1, (40, 40)), rng.uniform(-1, 1, (3, 40))
-    settings = wires.input_source(100.0)
-    assert not wires.solve(g, v, settings, iterations=200).converged.all()
-    y = wires.currents(g, v, settings)
-    exact = resistors.input_source(g, v, np.full(40, 100.0), np.full(40, 100.0))[0]
-    assert np.abs(y - exact).max() < 1e-4 * np.abs(exact).max()
+    g, v = rng.uniform(0.1, 1, (16, 16)), rng.uniform(-1, 1, (3, 16))
+    settings = wires.input_source(1e4)
+
+    @jax.jit
+    def delivered(g, v):
+        return wires.solve(g, v, settings, iterations=200), wires.currents(g, v, settings)
+
+    tried, y = delivered(g, v)
+    assert not np.asarray(tried.converged).all()
+    exact = resistors.input_source(g, v, np.full(16, 1e4), np.full(16, 1e4))[0]
+    assert np.abs(np.asarray(y) - exact).max() < 1e-4 * np.abs(exact).max()
 
 
 @pytest.mark.parametrize(
@@ -272,23 +313,33 @@ DOUBLE = {
 @pytest.mark.parametrize("topology", ["input_source", "gated"])
 def test_in_double_precision_wires_are_exact_to_1e_9(topology, interleaved):
     rng = np.random.default_rng(7)
-    g, v = rng.uniform(0.01, 1, (2, 1, 12, 9)), rng.uniform(-1, 1, (1, 3, 12))
+    g, v = rng.uniform(0.01, 1, (2, 1, 3, 2)), rng.uniform(-1, 1, (1, 3, 3))
     if topology == "gated":
         v = np.round(1.5 * v).clip(-1, 1)
-    with jax.enable_x64(True):
+        ends = {"column_terminal": DOUBLE["column_terminal"]}
+
+    def of(r):
         if topology == "gated":
-            ends = {"column_terminal": DOUBLE["column_terminal"]}
-            settings = wires.gated(DOUBLE["column"], **ends, interleaved=interleaved)
-            found = {"one pass": wires.currents(jnp.asarray(g), jnp.asarray(v), settings)}
-        else:
-            settings = wires.input_source(**DOUBLE, interleaved=interleaved, solver="geff")
-            solved = wires.solve(jnp.asarray(g), jnp.asarray(v), settings, tolerance=1e-13)
-            net = [solved.current, jnp.zeros_like(solved.current)]
-            found = {
-                "matrix": wires.currents(jnp.asarray(g), jnp.asarray(v), settings),
-                "gradients": jnp.stack(net) if interleaved else solved.current,
-            }
-        single = wires.currents(jnp.asarray(g, "f"), jnp.asarray(v, "f"), settings)
+            return wires.gated(r["column"], **ends, interleaved=interleaved)
+        return wires.input_source(**r, interleaved=interleaved, solver="geff")
+
+    @jax.jit
+    def delivered(g, v):
+        settings = of(DOUBLE)
+        if topology == "gated":
+            return {"one pass": wires.currents(g, v, settings)}
+        solved = wires.solve(g, v, settings, tolerance=1e-13)
+        net = [solved.current, jnp.zeros_like(solved.current)]
+        return {
+            "matrix": wires.currents(g, v, settings),
+            "gradients": jnp.stack(net) if interleaved else solved.current,
+        }
+
+    with jax.enable_x64(True):
+        settings, found = of(DOUBLE), delivered(g, v)
+        single = jax.eval_shape(
+            lambda g, v: wires.currents(g, v, settings), np.float32(g), np.float32(v)
+        )
     assert single.dtype == jnp.float32
     exact = by_the_circuit(g, v, settings, DOUBLE)
     for name, y in found.items():

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +28,15 @@ def played(name):
     def run(keys, weights):
         game = MAKE[name](keys[0])
         strategies = jax.vmap(lambda k: game.strategy(game.init(k)))(keys[1:])
-        alone = [jax.tree.map(lambda a, i=i: a[i], strategies) for i in range(4)]
-        table = jnp.stack([jnp.stack([jg.payoff(game, a, b) for b in alone]) for a in alone])
-        mixed = game.against(alone[0], game.mix(strategies, weights))
+
+        def alone(i):
+            return jax.tree.map(lambda a: a[i], strategies)
+
+        def one(pair):
+            return jg.payoff(game, alone(pair // 4), alone(pair % 4))
+
+        table = jax.lax.map(one, jnp.arange(16)).reshape(4, 4)
+        mixed = game.against(alone(0), game.mix(strategies, weights))
         return table, jg.payoffs(game, strategies), mixed
 
     return run
@@ -51,16 +59,20 @@ def test_payoffs_are_antisymmetric_and_mixtures_are_means(name, seed):
 
 @pytest.mark.parametrize("name", sorted(set(MAKE) - {"lotto"}))
 def test_the_best_response_has_the_best_value_and_no_agent_does_better(name):
-    keys = jax.random.split(jax.random.key(3), 34)
-    game = MAKE[name](keys[0])
-    play = jax.vmap(lambda k: game.strategy(game.init(k)))
-    opponent = game.mix(play(keys[1:4]), jnp.array([0.5, 0.3, 0.2]))
-    best = float(game.best(opponent))
-    reached = float(game.against(game.strategy(game.respond(opponent)), opponent))
+
+    @jax.jit
+    def values(keys):
+        game = MAKE[name](keys[0])
+        play = jax.vmap(lambda k: game.strategy(game.init(k)))
+        opponent = game.mix(play(keys[1:4]), jnp.array([0.5, 0.3, 0.2]))
+        reached = game.against(game.strategy(game.respond(opponent)), opponent)
+        others = jax.vmap(lambda s: game.against(s, opponent))(play(keys[4:]))
+        return game.best(opponent), reached, others.max(), jg.nash_conv(game, opponent)
+
+    best, reached, other, conv = map(float, values(jax.random.split(jax.random.key(3), 34)))
     assert reached == pytest.approx(best, abs=1e-5)
-    others = jax.vmap(lambda s: game.against(s, opponent))(play(keys[4:]))
-    assert float(others.max()) <= best + 1e-6
-    assert float(jg.nash_conv(game, opponent)) == pytest.approx(2 * best, abs=1e-6)
+    assert other <= best + 1e-6
+    assert conv == pytest.approx(2 * best, abs=1e-6)
 
 
 def test_rock_paper_scissors_has_the_known_nash_conv():
@@ -94,16 +106,20 @@ def test_matrices_of_others_are_played_and_have_our_values(name):
     assert rows(np.sign(theirs)) == rows(np.sign(ours))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def of_pennies(rounds, mine, theirs):
+    return jg.payoff(jg.matching_pennies(rounds), mine, theirs)
+
+
 @settings(max_examples=15)
-@given(st.integers(0, 10**6), st.integers(1, 12))
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 7, 12]))
 def test_matching_pennies_is_the_chain_of_its_states(seed, rounds):
     p, q = np.random.default_rng(seed).uniform(size=(2, 5))
     expected = oracle.pennies(p, q, rounds)
-    game = jg.matching_pennies(rounds)
-    other = (jnp.full(5, 0.5), jnp.asarray(q, jnp.float32))
+    chance = np.full(5, 0.5, np.float32)
     # a player of pure chance in the second seat has nothing to win or lose
-    mine = (jnp.asarray(p, jnp.float32), jnp.full(5, 0.5))
-    assert 2 * float(jg.payoff(game, mine, other)) == pytest.approx(expected, abs=1e-5)
+    mine, other = (p.astype(np.float32), chance), (chance, q.astype(np.float32))
+    assert 2 * float(of_pennies(rounds, mine, other)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_episodes_of_matching_pennies_have_the_mean_of_the_chain():
@@ -124,17 +140,22 @@ def test_episodes_of_matching_pennies_have_the_mean_of_the_chain():
         assert abs(x.mean() - expected / 2) < 4 * x.std() / len(x) ** 0.5
 
 
-@settings(max_examples=10)
-@given(st.integers(0, 10**6))
-def test_lotto_is_one_softmax_a_customer(seed):
-    keys = jax.random.split(jax.random.key(seed), 3)
+@jax.jit
+def of_lotto(keys):
     game = jg.lotto(keys[0], 5, 4)
     mine, theirs = (game.strategy(game.init(k)) for k in keys[1:])
     customers = jax.random.uniform(keys[0], (5, 2), minval=-1, maxval=1)
+    return jg.payoff(game, mine, theirs), customers, mine, theirs
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10**6))
+def test_lotto_is_one_softmax_a_customer(seed):
+    found, customers, mine, theirs = of_lotto(jax.random.split(jax.random.key(seed), 3))
     expected = oracle.lotto(
         *jax.tree.map(lambda a: np.asarray(a, float), (customers, tuple(mine), tuple(theirs)))
     )
-    assert float(jg.payoff(game, mine, theirs)) == pytest.approx(expected, abs=1e-4)
+    assert float(found) == pytest.approx(expected, abs=1e-4)
     assert float(mine.shares.sum()) == pytest.approx(4, abs=1e-5)
 
 

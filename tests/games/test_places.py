@@ -15,26 +15,32 @@ KEY = jax.random.key(0)
 
 def test_lotto_of_one_customer_is_a_ratio_of_exponentials():
     """My servers at distances 1 and 2 have the shares 0.5 and 1.5, theirs are at 0 and 3."""
-    game = jg.lotto(KEY, customers=1, servers=2)
-    c = jax.random.uniform(KEY, (1, 2), minval=-1, maxval=1)[0]
-    mine = Servers(c + jnp.array([[1.0, 0], [0, -2]]), jnp.array([0.5, 1.5]))
-    theirs = Servers(c + jnp.array([[0.0, 0], [3, 0]]), jnp.array([1.25, 0.75]))
     e = np.exp(-np.array([1.0, 2, 0, 3]))
     expected = (0.5 * e[0] + 1.5 * e[1] - 1.25 * e[2] - 0.75 * e[3]) / e.sum()
-    assert float(jg.payoff(game, mine, theirs)) == pytest.approx(expected, abs=1e-5)
-    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), theirs, mine)
-    mixed = game.against(mine, game.mix(both, jnp.array([0.25, 0.75])))
+
+    @jax.jit
+    def played():
+        game = jg.lotto(KEY, customers=1, servers=2)
+        c = jax.random.uniform(KEY, (1, 2), minval=-1, maxval=1)[0]
+        mine = Servers(c + jnp.array([[1.0, 0], [0, -2]]), jnp.array([0.5, 1.5]))
+        theirs = Servers(c + jnp.array([[0.0, 0], [3, 0]]), jnp.array([1.25, 0.75]))
+        both = jax.tree.map(lambda a, b: jnp.stack([a, b]), theirs, mine)
+        mixed = game.against(mine, game.mix(both, jnp.array([0.25, 0.75])))
+        strategy = game.strategy(Servers(mine.places, jnp.log(jnp.array([1.0, 3.0]))))
+        slope = jax.grad(lambda p: jg.payoff(game, theirs._replace(places=p), mine))(theirs.places)
+        return jg.payoff(game, mine, theirs), mixed, strategy.shares, slope
+
+    worth, mixed, shares, slope = played()
+    assert float(worth) == pytest.approx(expected, abs=1e-5)
     assert float(mixed) == pytest.approx(0.25 * expected, abs=1e-5)
-    strategy = game.strategy(Servers(mine.places, jnp.log(jnp.array([1.0, 3.0]))))
-    np.testing.assert_allclose(strategy.shares, [0.5, 1.5], rtol=1e-6)
+    np.testing.assert_allclose(shares, [0.5, 1.5], rtol=1e-6)
     # a server that stands where the customer is has a slope that is a number
-    slope = jax.grad(lambda p: jg.payoff(game, theirs._replace(places=p), mine))(theirs.places)
     assert np.isfinite(slope).all()
 
 
 def test_servers_start_anywhere_in_the_square_with_shares_of_their_own():
-    game = jg.lotto(KEY, customers=2, servers=1000)
-    agent, other = game.init(jax.random.key(1)), game.init(jax.random.key(2))
+    init = jax.jit(jg.lotto(KEY, customers=2, servers=1000).init)
+    agent, other = init(jax.random.key(1)), init(jax.random.key(2))
     x, y = np.asarray(agent.places).T
     for side in (x, y):
         assert side.min() == pytest.approx(-1, abs=0.02)
@@ -53,11 +59,14 @@ def test_servers_start_anywhere_in_the_square_with_shares_of_their_own():
 
 
 def test_customers_are_those_of_the_game_s_key():
-    mine, theirs = (jg.lotto(KEY, 2, 3).init(jax.random.key(k)) for k in (1, 2))
-    worth = [
-        float(jg.payoff(g, g.strategy(mine), g.strategy(theirs)))
-        for g in (jg.lotto(jax.random.key(k), 2, 3) for k in (0, 0, 1))
-    ]
+
+    @jax.jit
+    def played(key):
+        game = jg.lotto(key, 2, 3)
+        mine, theirs = (game.strategy(game.init(jax.random.key(k))) for k in (1, 2))
+        return jg.payoff(game, mine, theirs)
+
+    worth = [float(played(jax.random.key(k))) for k in (0, 0, 1)]
     assert worth[0] == worth[1] != worth[2]
 
 

@@ -1,3 +1,4 @@
+import functools
 import os
 from pathlib import Path
 
@@ -28,6 +29,15 @@ def random_policies(game, seed):
     return [sequence.random_policy(s, k) for s, k in zip(game, keys, strict=True)]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def uniform(name):
+    """NashConv and value of the uniform policies, and how often a play ends."""
+    game = GAMES[name].game
+    both = plans(game, [sequence.uniform_policy(s) for s in game])
+    total = both[0] @ (game.first.chance * both[1][game.first.opposite]).sum(1)
+    return sequence.nash_conv(game, *both), sequence.policy_value(game, *both), total
+
+
 @pytest.mark.parametrize(
     ("name", "infosets", "sequences", "ends", "levels"),
     [("kuhn_poker", 6, 13, 30, [2, 1]), ("leduc_poker", 468, 1093, 5520, [4, 4])],
@@ -39,10 +49,7 @@ def test_trees_have_the_size_of_the_games(name, infosets, sequences, ends, level
         assert len(names) == len(set(names)) == infosets
         assert 1 + sum(int(a.sum()) for a in seat.legal) == sequences
         assert int((seat.chance > 0).sum()) == ends
-    both = plans(named.game, [sequence.uniform_policy(s) for s in named.game])
-    ends = named.game.first.chance * both[1][named.game.first.opposite]
-    total = float(both[0] @ ends.sum(1))
-    assert total == pytest.approx(1, abs=1e-6)
+    assert float(uniform(name)[2]) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +57,15 @@ def test_trees_have_the_size_of_the_games(name, infosets, sequences, ends, level
     [("kuhn_poker", 0.9166667, 0.125), ("leduc_poker", 4.7472222, -0.078125)],
 )
 def test_the_uniform_policies_have_known_values(name, nash_conv, value):
+    gap, worth, _ = uniform(name)
+    assert float(gap) == pytest.approx(nash_conv, abs=1e-5)
+    assert float(worth) == pytest.approx(value, abs=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def measured(name, both):
     game = GAMES[name].game
-    both = plans(game, [sequence.uniform_policy(s) for s in game])
-    assert float(sequence.nash_conv(game, *both)) == pytest.approx(nash_conv, abs=1e-5)
-    assert float(sequence.policy_value(game, *both)) == pytest.approx(value, abs=1e-5)
+    return sequence.nash_conv(game, *both), sequence.policy_value(game, *both)
 
 
 @pytest.mark.parametrize(("name", "value"), [("kuhn_poker", -1 / 18), ("leduc_poker", -0.0856064)])
@@ -61,9 +73,9 @@ def test_the_equilibrium_of_the_linear_programme_has_the_known_value(name, value
     game = GAMES[name].game
     found, both = sequence_lp.equilibrium(game)
     assert found == pytest.approx(value, abs=1e-7)
-    both = [jnp.asarray(p, jnp.float32) for p in both]
-    assert float(sequence.nash_conv(game, *both)) == pytest.approx(0, abs=1e-5)
-    assert float(sequence.policy_value(game, *both)) == pytest.approx(value, abs=1e-5)
+    gap, worth = measured(name, [p.astype(np.float32) for p in both])
+    assert float(gap) == pytest.approx(0, abs=1e-5)
+    assert float(worth) == pytest.approx(value, abs=1e-5)
     path = DATA / f"{name.removesuffix('_poker')}_nash.npz"
     if not path.exists():
         pytest.skip(f"{path} is absent; set JAXSIM_DATA")
@@ -74,18 +86,15 @@ def test_the_equilibrium_of_the_linear_programme_has_the_known_value(name, value
 def test_random_policies_agree_with_openspiel(name):
     pyspiel = pytest.importorskip("pyspiel", reason="OpenSpiel is not installed")
     named, peer = GAMES[name], pyspiel.load_game(name)
-    measure = jax.jit(
-        lambda *p: (sequence.nash_conv(named.game, *p), sequence.policy_value(named.game, *p))
-    )
     for seed in range(20):
-        policies = random_policies(named.game, seed)
+        policies, both, _ = replayed(name, seed)
         table = {}
         for seat, names, policy in zip(named.game, named.infosets, policies, strict=True):
             legal = np.concatenate([np.asarray(a) for a in seat.legal])
             for n, row, can in zip(names, np.asarray(policy, float), legal, strict=True):
                 table[n] = [(a, p) for a, p in enumerate(row) if can[a]]
         theirs = pyspiel.TabularPolicy(table)
-        gap, value = measure(*plans(named.game, policies))
+        gap, value = measured(name, both)
         assert float(gap) == pytest.approx(pyspiel.nash_conv(peer, theirs), abs=1e-5)
         root = peer.new_initial_state()
         expected = pyspiel.expected_returns(root, theirs, -1, True)[0]
@@ -105,71 +114,103 @@ def test_the_uniform_policy_of_openspiel_is_read(name):
         np.testing.assert_allclose(found, sequence.uniform_policy(seat), atol=1e-7)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def replayed(name, seed):
+    """Of random policies: themselves, their plans, and the policies of these."""
+    game = GAMES[name].game
+    policies = random_policies(game, seed)
+    both = plans(game, policies)
+    again = [sequence.behavior_policy(s, p) for s, p in zip(game, both, strict=True)]
+    return policies, both, again
+
+
 @settings(max_examples=8)
 @given(st.integers(0, 10**6), st.sampled_from(sorted(GAMES)))
 def test_a_plan_and_its_policy_are_the_same_play(seed, name):
-    game = GAMES[name].game
-    for seat, policy in zip(game, random_policies(game, seed), strict=True):
-        plan = sequence.realization_plan(seat, policy)
+    for seat, policy, plan, again in zip(GAMES[name].game, *replayed(name, seed), strict=True):
         E, e = sequence_lp.constraints(seat)
         np.testing.assert_allclose(E @ np.asarray(plan, float), e, atol=1e-6)
-        np.testing.assert_allclose(sequence.behavior_policy(seat, plan), policy, atol=1e-5)
+        np.testing.assert_allclose(again, policy, atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def mixed_and_alone(name, keys, weights):
+    game = jg.both_seats(GAMES[name].game)
+    strategies = jax.vmap(lambda k: game.strategy(game.init(k)))(keys[:3])
+    one = game.strategy(game.init(keys[3]))
+    alone = [jax.tree.map(lambda a, i=i: a[i], strategies) for i in range(3)]
+    table = jnp.stack([jg.payoff(game, one, other) for other in alone])
+    return game.against(one, game.mix(strategies, weights)), table
 
 
 @settings(max_examples=8)
 @given(st.integers(0, 10**6), st.sampled_from(sorted(GAMES)))
 def test_a_mixture_of_plans_plays_as_its_agents_do(seed, name):
-    game = jg.both_seats(GAMES[name].game)
-    keys = jax.random.split(jax.random.key(seed), 4)
-    strategies = jax.vmap(lambda k: game.strategy(game.init(k)))(keys[:3])
-    one, weights = game.strategy(game.init(keys[3])), jnp.array([0.2, 0.3, 0.5])
-    mixed = float(game.against(one, game.mix(strategies, weights)))
-    table = [
-        float(jg.payoff(game, one, jax.tree.map(lambda a, i=i: a[i], strategies))) for i in range(3)
-    ]
-    assert mixed == pytest.approx(float(np.dot(weights, table)), abs=1e-5)
+    weights = np.float32([0.2, 0.3, 0.5])
+    mixed, table = mixed_and_alone(name, jax.random.split(jax.random.key(seed), 4), weights)
+    assert float(mixed) == pytest.approx(float(np.dot(weights, table)), abs=1e-5)
 
 
 def test_averaged_policies_are_not_the_mixture():
     # the original averages policies, which is another player
     game = KUHN.game
-    agents = [random_policies(game, seed) for seed in range(8)]
-    mixed = [sum(p) / 8 for p in zip(*(plans(game, a) for a in agents), strict=True)]
-    averaged = plans(game, [sum(p) / 8 for p in zip(*agents, strict=True)])
-    gap = sequence.nash_conv(game, *mixed) - sequence.nash_conv(game, *averaged)
-    assert abs(float(gap)) > 1e-3
+
+    @jax.jit
+    def gaps():
+        agents = [random_policies(game, seed) for seed in range(8)]
+        mixed = [sum(p) / 8 for p in zip(*(plans(game, a) for a in agents), strict=True)]
+        averaged = plans(game, [sum(p) / 8 for p in zip(*agents, strict=True)])
+        return sequence.nash_conv(game, *mixed), sequence.nash_conv(game, *averaged)
+
+    mixed, averaged = map(float, gaps())
+    assert abs(mixed - averaged) > 1e-3
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def responded(name, seed):
+    game = GAMES[name].game
+    mine, theirs = plans(game, random_policies(game, seed))
+    values = sequence.facing(game.first, theirs)
+    value, best = sequence.best_response(game.first, values)
+    return value, best, sequence.realization_plan(game.first, best) @ values, mine @ values
 
 
 @settings(max_examples=8)
 @given(st.integers(0, 10**6), st.sampled_from(sorted(GAMES)))
 def test_a_best_response_has_its_value_and_nothing_beats_it(seed, name):
-    game = GAMES[name].game
-    policies = random_policies(game, seed)
-    mine, theirs = plans(game, policies)
-    values = sequence.facing(game.first, theirs)
-    value, best = sequence.best_response(game.first, values)
-    sequence.check_policy(game.first, best)
-    plan = sequence.realization_plan(game.first, best)
-    assert float(plan @ values) == pytest.approx(float(value), abs=1e-5)
-    assert float(value) >= float(mine @ values) - 1e-6
+    value, best, reached, mine = responded(name, seed)
+    sequence.check_policy(GAMES[name].game.first, best)
+    assert float(reached) == pytest.approx(float(value), abs=1e-5)
+    assert float(value) >= float(mine) - 1e-6
 
 
 def test_the_best_response_in_kuhn_is_that_of_brute_force():
     game = KUHN.game
+    pure = np.eye(2, dtype=np.float32)[np.array(np.meshgrid(*[[0, 1]] * 6)).reshape(6, -1).T]
+
+    @jax.jit
+    def answered(seed):
+        values = sequence.facing(game.first, plans(game, random_policies(game, seed))[1])
+        every = jax.vmap(lambda p: sequence.realization_plan(game.first, p))(pure)
+        return values, every, sequence.best_value(game.first, values)
+
     for seed in range(10):
-        theirs = plans(game, random_policies(game, seed))[1]
-        values = np.asarray(sequence.facing(game.first, theirs), float)
-        pure = np.eye(2)[np.array(np.meshgrid(*[[0, 1]] * 6)).reshape(6, -1).T]
-        every = jax.vmap(lambda p: sequence.realization_plan(game.first, p))(jnp.asarray(pure))
-        most = (np.asarray(every, float) @ values).max()
-        assert float(sequence.best_value(game.first, values)) == pytest.approx(most, abs=1e-6)
+        values, every, best = answered(seed)
+        most = (np.asarray(every, float) @ np.asarray(values, float)).max()
+        assert float(best) == pytest.approx(most, abs=1e-6)
 
 
 def test_nash_conv_of_both_seats_is_that_of_the_plans():
-    game = jg.both_seats(LEDUC.game)
-    strategy = game.strategy(game.init(jax.random.key(0)))
-    both = float(jg.nash_conv(game, jg.alone(game, strategy)))
-    assert both == pytest.approx(float(sequence.nash_conv(LEDUC.game, *strategy)), abs=1e-5)
+
+    @jax.jit
+    def both():
+        game = jg.both_seats(LEDUC.game)
+        strategy = game.strategy(game.init(jax.random.key(0)))
+        whole = jg.nash_conv(game, jg.alone(game, strategy))
+        return whole, sequence.nash_conv(LEDUC.game, *strategy)
+
+    whole, of_plans = map(float, both())
+    assert whole == pytest.approx(of_plans, abs=1e-5)
 
 
 def test_a_policy_where_it_never_comes_is_uniform_and_has_a_gradient():
@@ -254,18 +295,25 @@ def test_deep_trees_and_a_player_who_never_moves():
         jg.Decision(1, "a", {0: 5.0, 1: 2.0, 2: jg.Decision(1, "b", {0: 1.0})})
     ).game
     still, mover = game
-    policy = sequence.uniform_policy(still)
+
+    @jax.jit
+    def answers():
+        policy = sequence.uniform_policy(still)
+        plan = sequence.realization_plan(still, policy)
+        value, best = sequence.best_response(mover, sequence.facing(mover, plan))
+        facing = sequence.facing(still, sequence.realization_plan(mover, best))
+        again = sequence.behavior_policy(still, plan)
+        return policy, value, best, again, sequence.best_response(still, facing)
+
+    policy, value, best, again, nothing = answers()
     assert policy.shape == (0, 1)
-    plan = sequence.realization_plan(still, policy)
-    value, best = sequence.best_response(mover, sequence.facing(mover, plan))
     assert value == -1
     assert best.tolist() == [[0, 0, 1], [1, 0, 0]]
-    sequence.check_policy(still, sequence.behavior_policy(still, plan))
-    nothing = sequence.best_response(
-        still, sequence.facing(still, sequence.realization_plan(mover, best))
-    )
+    sequence.check_policy(still, again)
     assert (nothing[0], nothing[1].shape) == (1, (0, 1))
     seats = sequence.both_seats(game)
-    run = js.psro(seats, js.nash(100), js.exact(), jax.random.key(0), start=1, iterations=2)
+    run = jax.jit(lambda key: js.psro(seats, js.nash(100), js.exact(), key, start=1, iterations=2))(
+        jax.random.key(0)
+    )
     assert np.isfinite(np.asarray(run.population.payoffs)).all()
     assert run.nash_conv[-1] == pytest.approx(0, abs=1e-6)

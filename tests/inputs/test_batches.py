@@ -25,6 +25,8 @@ def model(p, x, *, m):
 
 NET = js.trace(model, W, X, m=M)
 CODED = js.quantize(4, 8)(NET)
+FIRST = js.trace(lambda p, x, *, m: (x + m) @ p["a"], {"a": W["a"]}, X, m=M)
+FIRST_CODED = js.quantize(4, 8)(FIRST)
 HALVES = [slice(0, 4), slice(4, 8)]
 
 
@@ -69,16 +71,16 @@ TAKES = {
     "widen_ranges": lambda data: (
         js.widen_ranges(js.deploy(CODED, calibrate={"x": X / 4, "m": M / 4}), data).states
     ),
-    "round_weights": lambda data: js.round_weights(js.rounding.gptq(), data)(CODED).params,
+    "round_weights": lambda data: js.round_weights(js.rounding.gptq(), data)(FIRST_CODED).params,
     "learn_ranges": lambda data: js.learn_ranges(data)(CODED).cores,
-    "smooth": lambda data: js.smooth(data)(CODED).cores,
+    "smooth": lambda data: js.smooth(data)(FIRST_CODED).cores,
     "correct_bias": lambda data: js.correct_bias(data)(js.quantize(4, None)(NET)).cores,
     "prune_layers": lambda data: js.prune_layers(data, 0.5)(NET).params,
     "equalize": lambda data: js.equalize(data)(NET).params,
-    "activity": lambda data: sp.activity(data).score(NET, ()),
-    "classify": lambda data: js.classify(NET, data),
-    "compare": lambda data: js.compare(NET, CODED, (data, LABELS)).rows[1].accuracy,
-    "fit": lambda data: fit(NET, data, LABELS, **FIT).params,
+    "activity": lambda data: sp.activity(data).score(FIRST, ()),
+    "classify": lambda data: js.classify(FIRST, data),
+    "compare": lambda data: js.compare(FIRST, FIRST_CODED, (data, LABELS)).rows[1].accuracy,
+    "fit": lambda data: fit(FIRST, data, LABELS, **FIT).params,
     "distill_exits": lambda data: js.distill_exits(EXITS, data, key=KEY, steps=3).heads,
 }
 

@@ -14,8 +14,9 @@ from flax import nnx
 
 import jaxsim as js
 from jaxsim.network import frontends
+from tests.support.models import normal
 
-X = jax.random.normal(jax.random.key(0), (4, 8))
+X = normal(4, 8)
 IDS = jnp.ones((2, 1), jnp.int32)
 
 
@@ -292,7 +293,13 @@ def frozen(kind, **weights):
     return js.trace(FrozenNnx(nnx.Rngs(0)), X, **weights)
 
 
-NAMES = {"linen": (["frozen"], "frozen/w"), "nnx": (Base, "base"), "nnx name": (["Base"], "base")}
+NAMES = {"linen": (["frozen"], "frozen/w"), "nnx": (Base, "base")}
+
+
+def test_weights_of_nnx_are_named_by_their_type_or_its_name():
+    typed, named = (frozen("nnx", weights=weights) for weights in (Base, ["Base"]))
+    assert str(typed) == str(named)
+    assert typed.sites == named.sites != frozen("nnx").sites
 
 
 @pytest.mark.parametrize("kind", NAMES)

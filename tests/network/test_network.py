@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +38,26 @@ def same_bits(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
+@functools.cache
+def built(name):
+    """A case and its network."""
+    case = models.CASES[name]()
+    return case, trace(case)
+
+
 @pytest.fixture(params=models.CASES, scope="module")
-def case(request):
-    return models.CASES[request.param]()
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def net(case):
-    return trace(case)
+def case(name):
+    return built(name)[0]
+
+
+@pytest.fixture(scope="module")
+def net(name):
+    return built(name)[1]
 
 
 def given_again(case):
@@ -53,29 +66,38 @@ def given_again(case):
 
 
 @pytest.fixture(scope="module")
-def truth(case, net):
-    return jax.jit(case.run)(net.params, case.buffers, *case.args, **given_again(case))
+def said(case, net):
+    """What the model and its networks answer, in one program: XLA compiles what they share once."""
+    more = given_again(case)
+
+    @jax.jit
+    def answers(params, buffers, nets, args, more):
+        model = case.run(params, buffers, *args, **more)
+        return {"model": model, **{name: net(*args, **more) for name, net in nets.items()}}
+
+    walked = forced(net)
+    nets = {"net": net, "walked": walked, "deployed": js.deploy(walked)}
+    return answers(net.params, case.buffers, nets, case.args, more)
 
 
 def test_sites_are_found_and_named_by_parameter(case, net):
     assert [site.name for site in net.sites] == case.sites
 
 
-def test_an_untransformed_network_is_the_model_bit_for_bit(case, net, truth):
-    same_bits(run(net, *case.args, **given_again(case)), truth)
+def test_an_untransformed_network_is_the_model_bit_for_bit(said):
+    same_bits(said["net"], said["model"])
 
 
-def test_a_forced_walk_is_the_model_bit_for_bit(case, net, truth):
-    same_bits(run(forced(net), *case.args, **given_again(case)), truth)
+def test_a_forced_walk_is_the_model_bit_for_bit(said):
+    same_bits(said["walked"], said["model"])
 
 
-def test_a_deployed_walk_is_the_model_bit_for_bit(case, net, truth):
+def test_a_deployed_walk_is_the_model_bit_for_bit(said):
     """Written weights are found again in every scan, loop and branch."""
-    chip = js.deploy(forced(net))
-    same_bits(run(chip, *case.args, **given_again(case)), truth)
+    same_bits(said["deployed"], said["model"])
 
 
-def test_xla_is_given_the_contractions_of_the_model_and_no_more(request, case, net):
+def test_xla_is_given_the_contractions_of_the_model_and_no_more(name, case, net):
     def contractions(f, *args):
         text = jax.jit(f).lower(*args, *case.args, **given_again(case)).as_text()
         return {op: text.count(f"stablehlo.{op} ") for op in ("dot_general", "convolution")}
@@ -84,7 +106,7 @@ def test_xla_is_given_the_contractions_of_the_model_and_no_more(request, case, n
     assert sum(theirs.values()) > 0
     assert contractions(run, net) == theirs
     # a loop's test is walked before the loop and in it; a shared jitted layer is walked in place
-    if request.node.callspec.params["case"] not in ("while", "shared jit"):
+    if name not in ("while", "shared jit"):
         assert contractions(run, forced(net)) == theirs
 
 
@@ -92,8 +114,8 @@ X3 = jnp.ones((4, 3))
 NO_REVERSE = ("while", "stack in while", "while in stack")
 
 
-def test_gradients_of_a_forced_walk_are_those_of_the_model(request, case, net):
-    if request.node.callspec.params["case"] in NO_REVERSE:
+def test_gradients_of_a_forced_walk_are_those_of_the_model(name, case, net):
+    if name in NO_REVERSE:
         pytest.skip("a while loop has no reverse derivative")
 
     def total(run):
@@ -101,11 +123,12 @@ def test_gradients_of_a_forced_walk_are_those_of_the_model(request, case, net):
             leaves = jax.tree.leaves(run(params))
             return sum(jnp.sum(y**2) for y in leaves if jnp.issubdtype(y.dtype, jnp.floating))
 
-        return jax.jit(jax.grad(loss))(net.params)
+        return jax.grad(loss)
 
     more = given_again(case)
     mine = total(lambda p: dataclasses.replace(forced(net), params=p)(*case.args, **more))
     theirs = total(lambda p: case.run(p, case.buffers, *case.args, **more))
+    mine, theirs = jax.jit(lambda p: (mine(p), theirs(p)))(net.params)
     eps = 1e-5 if jax.tree.leaves(net.params)[0].dtype == jnp.float32 else 0.05
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(
@@ -155,8 +178,7 @@ def spying(core, *, into):
 @pytest.mark.parametrize("name", [*LOOPS, "rnn, params in consts", "transformer", "lstm"])
 def test_calibration_stores_the_largest_input_of_every_site(name):
     """Whatever loop, branch or checkpoint it is in, slice by slice where weights are stacked."""
-    case = models.CASES[name]()
-    net = trace(case)
+    case, net = built(name)
     seen = {}
 
     def seeing(site):
@@ -261,10 +283,10 @@ def test_slips_are_named(dense, call, message):
 
 
 def test_a_branch_that_calibration_did_not_take_is_named():
-    case = models.CASES["cond"]()
+    case, net = built("cond")
     x, _ = case.args
     with pytest.raises(ValueError, match="calibrate: b did not run on it"):
-        js.deploy(js.quantize()(trace(case)), calibrate=(x, jnp.array(True)))
+        js.deploy(js.quantize()(net), calibrate=(x, jnp.array(True)))
 
 
 def test_calibration_takes_keyword_arguments():
@@ -273,11 +295,11 @@ def test_calibration_takes_keyword_arguments():
     np.testing.assert_allclose(chip.states["params"].inputs.hi, 10, rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_calibration_takes_every_positional_argument():
-    case = models.CASES["transformer"]()
-    chip = js.deploy(js.quantize()(trace(case)), calibrate=case.args)
-    assert run(chip, *case.args).shape == (2, 6, 11)
+    net = js.trace(lambda p, x, shift: (x + shift) @ p, jnp.ones((3, 2)), X3, X3)
+    chip = js.deploy(js.quantize()(net), calibrate=(X3, 9 * X3))
+    np.testing.assert_allclose(chip.states["params"].inputs.hi, 10, rtol=1e-6)
+    assert run(chip, X3, X3).shape == (4, 2)
 
 
 def test_static_ranges_need_calibration_and_dynamic_ones_do_not(dense):
@@ -290,9 +312,14 @@ def test_static_ranges_need_calibration_and_dynamic_ones_do_not(dense):
     same_bits(run(chip, x), run(js.quantize()(dense), x))
 
 
-def test_gradients_with_respect_to_inputs_pass_a_deployed_chip(dense):
+@pytest.fixture(scope="module")
+def layer():
+    return js.trace(lambda p, x: jnp.tanh(x @ p), models.normal(4, 6, seed=1), models.normal(2, 4))
+
+
+def test_gradients_with_respect_to_inputs_pass_a_deployed_chip(layer):
     x = models.normal(8, 4)
-    net = js.compose(js.quantize(), js.slice_bits(2), js.analog(adc=6, percentile=100.0))(dense)
+    net = js.compose(js.quantize(), js.slice_bits(2), js.analog(adc=6, percentile=100.0))(layer)
     chip = js.deploy(net, calibrate=x)
     slope = jax.jit(jax.grad(lambda net, x: (net(x) ** 2).sum(), 1))
     loose, fixed = (slope(n, x) for n in (net, chip))
@@ -307,8 +334,8 @@ def test_deployed_chips_no_longer_read_their_parameters(dense):
     same_bits(run(blank, x), run(chip, x))
 
 
-def test_deploy_and_evaluate_run_inside_one_jit(dense):
-    net = js.compose(js.quantize(), js.analog(adc=8, cells=js.cells.proportional(0.1)))(dense)
+def test_deploy_and_evaluate_run_inside_one_jit(layer):
+    net = js.compose(js.quantize(), js.analog(adc=8, cells=js.cells.proportional(0.1)))(layer)
     x, key = models.normal(2, 4), jax.random.key(3)
 
     @jax.jit
@@ -333,18 +360,18 @@ def test_tied_weights_are_one_parameter_and_two_sites():
 
 
 def test_sites_are_selected_by_glob_or_regex():
-    net = trace(models.CASES["resnet"]())
+    net = built("resnet")[1]
     names = lambda pattern: [s.name for s in net.select(pattern)]  # noqa: E731
     assert names("Conv_[12]/*") == ["Conv_1/kernel", "Conv_2/kernel"]
     assert names("re:(Conv_0|Dense_.)/kernel") == ["Conv_0/kernel", "Dense_0/kernel"]
     assert names(["Dense*", "Conv_0*"]) == ["Conv_0/kernel", "Dense_0/kernel"]
-    attention = trace(models.CASES["transformer"]())
+    attention = built("transformer")[1]
     assert {s.kind for s in attention.select("*")} == {"dot"}
     assert [s.name for s in attention.select("dynamic/*")] == ["dynamic/0", "dynamic/1"]
 
 
 def test_a_network_prints_its_sites():
-    net = js.quantize(4, 8)(trace(models.CASES["nested scans"]()))
+    net = js.quantize(4, 8)(built("nested scans")[1])
     text = str(net)
     assert "stack" in text
     assert "2×3 · 4×4" in text

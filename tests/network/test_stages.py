@@ -123,8 +123,12 @@ def test_stages_of_any_model_compute_what_the_model_does(name):
     cut = split(line, cuts(line))
     assert len(cut.stages) == len(cuts(line)) + 1
     arrays = [a for a in jax.tree.leaves((case.args, case.kwargs)) if is_array(a)]
-    found = jax.jit(lambda net, arrays: outputs(net, cut, arrays))(net, arrays)
-    expected = jax.jit(lambda net: net(*case.args, **case.kwargs))(net)
+
+    @jax.jit
+    def both(net, arrays):
+        return outputs(net, cut, arrays), net(*case.args, **case.kwargs)
+
+    found, expected = both(net, arrays)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 

@@ -145,7 +145,8 @@ def test_composing_inside_jit_compiles_once_and_vmaps():
     inside, compiled = traces(evaluate)
     ys = [inside(s, b, p, SMALL) for s, b, p in ((0.0, 8.0, 0.1), (0.1, 6.0, 0.2), (0.2, 4.0, 0.3))]
     assert compiled() == 1
-    swept = jax.vmap(evaluate, (0, None, None, None))(jnp.array([0.0, 0.5]), 8.0, 0.1, SMALL)
+    sweep = jax.jit(jax.vmap(evaluate, (0, None, None, None)))
+    swept = sweep(np.float32([0.0, 0.5]), 8.0, 0.1, SMALL)
     np.testing.assert_allclose(swept[0], ys[0], rtol=1e-4, atol=1e-5)
     assert np.abs(swept[1] - swept[0]).max() > 1e-3
 

@@ -1,11 +1,13 @@
 """Quantiles by bisection against numpy's and by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsim.numerics.quantiles import quantile
+from jaxsim.numerics import quantiles
 
+quantile = jax.jit(quantiles.quantile)
 TABLE = np.array(
     [[5.0, -1.0, 0.0, 2.0, 2.0], [-0.0, 3.5, -7.25, 1e-40, 1e30], [4.0, 4.0, 4.0, 4.0, 4.0]],
     np.float32,

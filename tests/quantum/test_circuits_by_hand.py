@@ -19,7 +19,7 @@ IDLE = jq.Circuit(1, (jq.Gate("I", (0,), np.eye(2, dtype=complex)),))
 
 def z(circuit, theta, **options):
     kernel = jq.compile_circuit(circuit, **options)
-    return np.asarray(jq.expval(kernel, jnp.asarray(theta, jnp.float32)))
+    return np.asarray(jax.jit(jq.expval)(kernel, np.asarray(theta, np.float32)))
 
 
 def part(error):
@@ -216,16 +216,19 @@ def test_random_layers_draw_wires_and_axes_anew_in_each_layer():
     assert turn.angles == (0.5,)
 
 
+sample = jax.jit(jq.sample, static_argnums=2, static_argnames="joint")
+
+
 def test_shots_are_whole_numbers_of_their_number():
     kernel = jq.compile_circuit(jq.Circuit(2, ()))
-    theta = jnp.full((50, 2), np.pi / 2)
+    theta = np.full((50, 2), np.pi / 2, np.float32)
     for joint in (False, True):
-        drawn = np.asarray(jq.sample(kernel, theta, 3, jax.random.key(0), joint=joint))
+        drawn = np.asarray(sample(kernel, theta, 3, jax.random.key(0), joint=joint))
         np.testing.assert_allclose(3 * drawn, (3 * drawn).round(), atol=1e-5)
         assert set((3 * drawn).round().ravel().tolist()) == {-3, -1, 1, 3}
         assert abs(np.corrcoef(drawn.T)[0, 1]) < 4 / np.sqrt(50)
     # one shot of a certain outcome
-    one = jq.sample(kernel, jnp.array([0.0, np.pi]), 1, jax.random.key(0))
+    one = sample(kernel, np.float32([0.0, np.pi]), 1, jax.random.key(0))
     np.testing.assert_array_equal(one, [1, -1])
 
 

@@ -16,6 +16,11 @@ from tests.support.circuits import random, strongly
 IDENTITY = jq.compile_circuit(jq.Circuit(4, ()))
 
 
+def quanv2d(x, kernel, spec, **options):
+    """The layer, compiled: its operations one by one would each be a program."""
+    return jax.jit(lambda x, kernel: jq.quanv2d(x, kernel, spec, **options))(x, kernel)
+
+
 def images(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).uniform(size=shape), jnp.float32)
 
@@ -38,7 +43,7 @@ def test_the_number_of_circuits_is_that_of_the_literature():
 def test_taps_go_to_wires_row_by_row():
     """Four pixels that differ: the identity circuit shows which wire has which."""
     x = jnp.array([[[0.1, 0.2], [0.3, 0.4]]])
-    found = jq.quanv2d(x, IDENTITY, jq.QuanvSpec())
+    found = quanv2d(x, IDENTITY, jq.QuanvSpec())
     np.testing.assert_allclose(found[0, 0, 0], np.cos(np.pi * x.ravel()), atol=1e-6)
 
 
@@ -59,18 +64,23 @@ paddings = st.one_of(
 @settings(max_examples=10)
 def test_windows_are_those_of_a_convolution(kernel_size, stride, dilation, padding, seed):
     """XLA's own patches, for every stride, dilation and padding, over two channels."""
-    x = images(2, 8, 9, 2, seed=seed)
     taps = kernel_size[0] * kernel_size[1]
     spec = jq.QuanvSpec(kernel_size, stride, dilation, padding)
-    found = jq.quanv2d(x, jq.compile_circuit(jq.Circuit(taps, ()), method="gemm"), spec)
-    patches = jax.lax.conv_general_dilated_patches(
-        x,
-        kernel_size,
-        stride,
-        padding,
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    kernel = jq.compile_circuit(jq.Circuit(taps, ()), method="gemm")
+
+    @jax.jit
+    def both(x):
+        patches = jax.lax.conv_general_dilated_patches(
+            x,
+            kernel_size,
+            stride,
+            padding,
+            rhs_dilation=dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return jq.quanv2d(x, kernel, spec), patches
+
+    found, patches = map(np.asarray, both(images(2, 8, 9, 2, seed=seed)))
     assert found.shape == patches.shape
     np.testing.assert_allclose(found, np.cos(np.pi * patches), atol=2e-6)
 
@@ -82,22 +92,24 @@ def test_the_layer_is_the_reference_layer(padding):
     spec = jq.QuanvSpec((2, 2), (2, 1), (1, 2), padding)
     x = images(1, 5, 5, 2)
     expected = jq.qnode_reference(qfunc, spec)(x)
-    for method in ("gemm", "pauli", "sparse"):
-        kernel = jq.compile_circuit(qfunc, 4, method=method)
-        np.testing.assert_allclose(jq.quanv2d(x, kernel, spec), expected, atol=1e-6)
+    methods = ("gemm", "pauli", "sparse")
+    kernels = [jq.compile_circuit(qfunc, 4, method=method) for method in methods]
+    layers = jax.jit(lambda x, kernels: [jq.quanv2d(x, kernel, spec) for kernel in kernels])
+    for found in layers(x, kernels):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_encodings_are_functions_of_a_pixel():
     x = images(2, 4, 4)
     spec = jq.QuanvSpec(encoding=jq.threshold(0.3))
-    found = jq.quanv2d(x, IDENTITY, spec)
+    found = quanv2d(x, IDENTITY, spec)
     patches = np.stack([x[:, i : i + 3, j : j + 3] for i in (0, 1) for j in (0, 1)], -1)
     np.testing.assert_allclose(found, np.where(patches > 0.3, -1.0, 1.0), atol=1e-6)
-    own = jq.quanv2d(x, IDENTITY, jq.QuanvSpec(encoding=jnp.arcsin))
+    own = quanv2d(x, IDENTITY, jq.QuanvSpec(encoding=jnp.arcsin))
     np.testing.assert_allclose(own, np.sqrt(1 - patches**2), atol=1e-5)
     expected = jq.qnode_reference(random(4)[0], spec)(x)
     kernel = jq.compile_circuit(random(4)[0], 4)
-    np.testing.assert_allclose(jq.quanv2d(x, kernel, spec), expected, atol=1e-6)
+    np.testing.assert_allclose(quanv2d(x, kernel, spec), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["gemm", "pauli", "sparse"])
@@ -105,15 +117,16 @@ def test_derivatives_with_respect_to_pixels(method):
     kernel = jq.compile_circuit(strongly(2, 1)[0], 2, method=method)
     spec = jq.QuanvSpec((1, 2))
     x = 0.1 + 0.8 * images(1, 2, 3)
-    check_grads(lambda x: jq.quanv2d(x, kernel, spec), (x,), 1, modes=["rev"], eps=1e-2, rtol=1e-2)
+    layer = jax.jit(lambda x: jq.quanv2d(x, kernel, spec))
+    check_grads(layer, (x,), 1, modes=["rev"], eps=1e-2, rtol=1e-2)
 
 
 def test_shots_of_a_layer_are_near_its_expectation():
     kernel = jq.compile_circuit(strongly(4)[0], 4)
     x, spec = images(1, 5, 5), jq.QuanvSpec()
-    exact = jq.quanv2d(x, kernel, spec)
+    exact = quanv2d(x, kernel, spec)
     for joint in (False, True):
-        drawn = jq.quanv2d(x, kernel, spec, shots=2000, key=jax.random.key(0), joint=joint)
+        drawn = quanv2d(x, kernel, spec, shots=2000, key=jax.random.key(0), joint=joint)
         assert 0 < np.abs(drawn - exact).max() < 5 / 2000**0.5
 
 
@@ -163,7 +176,7 @@ def test_nine_wires_are_the_matched_receptive_field():
     x = images(1, 4, 4)
     assert jq.out_shape((28, 28), spec) == jq.out_shape((28, 28), jq.QuanvSpec(dilation=2))
     expected = jq.qnode_reference(qfunc, spec)(x)
-    np.testing.assert_allclose(jq.quanv2d(x, kernel, spec), expected, atol=1e-6)
+    np.testing.assert_allclose(quanv2d(x, kernel, spec), expected, atol=1e-6)
 
 
 def test_a_layer_takes_no_import_of_pennylane():

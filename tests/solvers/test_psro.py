@@ -10,6 +10,7 @@ import jaxsim.games as jg
 import jaxsim.solvers as js
 from jaxsim.solvers.psro import extend, populate, respond
 
+psro = jax.jit(js.psro, static_argnames=("start", "iterations"))
 # the answer to action i is i + 1, round and round
 CYCLE = np.zeros((5, 5), np.float32)
 for i in range(5):
@@ -26,7 +27,7 @@ def actions(run):
 def from_zero(solver, **report):
     """Four exact answers, the first to an agent that always plays 0."""
     key = jax.random.key(0)
-    return js.psro(ALWAYS_ZERO, solver, js.exact(), key, start=1, iterations=4, **report)
+    return psro(ALWAYS_ZERO, solver, js.exact(), key, start=1, iterations=4, **report)
 
 
 def test_the_solver_is_answered_and_the_reporter_reports():
@@ -47,7 +48,7 @@ def test_the_solver_is_answered_and_the_reporter_reports():
 
 
 def test_what_an_exact_exploiter_finds_is_nash_conv_itself():
-    run = js.psro(
+    run = psro(
         GAME,
         js.uniform(),
         js.exact(),
@@ -77,7 +78,7 @@ def logits(strategies):
 
 def test_agents_at_first_and_answers_are_drawn_independently():
     run, again = (
-        js.psro(NOISE, js.uniform(), Partial(drawn), jax.random.key(7), start=3, iterations=4)
+        psro(NOISE, js.uniform(), Partial(drawn), jax.random.key(7), start=3, iterations=4)
         for _ in range(2)
     )
     made = logits(run.population.strategies)
@@ -89,7 +90,7 @@ def test_agents_at_first_and_answers_are_drawn_independently():
 
 def test_an_exploiter_draws_other_numbers_than_the_answers():
     """Answer i meets the mixture that was measured: drawn alike, it would have what was found."""
-    run = js.psro(
+    run = psro(
         NOISE,
         js.uniform(),
         Partial(drawn),
@@ -127,10 +128,14 @@ def test_a_population_has_room_for_those_who_follow():
 
 def test_an_agent_has_nothing_of_itself():
     """Room is filled with zeros, which are strategies of Lotto that others lose to or beat."""
-    game = jg.lotto(jax.random.key(0), 2, 3)
-    p = populate(game, jax.random.key(1), 1, 1)
-    p = extend(game, p, game.strategy(game.init(jax.random.key(2))))
-    table = np.asarray(p.payoffs)
+
+    @jax.jit
+    def payoffs():
+        game = jg.lotto(jax.random.key(0), 2, 3)
+        p = populate(game, jax.random.key(1), 1, 1)
+        return extend(game, p, game.strategy(game.init(jax.random.key(2)))).payoffs
+
+    table = np.asarray(payoffs())
     assert table[0, 1] == -table[1, 0] != 0
     np.testing.assert_array_equal(np.diag(table), 0)
 

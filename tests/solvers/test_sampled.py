@@ -75,8 +75,13 @@ def test_dice_has_the_first_and_second_derivative_of_the_payoff_of_pennies():
 
 def test_what_comes_in_samples_from_poker_is_what_it_is_worth():
     game = jg.by_logits(jg.kuhn_poker().game)
-    agent, *others = (game.init(jax.random.key(i)) for i in range(3))
-    strategies = jax.tree.map(lambda *a: jnp.stack(a), *(game.strategy(a) for a in others))
+
+    @jax.jit
+    def drawn():
+        agent, *others = (game.init(jax.random.key(i)) for i in range(3))
+        return agent, jax.tree.map(lambda *a: jnp.stack(a), *(game.strategy(a) for a in others))
+
+    agent, strategies = drawn()
 
     def opponent(w):
         return game.mix(strategies, jnp.stack([w, 1 - w]))
@@ -88,7 +93,7 @@ def test_what_comes_in_samples_from_poker_is_what_it_is_worth():
         return js.dice_payoff(game, game.strategy(agent), opponent(w), key, 2000)
 
     flat, shaped = ravel_pytree(agent)
-    way = shaped(jax.random.normal(jax.random.key(9), flat.shape))
+    way = shaped(np.random.default_rng(9).normal(size=flat.shape).astype(np.float32))
 
     @jax.jit
     def all_of(f, *rest):
@@ -108,12 +113,17 @@ def test_what_comes_in_samples_from_poker_is_what_it_is_worth():
 
 def test_the_steps_of_a_play_are_the_decisions_on_its_way():
     game = jg.leduc_poker().game
-    policies = [sequence.random_policy(seat, jax.random.key(i)) for i, seat in enumerate(game)]
-    plans = [sequence.realization_plan(s, p) for s, p in zip(game, policies, strict=True)]
-    both = jg.both_seats(game)
-    opponent = jg.alone(both, tuple(plans))
-    play = jax.jit(jax.vmap(lambda k: both.episode(plans, opponent, both.draw(k, plans, opponent))))
-    told = play(jax.random.split(jax.random.key(5), 200))
+
+    @jax.jit
+    def played(key):
+        policies = [sequence.random_policy(seat, jax.random.key(i)) for i, seat in enumerate(game)]
+        plans = [sequence.realization_plan(s, p) for s, p in zip(game, policies, strict=True)]
+        both = jg.both_seats(game)
+        opponent = jg.alone(both, tuple(plans))
+        play = jax.vmap(lambda k: both.episode(plans, opponent, both.draw(k, plans, opponent)))
+        return policies, play(jax.random.split(key, 200))
+
+    policies, told = played(jax.random.key(5))
     deepest = 0
     for seat in range(2):
         known = np.append(np.asarray(policies[seat]).ravel(), 1.0)

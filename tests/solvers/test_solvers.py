@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from jaxsim.solvers.psro import extend, populate
 RPS = jnp.asarray(jg.rock_paper_scissors())
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def metagame(seed, agents=6, room=3):
     """Payoffs among agents of a game of skill, with room for more."""
     return populate(
@@ -43,15 +46,17 @@ def test_weights_are_a_mixture_of_the_agents_that_there_are(name):
         assert (weights >= 0).all()
         assert not weights[6:].any()
         # what lies where there are no agents does not matter
-        dirty = p.payoffs.at[6:].set(7.0).at[:, 6:].set(-7.0)
+        dirty = np.array(p.payoffs)
+        dirty[6:] = 7
+        dirty[:, 6:] = -7
         if name != "rectified":
             np.testing.assert_allclose(solve(dirty, p.size), weights, atol=1e-6)
 
 
 def test_the_linear_programme_is_a_nash_equilibrium_also_under_vmap():
     made = [metagame(seed) for seed in range(4)]
-    payoffs = jnp.stack([p.payoffs for p in made])
-    found = jax.jit(jax.vmap(js.nash_lp()))(payoffs, jnp.full(4, 6))
+    payoffs = np.stack([p.payoffs for p in made])
+    found = jax.jit(jax.vmap(js.nash_lp()))(payoffs, np.full(4, 6))
     for a, w in zip(payoffs, found, strict=True):
         assert gap(a[:6, :6], w[:6]) < 1e-5
 
@@ -68,7 +73,7 @@ def test_regret_matching_has_the_stated_accuracy_on_metagames():
 
 @pytest.mark.parametrize("name", ["nash", "nash_lp", "prd"])
 def test_rock_paper_scissors_is_played_evenly(name):
-    np.testing.assert_allclose(SOLVERS[name](RPS, jnp.int32(3)), 1 / 3, atol=1e-3)
+    np.testing.assert_allclose(jax.jit(SOLVERS[name])(RPS, jnp.int32(3)), 1 / 3, atol=1e-3)
 
 
 def test_rectified_weights_are_the_formula():
@@ -76,17 +81,18 @@ def test_rectified_weights_are_the_formula():
     nash = np.array([0.25, 0.5, 0.25])  # a @ nash is zero
     expected = sum(nash[i] * nash * np.maximum(a[i], 0) for i in range(3))
     expected /= expected.sum()
-    padded = jnp.pad(jnp.asarray(a, jnp.float32), ((0, 2), (0, 2)))
-    found = js.rectified(4000)(padded, jnp.int32(3))
+    padded = np.pad(a.astype(np.float32), ((0, 2), (0, 2)))
+    found = jax.jit(js.rectified(4000))(padded, jnp.int32(3))
     np.testing.assert_allclose(found[:3], expected, atol=2e-3)
 
 
 def test_the_projection_is_the_nearest_point():
     rng = np.random.default_rng(0)
     mask = jnp.arange(5) < 4
+    project = jax.jit(mixing._project_to_simplex)
     for _ in range(20):
         x, floor = rng.normal(size=5), 0.05 * np.asarray(mask, float)
-        found = np.asarray(mixing._project_to_simplex(jnp.asarray(x), jnp.asarray(floor), mask))
+        found = np.asarray(project(x, floor, mask))
         assert found.sum() == pytest.approx(1, abs=1e-6)
         assert (found[:4] >= 0.05 - 1e-7).all()
         # a nearest point has no descent direction towards any vertex of the set
@@ -98,10 +104,16 @@ def test_the_projection_is_the_nearest_point():
 
 def test_payoffs_of_a_grown_population_are_those_of_its_strategies():
     game = jg.both_seats(jg.kuhn_poker().game)
-    p = populate(game, jax.random.key(0), 2, 3)
-    for i in range(3):
-        p = extend(game, p, game.strategy(game.init(jax.random.key(i + 1))))
-    np.testing.assert_allclose(p.payoffs, jg.payoffs(game, p.strategies), atol=1e-6)
+
+    @jax.jit
+    def grown():
+        p = populate(game, jax.random.key(0), 2, 3)
+        for i in range(3):
+            p = extend(game, p, game.strategy(game.init(jax.random.key(i + 1))))
+        return p, jg.payoffs(game, p.strategies)
+
+    p, payoffs = grown()
+    np.testing.assert_allclose(p.payoffs, payoffs, atol=1e-6)
     assert int(p.size) == 5
 
 
@@ -133,7 +145,9 @@ def test_exact_and_found_are_both_reported_and_found_is_no_larger():
     assert run.nash_conv.shape == run.found.shape == (5,)
     assert (run.found <= run.nash_conv + 1e-5).all()
     lotto = jg.lotto(jax.random.key(0), 3, 4)
-    run = js.psro(lotto, js.uniform(), js.unrolled(2, 1.0), jax.random.key(1), iterations=1)
+    run = jax.jit(lambda key: js.psro(lotto, js.uniform(), js.unrolled(2, 1.0), key, iterations=1))(
+        jax.random.key(1)
+    )
     assert np.isnan(run.nash_conv).all()
 
 
@@ -150,21 +164,23 @@ def test_gradient_ascent_is_the_closed_form_of_softmax():
 
 def test_an_approximate_answer_is_between_the_best_and_a_random_one():
     game = jg.both_seats(jg.kuhn_poker().game)
-    opponent = jg.alone(game, game.strategy(game.init(jax.random.key(0))))
-    key = jax.random.key(1)
-    worth = [
-        float(game.against(game.strategy(js.approximate(q)(game, opponent, key)), opponent))
-        for q in (0.0, 0.5, 1.0)
-    ]
+
+    @jax.jit
+    def worths(first, key):
+        opponent = jg.alone(game, game.strategy(game.init(first)))
+        agents = [js.approximate(q)(game, opponent, key) for q in (0.0, 0.5, 1.0)]
+        reached = [game.against(game.strategy(agent), opponent) for agent in agents]
+        return *reached, game.best(opponent)
+
+    *worth, best = map(float, worths(jax.random.key(0), jax.random.key(1)))
     assert worth[0] < worth[1] < worth[2]
-    assert worth[2] == pytest.approx(float(game.best(opponent)), abs=1e-6)
+    assert worth[2] == pytest.approx(best, abs=1e-6)
 
 
 def test_the_implicit_derivative_is_that_of_many_steps():
     with jax.enable_x64(True):
         game = jg.rps_mixture(jax.random.key(0))
-        points = jax.random.normal(jax.random.key(1), (3, 2))
-        strategies = jax.vmap(game.strategy)(points)
+        strategies = jax.jit(jax.vmap(game.strategy))(np.random.default_rng(1).normal(size=(3, 2)))
 
         def worth(weights, oracle):
             opponent = game.mix(strategies, weights / weights.sum())
@@ -271,8 +287,9 @@ def test_rectified_does_not_train_against_what_the_solver_failed_to_leave_out(ag
     a = a - a.T
     a[-1, :-1], a[:-1, -1] = rng.uniform(0.1, 1, agents - 1), 0
     a[:-1, -1] = -a[-1, :-1]
-    weights = mixing.rectified(iterations)(jnp.asarray(a), jnp.int32(agents))
-    exact = mixing.nash_lp()(jnp.asarray(a), jnp.int32(agents))
+    solvers = mixing.rectified(iterations), mixing.nash_lp()
+    both = jax.jit(lambda a, size: [solve(a, size) for solve in solvers])
+    weights, exact = map(np.asarray, both(a, np.int32(agents)))
     assert exact[-1] == pytest.approx(1)
     assert weights[-1] == weights.max()
     assert weights[-1] > 0.5
@@ -282,5 +299,5 @@ def test_rectified_of_a_cycle_is_what_each_agent_beats():
     a = np.array([[0, 1, -2], [-1, 0, 3], [2, -3, 0]], np.float32)
     p = np.array([3, 2, 1]) / 6  # Nash: the payoff of the pair that an agent is not in
     often = p * (p @ np.maximum(a, 0))
-    found = mixing.rectified(3000)(jnp.asarray(a), jnp.int32(3))
+    found = jax.jit(mixing.rectified(3000))(a, jnp.int32(3))
     np.testing.assert_allclose(found, often / often.sum(), atol=0.01)
