@@ -165,9 +165,7 @@ def test_the_order_of_functions_does_not_matter():
     other = {**found, "body": {"script_0": moved}}
     a, b = logits(VISION, found, routing=True), logits(VISION, other, routing=True)
     np.testing.assert_allclose(a[0], b[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        np.asarray(a[1].affinity)[:, :, order], b[1].affinity, atol=1e-6
-    )
+    np.testing.assert_allclose(np.asarray(a[1].affinity)[:, :, order], b[1].affinity, atol=1e-6)
 
 
 shares = jax.jit(affinity)
@@ -336,9 +334,7 @@ def test_it_is_quantised_sliced_and_held_in_cells(fold):
     @jax.jit
     def answers(x, key):
         sliced = js.compose(eight, js.slice_bits(2), js.analog(adc=None))(net)
-        return net(x), *(
-            js.deploy(n, calibrate=x, key=key)(x) for n in (eight(net), sliced)
-        )
+        return net(x), *(js.deploy(n, calibrate=x, key=key)(x) for n in (eight(net), sliced))
 
     want, found, sliced = map(np.asarray, answers(IMAGES, jax.random.key(0)))
     assert np.abs(found - want).max() < 0.1 * np.abs(want).max()
