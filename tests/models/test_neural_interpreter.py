@@ -20,6 +20,7 @@ from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
 from jaxsim.train.loop import fit, only
 from tests.oracles import interpreter as oracle
+from tests.support.filled import filled
 from tests.support.models import normal
 
 SMALL = NeuralInterpreter(
@@ -32,22 +33,9 @@ VISION = Vision(ONCE.clone(positions="per_function"), tasks=(3,), width=8)
 
 
 @functools.cache
-def parameters(model, grid=None):
-    """Parameters as random as if drawn by the model, biases too, without compiling its draws."""
-    x, call = (IMAGES, {}) if isinstance(model, Vision) else (X, {"grid": grid})
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, **call))["params"]
-    rng = np.random.default_rng(3)
-
-    def fill(path, leaf):
-        width = leaf.shape[0] if leaf.ndim == 2 and path[-1].key.endswith(FAN_IN) else 1
-        scale = 1.0 if leaf.ndim == 2 else 0.1
-        values = scale * rng.normal(size=leaf.shape) / np.sqrt(width)
-        return jnp.asarray(values + (path[-1].key == "scale"), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-FAN_IN = ("kernel", "code", "codes", "heads")
+def parameters(model, **call):
+    x = IMAGES if isinstance(model, Vision) else X
+    return filled(model, x, seed=3, **call)["params"]
 
 
 @functools.cache
