@@ -73,7 +73,7 @@ def test_a_teacher_draws_what_is_trained_as_much_as_its_weight_says():
     )
     # not by Adam: it makes steps of what is nothing but rounding, as the gradient of a key's bias
     drawn, ignored, plain = (
-        trained(made(0.04), 24, optimizer=optax.sgd(0.3), **more) for more in (wrong, without, {})
+        trained(made(0.04), 72, optimizer=optax.sgd(0.1), **more) for more in (wrong, without, {})
     )
     assert loss(plain) < 0.9 * loss(made(0.04))
     assert loss(drawn) > 1.5 * loss(plain)
