@@ -301,8 +301,7 @@ def test_frozen_parameters_keep_every_bit_through_decay_and_momentum():
 
 @pytest.mark.slow
 def test_it_trains_as_a_network_and_through_four_bits():
-    model = VISION.clone(body=ONCE)
-    net = js.trace(model, {"params": parameters(model)}, IMAGES[:2])
+    net = js.trace(VISION, {"params": parameters(VISION)}, IMAGES[:2])
     y = np.arange(48) % 3
     x = np.asarray(normal(48, 8, 12, 1, seed=5)) + np.eye(3)[y].repeat(4, 1)[:, None, :, None]
     x = np.float32(x)
