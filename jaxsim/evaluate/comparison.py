@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import checked_int
 
+Reader = Callable[[Any], Array]
+"""A function from what a network returns to its logits, [N, ..., classes]."""
+
 
 class ComparisonRow(NamedTuple):
     """Accuracy and cost of one network; costs are for one input.
@@ -26,7 +29,7 @@ class ComparisonRow(NamedTuple):
     Attributes:
       name: Name of the network.
       accuracy: Fraction of right answers, in [0, 1].
-      error: Binomial standard error of the accuracy.
+      error: Standard error of the accuracy, over rows.
       agreement: Fraction of answers equal to the reference's, in [0, 1].
       params: Number of entries of all parameters.
       nonzero: Number of entries that pruning left.
@@ -89,24 +92,28 @@ def compare(
     *,
     key: Key[Array, ""] | None = None,
     batch_size: int = 500,
+    output: Reader | None = None,
 ) -> Comparison:
     """Measures networks on the same data: accuracy, agreement and cost.
 
     Args:
       reference: Network that the others are to agree with, usually the untransformed one.
       networks: One network, or several by name.
-      data: Tuple of inputs and labels [N], the inputs a batch of N rows (an array, a tuple of
+      data: Tuple of inputs and labels [N, ...], the inputs a batch of N rows (an array, a tuple of
         positional arguments, or a dict of keyword arguments) or an iterable of batches; or an
         iterable of such pairs. All of it is read into memory.
       key: Random key for cores that draw at every call.
       batch_size: Number of inputs per call, at least 1.
+      output: Function from what a network returns to its logits, as of `classify`.
 
     Returns:
-      A row a network. Weight bits count at sites only; a site without a core stores floats.
+      A row a network. Weight bits count at sites only; a site without a core stores floats. Where
+      a row has several labels, the error is that of the mean over rows of their means.
 
     Raises:
       ValueError: No data, lengths that differ, inputs that are not finite, labels that are not
-        classes, a network named "reference", or one whose outputs are not [N, classes].
+        classes or not as many as the answers, a network named "reference", or one whose logits are
+        not [N, ..., classes].
 
     Examples:
       >>> import jax.numpy as jnp
@@ -118,29 +125,32 @@ def compare(
       [('reference', 1.0, 288), ('8 bits', 1.0, 72)]
     """
     inputs, labels = split_labels(data)
-    if np.shape(labels) != (count := row_count(inputs, "data"),):
+    if np.shape(labels)[:1] != (count := row_count(inputs, "data"),):
         raise ValueError(f"data: {count} inputs and labels {list(np.shape(labels))}")
     check_batch("data[0]", *inputs)
     few = call_arguments(*take_rows(inputs, slice(0, 1)))
-    outputs = jax.eval_shape(_outputs, reference, few, key)
-    check_labels(
-        "data[1]", labels, outputs.shape[-1] if isinstance(outputs, jax.ShapeDtypeStruct) else None
-    )
+    logits = jax.eval_shape(partial(_logits, output=output), reference, few, key)
+    check_labels("data[1]", labels, logits.shape[-1])
+    if np.shape(labels)[1:] != logits.shape[1:-1]:
+        raise ValueError(
+            f"data[1]: labels {list(np.shape(labels))} of logits "
+            f"{[count, *logits.shape[1:]]}; expected {[count, *logits.shape[1:-1]]}"
+        )
     if isinstance(networks, Network):
         networks = {"transformed": networks}
     if not isinstance(networks, Mapping) or "reference" in networks:
         raise ValueError("networks: must be a network, or a dict without the name 'reference'")
     expected, rows, one = None, list[ComparisonRow](), take_rows(inputs, slice(1))
     for name, net in {"reference": reference, **networks}.items():
-        answers = classify(net, inputs, key=key, batch_size=batch_size)
+        answers = classify(net, inputs, key=key, batch_size=batch_size, output=output)
         expected = answers if expected is None else expected
-        accuracy = float(np.mean(answers == labels))
+        right = (answers == labels).reshape(count, -1).mean(1)
         cost = net.cost(*one.args, **one.kwargs)
         rows.append(
             ComparisonRow(
                 name=name,
-                accuracy=accuracy,
-                error=float(np.sqrt(accuracy * (1 - accuracy) / len(labels))),
+                accuracy=float(right.mean()),
+                error=float(right.std() / np.sqrt(count)),
                 agreement=float(np.mean(answers == expected)),
                 params=cost.params,
                 nonzero=cost.nonzero,
@@ -159,15 +169,18 @@ def classify(
     *,
     key: Key[Array, ""] | None = None,
     batch_size: int = 500,
-) -> Int[np.ndarray, " N"]:
+    output: Reader | None = None,
+) -> Int[np.ndarray, " N *rest"]:
     """Finds the class of the largest logit for each input.
 
     Args:
-      net: Network whose output is logits [N, classes].
+      net: Network whose output is logits [N, ..., classes], or holds them.
       inputs: Batch of N rows (an array, a tuple of positional arguments, or a dict of keyword
         arguments) or an iterable of batches.
       key: Random key for cores that draw at every call; batch i uses `fold_in(key, i)`.
       batch_size: Number of inputs per call, at least 1.
+      output: Function from what the network returns to its logits, such as `lambda y: y["logits"]`;
+        None where it returns them. Compiled with the call: another function compiles anew.
 
     Raises:
       ValueError: `batch_size` out of range, inputs that are not finite, or outputs of another form.
@@ -178,6 +191,9 @@ def classify(
       >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(3)}, jnp.eye(3))
       >>> js.classify(net, jnp.eye(3)[::-1]).tolist()
       [2, 1, 0]
+      >>> both = js.trace(lambda p, x: {"logits": x @ p["w"]}, {"w": jnp.eye(3)}, jnp.eye(3))
+      >>> js.classify(both, jnp.eye(3), output=lambda y: y["logits"]).tolist()
+      [0, 1, 2]
     """
     batch_size = checked_int("batch_size", batch_size, 1)
     answers: list[np.ndarray] = []
@@ -187,21 +203,34 @@ def classify(
     for i, start in enumerate(range(0, count, batch_size)):
         batch_key = None if key is None else jax.random.fold_in(key, i)
         few = take_rows(whole, slice(start, start + batch_size))
-        rows = min(batch_size, count - start)
-        answers.append(np.asarray(_classes(net, call_arguments(*few), batch_key, rows)))
+        found = np.asarray(_classes(net, call_arguments(*few), batch_key, output))
+        if len(found) != (rows := min(batch_size, count - start)):
+            raise ValueError(f"networks: {len(found)} rows of logits of {rows} inputs")
+        answers.append(found)
     return np.concatenate(answers)
 
 
-def _outputs(net: Network, arguments: Partitioned, key: Key[Array, ""] | None) -> Any:
+def _logits(
+    net: Network, arguments: Partitioned, key: Key[Array, ""] | None, output: Reader | None
+) -> Array:
     args, kwargs = arguments.combine()
-    return net(*args, key=key, **kwargs)
+    logits = net(*args, key=key, **kwargs)
+    if output is not None:
+        logits = output(logits)
+    if not isinstance(logits, jax.Array) or logits.ndim < 2:
+        shown = list(logits.shape) if isinstance(logits, jax.Array) else type(logits).__name__
+        raise ValueError(
+            f"networks: outputs must be one array of logits [N, ..., classes], got {shown}; "
+            'output=lambda y: y["logits"] says where they are'
+        )
+    return logits
 
 
-@partial(jax.jit, static_argnames=("rows",))
+@partial(jax.jit, static_argnames=("output",))
 def _classes(
-    net: Network, arguments: Partitioned, key: Key[Array, ""] | None, rows: int
-) -> Int[Array, " N"]:
-    logits = _outputs(net, arguments, key)
-    if not isinstance(logits, jax.Array) or logits.shape != (rows, logits.shape[-1]):
-        raise ValueError("networks: outputs must be one array of logits, [N, classes]")
-    return jnp.argmax(logits, -1)
+    net: Network,
+    arguments: Partitioned,
+    key: Key[Array, ""] | None,
+    output: Reader | None,
+) -> Int[Array, " N *rest"]:
+    return jnp.argmax(_logits(net, arguments, key, output), -1)

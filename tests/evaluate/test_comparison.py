@@ -86,6 +86,49 @@ def test_accuracy_has_the_standard_error_of_a_share():
     assert (row.weight_bits, row.macs, row.conversions) == (16 * 32, 16, 0)
 
 
+def tokens():
+    """Logits of three tokens a row among other outputs: a one where the class is."""
+
+    def fn(w, x):
+        return {"hidden": x, "all": (x @ w,)}
+
+    x = np.eye(4, dtype=np.float32)[np.array([[0, 1, 2], [3, 3, 3], [2, 1, 0], [1, 1, 1]])]
+    return js.trace(fn, np.eye(4, dtype=np.float32), x), x
+
+
+def logits(y):
+    return y["all"][0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 500])
+def test_logits_may_lie_anywhere_and_have_a_row_a_token(batch_size):
+    net, x = tokens()
+    found = js.classify(net, x, output=logits, batch_size=batch_size)
+    assert found.tolist() == [[0, 1, 2], [3, 3, 3], [2, 1, 0], [1, 1, 1]]
+
+
+def test_the_error_of_tokens_is_that_of_their_rows():
+    """Rows are right by 1, 0, 1/3 and 1: tokens of a row are not drawn apart."""
+    net, x = tokens()
+    labels = np.array([[0, 1, 2], [0, 0, 0], [2, 0, 1], [1, 1, 1]])
+    reference, _ = js.compare(net, net, (x, labels), output=logits).rows
+    share = np.array([1, 0, 1 / 3, 1])
+    assert reference.accuracy == pytest.approx(share.mean())
+    assert reference.error == pytest.approx(np.sqrt(np.mean((share - share.mean()) ** 2) / 4))
+    with pytest.raises(ValueError, match=r"labels \[4\] of logits \[4, 3, 4\]; expected \[4, 3\]"):
+        js.compare(net, net, (x, labels[:, 0]), output=logits)
+
+
+def test_outputs_that_hold_no_logits_are_said_to_need_a_reader():
+    net, x = tokens()
+    with pytest.raises(ValueError, match="got dict; output=lambda"):
+        js.classify(net, x)
+    with pytest.raises(ValueError, match=r"got \[4\]"):
+        js.classify(net, x, output=lambda y: y["hidden"][:, 0, 0])
+    with pytest.raises(ValueError, match="1 rows of logits of 4 inputs"):
+        js.classify(net, x, output=lambda y: y["hidden"][:1])
+
+
 def test_each_batch_draws_read_noise_of_its_own():
     """Outputs are noise alone: one batch that drew as another would give its answers again."""
     x = np.ones((64, 8), np.float32)
