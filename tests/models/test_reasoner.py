@@ -11,8 +11,8 @@ from jaxsim.models.neural_interpreter import NeuralInterpreter
 from jaxsim.models.reasoner import PanelPixels, PanelSymbols, Reasoner
 from jaxsim.models.transformer import Transformer
 from jaxsim.train.loop import fit
-from tests.support.filled import filled
 from tests.support.networks import run
+from tests.support.variables import filled
 
 BODIES = {
     "transformer": Transformer(1, 2, 2),
