@@ -7,7 +7,7 @@ import pytest
 import jaxsim as js
 import jaxsim.quantum as jq
 from jaxsim.formats import clipping
-from tests.support.two_layers import X, conv_and_dense
+from tests.support.networks import X, cnn
 
 NONE = np.zeros((0, *X.shape[1:]), np.float32)
 INPUTS = {
@@ -44,7 +44,7 @@ COMPOSED = {
 
 def shapes(make):
     """The shape of an output for no row, of the network as composed and deployed."""
-    net, key = make(conv_and_dense()), jax.random.key(0)
+    net, key = make(cnn()), jax.random.key(0)
     yield jax.eval_shape(lambda x: net(x, key=key), NONE).shape
     if net.cores:
         chip = jax.eval_shape(lambda: js.deploy(net, key=key, calibrate=X))
@@ -62,14 +62,14 @@ def test_hardware_reads_nothing_of_nothing(name):
 
 
 def test_numbers_of_nothing_are_computed_and_ranges_are_not():
-    q = js.quantize(8, 8)(conv_and_dense())
+    q = js.quantize(8, 8)(cnn())
     chip = js.deploy(q, calibrate=X)
     assert q(NONE).shape == chip(NONE).shape == (0, 3)
     for refused in (
         lambda: js.deploy(q, calibrate=NONE),
         lambda: js.smooth(NONE)(q),
         lambda: js.round_weights(js.rounding.gptq(), NONE)(q),
-        lambda: js.exit_early(2)(conv_and_dense())(NONE),
+        lambda: js.exit_early(2)(cnn())(NONE),
     ):
         with pytest.raises(ValueError, match=r"did not run|must have a row|at least one row"):
             refused()

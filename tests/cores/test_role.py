@@ -13,8 +13,7 @@ from jaxsim.cores.adc import uniform_adc
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import tiled
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
-from tests.support.networks import run
-from tests.support.two_layers import X, conv_and_dense
+from tests.support.networks import X, cnn, run
 
 
 @js.role("digital")
@@ -37,7 +36,7 @@ def own_array(core):
 
 
 def test_what_declares_digital_may_stand_before_slices_and_what_declares_nothing_may_not():
-    net = js.quantize(8, 8)(conv_and_dense())
+    net = js.quantize(8, 8)(cnn())
     sliced = js.slice_bits(2)(js.wrap(doubled)(net))
     assert [w.role for w in sliced.cores["Conv_0/kernel"]] == ["codes", "digital", "slices"]
     with pytest.raises(ValueError, match="slice_bits cannot follow undeclared at Conv_0"):
@@ -47,15 +46,15 @@ def test_what_declares_digital_may_stand_before_slices_and_what_declares_nothing
 def test_codes_of_somebody_elses_are_held_as_ours_are():
     grids = {"weights": js.Grid(8, per="channel"), "inputs": js.Grid(8)}
     hardware = js.compose(js.slice_bits(2), js.analog(adc=6, rows=16))
-    theirs = hardware(js.wrap(own_codes, **grids)(conv_and_dense()))
-    np.testing.assert_array_equal(run(theirs, X), run(hardware(js.quantize()(conv_and_dense())), X))
+    theirs = hardware(js.wrap(own_codes, **grids)(cnn()))
+    np.testing.assert_array_equal(run(theirs, X), run(hardware(js.quantize()(cnn())), X))
     with pytest.raises(ValueError, match="quantize cannot follow own_codes"):
-        js.quantize()(js.wrap(own_codes, **grids)(conv_and_dense()))
+        js.quantize()(js.wrap(own_codes, **grids)(cnn()))
 
 
 def test_an_array_of_somebody_elses_is_an_array():
     with pytest.raises(ValueError, match="analog cannot follow analog"):
-        js.analog()(js.wrap(own_array)(js.quantize()(conv_and_dense())))
+        js.analog()(js.wrap(own_array)(js.quantize()(cnn())))
 
 
 def test_roles_that_there_are_not_are_refused():
@@ -67,7 +66,7 @@ def test_a_renamed_function_keeps_its_name_at_rest():
     wrapper = js.Wrapper.of(uniform_adc, bits=8.0, percentile=99.0, signed=True)
     assert repr(wrapper).startswith("uniform_adc(")
     assert wrapper.signature() == "converted(bits=nan, percentile=nan, signed=True)"
-    chip = js.compose(js.quantize(), js.slice_bits(2), js.analog(adc=8))(conv_and_dense())
+    chip = js.compose(js.quantize(), js.slice_bits(2), js.analog(adc=8))(cnn())
     assert " sliced(bits=2, top=full_range) tiled(" in describe(chip)[0]
 
 
@@ -82,12 +81,12 @@ class Own:
 
 
 def test_a_format_of_ones_own_is_stored_as_it_says():
-    own = js.quantize(Own(js.Grid(6, per="channel")), Own(js.Grid(5)))(conv_and_dense())
+    own = js.quantize(Own(js.Grid(6, per="channel")), Own(js.Grid(5)))(cnn())
     (wrapper,) = own.cores["Conv_0/kernel"]
     assert wrapper.settings == {"weights": js.Grid(6, per="channel"), "inputs": js.Grid(5)}
-    ours = js.quantize(js.Grid(6, per="channel"), js.Grid(5))(conv_and_dense())
+    ours = js.quantize(js.Grid(6, per="channel"), js.Grid(5))(cnn())
     np.testing.assert_array_equal(run(own, X), run(ours, X))
-    mixed = js.quantize(Own(js.Grid(6, per="channel")), js.Floating("bfloat16"))(conv_and_dense())
+    mixed = js.quantize(Own(js.Grid(6, per="channel")), js.Floating("bfloat16"))(cnn())
     assert [w.name for w in mixed.cores["Conv_0/kernel"]] == ["own_codes", "minifloat"]
 
 
@@ -116,7 +115,7 @@ def ternary(core, *, weights):
 
 
 def test_codes_without_a_grid_are_held_and_what_needs_grids_says_so():
-    net = js.quantize(Ternary(), None)(conv_and_dense())
+    net = js.quantize(Ternary(), None)(cnn())
     held = js.compose(js.slice_bits(1), js.analog(rows=16))(net)
     np.testing.assert_allclose(run(held, X), run(net, X), rtol=1e-5)
     refused = {
@@ -137,7 +136,7 @@ def test_ranges_are_learned_beside_codes_that_have_none():
             "Conv_0*": js.quantize(Ternary(), None),
             "*": js.compose(js.quantize(4, 4), js.learn_ranges(X)),
         }
-    )(conv_and_dense())
+    )(cnn())
     values = ranges(mixed)
     assert values
     doubled = ranges(with_ranges(mixed, {k: 2 * v for k, v in values.items()}))
@@ -148,7 +147,7 @@ def test_ranges_are_learned_beside_codes_that_have_none():
 
 def test_integers_alone_are_of_our_own_codes():
     grids = {"weights": js.Grid(8, per="channel"), "inputs": js.Grid(8)}
-    chip = js.deploy(js.wrap(own_codes, **grids)(conv_and_dense()), calibrate=X)
+    chip = js.deploy(js.wrap(own_codes, **grids)(cnn()), calibrate=X)
     with pytest.raises(ValueError, match="is not quantized"):
         js.integer_only(chip)
 
@@ -190,10 +189,10 @@ def levels(y):
 def test_a_converter_by_its_numbers_and_as_functions_are_one():
     layout = {"mapping": "offset", "rows": 16}
     numbers = js.compose(js.quantize(), js.analog(adc=5, percentile=99.0, **layout))(
-        conv_and_dense()
+        cnn()
     )
     functions = js.analog(adc=js.adc.uniform(5, percentile=99.0), **layout)
-    functions = js.compose(js.quantize(), functions)(conv_and_dense())
+    functions = js.compose(js.quantize(), functions)(cnn())
     np.testing.assert_array_equal(run(functions, X), run(numbers, X))
     spent = [js.Crossbar().estimate(net).energy for net in (numbers, functions)]
     assert spent[0] == spent[1] > 0
@@ -219,7 +218,7 @@ def test_a_converter_whose_range_follows_from_codes_needs_codes_and_is_shown():
     own = js.adc.uniform(8)._replace(span=jax.tree_util.Partial(whole, 2.0))
     assert str(own) == "equal_steps, 8 bits, whole"
     with pytest.raises(ValueError, match=r"analog\(adc=equal_steps, 8 bits, whole\) at Conv_0"):
-        js.compose(js.quantize(8, None), js.analog(adc=own))(conv_and_dense())
+        js.compose(js.quantize(8, None), js.analog(adc=own))(cnn())
 
 
 def whole(factor, column, bits, signed):
