@@ -158,9 +158,18 @@ def factors(layer: Layer) -> np.ndarray:
 
 def on_host(net: Network) -> dict[str, np.ndarray]:
     """Parameters and buffers by path, in NumPy: what trial and error changes compiles nothing."""
+
+    def whole(a: Any) -> np.ndarray:
+        # of an array that other processes hold parts of, each process takes all
+        if getattr(a, "is_fully_addressable", True):
+            return np.asarray(a)
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(a, tiled=True))
+
     keys = jax.dtypes.prng_key
     held = tensors(net).items()
-    return {path: np.asarray(a) for path, a in held if not jnp.issubdtype(a.dtype, keys)}
+    return {path: whole(a) for path, a in held if not jnp.issubdtype(a.dtype, keys)}
 
 
 def on_devices(net: Network, changes: Mapping[str, np.ndarray]) -> Network:

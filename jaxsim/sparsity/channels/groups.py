@@ -345,8 +345,8 @@ def _take(a: Any, index: np.ndarray, axis: int) -> Any:
     if isinstance(a, jax.ShapeDtypeStruct):
         shape = (*a.shape[:axis], len(index), *a.shape[axis + 1 :])
         return jax.ShapeDtypeStruct(shape, a.dtype)
-    if is_traced(a):
-        return jnp.take(a, index, axis)
+    if is_traced(a) or not getattr(a, "is_fully_addressable", True):
+        return placed_like(jnp.take(a, index, axis), a)
     return placed_like(jnp.asarray(np.take(np.asarray(a), index, axis)), a)
 
 
