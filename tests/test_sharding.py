@@ -28,3 +28,10 @@ def test_what_a_chip_holds_is_cut_as_its_weights_are_and_so_is_what_is_loaded(ma
             assert {path[0] for path in found} == {"a", "b"}, name
             assert set(found.values()) == {1 / 4}, (name, found)
         assert off < 1e-4, name
+
+
+def test_a_table_of_codes_is_cut_as_the_parameter_at_both_of_its_sites(made):
+    shares, off = made["tables"]
+    sites = ("t:lookup", "t")
+    assert shares == {f"{when} {name}": 1 / 4 for when in ("deployed", "loaded") for name in sites}
+    assert off < 1e-4

@@ -49,7 +49,8 @@ def shard_like_weights(
       states: States by site, as arrays or as shapes and dtypes.
       put: Function that gives a leaf a sharding.
     """
-    weights = dict(zip(param_names(net), jax.tree.leaves(net.params), strict=True))
+    params = dict(zip(param_names(net), jax.tree.leaves(net.params), strict=True))
+    weights = {site.name: params[site.param] for site in net.sites if site.param in params}
 
     def place(a: Any, w: Any) -> Any:
         sharding = shard_like(a, w)

@@ -188,9 +188,7 @@ def levels(y):
 
 def test_a_converter_by_its_numbers_and_as_functions_are_one():
     layout = {"mapping": "offset", "rows": 16}
-    numbers = js.compose(js.quantize(), js.analog(adc=5, percentile=99.0, **layout))(
-        cnn()
-    )
+    numbers = js.compose(js.quantize(), js.analog(adc=5, percentile=99.0, **layout))(cnn())
     functions = js.analog(adc=js.adc.uniform(5, percentile=99.0), **layout)
     functions = js.compose(js.quantize(), functions)(cnn())
     np.testing.assert_array_equal(run(functions, X), run(numbers, X))

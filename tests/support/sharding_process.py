@@ -59,7 +59,7 @@ def main():
         "codes": {name: state.inner for name, state in chip.states.items()},
     }
     found = {name: cut(tree) for name, tree in made.items()}
-    print(json.dumps({"parameters": found, "states": dict(chips(net, x))}))
+    print(json.dumps({"parameters": found, "states": dict(chips(net, x)), "tables": tables()}))
 
 
 CHIPS = {
@@ -97,6 +97,25 @@ def chips(net, x):
         key = jax.random.key(1)
         off = float(jnp.abs(loaded(x, key=key) - plain(x, key=key)).max())
         yield name, [shares, off]
+
+
+def tables():
+    """The same of a table that is looked up and is the head as well; and how far rows are off."""
+    table = put(np.random.default_rng(1).normal(size=(16, 8)), PartitionSpec("m", None))
+    ids = jnp.array([[3, 0, 15], [7, 7, 5]])
+    net = js.trace(lambda p, ids: p["t"][ids] @ p["t"].T, {"t": table}, ids)
+    coded = js.quantize(4, None)(net)
+    chip = js.deploy(coded)
+    plain = js.deploy(dataclasses.replace(coded, params={"t": np.asarray(table)}))
+    with tempfile.TemporaryDirectory() as folder:
+        js.save(f"{folder}/chip", chip)
+        loaded = js.load(f"{folder}/chip", coded)
+    shares = {
+        f"{when} {name}": state.inner.addressable_shards[0].data.size / state.inner.size
+        for when, c in (("deployed", chip), ("loaded", loaded))
+        for name, state in c.states.items()
+    }
+    return shares, float(jnp.abs(loaded(ids) - plain(ids)).max())
 
 
 if __name__ == "__main__":
