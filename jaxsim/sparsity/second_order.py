@@ -52,19 +52,23 @@ def obd(loss: Loss, *, key: Key[Array, ""], samples: int = 16) -> Criterion:
     def score(net: Network, _: Any) -> Tree:
         leaves, treedef = jax.tree.flatten(net.params)
 
-        @jax.jit
-        def product(key: Any) -> Tree:
+        def add_product(h: Tree, key: Any) -> tuple[Tree, None]:
             keys = jax.random.split(key, len(leaves))
             signs = [
                 jax.random.rademacher(k, (p.size,), p.dtype).reshape(p.shape)
                 for k, p in zip(keys, leaves, strict=True)
             ]
             z = jax.tree.unflatten(treedef, signs)
-            return jax.tree.map(jnp.multiply, z, hessian_product(net, loss, z))
+            v = hessian_product(net, loss, z)
+            return jax.tree.map(lambda h, z, v: h + z * v, h, z, v), None
 
-        found = [product(k) for k in jax.random.split(key, samples)]
-        h = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / samples, *found)
-        return jax.tree.map(lambda h, w: h * w**2 / 2, h, net.masked_params())
+        @jax.jit
+        def total(keys: Any) -> Tree:
+            none = jax.tree.map(jnp.zeros_like, net.params)
+            return jax.lax.scan(add_product, none, keys)[0]
+
+        h = total(jax.random.split(key, samples))
+        return jax.tree.map(lambda h, w: h / samples * w**2 / 2, h, net.masked_params())
 
     return Criterion(score)
 
