@@ -201,7 +201,7 @@ class Network(PytreeValue):
           patterns: Globs (`Conv_*`), or regular expressions (`re:Conv_[12]/kernel`), matched to a
             site's name or its parameter's path. Dynamic sites need a pattern that begins with
             `dynamic` or a focus that holds them, lookups one that holds `:lookup` or a focus that
-            holds nothing else.
+            holds nothing else, and matches their name.
           lookups: If True, any pattern may match a lookup.
 
         Returns:

@@ -71,7 +71,8 @@ def matching_names(
       pattern: Glob, or a regular expression after `re:`.
       dynamic: If True, dynamic sites may match any pattern, else only one that begins with
         `dynamic`.
-      lookups: If True, lookups may match any pattern, else only one that holds `:lookup`.
+      lookups: If True, lookups may match any pattern, else only one that holds `:lookup`; by their
+        name alone, so that the path of a table that is also multiplied by names that site.
 
     Raises:
       ValueError: The regular expression cannot be compiled.
@@ -90,5 +91,6 @@ def matching_names(
     return {
         s.name
         for s in sites
-        if asked.get(s.kind, True) and (match(s.name) or (s.param and match(s.param)))
+        if asked.get(s.kind, True)
+        and (match(s.name) or (s.kind != "lookup" and s.param and match(s.param)))
     }

@@ -115,6 +115,24 @@ def test_one_of_two_lookups_is_pruned_where_it_stands():
     np.testing.assert_allclose(product, network("take")(IDS)[1], rtol=1e-5, atol=1e-6)
 
 
+def test_the_path_of_a_table_names_the_product_and_a_glob_both():
+    def fn(p, ids):
+        return p["table"][ids] @ p["table"].T
+
+    net = js.trace(fn, {"table": TABLE}, IDS)
+    chosen = {
+        sites: set(js.quantize(8, None, sites=sites)(net).cores)
+        for sites in ("table", "table*", "table:lookup", "*")
+    }
+    both = {"table", "table:lookup"}
+    assert chosen == {
+        "table": {"table"},
+        "table*": both,
+        "table:lookup": {"table:lookup"},
+        "*": both,
+    }
+
+
 def test_a_rule_for_tables_alone_reaches_them():
     net = js.rules({"table:lookup*": js.quantize(4, None), "*": js.quantize(8, 8)})(network("take"))
     bits = {name: chain[0].formats[0].bits for name, chain in net.cores.items()}
