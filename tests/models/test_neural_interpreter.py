@@ -315,7 +315,8 @@ def test_it_trains_as_a_network_and_through_four_bits():
 @pytest.mark.parametrize("fold", [False, True])
 def test_it_is_quantised_sliced_and_held_in_cells(fold):
     model = VISION.clone(body=(ONCE if fold else VISION.body).clone(fold=fold))
-    net = js.trace(model, {"params": parameters(model)}, IMAGES[:2])
+    # as initialized: larger biases bring tokens so near to where they leave that rounding decides
+    net = js.trace(model, jax.jit(model.init)(jax.random.key(0), IMAGES), IMAGES[:2])
     eight = js.quantize(8, 8)
 
     @jax.jit
