@@ -19,7 +19,8 @@ class SiteCost(NamedTuple):
 
     Attributes:
       name: Name of the site.
-      params: Number of entries of its parameter; 0 for later uses of the same parameter.
+      params: Number of entries of its parameter; 0 for later uses of the same parameter, and for
+        lookups in one that is also multiplied by.
       nonzero: Number of entries that pruning left.
       spent: Counts by name, as the site's core makes them. Always "macs" (multiply-accumulates in
         the hardware, all slices and signs), "cells" (stored numbers) and "weight_bits"; with an ADC

@@ -290,10 +290,12 @@ class Network(PytreeValue):
             if path_name(path) in self.weights:
                 flat[path_name(path)] = b
         rows: list[SiteCost] = []
-        counted = set[str]()
-        for contraction in contractions(traced.plan):
+        counted, planned = set[str](), list(contractions(traced.plan))
+        multiplied = {p for c in planned if c.site.kind != "lookup" for p in c.site.sources}
+        for contraction in planned:
             site = contraction.site
-            new = [p for p in site.sources if p in flat and p not in counted]
+            elsewhere = counted | multiplied if site.kind == "lookup" else counted
+            new = [p for p in site.sources if p in flat and p not in elsewhere]
             counted.update(new)
             size = sum(int(np.prod(flat[p].shape)) for p in new)
             zeros = (

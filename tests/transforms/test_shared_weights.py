@@ -55,10 +55,11 @@ def weights(net):
 
 def test_sites_know_what_else_reads_their_weights():
     shared = {site.name: site.shared for site in NET.sites}
-    assert shared == {"a": (), "b": (), "e": ("gather",)}
+    assert shared == {"e:lookup": ("e",), "a": (), "b": (), "e": ("e:lookup",)}
 
 
-CODES = js.quantize(3, 8)
+PRODUCTS = "re:(?!.*:lookup).*"
+CODES = js.quantize(3, 8, sites=PRODUCTS)
 TRANSFORMS = {
     "quantize": CODES,
     "gptq": js.compose(CODES, js.round_weights(js.rounding.gptq(), IDS)),
@@ -77,7 +78,7 @@ TRANSFORMS = {
         js.prune(0.5), CODES, js.slice_bits(2), js.analog(adc=8, input_bits=1)
     ),
     "prune, then blocks": js.compose(js.prune(0.5), CODES, js.block(2, 1, 1)),
-    "prune, then a table": js.compose(js.prune(0.5), js.quantize(js.nf4(), None)),
+    "prune, then a table": js.compose(js.prune(0.5), js.quantize(js.nf4(), None, sites=PRODUCTS)),
     "prune, then the rest": js.compose(
         *(js.prune(0.5), CODES, js.smooth(IDS), js.correct_bias(IDS), js.learn_ranges(IDS))
     ),
@@ -279,12 +280,12 @@ def test_all_kernels_that_lie_side_by_side_in_a_weight_are_pruned():
     ids=["gradual", "rigl"],
 )
 def test_sparse_optimizers_refuse_a_tied_table_by_name(optimizer):
-    with pytest.raises(ValueError, match=r"at e: e is read by gather too"):
+    with pytest.raises(ValueError, match=r"at e: e is read by e:lookup too"):
         optimizer(NET)
 
 
 def test_pruning_layer_by_layer_refuses_a_tied_table_by_name():
-    with pytest.raises(ValueError, match=r"prune_layers at e.*gather"):
+    with pytest.raises(ValueError, match=r"prune_layers at e.*e:lookup"):
         js.prune_layers(IDS, 0.5)(NET)
 
 
@@ -301,7 +302,7 @@ def test_a_tied_table_is_not_rescaled():
 
 
 def test_run_sparse_says_why_it_cannot_run_a_tied_head():
-    with pytest.raises(ValueError, match="its mask stands at the site, as gather"):
+    with pytest.raises(ValueError, match="its mask stands at the site, as e:lookup"):
         js.run_sparse(break_even=0.0, sites="e")(js.prune(0.9)(NET))
 
 
