@@ -84,12 +84,15 @@ def test_stacked_layers_have_scales_of_their_own():
 def test_tied_weights_may_be_stored_on_two_grids():
     case = models.CASES["transformer"]()
     net = js.trace(case.model, case.variables, *case.args)
-    chip = js.deploy(js.quantize(3, None, sites="Embed*")(net))
-    assert list(chip.states) == ["Embed_0/embedding"]
+    grids = {"Embed_0/embedding": 3, "Embed_0/embedding:lookup": 5}
+    coded = [js.quantize(bits, None, sites=site) for site, bits in grids.items()]
+    chip = js.deploy(js.compose(*coded)(net))
+    assert chip.states.keys() == grids.keys()
     table = case.variables["params"]["Embed_0"]["embedding"]
-    codes, _, _ = quantiser.quantise(js.Grid(3), table, 1)
-    stored = np.asarray(chip.states["Embed_0/embedding"].inner)
-    np.testing.assert_array_equal(stored, codes if stored.shape == codes.shape else codes.T)
+    for site, bits in grids.items():
+        codes, _, _ = quantiser.quantise(js.Grid(bits), table, 1)
+        stored = np.asarray(chip.states[site].inner)
+        np.testing.assert_array_equal(stored, codes if stored.shape == codes.shape else codes.T)
 
 
 def test_scores_of_two_activations_quantise_both():
