@@ -102,7 +102,7 @@ def cover(
     reading: dict[str, list[Site]] = {name: [] for name in sizes}
     for site in sites:
         for source in site.sources:
-            reading.get(source.removeprefix("buffers/"), []).append(site)
+            reading.get(source, []).append(site)
     rows: list[Covered] = []
     for name, holding in reading.items():
         left = [s.name for s in holding if s.name not in changed and name not in pruned]

@@ -365,7 +365,7 @@ def weighted_names(entry: Entry) -> list[str]:
     Args:
       entry: Meaning of the equation in its plan.
     """
-    return [site.name for site in sites_of(entry) if site.kind not in ("dynamic", "lookup")]
+    return [site.name for site in sites_of(entry) if site.multiplies]
 
 
 def _bytes(v: jex.Var) -> int:

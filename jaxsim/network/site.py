@@ -56,6 +56,11 @@ class Site:
     shared: tuple[str, ...] = ()
 
     @property
+    def multiplies(self) -> bool:
+        """True if inputs are multiplied by a weight: neither by an input, nor looked up in it."""
+        return self.kind in ("dot", "conv")
+
+    @property
     def stack(self) -> tuple[int, ...]:
         """Sizes of the leading axes that scans add to the site's state and parameter."""
         return tuple(n for n, s in zip(self.lengths, self.stacked, strict=True) if s)

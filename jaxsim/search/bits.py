@@ -278,7 +278,7 @@ def _site_facts(net: Network) -> list[_SiteFacts]:
     """The sites that hold a weight no earlier site does."""
     uses: dict[str, list[Site]] = {}
     for site in net.sites:
-        if site.param is not None:
+        if site.param is not None and site.multiplies:
             uses.setdefault(site.param, []).append(site)
     return [
         _SiteFacts(

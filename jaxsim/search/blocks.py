@@ -229,7 +229,7 @@ def _open_scores(
 
 def _model_candidates(net: Network, candidates: tuple[Config, ...], model: Hardware) -> _Table:
     """The candidates that are worth evaluating, and what the analytic model says of them."""
-    names = tuple(s.name for s in net.sites if s.kind != "dynamic")
+    names = tuple(s.name for s in net.sites if s.multiplies)
     plain = model.estimate(net)
     worth = _drop_expensive(candidates, *_model_sites(net, names, candidates, model))
     base = (sum(s.energy for s in plain.baseline), sum(s.cycles for s in plain.baseline))

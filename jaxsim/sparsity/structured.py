@@ -160,7 +160,7 @@ def _input_criterion(inputs: Any, statistic: Any) -> Criterion:
     data = reusable_batches(inputs)
 
     def score(net: Network, _: Any) -> Tree:
-        sites = [s for s in net.sites if s.param is not None and "#" not in s.name and not s.stack]
+        sites = [s for s in net.sites if s.multiplies and "#" not in s.name and not s.stack]
         names = [s.name for s in sites]
         probed = dataclasses.replace(
             net, cores={n: (Wrapper.of(_measure_channels),) for n in names}

@@ -153,7 +153,7 @@ def read_through(net: Network, group: Group) -> list[tuple[Site, int]]:
         if member.role != "in" or not member.path.startswith("params/"):
             continue
         param = member.path.removeprefix("params/")
-        for site in (s for s in net.sites if s.param == param):
+        for site in (s for s in net.sites if s.multiplies and s.param == param):
             if site.stack or site.w_shape != shapes[member.path].shape:
                 return []
             found.append((site, member.axis))

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 import jaxsim as js
+from jaxsim.search import Config, bits, blocks
 from tests.support.models import normal
 
 TABLE = normal(12, 64)
@@ -221,3 +222,17 @@ def test_tables_that_are_no_matrices_are_told():
     assert line.startswith("stack is looked up as no site is")
     with pytest.warns(UserWarning, match="quantize of every site leaves 91%"):
         js.quantize(8, 8)(net)
+
+
+def test_what_counts_or_measures_products_leaves_lookups_out():
+    """Scores of inputs, searches of bits and of blocks: a table has neither inputs nor products."""
+    net = network("take")
+    assert [s.name for s in net.sites if s.multiplies] == ["head"]
+    score = js.sparsity.activation_variance(IDS).score(net, ())
+    rows = np.asarray(TABLE)[np.ravel(IDS)]
+    expected = np.broadcast_to(rows.var(0)[:, None], (64, 3))
+    np.testing.assert_allclose(score["head"], expected, rtol=1e-4)
+    assert [site.name for site in bits._site_facts(net)] == ["head"]
+    eight = js.quantize(8, 8, sites="head")(net)
+    found = blocks._model_candidates(eight, (Config(4),), js.Hardware())
+    assert found.names == ("head",)
