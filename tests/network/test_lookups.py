@@ -232,6 +232,7 @@ def test_what_counts_or_measures_products_leaves_lookups_out():
     rows = np.asarray(TABLE)[np.ravel(IDS)]
     expected = np.broadcast_to(rows.var(0)[:, None], (64, 3))
     np.testing.assert_allclose(score["head"], expected, rtol=1e-4)
+    assert not np.any(score["table"])
     assert [site.name for site in bits._site_facts(net)] == ["head"]
     eight = js.quantize(8, 8, sites="head")(net)
     found = blocks._model_candidates(eight, (Config(4),), js.Hardware())
