@@ -12,6 +12,9 @@ import jax.extend.core as jex
 from jaxsim.cores.op import Op
 from jaxsim.network.site import Site
 
+Place = tuple[int, ...]
+"""Position of an equation: those of the equations around it, outermost first, and its own."""
+
 
 class Provenance(NamedTuple):
     """Provenance of a value that no input reaches.
@@ -23,6 +26,7 @@ class Provenance(NamedTuple):
       sources: Paths of all parameters and buffers it comes from.
       parts: Paths of the weights whose zeros are zeros of it, by moving or scaling entries; none if
         it is computed in another way.
+      rows: Gathers that took rows of it, all of them known.
     """
 
     param: str = ""
@@ -30,6 +34,7 @@ class Provenance(NamedTuple):
     scanned: frozenset[int] = frozenset()
     sources: frozenset[str] = frozenset()
     parts: frozenset[str] = frozenset()
+    rows: frozenset[Place] = frozenset()
 
 
 class Contraction(NamedTuple):

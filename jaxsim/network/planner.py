@@ -26,6 +26,7 @@ from jaxsim.network.plan import (
     Contraction,
     Entry,
     Inner,
+    Place,
     Plan,
     Provenance,
     Traced,
@@ -71,10 +72,15 @@ def trace_plan(
         for path, leaf in jax.tree_util.tree_leaves_with_path(buffers)
     ]
     unknown = [None] * len(arguments.arrays)
-    planner = _Planner(masked)
-    plan = planner.plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
-    for t in plan.known:
-        planner.read(t, "output")
+    lookups: frozenset[Place] = frozenset()
+    while True:
+        planner = _Planner(masked, lookups)
+        plan = planner.plan(closed.jaxpr, closed.consts, [*tags, *constant, *unknown], ())
+        for t in plan.known:
+            planner.read(t, "output")
+        if planner.added <= planner.multiplied:
+            break
+        lookups |= planner.added - planner.multiplied
     readers = {source: tuple(names) for source, names in planner.readers.items()}
     values = jax.tree.leaves((params, buffers, arguments.arrays))
     return Traced(
@@ -101,10 +107,22 @@ class _Planner:
       readers: For each parameter and buffer what reads it together with inputs: names of sites, and
         of primitives where the equation is not one.
       lines: Line of the model in which each reader that is a primitive first does so.
+      multiplied: Gathers of known rows that are, or are part of, the weight of a site.
+      added: Those whose rows are read beside inputs in another way.
     """
 
-    def __init__(self, masked: Collection[str]):
+    def __init__(self, masked: Collection[str], lookups: frozenset[Place]):
+        """Prepares to plan.
+
+        Args:
+          masked: Paths of the weights that are pruned.
+          lookups: Gathers of known rows that are sites, as no site multiplies what they give.
+        """
         self.masked = masked
+        self.lookups = lookups
+        self.place: Place = ()
+        self.multiplied: set[Place] = set()
+        self.added: set[Place] = set()
         self.uses: dict[str, int] = {}
         self.readers: dict[str, list[str]] = {}
         self.lines: dict[tuple[str, str], str] = {}
@@ -112,6 +130,16 @@ class _Planner:
 
     def read(self, tag: Provenance | None, reader: str, eqn: jex.JaxprEqn | None = None) -> None:
         """Notes that a value is read beside inputs, or leaves what is followed."""
+        if tag is not None:
+            self.added |= tag.rows
+        self._note(tag, reader, eqn)
+
+    def multiply(self, tag: Provenance, site: str, eqn: jex.JaxprEqn) -> None:
+        """Notes that a value is the weight of a site."""
+        self.multiplied |= tag.rows
+        self._note(tag, site, eqn)
+
+    def _note(self, tag: Provenance | None, reader: str, eqn: jex.JaxprEqn | None) -> None:
         for source in () if tag is None else tag.sources:
             readers = self.readers.setdefault(source, [])
             if reader not in readers:
@@ -132,15 +160,24 @@ class _Planner:
             return Provenance() if isinstance(atom, jex.Literal) else known[atom]
 
         entries: list[Entry] = []
-        for eqn in jaxpr.eqns:
+        around = self.place
+        for i, eqn in enumerate(jaxpr.eqns):
+            self.place = (*around, i)
             ins = [tag(atom) for atom in eqn.invars]
             entry, outs = None, [None] * len(eqn.outvars)
             sources = [t for t in ins if t is not None]
             inner = inner_jaxprs(eqn)
-            if len(sources) == len(ins) and len(inner) == 1 and eqn.primitive is not prims.scan_p:
-                outs = list(self.plan(*inner[0], ins, lengths).known)
-            elif len(sources) == len(ins):
+            constant = len(sources) == len(ins)
+            if constant and len(inner) == 1 and eqn.primitive is not prims.scan_p:
+                within = self.plan(*inner[0], ins, lengths)
+                outs = list(within.known)
+                if names := frozenset(c.site.name for c in contractions(within)):
+                    entry = Inner((within,), names)
+            elif constant and self.place not in self.lookups:
                 tag_of = _join_provenance(sources)._replace(parts=_parts(eqn, sources))
+                taken = eqn.primitive is prims.gather_p and sources[0].param
+                if taken and looked_up_axis(eqn, ins) is not None:
+                    tag_of = tag_of._replace(rows=tag_of.rows | {self.place})
                 outs = [tag_of] * len(eqn.outvars)
             elif inner:
                 plans, outs = self.inner(eqn, inner, ins, lengths)
@@ -149,11 +186,14 @@ class _Planner:
                     entry = Inner(plans, names)
             else:
                 entry = self.contraction(eqn, ins, lengths)
-                for i, t in enumerate(ins):
-                    here = entry is not None and i == entry.w_at
-                    self.read(t, entry.site.name if entry and here else _reader(eqn, i), eqn)
+                for j, t in enumerate(ins):
+                    if entry is not None and j == entry.w_at and t is not None:
+                        self.multiply(t, entry.site.name, eqn)
+                    else:
+                        self.read(t, _reader(eqn, j), eqn)
             entries.append(entry)
             known.update(zip(eqn.outvars, outs, strict=True))
+        self.place = around
         return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
 
     def inner(
@@ -279,6 +319,7 @@ def _join_provenance(sources: Sequence[Provenance]) -> Provenance:
         scanned=frozenset().union(*(t.scanned for t in sources)),
         sources=frozenset().union(*(t.sources for t in sources)),
         parts=frozenset(),
+        rows=frozenset().union(*(t.rows for t in sources)),
     )
 
 

@@ -40,7 +40,7 @@ class Stage(NamedTuple):
       arguments: Positions of the arguments it reads.
       sources: For each live value it takes, the stage that computes it and the position among its
         outputs.
-      sites: Names of its sites.
+      sites: Names of the sites it runs, lookups that no argument reaches among them.
       equations: Number of its active equations.
     """
 
@@ -195,7 +195,7 @@ def _stage(
         buffers=tuple(i - first[1] for i in kinds[1]),
         arguments=tuple(i - first[2] for i in kinds[2]),
         sources=sources,
-        sites=tuple(site.name for i in run for site in sites_of(entries[i])),
+        sites=tuple(site.name for i in order for site in sites_of(entries[i])),
         equations=len(run),
     )
 

@@ -117,7 +117,8 @@ def ternary(core, *, weights):
 def test_codes_without_a_grid_are_held_and_what_needs_grids_says_so():
     net = js.quantize(Ternary(), None)(cnn())
     held = js.compose(js.slice_bits(1), js.analog(rows=16))(net)
-    np.testing.assert_allclose(run(held, X), run(net, X), rtol=1e-5)
+    expected = run(net, X)  # sums of signed products: near zero an error is as large as elsewhere
+    np.testing.assert_allclose(run(held, X), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     refused = {
         "round_weights at .* expected a Grid": js.round_weights(js.rounding.gptq(), X),
         "smooth at .* expected a Grid": js.smooth(X),

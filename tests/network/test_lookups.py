@@ -237,3 +237,46 @@ def test_what_counts_or_measures_products_leaves_lookups_out():
     eight = js.quantize(8, 8, sites="head")(net)
     found = blocks._model_candidates(eight, (Config(4),), js.Hardware())
     assert found.names == ("head",)
+
+
+def positions(p, ids):
+    """Words and places, the places looked up by what no input decides; a permuted head."""
+    rows = p["table"][ids] + jnp.take(p["places"], jnp.arange(ids.shape[-1]), axis=0)
+    return jnp.tanh(rows @ p["in"]) @ p["head"][jnp.array([3, 1, 0, 2])]
+
+
+PLACED = {
+    "table": TABLE,
+    "places": normal(5, 64),
+    "in": normal(64, 4),
+    "head": normal(4, 6),
+}
+
+
+def test_rows_that_no_input_chooses_are_looked_up_unless_they_are_multiplied():
+    net = js.trace(positions, PLACED, IDS)
+    kinds = {s.name: s.kind for s in net.sites}
+    assert kinds == {
+        "table:lookup": "lookup",
+        "places:lookup": "lookup",
+        "in": "dot",
+        "head": "dot",
+    }
+    quantized = js.quantize(4, None)(net)
+    assert quantized.coverage().share("transformed") == 1
+    table, places = (jnp.asarray(rounded(PLACED[n], 4), jnp.float32) for n in ("table", "places"))
+    columns = [rounded(np.asarray(PLACED[n]).T, 4).T for n in ("in", "head")]
+    floats = dict(zip(("in", "head"), map(jnp.float32, columns), strict=True))
+    expected = positions({"table": table, "places": places, **floats}, IDS)
+    for chip in (quantized, js.deploy(quantized)):
+        found = jax.jit(lambda c: c(IDS))(chip)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_places_keep_their_codes_in_the_stage_that_adds_them():
+    mean = lambda p, ids: positions(p, ids).mean(1)  # noqa: E731
+    chip = js.deploy(js.quantize(2, None)(js.trace(mean, PLACED, IDS)))
+    exits = js.exit_early(["head"], js.Rule(0.0))
+    expected = np.asarray(jax.jit(lambda c: c(IDS))(chip))
+    staged = np.asarray(jax.jit(lambda c: c(IDS))(exits(chip)))
+    np.testing.assert_allclose(staged, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
