@@ -16,14 +16,17 @@ from jaxsim.data import fashion_mnist
 from jaxsim.models.resnet import ResNet
 from jaxsim.train import reference
 
-FEW = {s: fashion_mnist(s, source="subset") for s in ("train", "test")}
+COUNTS = {"train": 130, "test": 40}  # one step of training and a rest, which it leaves out
+FULL = {split: fashion_mnist(split, source="subset") for split in COUNTS}
 FEW = {
-    s: d._replace(images=d.images[:130, 8:20, 8:20], labels=d.labels[:130]) for s, d in FEW.items()
+    split: data._replace(images=data.images[:n, 10:18, 10:18], labels=data.labels[:n])
+    for split, n in COUNTS.items()
+    for data in [FULL[split]]
 }
 
 
 def small(out, cache):
-    """The demo on the middles of 130 images of the subset, with a network of one block."""
+    """The demo on the middles of a few images of the subset, with a network of one block."""
     demo.fashion_mnist = FEW.get
     reference.ResNet = lambda **_: ResNet((1,), 4)
     settings = demo.Demo(out=Path(out), cache=Path(cache), epochs=1, images=20, programmings=2)
