@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.processes import start
+from tests.support.processes import of_two_and_of_one, start
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +35,9 @@ def test_a_table_of_codes_is_cut_as_the_parameter_at_both_of_its_sites(made):
     sites = ("t:lookup", "t")
     assert shares == {f"{when} {name}": 1 / 4 for when in ("deployed", "loaded") for name in sites}
     assert off < 1e-4
+
+
+def test_two_processes_hold_halves_of_what_one_does_deployed_saved_and_loaded():
+    """To the bit: the same network, its arrays on devices of another process or of this one."""
+    first, second, alone = of_two_and_of_one("tests.support.sharded_process")
+    assert first == second == alone

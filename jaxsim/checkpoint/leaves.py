@@ -135,3 +135,28 @@ def writable(folder: Path) -> Generator[None]:
         raise OSError(f"{str(folder)!r} cannot be written: {reason}") from error
     finally:
         said.removeFilter(of_a_thread)
+
+
+@contextmanager
+def of_the_first_process(path: Any) -> Generator[None]:
+    """Ends in every process as it ends in the first, which alone writes what is inside.
+
+    Args:
+      path: What is written, for the error.
+
+    Raises:
+      OSError: In the other processes, where the first raised.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    from jax.experimental import multihost_utils
+
+    written = False
+    try:
+        yield
+        written = True
+    finally:
+        written = bool(multihost_utils.broadcast_one_to_all(np.asarray(written)))
+    if not written:
+        raise OSError(f"{str(path)!r} was not written: the first process failed")

@@ -17,6 +17,7 @@ import numpy as np
 from jaxsim.checkpoint.leaves import (
     abstract_tree,
     from_leaf_list,
+    of_the_first_process,
     readable,
     shape_on,
     to_leaf_list,
@@ -29,12 +30,16 @@ from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, data_fields
 from jaxsim.network.params import param_names
 from jaxsim.network.writer import shard_like_weights, write_states
+from jaxsim.numerics.arrays import whole_on_host
 
 _FORMAT = 1
 
 
 _PACKED = 2
 """Format of a deployed network, whose arrays are packed into one of bytes."""
+
+_SAID = ("network", "deployed", "calibrated")
+"""What metadata says of a network, beside the format."""
 
 
 def save(path: str | Path, net: Network) -> None:
@@ -45,7 +50,8 @@ def save(path: str | Path, net: Network) -> None:
 
     Args:
       path: Folder to make. It appears when it is complete and not before.
-      net: Network, deployed or not. Arrays of a deployed one must be on devices of this process.
+      net: Network, deployed or not. Where several processes hold it together, each of them calls
+        this, with one folder that all see; the first writes.
 
     Raises:
       ValueError: The folder exists, or another thread or process is saving to it.
@@ -65,13 +71,18 @@ def save(path: str | Path, net: Network) -> None:
       True
     """
     folder = Path(path).absolute()
-    with atomic.locked("path", folder):
-        if folder.exists():
-            raise ValueError(f"path={str(path)!r} exists; choose a new folder")
-        _write(folder, net)
+    leaves = to_leaf_list(_stored_fields(net) if net.deployed else data_fields(net))["leaves"]
+    if jax.process_count() > 1:
+        leaves = [whole_on_host(leaf) for leaf in leaves]
+    with of_the_first_process(path):
+        if jax.process_index() == 0:
+            with atomic.locked("path", folder):
+                if folder.exists():
+                    raise ValueError(f"path={str(path)!r} exists; choose a new folder")
+                _write(folder, net, leaves)
 
 
-def _write(folder: Path, net: Network) -> None:
+def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
     import orbax.checkpoint as ocp
 
     metadata: dict[str, Any] = {
@@ -79,17 +90,24 @@ def _write(folder: Path, net: Network) -> None:
         "deployed": net.deployed,
         "calibrated": net.calibrated,
     }
-    content = to_leaf_list(data_fields(net))
+    content: Any = {"leaves": leaves}
     if net.deployed:
-        content = pack([np.asarray(leaf) for leaf in to_leaf_list(_stored_fields(net))["leaves"]])
+        content = pack([np.asarray(leaf) for leaf in leaves])
         metadata["check"] = _check(content, metadata)
-        content = {"packed": jnp.frombuffer(content, jnp.uint8)}
+        content = {"packed": np.frombuffer(content, np.uint8)}
     metadata["format"] = _PACKED if net.deployed else _FORMAT
     part = folder.with_name(f"{folder.name}.orbax-checkpoint-tmp")  # as orbax calls it
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="jaxsim_save"
+    )
     try:
         # Not the asynchronous one: its threads outlive a failure and keep a process from ending.
-        with writable(folder), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with (
+            writable(folder),
+            ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+        ):
             content = ocp.args.StandardSave(content)
             checkpointer.save(folder, args=content, custom_metadata=metadata)
     finally:
@@ -131,7 +149,7 @@ def load(path: str | Path, like: Network) -> Network:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
         form = metadata.get("format")
-        if form not in (_FORMAT, _PACKED) or not {"network", "deployed"} <= set(metadata):
+        if form not in (_FORMAT, _PACKED) or not set(_SAID) <= set(metadata):
             raise ValueError(f"format {form}, this version reads {_FORMAT} and {_PACKED}")
     saved, expected = [_nameable(line) for line in metadata["network"]], describe(like)
     if saved != expected:
@@ -190,7 +208,7 @@ def _stored_fields(net: Network) -> dict[str, Any]:
 
 def _check(content: bytes, metadata: dict[str, Any]) -> int:
     """A checksum of the packed arrays and of what is said of them."""
-    said = [metadata[k] for k in ("network", "deployed", "calibrated")]
+    said = [metadata[k] for k in _SAID]
     return zlib.crc32(content, zlib.crc32(json.dumps(said).encode()))
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsim.numerics.arrays import parts_on_host
 from jaxsim.numerics.checks import is_traced
 
 PyTree = Any
@@ -64,7 +65,9 @@ def check_params(params: PyTree, only: Collection[str] | None = None) -> None:
             raise ValueError(f"variables: {name}={leaf!r} is not an array")
         if is_traced(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
             continue
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not all(
+            np.isfinite(part).all() for part in parts_on_host(leaf)
+        ):
             raise ValueError(f"variables: {name} holds NaN or infinite values")
 
 

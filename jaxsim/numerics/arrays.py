@@ -34,6 +34,22 @@ def native(a: Any) -> Any:
     return a
 
 
+def whole_on_host(a: Any) -> np.ndarray:
+    """All of an array in NumPy; of one that other processes hold parts of, each takes all."""
+    if getattr(a, "is_fully_addressable", True):
+        return np.asarray(a)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(a, tiled=True))
+
+
+def parts_on_host(a: Any) -> list[np.ndarray]:
+    """What this process holds of an array, in NumPy: one part where that is all of it."""
+    if getattr(a, "is_fully_addressable", True):
+        return [np.asarray(a)]
+    return [np.asarray(shard.data) for shard in a.addressable_shards]
+
+
 def placed_like(a: Array, other: Any) -> Array:
     """An array on the devices of another one of its rank, cut as that is where its sizes allow it.
 

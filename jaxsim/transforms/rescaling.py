@@ -15,7 +15,7 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.network.params import tensors, with_tensors
 from jaxsim.network.transform import transformable
-from jaxsim.numerics.arrays import placed_like
+from jaxsim.numerics.arrays import placed_like, whole_on_host
 
 TOLERANCE = 1e-4
 """What outputs may differ by, as a share of the largest, where they are to be the same."""
@@ -158,18 +158,9 @@ def factors(layer: Layer) -> np.ndarray:
 
 def on_host(net: Network) -> dict[str, np.ndarray]:
     """Parameters and buffers by path, in NumPy: what trial and error changes compiles nothing."""
-
-    def whole(a: Any) -> np.ndarray:
-        # of an array that other processes hold parts of, each process takes all
-        if getattr(a, "is_fully_addressable", True):
-            return np.asarray(a)
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(a, tiled=True))
-
     keys = jax.dtypes.prng_key
     held = tensors(net).items()
-    return {path: whole(a) for path, a in held if not jnp.issubdtype(a.dtype, keys)}
+    return {path: whole_on_host(a) for path, a in held if not jnp.issubdtype(a.dtype, keys)}
 
 
 def on_devices(net: Network, changes: Mapping[str, np.ndarray]) -> Network:
