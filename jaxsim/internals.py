@@ -147,6 +147,16 @@ def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
+def sharding_of(atom: Atom) -> jax.sharding.PartitionSpec:
+    """How an operand is cut over the explicit axes of a mesh.
+
+    Args:
+      atom: Operand or result of an equation that is an array.
+    """
+    aval: Any = atom.aval
+    return aval.sharding.spec
+
+
 def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     """The outputs of an equation on these operands."""
     with eqn.ctx.manager:

@@ -10,8 +10,8 @@ from tests.support.processes import of_two_and_of_one, start
 @pytest.fixture(scope="module")
 def made():
     process = start("tests.support.sharding_process", devices=4)
-    output, _ = process.communicate()
-    assert process.returncode == 0
+    output, error = process.communicate()
+    assert process.returncode == 0, error[-3000:]
     return json.loads(output.splitlines()[-1])
 
 
@@ -35,6 +35,15 @@ def test_a_table_of_codes_is_cut_as_the_parameter_at_both_of_its_sites(made):
     sites = ("t:lookup", "t")
     assert shares == {f"{when} {name}": 1 / 4 for when in ("deployed", "loaded") for name in sites}
     assert off < 1e-4
+
+
+def test_on_explicit_axes_parameters_masks_and_gradients_keep_theirs(made):
+    """Every operation of jaxsim's leaves to the compiler what a model with such axes must say."""
+    assert len(made["explicit"]) == 7
+    for name, (params, masks, slope, off) in made["explicit"].items():
+        assert params == slope == {"a": 1, "b": 0}, name
+        assert masks == ({"a": 1, "b": 0} if name == "pruned" else {}), name
+        assert off < 1e-4, name
 
 
 def test_two_processes_hold_halves_of_what_one_does_deployed_saved_and_loaded():

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 
@@ -25,8 +26,10 @@ def abstract_tree(tree: Any, home: jax.sharding.Sharding) -> Any:
     """
 
     def shape(a: Any) -> jax.ShapeDtypeStruct:
-        placed = getattr(a, "sharding", None)
-        kept = placed if isinstance(placed, jax.sharding.NamedSharding) else home
+        placed = getattr(a, "sharding", home)
+        # what is known by its shape alone may name a mesh, but no devices
+        on_mesh = isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh)
+        kept = placed if on_mesh else home
         return shape_on(a, kept)
 
     return jax.tree.map(shape, tree)

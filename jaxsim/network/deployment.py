@@ -132,7 +132,7 @@ def _calibrate(chip: Network, arguments: Partitioned) -> dict[str, State]:
     traced = trace_call(chip, arguments)
     walk = Walk(chip.cores, "stored", None, calibrating=True)
     _, states = walk.run(traced.plan, traced.values, chip.states, ())
-    return states
+    return shard_like_weights(chip, states, jax.device_put)
 
 
 def find_read_params(net: Network) -> set[str]:

@@ -13,15 +13,16 @@ import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key
 
 from jaxsim import internals
 from jaxsim.cores.core import State
 from jaxsim.cores.wrapper import Wrapper, build
-from jaxsim.internals import Atom, bind, parameters, shape_of
+from jaxsim.internals import Atom, bind, parameters, shape_of, sharding_of
 from jaxsim.network.lookups import as_looked_up, read_rows, row_axes, row_ids
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
-from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.gradients import straight_through
 
 
@@ -155,44 +156,60 @@ class Walk:
           The output, and the state.
         """
         site, wrappers = entry.site, self.cores[entry.site.name]
-        x, w = ins[entry.x_at], ins[entry.w_at]
-        if site.kind == "lookup":
-            x = row_ids(eqn, ins)
         read_key = site_key(self.read_key, site.name + ":read", indices)
         at = tuple(i for i, stacked in zip(indices, site.stacked, strict=True) if stacked)
-        if state is None:
-            over = indices if site.kind == "dynamic" else at
-            write_key = site_key(self.key, site.name, over)
-            ranges, written = "batch", False
-        else:
-            w, write_key, ranges, written = state, None, self.ranges, True
+        over = indices if site.kind == "dynamic" else at
+        write_key = site_key(self.key, site.name, over) if state is None else None
+        calibrated = self.calibrating and state is not None and site.kind != "lookup"
+        ranges = "batch" if state is None else self.ranges
+        quiet = self.calibrating
 
-        def read(integer: bool) -> Callable[..., Array]:
-            quiet = self.calibrating
-            still = dataclasses.replace(
-                entry.op, integer=integer, ranges=ranges, deterministic=quiet
-            )
+        def computed(
+            wrappers: Any,
+            ins: list[Any],
+            state: State | None,
+            at: Any,
+            write_key: Any,
+            read_key: Any,
+        ) -> tuple[Array, State | None]:
+            x, w = ins[entry.x_at], ins[entry.w_at] if state is None else state
+            written = state is not None
+            if site.kind == "lookup":
+                x = row_ids(eqn, ins)
 
-            def run(
-                wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any
-            ) -> Array:
-                core, op = build(wrappers), dataclasses.replace(still, scan_index=at)
+            def read(integer: bool) -> Callable[..., Array]:
+                still = dataclasses.replace(
+                    entry.op, integer=integer, ranges=ranges, deterministic=quiet
+                )
+
+                def run(
+                    wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any
+                ) -> Array:
+                    core, op = build(wrappers), dataclasses.replace(still, scan_index=at)
+                    with own_promotion():
+                        state = w if written else core.write(op, w, write_key)
+                        if site.kind != "lookup":
+                            return core.read(op, state, x, read_key)
+                        held = dataclasses.replace(op, integer=integer or written)
+                        axes = row_axes(wrappers, held, entry.w, site.name)
+                        return read_rows(core, op, state, x, axes, read_key)
+
+                return run
+
+            if calibrated:
+                op = dataclasses.replace(entry.op, integer=True, ranges="stored", scan_index=at)
                 with own_promotion():
-                    state = w if written else core.write(op, w, write_key)
-                    if site.kind != "lookup":
-                        return core.read(op, state, x, read_key)
-                    held = dataclasses.replace(op, integer=integer or written)
-                    axes = row_axes(wrappers, held, entry.w, site.name)
-                    return read_rows(core, op, state, x, axes, read_key)
+                    w = build(wrappers).calibrate(op, state, x)
+            y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
+            y = as_looked_up(eqn, ins, y) if site.kind == "lookup" else y
+            return y, w if calibrated else None
 
-            return run
-
-        if self.calibrating and state is not None and site.kind != "lookup":
-            op = dataclasses.replace(entry.op, integer=True, ranges="stored", scan_index=at)
-            with own_promotion():
-                w = state = build(wrappers).calibrate(op, state, x)
-        y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
-        return as_looked_up(eqn, ins, y) if site.kind == "lookup" else y, state
+        y, updated = in_auto_axes(
+            computed,
+            *(wrappers, ins, state, at, write_key, read_key),
+            out=(sharding_of(eqn.outvars[0]), PartitionSpec()),
+        )
+        return y, updated if calibrated else state
 
     def inner(
         self,

@@ -20,7 +20,7 @@ from jaxsim.network.interpreter import evaluate_plan, site_key
 from jaxsim.network.network import Network, trace_call
 from jaxsim.network.params import param_names
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
-from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.gradients import shard_like
 
 
@@ -105,9 +105,15 @@ class _Writer:
         if site.name in self.cores and site.kind != "dynamic":
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             key = site_key(self.key, site.name, over)
-            op = dataclasses.replace(entry.op, integer=True, scan_index=tuple(over))
-            with own_promotion():
-                states[site.name] = build(self.cores[site.name]).write(op, ins[entry.w_at], key)
+
+            def write(wrappers: Any, w: Array, over: Any, key: Any) -> State:
+                op = dataclasses.replace(entry.op, integer=True, scan_index=over)
+                with own_promotion():
+                    return build(wrappers).write(op, w, key)
+
+            states[site.name] = in_auto_axes(
+                write, self.cores[site.name], ins[entry.w_at], tuple(over), key
+            )
 
     def inner(
         self, eqn: jex.JaxprEqn, entry: Inner, ins: list[Any], indices: tuple[Any, ...]

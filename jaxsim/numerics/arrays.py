@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jaxsim.numerics.checks import is_traced
@@ -22,6 +23,28 @@ def own_promotion() -> Generator[None]:
     """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def in_auto_axes(f: Callable[..., Any], *args: Any, out: Any = None) -> Any:
+    """Calls a function whose operations say nothing of how their results are sharded.
+
+    Where an argument lies on a mesh of explicit axes, JAX would ask each reshape and contraction;
+    inside, the compiler decides.
+
+    Args:
+      f: Function of trees of arrays.
+      *args: Its arguments; it must close over no array.
+      out: How its results are sharded where axes are explicit; None leaves them whole on each
+        device.
+    """
+    meshes = [jax.typeof(a).sharding.mesh for a in jax.tree.leaves(args) if isinstance(a, Array)]
+    mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+    if mesh is None:
+        return f(*args)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return jax.sharding.auto_axes(
+            f, axes=mesh.explicit_axes, out_sharding=out or PartitionSpec()
+        )(*args)
 
 
 def native(a: Any) -> Any:

@@ -19,7 +19,7 @@ from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
 from jaxsim.network.params import by_name
 from jaxsim.network.writer import write_states
-from jaxsim.numerics.arrays import placed_like
+from jaxsim.numerics.arrays import in_auto_axes, placed_like
 from jaxsim.numerics.checks import check_share, is_traced
 from jaxsim.sparsity.distribution import Distribution, LayerScores, rank
 from jaxsim.sparsity.pattern import Layout, Pattern
@@ -145,7 +145,7 @@ def make_masks(
         shape = whole[len(stack) :]
         layout = pattern.layout(name, shape, contracted.get(name, ()))
         left = net.masks.get(name, jnp.ones(whole, bool))
-        alive[name], units[name] = _score_units(layout, left, flat[name])
+        alive[name], units[name] = in_auto_axes(partial(_score_units, layout), left, flat[name])
         layouts[name] = layout
     if pattern.sparsity is not None:
         kept = {n: _kept_by_group(u, pattern.sparsity) for n, u in units.items()}
@@ -154,10 +154,11 @@ def make_masks(
         kept = _kept_by_layer(units, layouts, sparsity, distribution, tied=pattern.tied)
     masks: Masks = {}
     for name, mask in kept.items():
-        whole = layouts[name].spread(mask & alive[name]).reshape(flat[name].shape)
-        mine = whole & net.masks[name] if name in net.masks else whole
+        old = [net.masks[name]] if name in net.masks else []
+        mine, rows = in_auto_axes(
+            partial(_spread, layouts[name], flat[name].shape), mask, alive[name], *old
+        )
         masks[name] = placed_like(mine, params[name])
-        rows = masks[name].reshape(len(mask), -1).any(1)
         if not allow_collapse and not is_traced(rows) and not bool(rows.all()):
             raise ValueError(
                 f"sparsity={sparsity}: nothing is left of {name}; choose another distribution, or "
@@ -172,6 +173,16 @@ def _score_units(layout: Layout, left: Array, scores: Array) -> tuple[Array, Arr
     alive = layout.gather(left).any(-1)
     score = layout.gather(jnp.where(left, scores, 0)).mean(-1)
     return alive, jnp.where(alive, score, -jnp.inf)
+
+
+def _spread(
+    layout: Layout, shape: tuple[int, ...], kept: Array, alive: Array, *old: Array
+) -> tuple[Array, Array]:
+    """Makes a mask of the units that stay, and tells of each slice if anything of it is left."""
+    mask = layout.spread(kept & alive).reshape(shape)
+    for earlier in old:
+        mask = mask & earlier
+    return mask, mask.reshape(len(kept), -1).any(1)
 
 
 def _kept_by_group(units: Array, sparsity: float) -> Array:

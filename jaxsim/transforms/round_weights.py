@@ -22,6 +22,7 @@ from jaxsim.network.network import Network
 from jaxsim.network.params import params_of, with_params
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
+from jaxsim.numerics.arrays import in_auto_axes
 from jaxsim.numerics.checks import check_called
 from jaxsim.transforms.codes import require_grid
 from jaxsim.transforms.observe import observe_sites, require_run
@@ -104,7 +105,8 @@ def round_weights(
         found: dict[str, Any] = {}
         for group in _same(chosen, layers):
             gram = sum((layers[name].gram for name in group), jnp.float32(0))
-            found |= dict.fromkeys(group, rounded(rounding, layers[group[0]]._replace(gram=gram)))
+            layer = layers[group[0]]._replace(gram=gram)
+            found |= dict.fromkeys(group, in_auto_axes(rounded, rounding, layer))
         targets = {name: w.reshape(states[name].w.shape) for name, w in found.items()}
         alone = [site for site in chosen if _alone(site, found, chosen)]
         moved = solve_params(of, params, targets)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxsim as js
 from jaxsim import sparsity as sp
@@ -59,7 +59,13 @@ def main():
         "codes": {name: state.inner for name, state in chip.states.items()},
     }
     found = {name: cut(tree) for name, tree in made.items()}
-    print(json.dumps({"parameters": found, "states": dict(chips(net, x)), "tables": tables()}))
+    report = {
+        "parameters": found,
+        "states": dict(chips(net, x)),
+        "tables": tables(),
+        "explicit": dict(explicit(net)),
+    }
+    print(json.dumps(report))
 
 
 CHIPS = {
@@ -69,6 +75,16 @@ CHIPS = {
     "cells": (
         js.quantize(4, 8),
         js.analog(cells=js.cells.proportional(0.1, noise=0.1), rows=8),
+    ),
+}
+
+
+TYPED = {
+    "pruned": (js.prune(0.5), js.quantize(4, 8), js.block(2)),
+    "scaled": (js.quantize(4, 8), js.smooth(np.ones((8, 8), np.float32))),
+    "rounded": (
+        js.quantize(4, 8),
+        js.round_weights(js.rounding.gptq(), np.ones((8, 8), np.float32)),
     ),
 }
 
@@ -97,6 +113,44 @@ def chips(net, x):
         key = jax.random.key(1)
         off = float(jnp.abs(loaded(x, key=key) - plain(x, key=key)).max())
         yield name, [shares, off]
+
+
+def explicit(net):
+    """Which axes are cut on a mesh of explicit axes, and how far outputs are from the other's."""
+    key, ones = jax.random.key(1), np.ones((8, 8), np.float32)
+
+    def said(p, x):
+        h = jax.nn.relu(x @ p["a"])
+        return jnp.einsum("bi,io->bo", h, p["b"], out_sharding=PartitionSpec())
+
+    for name, transforms in (*CHIPS.items(), *TYPED.items()):
+        expected = chip_of(net, transforms, ones)[1](ones, key=key)
+        mesh = Mesh(MESH.devices, ("m",), axis_types=(AxisType.Explicit,))
+        with jax.set_mesh(mesh):
+            params = {
+                name: jax.device_put(np.asarray(net.params[name]), NamedSharding(mesh, spec))
+                for name, spec in SPECS.items()
+            }
+            x = jax.device_put(ones, NamedSharding(mesh, PartitionSpec()))
+            composed, chip = chip_of(js.trace(said, params, x), transforms, x)
+            with tempfile.TemporaryDirectory() as folder:
+                js.save(f"{folder}/chip", chip)
+                loaded = js.load(f"{folder}/chip", composed)
+            run = jax.jit(lambda c, p, x: c.with_params(p)(x, key=key).sum())
+            # JAX cannot yet transpose what noise of cells draws there
+            slope = (
+                composed.params
+                if name == "cells"
+                else jax.grad(run, 1)(composed, composed.params, x)
+            )
+            off = np.abs(np.asarray(loaded(x, key=key)) - np.asarray(expected)).max()
+        yield name, [cut(composed.params), cut(composed.masks), cut(slope), float(off)]
+
+
+def chip_of(net, transforms, x):
+    """A network composed, and deployed."""
+    composed = js.compose(*transforms)(net)
+    return composed, js.deploy(composed, key=jax.random.key(0), calibrate=x)
 
 
 def tables():
