@@ -13,9 +13,9 @@ SCRIPT = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import jax
-start = time.perf_counter()
+start = time.process_time()
 import jaxsim
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 assert seconds < 1, seconds
 assert jaxsim.__file__.startswith(sys.argv[1]), jaxsim.__file__
 assert all(hasattr(jaxsim, name) for name in jaxsim.__all__)
