@@ -6,7 +6,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -18,6 +18,7 @@ from jaxtyping import Array, Key
 
 from jaxsim import internals
 from jaxsim.cores.core import State
+from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import Atom, bind, parameters, shape_of, sharding_of
 from jaxsim.network.lookups import as_looked_up, read_rows, row_axes, row_ids
@@ -160,56 +161,22 @@ class Walk:
         at = tuple(i for i, stacked in zip(indices, site.stacked, strict=True) if stacked)
         over = indices if site.kind == "dynamic" else at
         write_key = site_key(self.key, site.name, over) if state is None else None
-        calibrated = self.calibrating and state is not None and site.kind != "lookup"
-        ranges = "batch" if state is None else self.ranges
-        quiet = self.calibrating
-
-        def computed(
-            wrappers: Any,
-            ins: list[Any],
-            state: State | None,
-            at: Any,
-            write_key: Any,
-            read_key: Any,
-        ) -> tuple[Array, State | None]:
-            x, w = ins[entry.x_at], ins[entry.w_at] if state is None else state
-            written = state is not None
-            if site.kind == "lookup":
-                x = row_ids(eqn, ins)
-
-            def read(integer: bool) -> Callable[..., Array]:
-                still = dataclasses.replace(
-                    entry.op, integer=integer, ranges=ranges, deterministic=quiet
-                )
-
-                def run(
-                    wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any
-                ) -> Array:
-                    core, op = build(wrappers), dataclasses.replace(still, scan_index=at)
-                    with own_promotion():
-                        state = w if written else core.write(op, w, write_key)
-                        if site.kind != "lookup":
-                            return core.read(op, state, x, read_key)
-                        held = dataclasses.replace(op, integer=integer or written)
-                        axes = row_axes(wrappers, held, entry.w, site.name)
-                        return read_rows(core, op, state, x, axes, read_key)
-
-                return run
-
-            if calibrated:
-                op = dataclasses.replace(entry.op, integer=True, ranges="stored", scan_index=at)
-                with own_promotion():
-                    w = build(wrappers).calibrate(op, state, x)
-            y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
-            y = as_looked_up(eqn, ins, y) if site.kind == "lookup" else y
-            return y, w if calibrated else None
-
-        y, updated = in_auto_axes(
-            computed,
-            *(wrappers, ins, state, at, write_key, read_key),
-            out=(sharding_of(eqn.outvars[0]), PartitionSpec()),
+        op = dataclasses.replace(
+            entry.op,
+            ranges="batch" if state is None else self.ranges,
+            deterministic=self.calibrating,
         )
-        return y, updated if calibrated else state
+        call = _Call(op, written=state is not None, calibrating=self.calibrating)
+        w = ins[entry.w_at] if state is None else state
+        spec = sharding_of(eqn.outvars[0])
+        given = (w, at, write_key, read_key)
+        if site.kind == "lookup":
+            rows = partial(_look_up, call, eqn, entry)
+            return in_auto_axes(rows, wrappers, ins, *given, out=spec), state
+        y, updated = in_auto_axes(
+            partial(_multiply, call), wrappers, ins[entry.x_at], *given, out=(spec, PartitionSpec())
+        )
+        return y, state if updated is None else updated
 
     def inner(
         self,
@@ -345,3 +312,69 @@ class Walk:
         start = run_test(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
         _, _, outs, after = lax.while_loop(lambda carry: carry[0], step, start)
         return outs, after
+
+
+class _Call(NamedTuple):
+    """What is static of a site's call; sites that are alike are traced once."""
+
+    op: Op
+    written: bool
+    calibrating: bool
+
+    def states(self, wrappers: Any, w: Any, at: Any, key: Any, *, integer: bool) -> Any:
+        """The core of a site, its op, and what is written or was."""
+        core, op = build(wrappers), dataclasses.replace(self.op, integer=integer, scan_index=at)
+        return core, op, w if self.written else core.write(op, w, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _multiply(
+    call: _Call, wrappers: Any, x: Array, w: Any, at: Any, write_key: Any, read_key: Any
+) -> tuple[Array, State | None]:
+    """Multiplies by a weight, or by what was written of it, which is calibrated first if asked."""
+
+    def read(integer: bool) -> Callable[..., Array]:
+        @own_promotion()
+        def run(wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any) -> Array:
+            core, op, state = call.states(wrappers, w, at, write_key, integer=integer)
+            return core.read(op, state, x, read_key)
+
+        return run
+
+    updated = None
+    if call.calibrating and call.written:
+        op = dataclasses.replace(
+            call.op, integer=True, ranges="stored", scan_index=at, deterministic=False
+        )
+        with own_promotion():
+            w = updated = build(wrappers).calibrate(op, w, x)
+    y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
+    return y, updated
+
+
+def _look_up(
+    call: _Call,
+    eqn: jex.JaxprEqn,
+    entry: Contraction,
+    wrappers: Any,
+    ins: list[Any],
+    w: Any,
+    at: Any,
+    write_key: Any,
+    read_key: Any,
+) -> Array:
+    """Takes rows of a table, or of what was written of it."""
+
+    def read(integer: bool) -> Callable[..., Array]:
+        @own_promotion()
+        def run(wrappers: Any, w: Any, ids: Array, at: Any, write_key: Any, read_key: Any) -> Array:
+            core, op, state = call.states(wrappers, w, at, write_key, integer=integer)
+            held = dataclasses.replace(op, integer=integer or call.written)
+            axes = row_axes(wrappers, held, entry.w, entry.site.name)
+            return read_rows(core, op, state, ids, axes, read_key)
+
+        return run
+
+    ids = row_ids(eqn, ins)
+    rows = straight_through(read(True), read(False))(wrappers, w, ids, at, write_key, read_key)
+    return as_looked_up(eqn, ins, rows)

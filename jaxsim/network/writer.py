@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Key
 
 from jaxsim import internals
 from jaxsim.cores.core import State
+from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import bind
 from jaxsim.network.interpreter import evaluate_plan, site_key
@@ -64,6 +66,13 @@ def shard_like_weights(
     }
 
 
+@partial(jax.jit, static_argnums=0)
+@own_promotion()
+def _write(op: Op, wrappers: Any, w: Array, over: Any, key: Any) -> State:
+    """Writes a weight; sites that are alike are traced once."""
+    return build(wrappers).write(dataclasses.replace(op, scan_index=over), w, key)
+
+
 class _Writer:
     """Evaluates what the parameters alone determine, and writes each site's weight."""
 
@@ -105,14 +114,9 @@ class _Writer:
         if site.name in self.cores and site.kind != "dynamic":
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             key = site_key(self.key, site.name, over)
-
-            def write(wrappers: Any, w: Array, over: Any, key: Any) -> State:
-                op = dataclasses.replace(entry.op, integer=True, scan_index=over)
-                with own_promotion():
-                    return build(wrappers).write(op, w, key)
-
             states[site.name] = in_auto_axes(
-                write, self.cores[site.name], ins[entry.w_at], tuple(over), key
+                partial(_write, dataclasses.replace(entry.op, integer=True)),
+                *(self.cores[site.name], ins[entry.w_at], tuple(over), key),
             )
 
     def inner(
