@@ -49,10 +49,17 @@ class Contraction(NamedTuple):
 
 
 class Inner(NamedTuple):
-    """Equation whose inner jaxprs hold sites or pass constant-derived values on."""
+    """Equation whose inner jaxprs hold sites or pass constant-derived values on.
+
+    Attributes:
+      plans: Plans of its jaxprs.
+      names: Names of the sites inside.
+      rewritten: True if the plan says in other words what the equation runs.
+    """
 
     plans: tuple[Plan, ...]
     names: frozenset[str]
+    rewritten: bool = False
 
 
 Entry = Contraction | Inner | None

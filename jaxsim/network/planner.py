@@ -10,14 +10,19 @@ import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxsim import internals
 from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.partition import Partitioned
-from jaxsim.internals import Atom, inner_jaxprs, parameters, shape_of, source_line
+from jaxsim.internals import Atom, bind, inner_jaxprs, parameters, shape_of, source_line
 from jaxsim.network.arguments import apply_call, explained_call
+from jaxsim.network.experts import products, ragged_product, routed_product
+from jaxsim.network.folded_tables import fold_table
+from jaxsim.network.inlining import inline_slices
+from jaxsim.network.interpreter import evaluate_plan
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.lookups import looked_up_axis, rows_as_outputs
 from jaxsim.network.plan import (
@@ -32,7 +37,9 @@ from jaxsim.network.plan import (
     Traced,
     contractions,
 )
-from jaxsim.network.site import Site
+from jaxsim.network.routes import Route, chosen_branch, follow, taken_slices
+from jaxsim.network.site import Kind, Site
+from jaxsim.numerics.arrays import own_promotion
 
 
 def trace_plan(
@@ -109,6 +116,8 @@ class _Planner:
       lines: Line of the model in which each reader that is a primitive first does so.
       multiplied: Gathers of known rows that are, or are part of, the weight of a site.
       added: Those whose rows are read beside inputs in another way.
+      choice: While experts are planned, how their weights are chosen and how many multiplications
+        and additions the model makes with all of them.
     """
 
     def __init__(self, masked: Collection[str], lookups: frozenset[Place]):
@@ -127,6 +136,7 @@ class _Planner:
         self.readers: dict[str, list[str]] = {}
         self.lines: dict[tuple[str, str], str] = {}
         self.miscomputed: list[str] = []
+        self.choice: tuple[Kind, int] | None = None
 
     def read(self, tag: Provenance | None, reader: str, eqn: jex.JaxprEqn | None = None) -> None:
         """Notes that a value is read beside inputs, or leaves what is followed."""
@@ -153,48 +163,140 @@ class _Planner:
         tags: Sequence[Provenance | None],
         lengths: tuple[int, ...],
     ) -> Plan:
+        jaxpr, consts = inline_slices(jaxpr, consts)
         known: dict[Any, Provenance | None] = dict(zip(jaxpr.invars, tags, strict=True))
         known.update(dict.fromkeys(jaxpr.constvars, Provenance()))
+        routes: dict[Atom, Route] = {}
+        read: dict[tuple[int, int], Sequence[Provenance | None]] = {}
 
         def tag(atom: Atom) -> Provenance | None:
             return Provenance() if isinstance(atom, jex.Literal) else known[atom]
 
+        def route(atom: Atom) -> Route | None:
+            return None if isinstance(atom, jex.Literal) else routes.get(atom)
+
         entries: list[Entry] = []
+        eqns: list[jex.JaxprEqn] = []
+        unfollowed: set[tuple[int, int]] = set()
         around = self.place
-        for i, eqn in enumerate(jaxpr.eqns):
-            self.place = (*around, i)
+        for at, eqn in enumerate(jaxpr.eqns):
+            self.place = (*around, at)
             ins = [tag(atom) for atom in eqn.invars]
+            held = [route(atom) for atom in eqn.invars]
             entry, outs = None, [None] * len(eqn.outvars)
             sources = [t for t in ins if t is not None]
             inner = inner_jaxprs(eqn)
             constant = len(sources) == len(ins)
-            if constant and len(inner) == 1 and eqn.primitive is not prims.scan_p:
+            if held and held[0] and (moved := follow(eqn, held[0])):
+                routes.update(zip(eqn.outvars, moved, strict=True))
+            elif constant and len(inner) == 1 and eqn.primitive is not prims.scan_p:
                 within = self.plan(*inner[0], ins, lengths)
                 outs = list(within.known)
                 if names := frozenset(c.site.name for c in contractions(within)):
                     entry = Inner((within,), names)
             elif constant and self.place not in self.lookups:
                 tag_of = _join_provenance(sources)._replace(parts=_parts(eqn, sources))
-                taken = eqn.primitive is prims.gather_p and sources[0].param
-                if taken and looked_up_axis(eqn, ins) is not None:
+                if _is_gathered(eqn, ins):
                     tag_of = tag_of._replace(rows=tag_of.rows | {self.place})
                 outs = [tag_of] * len(eqn.outvars)
             elif inner:
+                unfollowed.update(r.origin for r in held if r)
                 plans, outs = self.inner(eqn, inner, ins, lengths)
                 names = frozenset(c.site.name for p in plans for c in contractions(p))
                 if names or any(t is not None for t in outs):
                     entry = Inner(plans, names)
+                if eqn.primitive is prims.cond_p:
+                    for j, variable in enumerate(eqn.outvars):
+                        read[at, j] = [plan.known[j] for plan in plans]
+                        if _is_choice(variable, read[at, j]):
+                            routes[variable] = chosen_branch(eqn, (at, j), _branches(plans, j))
+                        else:
+                            unfollowed.add((at, j))
+            elif (chosen := self.chosen(eqn, ins, held, tag, lengths)) is not None:
+                unfollowed.update(r.origin for r in held if r and r is not chosen[0])
+                eqn, entry = chosen[1:]  # noqa: PLW2901
             else:
-                entry = self.contraction(eqn, ins, lengths)
-                for j, t in enumerate(ins):
-                    if entry is not None and j == entry.w_at and t is not None:
-                        self.multiply(t, entry.site.name, eqn)
-                    else:
-                        self.read(t, _reader(eqn, j), eqn)
+                unfollowed.update(r.origin for r in held if r)
+                taken = taken_slices(eqn, at) if not constant and _is_taken(eqn, ins) else None
+                if taken is None:
+                    eqn, entry = self.equation(eqn, ins, lengths)
+                else:
+                    routes[eqn.outvars[0]] = taken
             entries.append(entry)
+            eqns.append(eqn)
             known.update(zip(eqn.outvars, outs, strict=True))
+        unfollowed.update(r.origin for r in map(route, jaxpr.outvars) if r)
+        for at, j in sorted(unfollowed):
+            eqn, self.place = eqns[at], (*around, at)
+            if eqn.primitive is prims.cond_p:
+                for t in read[at, j]:
+                    self.read(t, eqn.primitive.name, eqn)
+            else:
+                eqns[at], entries[at] = self.equation(eqn, list(map(tag, eqn.invars)), lengths)
         self.place = around
+        if any(a is not b for a, b in zip(eqns, jaxpr.eqns, strict=True)):
+            jaxpr = jaxpr.replace(eqns=eqns)
         return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
+
+    def equation(
+        self, eqn: jex.JaxprEqn, ins: list[Provenance | None], lengths: tuple[int, ...]
+    ) -> tuple[jex.JaxprEqn, Entry]:
+        """Plans an equation without inner jaxprs that inputs reach, and notes what it reads."""
+        entry = self.contraction(eqn, ins, lengths)
+        if entry is None and (said := _in_other_words(eqn, ins)) is not None:
+            kind, run = said
+            return self.rewrite(eqn, run, eqn.invars, ins, lengths, kind)
+        for i, t in enumerate(ins):
+            if entry is not None and i == entry.w_at and t is not None:
+                self.multiply(t, entry.site.name, eqn)
+            else:
+                self.read(t, _reader(eqn, i), eqn)
+        return eqn, entry
+
+    def chosen(
+        self,
+        eqn: jex.JaxprEqn,
+        ins: list[Provenance | None],
+        held: list[Route | None],
+        tag: Callable[[Atom], Provenance | None],
+        lengths: tuple[int, ...],
+    ) -> tuple[Route, jex.JaxprEqn, Entry] | None:
+        """Plans a product with slices of a stack; None if the equation is none."""
+        if eqn.primitive is not prims.dot_general_p or any(t is not None for t in ins):
+            return None
+        for w_at in (1, 0):
+            route = held[w_at]
+            run = None if route is None else routed_product(eqn, w_at, route)
+            if route is not None and run is not None:
+                operands = [*eqn.invars, *route.operands]
+                tags = [*ins, *map(tag, route.operands)]
+                return route, *self.rewrite(eqn, run, operands, tags, lengths, "routed")
+        return None
+
+    def rewrite(
+        self,
+        eqn: jex.JaxprEqn,
+        run: Callable[..., Array],
+        operands: Sequence[Atom],
+        tags: Sequence[Provenance | None],
+        lengths: tuple[int, ...],
+        kind: Kind,
+    ) -> tuple[jex.JaxprEqn, Inner]:
+        """Plans an equation as a function that says the same by equations that are sites.
+
+        The new equation runs the one it stands for, where no site inside is transformed.
+        """
+        with own_promotion():
+            closed = jax.make_jaxpr(run)(*map(shape_of, operands))
+        around = self.choice
+        if kind != "lookup":
+            self.choice = (kind, products(eqn))
+        plan = self.plan(closed.jaxpr, closed.consts, tags, lengths)
+        self.choice = around
+        count = len(eqn.invars)
+        call = internals.as_call(eqn, operands, lambda *values: bind(eqn, values[:count]))
+        names = frozenset(c.site.name for c in contractions(plan))
+        return call, Inner((plan,), names, rewritten=True)
 
     def inner(
         self,
@@ -234,8 +336,6 @@ class _Planner:
         if len(plans) == 1:
             return plans, list(plans[0].known)
         self.read(ins[0], eqn.primitive.name, eqn)
-        for t in (t for plan in plans for t in plan.known):
-            self.read(t, eqn.primitive.name, eqn)
         return plans, [None] * len(eqn.outvars)
 
     def read_carry(
@@ -262,7 +362,7 @@ class _Planner:
                 return None
             w_at = 1 if dynamic else from_params[0]
             geometry = _dot(eqn, w_at)
-            kind = "dynamic" if dynamic else "dot"
+            kind: Kind = "dynamic" if dynamic else "dot"
         elif eqn.primitive is prims.conv_general_dilated_p:
             ends = [end for pair in parameters(eqn)["padding"] for end in pair]
             floats = jnp.issubdtype(shape_of(eqn.invars[0]).dtype, jnp.floating)
@@ -288,6 +388,9 @@ class _Planner:
             name = f"dynamic/{use - 1}"
         else:
             name = called if use == 1 else f"{called}#{use}"
+        macs = 0 if kind == "lookup" else shape_of(eqn.outvars[0]).size * Op(geometry).depth
+        if self.choice is not None and kind == "dot":
+            kind, macs = self.choice
         site = Site(
             name=name,
             param=source.param or None,
@@ -295,7 +398,7 @@ class _Planner:
             x_shape=x.shape[:-1] if eqn.primitive is prims.gather_p else x.shape,
             w_shape=w.shape,
             dtype=str(w.dtype),
-            macs=0 if kind == "lookup" else shape_of(eqn.outvars[0]).size * Op(geometry).depth,
+            macs=macs,
             lengths=lengths,
             stacked=tuple(depth in source.scanned for depth in range(len(lengths))),
             sources=tuple(sorted(source.sources)),
@@ -303,6 +406,48 @@ class _Planner:
         )
         op = Op(geometry, masked=any(part in self.masked for part in site.parts))
         return Contraction(site, op, x, w, x_at, w_at)
+
+
+def _is_taken(eqn: jex.JaxprEqn, ins: Sequence[Provenance | None]) -> bool:
+    """Tells if an equation takes parts of a weight at integers that inputs reach."""
+    taking = eqn.primitive in (prims.gather_p, prims.dynamic_slice_p)
+    if not taking or ins[0] is None or not ins[0].param:
+        return False
+    return jnp.issubdtype(shape_of(eqn.invars[0]).dtype, jnp.floating)
+
+
+def _is_gathered(eqn: jex.JaxprEqn, ins: Sequence[Provenance | None]) -> bool:
+    """Tells if an equation gathers rows of a table, where none of its operands need be unknown."""
+    gathers = eqn.primitive is prims.gather_p and _is_taken(eqn, ins)
+    return gathers and (looked_up_axis(eqn, ins) is not None or fold_table(eqn) is not None)
+
+
+def _is_choice(variable: jex.Var, tags: Sequence[Provenance | None]) -> bool:
+    """Tells if a result of a `cond` is a matrix that parameters alone determine in every branch."""
+    shape = shape_of(variable)
+    floats = jnp.issubdtype(shape.dtype, jnp.floating)
+    return floats and len(shape.shape) > 1 and all(t is not None and t.param for t in tags)
+
+
+def _branches(plans: Sequence[Plan], j: int) -> Callable[..., list[Array]]:
+    """Builds the function that computes one result of each branch."""
+    return lambda *operands: [
+        evaluate_plan(plan, operands, lambda eqn, _, ins: bind(eqn, ins))[j] for plan in plans
+    ]
+
+
+def _in_other_words(
+    eqn: jex.JaxprEqn, ins: Sequence[Provenance | None]
+) -> tuple[Kind, Callable[..., Array]] | None:
+    """Finds the function that says an equation by equations that can be sites, and of which kind."""
+    kind, run = None, None
+    if _is_taken(eqn, ins):
+        kind, run = "lookup", fold_table(eqn)
+    elif eqn.primitive.name == "ragged_dot_general" and ins[0] is None:
+        w = shape_of(eqn.invars[1])
+        if ins[1] is not None and ins[1].param and jnp.issubdtype(w.dtype, jnp.floating):
+            kind, run = "ragged", ragged_product(eqn)
+    return None if run is None or kind is None else (kind, run)
 
 
 def _reader(eqn: jex.JaxprEqn, i: int) -> str:
