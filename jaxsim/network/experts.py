@@ -45,7 +45,10 @@ class Product(NamedTuple):
     dtype: Any
 
     def of_expert(self, x: Array, w: Array) -> Array:
-        """Multiplies all rows by one expert's weight, [*y, *later]."""
+        """Multiplies all rows by one expert's weight, [*y, *later].
+
+        An axis that neither operand has, since a row is multiplied by several slices, is of size 1.
+        """
         sides = [(w, self.w), (x, self.x)] if self.weight_first else [(x, self.x), (w, self.w)]
         batch = [n for n in self.w if n in self.x and n not in self.summed]
         contract = [n for n in self.w if n in self.summed]
@@ -59,7 +62,9 @@ class Product(NamedTuple):
         )
         shared = {*batch, *contract}
         made = [*batch, *(n for n in (*left, *right) if n not in shared)]
-        return jnp.transpose(y, [made.index(n) for n in (*self.y, *self.later)])
+        axes = (*self.y, *self.later)
+        y = jnp.transpose(y, [made.index(n) for n in axes if n in made])
+        return lax.expand_dims(y, [i for i, n in enumerate(axes) if n not in made])
 
 
 def products(eqn: jex.JaxprEqn) -> int:
@@ -102,6 +107,8 @@ def ragged_product(
     product = _product(
         eqn, ragged.contract, ragged.batch, (len(xs), len(ws)), w_at=1, along=[ragged.group]
     )
+    group = len(xs) + ragged.group
+    product = product._replace(y=tuple(n for n in product.y if n != group))
     names = [rows] if len(sizes) == 1 else [*ragged.batch[0], rows]
     names = tuple(product.x[axis] for axis in names)
 
@@ -127,7 +134,7 @@ def routed_product(
 
     Returns:
       The function of the operands of `eqn` and then those of `route`; None where a slice is no
-      matrix, or where one row is multiplied by several slices whose results are kept apart.
+      matrix.
     """
     params = parameters(eqn)
     contract, batch = params["dimension_numbers"]
@@ -137,8 +144,7 @@ def routed_product(
     free = [axis for axis in range(ranks[w_at]) if axis not in bound]
     if (
         params.get("out_sharding") is not None
-        or any(axis in free for axis in along)
-        or not free
+        or all(axis in along for axis in free)
         or all(axis in along for axis in contract[w_at])
     ):
         return None
@@ -185,7 +191,7 @@ def _product(
         tuple(x),
         tuple(n for n in labels[w_at] if n not in chosen),
         tuple(summed - chosen),
-        tuple(n for n in (*first, *rest) if n in x or n not in chosen),
+        (*first, *rest),
         tuple(n for n in labels[w_at] if n in chosen & summed),
         w_at == 0,
         params["precision"],
@@ -214,16 +220,18 @@ def _scan_experts(
     axes = (*product.y, *product.later)
     order = [0, *(1 + names.index(n) for n in axes if n in names)]
     spread = [hits.shape[1 + names.index(n)] if n in names else 1 for n in axes]
-    hits = jnp.transpose(hits, order).reshape(hits.shape[0], *spread)
     sizes = dict(zip(product.x, x.shape, strict=True))
     sizes.update(zip(product.w, stack.shape[1:], strict=True))
+    sizes.update(zip(names, hits.shape[1:], strict=True))
     shape = tuple(sizes[n] for n in axes)
+    hits = jnp.transpose(hits, order).reshape(hits.shape[0], *spread)
     dtype = product.dtype or jnp.result_type(x, stack)
 
     def step(y: Array, expert: tuple[Array, Array]) -> tuple[Array, None]:
         w, hit = expert
         one = product.of_expert(x, w).astype(dtype)
-        return lax.select(jnp.broadcast_to(hit, shape), one, y), None
+        hit, one = jnp.broadcast_to(hit, shape), jnp.broadcast_to(one, shape)
+        return lax.select(hit, one, y), None
 
     y, _ = lax.scan(step, jnp.full(shape, missing, dtype), (stack, hits))
     return y.sum(tuple(range(len(product.y), len(axes)))) if product.later else y

@@ -311,7 +311,7 @@ class Network(PytreeValue):
                     params=size,
                     nonzero=size - zeros,
                     copies=0 if site.kind == "dynamic" else math.prod(site.stack),
-                    runs=site.runs,
+                    runs=contraction.runs,
                     looks_up=site.kind == "lookup",
                 )
             )

@@ -47,6 +47,14 @@ class Contraction(NamedTuple):
     x_at: int
     w_at: int
 
+    @property
+    def runs(self) -> int:
+        """Number of executions in one call; a row that chooses several experts counts for each."""
+        if not self.site.chosen:
+            return self.site.runs
+        once = jax.eval_shape(self.op.contract, self.x, self.w).size * self.op.depth
+        return self.site.runs * (self.site.macs // max(once, 1))
+
 
 class Inner(NamedTuple):
     """Equation whose inner jaxprs hold sites or pass constant-derived values on.
