@@ -145,9 +145,7 @@ def ragged_dot(eqn: jex.JaxprEqn) -> RaggedDot:
     return RaggedDot(contract, batch, rows, group, params["group_offset"] is not None)
 
 
-def as_call(
-    eqn: jex.JaxprEqn, operands: Sequence[Atom], run: Callable[..., Any]
-) -> jex.JaxprEqn:
+def as_call(eqn: jex.JaxprEqn, operands: Sequence[Atom], run: Callable[..., Any]) -> jex.JaxprEqn:
     """An equation that calls a function and has the results of another equation.
 
     Args:

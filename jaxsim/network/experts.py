@@ -235,4 +235,3 @@ def _scan_experts(
 
     y, _ = lax.scan(step, jnp.full(shape, missing, dtype), (stack, hits))
     return y.sum(tuple(range(len(product.y), len(axes)))) if product.later else y
-

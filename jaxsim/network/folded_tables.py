@@ -123,9 +123,7 @@ def _result(taken: Taken, batch: tuple[int, ...], row: int) -> tuple[int, ...]:
 def _sliced(eqn: jex.JaxprEqn) -> Taken:
     shape = shape_of(eqn.invars[0]).shape
     every = tuple(range(len(shape)))
-    return Taken(
-        shape, parameters(eqn)["slice_sizes"], every, every, {}, len(shape), (), None
-    )
+    return Taken(shape, parameters(eqn)["slice_sizes"], every, every, {}, len(shape), (), None)
 
 
 def _gathered(eqn: jex.JaxprEqn) -> Taken:

@@ -285,7 +285,9 @@ def _split(eqn: jex.JaxprEqn, route: Route) -> Sequence[Route] | None:
         return None
     at = 1 + sum(not chosen for chosen in route.along[:axis])
     return [
-        route.then(lambda w, i=i: lax.split(w, params["sizes"], at)[i], lambda ids: ids, route.along)
+        route.then(
+            lambda w, i=i: lax.split(w, params["sizes"], at)[i], lambda ids: ids, route.along
+        )
         for i in range(len(eqn.outvars))
     ]
 
