@@ -1,10 +1,10 @@
 """Experts: products with a stack of weights among which integers choose, an expert at a time.
 
 A site is one product, so that any core can compute it. A product with chosen weights is therefore
-said as a scan over the stack: each expert is multiplied by all rows, and its result is taken for the
-rows that chose it. That is G times the work where the model's own equation does it once, but ranges
-are those of the whole layer, no expert is without any, memory stays that of one expert, and what is
-written, stored and masked is that of any other stack of layers.
+said as a scan over the stack: each expert is multiplied by all rows, and its result is taken for
+the rows that chose it. That is G times the work where the model's own equation does it once, but
+ranges are those of the whole layer, no expert is without any, memory stays that of one expert, and
+what is written, stored and masked is that of any other stack of layers.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Product(NamedTuple):
         batch = [n for n in self.w if n in self.x and n not in self.summed]
         contract = [n for n in self.w if n in self.summed]
         (a, left), (b, right) = sides
-        numbers = tuple(
-            tuple([names.index(n) for n in group] for names in (left, right))
+        summed, alike = (
+            ([left.index(n) for n in group], [right.index(n) for n in group])
             for group in (contract, batch)
         )
         y = lax.dot_general(
-            a, b, numbers, precision=self.precision, preferred_element_type=self.dtype
+            a, b, (summed, alike), precision=self.precision, preferred_element_type=self.dtype
         )
         shared = {*batch, *contract}
         made = [*batch, *(n for n in (*left, *right) if n not in shared)]
@@ -94,10 +94,11 @@ def ragged_product(
       is a batch.
     """
     ragged = internals.ragged_dot(eqn)
+    group: Any = ragged.group
     (xs, ws, sizes) = (shape_of(v).shape for v in eqn.invars[:3])
     rows = ragged.rows
     if (
-        ragged.group is None
+        group is None
         or ragged.offset
         or len(eqn.invars) != 3
         or rows in (*ragged.contract[0], *ragged.batch[0])
@@ -105,10 +106,9 @@ def ragged_product(
     ):
         return None
     product = _product(
-        eqn, ragged.contract, ragged.batch, (len(xs), len(ws)), w_at=1, along=[ragged.group]
+        eqn, ragged.contract, ragged.batch, (len(xs), len(ws)), w_at=1, along=[group]
     )
-    group = len(xs) + ragged.group
-    product = product._replace(y=tuple(n for n in product.y if n != group))
+    product = product._replace(y=tuple(n for n in product.y if n != len(xs) + group))
     names = [rows] if len(sizes) == 1 else [*ragged.batch[0], rows]
     names = tuple(product.x[axis] for axis in names)
 
@@ -117,7 +117,7 @@ def ragged_product(
         starts = jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
         row = jnp.arange(xs[rows], dtype=jnp.int32)
         hits = (row >= starts) & (row < ends)
-        return _scan_experts(product, x, jnp.moveaxis(w, ragged.group, 0), hits, names, 0.0)
+        return _scan_experts(product, x, jnp.moveaxis(w, group, 0), hits, names, 0.0)
 
     return run
 

@@ -1,8 +1,8 @@
 """Folded tables: a table of more axes than two, seen as rows of one of its axes.
 
 Codebooks [heads, entries, d], stacked embeddings [tables, entries, d] and positions [1, length, d]
-are read at integers along some axes and whole along another. Folded to a matrix whose rows run along
-that one they are tables like any other, whatever the axes that integers choose along.
+are read at integers along some axes and whole along another. Folded to a matrix whose rows run
+along that one they are tables like any other, whatever the axes that integers choose along.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ class _Planner:
                             unfollowed.add((at, j))
             elif (chosen := self.chosen(eqn, ins, held, tag, lengths)) is not None:
                 unfollowed.update(r.origin for r in held if r and r is not chosen[0])
-                eqn, entry = chosen[1:]  # noqa: PLW2901
+                eqn, entry = chosen[1:]
             else:
                 unfollowed.update(r.origin for r in held if r)
                 taken = taken_slices(eqn, at) if not constant and _is_taken(eqn, ins) else None
@@ -439,7 +439,7 @@ def _branches(plans: Sequence[Plan], j: int) -> Callable[..., list[Array]]:
 def _in_other_words(
     eqn: jex.JaxprEqn, ins: Sequence[Provenance | None]
 ) -> tuple[Kind, Callable[..., Array]] | None:
-    """Finds the function that says an equation by equations that can be sites, and of which kind."""
+    """Finds a function that says an equation by equations that can be sites, and of which kind."""
     kind, run = None, None
     if _is_taken(eqn, ins):
         kind, run = "lookup", fold_table(eqn)

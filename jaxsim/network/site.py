@@ -18,8 +18,8 @@ class Site:
     """Contraction of an activation with a parameter (or, if dynamic, with an activation).
 
     A lookup is one too: rows of a parameter, chosen by integers, are products with ones and zeros.
-    So are products whose weights integers choose among a stack, by groups of rows (ragged) or row by
-    row (routed): one site for the stack, as for layers that a scan runs.
+    So are products whose weights integers choose among a stack, by groups of rows (ragged) or row
+    by row (routed): one site for the stack, as for layers that a scan runs.
 
     Attributes:
       name: Path of the parameter, `#2`, `#3`, … appended for its later uses; `dynamic/0`, … for

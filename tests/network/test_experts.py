@@ -98,7 +98,7 @@ def network(name):
 
 @functools.cache
 def products(paired):
-    """All rows times every expert by a network of one matrix: each has its grid and the rows' own."""
+    """All rows times every expert, by a network of one matrix: its grid, and that of all rows."""
     x = PAIRED if paired else X
     net = js.quantize(8, 8)(js.trace(lambda p, x: x @ p["w"], {"w": STACK[0]}, x))
     return np.stack([net.with_params({"w": w})(x) for w in STACK])
@@ -405,7 +405,7 @@ def test_groups_of_each_batch_have_their_own_sizes():
 
 @given(st.data())
 def test_axes_of_a_reshaped_value_are_followed(data):
-    """What stands for an entry, its integer and its place in the slice, is known after a reshape."""
+    """What an entry stands for, an integer and a place in the slice, is known after a reshape."""
     shape = data.draw(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=4))
     along = data.draw(st.lists(st.booleans(), min_size=len(shape), max_size=len(shape)))
     total = int(np.prod(shape))

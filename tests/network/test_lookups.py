@@ -269,7 +269,7 @@ def test_masks_and_files_of_a_stack_of_tables_are_those_of_the_parameter(tmp_pat
 
 
 def test_a_wide_table_is_read_in_blocks(monkeypatch):
-    """Blocks of five columns of 64, the last of four; the rows are those of one block to the bit."""
+    """Blocks of five columns of 64, the last of four: the same rows to the bit."""
     net = js.deploy(js.quantize(js.Grid(3, per="group", rows=16), None)(network("take")))
     whole = net(IDS)[0]
     monkeypatch.setattr(lookups, "IDENTITY", 5)
@@ -284,7 +284,7 @@ def network_function(net, ids):
 
 
 def test_what_has_no_whole_rows_is_told():
-    """Numbers of a vector, parts of a matrix along both of its axes, and positions that are added."""
+    """Numbers of a vector, parts of a matrix along both axes, and positions that are added."""
 
     def fn(p, i, x):
         part = lax.dynamic_slice(p["m"], (i, i), (2, 2))

@@ -174,7 +174,7 @@ def tables():
 
 
 def experts():
-    """Which axis is cut of a stack of experts, of its codes, and of those loaded; how far it is off."""
+    """Which axis is cut of masks and codes of a stack of experts; how far a product is off."""
     rng = np.random.default_rng(2)
     stack = put(rng.normal(size=(4, 8, 8)), PartitionSpec("m"))
     x, sizes = jnp.asarray(rng.normal(size=(6, 8)), jnp.float32), jnp.array([2, 1, 0, 3])
@@ -195,7 +195,11 @@ def experts():
         loaded = js.load(f"{folder}/chip", coded)
     axes = [
         *cut({"mask": js.prune(0.5)(net).masks}).values(),
-        *(cut(state.inner)[""] for c in (chip, loaded) for state in c.states.values()),
+        *(
+            cut({"codes": state.inner})["codes"]
+            for c in (chip, loaded)
+            for state in c.states.values()
+        ),
     ]
     off = jnp.abs(loaded(x, sizes, ids) - plain(x, sizes, ids)).max()
     return axes, float(off)
