@@ -153,7 +153,8 @@ def as_call(eqn: jex.JaxprEqn, operands: Sequence[Atom], run: Callable[..., Any]
       operands: operands of the call.
       run: function of their values that returns the results in a list.
     """
-    closed = jax.make_jaxpr(jax.jit(run))(*map(shape_of, operands))
+    with jax.disable_jit(False):
+        closed = jax.make_jaxpr(jax.jit(run))(*map(shape_of, operands))
     (call,) = closed.jaxpr.eqns
     return call.replace(
         invars=list(operands), outvars=list(eqn.outvars), source_info=eqn.source_info

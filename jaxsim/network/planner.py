@@ -19,10 +19,8 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import Atom, bind, inner_jaxprs, parameters, shape_of, source_line
 from jaxsim.network.arguments import apply_call, explained_call
-from jaxsim.network.experts import products, ragged_product, routed_product
-from jaxsim.network.folded_tables import fold_table
+from jaxsim.network.experts import products
 from jaxsim.network.inlining import inline_slices
-from jaxsim.network.interpreter import evaluate_plan
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.lookups import looked_up_axis, rows_as_outputs
 from jaxsim.network.plan import (
@@ -37,7 +35,15 @@ from jaxsim.network.plan import (
     Traced,
     contractions,
 )
-from jaxsim.network.routes import Route, chosen_branch, follow, taken_slices
+from jaxsim.network.rewrites import (
+    branch_results,
+    in_other_words,
+    is_choice,
+    is_gathered,
+    is_taken,
+    multiplied_slices,
+)
+from jaxsim.network.routes import Routes, chosen_branch, taken_slices
 from jaxsim.network.site import Kind, Site
 from jaxsim.numerics.arrays import own_promotion
 
@@ -166,70 +172,69 @@ class _Planner:
         jaxpr, consts = inline_slices(jaxpr, consts)
         known: dict[Any, Provenance | None] = dict(zip(jaxpr.invars, tags, strict=True))
         known.update(dict.fromkeys(jaxpr.constvars, Provenance()))
-        routes: dict[Atom, Route] = {}
-        read: dict[tuple[int, int], Sequence[Provenance | None]] = {}
+        routes = Routes()
+        returned: dict[tuple[int, int], Sequence[Provenance | None]] = {}
 
         def tag(atom: Atom) -> Provenance | None:
             return Provenance() if isinstance(atom, jex.Literal) else known[atom]
 
-        def route(atom: Atom) -> Route | None:
-            return None if isinstance(atom, jex.Literal) else routes.get(atom)
-
         entries: list[Entry] = []
         eqns: list[jex.JaxprEqn] = []
-        unfollowed: set[tuple[int, int]] = set()
         around = self.place
         for at, eqn in enumerate(jaxpr.eqns):
             self.place = (*around, at)
             ins = [tag(atom) for atom in eqn.invars]
-            held = [route(atom) for atom in eqn.invars]
             entry, outs = None, [None] * len(eqn.outvars)
             sources = [t for t in ins if t is not None]
             inner = inner_jaxprs(eqn)
             constant = len(sources) == len(ins)
-            if held and held[0] and (moved := follow(eqn, held[0])):
-                routes.update(zip(eqn.outvars, moved, strict=True))
-            elif constant and len(inner) == 1 and eqn.primitive is not prims.scan_p:
+            if constant and len(inner) == 1 and eqn.primitive is not prims.scan_p:
                 within = self.plan(*inner[0], ins, lengths)
                 outs = list(within.known)
                 if names := frozenset(c.site.name for c in contractions(within)):
                     entry = Inner((within,), names)
             elif constant and self.place not in self.lookups:
                 tag_of = _join_provenance(sources)._replace(parts=_parts(eqn, sources))
-                if _is_gathered(eqn, ins):
+                if is_gathered(eqn, ins):
                     tag_of = tag_of._replace(rows=tag_of.rows | {self.place})
                 outs = [tag_of] * len(eqn.outvars)
+            elif routes.move(eqn):
+                pass
             elif inner:
-                unfollowed.update(r.origin for r in held if r)
+                routes.leave(eqn.invars)
                 plans, outs = self.inner(eqn, inner, ins, lengths)
                 names = frozenset(c.site.name for p in plans for c in contractions(p))
                 if names or any(t is not None for t in outs):
                     entry = Inner(plans, names)
                 if eqn.primitive is prims.cond_p:
                     for j, variable in enumerate(eqn.outvars):
-                        read[at, j] = [plan.known[j] for plan in plans]
-                        if _is_choice(variable, read[at, j]):
-                            routes[variable] = chosen_branch(eqn, (at, j), _branches(plans, j))
+                        returned[at, j] = [plan.known[j] for plan in plans]
+                        if is_choice(variable, returned[at, j]):
+                            weights = branch_results(plans, j)
+                            routes.begin(variable, chosen_branch(eqn, (at, j), weights))
                         else:
-                            unfollowed.add((at, j))
-            elif (chosen := self.chosen(eqn, ins, held, tag, lengths)) is not None:
-                unfollowed.update(r.origin for r in held if r and r is not chosen[0])
-                eqn, entry = chosen[1:]
+                            routes.otherwise.add((at, j))
+            elif (choice := multiplied_slices(eqn, ins, routes)) is not None:
+                route, run = choice
+                routes.leave(eqn.invars, multiplied=route)
+                operands = [*eqn.invars, *route.operands]
+                tags = list(map(tag, operands))
+                eqn, entry = self.rewrite(eqn, run, operands, tags, lengths, "routed")
             else:
-                unfollowed.update(r.origin for r in held if r)
-                taken = taken_slices(eqn, at) if not constant and _is_taken(eqn, ins) else None
+                routes.leave(eqn.invars)
+                taken = taken_slices(eqn, at) if not constant and is_taken(eqn, ins) else None
                 if taken is None:
                     eqn, entry = self.equation(eqn, ins, lengths)
                 else:
-                    routes[eqn.outvars[0]] = taken
+                    routes.begin(eqn.outvars[0], taken)
             entries.append(entry)
             eqns.append(eqn)
             known.update(zip(eqn.outvars, outs, strict=True))
-        unfollowed.update(r.origin for r in map(route, jaxpr.outvars) if r)
-        for at, j in sorted(unfollowed):
+        routes.leave(jaxpr.outvars)
+        for at, j in sorted(routes.otherwise):
             eqn, self.place = eqns[at], (*around, at)
             if eqn.primitive is prims.cond_p:
-                for t in read[at, j]:
+                for t in returned[at, j]:
                     self.read(t, eqn.primitive.name, eqn)
             else:
                 eqns[at], entries[at] = self.equation(eqn, list(map(tag, eqn.invars)), lengths)
@@ -243,7 +248,7 @@ class _Planner:
     ) -> tuple[jex.JaxprEqn, Entry]:
         """Plans an equation without inner jaxprs that inputs reach, and notes what it reads."""
         entry = self.contraction(eqn, ins, lengths)
-        if entry is None and (said := _in_other_words(eqn, ins)) is not None:
+        if entry is None and (said := in_other_words(eqn, ins)) is not None:
             kind, run = said
             return self.rewrite(eqn, run, eqn.invars, ins, lengths, kind)
         for i, t in enumerate(ins):
@@ -252,26 +257,6 @@ class _Planner:
             else:
                 self.read(t, _reader(eqn, i), eqn)
         return eqn, entry
-
-    def chosen(
-        self,
-        eqn: jex.JaxprEqn,
-        ins: list[Provenance | None],
-        held: list[Route | None],
-        tag: Callable[[Atom], Provenance | None],
-        lengths: tuple[int, ...],
-    ) -> tuple[Route, jex.JaxprEqn, Entry] | None:
-        """Plans a product with slices of a stack; None if the equation is none."""
-        if eqn.primitive is not prims.dot_general_p or any(t is not None for t in ins):
-            return None
-        for w_at in (1, 0):
-            route = held[w_at]
-            run = None if route is None else routed_product(eqn, w_at, route)
-            if route is not None and run is not None:
-                operands = [*eqn.invars, *route.operands]
-                tags = [*ins, *map(tag, route.operands)]
-                return route, *self.rewrite(eqn, run, operands, tags, lengths, "routed")
-        return None
 
     def rewrite(
         self,
@@ -406,48 +391,6 @@ class _Planner:
         )
         op = Op(geometry, masked=any(part in self.masked for part in site.parts))
         return Contraction(site, op, x, w, x_at, w_at)
-
-
-def _is_taken(eqn: jex.JaxprEqn, ins: Sequence[Provenance | None]) -> bool:
-    """Tells if an equation takes parts of a weight at integers that inputs reach."""
-    taking = eqn.primitive in (prims.gather_p, prims.dynamic_slice_p)
-    if not taking or ins[0] is None or not ins[0].param:
-        return False
-    return jnp.issubdtype(shape_of(eqn.invars[0]).dtype, jnp.floating)
-
-
-def _is_gathered(eqn: jex.JaxprEqn, ins: Sequence[Provenance | None]) -> bool:
-    """Tells if an equation gathers rows of a table, where none of its operands need be unknown."""
-    gathers = eqn.primitive is prims.gather_p and _is_taken(eqn, ins)
-    return gathers and (looked_up_axis(eqn, ins) is not None or fold_table(eqn) is not None)
-
-
-def _is_choice(variable: jex.Var, tags: Sequence[Provenance | None]) -> bool:
-    """Tells if a result of a `cond` is a matrix that parameters alone determine in every branch."""
-    shape = shape_of(variable)
-    floats = jnp.issubdtype(shape.dtype, jnp.floating)
-    return floats and len(shape.shape) > 1 and all(t is not None and t.param for t in tags)
-
-
-def _branches(plans: Sequence[Plan], j: int) -> Callable[..., list[Array]]:
-    """Builds the function that computes one result of each branch."""
-    return lambda *operands: [
-        evaluate_plan(plan, operands, lambda eqn, _, ins: bind(eqn, ins))[j] for plan in plans
-    ]
-
-
-def _in_other_words(
-    eqn: jex.JaxprEqn, ins: Sequence[Provenance | None]
-) -> tuple[Kind, Callable[..., Array]] | None:
-    """Finds a function that says an equation by equations that can be sites, and of which kind."""
-    kind, run = None, None
-    if _is_taken(eqn, ins):
-        kind, run = "lookup", fold_table(eqn)
-    elif eqn.primitive.name == "ragged_dot_general" and ins[0] is None:
-        w = shape_of(eqn.invars[1])
-        if ins[1] is not None and ins[1].param and jnp.issubdtype(w.dtype, jnp.floating):
-            kind, run = "ragged", ragged_product(eqn)
-    return None if run is None or kind is None else (kind, run)
 
 
 def _reader(eqn: jex.JaxprEqn, i: int) -> str:

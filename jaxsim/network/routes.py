@@ -56,6 +56,38 @@ class Route(NamedTuple):
         )
 
 
+class Routes:
+    """Slices in one jaxpr, followed equation by equation.
+
+    Attributes:
+      otherwise: Origins of those that something reads that neither moves nor multiplies them.
+    """
+
+    def __init__(self):
+        """Begins without slices."""
+        self._of: dict[Atom, Route] = {}
+        self.otherwise: set[tuple[int, int]] = set()
+
+    def of(self, atoms: Sequence[Atom]) -> list[Route | None]:
+        """Finds the routes of operands, None of those that are made of no slices."""
+        return [None if isinstance(a, jex.Literal) else self._of.get(a) for a in atoms]
+
+    def begin(self, variable: jex.Var, route: Route) -> None:
+        """Adds a value that is made of slices."""
+        self._of[variable] = route
+
+    def move(self, eqn: jex.JaxprEqn) -> bool:
+        """Follows slices through an equation; False if it is none that moves them."""
+        held = self.of(eqn.invars)
+        moved = follow(eqn, held[0]) if held and held[0] else None
+        self._of.update(zip(eqn.outvars, moved or (), strict=False))
+        return moved is not None
+
+    def leave(self, atoms: Sequence[Atom], multiplied: Route | None = None) -> None:
+        """Notes that slices are read, and not multiplied but for one of them."""
+        self.otherwise |= {r.origin for r in self.of(atoms) if r and r is not multiplied}
+
+
 def taken_slices(eqn: jex.JaxprEqn, origin: int) -> Route | None:
     """Finds the stack and the integers of an equation that takes whole slices of an array.
 

@@ -53,7 +53,7 @@ FORMS = {
     "one": lambda w, a: a["x"] @ w[a["ids"][1]],
     "slice": lambda w, a: (
         (
-            lax.dynamic_index_in_dim(w, a["ids"][1], 0, keepdims=False).astype(jnp.float32).T
+            lax.dynamic_index_in_dim(w, a["ids"][1] + 9, 0, keepdims=False).astype(jnp.float32).T
             @ a["x"].T
         ).T
     ),
@@ -65,6 +65,16 @@ FORMS = {
     )(a["x"], a["ids"]),
     "middle": lambda w, a: jnp.einsum(
         "td,dtf->tf", a["x"], jnp.take(jnp.moveaxis(w, 0, 1), a["ids"], axis=1)
+    ),
+    "clipped": lambda w, a: jnp.einsum(
+        "td,tdf->tf", a["x"], jnp.take(w, 2 * a["ids"] - 1, axis=0, mode="clip")
+    ),
+    "permuted": lambda w, a: jnp.einsum(
+        "td,ktfd->tkf", a["x"], jnp.transpose(w[a["pairs"]], (1, 0, 3, 2))
+    ),
+    "part": lambda w, a: jnp.einsum("td,tdf->tf", a["x"], w[a["ids"][:, None]][:, 0, :, 1:]),
+    "spread": lambda w, a: jnp.einsum(
+        "td,tdf->tf", a["x"], jnp.broadcast_to(w[a["ids"][1]], (T, D, F))
     ),
     "two integers": lambda w, a: jnp.einsum(
         "td,tdf->tf", a["x"], w[None][jnp.zeros_like(a["ids"]), a["ids"]]
@@ -79,11 +89,15 @@ def choose(products, name):
     rows, ids, pairs = np.arange(T), np.asarray(IDS), np.asarray(PAIRS)
     if name == "ragged":
         return np.where(GROUP[:, None] >= 0, products[GROUP, rows], 0)
-    if name == "several":
+    if name == "clipped":
+        return products[np.clip(2 * ids - 1, 0, G - 1), rows]
+    if name == "part":
+        return products[ids, rows, 1:]
+    if name in ("several", "permuted"):
         return products[pairs, rows[:, None]]
     if name == "summed":
         return products[pairs, rows[:, None], np.arange(K)].sum(1)
-    if name in ("one", "slice", "branches"):
+    if name in ("one", "slice", "branches", "spread"):
         return products[ids[1]]
     return products[ids, rows]
 
@@ -123,11 +137,12 @@ def test_the_stack_is_one_site_and_counts_what_the_model_multiplies(name):
     assert (first.name, first.stack, first.runs, first.multiplies) == ("w", (G,), 1, True)
     assert not net.unreached
     assert net.coverage().share("float") == 1
-    times = 2 if name in ("several", "summed") else 1
-    assert sum(site.macs for site in net.sites) == times * T * D * F
+    times = 2 if name in ("several", "permuted", "summed") else 1
+    width = F - 1 if name == "part" else F
+    assert sum(site.macs for site in net.sites) == times * T * D * width
     spent = [site.spent for site in js.quantize(8, 8)(net).cost().sites]
-    assert sum(one["macs"] for one in spent) == times * T * D * F
-    assert sum(one["weight_bits"] for one in spent) == 8 * STACK.size
+    assert sum(one["macs"] for one in spent) == times * T * D * width
+    assert sum(one["weight_bits"] for one in spent) == 8 * G * D * width
     assert f"{G} · " in str(net)
 
 
