@@ -172,6 +172,19 @@ def test_an_untouched_product_stays_the_models_own_equation():
     assert "while" not in run.lower(params).as_text()
 
 
+def test_experts_of_several_axes_are_one_stack():
+    def fn(p, x, ids):
+        taken = jnp.einsum("td,tdf->tf", x, p["w"][ids % 2, ids])
+        return taken, x @ p["w"][ids[1] - 1, ids[0] + 1]
+
+    params = {"w": normal(2, G, D, F, seed=5)}
+    net = js.trace(fn, params, X, IDS)
+    assert [(s.kind, s.stack) for s in net.sites] == [("routed", (2 * G,))] * 2
+    found = net.wrap(["w", "w#2"], js.Wrapper.of(lambda core: core))(X, IDS)
+    for y, expected in zip(found, fn(params, X, IDS), strict=True):
+        np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("missing", [jnp.nan, 0.0])
 def test_rows_that_choose_no_expert_read_what_the_model_fills_in(missing):
     def fn(p, x, ids):
@@ -463,7 +476,7 @@ def test_calls_are_inlined_where_they_take_slices_alone():
         return 2 * x
 
     def fn(x, i):
-        return twice(select(w, i)) + select(w, i + 1) + twice(x)
+        return twice(x) * (select(w, i) - select(3 * w, i)) + twice(x)
 
     closed = jax.make_jaxpr(fn)(w[0], jnp.int32(0))
     jaxpr, consts = inline_slices(closed.jaxpr, closed.consts)
