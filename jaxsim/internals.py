@@ -153,12 +153,20 @@ def as_call(eqn: jex.JaxprEqn, operands: Sequence[Atom], run: Callable[..., Any]
       operands: operands of the call.
       run: function of their values that returns the results in a list.
     """
+    shapes = [jax.ShapeDtypeStruct(**_described(atom)) for atom in operands]
     with jax.disable_jit(False):
-        closed = jax.make_jaxpr(jax.jit(run))(*map(shape_of, operands))
+        closed = jax.make_jaxpr(jax.jit(run))(*shapes)
     (call,) = closed.jaxpr.eqns
     return call.replace(
         invars=list(operands), outvars=list(eqn.outvars), source_info=eqn.source_info
     )
+
+
+def _described(atom: Atom) -> dict[str, Any]:
+    """Shape and dtype of an operand, and its sharding where axes of a mesh are explicit."""
+    aval: Any = atom.aval
+    sharding = aval.sharding if aval.sharding.mesh.explicit_axes else None
+    return {"shape": aval.shape, "dtype": aval.dtype, "sharding": sharding}
 
 
 def inner_jaxprs(eqn: jex.JaxprEqn) -> list[tuple[jex.Jaxpr, Sequence[Any]]]:

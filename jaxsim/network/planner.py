@@ -45,7 +45,7 @@ from jaxsim.network.rewrites import (
 )
 from jaxsim.network.routes import Routes, chosen_branch, taken_slices
 from jaxsim.network.site import Kind, Site
-from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.arrays import own_promotion, traced_for_auto_axes
 
 
 def trace_plan(
@@ -271,7 +271,7 @@ class _Planner:
 
         The new equation runs the one it stands for, where no site inside is transformed.
         """
-        with own_promotion():
+        with own_promotion(), traced_for_auto_axes():
             closed = jax.make_jaxpr(run)(*map(shape_of, operands))
         around = self.choice
         if kind != "lookup":
@@ -427,7 +427,17 @@ def _parts(eqn: jex.JaxprEqn, ins: Sequence[Provenance]) -> frozenset[str]:
 _ZERO_STAYS_ZERO = {
     *("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "dynamic_slice", "gather"),
     *("rev", "split", "convert_element_type", "reduce_precision", "copy", "copy_p", "device_put"),
-    *("sharding_constraint", "stop_gradient", "name", "neg", "abs", "sign", "tanh", "div"),
+    *(
+        "sharding_constraint",
+        "reshard",
+        "stop_gradient",
+        "name",
+        "neg",
+        "abs",
+        "sign",
+        "tanh",
+        "div",
+    ),
 }
 """Primitives that move entries of their first operand, or map each so that zero stays zero."""
 

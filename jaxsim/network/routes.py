@@ -330,6 +330,8 @@ _MOVES: dict[str, Callable[[jex.JaxprEqn, Route], Sequence[Route] | None]] = {
     "copy": lambda eqn, route: [route],
     "copy_p": lambda eqn, route: [route],
     "reshape": _reshape,
+    "reshard": lambda eqn, route: [route],
+    "sharding_constraint": lambda eqn, route: [route],
     "slice": _slice,
     "split": _split,
     "squeeze": _reshape,
