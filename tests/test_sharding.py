@@ -53,6 +53,6 @@ def test_two_processes_hold_halves_of_what_one_does_deployed_saved_and_loaded():
 
 
 def test_masks_and_codes_of_experts_are_cut_as_their_stack(made):
-    axes, off = made["experts"]
+    axes, *off = made["experts"]
     assert axes == [0] * 5
-    assert off < 1e-4
+    assert max(off) < 1e-4

@@ -142,11 +142,7 @@ def routed_product(
     along = [axis for axis, chosen in enumerate(route.along) if chosen]
     bound = {*contract[w_at], *batch[w_at]}
     free = [axis for axis in range(ranks[w_at]) if axis not in bound]
-    if (
-        params.get("out_sharding") is not None
-        or all(axis in along for axis in free)
-        or all(axis in along for axis in contract[w_at])
-    ):
+    if all(axis in along for axis in free) or all(axis in along for axis in contract[w_at]):
         return None
     product = _product(eqn, contract, batch, ranks, w_at=w_at, along=along)
     labels = _labels(contract, batch, ranks)[w_at]

@@ -202,7 +202,29 @@ def experts():
         ),
     ]
     off = jnp.abs(loaded(x, sizes, ids) - plain(x, sizes, ids)).max()
-    return axes, float(off)
+    return axes, float(off), float(np.abs(explicit_experts(stack, x, ids)).max())
+
+
+def explicit_experts(stack, x, ids):
+    """How far a product is off where the stack is cut over an explicit axis."""
+
+    def said(p, x, ids):
+        w = p["w"].at[ids].get(out_sharding=PartitionSpec())
+        return jnp.einsum("td,tdf->tf", x, w, out_sharding=PartitionSpec())
+
+    def plain(p, x, ids):
+        return jnp.einsum("td,tdf->tf", x, p["w"][ids])
+
+    coded = js.quantize(4, 8)(js.trace(plain, {"w": np.asarray(stack)}, x, ids))
+    expected = js.deploy(coded, calibrate=(x, ids))(x, ids)
+    mesh = Mesh(MESH.devices, ("m",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        w = jax.device_put(np.asarray(stack), NamedSharding(mesh, PartitionSpec("m")))
+        x, ids = (jax.device_put(a, NamedSharding(mesh, PartitionSpec())) for a in (x, ids))
+        net = js.quantize(4, 8)(js.trace(said, {"w": w}, x, ids))
+        assert net.sites[0].kind == "routed"
+        found = js.deploy(net, calibrate=(x, ids))(x, ids)
+    return np.asarray(found) - np.asarray(expected)
 
 
 if __name__ == "__main__":
