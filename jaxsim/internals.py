@@ -113,6 +113,62 @@ def while_loop(eqn: jex.JaxprEqn) -> While:
     return While(params["cond_nconsts"], params["body_nconsts"])
 
 
+class RaggedDot(NamedTuple):
+    """What a `ragged_dot_general` is told; its operands are the rows, the groups and their sizes.
+
+    Attributes:
+      contract, batch: dimension numbers of both operands, as in `lax.dot_general`.
+      rows: axis of the left operand that the groups divide.
+      group: axis of the right operand that runs over the groups, None if there is none.
+      offset: whether the first group is another than the first of the right operand.
+    """
+
+    contract: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+    rows: int
+    group: int | None
+    offset: bool
+
+
+def ragged_dot(eqn: jex.JaxprEqn) -> RaggedDot:
+    """What a `ragged_dot_general` equation is told.
+
+    Raises:
+      UnknownPrimitiveError: this JAX writes ragged products in another form.
+    """
+    params = parameters(eqn)
+    numbers = params["ragged_dot_dimension_numbers"]
+    contract, batch = numbers.dot_dimension_numbers
+    (rows,) = numbers.lhs_ragged_dimensions
+    groups = tuple(numbers.rhs_group_dimensions)
+    group = groups[0] if len(groups) == 1 else None
+    return RaggedDot(contract, batch, rows, group, params["group_offset"] is not None)
+
+
+def as_call(eqn: jex.JaxprEqn, operands: Sequence[Atom], run: Callable[..., Any]) -> jex.JaxprEqn:
+    """An equation that calls a function and has the results of another equation.
+
+    Args:
+      eqn: the other equation.
+      operands: operands of the call.
+      run: function of their values that returns the results in a list.
+    """
+    shapes = [jax.ShapeDtypeStruct(**_described(atom)) for atom in operands]
+    with jax.disable_jit(False):
+        closed = jax.make_jaxpr(jax.jit(run))(*shapes)
+    (call,) = closed.jaxpr.eqns
+    return call.replace(
+        invars=list(operands), outvars=list(eqn.outvars), source_info=eqn.source_info
+    )
+
+
+def _described(atom: Atom) -> dict[str, Any]:
+    """Shape and dtype of an operand, and its sharding where axes of a mesh are explicit."""
+    aval: Any = atom.aval
+    sharding = aval.sharding if aval.sharding.mesh.explicit_axes else None
+    return {"shape": aval.shape, "dtype": aval.dtype, "sharding": sharding}
+
+
 def inner_jaxprs(eqn: jex.JaxprEqn) -> list[tuple[jex.Jaxpr, Sequence[Any]]]:
     """The jaxprs an equation runs, with their constants; none for opaque primitives.
 

@@ -50,3 +50,9 @@ def test_two_processes_hold_halves_of_what_one_does_deployed_saved_and_loaded():
     """To the bit: the same network, its arrays on devices of another process or of this one."""
     first, second, alone = of_two_and_of_one("tests.support.sharded_process")
     assert first == second == alone
+
+
+def test_masks_and_codes_of_experts_are_cut_as_their_stack(made):
+    axes, *off = made["experts"]
+    assert axes == [0] * 5
+    assert max(off) < 1e-4

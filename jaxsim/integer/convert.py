@@ -47,7 +47,7 @@ from jaxsim.internals import Atom, bind, shape_of
 from jaxsim.network.leaves import is_array
 from jaxsim.network.lookups import read_table
 from jaxsim.network.network import Network, check_sites, require_uncut
-from jaxsim.network.plan import Contraction, Entry, Plan
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.network.planner import trace_plan
 
 _UNCHANGED = {
@@ -186,6 +186,10 @@ class Lowering:
             )
             self.steps.append(Apply(name, operands))
             return [Floats()] * len(eqn.outvars)
+        if isinstance(entry, Inner) and entry.rewritten:
+            (inside,) = (c.site for c in contractions(entry.plans[0]))
+            if inside.chosen:
+                raise refusal(eqn, f"({inside.name}) multiplies by weights that integers choose")
         if eqn.primitive in CALLS:
             self.steps.append(Enter(name))
             return self.run(inner_plan(eqn, entry), ins)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -120,4 +119,4 @@ def cover(
 
 
 def _macs(site: Site) -> int:
-    return site.macs * math.prod(site.lengths)
+    return site.macs * site.runs

@@ -16,6 +16,7 @@ import numpy as np
 from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, parameters, scan, shape_of
 from jaxsim.network.arguments import abstract_arguments
+from jaxsim.network.experts import products
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, check_sites
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
@@ -292,13 +293,14 @@ def _inline_calls(plan: Plan) -> Plan:
         for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
             ins = [at(v) for v in eqn.invars]
             whole = everywhere and everywhere <= frozenset(weighted_names(entry))
-            if eqn.primitive in (prims.jit_p, prims.closed_call_p) or (
-                eqn.primitive is prims.remat_p and whole
-            ):
+            rewritten = isinstance(entry, Inner) and entry.rewritten
+            called = eqn.primitive in (prims.jit_p, prims.closed_call_p) and not rewritten
+            if called or (eqn.primitive is prims.remat_p and whole):
                 ((jaxpr, values),) = inner_jaxprs(eqn)
                 inner = Plan(jaxpr, values, (None,) * len(jaxpr.eqns), ())
                 if isinstance(entry, Inner):
                     (inner,) = entry.plans
+                    jaxpr, values = inner.jaxpr, inner.consts
                 for v, value in zip(jaxpr.constvars, values, strict=True):
                     fresh_const = jex.Var(v.aval)
                     stands_for[v] = fresh_const
@@ -386,9 +388,8 @@ def without_device(const: Any) -> Any:
 
 def _flops(eqn: jex.JaxprEqn) -> int:
     primitive, written = eqn.primitive, sum(shape_of(v).size for v in eqn.outvars)
-    if primitive is prims.dot_general_p:
-        (contracted, _), _ = parameters(eqn)["dimension_numbers"]
-        return 2 * written * math.prod(shape_of(eqn.invars[0]).shape[a] for a in contracted)
+    if primitive is prims.dot_general_p or primitive.name == "ragged_dot_general":
+        return 2 * products(eqn)
     if primitive is prims.conv_general_dilated_p:
         kernel = shape_of(eqn.invars[1]).shape
         features = parameters(eqn)["dimension_numbers"].rhs_spec[0]

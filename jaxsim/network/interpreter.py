@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -200,6 +201,8 @@ class Walk:
         """
         plans = entry.plans
         inside = {name: states[name] for name in entry.names if name in states}
+        if entry.rewritten:
+            return self.rewritten(eqn, entry, ins, inside, indices)
         match eqn.primitive:
             case prims.scan_p:
                 return self.scan(eqn, entry, ins, inside, indices)
@@ -218,6 +221,44 @@ class Walk:
                 return run(*ins)
             case _:
                 return self.run(plans[0], ins, inside, indices)
+
+    def rewritten(
+        self,
+        eqn: jex.JaxprEqn,
+        entry: Inner,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Evaluates what says an equation in other words, and leaves sharding to the compiler.
+
+        Args:
+          eqn: Equation.
+          entry: Plan of what says it.
+          ins: Values of the plan's inputs.
+          states: States of the sites inside.
+          indices: Iteration of each loop around, outermost first.
+        """
+
+        def run(
+            cores: dict[str, tuple[Wrapper, ...]],
+            keys: list[Any],
+            ins: list[Any],
+            states: dict[str, State],
+            indices: tuple[Any, ...],
+        ) -> tuple[list[Any], dict[str, State]]:
+            walk = copy.copy(self)
+            walk.cores, (walk.key, walk.read_key) = cores, keys
+            outs, after = walk.run(entry.plans[0], ins, states, indices)
+            return outs, after if self.calibrating else {}
+
+        outs, updated = in_auto_axes(
+            run,
+            *({name: self.cores[name] for name in entry.names if name in self.cores},),
+            *([self.key, self.read_key], ins, states, indices),
+            out=([sharding_of(v) for v in eqn.outvars], PartitionSpec()),
+        )
+        return outs, {**states, **updated}
 
     def branch(
         self, plan: Plan, states: Mapping[str, State], indices: tuple[Any, ...], *ins: Any

@@ -27,6 +27,9 @@ from jaxsim.internals import parameters, shape_of
 from jaxsim.network.plan import Contraction
 from jaxsim.numerics.arrays import own_promotion
 
+IDENTITY = 1024
+"""Most rows of the identity that are multiplied at a time; wider tables are read in blocks."""
+
 
 def looked_up_axis(eqn: jex.JaxprEqn, known: Sequence[Any]) -> int | None:
     """Finds the axis of a table along which an equation takes whole rows at integers.
@@ -134,8 +137,19 @@ def read_rows(
     geometry: Any = op.geometry
     (free,), (along,) = geometry.w_free, geometry.w_contract
     shape = tuple(len(ids) if i == free else n for i, n in enumerate(geometry.w_shape))
-    one = jnp.eye(geometry.w_shape[along], dtype=jnp.float32)
-    return core.read(_with_table(op, shape), jax.tree.unflatten(structure, taken), one, key).T
+    width, written = geometry.w_shape[along], jax.tree.unflatten(structure, taken)
+    block, blocks = min(width, IDENTITY), -(-width // IDENTITY)
+
+    def entries(first: Any) -> Array:
+        """Reads the entries of all rows in one block of columns, [block, M]."""
+        here = first + jnp.arange(block, dtype=jnp.int32)
+        one = (here[:, None] == jnp.arange(width, dtype=jnp.int32)).astype(jnp.float32)
+        return core.read(_with_table(op, shape), written, one, key)
+
+    if blocks == 1:
+        return entries(0).T
+    read = lax.map(entries, block * jnp.arange(blocks, dtype=jnp.int32))
+    return read.reshape(blocks * block, -1)[:width].T
 
 
 def read_table(wrappers: Sequence[Wrapper], entry: Contraction, state: State) -> Array:

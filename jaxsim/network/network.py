@@ -311,7 +311,7 @@ class Network(PytreeValue):
                     params=size,
                     nonzero=size - zeros,
                     copies=0 if site.kind == "dynamic" else math.prod(site.stack),
-                    runs=math.prod(site.lengths),
+                    runs=contraction.runs,
                     looks_up=site.kind == "lookup",
                 )
             )
@@ -394,7 +394,7 @@ class Network(PytreeValue):
                 s.w_shape,
                 s.stack,
                 s.x_shape,
-                s.macs * math.prod(s.lengths),
+                s.macs * s.runs,
                 self.cores.get(s.name, ()),
                 self.density(s),
             )

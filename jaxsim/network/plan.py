@@ -47,12 +47,27 @@ class Contraction(NamedTuple):
     x_at: int
     w_at: int
 
+    @property
+    def runs(self) -> int:
+        """Number of executions in one call; a row that chooses several experts counts for each."""
+        if not self.site.chosen:
+            return self.site.runs
+        once = jax.eval_shape(self.op.contract, self.x, self.w).size * self.op.depth
+        return self.site.runs * (self.site.macs // max(once, 1))
+
 
 class Inner(NamedTuple):
-    """Equation whose inner jaxprs hold sites or pass constant-derived values on."""
+    """Equation whose inner jaxprs hold sites or pass constant-derived values on.
+
+    Attributes:
+      plans: Plans of its jaxprs.
+      names: Names of the sites inside.
+      rewritten: True if the plan says in other words what the equation runs.
+    """
 
     plans: tuple[Plan, ...]
     names: frozenset[str]
+    rewritten: bool = False
 
 
 Entry = Contraction | Inner | None

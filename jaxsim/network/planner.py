@@ -10,14 +10,17 @@ import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxsim import internals
 from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.partition import Partitioned
-from jaxsim.internals import Atom, inner_jaxprs, parameters, shape_of, source_line
+from jaxsim.internals import Atom, bind, inner_jaxprs, parameters, shape_of, source_line
 from jaxsim.network.arguments import apply_call, explained_call
+from jaxsim.network.experts import products
+from jaxsim.network.inlining import inline_slices
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.lookups import looked_up_axis, rows_as_outputs
 from jaxsim.network.plan import (
@@ -32,7 +35,17 @@ from jaxsim.network.plan import (
     Traced,
     contractions,
 )
-from jaxsim.network.site import Site
+from jaxsim.network.rewrites import (
+    branch_results,
+    in_other_words,
+    is_choice,
+    is_gathered,
+    is_taken,
+    multiplied_slices,
+)
+from jaxsim.network.routes import Routes, chosen_branch, taken_slices
+from jaxsim.network.site import Kind, Site
+from jaxsim.numerics.arrays import own_promotion, traced_for_auto_axes
 
 
 def trace_plan(
@@ -109,6 +122,8 @@ class _Planner:
       lines: Line of the model in which each reader that is a primitive first does so.
       multiplied: Gathers of known rows that are, or are part of, the weight of a site.
       added: Those whose rows are read beside inputs in another way.
+      choice: While experts are planned, how their weights are chosen and how many multiplications
+        and additions the model makes with all of them.
     """
 
     def __init__(self, masked: Collection[str], lookups: frozenset[Place]):
@@ -127,6 +142,7 @@ class _Planner:
         self.readers: dict[str, list[str]] = {}
         self.lines: dict[tuple[str, str], str] = {}
         self.miscomputed: list[str] = []
+        self.choice: tuple[Kind, int] | None = None
 
     def read(self, tag: Provenance | None, reader: str, eqn: jex.JaxprEqn | None = None) -> None:
         """Notes that a value is read beside inputs, or leaves what is followed."""
@@ -153,16 +169,20 @@ class _Planner:
         tags: Sequence[Provenance | None],
         lengths: tuple[int, ...],
     ) -> Plan:
+        jaxpr, consts = inline_slices(jaxpr, consts)
         known: dict[Any, Provenance | None] = dict(zip(jaxpr.invars, tags, strict=True))
         known.update(dict.fromkeys(jaxpr.constvars, Provenance()))
+        routes = Routes()
+        returned: dict[tuple[int, int], Sequence[Provenance | None]] = {}
 
         def tag(atom: Atom) -> Provenance | None:
             return Provenance() if isinstance(atom, jex.Literal) else known[atom]
 
         entries: list[Entry] = []
+        eqns: list[jex.JaxprEqn] = []
         around = self.place
-        for i, eqn in enumerate(jaxpr.eqns):
-            self.place = (*around, i)
+        for at, eqn in enumerate(jaxpr.eqns):
+            self.place = (*around, at)
             ins = [tag(atom) for atom in eqn.invars]
             entry, outs = None, [None] * len(eqn.outvars)
             sources = [t for t in ins if t is not None]
@@ -175,26 +195,93 @@ class _Planner:
                     entry = Inner((within,), names)
             elif constant and self.place not in self.lookups:
                 tag_of = _join_provenance(sources)._replace(parts=_parts(eqn, sources))
-                taken = eqn.primitive is prims.gather_p and sources[0].param
-                if taken and looked_up_axis(eqn, ins) is not None:
+                if is_gathered(eqn, ins):
                     tag_of = tag_of._replace(rows=tag_of.rows | {self.place})
                 outs = [tag_of] * len(eqn.outvars)
+            elif routes.move(eqn):
+                pass
             elif inner:
+                routes.leave(eqn.invars)
                 plans, outs = self.inner(eqn, inner, ins, lengths)
                 names = frozenset(c.site.name for p in plans for c in contractions(p))
                 if names or any(t is not None for t in outs):
                     entry = Inner(plans, names)
+                if eqn.primitive is prims.cond_p:
+                    for j, variable in enumerate(eqn.outvars):
+                        returned[at, j] = [plan.known[j] for plan in plans]
+                        if is_choice(variable, returned[at, j]):
+                            weights = branch_results(plans, j)
+                            routes.begin(variable, chosen_branch(eqn, (at, j), weights))
+                        else:
+                            routes.otherwise.add((at, j))
+            elif (choice := multiplied_slices(eqn, ins, routes)) is not None:
+                route, run = choice
+                routes.leave(eqn.invars, multiplied=route)
+                operands = [*eqn.invars, *route.operands]
+                tags = list(map(tag, operands))
+                eqn, entry = self.rewrite(eqn, run, operands, tags, lengths, "routed")
             else:
-                entry = self.contraction(eqn, ins, lengths)
-                for j, t in enumerate(ins):
-                    if entry is not None and j == entry.w_at and t is not None:
-                        self.multiply(t, entry.site.name, eqn)
-                    else:
-                        self.read(t, _reader(eqn, j), eqn)
+                routes.leave(eqn.invars)
+                taken = taken_slices(eqn, at) if not constant and is_taken(eqn, ins) else None
+                if taken is None:
+                    eqn, entry = self.equation(eqn, ins, lengths)
+                else:
+                    routes.begin(eqn.outvars[0], taken)
             entries.append(entry)
+            eqns.append(eqn)
             known.update(zip(eqn.outvars, outs, strict=True))
+        routes.leave(jaxpr.outvars)
+        for at, j in sorted(routes.otherwise):
+            eqn, self.place = eqns[at], (*around, at)
+            if eqn.primitive is prims.cond_p:
+                for t in returned[at, j]:
+                    self.read(t, eqn.primitive.name, eqn)
+            else:
+                eqns[at], entries[at] = self.equation(eqn, list(map(tag, eqn.invars)), lengths)
         self.place = around
+        if any(a is not b for a, b in zip(eqns, jaxpr.eqns, strict=True)):
+            jaxpr = jaxpr.replace(eqns=eqns)
         return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
+
+    def equation(
+        self, eqn: jex.JaxprEqn, ins: list[Provenance | None], lengths: tuple[int, ...]
+    ) -> tuple[jex.JaxprEqn, Entry]:
+        """Plans an equation without inner jaxprs that inputs reach, and notes what it reads."""
+        entry = self.contraction(eqn, ins, lengths)
+        if entry is None and (said := in_other_words(eqn, ins)) is not None:
+            kind, run = said
+            return self.rewrite(eqn, run, eqn.invars, ins, lengths, kind)
+        for i, t in enumerate(ins):
+            if entry is not None and i == entry.w_at and t is not None:
+                self.multiply(t, entry.site.name, eqn)
+            else:
+                self.read(t, _reader(eqn, i), eqn)
+        return eqn, entry
+
+    def rewrite(
+        self,
+        eqn: jex.JaxprEqn,
+        run: Callable[..., Array],
+        operands: Sequence[Atom],
+        tags: Sequence[Provenance | None],
+        lengths: tuple[int, ...],
+        kind: Kind,
+    ) -> tuple[jex.JaxprEqn, Inner]:
+        """Plans an equation as a function that says the same by equations that are sites.
+
+        The new equation runs the one it stands for, where no site inside is transformed.
+        """
+        with own_promotion(), traced_for_auto_axes():
+            closed = jax.make_jaxpr(run)(*map(shape_of, operands))
+        around = self.choice
+        if kind != "lookup":
+            self.choice = (kind, products(eqn))
+        plan = self.plan(closed.jaxpr, closed.consts, tags, lengths)
+        self.choice = around
+        count = len(eqn.invars)
+        call = internals.as_call(eqn, operands, lambda *values: bind(eqn, values[:count]))
+        names = frozenset(c.site.name for c in contractions(plan))
+        return call, Inner((plan,), names, rewritten=True)
 
     def inner(
         self,
@@ -234,8 +321,6 @@ class _Planner:
         if len(plans) == 1:
             return plans, list(plans[0].known)
         self.read(ins[0], eqn.primitive.name, eqn)
-        for t in (t for plan in plans for t in plan.known):
-            self.read(t, eqn.primitive.name, eqn)
         return plans, [None] * len(eqn.outvars)
 
     def read_carry(
@@ -262,7 +347,7 @@ class _Planner:
                 return None
             w_at = 1 if dynamic else from_params[0]
             geometry = _dot(eqn, w_at)
-            kind = "dynamic" if dynamic else "dot"
+            kind: Kind = "dynamic" if dynamic else "dot"
         elif eqn.primitive is prims.conv_general_dilated_p:
             ends = [end for pair in parameters(eqn)["padding"] for end in pair]
             floats = jnp.issubdtype(shape_of(eqn.invars[0]).dtype, jnp.floating)
@@ -288,6 +373,9 @@ class _Planner:
             name = f"dynamic/{use - 1}"
         else:
             name = called if use == 1 else f"{called}#{use}"
+        macs = 0 if kind == "lookup" else shape_of(eqn.outvars[0]).size * Op(geometry).depth
+        if self.choice is not None and kind == "dot":
+            kind, macs = self.choice
         site = Site(
             name=name,
             param=source.param or None,
@@ -295,7 +383,7 @@ class _Planner:
             x_shape=x.shape[:-1] if eqn.primitive is prims.gather_p else x.shape,
             w_shape=w.shape,
             dtype=str(w.dtype),
-            macs=0 if kind == "lookup" else shape_of(eqn.outvars[0]).size * Op(geometry).depth,
+            macs=macs,
             lengths=lengths,
             stacked=tuple(depth in source.scanned for depth in range(len(lengths))),
             sources=tuple(sorted(source.sources)),
@@ -339,7 +427,17 @@ def _parts(eqn: jex.JaxprEqn, ins: Sequence[Provenance]) -> frozenset[str]:
 _ZERO_STAYS_ZERO = {
     *("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "dynamic_slice", "gather"),
     *("rev", "split", "convert_element_type", "reduce_precision", "copy", "copy_p", "device_put"),
-    *("sharding_constraint", "stop_gradient", "name", "neg", "abs", "sign", "tanh", "div"),
+    *(
+        "sharding_constraint",
+        "reshard",
+        "stop_gradient",
+        "name",
+        "neg",
+        "abs",
+        "sign",
+        "tanh",
+        "div",
+    ),
 }
 """Primitives that move entries of their first operand, or map each so that zero stays zero."""
 

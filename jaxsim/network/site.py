@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 import re
 from collections.abc import Sequence
 from typing import Literal
+
+Kind = Literal["dot", "conv", "ragged", "routed", "lookup", "dynamic"]
+"""How a site computes its result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,18 +18,20 @@ class Site:
     """Contraction of an activation with a parameter (or, if dynamic, with an activation).
 
     A lookup is one too: rows of a parameter, chosen by integers, are products with ones and zeros.
+    So are products whose weights integers choose among a stack, by groups of rows (ragged) or row
+    by row (routed): one site for the stack, as for layers that a scan runs.
 
     Attributes:
       name: Path of the parameter, `#2`, `#3`, … appended for its later uses; `dynamic/0`, … for
         contractions of two activations; the path with `:lookup`, `:lookup#2`, … for lookups.
       param: Path of the parameter, None if dynamic.
-      kind: "dot", "conv", "lookup", or "dynamic".
+      kind: "dot", "conv", "ragged", "routed", "lookup", or "dynamic".
       x_shape, w_shape: Operand shapes for the example that was traced; of a lookup, the shape of
         the integers and of the table.
       dtype: Dtype of the weight.
       macs: Number of multiply-accumulates of one execution for that example.
       lengths: Trip counts of the loops around it, outermost first; 1 for a while loop, whose
-        length is unknown.
+        length is unknown. The last of a ragged or routed site is its number of experts.
       stacked: For each of those loops, True if the weight is one slice of a stacked parameter.
       sources: Paths of all parameters and buffers that the weight is computed from.
       parts: Paths of those sources whose zeros are zeros of the weight, because it is made of their
@@ -44,7 +50,7 @@ class Site:
 
     name: str
     param: str | None
-    kind: Literal["dot", "conv", "lookup", "dynamic"]
+    kind: Kind
     x_shape: tuple[int, ...]
     w_shape: tuple[int, ...]
     dtype: str
@@ -58,7 +64,17 @@ class Site:
     @property
     def multiplies(self) -> bool:
         """True if inputs are multiplied by a weight: neither by an input, nor looked up in it."""
-        return self.kind in ("dot", "conv")
+        return self.kind not in ("lookup", "dynamic")
+
+    @property
+    def chosen(self) -> bool:
+        """True if integers choose the weight of each row among a stack of experts."""
+        return self.kind in ("ragged", "routed")
+
+    @property
+    def runs(self) -> int:
+        """Number of executions in one call, a while loop's as one; all experts make up one."""
+        return math.prod(self.lengths[:-1] if self.chosen else self.lengths)
 
     @property
     def stack(self) -> tuple[int, ...]:

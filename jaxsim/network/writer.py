@@ -140,6 +140,15 @@ class _Writer:
             runs = [self.run(plan, ins[1:], indices) for plan in plans]
             merged = {name: state for _, states in runs for name, state in states.items()}
             return [None] * len(eqn.outvars), merged
+        if entry.rewritten:
+
+            def write(
+                cores: dict[str, tuple[Wrapper, ...]], key: Any, ins: list[Any], indices: Any
+            ) -> dict[str, State]:
+                return _Writer(cores, key).run(plans[0], ins, indices)[1]
+
+            states = in_auto_axes(write, dict(self.cores), self.key, ins, indices)
+            return [None] * len(eqn.outvars), states
         return self.run(plans[0], ins, indices)
 
     def scan(

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
 from jaxsim.numerics.checks import is_traced
@@ -29,7 +29,7 @@ def in_auto_axes(f: Callable[..., Any], *args: Any, out: Any = None) -> Any:
     """Calls a function whose operations say nothing of how their results are sharded.
 
     Where an argument lies on a mesh of explicit axes, JAX would ask each reshape and contraction;
-    inside, the compiler decides.
+    inside, the compiler decides. Arguments of a model's own `auto_axes` are there already.
 
     Args:
       f: Function of trees of arrays.
@@ -40,11 +40,24 @@ def in_auto_axes(f: Callable[..., Any], *args: Any, out: Any = None) -> Any:
     meshes = [jax.typeof(a).sharding.mesh for a in jax.tree.leaves(args) if isinstance(a, Array)]
     mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
     if mesh is None:
-        return f(*args)
+        inside = next((mesh for mesh in meshes if not mesh.empty), None)
+        if inside is None or not jax.sharding.get_abstract_mesh().explicit_axes:
+            return f(*args)
+        with jax.sharding.use_abstract_mesh(inside):
+            return f(*args)
     with jax.sharding.use_abstract_mesh(mesh):
         return jax.sharding.auto_axes(
             f, axes=mesh.explicit_axes, out_sharding=out or PartitionSpec()
         )(*args)
+
+
+@contextlib.contextmanager
+def traced_for_auto_axes() -> Generator[None]:
+    """Traces what is inside for `in_auto_axes`: as if no axis of the mesh around were explicit."""
+    mesh = jax.sharding.get_abstract_mesh()
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    with jax.sharding.use_abstract_mesh(mesh.update(axis_types=types) if types else mesh):
+        yield
 
 
 def native(a: Any) -> Any:

@@ -285,7 +285,7 @@ def _site_facts(net: Network) -> list[_SiteFacts]:
             name=sites[0].name,
             param=param,
             size=math.prod((*sites[0].stack, *sites[0].w_shape)),
-            macs=sum(s.macs * math.prod(s.lengths) for s in sites),
+            macs=sum(s.macs * s.runs for s in sites),
             uses=tuple(s.name for s in sites),
         )
         for param, sites in uses.items()

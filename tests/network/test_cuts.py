@@ -54,6 +54,20 @@ def test_cuts_lie_where_least_crosses_and_as_late_as_they_can():
     )
 
 
+def test_experts_are_one_equation_and_count_what_the_model_multiplies():
+    """[4, 3] by one of two [3, 5] a row, then [5, 2]: neither is counted for each expert."""
+
+    def fn(p, x, sizes, ids):
+        h = lax.ragged_dot(x, p["up"], sizes)
+        return jnp.einsum("td,tdf->tf", h, p["down"][ids])
+
+    params = {"up": normal(2, 3, 5), "down": normal(2, 5, 2)}
+    line = line_of(fn, params, normal(4, 3), jnp.array([1, 3]), jnp.array([0, 1, 1, 0]))
+    assert [cut.name for cut in cuts(line)] == ["down"]
+    products = [count for count in flops(line) if count > 2 * 4 * 2]
+    assert products == [2 * 4 * 3 * 5, 2 * 4 * 5 * 2]
+
+
 def test_arguments_that_are_needed_later_cross_a_cut():
     """A second input, of 2 · 4 bfloat16, is read behind the first cut and not behind the second."""
 

@@ -10,6 +10,8 @@ import pytest
 from jax import lax
 
 import jaxsim as js
+from jaxsim.network import lookups
+from jaxsim.network.network import run_network
 from jaxsim.search import Config, bits, blocks
 from tests.support.models import normal
 
@@ -215,12 +217,88 @@ def test_hardware_that_multiplies_refuses_lookups_and_leaves_them_out_of_all(tra
     assert len(chip.cores["head"]) > 1 or name == "smooth"
 
 
-def test_tables_that_are_no_matrices_are_told():
-    params = {"stack": normal(4, 8, 8), "w": normal(8, 3)}
-    net = js.trace(lambda p, i, x: x @ p["stack"][i] @ p["w"], params, jnp.int32(1), normal(2, 8))
-    (line,) = net.unreached
-    assert line.startswith("stack is looked up as no site is")
-    with pytest.warns(UserWarning, match="quantize of every site leaves 91%"):
+BOOK = normal(2, 12, 8)
+STACKED = {
+    "rows of two axes": lambda t, i: t[jnp.arange(2)[:, None, None], i],
+    "mapped": lambda t, i: jax.vmap(lambda t, i: jnp.take(t, i, axis=0), (0, None))(t, i),
+    "middle": lambda t, i: jnp.take(t, i, axis=1),
+    "first": lambda t, i: jnp.swapaxes(t, 0, 1)[i],
+    "last": lambda t, i: jnp.swapaxes(t, 1, 2)[:, :, i],
+    "batch of one": lambda t, i: jnp.take(t[:1], i, axis=1),
+    "slice": lambda t, i: lax.dynamic_slice(t, (1, i[0, 0], 0), (1, 4, 8)),
+    "clip": lambda t, i: jnp.take(t, 2 * i - 7, axis=1, mode="clip"),
+    "fill": lambda t, i: jnp.take(t, 2 * i, axis=1, mode="fill", fill_value=0.5),
+    "slices mapped": lambda t, i: jax.vmap(lambda j: lax.dynamic_slice(t, (0, j, 0), (2, 3, 8)))(
+        i[0]
+    ),
+    "a matrix, mapped": lambda t, i: jax.vmap(
+        lambda j: lax.dynamic_index_in_dim(t[0], j, 0, keepdims=False)
+    )(i[0]),
+}
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_a_table_of_more_axes_is_rows_of_its_last(name):
+    """A scale a row, whatever the axes that integers choose along."""
+    net = js.trace(lambda p, i: STACKED[name](p["t"], i), {"t": BOOK}, IDS)
+    (site,) = net.sites
+    entries = BOOK.size // (2 if name in ("batch of one", "a matrix, mapped") else 1)
+    assert (site.name, site.kind, site.macs) == ("t:lookup", "lookup", 0)
+    assert (site.w_shape[1], np.prod(site.w_shape)) == (8, entries)
+    assert not net.unreached
+    coded = js.quantize(4, None, sites="*:lookup")(net)
+    table = rounded(np.asarray(BOOK).reshape(-1, 8), 4).reshape(BOOK.shape)
+    expected = STACKED[name](jnp.asarray(table, jnp.float32), IDS)
+    np.testing.assert_allclose(coded(IDS), expected, rtol=1e-6)
+    assert np.abs(np.asarray(expected) - STACKED[name](BOOK, IDS)).max() > 0.01
+
+
+def test_masks_and_files_of_a_stack_of_tables_are_those_of_the_parameter(tmp_path):
+    net = js.trace(lambda p, i: jnp.take(p["t"], i, axis=1), {"t": BOOK}, IDS)
+    net = js.quantize(js.nf4(), None)(js.prune(0.5, sites="t:lookup")(net))
+    mask = np.asarray(net.masks["t"])
+    assert mask.shape == BOOK.shape
+    chip = js.deploy(net)
+    js.save(tmp_path / "chip", chip)
+    every = jnp.arange(12)[None]
+    rows = np.asarray(js.load(tmp_path / "chip", like=net)(every))[:, 0]
+    assert (rows[~mask] == 0).all()
+    np.testing.assert_array_equal(rows, np.asarray(chip(every))[:, 0])
+    (cost,) = net.cost().sites
+    assert (cost.params, cost.spent["weight_bits"]) == (BOOK.size, 4 * BOOK.size)
+
+
+def test_a_wide_table_is_read_in_blocks(monkeypatch):
+    """Blocks of five columns of 64, the last of four: the same rows to the bit."""
+    net = js.deploy(js.quantize(js.Grid(3, per="group", rows=16), None)(network("take")))
+    whole = net(IDS)[0]
+    monkeypatch.setattr(lookups, "IDENTITY", 5)
+    jaxpr = jax.make_jaxpr(lambda: network_function(net, IDS)[0])()
+    assert "64,64" not in str(jaxpr)
+    np.testing.assert_array_equal(jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts)[0], whole)
+
+
+def network_function(net, ids):
+    """A call that is traced anew."""
+    return run_network.__wrapped__(net, net.arguments((ids,), {}, None), None)
+
+
+def test_what_has_no_whole_rows_is_told():
+    """Numbers of a vector, parts of a matrix along both axes, and positions that are added."""
+
+    def fn(p, i, x):
+        part = lax.dynamic_slice(p["m"], (i, i), (2, 2))
+        return (x + p["pos"][:, :2]) @ p["w"] * p["shift"][i] + part.sum()
+
+    params = {"shift": normal(40), "m": normal(5, 5), "w": normal(8, 3), "pos": normal(1, 4, 8)}
+    net = js.trace(fn, params, jnp.int32(1), normal(1, 2, 8))
+    assert net.unreached == (
+        "m is looked up as no site is (dynamic_slice)",
+        "shift is looked up as no site is (dynamic_slice)",
+    )
+    reasons = {row.name: row.reason.partition(" at ")[0] for row in net.coverage().rows}
+    assert reasons == {"m": "dynamic_slice", "shift": "dynamic_slice", "w": "w", "pos": "add"}
+    with pytest.warns(UserWarning, match="quantize of every site leaves 73%"):
         js.quantize(8, 8)(net)
 
 

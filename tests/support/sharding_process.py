@@ -63,6 +63,7 @@ def main():
         "parameters": found,
         "states": dict(chips(net, x)),
         "tables": tables(),
+        "experts": experts(),
         "explicit": dict(explicit(net)),
     }
     print(json.dumps(report))
@@ -170,6 +171,60 @@ def tables():
         for name, state in c.states.items()
     }
     return shares, float(jnp.abs(loaded(ids) - plain(ids)).max())
+
+
+def experts():
+    """Which axis is cut of masks and codes of a stack of experts; how far a product is off."""
+    rng = np.random.default_rng(2)
+    stack = put(rng.normal(size=(4, 8, 8)), PartitionSpec("m"))
+    x, sizes = jnp.asarray(rng.normal(size=(6, 8)), jnp.float32), jnp.array([2, 1, 0, 3])
+    ids = jnp.array([0, 0, 1, 3, 3, 3])
+
+    def fn(p, x, sizes, ids):
+        h = jax.lax.ragged_dot(x, p["w"], sizes)
+        return jnp.einsum("td,tdf->tf", h, p["w"][ids])
+
+    net = js.trace(fn, {"w": stack}, x, sizes, ids)
+    coded = js.quantize(4, 8)(net)
+    chip = js.deploy(coded, calibrate=(x, sizes, ids))
+    plain = js.deploy(
+        dataclasses.replace(coded, params={"w": np.asarray(stack)}), calibrate=(x, sizes, ids)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        js.save(f"{folder}/chip", chip)
+        loaded = js.load(f"{folder}/chip", coded)
+    axes = [
+        *cut({"mask": js.prune(0.5)(net).masks}).values(),
+        *(
+            cut({"codes": state.inner})["codes"]
+            for c in (chip, loaded)
+            for state in c.states.values()
+        ),
+    ]
+    off = jnp.abs(loaded(x, sizes, ids) - plain(x, sizes, ids)).max()
+    return axes, float(off), float(np.abs(explicit_experts(stack, x, ids)).max())
+
+
+def explicit_experts(stack, x, ids):
+    """How far a product is off where the stack is cut over an explicit axis."""
+
+    def said(p, x, ids):
+        w = p["w"].at[ids].get(out_sharding=PartitionSpec())
+        return jnp.einsum("td,tdf->tf", x, w, out_sharding=PartitionSpec())
+
+    def plain(p, x, ids):
+        return jnp.einsum("td,tdf->tf", x, p["w"][ids])
+
+    coded = js.quantize(4, 8)(js.trace(plain, {"w": np.asarray(stack)}, x, ids))
+    expected = js.deploy(coded, calibrate=(x, ids))(x, ids)
+    mesh = Mesh(MESH.devices, ("m",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        w = jax.device_put(np.asarray(stack), NamedSharding(mesh, PartitionSpec("m")))
+        x, ids = (jax.device_put(a, NamedSharding(mesh, PartitionSpec())) for a in (x, ids))
+        net = js.quantize(4, 8)(js.trace(said, {"w": w}, x, ids))
+        assert net.sites[0].kind == "routed"
+        found = js.deploy(net, calibrate=(x, ids))(x, ids)
+    return np.asarray(found) - np.asarray(expected)
 
 
 if __name__ == "__main__":
