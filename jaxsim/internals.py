@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
+import jax.numpy as jnp
 from jax.extend import source_info_util
+from jax.sharding import PartitionSpec
 
 TESTED = ("0.10.0", "0.12.0.1")
 """Oldest and newest JAX that jaxsim is tested with."""
@@ -193,6 +195,83 @@ def inner_jaxprs(eqn: jex.JaxprEqn) -> list[tuple[jex.Jaxpr, Sequence[Any]]]:
     return [(j.jaxpr, j.consts) if hasattr(j, "consts") else (j, ()) for j in found]
 
 
+class ShardMap(NamedTuple):
+    """What a `shard_map` is told.
+
+    Attributes:
+      body: What each device runs, and its constants.
+      mesh: Devices.
+      axes: Names of the axes of the mesh that the body sees, in the mesh's order.
+      sizes: Their sizes.
+      in_specs, out_specs: Axes of the mesh that cut each axis of an operand or a result.
+      check: Whether types tell what varies from device to device.
+    """
+
+    body: tuple[jex.Jaxpr, Sequence[Any]]
+    mesh: Any
+    axes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    in_specs: tuple[Any, ...]
+    out_specs: tuple[Any, ...]
+    check: bool
+
+    def run(
+        self, body: Callable[..., Any], in_specs: Sequence[Any], out_specs: Any, *operands: Any
+    ) -> Any:
+        """Maps another function over the same devices.
+
+        Args:
+          body: The function, `(places, *operands) -> results`: of each device its place along
+            each of the axes, and its parts.
+          in_specs: How each operand is cut.
+          out_specs: How the results are joined.
+          *operands: The operands.
+        """
+        # places along axes are operands, so that they are traced wherever the body is
+        places = tuple(jnp.arange(size) for size in self.sizes)
+        cuts = tuple(PartitionSpec(axis) for axis in self.axes)
+
+        def local(places: tuple[Any, ...], *parts: Any) -> Any:
+            return body(tuple(place[0] for place in places), *parts)
+
+        mapped = jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(cuts, *in_specs),
+            out_specs=out_specs,
+            axis_names=set(self.axes),
+            check_vma=self.check,
+        )
+        return mapped(places, *operands)
+
+
+def shard_map(eqn: jex.JaxprEqn) -> ShardMap | None:
+    """What a `shard_map` equation is told, None for any other equation.
+
+    Raises:
+      UnknownPrimitiveError: this JAX writes it in another form.
+    """
+    if eqn.primitive.name != "shard_map":
+        return None
+    params = parameters(eqn)
+    mesh, body, own = params["mesh"], params["jaxpr"], params["newly_manual_axes"]
+    axes = tuple(name for name in mesh.axis_names if name in own)
+    return ShardMap(
+        (body.jaxpr, body.consts) if hasattr(body, "consts") else (body, ()),
+        mesh,
+        axes,
+        tuple(mesh.shape[name] for name in axes),
+        tuple(params["in_specs"]),
+        tuple(params["out_specs"]),
+        params["check_vma"],
+    )
+
+
+def varying_axes(value: Any) -> frozenset[str]:
+    """The axes of a mesh along which a type says that devices hold different values."""
+    return getattr(getattr(jax.typeof(value), "manual_axis_type", None), "varying", frozenset())
+
+
 def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an operand.
 
@@ -213,9 +292,24 @@ def sharding_of(atom: Atom) -> jax.sharding.PartitionSpec:
     return aval.sharding.spec
 
 
+def is_value(atom: Atom) -> bool:
+    """If an operand is an array or an array of keys, and no reference that equations write to."""
+    return hasattr(atom.aval, "weak_type")
+
+
+def abstract(atom: Atom) -> jax.ShapeDtypeStruct:
+    """An operand as what a function is traced with in its place.
+
+    Args:
+      atom: Operand or result of an equation that is an array or an array of keys.
+    """
+    aval: Any = atom.aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+
 def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
-    """The outputs of an equation on these operands."""
-    with eqn.ctx.manager:
+    """The outputs of an equation on these operands, traced as of the line it comes from."""
+    with source_info_util.user_context(eqn.source_info.traceback), eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 

@@ -56,3 +56,28 @@ def test_masks_and_codes_of_experts_are_cut_as_their_stack(made):
     axes, *off = made["experts"]
     assert axes == [0] * 5
     assert max(off) < 1e-4
+
+
+def test_sites_inside_a_shard_map_are_those_of_each_device_written_out(made):
+    """Codes, ranges, outputs, gradients; rows of inputs that devices share widen one range."""
+    found = made["parts"]
+    assert found["sites"] == {
+        "a": [[2, 2, 2], [2, 2], ["", "d", "m"], [8, 4], [2, 8], [2]],
+        "b": [[2, 2, 2], [2, 2], ["", "d", "m"], [4, 8], [2, 4], [2]],
+        "c": [[], [], [], [8, 3], [4, 8], []],
+    }
+    assert len(found["codes and ranges"]) == 12
+    assert set(found["codes and ranges"].values()) == {0}
+    assert found["outputs"] < 1e-5 < 1e-2 < found["noise"]
+    assert found["loaded"] == 0
+    assert max(found["slopes"]) < 1e-5
+    assert found["cut"] == [1 / 2]
+    assert found["pruned"] == [True]
+    assert found["macs"][0] == found["macs"][1]
+
+
+def test_a_weight_that_devices_gather_is_whole_on_each_and_those_alike_draw_alike(made):
+    found = made["gathered"]
+    assert found["site"] == [["a"], [2]]
+    assert found["off"] < 1e-5
+    assert found["rows apart"] > 1e-2

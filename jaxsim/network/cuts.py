@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.cores.partition import Partitioned
-from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, parameters, scan, shape_of
+from jaxsim.internals import (
+    Atom,
+    inner_jaxprs,
+    jaxpr_of,
+    parameters,
+    scan,
+    shape_of,
+    shard_map,
+)
 from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.experts import products
 from jaxsim.network.leaves import path_name
@@ -398,6 +406,8 @@ def _flops(eqn: jex.JaxprEqn) -> int:
         each = [sum(map(_flops, jaxpr.eqns)) for jaxpr, _ in inner]
         total = max(each) if primitive is prims.cond_p else sum(each)
         return total * scan(eqn).length if primitive is prims.scan_p else total
+    if (local := shard_map(eqn)) is not None:
+        return sum(map(_flops, local.body[0].eqns)) * math.prod(local.sizes)
     if primitive.name in _LAYOUT:
         return 0
     if primitive.name.startswith(("reduce", "arg")):

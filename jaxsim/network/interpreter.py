@@ -18,12 +18,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key
 
 from jaxsim import internals
-from jaxsim.cores.core import State
+from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import Atom, bind, parameters, shape_of, sharding_of
 from jaxsim.network.lookups import as_looked_up, read_rows, row_axes, row_ids
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
+from jaxsim.network.site import Site
 from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.gradients import straight_through
 
@@ -69,6 +70,115 @@ def site_key(key: Key[Array, ""] | None, name: str, indices: Iterable[Any]) -> A
     for index in indices:
         key = jax.random.fold_in(key, index)
     return key
+
+
+def device_axes(plan: Plan, local: internals.ShardMap, depth: int) -> dict[str, tuple[str, ...]]:
+    """Finds the axes of a mesh along which the weight of each site inside a `shard_map` is cut.
+
+    Args:
+      plan: Plan of its body.
+      local: What it is told.
+      depth: Number of loops around it.
+    """
+    return {
+        c.site.name: tuple(a for i, a in enumerate(local.axes, depth) if c.site.stacked[i])
+        for c in contractions(plan)
+    }
+
+
+def strip(state: State, axes: int) -> State:
+    """Takes off leading axes of length one, of one device.
+
+    Args:
+      state: State, with these axes.
+      axes: Number of axes.
+    """
+    return jax.tree.map(lambda a: a.reshape(a.shape[axes:]), state)
+
+
+def unstrip(state: State, axes: int) -> State:
+    """Adds leading axes of length one, of one device.
+
+    Args:
+      state: State of one device.
+      axes: Number of axes.
+    """
+    return jax.tree.map(lambda a: a.reshape((1,) * axes + a.shape), state)
+
+
+def gathered(state: State, local: internals.ShardMap, stacked: Sequence[str]) -> State:
+    """Takes one of the equal states along the axes of a mesh that a weight is not cut along.
+
+    Args:
+      state: State with axes for all axes of the mesh.
+      local: What the `shard_map` is told.
+      stacked: Names of the axes to keep.
+    """
+    places = tuple(slice(None) if axis in stacked else 0 for axis in local.axes)
+    return jax.tree.map(lambda a: a[places], state)
+
+
+def everyone(axes: Sequence[tuple[str, int]], places: Sequence[Any], x: Array) -> Array:
+    """Collects the inputs of all devices that hold one weight.
+
+    Args:
+      axes: Names and sizes of the axes of a mesh along which they are.
+      places: Place of this device along each.
+      x: Input of this device.
+
+    Returns:
+      The inputs, with a leading axis.
+    """
+    xs = x[None]
+    for (axis, size), place in zip(axes, places, strict=True):
+        # a sum, as what is gathered is of a type that says it differs
+        here = (jnp.arange(size) == place).reshape(-1, *[1] * xs.ndim)
+        xs = lax.psum(jnp.where(here, xs, 0), axis).reshape(-1, *x.shape)
+    return xs
+
+
+def calibrated(core: Core, op: Op, state: State, xs: Array) -> State:
+    """Updates a state by inputs, one after the other.
+
+    Args:
+      core: Core of a site.
+      op: Contraction of the site.
+      state: State before.
+      xs: Inputs, with a leading axis.
+    """
+    if len(xs) == 1:
+        return core.calibrate(op, state, xs[0])
+    return lax.scan(lambda state, x: (core.calibrate(op, state, x), None), state, xs)[0]
+
+
+def varies(axis: str, place: Any, *operands: Any) -> bool:
+    """Tells if devices along an axis of a mesh may hold different operands.
+
+    Args:
+      axis: Name of the axis.
+      place: Place along it.
+      *operands: Operands of an equation.
+    """
+    # where types are not checked, a place itself is not said to vary
+    told = axis in internals.varying_axes(place)
+    return not told or any(axis in internals.varying_axes(a) for a in operands)
+
+
+def differing(site: Site, indices: tuple[Any, ...], *operands: Any) -> tuple[Any, ...]:
+    """Leaves out the places of devices that compute the same, and so are to draw the same.
+
+    Args:
+      site: Site.
+      indices: Iteration of each loop around, and place along each axis of a mesh.
+      *operands: What the site contracts.
+    """
+    if not any(site.axes):
+        return indices
+    return tuple(
+        index
+        for index, axis, stacked in zip(indices, site.axes, site.stacked, strict=True)
+        if not axis or stacked or varies(axis, index, *operands)
+    )
 
 
 class Walk:
@@ -158,8 +268,9 @@ class Walk:
           The output, and the state.
         """
         site, wrappers = entry.site, self.cores[entry.site.name]
-        read_key = site_key(self.read_key, site.name + ":read", indices)
         at = tuple(i for i, stacked in zip(indices, site.stacked, strict=True) if stacked)
+        places, indices = indices, differing(site, indices, ins[entry.x_at], ins[entry.w_at])
+        read_key = site_key(self.read_key, site.name + ":read", indices)
         over = indices if site.kind == "dynamic" else at
         write_key = site_key(self.key, site.name, over) if state is None else None
         op = dataclasses.replace(
@@ -167,7 +278,14 @@ class Walk:
             ranges="batch" if state is None else self.ranges,
             deterministic=self.calibrating,
         )
-        call = _Call(op, written=state is not None, calibrating=self.calibrating)
+        sharing = {
+            (axis, size): place
+            for axis, stacked, size, place in zip(
+                site.axes, site.stacked, site.lengths, places, strict=False
+            )
+            if axis and not stacked and varies(axis, place, ins[entry.x_at])
+        }
+        call = _Call(op, state is not None, self.calibrating, tuple(sharing))
         w = ins[entry.w_at] if state is None else state
         spec = sharding_of(eqn.outvars[0])
         given = (w, at, write_key, read_key)
@@ -175,9 +293,45 @@ class Walk:
             rows = partial(_look_up, call, eqn, entry)
             return in_auto_axes(rows, wrappers, ins, *given, out=spec), state
         y, updated = in_auto_axes(
-            partial(_multiply, call), wrappers, ins[entry.x_at], *given, out=(spec, PartitionSpec())
+            partial(_multiply, call),
+            wrappers,
+            ins[entry.x_at],
+            *given,
+            tuple(sharing.values()),
+            out=(spec, PartitionSpec()),
         )
         return y, state if updated is None else updated
+
+    def on_devices(
+        self,
+        local: internals.ShardMap,
+        plan: Plan,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> tuple[list[Any], dict[str, State]]:
+        """Evaluates a `shard_map`: states are cut over the devices along which the weight is.
+
+        Args:
+          local: What it is told.
+          plan: Plan of its body.
+          ins: Values of its operands.
+          states: States of the sites inside.
+          indices: Iteration of each loop around, outermost first.
+        """
+        stacked = device_axes(plan, local, len(indices))
+
+        def body(places: tuple[Array, ...], ins: list[Any], states: dict[str, State]) -> Any:
+            mine = {k: strip(s, len(stacked[k])) for k, s in states.items()}
+            outs, after = self.run(plan, ins, mine, (*indices, *places))
+            changed = states if self.calibrating else {}
+            return outs, {k: unstrip(after[k], len(stacked[k])) for k in changed}
+
+        specs = {k: PartitionSpec(*stacked[k]) for k in states}
+        after_specs = specs if self.calibrating else {}
+        return local.run(
+            body, (list(local.in_specs), specs), (list(local.out_specs), after_specs), ins, states
+        )
 
     def inner(
         self,
@@ -203,6 +357,8 @@ class Walk:
         inside = {name: states[name] for name in entry.names if name in states}
         if entry.rewritten:
             return self.rewritten(eqn, entry, ins, inside, indices)
+        if (local := internals.shard_map(eqn)) is not None:
+            return self.on_devices(local, plans[0], ins, inside, indices)
         match eqn.primitive:
             case prims.scan_p:
                 return self.scan(eqn, entry, ins, inside, indices)
@@ -361,6 +517,7 @@ class _Call(NamedTuple):
     op: Op
     written: bool
     calibrating: bool
+    sharing: tuple[tuple[str, int], ...]
 
     def states(self, wrappers: Any, w: Any, at: Any, key: Any, *, integer: bool) -> Any:
         """The core of a site, its op, and what is written or was."""
@@ -370,7 +527,14 @@ class _Call(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _multiply(
-    call: _Call, wrappers: Any, x: Array, w: Any, at: Any, write_key: Any, read_key: Any
+    call: _Call,
+    wrappers: Any,
+    x: Array,
+    w: Any,
+    at: Any,
+    write_key: Any,
+    read_key: Any,
+    places: tuple[Any, ...],
 ) -> tuple[Array, State | None]:
     """Multiplies by a weight, or by what was written of it, which is calibrated first if asked."""
 
@@ -388,7 +552,7 @@ def _multiply(
             call.op, integer=True, ranges="stored", scan_index=at, deterministic=False
         )
         with own_promotion():
-            w = updated = build(wrappers).calibrate(op, w, x)
+            w = updated = calibrated(build(wrappers), op, w, everyone(call.sharing, places, x))
     y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
     return y, updated
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
+import numpy as np
 
 from jaxsim.cores.op import Op
 from jaxsim.network.site import Site
@@ -27,6 +28,8 @@ class Provenance(NamedTuple):
       parts: Paths of the weights whose zeros are zeros of it, by moving or scaling entries; none if
         it is computed in another way.
       rows: Gathers that took rows of it, all of them known.
+      integers: Its entries, where constants of the model determine them and they are integers or
+        truth values.
     """
 
     param: str = ""
@@ -35,6 +38,7 @@ class Provenance(NamedTuple):
     sources: frozenset[str] = frozenset()
     parts: frozenset[str] = frozenset()
     rows: frozenset[Place] = frozenset()
+    integers: np.ndarray | None = None
 
 
 class Contraction(NamedTuple):
@@ -116,6 +120,7 @@ class Traced(NamedTuple):
         for source, readers in self.readers.items():
             others = [r for r in readers if r.partition(" ")[0] in CONTRACTIONS]
             taken = [r for r in readers if r in LOOKUPS]
+            opaque = [r.partition(" ")[0] for r in readers if r.partition(" ")[0] in OPAQUE]
             typed = [r.partition(" of ")[2] for r in others if " of " in r]
             if others and source.startswith(BUFFERS):
                 name = source.removeprefix(BUFFERS)
@@ -124,6 +129,8 @@ class Traced(NamedTuple):
                 found.append(f"{source} has dtype {typed[0]}; a weight must be a float")
             elif others:
                 found.append(f"{source} is contracted as no site is ({', '.join(others)})")
+            elif opaque and not source.startswith(BUFFERS):
+                found.append(f"{source} goes into {', '.join(opaque)}, which is opaque")
             elif taken and not source.startswith(BUFFERS):
                 found.append(f"{source} is looked up as no site is ({', '.join(taken)})")
         return tuple(found)
@@ -136,6 +143,9 @@ class Traced(NamedTuple):
 CONTRACTIONS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
 
 LOOKUPS = ("gather", "dynamic_slice")
+
+OPAQUE = ("pallas_call", "ffi_call", "custom_call", "pure_callback", "io_callback")
+"""Primitives that hide what they compute: kernels, foreign functions and the host's."""
 
 BUFFERS = "buffers/"
 """What paths of buffers begin with among the sources of a weight."""

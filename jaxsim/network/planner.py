@@ -17,15 +17,18 @@ from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.partition import Partitioned
-from jaxsim.internals import Atom, bind, inner_jaxprs, parameters, shape_of, source_line
+from jaxsim.internals import Atom, bind, inner_jaxprs, jaxpr_of, parameters, shape_of, source_line
 from jaxsim.network.arguments import apply_call, explained_call
 from jaxsim.network.experts import products
 from jaxsim.network.inlining import inline_slices
+from jaxsim.network.integers import evaluate, integers
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.lookups import looked_up_axis, rows_as_outputs
+from jaxsim.network.loops import as_scans
 from jaxsim.network.plan import (
     BUFFERS,
     CONTRACTIONS,
+    OPAQUE,
     Contraction,
     Entry,
     Inner,
@@ -119,7 +122,10 @@ class _Planner:
       uses: Number of sites so far, by weight.
       readers: For each parameter and buffer what reads it together with inputs: names of sites, and
         of primitives where the equation is not one.
-      lines: Line of the model in which each reader that is a primitive first does so.
+      lines: Line of the model in which each reader that is a primitive first does so; where JAX
+        knows none, that of the equation around it.
+      around: Equations whose inner jaxprs are being planned, outermost first.
+      devices: Axes of meshes along which the devices are that run what is being planned, by depth.
       multiplied: Gathers of known rows that are, or are part of, the weight of a site.
       added: Those whose rows are read beside inputs in another way.
       choice: While experts are planned, how their weights are chosen and how many multiplications
@@ -141,6 +147,8 @@ class _Planner:
         self.uses: dict[str, int] = {}
         self.readers: dict[str, list[str]] = {}
         self.lines: dict[tuple[str, str], str] = {}
+        self.around: list[jex.JaxprEqn] = []
+        self.devices: dict[int, str] = {}
         self.miscomputed: list[str] = []
         self.choice: tuple[Kind, int] | None = None
 
@@ -160,7 +168,9 @@ class _Planner:
             readers = self.readers.setdefault(source, [])
             if reader not in readers:
                 readers.append(reader)
-                self.lines[source, reader] = "" if eqn is None else source_line(eqn)
+                places = [] if eqn is None else [eqn, *reversed(self.around)]
+                lines = (line for place in places if (line := source_line(place)))
+                self.lines[source, reader] = next(lines, "")
 
     def plan(
         self,
@@ -171,22 +181,43 @@ class _Planner:
     ) -> Plan:
         jaxpr, consts = inline_slices(jaxpr, consts)
         known: dict[Any, Provenance | None] = dict(zip(jaxpr.invars, tags, strict=True))
-        known.update(dict.fromkeys(jaxpr.constvars, Provenance()))
         routes = Routes()
         returned: dict[tuple[int, int], Sequence[Provenance | None]] = {}
+        values = dict(zip(jaxpr.constvars, consts, strict=True))
+        known.update({v: Provenance(integers=integers(c)) for v, c in values.items()})
+        stands_for: dict[Atom, Atom] = {}
 
         def tag(atom: Atom) -> Provenance | None:
-            return Provenance() if isinstance(atom, jex.Literal) else known[atom]
+            if isinstance(atom, jex.Literal):
+                return Provenance(integers=integers(np.asarray(atom.val, shape_of(atom).dtype)))
+            return known[atom]
+
+        def current(atom: Atom) -> Atom:
+            return atom if isinstance(atom, jex.Literal) else stands_for.get(atom, atom)
 
         entries: list[Entry] = []
         eqns: list[jex.JaxprEqn] = []
+        waiting = list(reversed(jaxpr.eqns))
         around = self.place
-        for at, eqn in enumerate(jaxpr.eqns):
+        while waiting:
+            at = len(eqns)
             self.place = (*around, at)
+            eqn = waiting.pop()
+            if stands_for:
+                eqn = eqn.replace(invars=[current(v) for v in eqn.invars])
             ins = [tag(atom) for atom in eqn.invars]
+            known_or_local = None not in ins or self.devices
+            scans = None if known_or_local else as_scans(eqn, ins)
+            if scans is not None:
+                waiting += reversed(scans.eqns)
+                stands_for.update(zip(eqn.outvars, scans.outvars, strict=True))
+                values.update(scans.consts)
+                known.update({v: Provenance(integers=integers(c)) for v, c in scans.consts.items()})
+                continue
             entry, outs = None, [None] * len(eqn.outvars)
             sources = [t for t in ins if t is not None]
             inner = inner_jaxprs(eqn)
+            self.around.append(eqn)
             constant = len(sources) == len(ins)
             if constant and len(inner) == 1 and eqn.primitive is not prims.scan_p:
                 within = self.plan(*inner[0], ins, lengths)
@@ -194,13 +225,17 @@ class _Planner:
                 if names := frozenset(c.site.name for c in contractions(within)):
                     entry = Inner((within,), names)
             elif constant and self.place not in self.lookups:
-                tag_of = _join_provenance(sources)._replace(parts=_parts(eqn, sources))
+                tag_of = _join_provenance(sources)._replace(
+                    parts=_parts(eqn, sources), integers=_integers(eqn, sources)
+                )
                 if is_gathered(eqn, ins):
                     tag_of = tag_of._replace(rows=tag_of.rows | {self.place})
+                if eqn.primitive is prims.axis_index_p:
+                    tag_of = tag_of._replace(scanned=self.along(parameters(eqn)["axis_name"]))
                 outs = [tag_of] * len(eqn.outvars)
             elif routes.move(eqn):
                 pass
-            elif inner:
+            elif inner or eqn.primitive.name == "shard_map":
                 routes.leave(eqn.invars)
                 plans, outs = self.inner(eqn, inner, ins, lengths)
                 names = frozenset(c.site.name for p in plans for c in contractions(p))
@@ -227,10 +262,12 @@ class _Planner:
                     eqn, entry = self.equation(eqn, ins, lengths)
                 else:
                     routes.begin(eqn.outvars[0], taken)
+            self.around.pop()
             entries.append(entry)
             eqns.append(eqn)
             known.update(zip(eqn.outvars, outs, strict=True))
-        routes.leave(jaxpr.outvars)
+        outvars = [current(v) for v in jaxpr.outvars]
+        routes.leave(outvars)
         for at, j in sorted(routes.otherwise):
             eqn, self.place = eqns[at], (*around, at)
             if eqn.primitive is prims.cond_p:
@@ -239,7 +276,9 @@ class _Planner:
             else:
                 eqns[at], entries[at] = self.equation(eqn, list(map(tag, eqn.invars)), lengths)
         self.place = around
-        if any(a is not b for a, b in zip(eqns, jaxpr.eqns, strict=True)):
+        if stands_for:
+            jaxpr, consts = jaxpr_of(values, jaxpr.invars, outvars, eqns, jaxpr), [*values.values()]
+        elif any(a is not b for a, b in zip(eqns, jaxpr.eqns, strict=True)):
             jaxpr = jaxpr.replace(eqns=eqns)
         return Plan(jaxpr, consts, tuple(entries), tuple(tag(atom) for atom in jaxpr.outvars))
 
@@ -291,11 +330,13 @@ class _Planner:
         lengths: tuple[int, ...],
     ) -> tuple[tuple[Plan, ...], list[Provenance | None]]:
         """Plans the jaxprs inside an equation, and follows its outputs."""
+        if (local := internals.shard_map(eqn)) is not None:
+            return self.on_devices(local, ins, lengths)
         if eqn.primitive is prims.scan_p:
             (jaxpr, consts), loop, depth = inner[0], internals.scan(eqn), len(lengths)
             carry = _loop_invariant(jaxpr, ins, loop.consts, loop.carry)
             scanned = [
-                None if t is None else t._replace(scanned=t.scanned | {depth})
+                None if t is None else t._replace(scanned=t.scanned | {depth}, integers=None)
                 for t in ins[loop.first_slice :]
             ]
             plan = self.plan(
@@ -322,6 +363,36 @@ class _Planner:
             return plans, list(plans[0].known)
         self.read(ins[0], eqn.primitive.name, eqn)
         return plans, [None] * len(eqn.outvars)
+
+    def on_devices(
+        self,
+        local: internals.ShardMap,
+        ins: Sequence[Provenance | None],
+        lengths: tuple[int, ...],
+    ) -> tuple[tuple[Plan, ...], list[Provenance | None]]:
+        """Plans what each device runs: what is cut over devices is to them as slices to a loop."""
+        first = len(lengths)
+        here = dict(enumerate(local.axes, first))
+        self.devices.update(here)
+        parts = [
+            None
+            if t is None
+            else t._replace(scanned=t.scanned | self.along(_mesh_axes(spec)), integers=None)
+            for t, spec in zip(ins, local.in_specs, strict=True)
+        ]
+        plan = self.plan(*local.body, parts, (*lengths, *local.sizes))
+        for depth in here:
+            del self.devices[depth]
+        outs = [
+            None if t is None else t._replace(scanned=t.scanned - here.keys(), integers=None)
+            for t in plan.known
+        ]
+        return (plan,), outs
+
+    def along(self, names: Any) -> frozenset[int]:
+        """Finds the depths of axes of a mesh."""
+        names = names if isinstance(names, tuple) else (names,)
+        return frozenset(depth for depth, name in self.devices.items() if name in names)
 
     def read_carry(
         self,
@@ -388,14 +459,25 @@ class _Planner:
             stacked=tuple(depth in source.scanned for depth in range(len(lengths))),
             sources=tuple(sorted(source.sources)),
             parts=tuple(sorted(source.parts)),
+            axes=tuple(self.devices.get(depth, "") for depth in range(len(lengths)))
+            if self.devices
+            else (),
         )
         op = Op(geometry, masked=any(part in self.masked for part in site.parts))
         return Contraction(site, op, x, w, x_at, w_at)
 
 
+def _mesh_axes(spec: Any) -> tuple[str, ...]:
+    """Lists the axes of a mesh that cut an operand of a `shard_map`."""
+    entries = (e if isinstance(e, tuple) else (e,) for e in spec if e is not None)
+    return tuple(name for names in entries for name in names)
+
+
 def _reader(eqn: jex.JaxprEqn, i: int) -> str:
-    """Names an equation that is not a site, with the dtype of a weight that a site may not have."""
+    """Names an equation that is not a site: with a dtype that a weight may not have, or opaque."""
     name, dtype = eqn.primitive.name, shape_of(eqn.invars[i]).dtype
+    if name in OPAQUE:
+        return f"{name} (opaque)"
     if name not in CONTRACTIONS or jnp.issubdtype(dtype, jnp.floating):
         return name
     return f"{name} of {dtype}"
@@ -411,10 +493,16 @@ def _join_provenance(sources: Sequence[Provenance]) -> Provenance:
     )
 
 
+def _integers(eqn: jex.JaxprEqn, ins: Sequence[Provenance]) -> np.ndarray | None:
+    """Evaluates an equation of integers that constants determine."""
+    known = [t.integers for t in ins if t.integers is not None]
+    return evaluate(eqn, known, 0) if len(known) == len(ins) else None
+
+
 def _parts(eqn: jex.JaxprEqn, ins: Sequence[Provenance]) -> frozenset[str]:
     """Finds the weights whose zeros an equation hands on, of operands that no input reaches."""
     name = eqn.primitive.name
-    if name == "concatenate":
+    if name in ("concatenate", "stack"):
         joined = [t.parts for t in ins]
         return frozenset().union(*joined) if all(joined) else frozenset()
     if name == "mul":
@@ -438,6 +526,8 @@ _ZERO_STAYS_ZERO = {
         "tanh",
         "div",
     ),
+    *("sharding_constraint", "stop_gradient", "name", "neg", "abs", "sign", "tanh", "div"),
+    *("all_gather", "all_gather_invariant", "pvary", "ppermute", "all_to_all"),
 }
 """Primitives that move entries of their first operand, or map each so that zero stays zero."""
 

@@ -30,9 +30,11 @@ class Site:
         the integers and of the table.
       dtype: Dtype of the weight.
       macs: Number of multiply-accumulates of one execution for that example.
-      lengths: Trip counts of the loops around it, outermost first; 1 for a while loop, whose
+      lengths: Trip counts of the loops around it, outermost first; 1 for a while loop whose
         length is unknown. The last of a ragged or routed site is its number of experts.
       stacked: For each of those loops, True if the weight is one slice of a stacked parameter.
+      axes: For each of those loops, the axis of a mesh if it is no loop but the devices along that
+        axis, each with its part of a `shard_map`, else "".
       sources: Paths of all parameters and buffers that the weight is computed from.
       parts: Paths of those sources whose zeros are zeros of the weight, because it is made of their
         entries, moved or scaled; empty where it is computed in another way.
@@ -60,6 +62,7 @@ class Site:
     sources: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
 
     @property
     def multiplies(self) -> bool:
@@ -78,8 +81,14 @@ class Site:
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """Sizes of the leading axes that scans add to the site's state and parameter."""
+        """Sizes of the leading axes that loops and devices add to the site's state."""
         return tuple(n for n, s in zip(self.lengths, self.stacked, strict=True) if s)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Sizes of those axes that are of the parameter too: of loops, without devices."""
+        turns = zip(self.lengths, self.stacked, self.axes or ("",) * len(self.lengths), strict=True)
+        return tuple(n for n, stacked, axis in turns if stacked and not axis)
 
 
 def matching_names(

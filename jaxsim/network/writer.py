@@ -11,6 +11,7 @@ import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key
 
 from jaxsim import internals
@@ -18,7 +19,13 @@ from jaxsim.cores.core import State
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import bind
-from jaxsim.network.interpreter import evaluate_plan, site_key
+from jaxsim.network.interpreter import (
+    device_axes,
+    evaluate_plan,
+    gathered,
+    site_key,
+    unstrip,
+)
 from jaxsim.network.network import Network, trace_call
 from jaxsim.network.params import param_names
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
@@ -123,6 +130,8 @@ class _Writer:
         self, eqn: jex.JaxprEqn, entry: Inner, ins: list[Any], indices: tuple[Any, ...]
     ) -> tuple[Sequence[Any], dict[str, State]]:
         plans = entry.plans
+        if (local := internals.shard_map(eqn)) is not None:
+            return self.on_devices(local, plans[0], ins, indices)
         if eqn.primitive is prims.scan_p:
             return self.scan(eqn, entry, ins, indices)
         if eqn.primitive is prims.while_p:
@@ -150,6 +159,42 @@ class _Writer:
             states = in_auto_axes(write, dict(self.cores), self.key, ins, indices)
             return [None] * len(eqn.outvars), states
         return self.run(plans[0], ins, indices)
+
+    def on_devices(
+        self,
+        local: internals.ShardMap,
+        plan: Plan,
+        ins: list[Any],
+        indices: tuple[Any, ...],
+    ) -> tuple[Sequence[Any], dict[str, State]]:
+        """Writes inside a `shard_map`: one for each part of a weight that is cut over devices."""
+        given = [i for i, value in enumerate(ins) if value is not None]
+        found = [i for i, tag in enumerate(plan.known) if tag is not None]
+        axes = {
+            c.site.name: device_axes(plan, local, len(indices))[c.site.name]
+            for c in contractions(plan)
+            if c.site.name in self.cores and c.site.kind != "dynamic"
+        }
+
+        def write(places: tuple[Array, ...], known: list[Any]) -> Any:
+            values: list[Any] = [None] * len(ins)
+            for i, value in zip(given, known, strict=True):
+                values[i] = value
+            outs, states = self.run(plan, values, (*indices, *places))
+            mine = {name: unstrip(states[name], len(local.axes)) for name in axes}
+            return [outs[i] for i in found], mine
+
+        # a part that several devices have is read off one: its type may say that it varies
+        known, states = local.run(
+            write,
+            ([local.in_specs[i] for i in given],),
+            ([local.out_specs[i] for i in found], PartitionSpec(*local.axes)),
+            [ins[i] for i in given],
+        )
+        outs: list[Any] = [None] * len(plan.known)
+        for i, value in zip(found, known, strict=True):
+            outs[i] = value
+        return outs, {name: gathered(s, local, axes[name]) for name, s in states.items()}
 
     def scan(
         self, eqn: jex.JaxprEqn, entry: Inner, ins: list[Any], indices: tuple[Any, ...]

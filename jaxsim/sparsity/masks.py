@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
 from jaxsim.network.params import by_name
+from jaxsim.network.site import Site
 from jaxsim.network.writer import write_states
 from jaxsim.numerics.arrays import in_auto_axes, placed_like
 from jaxsim.numerics.checks import check_share, is_traced
@@ -46,20 +48,22 @@ def select_kept(masks: Mapping[str, Array], tree: Any, other: Any) -> Any:
 
 
 def stacks(net: Network, sites: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Finds the parameters whose zeros are zeros of chosen sites, and the axes that scans stack.
+    """Finds the parameters whose zeros are zeros of chosen sites, and the axes that loops stack.
 
     Args:
       net: Network.
       sites: Patterns of sites.
 
     Returns:
-      Sizes of the stacked axes by path.
+      Sizes of the stacked axes by path: those of the parameter, whose layers a loop may read in any
+      number.
 
     Raises:
       ValueError: A pattern that matches nothing, a site without a parameter, or one whose weight is
         computed from parameters so that their zeros are not zeros of it.
     """
     found: dict[str, tuple[int, ...]] = {}
+    shapes = {name: np.shape(p) for name, p in by_name(net.params).items()}
     for site in net.select(sites):
         if site.param is None:
             raise ValueError(f"prune at {site.name}: it contracts two inputs, nothing to prune")
@@ -74,8 +78,16 @@ def stacks(net: Network, sites: str | Sequence[str]) -> dict[str, tuple[int, ...
                     f"prune at {site.name}: {part} is a weight that trace(weights=…) named and no "
                     "parameter, and masks are of parameters; leave it out by sites=…"
                 )
-            found.setdefault(part, site.stack)
+            found.setdefault(part, _layers(shapes[part], site))
     return found
+
+
+def _layers(shape: tuple[int, ...], site: Site) -> tuple[int, ...]:
+    """Finds the leading axes of a parameter that tell apart the layers which a site reads of it."""
+    devices = math.prod(site.stack) // math.prod(site.layers)
+    size, stack = math.prod(site.w_shape) * devices, site.layers
+    counts = [len(stack), *range(1, len(shape))] if stack else []
+    return next((shape[:n] for n in counts if math.prod(shape[n:]) == size), stack)
 
 
 def require_alone(net: Network, sites: str | Sequence[str], what: str) -> None:
@@ -139,7 +151,7 @@ def make_masks(
             raise ValueError(f"scores of {name}: some are NaN")
         if whole[: len(stack)] != stack:
             raise ValueError(
-                f"prune at {name} {list(whole)}: a scan stacks it along an axis that is not its "
+                f"prune at {name} {list(whole)}: a loop stacks it along an axis that is not its "
                 "first"
             )
         shape = whole[len(stack) :]
@@ -233,7 +245,9 @@ def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, 
         masks={},
     )
     shapes = {
-        n: p.shape[len(sites[n].stack) :] for n, p in by_name(net.params).items() if n in names
+        n: p.shape[len(_layers(p.shape, sites[n])) :]
+        for n, p in by_name(net.params).items()
+        if n in names
     }
     found: dict[str, list[int]] = {name: [] for name in names}
     for axis in range(max(map(len, shapes.values()))):

@@ -119,7 +119,9 @@ def prune_layers(
                 raise ValueError(
                     f"prune_layers at {name}: no value of its parameter gives the pruned weights"
                 )
-        masks = {name: m > 0.5 for name, m in solve_params(of, params, stay).items()}
+        # layers of a stack that no turn of a loop reads stay as they are
+        every = jax.tree.map(jnp.ones_like, params)
+        masks = {name: m > 0.5 for name, m in solve_params(of, every, stay).items()}
         return dataclasses.replace(with_params(net, after), masks={**net.masks, **masks})
 
     return apply

@@ -3,8 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
+from jax.experimental import pallas
 
 import jaxsim as js
 from tests.support.models import normal
@@ -49,7 +51,7 @@ def test_parameters_and_products_are_told_by_how_far_they_are_reached():
 def test_what_reads_a_parameter_instead_of_a_site_is_told_with_its_line():
     reason = rows(network())["bias"].reason
     assert reason.startswith("add at ")
-    assert "test_coverage.py:16" in reason
+    assert "test_coverage.py:18" in reason
 
 
 def test_a_parameter_of_two_sites_is_reached_when_both_are():
@@ -102,3 +104,47 @@ def test_loops_count_every_run():
     )
     (row,) = net.coverage().rows
     assert (row.params, row.macs) == (48, 3 * 2 * 4 * 4)
+
+
+def kernel(x, w, y):
+    y[...] = x[...] @ w[...]
+
+
+def in_kernel(x, w):
+    shape = jax.ShapeDtypeStruct((len(x), w.shape[1]), x.dtype)
+    return pallas.pallas_call(kernel, out_shape=shape, interpret=True)(x, w)
+
+
+def on_host(x, w):
+    return jax.pure_callback(np.matmul, jax.ShapeDtypeStruct(x.shape, x.dtype), x, w)
+
+
+def foreign(x, w):
+    out = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.ffi.ffi_call("no_such_function", out)(x, w)
+
+
+def test_what_goes_into_a_kernel_or_a_call_is_told_to_be_opaque():
+    calls = {"pallas_call": in_kernel, "pure_callback": on_host, "ffi_call": foreign}
+
+    def fn(p, x):
+        for name, call in calls.items():
+            x = call(x, p[name])
+        return x @ p["w"]
+
+    net = js.trace(fn, {name: normal(4, 4) for name in ("w", *calls)}, X)
+    found = rows(net)
+    for name, call in calls.items():
+        assert found[name].reach == "no site"
+        assert found[name].reason.startswith(f"{name} (opaque) at ")
+        assert f"({call.__name__})" in found[name].reason
+    assert net.unreached == tuple(f"{n} goes into {n}, which is opaque" for n in calls)
+    with pytest.warns(UserWarning, match="quantize of every site leaves 75% .*ffi_call, which is"):
+        js.quantize(8, 8)(net)
+
+
+def test_a_kernel_beside_sites_runs_as_it_is():
+    fn = lambda p, x: in_kernel(x @ p["w"], p["k"])  # noqa: E731
+    params = {"w": normal(4, 4), "k": normal(4, 4, seed=1)}
+    net = js.quantize(8, None, sites="w")(js.trace(fn, params, X))
+    assert float(jnp.abs(net(X) - fn(params, X)).max()) < 0.02

@@ -5,6 +5,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 import jaxsim as js
@@ -126,3 +127,41 @@ def test_parts_of_a_call_read_apart_and_are_written_as_one():
     assert all(walk.key is KEY for walk in walks)
     assert len({tuple(np.asarray(jax.random.key_data(w.read_key))) for w in walks}) == 3
     assert Walk({}, "batch", None, part=1).read_key is None
+
+
+def same(core):
+    return core._replace(calibrate=core.calibrate)
+
+
+def custom(kind, body):
+    """A function whose derivative is not its own."""
+    if kind == "vjp":
+        fn = jax.custom_vjp(body)
+        fn.defvjp(lambda *i: (body(*i), i), lambda i, g: tuple(7.0 * jnp.sum(g) + 0 * a for a in i))
+    else:
+        fn = jax.custom_jvp(body)
+        fn.defjvp(lambda ins, tangents: (body(*ins), 7.0 * tangents[-1]))
+    return fn
+
+
+@pytest.mark.parametrize("kind", ["vjp", "jvp"])
+def test_a_derivative_of_the_model_stays_where_nothing_inside_is_transformed(kind):
+    """In a loop as well, without a site inside and with one that is left as it is."""
+    plain = custom(kind, jnp.tanh)
+    held = custom(kind, lambda w, x: jnp.tanh(x @ w))
+
+    def fn(p, x):
+        x = lax.scan(lambda x, w: (plain(x @ w), None), x, p["layers"])[0]
+        return jnp.sum(held(p["held"], x))
+
+    params, x = {"layers": normal(2, 4, 4), "held": normal(4, 4, seed=1)}, normal(3, 4)
+    net = js.trace(fn, params, x)
+
+    def slopes(nets, p):
+        return [jax.grad(lambda x, n=n: n(x))(x) for n in nets] + [jax.grad(fn, 1)(p, x)]
+
+    layers, inside = (net.wrap([name], js.Wrapper.of(same)) for name in params)
+    kept, lost, model = jax.jit(slopes)([layers, inside], params)
+    np.testing.assert_allclose(kept, model, rtol=1e-6)
+    # of a transformed site inside it is the derivative of the body, whose entries are below one
+    assert np.abs(lost - model).max() > 0.1 * np.abs(model).max()

@@ -24,7 +24,7 @@ def only(fn, params, *args):
 
 
 def test_a_site_in_loops_knows_how_often_it_runs_and_what_is_stacked():
-    """Scans of 3 and 5, of whose stack the weight is a slice, in a while of unknown length."""
+    """Scans of 3 and 5, of whose stack the weight is a slice, in whiles of unknown length and 2."""
 
     def fn(p, x):
         def middle(x, _):
@@ -33,10 +33,12 @@ def test_a_site_in_loops_knows_how_often_it_runs_and_what_is_stacked():
         def step(state):
             return state[0] + 1, lax.scan(middle, state[1], None, length=3)[0]
 
+        _, x = lax.while_loop(lambda s: (s[0] < 2) & (s[1].sum() < 9), step, (0, x))
         return lax.while_loop(lambda s: s[0] < 2, step, (0, x))[1]
 
-    site = only(fn, {"w": normal(5, 4, 4)}, X)
-    assert (site.lengths, site.stacked, site.stack) == ((1, 3, 5), (False, False, True), (5,))
+    for site, first in zip(traced(fn, {"w": normal(5, 4, 4)}, X).sites, (1, 2), strict=True):
+        assert (site.lengths, site.stack) == ((first, 3, 5), (5,))
+        assert site.stacked == (False, False, True)
     assert (site.w_shape, site.x_shape, site.macs) == ((4, 4), (2, 4), 2 * 4 * 4)
 
 
@@ -88,6 +90,7 @@ ZEROS = {
     "cast": (lambda p: p["w"].astype(jnp.bfloat16).astype(jnp.float32), ("w",)),
     "cut": (lambda p: p["large"][:, :4], ("large",)),
     "joined": (lambda p: jnp.concatenate([p["w"][:2], p["v"][:2]]), ("v", "w")),
+    "stacked": (lambda p: jnp.stack([p["w"], p["v"]])[0], ("v", "w")),
     "joined with what has none": (lambda p: jnp.concatenate([p["w"][:2], jnp.exp(p["v"][:2])]), ()),
     "added": (lambda p: p["w"] + p["v"], ()),
     "even at zero": (lambda p: jnp.cos(p["w"]), ()),

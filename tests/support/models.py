@@ -239,6 +239,22 @@ def fori():
     return _plain(fn, _square("w"), normal(2, 4), sites=["w"])
 
 
+def indexed():
+    """Layers that a counter chooses, each of which writes and reads its place of a cache."""
+
+    def fn(params, x, cache):
+        def layer(i, carry):
+            x, cache = carry
+            cache = lax.dynamic_update_index_in_dim(cache, x @ params["k"][i], i, 0)
+            kept = lax.dynamic_index_in_dim(cache, i, keepdims=False)
+            return jnp.tanh(x @ jnp.take(params["w"], i, axis=0) + kept + params["b"][i]), cache
+
+        return lax.fori_loop(0, 3, layer, (x, cache))
+
+    params = {"k": normal(3, 4, 4, seed=1), "w": normal(3, 4, 4), "b": normal(3, 4)}
+    return _plain(fn, params, normal(2, 4), normal(3, 2, 4), sites=["k", "w"])
+
+
 def stack_in_while():
     """A scan over stacked weights, repeated by a while loop."""
 
@@ -387,6 +403,7 @@ CASES = {
     "cond": branches,
     "while": while_loop,
     "fori": fori,
+    "layers by a counter": indexed,
     "stack in while": stack_in_while,
     "while in stack": while_in_stack,
     "custom rules": custom_rules,

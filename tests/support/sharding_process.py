@@ -65,6 +65,8 @@ def main():
         "tables": tables(),
         "experts": experts(),
         "explicit": dict(explicit(net)),
+        "parts": parts(),
+        "gathered": gathered(),
     }
     print(json.dumps(report))
 
@@ -225,6 +227,98 @@ def explicit_experts(stack, x, ids):
         assert net.sites[0].kind == "routed"
         found = js.deploy(net, calibrate=(x, ids))(x, ids)
     return np.asarray(found) - np.asarray(expected)
+
+
+def parts():
+    """Layers whose columns, and then rows, two devices of four share, beside the same by hand.
+
+    A loop reads its layers by a counter outside of what each device runs. Rows of the inputs are
+    cut over the other two devices.
+    """
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("d", "m"))
+    rng = np.random.default_rng(2)
+    shapes = {"a": (2, 8, 8), "b": (2, 8, 8), "c": (8, 3)}
+    params = {n: jnp.asarray(rng.normal(size=s) / 3, jnp.float32) for n, s in shapes.items()}
+    x = jnp.asarray(rng.normal(size=(4, 8)), jnp.float32)
+    cuts = (PartitionSpec(None, "m"), PartitionSpec("m"), PartitionSpec("d"))
+
+    def local(a, b, x):
+        return jax.lax.psum(jnp.tanh(x @ a) @ b, "m")
+
+    def fn(p, x):
+        layer = jax.shard_map(local, mesh=mesh, in_specs=cuts, out_specs=cuts[2])
+        return jax.lax.fori_loop(0, 2, lambda i, x: layer(p["a"][i], p["b"][i], x), x) @ p["c"]
+
+    def by_hand(p, x):
+        for a, b in zip(p["a"], p["b"], strict=True):
+            halves = zip((a[:, :4], a[:, 4:]), (b[:4], b[4:]), strict=True)
+            x = sum(jnp.tanh(x @ a) @ b for a, b in halves)
+        return x @ p["c"]
+
+    def loss(net):
+        return lambda p: jnp.sum(js.quantize(None, 8, sites="c")(net).with_params(p)(x) ** 2)
+
+    net, other = js.trace(fn, params, x), js.trace(by_hand, params, x)
+    chip, plain = (js.deploy(js.quantize(4, 8)(n), calibrate=x) for n in (net, other))
+    off = {}
+    for name in ("a", "b"):
+        for leaf, whole in enumerate(jax.tree.leaves(chip.states[name])):
+            each = [
+                jax.tree.leaves(plain.states[f"{name}{use}"])[leaf]
+                for use in ("", "#2", "#3", "#4")
+            ]
+            expected = np.stack(each).reshape(whole.shape)
+            off[f"{name}/{leaf}"] = float(np.abs(np.asarray(whole, "f4") - expected).max())
+    with tempfile.TemporaryDirectory() as folder:
+        js.save(f"{folder}/chip", chip)
+        loaded = js.load(f"{folder}/chip", js.quantize(4, 8)(net))
+    slopes = jax.jit(lambda p: (jax.grad(loss(net))(p), jax.grad(loss(other))(p)))(params)
+    return {
+        "sites": {
+            s.name: [s.lengths, s.stack, s.axes, s.w_shape, s.x_shape, s.layers] for s in net.sites
+        },
+        "codes and ranges": off,
+        "outputs": float(jnp.abs(chip(x) - plain(x)).max()),
+        "noise": float(jnp.abs(chip(x) - net(x)).max()),
+        "loaded": float(jnp.abs(chip(x) - loaded(x)).max()),
+        "slopes": [
+            float(jnp.abs(a - b).max() / jnp.abs(b).max())
+            for a, b in zip(*map(jax.tree.leaves, slopes), strict=True)
+        ],
+        "cut": [chip.states["a"].inner.addressable_shards[0].data.size / params["a"].size],
+        "pruned": [
+            bool((m == js.prune(pattern=sp.n_of_m(2, 4))(other).masks[name]).all())
+            for name, m in js.prune(pattern=sp.n_of_m(2, 4), sites="b")(net).masks.items()
+        ],
+        "macs": [n.cost().total("macs") for n in (net, other)],
+    }
+
+
+def gathered():
+    """A layer whose rows devices gather; two of four compute the same, and draw the same noise."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("d", "m"))
+    rng = np.random.default_rng(3)
+    params = {"a": jnp.asarray(rng.normal(size=(8, 6)), jnp.float32)}
+    x, rows = jnp.asarray(rng.normal(size=(4, 8)), jnp.float32), PartitionSpec("d")
+
+    def local(a, x):
+        return x @ jax.lax.all_gather(a, "d", axis=0, tiled=True)
+
+    def fn(p, x):
+        return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows), out_specs=rows)(p["a"], x)
+
+    net, whole = js.trace(fn, params, x), js.trace(lambda p, x: x @ p["a"], params, x)
+    coded = js.quantize(4, 8)
+    # each device has rows of inputs and a range of its own for them
+    plain = [js.deploy(coded(whole), calibrate=x[i : i + 2])(x[i : i + 2]) for i in (0, 2)]
+    noisy = js.compose(coded, js.analog(cells=js.cells.proportional(0.0, noise=0.1)))(net)
+    key = jax.random.key(1)
+    drawn = js.deploy(noisy, calibrate=x, key=key)(jnp.tile(x[:2], (2, 1)), key=key)
+    return {
+        "site": [net.sites[0].parts, net.sites[0].stack],
+        "off": float(jnp.abs(js.deploy(coded(net), calibrate=x)(x) - jnp.concatenate(plain)).max()),
+        "rows apart": float(jnp.abs(drawn[:2] - drawn[2:]).max()),
+    }
 
 
 if __name__ == "__main__":
