@@ -297,6 +297,12 @@ def is_value(atom: Atom) -> bool:
     return hasattr(atom.aval, "weak_type")
 
 
+def on_explicit_axes(atom: Atom) -> bool:
+    """If an operand lies on a mesh with explicit axes, of which every operation is to know."""
+    aval: Any = atom.aval
+    return bool(aval.sharding.mesh.explicit_axes)
+
+
 def abstract(atom: Atom) -> jax.ShapeDtypeStruct:
     """An operand as what a function is traced with in its place.
 
@@ -304,7 +310,8 @@ def abstract(atom: Atom) -> jax.ShapeDtypeStruct:
       atom: Operand or result of an equation that is an array or an array of keys.
     """
     aval: Any = atom.aval
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+    where = {"sharding": aval.sharding} if on_explicit_axes(atom) else {}
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type, **where)
 
 
 def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:

@@ -76,6 +76,7 @@ class Read(NamedTuple):
 
     Attributes:
       table: What is read.
+      whole: Shape of the table.
       starts: First index of each slice along each axis of the table, [*lengths, axes].
       sizes: Sizes of a slice.
       shape: Shape of the equation's result, which has the entries of a slice in their order.
@@ -83,10 +84,18 @@ class Read(NamedTuple):
     """
 
     table: Fixed
+    whole: tuple[int, ...]
     starts: np.ndarray
     sizes: tuple[int, ...]
     shape: tuple[int, ...]
     over: tuple[int, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """True if slice after slice is taken along the first axis of the table, all of it."""
+        first = self.starts[..., 0]
+        one = first.shape == self.whole[:1] and self.sizes == (1, *self.whole[1:])
+        return one and np.array_equal(first, np.arange(len(first)))
 
     def stack(self, operands: Sequence[Any]) -> Any:
         """Stacks the slices, [*lengths, *shape]: the table itself, if they are all of it in order.
@@ -429,4 +438,4 @@ def _read(
         return None
     loops = tuple(sorted(over))
     starts = np.clip(starts, 0, room).reshape(*(lengths[depth] for depth in loops), len(shape))
-    return Read(table, starts, sizes, shape_of(eqn.outvars[0]).shape, loops)
+    return Read(table, shape, starts, sizes, shape_of(eqn.outvars[0]).shape, loops)

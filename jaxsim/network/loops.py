@@ -52,6 +52,9 @@ def as_scans(eqn: jex.JaxprEqn, tags: Sequence[Provenance | None]) -> Spliced | 
     if not all(map(internals.is_value, eqn.invars)):
         return None
     reads = find_reads(eqn, tags)
+    if any(map(internals.on_explicit_axes, eqn.invars)):
+        # a model says of each move of a sharded array how its result is sharded, and no other can
+        reads = reads._replace(slices={p: r for p, r in reads.slices.items() if r.is_plain})
     if not reads.slices and () not in reads.trips:
         return None
 

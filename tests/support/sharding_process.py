@@ -67,6 +67,7 @@ def main():
         "explicit": dict(explicit(net)),
         "parts": parts(),
         "gathered": gathered(),
+        "counted": counted(),
     }
     print(json.dumps(report))
 
@@ -319,6 +320,31 @@ def gathered():
         "off": float(jnp.abs(js.deploy(coded(net), calibrate=x)(x) - jnp.concatenate(plain)).max()),
         "rows apart": float(jnp.abs(drawn[:2] - drawn[2:]).max()),
     }
+
+
+def counted():
+    """Layers by a counter and by a scan, of inputs whose rows are cut over explicit axes."""
+    mesh = Mesh(MESH.devices, ("m",), axis_types=(AxisType.Explicit,))
+    rng = np.random.default_rng(4)
+
+    def by_counter(p, x):
+        return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ p["w"][i]), x)
+
+    def backwards(p, x):
+        return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ p["w"][2 - i]), x) @ p["w"][0]
+
+    def by_scan(p, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0]
+
+    with jax.set_mesh(mesh):
+        whole, rows = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("m")))
+        params = {"w": jax.device_put(np.float32(rng.normal(size=(3, 8, 8))), whole)}
+        x = jax.device_put(np.float32(rng.normal(size=(4, 8))), rows)
+        first, second = (
+            js.quantize(4, 8)(js.trace(fn, params, x))(x) for fn in (by_counter, by_scan)
+        )
+        told = js.trace(backwards, params, x).unreached
+    return [float(jnp.abs(first - second).max()), str(first.sharding.spec[0]), told]
 
 
 if __name__ == "__main__":
