@@ -330,9 +330,6 @@ def counted():
     def by_counter(p, x):
         return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ p["w"][i]), x)
 
-    def backwards(p, x):
-        return jax.lax.fori_loop(0, 3, lambda i, x: jnp.tanh(x @ p["w"][2 - i]), x) @ p["w"][0]
-
     def by_scan(p, x):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0]
 
@@ -343,8 +340,7 @@ def counted():
         first, second = (
             js.quantize(4, 8)(js.trace(fn, params, x))(x) for fn in (by_counter, by_scan)
         )
-        told = js.trace(backwards, params, x).unreached
-    return [float(jnp.abs(first - second).max()), str(first.sharding.spec[0]), told]
+    return float(jnp.abs(first - second).max()), str(first.sharding.spec[0])
 
 
 if __name__ == "__main__":
