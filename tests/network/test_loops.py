@@ -120,6 +120,15 @@ def test_a_weight_read_by_a_counter_is_a_slice_of_a_stack(walk):
     assert site == expected
 
 
+def test_slices_are_read_in_their_order():
+    names = ("last slice first", "down", "by a table", "cut of rows")
+    nets = [network(name).wrap(["w"], js.Wrapper.of(identity)) for name in names]
+    fns = [WALKS[name][0] for name in names]
+    found = jax.jit(lambda nets, p: [(n(X), f(p, X)) for n, f in zip(nets, fns, strict=True)])
+    for name, (mine, theirs) in zip(names, found(nets, {"w": W}), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-6, err_msg=name)
+
+
 NESTED = {
     "one index": (nested(lambda w, i, j: w[2 * i + j]), (4, 4, 4)),
     "two indices": (nested(lambda w, i, j: w[i, j]), (2, 2, 4, 4)),
