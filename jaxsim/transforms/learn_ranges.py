@@ -86,7 +86,8 @@ def learn_ranges(
                 return grid.clip
             if name == "weights":
                 return rule(*state.ends)
-            return rule(*(state.inner if isinstance(state, CodeEnds) else state).inputs)
+            inner: Any = state.inner if isinstance(state, CodeEnds) else state
+            return rule(*inner.inputs)
 
         return _with_rules(net, chosen, learned)
 

@@ -14,35 +14,40 @@ X = normal(6, 4, seed=7)
 
 
 class Block(nn.Module):
-    """Two sites, a ReLU between them, beside a residual."""
+    """Two sites, a ReLU between them, beside a residual; with a norm if asked."""
+
+    norm: bool = False
 
     @nn.compact
     def __call__(self, x, _):
-        return x + nn.Dense(4, name="down")(nn.relu(nn.Dense(6, name="up")(x))), None
+        hidden = nn.Dense(6, name="up")(x)
+        hidden = nn.BatchNorm(True, name="norm")(hidden) if self.norm else hidden
+        return x + nn.Dense(4, name="down")(nn.relu(hidden)), None
 
 
 class Scanned(nn.Module):
     """A stack of blocks."""
 
     layers: int
+    norm: bool = False
 
     @nn.compact
     def __call__(self, x):
-        stack = nn.scan(
-            Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.layers
-        )
-        return stack(name="layers")(x, None)[0]
+        axes = {"params": 0, "batch_stats": 0}
+        stack = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=self.layers)
+        return stack(self.norm, name="layers")(x, None)[0]
 
 
 class Unrolled(nn.Module):
     """The blocks one after another."""
 
     layers: int
+    norm: bool = False
 
     @nn.compact
     def __call__(self, x):
         for i in range(self.layers):
-            x, _ = Block(name=f"layers_{i}")(x, None)
+            x, _ = Block(self.norm, name=f"layers_{i}")(x, None)
         return x
 
 
@@ -70,7 +75,7 @@ class Twins(NamedTuple):
 
 @functools.cache
 def twins(kind="linen", layers=2):
-    """Twins of layers that differ, by Linen's or by JAX's own scan."""
+    """Twins of layers that differ, by Linen's scan ("norms": with batch norms) or by JAX's own."""
 
     def filled(*shape, seed):
         return normal(layers, *shape, seed=seed) * np.float32(0.5) + np.float32(0.1)
@@ -79,10 +84,20 @@ def twins(kind="linen", layers=2):
         "up": {"kernel": filled(4, 6, seed=1), "bias": filled(6, seed=2)},
         "down": {"kernel": filled(6, 4, seed=3), "bias": filled(4, seed=4)},
     }
-    each = {f"layers_{i}": jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(layers)}
-    if kind == "linen":
-        scanned = js.trace(Scanned(layers), {"params": {"layers": stacked}}, X)
-        return Twins(scanned, js.trace(Unrolled(layers), {"params": each}, X), layers)
+    stats = {}
+    if kind == "norms":
+        stacked["norm"] = {"scale": filled(6, seed=5), "bias": filled(6, seed=6)}
+        stats = {"norm": {"mean": filled(6, seed=8), "var": 0.5 + filled(6, seed=9) ** 2}}
+    each, apart = (
+        {f"layers_{i}": jax.tree.map(lambda a, i=i: a[i], tree) for i in range(layers)}
+        for tree in (stacked, stats)
+    )
+    if kind != "plain":
+        norm = kind == "norms"
+        whole = {"params": {"layers": stacked}, "batch_stats": {"layers": stats}}
+        written = {"params": each, "batch_stats": apart}
+        scanned = js.trace(Scanned(layers, norm), whole, X)
+        return Twins(scanned, js.trace(Unrolled(layers, norm), written, X), layers)
 
     def scan(params, x):
         return jax.lax.scan(lambda x, p: (block(p, x), None), x, params["layers"])[0]
