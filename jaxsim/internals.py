@@ -97,7 +97,9 @@ def scan_of_length(
       invars: Operands: constants, the carry, then what is scanned, of this length.
       outvars: Results: the carry, then what is stacked, of this length.
     """
-    params = {**eqn.params, "length": length}
+    # a loop of one iteration cannot be unrolled by two
+    unroll = max(min(parameters(eqn)["unroll"], length), 1)
+    params = {**eqn.params, "length": length, "unroll": unroll}
     return eqn.replace(params=params, invars=list(invars), outvars=list(outvars))
 
 

@@ -45,7 +45,7 @@ def recurrent():
             return h, rows.sum(0)
 
         shifts = jnp.stack([x[:, :4] * i for i in range(3)])
-        h, rows = jax.lax.scan(outer, x, (p["w"], shifts), reverse=True)
+        h, rows = jax.lax.scan(outer, x, (p["w"], shifts), reverse=True, unroll=2)
         return h @ p["head"] + rows.T
 
     params = {"w": 0.5 * normal(3, 2, 4, 4), "head": normal(4, 3)}
