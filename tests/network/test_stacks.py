@@ -1,5 +1,6 @@
 """A scan over stacked layers is cut between its slices, and computes what it did."""
 
+import dataclasses
 import functools
 
 import jax
@@ -16,8 +17,8 @@ from tests.support.networks import run
 from tests.support.twins import X, assert_close, twins
 
 DEVICE = jax.devices()[0]
-BETWEEN = ["layers/up/kernel[1]", "layers/up/kernel[2]"]
-WRITTEN_OUT = ["layers_1/up/kernel", "layers_2/up/kernel"]
+BETWEEN = ("layers/up/kernel[1]", "layers/up/kernel[2]")
+WRITTEN_OUT = ("layers_1/up/kernel", "layers_2/up/kernel")
 
 
 def line_of(net):
@@ -57,7 +58,7 @@ def test_cuts_and_work_of_a_stack_are_those_of_its_layers():
     line, other = (line_of(net) for net in pair[:2])
     found = cuts(line)
     expected = [cut for cut in cuts(other) if cut.name in WRITTEN_OUT]
-    assert [cut.name for cut in found] == BETWEEN
+    assert [cut.name for cut in found] == [*BETWEEN]
     assert [cut[2:] for cut in found] == [cut[2:] for cut in expected]
     assert blocks(found, flops(line)) == blocks(expected, flops(other)) == [696] * 3
     # the residual stream is written once a layer, and the layer's own parameters are read
@@ -136,15 +137,21 @@ def test_stages_and_memory_count_the_slices_that_each_reads():
     assert balanced.placed().params["layers"]["up"]["kernel"].shape == (3, 4, 6)
 
 
-def test_parts_take_settings_ranges_and_noise_of_their_own_slices():
-    pair = twins("plain", 3)
-    net = js.compose(js.quantize(4, 8), js.smooth(X), js.correct_bias(X))(pair.scanned)
-    chip = js.deploy(net, calibrate=X)
-    for given in (net, chip):
-        assert_close(run(pipe(given, BETWEEN, 1), X), run(given, X))
-    noisy = js.compose(js.quantize(4, 8), js.analog(cells=js.cells.independent(0.1, noise=0.1)))(
-        pair.scanned
-    )
+def gained(core, gain):
+    """A core whose outputs are multiplied, by a number a slice."""
+
+    def read(op, state, x, key):
+        return op.slice_for_layer(gain) * core.read(op, state, x, key)
+
+    return core._replace(read=read)
+
+
+GAIN = js.wrap(gained, gain=np.float32([0.5, 1, 2]))
+
+
+def test_parts_take_settings_and_noise_of_their_own_slices():
+    cells = js.cells.independent(0.1, noise=0.1)
+    noisy = js.compose(js.quantize(4, 8), js.analog(cells=cells), GAIN)(twins("plain", 3).scanned)
     key = jax.random.key(0)
     expected = run(noisy, X, key=key)
     assert_close(run(pipe(noisy, BETWEEN[1:], 1), X, key=key), expected)
@@ -152,36 +159,37 @@ def test_parts_take_settings_ranges_and_noise_of_their_own_slices():
 
 
 def test_exits_between_slices_are_those_between_layers(tmp_path):
+    """Pruned, quantized, taught, deployed; computed for all rows and for those that stay."""
     pair, rule = twins("linen", 3), js.Rule(0.95)
-    nets, chips = [], []
-    for net, at in zip(pair[:2], (BETWEEN, WRITTEN_OUT), strict=True):
-        made = js.exit_early(at, rule)(js.quantize(8, 8)(js.prune(0.3)(net)))
-        nets.append(js.distill_exits(made, X, key=jax.random.key(0), steps=20, batch_size=6))
-        chips.append(js.deploy(nets[-1], calibrate=X))
-    found, expected = (chip.simulate(X) for chip in chips)
+    net, other = (
+        js.exit_early(at[1:], rule)(js.quantize(8, 8)(js.prune(0.3)(net)))
+        for net, at in zip(pair[:2], (BETWEEN, WRITTEN_OUT), strict=True)
+    )
+    net = js.distill_exits(net, X, key=jax.random.key(0), steps=20, batch_size=6)
+    other = dataclasses.replace(other, heads=net.heads)
+    chip, expected = js.deploy(net, calibrate=X), js.deploy(other, calibrate=X).simulate(X)
+    found = chip.simulate(X)
     assert_close(found.logits, expected.logits, tol=1e-4)
     np.testing.assert_array_equal(found.layer, expected.layer)
     np.testing.assert_allclose(found.flops, expected.flops)
-    assert len(set(np.asarray(found.layer))) > 1
-    assert_close(chips[0].run(X).logits, found.logits)
-    assert js.exit_early(2)(pair.scanned).cuts == ("layers/up/kernel[1]",)
-    js.save(tmp_path / "chip", chips[0])
-    loaded = js.load(tmp_path / "chip", like=nets[0])
+    assert len(set(np.asarray(found.layer))) == 2
+    assert_close(chip.run(X).logits, found.logits)
+    js.save(tmp_path / "chip", chip)
+    loaded = js.load(tmp_path / "chip", like=net)
     np.testing.assert_array_equal(loaded.simulate(X).logits, found.logits)
 
 
+def test_exits_are_placed_between_slices():
+    assert js.exit_early(2)(twins("linen", 3).scanned).cuts == BETWEEN[:1]
+
+
 def test_one_program_for_all_devices_takes_slices_for_equal_blocks():
-    pair = twins("plain", 3)
-    net = js.deploy(js.quantize(8, 8)(pair.scanned), calibrate=X)
-    for given in (pair.scanned, net):
-        made = js.pipeline_shard(1, 2, engine="spmd", devices=[DEVICE])(given)
-        assert_close(made(X), run(given, X))
-    corrected = js.correct_bias(X)(js.quantize(8, 8)(pair.scanned))
-    made = js.pipeline_shard(1, 2, engine="spmd", devices=[DEVICE])(corrected)
-    with pytest.raises(
-        ValueError, match="bias_correction at layers/up/kernel has settings of each"
-    ):
-        made(X)
+    net = twins("plain", 3).scanned
+    chip = js.deploy(js.quantize(8, 8)(net), calibrate=X)
+    one = js.pipeline_shard(1, 2, engine="spmd", devices=[DEVICE])
+    assert_close(one(chip)(X), run(chip, X))
+    with pytest.raises(ValueError, match="gained at layers/up/kernel has settings of each slice"):
+        one(GAIN(net))(X)
 
 
 def test_gradients_keep_the_order_of_parameters_whatever_their_names():

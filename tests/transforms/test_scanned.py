@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,39 @@ REFUSED = {
     ),
 }
 
+HERE = {
+    *("trace", "shrink", "dependencies", "fold_norms", "synthesize_inputs", "sparsity_report"),
+    *("Hardware", "Crossbar", "hessian_sensitivity", "wrap", "compose", "quantize", "analog"),
+    *("ablation_sensitivity", "assign_bits", "deploy", "Codebook", "nf4", "fp4", "Grid"),
+}
+"""What other tests of this file walk."""
+
+ELSEWHERE = {
+    "exit_early, distill_exits, EarlyExit, pipeline_shard": "tests/network/test_stacks.py",
+    "pipeline_value_and_grad, simulate_schedule": "tests/network/test_stacks.py",
+    "save, load": "tests/network/test_stacks.py",
+    "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
+    "search_blocked": "tests/search/test_blocks.py",
+}
+"""Where other tests have stacks."""
+
+NOT_OF_LAYERS = {
+    *("IntegerNetwork", "compare", "classify", "measure_break_even", "storage", "storage_bits"),
+    *("parameter_efficiency", "hardness_normalized", "rounding", "sparsity", "tokens", "Pyramid"),
+    *("Encoder", "Rule", "Exits", "Buckets", "adc", "cells", "wires", "fpg_bits", "Floating"),
+    *("clipping", "Format", "Core", "Op", "Wrapper", "float_core", "role"),
+}
+"""What looks at outputs, numbers or one core, and not at how layers are written."""
+
 KINDS = ("linen", "plain")
+
+
+def test_every_public_name_is_walked():
+    keys = (*PARAMS, *OUTPUTS, *REFUSED, *ELSEWHERE)
+    walked = {name for key in keys for name in key.split(", ")}
+    assert set(js.__all__) - walked - HERE - NOT_OF_LAYERS == set()
+    for path in ELSEWHERE.values():
+        assert "stack" in Path(path).read_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,6 +200,8 @@ def test_the_expected_loss_of_a_stack_is_the_sum_over_its_layers():
         js.hessian_sensitivity(net, of, key=jax.random.key(0), bits=(2,), samples=1)
         for net, of in ((pair.scanned, of_stack), (pair.unrolled, of_each))
     ]
+    widest = js.assign_bits(found[0], mean_bits=2)
+    assert widest.bits == {"layers/up/kernel": 2, "layers/down/kernel": 2}
     rows = [dict(zip(f.sites, f.loss[:, 0], strict=True)) for f in found]
     expected = sum(rows[1][f"layers_{i}/up/kernel"] for i in range(2))
     assert rows[0]["layers/up/kernel"] == pytest.approx(expected, rel=1e-5)
@@ -248,3 +283,12 @@ def test_masks_that_differ_between_layers_stay_or_are_refused_by_name():
     assert_close(run(small, X), run(net, X))
     with pytest.raises(ValueError, match=r"kernel:2\[0\], layers/up/kernel:2\[2\] are empty in so"):
         js.shrink()(masked(twins("plain").scanned, [(0,), (2,)]))
+
+
+def test_the_measured_loss_of_a_stack_is_that_of_all_its_layers_rounded():
+    pair = twins("plain")
+    found = js.ablation_sensitivity(pair.scanned, loss, bits=(2,))
+    rounded = q(js.Grid(2, per="channel"), None, sites="*up*")(pair.unrolled)
+    expected = jax.jit(loss)(rounded) - jax.jit(loss)(pair.unrolled)
+    assert found.sites[0] == "layers/up/kernel"
+    assert found.loss[0, 0] == pytest.approx(float(expected), rel=1e-4)
