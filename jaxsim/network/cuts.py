@@ -60,7 +60,7 @@ class Equations(NamedTuple):
       out_tree: Structure of the outputs.
       whole: Equations of the model, where each such scan is one.
       places: For each equation where it comes from in `whole`.
-      rows: For each value that is a part of an input, the input and the part.
+      rows: For each value that is a part of a parameter or buffer, the leaf and the part.
     """
 
     plan: Plan
@@ -88,10 +88,12 @@ class Equations(NamedTuple):
         """
         wanted = [self.places[self.active[cut.at]] for cut in places]
         lengths = stack_lengths(self.whole)
-        bounds = {
-            i: sorted({0, lengths[i], *(done for j, done, _ in wanted if j == i)})
-            for i in {i for i, *inside in wanted if i in lengths and inside != [0, 0]}
-        }
+        bounds: dict[int, Sequence[int]] = {}
+        for i in {i for i, *inside in wanted if i in lengths and inside != [0, 0]}:
+            done = {done for j, done, _ in wanted if j == i}
+            # behind its last slice a scan in parts joins them; one in one has nothing to join
+            whole = lengths[i] in done
+            bounds[i] = range(lengths[i] + 1) if whole else sorted({0, lengths[i], *done})
         line = _taken_apart(self, bounds)
         at = {line.places[i]: order for order, i in enumerate(line.active)}
         return line, [at[place] for place in wanted]
@@ -138,7 +140,7 @@ def equations(net: Network, arguments: Partitioned) -> Equations:
 
 def _taken_apart(line: Equations, bounds: Mapping[int, Sequence[int]]) -> Equations:
     """Equations whose scans are run in parts with these bounds."""
-    plan, places, rows = take_apart(line.whole, bounds)
+    plan, places, rows = take_apart(line.whole, bounds, len(line.paths) + line.buffers)
     reached, active = set(line.arguments), list[int]()
     for i, eqn in enumerate(plan.jaxpr.eqns):
         if eqn.effects or any(v in reached for v in variables_of(eqn.invars)):

@@ -27,7 +27,7 @@ class Apart(NamedTuple):
     Attributes:
       plan: Equations and their meaning.
       places: For each equation where it comes from.
-      rows: For each value that is a part of an input, along its first axis: the input and the part.
+      rows: For each value that is a part of a leaf, along its first axis: the leaf and the part.
     """
 
     plan: Plan
@@ -54,17 +54,18 @@ def stack_lengths(plan: Plan) -> dict[int, int]:
     return found
 
 
-def take_apart(plan: Plan, bounds: Mapping[int, Sequence[int]]) -> Apart:
+def take_apart(plan: Plan, bounds: Mapping[int, Sequence[int]], leaves: int) -> Apart:
     """Runs scans in parts, one after another.
 
     Args:
       plan: Equations of a call.
+      leaves: Number of its inputs, from the first, that are parameters and buffers.
       bounds: For scans by position, how many slices have run where each part begins, and all of
         them at the end.
     """
     read = {v for eqn in plan.jaxpr.eqns for v in eqn.invars if isinstance(v, jex.Var)}
     read |= {v for v in plan.jaxpr.outvars if isinstance(v, jex.Var)}
-    parts = _Parts(read, set(plan.jaxpr.invars))
+    parts = _Parts(read, set(plan.jaxpr.invars[:leaves]))
     for i, (eqn, entry) in enumerate(zip(plan.jaxpr.eqns, plan.entries, strict=True)):
         if i in bounds and isinstance(entry, Inner):
             parts.scan(i, eqn, entry, bounds[i])
@@ -95,8 +96,8 @@ def part_name(eqn: jex.JaxprEqn, entry: Entry, name: str) -> str:
 class _Parts:
     """Equations that are collected, with where each comes from."""
 
-    def __init__(self, read: set[jex.Var], inputs: set[jex.Var]):
-        self.read, self.inputs = read, inputs
+    def __init__(self, read: set[jex.Var], leaves: set[jex.Var]):
+        self.read, self.leaves = read, leaves
         self.eqns: list[jex.JaxprEqn] = []
         self.entries: list[Entry] = []
         self.places: list[Place] = []
@@ -110,55 +111,45 @@ class _Parts:
     def scan(self, i: int, eqn: jex.JaxprEqn, entry: Inner, bounds: Sequence[int]) -> None:
         """Adds the parts of a scan, and what joins the slices that it stacks."""
         loop = internals.scan(eqn)
-        carried, scanned = (
-            eqn.invars[loop.consts : loop.first_slice],
-            eqn.invars[loop.first_slice :],
-        )
-        stacked = eqn.outvars[loop.carry :]
-        pieces: list[list[Any]] = []
-        for begin, end in itertools.pairwise(bounds):
-            rows = Rows(begin, end, loop.length)
-            if loop.reverse:
-                rows = Rows(loop.length - end, loop.length - begin, loop.length)
-            taken = [self.slice(x, rows, (i, begin, k)) for k, x in enumerate(scanned)]
+        carried = eqn.invars[loop.consts : loop.first_slice]
+        scanned, stacked = eqn.invars[loop.first_slice :], eqn.outvars[loop.carry :]
+        parts = [Rows(a, b, loop.length) for a, b in itertools.pairwise(bounds)]
+        rows = [Rows(loop.length - b, loop.length - a, n) for a, b, n in parts]
+        rows = rows if loop.reverse else parts
+        taken = [self.slices(x, rows) for x in scanned]
+        pieces = [[e.outvars[0] for e in self.slices(y, rows)] for y in stacked]
+        for k, own in enumerate(rows):
+            begin, last = bounds[k], k == len(rows) - 1
+            for j, (x, each) in enumerate(zip(scanned, taken, strict=True)):
+                self.add(each[k], None, (i, begin, j))
+                if x in self.leaves:
+                    self.rows[each[k].outvars[0]] = (x, own)
             after = eqn.outvars[: loop.carry]
-            if end < loop.length:
-                after = [jex.Var(v.aval) for v in after]
-            made = [_slice_of(y, rows).outvars[0] for y in stacked]
-            part = internals.scan_of_length(
-                eqn,
-                rows.last - rows.first,
-                [*eqn.invars[: loop.consts], *carried, *taken],
-                [*after, *made],
-            )
-            self.add(part, entry._replace(rows=rows), (i, begin, len(taken)))
+            after = after if last else [jex.Var(v.aval) for v in after]
+            inputs = [*eqn.invars[: loop.consts], *carried, *(each[k].outvars[0] for each in taken)]
+            made = stacked if len(rows) == 1 else [each[k] for each in pieces]
+            part = internals.scan_of_length(eqn, own.last - own.first, inputs, [*after, *made])
+            self.add(part, entry._replace(rows=own), (i, begin, len(taken)))
             carried = after
-            pieces.append(made)
-        if loop.reverse:
-            pieces.reverse()
-        for k, (y, each) in enumerate(zip(stacked, zip(*pieces, strict=True), strict=False)):
-            if y in self.read:
-                joined = _equation(jnp.concatenate, each)
+        for k, (y, each) in enumerate(zip(stacked, pieces, strict=True)):
+            if len(rows) > 1 and y in self.read:
+                (joined,) = _equations(lambda *a: [jnp.concatenate(a)], *_in_order(each, rows))
                 self.add(joined.replace(outvars=[y]), None, (i, loop.length, k))
 
-    def slice(self, x: Any, rows: Rows, place: Place) -> jex.Var:
-        """Adds the equation that takes a part of an operand along its first axis."""
-        eqn = _slice_of(x, rows)
-        self.add(eqn, None, place)
-        if x in self.inputs:
-            self.rows[eqn.outvars[0]] = (x, rows)
-        return eqn.outvars[0]
+    def slices(self, x: Any, rows: Sequence[Rows]) -> list[jex.JaxprEqn]:
+        """Equations that take parts of a value along its first axis."""
+        return _equations(lambda a: [lax.slice_in_dim(a, r.first, r.last) for r in rows], x)
 
 
-def _slice_of(x: Any, rows: Rows) -> jex.JaxprEqn:
-    def take(operands: Sequence[Any]) -> Any:
-        return lax.slice_in_dim(operands[0], rows.first, rows.last)
-
-    return _equation(take, [x])
+def _in_order(pieces: Sequence[jex.Var], rows: Sequence[Rows]) -> list[jex.Var]:
+    """Pieces of a stack in the order of their slices."""
+    return [piece for _, piece in sorted(zip(rows, pieces, strict=True), key=lambda pair: pair[0])]
 
 
-def _equation(function: Callable[[Sequence[Any]], Any], operands: Sequence[Atom]) -> jex.JaxprEqn:
-    """The one equation that a function of operands is, with a result of its own."""
-    shapes = [shape_of(operand) for operand in operands]
-    (eqn,) = jax.make_jaxpr(function)(shapes).jaxpr.eqns
-    return eqn.replace(invars=[*operands], outvars=[jex.Var(v.aval) for v in eqn.outvars])
+def _equations(function: Callable[..., list[Any]], *operands: Atom) -> list[jex.JaxprEqn]:
+    """The equations that a function of operands is, one a result, with results of their own."""
+    eqns = jax.make_jaxpr(function)(*map(shape_of, operands)).jaxpr.eqns
+    return [
+        eqn.replace(invars=[*operands], outvars=[jex.Var(v.aval) for v in eqn.outvars])
+        for eqn in eqns
+    ]

@@ -36,21 +36,22 @@ def pipe(net, at, microbatches=2, **settings):
 def recurrent():
     """Layers from last to first that read a row of numbers each, hand one on, and a head.
 
-    The numbers are made of the input, and the weight is that of a scan within the scan.
+    The numbers are made of one input and are another, and the weight is that of a scan within.
     """
 
-    def fn(p, x):
+    def fn(p, x, biases):
         def outer(h, slices):
-            w, shift = slices
+            w, shift, bias = slices
+            shift = shift + bias
             h, rows = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w + shift), h[:, 0]), h, w)
             return h, rows.sum(0)
 
         shifts = jnp.stack([x[:, :4] * i for i in range(3)])
-        h, rows = jax.lax.scan(outer, x, (p["w"], shifts), reverse=True, unroll=2)
+        h, rows = jax.lax.scan(outer, x, (p["w"], shifts, biases), reverse=True, unroll=2)
         return h @ p["head"] + rows.T
 
     params = {"w": 0.5 * normal(3, 2, 4, 4), "head": normal(4, 3)}
-    return js.trace(fn, params, normal(6, 4, seed=1))
+    return js.trace(fn, params, normal(6, 4, seed=1), normal(3, 4))
 
 
 def test_cuts_and_work_of_a_stack_are_those_of_its_layers():
@@ -106,17 +107,17 @@ def test_a_stage_reads_its_slices_of_parameters_masks_buffers_and_states():
 def test_a_scan_in_parts_computes_the_scan_and_its_gradients(at):
     """Backwards, with activations that are scanned and stacked; a program a stage, and jitted."""
     net = recurrent()
-    x, target = net_inputs = normal(6, 4, seed=2), normal(6, 3, seed=3)
+    inputs, target = (normal(6, 4, seed=2), normal(3, 4, seed=4)), normal(6, 3, seed=3)
     cut = pipe(net, at)
-    assert_close(cut(x), run(net, x))
+    assert_close(cut(*inputs), run(net, *inputs))
     if len(at) == 1:
-        assert_close(run(cut, x), run(net, x))
+        assert_close(run(cut, *inputs), run(net, *inputs))
 
     def loss(y, target):
         return jnp.mean((y - target) ** 2)
 
-    found = js.pipeline_value_and_grad(cut, loss)(net.params, net_inputs)
-    expected = jax.jit(jax.value_and_grad(lambda p: loss(net.with_params(p)(x), target)))(
+    found = js.pipeline_value_and_grad(cut, loss)(net.params, (inputs, target))
+    expected = jax.jit(jax.value_and_grad(lambda p: loss(net.with_params(p)(*inputs), target)))(
         net.params
     )
     assert_close(found, expected, tol=1e-4)
