@@ -1,6 +1,7 @@
 """Layers that a scan stacks are transformed as they are when they are written out, or refused."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim.network.params import by_name
+from tests.support.models import normal
 from tests.support.networks import run
 from tests.support.twins import X, assert_close, twins
 
@@ -21,29 +23,19 @@ def loss(net):
     return jnp.mean((net(X) - 1) ** 2)
 
 
-def example_loss(net, x):
-    return jnp.mean((net(x) - 1) ** 2)
-
-
 def doubled(core, gain):
     return core._replace(read=lambda *args: gain * core.read(*args))
 
 
 PARAMS = {
-    "prune": js.prune(0.5, criterion=sp.taylor(loss), distribution=sp.erk()),
+    "prune, ERK": js.prune(0.5, distribution=sp.erk()),
     "prune, LAMP": js.prune(0.5, distribution=sp.lamp()),
-    "prune, n of m": js.prune(pattern=sp.n_of_m(1, 2)),
-    "prune, WoodFisher": js.prune(0.5, criterion=sp.wood_fisher(example_loss, X, block=7)),
-    "prune, redundancy": js.prune(
-        0.4, criterion=sp.redundancy(), pattern=sp.channel(), distribution=sp.uniform()
-    ),
     "prune, activity": js.prune(
         0.4, criterion=sp.activity(X), pattern=sp.channel(axis=-2), sites="*down*"
     ),
     "prune, variance": js.prune(
         0.4, criterion=sp.activation_variance(X), pattern=sp.channel(axis=-2)
     ),
-    "prune_layers": js.prune_layers(X, 0.5),
     "equalize": js.equalize(X),
     "gates": lambda net: sp.closed(
         sp.gated(net, sp.soft_threshold(-0.5)), net, sp.soft_threshold(-0.5)
@@ -55,17 +47,16 @@ OUTPUTS = {
     "smooth, round_weights, correct_bias": js.compose(
         q(3, 8), js.smooth(X), js.round_weights(js.rounding.gptq(), X), js.correct_bias(X)
     ),
-    "slice_bits, analog": js.compose(q(4, 8), js.slice_bits(2), js.analog(adc=6)),
-    "rules, block, groups": js.rules(
-        {"*up*": js.compose(q(8, 8), js.block(4, 2, 1)), "*": q(js.Grid(3, per="group", rows=2), 8)}
-    ),
-    "rules, tables, learn_ranges": js.rules(
+    "slice_bits, analog, block": js.rules(
         {
-            "*up*": q(js.nf4(), None),
-            "*": js.compose(q(2, 4), js.learn_ranges(X), js.wrap(doubled, gain=2.0)),
+            "*up*": js.compose(q(4, 8), js.slice_bits(2), js.analog(adc=6)),
+            "*": js.compose(q(8, 8), js.block(4, 2, 1), js.wrap(doubled, gain=2.0)),
         }
     ),
-    "rules, k-means, floats": js.rules({"*up*": q(js.Codebook(size=4), None), "*": q(js.fp4())}),
+    "rules, k-means, groups": js.rules(
+        {"*up*": q(js.Codebook(size=4), None), "*": q(js.Grid(3, per="group", rows=2), 8)}
+    ),
+    "rules, tables, floats": js.rules({"*up*": q(js.nf4(), None), "*": q(js.fp4())}),
 }
 """What changes how sites compute: seen in the outputs alone."""
 
@@ -88,7 +79,15 @@ REFUSED = {
 }
 
 HERE = {
-    *("trace", "shrink", "dependencies", "fold_norms", "synthesize_inputs", "sparsity_report"),
+    *(
+        "trace",
+        "prune_layers",
+        "shrink",
+        "dependencies",
+        "fold_norms",
+        "synthesize_inputs",
+        "sparsity_report",
+    ),
     *("Hardware", "Crossbar", "hessian_sensitivity", "wrap", "compose", "quantize", "analog"),
     *("ablation_sensitivity", "assign_bits", "deploy", "Codebook", "nf4", "fp4", "Grid"),
 }
@@ -100,6 +99,7 @@ ELSEWHERE = {
     "save, load": "tests/network/test_stacks.py",
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
     "search_blocked": "tests/search/test_blocks.py",
+    "learn_ranges": "tests/transforms/test_learn_ranges.py",
 }
 """Where other tests have stacks."""
 
@@ -287,6 +287,34 @@ def test_masks_that_differ_between_layers_stay_or_are_refused_by_name():
         ValueError, match=r"remove: layers/up/kernel:2\[0\], layers/up/kernel:2\[2\] are"
     ):
         js.shrink()(masked(twins("plain").scanned, [(0,), (2,)]))
+
+
+CRITERIA = {
+    # blocks of four of nine weights: one of one layer does not reach into the next
+    "WoodFisher": sp.wood_fisher(lambda net, x: jnp.sum(net(x) ** 2), normal(4, 3), block=4),
+    "redundancy": sp.redundancy(),
+}
+
+
+@functools.cache
+def products():
+    """Two products of three by three in a scan, and written out."""
+    w, x = normal(2, 3, 3), normal(4, 3)
+    stack = js.trace(lambda p, x: jax.lax.scan(lambda x, w: (x @ w, None), x, p)[0], w, x)
+    return stack, js.trace(lambda p, x: x @ p[0] @ p[1], [*w], x)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_scores_of_a_layer_look_at_that_layer_alone(name):
+    found, expected = (CRITERIA[name].score(net, ()) for net in products())
+    assert_close([*found], expected, tol=1e-4)
+
+
+def test_each_layer_is_pruned_by_its_own_inputs_and_makes_up_for_it():
+    found, expected = (js.prune_layers(normal(8, 3), 0.4)(net) for net in products())
+    assert_close([*found.params], expected.params)
+    for i, mask in enumerate(*found.masks.values()):
+        np.testing.assert_array_equal(mask, expected.masks[str(i)])
 
 
 def test_the_measured_loss_of_a_stack_is_that_of_all_its_layers_rounded():
