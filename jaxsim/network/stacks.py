@@ -46,7 +46,7 @@ def stack_lengths(plan: Plan) -> dict[int, int]:
     """
     found: dict[int, int] = {}
     for i, (eqn, entry) in enumerate(zip(plan.jaxpr.eqns, plan.entries, strict=True)):
-        if isinstance(entry, Inner) and eqn.primitive is prims.scan_p:
+        if isinstance(entry, Inner) and not entry.rewritten and eqn.primitive is prims.scan_p:
             length = internals.scan(eqn).length
             sites = (c.site for inner in entry.plans for c in contractions(inner))
             if length > 1 and any(s.multiplies and s.stacked[:1] == (True,) for s in sites):
