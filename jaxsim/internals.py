@@ -88,6 +88,23 @@ def scan(eqn: jex.JaxprEqn) -> Scan:
     return Scan(consts, carry, params["length"], params["reverse"], params["unroll"])
 
 
+def scan_of_length(
+    eqn: jex.JaxprEqn, length: int, invars: Sequence[Atom], outvars: Sequence[jex.Var]
+) -> jex.JaxprEqn:
+    """A `scan` equation of as many iterations, with other operands and results.
+
+    Args:
+      eqn: Equation of the scan.
+      length: Number of iterations, at least 1.
+      invars: Operands: constants, the carry, then what is scanned, of this length.
+      outvars: Results: the carry, then what is stacked, of this length.
+    """
+    # a loop of one iteration cannot be unrolled by two
+    unroll = max(min(parameters(eqn)["unroll"], length), 1)
+    params = {**eqn.params, "length": length, "unroll": unroll}
+    return eqn.replace(params=params, invars=list(invars), outvars=list(outvars))
+
+
 class While(NamedTuple):
     """What a `while` is told; its operands are the test's, the body's, and the carry.
 

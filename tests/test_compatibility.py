@@ -115,8 +115,6 @@ TRANSFORMS = {
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_transform_of_each_kind_of_each_model(kind, name):
     net, y = MODELS[kind]()
-    if (kind, name) == ("scan", "learn_ranges"):
-        pytest.skip("ranges of layers that a scan stacks are not learned")
     changed = TRANSFORMS[name](net)
     if changed.cores:
         changed = js.deploy(changed, calibrate=X, key=jax.random.key(3))

@@ -108,6 +108,23 @@ class Encoder(PytreeValue):
         return apply_head(self.head, self.pool(x, valid))
 
 
+def require_encoder(encoder: Any, transform: str) -> None:
+    """Checks that a transform of encoders is given one.
+
+    Args:
+      encoder: Value given as an encoder.
+      transform: Name of the transform.
+
+    Raises:
+      ValueError: It is something else, such as a network, whose layers are not known apart.
+    """
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            f"{transform} takes an Encoder, not {type(encoder).__name__}: "
+            "jaxsim.models.bert.encoder(…) makes one"
+        )
+
+
 @shown_as_called
 def over_layers(
     transform: Callable[[Network], Network],
@@ -132,6 +149,7 @@ def over_layers(
     """
 
     def transform_layers(encoder: Encoder) -> Encoder:
+        require_encoder(encoder, "over_layers")
         return dataclasses.replace(
             encoder,
             attention=tuple(map(transform, encoder.attention)),
@@ -170,6 +188,7 @@ def deploy_layers(
       >>> chip.feed_forward[0].calibrated
       True
     """
+    require_encoder(encoder, "deploy_layers")
     check_ids(encoder, ids, lengths)
     valid = prefix_mask(jnp.asarray(lengths), ids.shape[1])
     x = encoder.embed(ids)

@@ -172,7 +172,13 @@ def _outline(
 
     jax.eval_shape(count, net)  # settings of wrappers are numbers there, and only shapes here
     macs = {site.name: site.spent["macs"] / 2 for site in counted[0].sites}
-    stages = [sum(2 * macs[name] for name in stage.sites) for stage in cut.stages]
+    stages = [
+        sum(
+            2 * macs[name] * (1 if rows is None else rows.share)
+            for name, rows in zip(stage.sites, stage.site_rows, strict=True)
+        )
+        for stage in cut.stages
+    ]
     read = itertools.accumulate((2 * d * classes for d in widths), initial=0)
     heads = [*read][1:]
     flops = [a + b for a, b in zip(itertools.accumulate(stages), [*heads, heads[-1]], strict=True)]

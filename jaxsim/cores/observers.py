@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
-from jaxsim.cores.quantized import quantized
+from jaxsim.cores.quantized import Quantized, quantized
 from jaxsim.cores.role import role
 from jaxsim.formats.grid import Grid
 from jaxsim.numerics import memory
@@ -62,17 +62,12 @@ def moments(core: Core, *, weights: Grid) -> Core:
         def spread(s: Array) -> Array:
             return matmul.w(jnp.broadcast_to(s, w.shape))
 
-        summed = op.geometry.contracted
-        scale, zero = (jnp.squeeze(a, summed) for a in (on.scale, on.zero))
-        if weights.per == "tensor":
-            scale, zero = (a.reshape(-1)[0] for a in (scale, zero))
-        lo, hi = ((code - zero) * scale for code in weights.code_range)
         return Moments(
             inner=core.write(op, w, key),
             w=matmul.w(w),
             scale=spread(on.scale),
             zero=spread(on.zero),
-            ends=(lo, hi),
+            ends=_ends_of(op, weights, on),
             gram=jnp.zeros((B, K, K)),
             seen=jnp.zeros(()),
         )
@@ -90,6 +85,49 @@ def moments(core: Core, *, weights: Grid) -> Core:
         return core.read(op, state.inner, x.astype(jnp.float32), key)
 
     return Core(write, calibrate, read)
+
+
+class CodeEnds(NamedTuple):
+    """State of a quantized site, and what its weights' grid reaches.
+
+    Attributes:
+      inner: what the quantized core wrote.
+      ends: values of the smallest and the largest code, for each output or one for all.
+    """
+
+    inner: Quantized
+    ends: tuple[Float[Array, "..."], Float[Array, "..."]]
+
+
+@role("observer")
+def code_ends(core: Core, *, weights: Grid) -> Core:
+    """Notes the values of the first and the last code of a quantized site's weights.
+
+    Args:
+      core: quantizes, by `quantized`.
+      weights: grid that it rounds weights to.
+    """
+
+    def write(op: Op, w: Array, key: Any) -> CodeEnds:
+        inner = core.write(op, w, key)
+        return CodeEnds(inner, _ends_of(op, weights, inner))
+
+    def calibrate(op: Op, state: CodeEnds, x: Array) -> CodeEnds:
+        return state._replace(inner=core.calibrate(op, state.inner, x))
+
+    def read(op: Op, state: CodeEnds, x: Array, key: Any) -> Array:
+        return core.read(op, state.inner, x, key)
+
+    return Core(write, calibrate, read)
+
+
+def _ends_of(op: Op, weights: Grid, on: Quantized) -> tuple[Array, Array]:
+    """Values of the first and the last code, contracted axes left out."""
+    scale, zero = (jnp.squeeze(a, op.geometry.contracted) for a in (on.scale, on.zero))
+    if weights.per == "tensor":
+        scale, zero = (a.reshape(-1)[0] for a in (scale, zero))
+    lo, hi = ((code - zero) * scale for code in weights.code_range)
+    return lo, hi
 
 
 class Peaks(NamedTuple):

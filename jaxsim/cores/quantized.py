@@ -83,10 +83,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             state = core.write(op, w, key)
             return Quantized(state, scale, jnp.zeros(outputs), op.column_sum(w), unseen)
         axes = op.scale_axes(weights.per)
-        # a clip whose arrays have the axes of the weight's stack has a range for each slice
-        clip = jax.tree.map(
-            lambda a: op.slice_for_layer(a) if jnp.ndim(a) > w.ndim - len(axes) else a, weights.clip
-        )
+        clip = _clip_of_slice(op, weights, w.ndim - len(axes))
         kept = op.masked or op.filled > 0
         rule = dataclasses.replace(weights, clip=over_kept(clip) if kept else clip)
         seen = _observed(rule, w, axes, w != 0 if kept else None)
@@ -111,10 +108,11 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         x = x.astype(jnp.float32)
         per_token = inputs.per == "token"
         axes = op.geometry.x_summed if per_token else None
-        batch = partial(_observed, inputs, x, axes, real(op, x) if op.filled else None)
+        grid = dataclasses.replace(inputs, clip=_clip_of_slice(op, inputs, 0))
+        batch = partial(_observed, grid, x, axes, real(op, x) if op.filled else None)
         held = state.inputs
         r = batch() if held is None else op.range("quantize(inputs=…)", held, batch)
-        x, r = cut(inputs.clip, x, r)
+        x, r = cut(grid.clip, x, r)
         scale, zero = scale_and_zero(inputs, r)
         scales, zeros = (op.geometry.x_to_output(a) if per_token else a for a in (scale, zero))
         if core is float_core and not op.integer:
@@ -130,7 +128,8 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
     def calibrate(op: Op, state: Quantized, x: Array) -> Quantized:
         if inputs is not None and state.inputs is not None:
             among = real(op, x) if op.filled else None
-            seen = _observed(inputs, x.astype(jnp.float32), None, among)
+            grid = dataclasses.replace(inputs, clip=_clip_of_slice(op, inputs, 0))
+            seen = _observed(grid, x.astype(jnp.float32), None, among)
             state = state._replace(inputs=update_range(state.inputs, seen, inputs.average))
         op, codes, _, _ = to_codes(op, state, x, None)
         return state._replace(inner=core.calibrate(op, state.inner, codes))
@@ -163,6 +162,11 @@ def _observed(
 ) -> Range:
     bits, symmetric = grid.bits, grid.symmetric
     return observe_range(x, axes=axes, clip=grid.clip, bits=bits, symmetric=symmetric, among=among)
+
+
+def _clip_of_slice(op: Op, grid: Grid, axes: int) -> Any:
+    """The range rule of a slice: arrays with more axes than its ranges have those of the stack."""
+    return jax.tree.map(lambda a: op.slice_for_layer(a) if jnp.ndim(a) > axes else a, grid.clip)
 
 
 def _rounding_key(grid: Grid, key: Any, name: str) -> Any:

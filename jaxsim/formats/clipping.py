@@ -123,8 +123,9 @@ def fixed(lo: float | Array, hi: float | Array) -> Clip:
     """This range, whatever the values.
 
     Args:
-      lo: its lower end; a number, or one for each channel.
-      hi: its upper end.
+      lo: its lower end; a number, or one for each channel, behind the axes of the weight's stack
+        where layers have a range each.
+      hi: its upper end, likewise.
 
     Raises:
       ValueError: an end that is not finite, or lo above hi.
@@ -148,8 +149,9 @@ def learned(lo: float | Array, hi: float | Array) -> Clip:
     of values that share the step. `js.learn_ranges` sets it for a whole network.
 
     Args:
-      lo: its lower end; a number, or one for each channel.
-      hi: its upper end.
+      lo: its lower end; a number, or one for each channel, behind the axes of the weight's stack
+        where layers have a range each.
+      hi: its upper end, likewise.
 
     Raises:
       ValueError: an end that is not finite, or lo above hi.
@@ -172,7 +174,7 @@ def pact(hi: float | Array) -> Clip:
     For inputs: values beyond the range pass their derivative to its end, those within none.
 
     Args:
-      hi: upper end, above 0.
+      hi: upper end, above 0; a number, or one for each slice of a stack of layers.
 
     Raises:
       ValueError: `hi` not above 0.
@@ -184,7 +186,8 @@ def pact(hi: float | Array) -> Clip:
 
     Source: Choi et al. (2018), PACT, arXiv 1805.06085, eq. 1 to 3.
     """
-    check_range("pact: hi", hi, 0, above=True)
+    for end in (hi,) if is_traced(hi) else np.ravel(hi):
+        check_range("pact: hi", end, 0, above=True)
     return Partial(_pact, jnp.asarray(hi, jnp.float32))
 
 

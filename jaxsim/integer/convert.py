@@ -197,6 +197,9 @@ class Lowering:
             return [self.lookup(eqn, entry, ins)]
         if isinstance(entry, Contraction):
             return [self.site(eqn, entry, ins)]
+        if isinstance(entry, Inner) and entry.names:
+            names = ", ".join(sorted(entry.names))
+            raise refusal(eqn, f"runs {names} in a loop or branch, which has no integer form")
         if any(isinstance(value, Floats) for value in ins):
             raise refusal(eqn, "joins a float input with integers: quantize it at a site first")
         out, rule = shape_of(eqn.outvars[0]), RULES.get(name)

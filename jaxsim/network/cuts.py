@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,9 +27,10 @@ from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.experts import products
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, check_sites
-from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Rows, contractions
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.site import Site
+from jaxsim.network.stacks import Place, part_name, stack_lengths, take_apart
 
 # Primitives that move numbers and compute none.
 _LAYOUT = {
@@ -56,6 +57,8 @@ _LAYOUT = {
 class Equations(NamedTuple):
     """Equations of a network's call in order of execution, calls at top level inlined.
 
+    A scan over stacked layers is one equation a slice, between which it can be cut.
+
     Attributes:
       plan: Equations and their meaning; its inputs are the leaves of the parameters, those of the
         buffers, and the arguments.
@@ -63,6 +66,9 @@ class Equations(NamedTuple):
       paths: Paths of the parameters' leaves.
       buffers: Number of leaves of the buffers.
       out_tree: Structure of the outputs.
+      whole: Equations of the model, where each such scan is one.
+      places: For each equation where it comes from in `whole`.
+      rows: For each value that is a part of a parameter or buffer, the leaf and the part.
     """
 
     plan: Plan
@@ -70,18 +76,42 @@ class Equations(NamedTuple):
     paths: tuple[str, ...]
     buffers: int
     out_tree: Any
+    whole: Plan
+    places: tuple[Place, ...]
+    rows: Mapping[jex.Var, tuple[jex.Var, Rows]]
 
     @property
     def arguments(self) -> list[jex.Var]:
         """Variables of the arguments."""
         return self.plan.jaxpr.invars[len(self.paths) + self.buffers :]
 
+    def cut_at(self, places: Sequence[Cut]) -> tuple[Equations, list[int]]:
+        """Takes scans apart only where they are cut.
+
+        Args:
+          places: Cuts of these equations, in order of execution.
+
+        Returns:
+          The equations, and how many of those that an argument reaches run before each cut.
+        """
+        wanted = [self.places[self.active[cut.at]] for cut in places]
+        lengths = stack_lengths(self.whole)
+        bounds: dict[int, Sequence[int]] = {}
+        for i in {i for i, *inside in wanted if i in lengths and inside != [0, 0]}:
+            done = {done for j, done, _ in wanted if j == i}
+            # behind its last slice a scan in parts joins them; one in one has nothing to join
+            whole = lengths[i] in done
+            bounds[i] = range(lengths[i] + 1) if whole else sorted({0, lengths[i], *done})
+        line = _taken_apart(self, bounds)
+        at = {line.places[i]: order for order, i in enumerate(line.active)}
+        return line, [at[place] for place in wanted]
+
 
 class Cut(NamedTuple):
     """Place between two sites at which a network can be cut.
 
     Attributes:
-      name: Name of the site that runs next.
+      name: Name of the site that runs next; within a stack its slice behind it, `name[2]`.
       at: Number of active equations that run before it.
       live: Number of activations that cross it, arguments that are still needed among them.
       size: Bytes of these activations.
@@ -112,12 +142,19 @@ def equations(net: Network, arguments: Partitioned) -> Equations:
     plan = _drop_unused(_inline_calls(traced.plan))
     paths = tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     count = len(jax.tree.leaves(buffers))
-    reached, active = set(plan.jaxpr.invars[len(paths) + count :]), list[int]()
+    line = Equations(plan, (), paths, count, traced.out_tree, plan, (), {})
+    return _taken_apart(line, {i: range(n + 1) for i, n in stack_lengths(plan).items()})
+
+
+def _taken_apart(line: Equations, bounds: Mapping[int, Sequence[int]]) -> Equations:
+    """Equations whose scans are run in parts with these bounds."""
+    plan, places, rows = take_apart(line.whole, bounds, len(line.paths) + line.buffers)
+    reached, active = set(line.arguments), list[int]()
     for i, eqn in enumerate(plan.jaxpr.eqns):
         if eqn.effects or any(v in reached for v in variables_of(eqn.invars)):
             active.append(i)
             reached.update(eqn.outvars)
-    return Equations(plan, tuple(active), paths, count, traced.out_tree)
+    return line._replace(plan=plan, active=tuple(active), places=places, rows=rows)
 
 
 def cuts(line: Equations) -> tuple[Cut, ...]:
@@ -135,8 +172,8 @@ def cuts(line: Equations) -> tuple[Cut, ...]:
     for order, i in enumerate(line.active):
         last.update(dict.fromkeys(variables_of(eqns[i].invars), order))
         born.update(dict.fromkeys(eqns[i].outvars, order + 1))
-        if names := weighted_names(line.plan.entries[i]):
-            sites.append((order, names[0]))
+        if name := begins_at(eqns[i], line.plan.entries[i]):
+            sites.append((order, name))
     change = np.zeros((len(line.active) + 2, 2), np.int64)
     for variable, start in born.items():
         if variable in last:
@@ -196,7 +233,7 @@ def candidate_cuts(places: Sequence[Cut], stages: int) -> tuple[Cut, ...]:
     if len(found) < stages - 1:
         raise ValueError(
             f"stages={stages}: the network has {len(found)} cuts, for at most {len(found) + 1} "
-            "stages (a scan over layers is one site and is not cut)"
+            "stages (a scan is cut between the layers that it stacks and nowhere else)"
         )
     return found
 
@@ -264,7 +301,7 @@ def sizes(line: Equations) -> list[int]:
             if v in seen or (v not in params and v not in passive):
                 continue
             seen.add(v)
-            if v in params:
+            if v in params or v in line.rows:
                 amount += _bytes(v)
             else:
                 wanted += variables_of(maker[v].invars)
@@ -369,6 +406,15 @@ def sites_of(entry: Entry) -> list[Site]:
     return [] if entry is None else [c.site for plan in entry.plans for c in contractions(plan)]
 
 
+def rows_of(entry: Entry) -> Rows | None:
+    """Tells which slices of a stack an equation runs, None if it is no part of a scan.
+
+    Args:
+      entry: Meaning of the equation in its plan.
+    """
+    return entry.rows if isinstance(entry, Inner) else None
+
+
 def weighted_names(entry: Entry) -> list[str]:
     """Lists the names of an equation's sites that multiply by a weight.
 
@@ -376,6 +422,17 @@ def weighted_names(entry: Entry) -> list[str]:
       entry: Meaning of the equation in its plan.
     """
     return [site.name for site in sites_of(entry) if site.multiplies]
+
+
+def begins_at(eqn: jex.JaxprEqn, entry: Entry) -> str:
+    """Names a stage that begins with an equation, "" if no site of it multiplies by a weight.
+
+    Args:
+      eqn: Equation.
+      entry: Its meaning in its plan.
+    """
+    names = weighted_names(entry)
+    return part_name(eqn, entry, names[0]) if names else ""
 
 
 def _bytes(v: jex.Var) -> int:

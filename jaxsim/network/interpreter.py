@@ -439,6 +439,8 @@ class Walk:
     ) -> tuple[list[Any], dict[str, State]]:
         """Evaluates a scan: stacked states go in (and, calibrated, come out) slice by slice.
 
+        Of a part of a scan the states are those of its slices, counted from the whole one's first.
+
         Args:
           eqn: Equation of the scan.
           entry: Plan of its body.
@@ -447,7 +449,7 @@ class Walk:
           indices: Iteration of each loop around, outermost first.
         """
         loop, (plan,) = internals.scan(eqn), entry.plans
-        carried = loop.carry
+        carried, before = loop.carry, 0 if entry.rows is None else entry.rows.first
         sites = {c.site.name: c.site for c in contractions(plan)}
         stacked = {k: s for k, s in states.items() if sites[k].stacked[len(indices)]}
         fixed = {k: s for k, s in states.items() if k not in stacked}
@@ -467,7 +469,7 @@ class Walk:
         (carry, fixed_after), (ys, stacked_after) = lax.scan(
             body,
             (ins[loop.consts : loop.first_slice], fixed if self.calibrating else {}),
-            (jnp.arange(loop.length), ins[loop.first_slice :], stacked),
+            (before + jnp.arange(loop.length), ins[loop.first_slice :], stacked),
             length=loop.length,
             reverse=loop.reverse,
             unroll=loop.unroll,

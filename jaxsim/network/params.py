@@ -67,6 +67,22 @@ def params_of(net: Network, sites: Iterable[Site]) -> dict[str, Array]:
     return {name: p for path, p in leaves if (name := path_name(path)) in names}
 
 
+def stacks_of(net: Network) -> dict[str, tuple[int, ...]]:
+    """Lists the axes that scans stack in front of the parameters of sites.
+
+    Args:
+      net: Network.
+
+    Returns:
+      Their sizes by path, none for a weight that is read as a whole.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for site in net.sites:
+        for part in site.parts:
+            found.setdefault(part, site.stack)
+    return found
+
+
 def with_params(net: Network, params: dict[str, Array]) -> Network:
     """Replaces some parameters of a network.
 

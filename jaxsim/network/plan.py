@@ -60,6 +60,24 @@ class Contraction(NamedTuple):
         return self.site.runs * (self.site.macs // max(once, 1))
 
 
+class Rows(NamedTuple):
+    """Consecutive slices of a stack.
+
+    Attributes:
+      first, last: First slice, and the one behind the last.
+      total: Number of slices of the whole stack.
+    """
+
+    first: int
+    last: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Fraction of the stack."""
+        return (self.last - self.first) / self.total
+
+
 class Inner(NamedTuple):
     """Equation whose inner jaxprs hold sites or pass constant-derived values on.
 
@@ -67,11 +85,13 @@ class Inner(NamedTuple):
       plans: Plans of its jaxprs.
       names: Names of the sites inside.
       rewritten: True if the plan says in other words what the equation runs.
+      rows: Slices that a part of a scan runs; None for anything else.
     """
 
     plans: tuple[Plan, ...]
     names: frozenset[str]
     rewritten: bool = False
+    rows: Rows | None = None
 
 
 Entry = Contraction | Inner | None

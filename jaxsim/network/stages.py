@@ -18,39 +18,47 @@ from jaxsim.internals import Atom, jaxpr_of, shape_of
 from jaxsim.network.cuts import (
     Cut,
     Equations,
+    begins_at,
+    rows_of,
     sites_of,
     variables_of,
-    weighted_names,
     without_device,
 )
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.network import Network
-from jaxsim.network.plan import Plan
+from jaxsim.network.plan import Plan, Rows
 
 
 class Stage(NamedTuple):
     """Consecutive equations as a function of what they need.
 
     Attributes:
-      name: Name of its first site with a weight, "" if it has none.
+      name: Name of its first site with a weight, "" if it has none; within a stack its slice behind
+        it, as in `Cut`.
       plan: Its equations; inputs are the parameters, buffers, arguments and live values below, in
         this order.
       params: Positions of the parameters' leaves it reads.
+      param_rows: For each of these the slices it reads of a stack; None for the whole.
       buffers: Positions of the buffers' leaves it reads.
+      buffer_rows: For each of these the slices it reads of a stack; None for the whole.
       arguments: Positions of the arguments it reads.
       sources: For each live value it takes, the stage that computes it and the position among its
         outputs.
       sites: Names of the sites it runs, lookups that no argument reaches among them.
+      site_rows: For each of these the slices it runs of a stack; None for anything else.
       equations: Number of its active equations.
     """
 
     name: str
     plan: Plan
     params: tuple[int, ...]
+    param_rows: tuple[Rows | None, ...]
     buffers: tuple[int, ...]
+    buffer_rows: tuple[Rows | None, ...]
     arguments: tuple[int, ...]
     sources: tuple[tuple[int, int], ...]
     sites: tuple[str, ...]
+    site_rows: tuple[Rows | None, ...]
     equations: int
 
     @property
@@ -84,8 +92,8 @@ class StageParams(NamedTuple):
     """Parameters, masks, buffers and core states that one stage reads.
 
     Attributes:
-      params: Leaves by path.
-      masks: Masks by path, where pruned.
+      params: Leaves by path, `path[a:b]` for slices of a stack.
+      masks: Masks alike, where pruned.
       buffers: Leaves, in the stage's order.
       cores: Wrappers by site.
       states: Written states by site, once deployed.
@@ -105,10 +113,11 @@ def split(line: Equations, places: Sequence[Cut]) -> Stages:
       line: Equations of a call, from `equations`.
       places: Cuts of them, in order of execution.
     """
+    given, (line, begins) = line, line.cut_at(places)
     jaxpr = line.plan.jaxpr
-    bounds = [0, *(cut.at for cut in places), len(line.active)]
+    bounds = [0, *begins, len(line.active)]
     ranges = [line.active[a:b] for a, b in itertools.pairwise(bounds)]
-    maker = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+    maker = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars if v not in line.rows}
     home = {
         v: stage for stage, run in enumerate(ranges) for i in run for v in jaxpr.eqns[i].outvars
     }
@@ -123,11 +132,11 @@ def split(line: Equations, places: Sequence[Cut]) -> Stages:
     final = len(ranges) - 1
     literals = {id(v): (final, i) for i, v in enumerate(gives[final])}
     stages = tuple(
-        _stage(line, run, need, taken, given, tuple(at[v] for v in taken))
-        for run, need, taken, given in zip(ranges, needs, takes, gives, strict=True)
+        _stage(line, run, need, taken, made, tuple(at[v] for v in taken))
+        for run, need, taken, made in zip(ranges, needs, takes, gives, strict=True)
     )
     outputs = tuple(at[v] if isinstance(v, jex.Var) else literals[id(v)] for v in jaxpr.outvars)
-    return Stages(stages, outputs, line)
+    return Stages(stages, outputs, given)
 
 
 def _stage_needs(
@@ -176,28 +185,61 @@ def _stage(
     jaxpr, entries = line.plan.jaxpr, line.plan.entries
     order, free = need
     first = (0, len(line.paths), len(line.paths) + line.buffers, len(jaxpr.invars))
-    leaves = [i for i, v in enumerate(jaxpr.invars) if v in free]
-    kinds = [[i for i in leaves if a <= i < b] for a, b in itertools.pairwise(first)]
+    leaves: list[tuple[int, Rows | None, jex.Var]] = [
+        (i, None, v) for i, v in enumerate(jaxpr.invars) if v in free
+    ]
+    parts = {v: i for i, v in enumerate(jaxpr.invars)}
+    leaves += [(parts[of], rows, v) for v, (of, rows) in line.rows.items() if v in free]
+    leaves.sort(key=lambda leaf: leaf[0])
+    kinds = [[leaf for leaf in leaves if a <= leaf[0] < b] for a, b in itertools.pairwise(first)]
     values = dict(zip(jaxpr.constvars, line.plan.consts, strict=True))
     constants = {v: without_device(values[v]) for v in jaxpr.constvars if v in free}
-    invars = [*(jaxpr.invars[i] for i in leaves), *taken]
+    invars = [*(v for _, _, v in leaves), *taken]
     plan = Plan(
         jaxpr_of(constants, invars, given, [jaxpr.eqns[i] for i in order], jaxpr),
         list(constants.values()),
         tuple(entries[i] for i in order),
         (None,) * len(given),
     )
-    names = [name for i in run for name in weighted_names(entries[i])]
+    names = (begins_at(jaxpr.eqns[i], entries[i]) for i in run)
+    sites = [(site.name, rows_of(entries[i])) for i in order for site in sites_of(entries[i])]
     return Stage(
-        name=names[0] if names else "",
+        name=next((name for name in names if name), ""),
         plan=plan,
-        params=tuple(kinds[0]),
-        buffers=tuple(i - first[1] for i in kinds[1]),
-        arguments=tuple(i - first[2] for i in kinds[2]),
+        params=tuple(i for i, _, _ in kinds[0]),
+        param_rows=tuple(rows for _, rows, _ in kinds[0]),
+        buffers=tuple(i - first[1] for i, _, _ in kinds[1]),
+        buffer_rows=tuple(rows for _, rows, _ in kinds[1]),
+        arguments=tuple(i - first[2] for i, _, _ in kinds[2]),
         sources=sources,
-        sites=tuple(site.name for i in order for site in sites_of(entries[i])),
+        sites=tuple(name for name, _ in sites),
+        site_rows=tuple(rows for _, rows in sites),
         equations=len(run),
     )
+
+
+def param_keys(cut: Stages, stage: Stage) -> list[str]:
+    """Names what a stage reads of the parameters, in its order.
+
+    Args:
+      cut: Stages of a network.
+      stage: One of them.
+    """
+    paths = cut.equations.paths
+    return [
+        paths[i] if rows is None else f"{paths[i]}[{rows.first}:{rows.last}]"
+        for i, rows in zip(stage.params, stage.param_rows, strict=True)
+    ]
+
+
+def take_rows(a: Any, rows: Rows | None) -> Any:
+    """Takes slices of a stack along its first axis; all of it where there are none to take.
+
+    Args:
+      a: Array.
+      rows: Slices, or None.
+    """
+    return a if rows is None else a[rows.first : rows.last]
 
 
 def signature(stage: Stage) -> tuple[Any, ...]:
@@ -219,15 +261,28 @@ def stage_params(net: Network, cut: Stages, stage: Stage) -> StageParams:
       cut: Its stages.
       stage: One of them.
     """
-    paths = [cut.equations.paths[i] for i in stage.params]
     leaves, buffers = jax.tree.leaves(net.params), jax.tree.leaves(net.buffers)
-    sites = [name for name in stage.sites if name in net.cores]
+    read = list(zip(param_keys(cut, stage), stage.params, stage.param_rows, strict=True))
+    stacked = {site.name for site in net.sites if site.stacked[:1] == (True,)}
+    sites = {
+        name: rows if name in stacked else None
+        for name, rows in zip(stage.sites, stage.site_rows, strict=True)
+        if name in net.cores
+    }
+    masks = [(key, net.masks.get(cut.equations.paths[i]), rows) for key, i, rows in read]
     return StageParams(
-        params={p: leaves[i] for p, i in zip(paths, stage.params, strict=True)},
-        masks={p: net.masks[p] for p in paths if p in net.masks},
-        buffers=tuple(buffers[i] for i in stage.buffers),
+        params={key: take_rows(leaves[i], rows) for key, i, rows in read},
+        masks={key: take_rows(mask, rows) for key, mask, rows in masks if mask is not None},
+        buffers=tuple(
+            take_rows(buffers[i], rows)
+            for i, rows in zip(stage.buffers, stage.buffer_rows, strict=True)
+        ),
         cores={name: net.cores[name] for name in sites},
-        states={name: net.states[name] for name in sites if name in net.states},
+        states={
+            name: jax.tree.map(lambda a, rows=rows: take_rows(a, rows), net.states[name])
+            for name, rows in sites.items()
+            if name in net.states
+        },
     )
 
 

@@ -152,7 +152,8 @@ def input_shapes(net: Network, cut: Stages, program: StageProgram) -> tuple[Any,
     def shape(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a), sharding=sharding)
 
-    own = jax.tree.map(lambda a: shape(a, devices.replicated), stage_params(net, cut, stage))
+    read = jax.eval_shape(lambda: stage_params(net, cut, stage))
+    own = jax.tree.map(lambda a: shape(a, devices.replicated), read)
     line = cut.equations
     arguments = [line.arguments[i].aval for i in stage.arguments]
     key = jax.eval_shape(lambda: jax.random.key(0)) if net.cores else None

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jaxsim.cores.partition import Partitioned
-from jaxsim.network.stages import stage_params
+from jaxsim.network.plan import Rows
+from jaxsim.network.stages import param_keys, stage_params
 from jaxsim.pipeline.plan import PipelinePlan, layout_of
 from jaxsim.pipeline.programs import TaskInputs, is_inexact
 from jaxsim.pipeline.schedule import run_through
@@ -168,9 +170,28 @@ class _Executor:
 
     def gradients(self) -> list[Array | None]:
         """The gradient of each leaf of the parameters; None where no stage reads it."""
-        grads: list[Array | None] = [None] * len(self.cut.equations.paths)
+        found: list[list[tuple[Rows | None, Array]]] = [[] for _ in self.cut.equations.paths]
         for program, sums in zip(self.programs, self.sums, strict=True):
-            for i, g in zip(program.stage.params, sums.values(), strict=True):
-                before = grads[i]
-                grads[i] = g if before is None else before + jax.device_put(g, before.sharding)
-        return grads
+            stage = program.stage
+            names = param_keys(self.cut, stage)
+            for i, rows, name in zip(stage.params, stage.param_rows, names, strict=True):
+                found[i].append((rows, sums[name]))
+        return [_joined(parts) if parts else None for parts in found]
+
+
+def _joined(parts: Sequence[tuple[Rows | None, Array]]) -> Array:
+    """The gradient of a leaf from those of it, or of its slices, that stages found."""
+    (rows, total), *others = parts
+    home = total.sharding
+    if rows is not None:
+        total = _at_rows(total, rows)
+    for rows, g in others:
+        moved = jax.device_put(g, home)
+        total = total + (moved if rows is None else _at_rows(moved, rows))
+    return total
+
+
+def _at_rows(a: Array, rows: Rows) -> Array:
+    """Slices of a stack among zeros for the others."""
+    around = [(rows.first, rows.total - rows.last), *[(0, 0)] * (a.ndim - 1)]
+    return jnp.pad(a, around)

@@ -119,18 +119,18 @@ class Pipeline(Memoizing, Network):
         """Parameters, FLOPs and boundary bytes of each stage, from shapes alone."""
         plan = pipeline_plan(self, _example(self))
         work = blocks(plan.cuts, flops(plan.cut.equations))
-        params = jax.tree.leaves(self.params)
+        own = jax.eval_shape(lambda: [stage_params(self, plan.cut, s) for s in plan.cut.stages])
         rows = tuple(
             StageRow(
                 name=stage.name,
                 equations=stage.equations,
                 flops=amount,
-                params=sum(math.prod(np.shape(params[i])) for i in stage.params),
+                params=sum(math.prod(a.shape) for a in read.params.values()),
                 boundary_bytes=sum(map(nbytes, _entering(plan.cut, stage))),
                 devices=where.devices,
             )
-            for stage, amount, where in zip(
-                plan.cut.stages, work, layout_of(self).devices, strict=True
+            for stage, amount, where, read in zip(
+                plan.cut.stages, work, layout_of(self).devices, own, strict=True
             )
         )
         return StageTable(rows, plan.batch.microbatch_size)
@@ -139,8 +139,9 @@ class Pipeline(Memoizing, Network):
         """Moves each parameter and state to the devices of the stage that reads it.
 
         Calls then move nothing but activations. A parameter that several stages read is on those
-        of the first. Programs of one device, such as a jitted optimizer step over all parameters
-        at once, cannot take arrays of several.
+        of the first, and so is a stack that is cut between its slices, which calls go on to move.
+        Programs of one device, such as a jitted optimizer step over all parameters at once, cannot
+        take arrays of several.
         """
         plan = pipeline_plan(self, _example(self))
         params, treedef = jax.tree.flatten(self.params)

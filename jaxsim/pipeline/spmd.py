@@ -19,7 +19,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxsim.network.network import Network
-from jaxsim.network.stages import Stage, StageParams, Stages, run_stage, stage_params
+from jaxsim.network.stages import (
+    Stage,
+    StageParams,
+    Stages,
+    param_keys,
+    run_stage,
+    stage_params,
+)
 from jaxsim.pipeline.blocks import ARGUMENT, Blocks, input_sources
 from jaxsim.pipeline.devices import StageDevices
 from jaxsim.pipeline.plan import Layout, PipelinePlan, layout_of
@@ -178,9 +185,16 @@ def _stacked_params(
     """Stacks what blocks read [stages, blocks a stage, ...], and lists it for other stages.
 
     Raises:
-      ValueError: The blocks' cores differ.
+      ValueError: The blocks' cores differ, or have settings of each slice of a stack.
     """
     cut, last = blocks.cut, blocks.first + blocks.number
+    for name, rows in zip(blocks.block.sites, blocks.block.site_rows, strict=True):
+        chain = net.cores.get(name, ()) if rows is not None else ()
+        if own := [w for w in chain if any(np.ndim(a) for a in jax.tree.leaves(w))]:
+            raise ValueError(
+                f"engine='spmd': {own[0].name} at {name} has settings of each slice of a stack, "
+                "and the slices share one program; use engine='mpmd'"
+            )
     each = [stage_params(net, cut, stage) for stage in cut.stages]
     same = [
         _with_names_of(cut, blocks.block, cut.stages[i], each[i]) for i in range(blocks.first, last)
@@ -195,8 +209,7 @@ def _stacked_params(
 
 def _with_names_of(cut: Stages, block: Stage, stage: Stage, own: StageParams) -> StageParams:
     """Parameters of a block under the names of the one that stands for all."""
-    paths = cut.equations.paths
-    names = {paths[a]: paths[b] for a, b in zip(stage.params, block.params, strict=True)}
+    names = dict(zip(param_keys(cut, stage), param_keys(cut, block), strict=True))
     sites = dict(zip(stage.sites, block.sites, strict=True))
     return StageParams(
         params={names[k]: v for k, v in own.params.items()},

@@ -16,8 +16,8 @@ from jaxsim.console.table import render
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper
-from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
+from jaxsim.network.params import by_name
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, require_network, rules
 from jaxsim.network.writer import write_states
@@ -84,7 +84,8 @@ def hessian_sensitivity(
 ) -> Sensitivity:
     """Estimates what rounding each site loses, from the curvature of the loss (Hessian).
 
-    It is half the mean curvature of each weight times the squared error of rounding it.
+    It is half the mean curvature of each weight times the squared error of rounding it; of layers
+    that a scan stacks, which get the same bits, the sum over the layers.
 
     The trace of the Hessian comes from products with random signs: E zᵀHz = tr H.
 
@@ -117,12 +118,14 @@ def hessian_sensitivity(
     """
     widths = _checked_widths(net, bits)
     samples = checked_int("samples", samples, 1)
-    traces = _traces(net, loss, key, samples)
     facts = _site_facts(net)
-    errors = rounding_errors(net, widths)
-    curvature = np.asarray([max(float(traces[f.param]), 0.0) / f.size for f in facts])
-    found = 0.5 * curvature[:, None] * np.stack([errors[f.name] for f in facts])
-    return _sensitivity(facts, widths, found)
+    traces = _traces(net, facts, loss, key, samples)
+    errors = _layer_errors(net, widths)
+    found: list[np.ndarray] = []
+    for f in facts:
+        curvature = np.maximum(traces[f.param], 0) / (f.size / f.layers)
+        found.append(0.5 * np.sum(curvature[:, None] * errors[f.name], 0))
+    return _sensitivity(facts, widths, np.stack(found))
 
 
 def ablation_sensitivity(
@@ -242,12 +245,18 @@ def rounding_errors(net: Network, bits: Sequence[int]) -> dict[str, Float[np.nda
     Returns:
       The error of each width, by site.
     """
-    plain = _rounded_weights(net, 0)
-    found: dict[str, list[float]] = {name: [] for name in plain}
+    return {name: errors.sum(0) for name, errors in _layer_errors(net, bits).items()}
+
+
+def _layer_errors(net: Network, bits: Sequence[int]) -> dict[str, Float[np.ndarray, "layers bits"]]:
+    """Measures the errors of each layer that a scan stacks, of one where none does."""
+    plain, layers = _rounded_weights(net, 0), {f.name: f.layers for f in _site_facts(net)}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in plain}
     for width in bits:
         for name, w in _rounded_weights(net, 2 ** (width - 1) - 1).items():
-            found[name].append(float(jnp.sum((w - plain[name]) ** 2)))
-    return {name: np.asarray(errors) for name, errors in found.items()}
+            off = (w - plain[name]).reshape(layers[name], -1)
+            found[name].append(np.asarray(jnp.sum(off**2, -1)))
+    return {name: np.stack(errors, -1) for name, errors in found.items()}
 
 
 def coarse(core: Core, *, top: float | Array) -> Core:
@@ -269,6 +278,7 @@ def coarse(core: Core, *, top: float | Array) -> Core:
 class _SiteFacts(NamedTuple):
     name: str
     param: str
+    layers: int
     size: int
     macs: int
     uses: tuple[str, ...]
@@ -277,6 +287,7 @@ class _SiteFacts(NamedTuple):
 def _site_facts(net: Network) -> list[_SiteFacts]:
     """The sites that hold a weight no earlier site does."""
     uses: dict[str, list[Site]] = {}
+    shapes = {name: np.shape(p) for name, p in by_name(net.params).items()}
     for site in net.sites:
         if site.param is not None and site.multiplies:
             uses.setdefault(site.param, []).append(site)
@@ -284,12 +295,19 @@ def _site_facts(net: Network) -> list[_SiteFacts]:
         _SiteFacts(
             name=sites[0].name,
             param=param,
+            layers=_layers(sites[0], shapes.get(param, ())),
             size=math.prod((*sites[0].stack, *sites[0].w_shape)),
             macs=sum(s.macs * s.runs for s in sites),
             uses=tuple(s.name for s in sites),
         )
         for param, sites in uses.items()
     ]
+
+
+def _layers(site: Site, shape: tuple[int, ...]) -> int:
+    """Number of layers along the first axes of a site's parameter."""
+    stack = site.stack
+    return math.prod(stack) if shape[: len(stack)] == stack else 1
 
 
 def _sensitivity(
@@ -316,9 +334,14 @@ def _rounded_weights(net: Network, top: int) -> Mapping[str, Array]:
 
 
 def _traces(
-    net: Network, loss: Callable[[Network], Array], key: Key[Array, ""], samples: int
-) -> dict[str, Float[Array, ""]]:
-    """Estimated trace of the Hessian by each parameter's block, by path."""
+    net: Network,
+    facts: Sequence[_SiteFacts],
+    loss: Callable[[Network], Array],
+    key: Key[Array, ""],
+    samples: int,
+) -> dict[str, Float[np.ndarray, " layers"]]:
+    """Estimated trace of the Hessian by each layer's block, by path of the parameter."""
+    layers = {f.param: f.layers for f in facts}
 
     def gradient(params: Any) -> Any:
         return jax.grad(lambda p: loss(dataclasses.replace(net, params=p)))(params)
@@ -333,8 +356,8 @@ def _traces(
         ]
         z = jax.tree.unflatten(jax.tree.structure(net.params), signs)
         _, hz = jax.jvp(gradient, (net.params,), (z,))
-        dots = jax.tree.map(lambda a, b: jnp.sum(a * b), z, hz)
-        return {path_name(path): d for path, d in jax.tree_util.tree_leaves_with_path(dots)}
+        dots = by_name(jax.tree.map(jnp.multiply, z, hz))
+        return {n: jnp.sum(d.reshape(layers.get(n, 1), -1), -1) for n, d in dots.items()}
 
     found = [product(k) for k in jax.random.split(key, samples)]
-    return {name: jnp.mean(jnp.stack([f[name] for f in found])) for name in found[0]}
+    return {name: np.mean([np.asarray(f[name]) for f in found], 0) for name in found[0]}

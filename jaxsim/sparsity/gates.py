@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
-from jaxsim.network.params import by_name
+from jaxsim.network.params import by_name, stacks_of
 from jaxsim.network.tracing import retrace
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_called, check_range
@@ -204,7 +204,8 @@ def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Ne
     """Adds trained gates to a network's weights.
 
     Its parameters are `{"params": …, "gates": …}`. Training draws the gates anew at every step when
-    `fit` is given `rngs=("gates",)`; other calls read their mean. `closed` ends in masks.
+    `fit` is given `rngs=("gates",)`; other calls read their mean. `closed` ends in masks. Layers
+    that a scan stacks have gates each, along the first axes.
 
     Args:
       net: Float network, not pruned.
@@ -224,6 +225,7 @@ def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Ne
     check_called("gates", gates)
     if net.cores or net.masks or net.deployed:
         raise ValueError("net: give the float network, before any transform")
+    gates = _of_layers(gates, stacks(net, sites))
     names = tuple(stacks(net, sites))
     require_alone(net, sites, "gated")
     read = net.fn
@@ -312,6 +314,7 @@ def closed(
     """
     inner, gate = trained.params["params"], trained.params["gates"]
     names = tuple(gate)
+    gates = _of_layers(gates, stacks_of(net))
     w = _part(inner, names)
     read = dataclasses.replace(
         net, params=_put(inner, gates.apply(w, gate, None)), buffers=trained.buffers
@@ -328,6 +331,33 @@ def closed(
         sites=["re:" + "|".join(map(re.escape, names))],
     )
     return dataclasses.replace(read, masks=masks)
+
+
+def _of_layers(gates: Gates, stacks: Mapping[str, tuple[int, ...]]) -> Gates:
+    """Gates that take each layer of a stack by itself."""
+
+    def each(function: Callable[..., Weights], *trees: Weights, key: Any = None) -> Weights:
+        whole = [name for name in trees[0] if not stacks.get(name)]
+        found = dict(function(*({n: tree[n] for n in whole} for tree in trees), key))
+        for i, name in enumerate(name for name in trees[0] if stacks.get(name)):
+
+            def layer(key: Any, *arrays: Array, name: str = name) -> Array:
+                return function(*({name: a} for a in arrays), key)[name]
+
+            keys = key
+            if key is not None:
+                keys = jax.random.split(jax.random.fold_in(key, len(whole) + i), stacks[name])
+            for _ in stacks[name]:
+                layer = jax.vmap(layer)
+            found[name] = layer(keys, *(tree[name] for tree in trees))
+        return found
+
+    return gates._replace(
+        init=lambda w: each(lambda w, _: gates.init(w), w),
+        apply=lambda w, gate, key: each(gates.apply, w, gate, key=key),
+        score=lambda w, gate: each(lambda w, gate, _: gates.score(w, gate), w, gate),
+        stays=lambda w, gate: each(lambda w, gate, _: gates.stays(w, gate), w, gate),
+    )
 
 
 def _part(params: Any, names: Sequence[str]) -> Weights:

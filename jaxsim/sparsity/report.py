@@ -74,8 +74,8 @@ class WeightRow(NamedTuple):
       size: Number of entries.
       nonzero: Number of nonzero entries.
       macs: Multiply-accumulates of one call at its sites, as if nothing were zero.
-      bits: Bits by format; None where the format cannot store it. "dense" and "bound", below which
-        none can go, among them.
+      bits: Bits by format, of layers that a scan stacks each by itself; None where the format
+        cannot store it. "dense" and "bound", below which none can go, among them.
     """
 
     name: str
@@ -141,14 +141,14 @@ def sparsity_report(
     for cost in net.cost().sites:
         if (param := sizes.get(cost.name)) is not None:
             macs[param] = macs.get(param, 0.0) + cost.spent["macs"]
-    held = _nonzero(net)
+    held, stacks = _nonzero(net), {site.param: site.stack for site in reversed(net.sites)}
     rows = tuple(
         WeightRow(
             name,
             held[name].size,
             int(held[name].sum()),
             amount,
-            _all_bits(held[name], formats, value_bits),
+            _all_bits(_layers(held[name], stacks[name]), formats, value_bits),
         )
         for name, amount in macs.items()
     )
@@ -184,13 +184,20 @@ def _nonzero(net: Network) -> dict[str, np.ndarray]:
     return found
 
 
+def _layers(mask: np.ndarray, stack: tuple[int, ...]) -> list[np.ndarray]:
+    """The matrices that are stored: those of each layer where a scan stacks them."""
+    if mask.shape[: len(stack)] != stack:
+        return [mask]
+    return list(mask.reshape(-1, *mask.shape[len(stack) :]))
+
+
 def _all_bits(
-    mask: np.ndarray, formats: Sequence[Format], value_bits: int
+    masks: Sequence[np.ndarray], formats: Sequence[Format], value_bits: int
 ) -> dict[str, int | None]:
-    found: dict[str, int | None] = {"dense": mask.size * value_bits}
+    found: dict[str, int | None] = {"dense": sum(mask.size for mask in masks) * value_bits}
     for form in formats:
         try:
-            found[form.name] = storage_bits(mask, form, value_bits)
+            found[form.name] = sum(storage_bits(mask, form, value_bits) for mask in masks)
         except ValueError:  # blocks or groups that do not tile it
             found[form.name] = None
-    return found | {"bound": lower_bound(mask, value_bits)}
+    return found | {"bound": sum(lower_bound(mask, value_bits) for mask in masks)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim.inputs.batches import batch_of, one_batch, reusable_batches, row_count
 from jaxsim.network.network import Network
+from jaxsim.network.params import param_names, stacks_of
 from jaxsim.numerics.arrays import native
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.sparsity.criterion import Criterion, Loss, Tree, hessian_product
@@ -124,8 +126,8 @@ def wood_fisher(
         e[1])`.
       data: Batch with an example along the first axis of each array, or an iterable of batches, as
         `fisher` takes it.
-      block: Number of weights of a block, at least 1. A layer is cut into blocks in order of
-        position.
+      block: Number of weights of a block, at least 1. A layer, of those that a scan stacks each,
+        is cut into blocks in order of position.
       damping: Term λ of F = λI + E[g gᵀ], above 0. Traced.
       batch: Number of examples whose gradients are in memory together, at least 1.
 
@@ -148,17 +150,19 @@ def wood_fisher(
     examples = reusable_batches(data, "data")
 
     def score(net: Network, _: Any) -> Tree:
+        stacks = stacks_of(net)
+        layers = [math.prod(stacks.get(name, ())) for name in param_names(net)]
         rows = [
-            [_blocks(g, block) for g in jax.tree.leaves(grads)]
+            [_blocks(g, k, block) for g, k in zip(jax.tree.leaves(grads), layers, strict=True)]
             for grads in example_gradients(net, loss, examples, batch)
         ]
         n = sum(len(r[0]) for r in rows)
         leaves, treedef = jax.tree.flatten(net.masked_params())
         found: list[Array] = []
-        for i, w in enumerate(leaves):
+        for i, (w, k) in enumerate(zip(leaves, layers, strict=True)):
             g = jnp.concatenate([r[i] for r in rows]).swapaxes(0, 1)
             diagonal = jax.vmap(lambda g: jnp.diag(inverse_fisher(g, damping, n)))(g)
-            worth = w.ravel() ** 2 / (2 * diagonal.reshape(-1)[: w.size])
+            worth = w.ravel() ** 2 / (2 * diagonal.reshape(k, -1)[:, : w.size // k].ravel())
             found.append(worth.reshape(w.shape))
         return jax.tree.unflatten(treedef, found)
 
@@ -211,9 +215,9 @@ def example_gradients(net: Network, loss: ExampleLoss, data: Any, batch: int) ->
             yield slopes(params, jax.tree.map(operator.itemgetter(rows), own))
 
 
-def _blocks(g: Array, block: int) -> Array:
-    """Gradients [n, *shape] as [n, blocks, block], filled up with zeros."""
-    flat = g.reshape(len(g), -1)
-    size = min(block, flat.shape[1])
-    flat = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % size)))
+def _blocks(g: Array, layers: int, block: int) -> Array:
+    """Gradients [n, *shape] as [n, blocks, block], each layer filled up with zeros."""
+    flat = g.reshape(len(g), layers, -1)
+    size = min(block, flat.shape[2])
+    flat = jnp.pad(flat, ((0, 0), (0, 0), (0, -flat.shape[2] % size)))
     return flat.reshape(len(g), -1, size)

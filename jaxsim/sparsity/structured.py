@@ -17,7 +17,7 @@ from jaxsim.inputs.batches import batches, reusable_batches
 from jaxsim.network.deployment import deploy
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
-from jaxsim.network.params import by_name
+from jaxsim.network.params import by_name, stacks_of
 from jaxsim.network.writer import write_states
 from jaxsim.sparsity.criterion import Criterion, Tree
 
@@ -31,7 +31,7 @@ def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
 
     Raises:
       ValueError: When applied, a path that no parameter has, or a scale of another length than the
-        kernel's last axis.
+        kernel's last axis, or of other layers where a scan stacks them.
 
     Source: Liu et al. (2017), arXiv 1708.06519.
 
@@ -46,23 +46,23 @@ def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
     """
 
     def score(net: Network, _: Any) -> Tree:
-        flat = by_name(net.params)
+        flat, stacks, spread = by_name(net.params), stacks_of(net), dict[str, Array]()
         for kernel, scale in scales.items():
             if kernel not in flat or scale not in flat:
                 missing = kernel if kernel not in flat else scale
                 raise ValueError(f"scales: {missing!r} is no parameter; they are {', '.join(flat)}")
-            if flat[scale].shape[-1:] != flat[kernel].shape[-1:]:
+            stack, shape = stacks.get(kernel, ()), flat[kernel].shape
+            if flat[scale].shape != (*stack, *shape[-1:]):
+                layers = f" in each of {list(stack)} layers" if stack else ""
                 raise ValueError(
                     f"scales: {scale} has {flat[scale].shape} values for the "
-                    f"{flat[kernel].shape[-1]} outputs of {kernel}"
+                    f"{shape[-1]} outputs of {kernel}{layers}"
                 )
+            middle = (1,) * (len(shape) - len(stack) - 1)
+            own = jnp.abs(flat[scale]).reshape(*stack, *middle, shape[-1])
+            spread[kernel] = jnp.broadcast_to(own, shape)
         return jax.tree_util.tree_map_with_path(
-            lambda path, p: (
-                jnp.broadcast_to(jnp.abs(flat[scales[name]]), p.shape)
-                if (name := path_name(path)) in scales
-                else jnp.zeros_like(p)
-            ),
-            net.params,
+            lambda path, p: spread.get(path_name(path), jnp.zeros_like(p)), net.params
         )
 
     return Criterion(score)
@@ -70,6 +70,8 @@ def batch_norm_scale(scales: Mapping[str, str]) -> Criterion:
 
 def redundancy(axis: int = -1) -> Criterion:
     """Scores a channel by its summed distances to the layer's others: central ones are replaceable.
+
+    Layers that a scan stacks are layers by themselves.
 
     Args:
       axis: Axis of the channels, as given to the pattern.
@@ -85,7 +87,10 @@ def redundancy(axis: int = -1) -> Criterion:
       [[5.0, 4.0, 7.0]]
     """
 
-    def one(p: Array) -> Array:
+    def one(p: Array, stack: tuple[int, ...]) -> Array:
+        if stack:
+            rows = p.reshape(-1, *p.shape[len(stack) :])
+            return jax.vmap(lambda p: one(p, ()))(rows).reshape(p.shape)
         if p.ndim < 2:
             return jnp.zeros_like(p)
         flat = jnp.moveaxis(p, axis, 0).reshape(p.shape[axis], -1)
@@ -96,7 +101,13 @@ def redundancy(axis: int = -1) -> Criterion:
         shape[axis] = len(total)
         return jnp.broadcast_to(total.reshape(shape), p.shape)
 
-    return Criterion(lambda net, _: jax.tree.map(one, net.masked_params()))
+    def score(net: Network, _: Any) -> Tree:
+        stacks = stacks_of(net)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, p: one(p, stacks.get(path_name(path), ())), net.masked_params()
+        )
+
+    return Criterion(score)
 
 
 def activation_variance(inputs: Any) -> Criterion:
@@ -116,7 +127,7 @@ def activation_variance(inputs: Any) -> Criterion:
       >>> js.sparsity.activation_variance(x).score(net, ())["w"].ravel().tolist()
       [0.0, 1.0]
     """
-    return _input_criterion(inputs, lambda m: m.squares / m.seen - (m.total / m.seen) ** 2)
+    return _input_criterion(inputs, lambda m: m.mean(m.squares) - m.mean(m.total) ** 2)
 
 
 def activity(inputs: Any) -> Criterion:
@@ -136,7 +147,7 @@ def activity(inputs: Any) -> Criterion:
       >>> js.sparsity.activity(x).score(net, ())["w"].ravel().tolist()
       [1.0, 0.5]
     """
-    return _input_criterion(inputs, lambda m: m.nonzero / m.seen)
+    return _input_criterion(inputs, lambda m: m.mean(m.nonzero))
 
 
 class ChannelSums(NamedTuple):
@@ -155,12 +166,16 @@ class ChannelSums(NamedTuple):
     nonzero: Float[Array, "B C"]
     seen: Float[Array, ""]
 
+    def mean(self, total: Float[Array, "*stack B C"]) -> Float[Array, "*stack B C"]:
+        """Divides a sum by the number of values of each channel, that of each layer of a stack."""
+        return total / self.seen[..., None, None]
+
 
 def _input_criterion(inputs: Any, statistic: Any) -> Criterion:
     data = reusable_batches(inputs)
 
     def score(net: Network, _: Any) -> Tree:
-        sites = [s for s in net.sites if s.multiplies and "#" not in s.name and not s.stack]
+        sites = [s for s in net.sites if s.multiplies and "#" not in s.name]
         names = [s.name for s in sites]
         probed = dataclasses.replace(
             net, cores={n: (Wrapper.of(_measure_channels),) for n in names}
@@ -216,6 +231,7 @@ def _set_values(core: Core, *, by: Array) -> Core:
     """Makes a core whose state has one number per input channel at each weight."""
 
     def write(op: Op, w: Array, key: Any) -> State:
-        return jnp.broadcast_to(op.geometry.to_w(by), w.shape).astype(w.dtype)
+        own = op.geometry.to_w(op.slice_for_layer(by))
+        return jnp.broadcast_to(own, w.shape).astype(w.dtype)
 
     return Core(write, float_core.calibrate, float_core.read)

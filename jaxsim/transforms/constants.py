@@ -30,7 +30,7 @@ from jaxsim.sparsity.channels.groups import Dependencies, Group, zero_entries
 
 
 class Reader(NamedTuple):
-    """State of a site whose input is watched.
+    """State of a site whose input is watched; behind the axes of the weight's stack.
 
     Attributes:
       inner: what the inner core wrote.
@@ -50,11 +50,12 @@ class Reader(NamedTuple):
         used = entries[np.asarray(self.entry)] & np.asarray(self.w != 0).any(-1)
         return bool(np.any(used & ~(np.asarray(self.lo) == np.asarray(self.hi))))
 
-    def share(self, entries: Bool[np.ndarray, " size"]) -> Float[np.ndarray, " outputs"]:
-        """What the constants of these entries add to each output."""
+    def share(self, entries: Bool[np.ndarray, " size"]) -> Float[np.ndarray, "*stack outputs"]:
+        """What the constants of these entries add to each output, of each layer of a stack."""
         w, lo = np.asarray(self.w, np.float64), np.asarray(self.lo, np.float64)
         rows = np.where(entries[np.asarray(self.entry)] & (w != 0).any(-1), lo, 0.0)
-        return np.einsum("bk,bkn->bn", rows, w).ravel()
+        added = np.einsum("...bk,...bkn->...bn", rows, w)
+        return added.reshape(*added.shape[:-2], -1)
 
 
 class Emitted(NamedTuple):
@@ -116,7 +117,8 @@ def emitted(
     unit = found.units[group.name]
 
     def entries(site: Site, axis: int, which: Bool[np.ndarray, " size"]) -> Any:
-        return ~kept_entries(labels[f"params/{site.param}"][axis], {unit: ~which})
+        axes = labels[f"params/{site.param}"][len(site.stack) :]
+        return ~kept_entries(axes[axis], {unit: ~which})
 
     def one(c: int) -> Bool[np.ndarray, " size"]:
         return np.arange(group.size) == c
@@ -141,7 +143,9 @@ def emitted(
 
 
 def read_through(net: Network, group: Group) -> list[tuple[Site, int]]:
-    """Sites that sum over a group and the axis of their weight; none if one cannot be watched.
+    """Sites that sum over a group and the axis of their weight, which is one layer of a stack.
+
+    None if one cannot be watched.
 
     Args:
       net: not transformed.
@@ -154,9 +158,9 @@ def read_through(net: Network, group: Group) -> list[tuple[Site, int]]:
             continue
         param = member.path.removeprefix("params/")
         for site in (s for s in net.sites if s.multiplies and s.param == param):
-            if site.stack or site.w_shape != shapes[member.path].shape:
+            if (*site.stack, *site.w_shape) != shapes[member.path].shape:
                 return []
-            found.append((site, member.axis))
+            found.append((site, member.axis - len(site.stack)))
     return found
 
 

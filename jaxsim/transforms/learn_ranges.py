@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from jaxsim.cores.observers import CodeEnds, code_ends
 from jaxsim.cores.quantized import stored
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats import clipping
@@ -34,7 +34,8 @@ def learn_ranges(
 
     They begin where the squared error of the weights, and of what flows for `inputs`, is smallest.
 
-    Only cores of the sites change: what else reads a parameter reads it as before.
+    Only cores of the sites change: what else reads a parameter reads it as before. Layers that a
+    scan stacks have a range each: its numbers have the axes of the stack in front.
 
     Args:
       inputs: what to begin with: a batch (an array, a tuple of positional arguments, or a dict of
@@ -46,8 +47,8 @@ def learn_ranges(
       sites: patterns of the sites.
 
     Raises:
-      ValueError: neither rule; when applied, a site that is not quantized on grids,
-        or is one of several layers that a scan stacks.
+      ValueError: neither rule; when applied, a site that is not quantized on grids or that
+        contracts two inputs, whose ranges are those of each batch.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -66,16 +67,16 @@ def learn_ranges(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "learn_ranges", sites)
         for site in chosen:
+            if site.kind == "dynamic":
+                raise ValueError(
+                    f"learn_ranges at {site.name}: it contracts two inputs, whose ranges are those "
+                    "of each batch"
+                )
             if not _on_grids(net.cores.get(site.name, ())):
                 raise ValueError(
                     f"learn_ranges at {site.name}: it is not on a grid; put quantize before it"
                 )
-            if site.stack:
-                raise ValueError(
-                    f"learn_ranges at {site.name}: a scan stacks {site.stack} layers, whose ranges "
-                    "would be one"
-                )
-        states = observe_sites(
+        states: dict[str, Any] = observe_sites(
             net, {site.name: _probe(net.cores[site.name]) for site in chosen}, data
         )
 
@@ -83,12 +84,10 @@ def learn_ranges(
             rule, state = weights if name == "weights" else activations, states[site.name]
             if rule is None or (name == "inputs" and not stored(grid)):
                 return grid.clip
-            if name == "inputs":
-                return rule(*state.inputs)
-            ends = [np.asarray((code - state.zero) * state.scale) for code in grid.code_range]
-            if grid.per == "tensor":
-                return rule(*(end.flat[0] for end in ends))
-            return rule(*map(np.squeeze, ends))
+            if name == "weights":
+                return rule(*state.ends)
+            inner: Any = state.inner if isinstance(state, CodeEnds) else state
+            return rule(*inner.inputs)
 
         return _with_rules(net, chosen, learned)
 
@@ -148,7 +147,8 @@ def _probe(chain: Sequence[Wrapper]) -> tuple[Wrapper, ...]:
         and dataclasses.replace(grid, clip=clipping.least_squares(), rounding="nearest")
         for operand, grid in chain[at].settings.items()
     }
-    return (*chain[:at], Wrapper.of(chain[at].factory, **grids))
+    held = (Wrapper.of(code_ends, weights=w),) if (w := grids["weights"]) is not None else ()
+    return (*chain[:at], *held, Wrapper.of(chain[at].factory, **grids))
 
 
 def _with_rules(

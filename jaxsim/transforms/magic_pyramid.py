@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsim.adaptive.encoder import Encoder
+from jaxsim.adaptive.encoder import Encoder, require_encoder
 from jaxsim.adaptive.heads import Head
 from jaxsim.adaptive.pyramid import Pyramid
 from jaxsim.adaptive.rule import Rule, check_rule
@@ -82,6 +82,7 @@ def magic_pyramid(
     checked_int("protect", protect, 1)
 
     def pyramid(encoder: Encoder) -> Pyramid:
+        require_encoder(encoder, "magic_pyramid")
         L = len(encoder.attention)
         levels = jnp.asarray(level, jnp.float32)
         levels = jnp.full(L, levels) if levels.ndim == 0 else levels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, require_uncut
-from jaxsim.network.params import tensors, with_tensors
+from jaxsim.network.params import stacks_of, tensors, with_tensors
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.sparsity.channels.groups import (
@@ -59,12 +60,16 @@ def shrink(
     it, or of what reads it. A constant that it still emits goes into the layers that read it; where
     none can take it, the channel stays and a warning names it.
 
+    Layers that a scan stacks lose the same channels, so that the stack stays one array: what a
+    channel is worth is the sum over the layers. Channels that masks leave empty in some of the
+    layers only stay, and a warning names them.
+
     Args:
       sparsity: share of the channels to remove, in [0, 1): of each group, or of all.
-      keep: for groups by name, the indices that stay.
+      keep: for groups by name, the indices that stay, in every layer of a stack.
       groups: globs or `re:` patterns of names of groups; those that cannot shrink are left whole.
       importance: a score for each parameter, in their structure; a channel is worth the sum of the
-        scores that would go with it. None for their squares.
+        scores that would go with it, of all layers of a stack. None for their squares.
       scope: "group" ranks the channels of each group, "global" those of all groups together, each
         divided by the mean of its group.
       min_channels: fewest that stay of a group, at least 1.
@@ -74,7 +79,8 @@ def shrink(
 
     Raises:
       ValueError: an argument out of range; when applied, a transformed or deployed network, a group
-        that does not exist or cannot shrink, nothing to remove, NaN scores, or outputs that change.
+        that does not exist or cannot shrink, nothing to remove (as where masks leave other channels
+        empty in each layer of a stack), NaN scores, or outputs that change.
 
     Examples:
       >>> import jax
@@ -130,8 +136,18 @@ def shrink(
         if not masks:
             if keep is None and sparsity is not None and free:
                 return net
+            if keep is None and (uneven := _uneven(net, found, free)):
+                raise ValueError(
+                    f"shrink: nothing to remove: {', '.join(uneven)} are empty in some layers of a "
+                    "stack only, and the layers are one array; prune the same ones in all of them"
+                )
             raise ValueError(
                 "shrink: nothing to remove; print(js.dependencies(net)) says what can shrink"
+            )
+        if keep is None and sparsity is None and (uneven := _uneven(net, found, free)):
+            warnings.warn(
+                f"shrink: {', '.join(uneven)} are empty in some layers of a stack only, and stay",
+                stacklevel=3,
             )
         small = remove_entries(net, found, masks)
         if not any(found[name].renormalizing for name in masks):
@@ -189,7 +205,7 @@ def _given(found: Dependencies, keep: Mapping[str, Any], *, exact: bool) -> dict
         if not whole or index.min() < 0 or index.max() >= group.size:
             raise ValueError(
                 f"keep: {name} has {given!r}; must be whole numbers from 0 to {group.size - 1}, "
-                "at least one"
+                "at least one, the same in every layer of a stack"
             )
         masks[name] = np.isin(np.arange(group.size), index)
     return masks
@@ -199,9 +215,7 @@ def _masked(
     net: Network, found: Dependencies, free: Sequence[Group], *, exact: bool
 ) -> tuple[dict[str, Any], Network]:
     """What the masks leave of each group, and the network with what the rest emits folded in."""
-    left = jax.tree_util.tree_map_with_path(
-        lambda path, p: net.masks.get(path_name(path), np.ones(np.shape(p))), net.params
-    )
+    left = _left(net)
     masks: dict[str, Bool[np.ndarray, " size"]] = {}
     empty = find_unmade(found, left)
     made, read = (importances(found, left, role=role) for role in ("out", "in"))
@@ -243,6 +257,34 @@ def _masked(
             stacklevel=3,
         )
     return masks, folded
+
+
+def _left(net: Network) -> Any:
+    """What masks leave of each parameter, ones where there are none."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: np.asarray(net.masks.get(path_name(path), np.ones(np.shape(p)))),
+        net.params,
+    )
+
+
+def _uneven(net: Network, found: Dependencies, free: Sequence[Group]) -> list[str]:
+    """Channels that masks leave empty in some layers of a stack and not in all."""
+    stacks = {name: math.prod(stack) for name, stack in stacks_of(net).items() if stack}
+    left, some = _left(net), {g.name: np.zeros(g.size, bool) for g in free}
+    every = find_unmade(found, left)
+
+    def one(path: Any, a: np.ndarray, layer: int) -> np.ndarray:
+        count = stacks.get(path_name(path))
+        if count is None:
+            return a
+        chosen = np.arange(count).reshape(-1, 1) == layer % count
+        return (a.reshape(count, -1) * chosen).reshape(a.shape)
+
+    for layer in range(max(stacks.values(), default=0)):
+        only = jax.tree_util.tree_map_with_path(lambda path, a, i=layer: one(path, a, i), left)
+        unmade = find_unmade(found, only)
+        some = {name: empty | unmade[name] for name, empty in some.items()}
+    return [f"{n}[{c}]" for n, empty in some.items() for c in np.flatnonzero(empty & ~every[n])]
 
 
 def _ranked(

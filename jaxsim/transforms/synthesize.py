@@ -97,7 +97,8 @@ def synthesize_inputs(
         for name, (mean, var) in watched.items():
             m, v = (a.reshape(mean.shape) for a in (states[name].mean, states[name].variance))
             spread = jnp.sqrt(jnp.maximum(v, 1e-12) / var)
-            total += jnp.mean(jnp.square(m - mean) / var + jnp.square(spread - 1))
+            each = jnp.square(m - mean) / var + jnp.square(spread - 1)
+            total += jnp.sum(jnp.mean(each, -1))  # over the layers of a stack
         return total
 
     optimizer = optax.adam(rate)

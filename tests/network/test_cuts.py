@@ -260,11 +260,12 @@ def test_a_key_counts_eight_bytes_and_stays_on_its_device():
     assert isinstance(without_device(jnp.ones(2)), np.ndarray)
 
 
-def test_a_scan_holds_its_sites_and_is_one_place():
+def test_a_scan_is_a_place_and_so_is_each_of_its_slices():
     def fn(p, x):
         x = lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x @ p["first"], p["stack"])[0]
         return (x @ x.T) @ p["last"]
 
     params = {"first": normal(3, 4), "stack": normal(5, 4, 4), "last": normal(2, 6)}
     found = cuts(line_of(fn, params, normal(2, 3)))
-    assert [cut.name for cut in found] == ["stack", "last"]  # no cut before two activations
+    slices = [f"stack[{i}]" for i in range(1, 5)]
+    assert [cut.name for cut in found] == ["stack", *slices, "last"]  # none before two activations

@@ -24,7 +24,7 @@ def test_gradients_are_the_networks_in_single_precision():
     assert worst("single") <= 1e-5
 
 
-@pytest.mark.parametrize("setting", ["mlp 8 2 1", "mlp 2 4 2"])
+@pytest.mark.parametrize("setting", ["mlp 8 2 1", "mlp 2 4 2", "stack 4 2 2"])
 def test_one_programme_for_all_devices_computes_the_same(setting):
     assert worst("spmd", *setting.split()) <= 1e-5
 

@@ -134,7 +134,19 @@ def mlp(batch=8, dtype=jnp.float32, **settings):
     return Case(js.trace(model, None, x), (x, jnp.cos(x)), squares)
 
 
-CASES = {"cnn": cnn, "encoder": encoder, "mlp": mlp}
+def stack(batch=8, dtype=jnp.float32, layers=4):
+    """Layers that a scan stacks, and a head."""
+
+    def fn(params, x):
+        x, _ = jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w), None), x, params["w"])
+        return x @ params["head"]
+
+    params = {"w": normal(layers, 6, 6, dtype=dtype), "head": normal(6, 3, dtype=dtype)}
+    x = normal(batch, 6, dtype=dtype)
+    return Case(js.trace(fn, params, x), (x, jnp.cos(x[:, :3])), squares)
+
+
+CASES = {"cnn": cnn, "encoder": encoder, "mlp": mlp, "stack": stack}
 
 
 def plain(case, params=None, key=None):

@@ -10,8 +10,9 @@ import jaxsim as js
 from jaxsim.train.loop import fit
 from jaxsim.train.losses import distillation, distillation_targets
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
-from tests.support import models
-from tests.support.networks import SITES, X, answer, cnn, run
+from tests.support import models, twins
+from tests.support.models import normal
+from tests.support.networks import SITES, X, answer, attention, cnn, run
 
 LABELS = np.arange(len(X)) % 3
 
@@ -91,13 +92,63 @@ def test_changed_ranges_share_a_compilation():
     assert len(seen) == 1
 
 
-def test_networks_without_codes_or_with_stacked_layers_are_refused():
+def test_networks_without_codes_or_of_two_inputs_are_refused():
     with pytest.raises(ValueError, match="Conv_0/kernel: it is not on a grid"):
         js.learn_ranges(X)(cnn())
+    net = js.quantize(8, 8, sites="dynamic*")(attention())
+    with pytest.raises(ValueError, match="dynamic/0: it contracts two inputs"):
+        js.learn_ranges(normal(2, 5, 4), sites="dynamic*")(net)
+
+
+LEARN = js.rules(
+    {
+        "*up*": js.compose(
+            js.quantize(js.Grid(3, per="group", rows=2), 4),
+            js.learn_ranges(twins.X, activations=lambda lo, hi: js.clipping.pact(hi)),
+        ),
+        "*": js.compose(
+            js.quantize(js.Grid(3, per="channel"), js.Grid(4, symmetric=False)),
+            js.learn_ranges(twins.X),
+        ),
+    }
+)
+
+
+@jax.jit
+def trained(net):
+    """Ranges, their derivatives, and with ranges moved what is written, read and answered."""
+
+    def loss(values):
+        return jnp.sum(with_ranges(net, values)(twins.X) ** 2)
+
+    moved = with_ranges(net, {k: 0.8 * v for k, v in ranges(net).items()})
+    chip = js.deploy(moved, calibrate=twins.X)
+    found = (ranges(net), jax.grad(loss)(ranges(net)), chip.states)
+    return found, (moved(twins.X), chip(twins.X))
+
+
+def test_layers_of_a_stack_have_the_ranges_and_derivatives_that_they_have_written_out():
+    pair = twins.twins("plain")
+    nets = map(LEARN, pair[:2])
+    (found, answers), (expected, others) = jax.tree.map(np.asarray, list(map(trained, nets)))
+    for mine, theirs in zip(found, expected, strict=True):
+        twins.assert_close(pair.of_slices(mine), theirs)
+    assert all(np.ptp(v, axis=0).max() > 0 for n, v in found[0].items() if n.endswith("weights 1"))
+    for y in (*answers, others[1]):
+        twins.assert_close(y, others[0])
+
+
+def test_ranges_of_a_stack_of_stacks_have_both_axes():
     case = models.CASES["nested scans"]()
-    net = js.quantize(8, None)(js.trace(case.model, case.variables, *case.args))
-    with pytest.raises(ValueError, match="a scan stacks"):
-        js.learn_ranges(case.args)(net)
+    net = js.quantize(8, 8)(js.trace(case.model, case.variables, *case.args))
+    learned = js.learn_ranges(case.args)(net)
+    assert {k: v.shape for k, v in ranges(learned).items() if k.endswith("1")} == {
+        **{"stack inputs 1": (2, 3), "stack weights 1": (2, 3, 4)},
+        **{"out inputs 1": (2,), "out weights 1": (2, 4)},
+    }
+    np.testing.assert_allclose(
+        run(learned, *case.args)[0], run(net, *case.args)[0], rtol=0.1, atol=0.05
+    )
 
 
 def test_distillation_is_the_divergence_at_a_temperature_and_the_cross_entropy():
