@@ -161,7 +161,10 @@ def _outline(
     cut = split(found.two, places)
     outputs = [list(cut.stages[s].outputs[i].shape) for s, i in cut.outputs]
     if len(outputs) != 1 or len(outputs[0]) != 2 or outputs[0][0] != 2 or outputs[0][1] < 2:
-        raise ValueError(f"exits: the network returns {outputs} for 2 rows, not logits [B, C]")
+        raise ValueError(
+            f"exits: the network returns {outputs} for 2 rows, not logits [B, C]; exit_early takes "
+            "output=, a function from what it returns to its logits"
+        )
     classes = outputs[0][1]
     axes, widths = find_batch_axes(found, places, feature)
     counted: list[Cost] = []

@@ -222,3 +222,20 @@ class PartitionedCall(Value):
         del buffers
         whole = dataclasses.replace(self.rest, arrays=tuple(jax.tree.leaves(params))).combine()
         return self.function(whole, *args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OutputCall(Value):
+    """A part of what another call returns.
+
+    Attributes:
+      call: `(params, buffers, *args, **kwargs) -> outputs`.
+      output: Function from the outputs to the part.
+    """
+
+    call: Callable[..., Any]
+    output: Callable[[Any], Any]
+
+    def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
+        """Calls the model and takes the part."""
+        return self.output(self.call(params, buffers, *args, **kwargs))

@@ -25,7 +25,7 @@ from jaxsim.network.arguments import (
     check_key,
     explained_call,
 )
-from jaxsim.network.calls import NnxCall
+from jaxsim.network.calls import NnxCall, OutputCall
 from jaxsim.network.changes import update_buffers
 from jaxsim.network.cost import Cost, SiteCost, site_cost
 from jaxsim.network.coverage import Coverage, cover
@@ -136,7 +136,8 @@ class Network(PytreeValue):
         """
         check_key(key)
         kwargs = {**self.defaults.combine(), **kwargs}
-        if key is not None and isinstance(self.fn, NnxCall) and self.fn.streams:
+        model = self.fn.call if isinstance(self.fn, OutputCall) else self.fn
+        if key is not None and isinstance(model, NnxCall) and model.streams:
             kwargs.setdefault("rngs", jax.random.fold_in(key, zlib.crc32(b"rngs")))
         return call_arguments(args, kwargs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from jaxsim.adaptive.rule import Rule, check_rule
 from jaxsim.inputs.batches import join_batches
 from jaxsim.inputs.samples import check_batch
 from jaxsim.network.arguments import call_arguments
+from jaxsim.network.calls import OutputCall
 from jaxsim.network.cuts import Cut, balance_blocks, blocks, flops
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
@@ -37,6 +38,7 @@ def exit_early(
     rule: Rule = Rule(),  # noqa: B008
     *,
     feature: Feature = pooled,
+    output: Callable[[Any], Any] | None = None,
 ) -> Transform:
     """Lets rows leave a classifier before its end, where they have been computed far enough.
 
@@ -51,6 +53,9 @@ def exit_early(
       feature: `(live) -> [B, d]`, what a classifier reads of the activations [B, …] that are live
         where it is: by default the mean over places or tokens, `jaxsim.adaptive.first_token`, or a
         function, which cuts with several activations need.
+      output: from what the network returns to its logits [B, C], such as `lambda y: y["logits"]`,
+        or `lambda y: y[:, -1]` for those of the last token; None where it returns them. Calls of
+        what is made return logits.
 
     Raises:
       ValueError: an argument out of range; when applied, a network that is cut already, that
@@ -80,10 +85,14 @@ def exit_early(
         raise ValueError("exits=[]: name at least one site")
     if not callable(feature):
         raise ValueError(f"feature={feature!r}: must be a function of the live activations")
+    if output is not None and not callable(output):
+        raise ValueError(f"output={output!r}: must be a function of what the network returns")
 
     def apply(net: Network) -> Network:
         require_network(net, "exit_early")
         require_uncut(net, "exit_early")
+        if output is not None:
+            net = dataclasses.replace(net, fn=OutputCall(net.fn, output))
         args, kwargs = net.example.combine()
         arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
         _, rowed = find_rows(arguments)

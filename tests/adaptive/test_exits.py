@@ -500,3 +500,34 @@ def test_exits_answer_in_the_floats_of_the_network(dtype):
     x = jnp.ones((3, 8), dtype)
     net = js.exit_early(2)(js.trace(model, w, x))
     assert net(x).dtype == net.run(x).logits.dtype == net.simulate(x).logits.dtype == dtype
+
+
+@functools.cache
+def talkative():
+    """A network that returns logits of every token among other things, and its inputs."""
+    rng = np.random.default_rng(3)
+    w = {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in (("a", (6, 8)), ("b", (8, 3)))}
+    x = jnp.asarray(rng.normal(size=(4, 5, 6)), jnp.float32)
+
+    def fn(p, x):
+        hidden = jax.nn.relu(x @ p["a"])
+        return {"hidden": hidden, "logits": hidden @ p["b"]}
+
+    return js.trace(fn, w, x), x
+
+
+def test_logits_are_found_among_what_a_network_returns():
+    net, x = talkative()
+    exits = js.exit_early(["b"], js.Rule(0.0), output=lambda y: y["logits"][:, -1])(net)
+    expected = np.asarray(net(x)["logits"])[:, -1]
+    np.testing.assert_allclose(exits(x), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    assert exits.simulate(x).layer.tolist() == [2] * 4
+
+
+@pytest.mark.parametrize("output", [None, lambda y: y["logits"], lambda y: y["logits"].mean()])
+def test_what_is_not_logits_is_refused_with_the_way_out(output):
+    net, _ = talkative()
+    with pytest.raises(ValueError, match=r"not logits .* output=, a function from"):
+        js.exit_early(["b"], output=output)(net)
+    with pytest.raises(ValueError, match="output='logits': must be a function"):
+        js.exit_early(["b"], output="logits")
