@@ -193,9 +193,12 @@ def test_a_weight_that_goes_moves_what_follows():
 
 def test_blocks_of_gradients_are_filled_up_with_zeros():
     g = jnp.arange(12.0).reshape(2, 3, 2)
-    assert _blocks(g, 4).tolist() == [[[0, 1, 2, 3], [4, 5, 0, 0]], [[6, 7, 8, 9], [10, 11, 0, 0]]]
-    assert _blocks(g, 6).shape == (2, 1, 6)
-    assert _blocks(g, 7).shape == (2, 1, 6)
+    whole = [[[0, 1, 2, 3], [4, 5, 0, 0]], [[6, 7, 8, 9], [10, 11, 0, 0]]]
+    assert _blocks(g, 1, 4).tolist() == whole
+    layers = [[[0, 1], [2, 0], [3, 4], [5, 0]], [[6, 7], [8, 0], [9, 10], [11, 0]]]
+    assert _blocks(g, 2, 2).tolist() == layers
+    assert _blocks(g, 1, 6).shape == (2, 1, 6)
+    assert _blocks(g, 1, 7).shape == (2, 1, 6)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
