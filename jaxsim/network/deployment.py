@@ -72,7 +72,8 @@ def deploy(
     check_key(key)
     inputs = None if calibrate is None else batches(calibrate, "calibrate")
     check_params(net.params)
-    chip = dataclasses.replace(net, states=write_states(net, key), deployed=True)
+    states = shard_like_weights(net, write_states(net, key), jax.device_put)
+    chip = dataclasses.replace(net, states=states, deployed=True)
     if inputs is None:
         any_key = jax.eval_shape(lambda: jax.random.key(0))
         jax.eval_shape(run_network, chip, net.example, any_key)
@@ -132,7 +133,7 @@ def _calibrate(chip: Network, arguments: Partitioned) -> dict[str, State]:
     traced = trace_call(chip, arguments)
     walk = Walk(chip.cores, "stored", None, calibrating=True)
     _, states = walk.run(traced.plan, traced.values, chip.states, ())
-    return shard_like_weights(chip, states, jax.device_put)
+    return states
 
 
 def find_read_params(net: Network) -> set[str]:

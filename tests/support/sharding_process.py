@@ -84,6 +84,7 @@ CHIPS = {
 
 
 TYPED = {
+    "stored": (js.quantize(4, None),),
     "pruned": (js.prune(0.5), js.quantize(4, 8), js.block(2)),
     "scaled": (js.quantize(4, 8), js.smooth(np.ones((8, 8), np.float32))),
     "rounded": (
@@ -91,6 +92,15 @@ TYPED = {
         js.round_weights(js.rounding.gptq(), np.ones((8, 8), np.float32)),
     ),
 }
+
+
+def held(chip):
+    """The part that one device holds of each large array of a deployed network."""
+    return {
+        path_name(path): a.addressable_shards[0].data.size / a.size
+        for path, a in jax.tree_util.tree_leaves_with_path(chip.states)
+        if 4 * a.size > chip.params[path_name(path)[0]].size
+    }
 
 
 def chips(net, x):
@@ -106,14 +116,7 @@ def chips(net, x):
         with tempfile.TemporaryDirectory() as folder:
             js.save(f"{folder}/chip", chip)
             loaded = js.load(f"{folder}/chip", composed)
-        shares = [
-            {
-                path_name(path): a.addressable_shards[0].data.size / a.size
-                for path, a in jax.tree_util.tree_leaves_with_path(c.states)
-                if 4 * a.size > net.params[path_name(path)[0]].size
-            }
-            for c in (chip, loaded)
-        ]
+        shares = [held(c) for c in (chip, loaded)]
         key = jax.random.key(1)
         off = float(jnp.abs(loaded(x, key=key) - plain(x, key=key)).max())
         yield name, [shares, off]
@@ -148,7 +151,8 @@ def explicit(net):
                 else jax.grad(run, 1)(composed, composed.params, x)
             )
             off = np.abs(np.asarray(loaded(x, key=key)) - np.asarray(expected)).max()
-        yield name, [cut(composed.params), cut(composed.masks), cut(slope), float(off)]
+        shares = [held(c) for c in (chip, loaded)]
+        yield name, [cut(composed.params), cut(composed.masks), cut(slope), shares, float(off)]
 
 
 def chip_of(net, transforms, x):
