@@ -5,7 +5,6 @@ from importlib.metadata import PackageNotFoundError, version
 from jaxsim import sparsity
 from jaxsim.adaptive import tokens
 from jaxsim.adaptive.encoder import Encoder, deploy_layers, over_layers
-from jaxsim.adaptive.exits import EarlyExit
 from jaxsim.adaptive.pyramid import Pyramid
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
 from jaxsim.checkpoint.save_load import load, save
@@ -29,8 +28,7 @@ from jaxsim.network.network import Network
 from jaxsim.network.site import Site
 from jaxsim.network.tracing import trace
 from jaxsim.network.transform import compose, rules, wrap
-from jaxsim.pipeline.gradient import pipeline_value_and_grad
-from jaxsim.pipeline.pipeline import simulate_schedule
+from jaxsim.numerics.renamed import old_names
 from jaxsim.search.bits import ablation_sensitivity, assign_bits, hessian_sensitivity
 from jaxsim.search.blocks import search_blocked
 from jaxsim.sparsity import storage
@@ -38,6 +36,9 @@ from jaxsim.sparsity.channels.groups import dependencies
 from jaxsim.sparsity.efficiency import hardness_normalized, parameter_efficiency
 from jaxsim.sparsity.report import sparsity_report
 from jaxsim.sparsity.storage import storage_bits
+from jaxsim.staged.gradient import pipeline_value_and_grad
+from jaxsim.staged.network import Staged
+from jaxsim.staged.pipeline import simulate_schedule
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
 from jaxsim.transforms.correct_bias import correct_bias
@@ -101,9 +102,9 @@ __all__ = [
     "block",
     "slice_bits",
     "analog",
+    "Staged",
     "exit_early",
     "distill_exits",
-    "EarlyExit",
     "prune_tokens",
     "magic_pyramid",
     "tokens",
@@ -140,3 +141,5 @@ __all__ = [
     "float_core",
     "role",
 ]
+
+__getattr__ = old_names(__name__, {"EarlyExit": Staged})

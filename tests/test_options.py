@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.pipeline.pipeline import simulate_schedule
+from jaxsim.staged.pipeline import simulate_schedule
 
 KEY = jax.random.key(0)
 CHOICES = (True, False)
@@ -32,7 +32,7 @@ SAME_ANSWER = {
     ("search_blocked", "quiet"): "prints or not: tests/search/test_blocks.py",
 }
 # Values that a user reads and does not set.
-READ = {"EarlyExit", "Network", "Op", "Site", "role"}
+READ = {"Network", "Op", "Site", "Staged", "role"}
 # Types that name a class of another module; their options are functions.
 UNRESOLVED = {"learn_ranges"}
 

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 import jaxsim as js
-from jaxsim.adaptive.exits import EarlyExit
+from jaxsim.staged.network import Staged
 
 
 def at_thresholds(
-    net: EarlyExit, inputs: tuple[np.ndarray, ...], thresholds: Any, *, rows: int = 1000
+    net: Staged, inputs: tuple[np.ndarray, ...], thresholds: Any, *, rows: int = 1000
 ) -> js.Exits:
     """Runs a network at each threshold, thresholds in front, so many rows at a time."""
     thresholds = np.asarray(thresholds, np.float32)
@@ -25,7 +25,7 @@ def at_thresholds(
 
 
 @jax.jit
-def _at_thresholds(net: EarlyExit, inputs: Any, thresholds: Any) -> js.Exits:
+def _at_thresholds(net: Staged, inputs: Any, thresholds: Any) -> js.Exits:
     """The stages do not depend on the threshold and are computed once for all."""
 
     def at(threshold: Any) -> js.Exits:

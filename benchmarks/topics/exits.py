@@ -17,8 +17,6 @@ from benchmarks.common.parts import run_parts
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Checkpointed, Timed
 from benchmarks.common.thresholds import at_thresholds
-from jaxsim.adaptive.exit_step import count_programs
-from jaxsim.adaptive.exits import EarlyExit
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist
@@ -26,6 +24,8 @@ from jaxsim.models.resnet import ResNet
 from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
 from jaxsim.network.network import base_network
+from jaxsim.staged.exit_step import count_programs
+from jaxsim.staged.network import Staged
 from jaxsim.train.loop import fit
 from jaxsim.train.reference import CALL
 
@@ -163,7 +163,7 @@ def timing(settings: ExitsSettings) -> None:
     )
 
 
-def _dense_flops(net: EarlyExit) -> float:
+def _dense_flops(net: Staged) -> float:
     """Of one image through the network without exits."""
     return 2 * net.cost(jax.ShapeDtypeStruct((1, 28, 28, 1), np.float32)).total("macs")
 
@@ -179,7 +179,7 @@ def _scores(name: str, model: Model, seed: int, settings: ExitsSettings) -> dict
         held, dense = (train.images[-VALIDATION:], train.labels[-VALIDATION:]), _dense_flops(net)
 
         def score(
-            images: Any, labels: Any, thresholds: Any, net: EarlyExit = net
+            images: Any, labels: Any, thresholds: Any, net: Staged = net
         ) -> list[list[float]]:
             out = at_thresholds(net, (images,), thresholds)
             right = np.mean(np.argmax(out.logits, -1) == labels, -1)
@@ -202,7 +202,7 @@ def _scores(name: str, model: Model, seed: int, settings: ExitsSettings) -> dict
     return log.get(recipe, measure)
 
 
-def _network(name: str, model: Model, seed: int, settings: ExitsSettings) -> EarlyExit:
+def _network(name: str, model: Model, seed: int, settings: ExitsSettings) -> Staged:
     """A trained network whose exits are distilled; from checkpoints where they are there."""
     train = fashion_mnist("train")
     x, y = train.images[: settings.images], train.labels[: settings.images]

@@ -20,7 +20,7 @@ from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
 from jaxsim.console.timing import alternate
 from jaxsim.models.resnet import ResNet
-from jaxsim.pipeline.pipeline import Pipeline
+from jaxsim.staged.network import Staged
 
 SHORT = ("--only time --microbatches 4",)
 
@@ -273,7 +273,7 @@ def encoder(groups: int, each: int, width: int) -> tuple[Callable[..., Any], Any
 
 def pipelined(
     stages: int, each: int, *, width: int, batch: int, tokens: int, microbatches: int, remat: str
-) -> Pipeline:
+) -> Staged:
     """A pipeline of a model that is only shapes."""
     model, params = encoder(stages, each, width)
     x = jax.ShapeDtypeStruct((batch, tokens, width), jnp.float32)

@@ -19,7 +19,6 @@ from benchmarks.common.texts import corpus_of, minilm
 from benchmarks.common.thresholds import at_thresholds
 from benchmarks.topics.pyramid.networks import network
 from benchmarks.topics.pyramid.settings import PyramidSettings
-from jaxsim.adaptive.exits import EarlyExit
 from jaxsim.adaptive.features import first_token, pooled
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.cli.demo import Demo
@@ -30,8 +29,9 @@ from jaxsim.data import fashion_mnist
 from jaxsim.models.bert import params_of
 from jaxsim.models.hugging_face import load_bert
 from jaxsim.network.network import base_network
-from jaxsim.pipeline.pipeline import Pipeline
+from jaxsim.staged.network import Staged
 from jaxsim.train.reference import trained
+from jaxsim.train.step import is_pipeline
 
 SHORT = ("--only ResNet --images 100 --programmings 1",)
 
@@ -227,7 +227,7 @@ def measured(case: Case, net: js.Network, programmings: int) -> Point:
         key = jax.random.key(trial)
         chip = js.deploy(net, key=key, calibrate=few) if net.cores else net
         share = 1.0
-        if isinstance(chip, EarlyExit):
+        if isinstance(chip, Staged) and chip.exits:
             chip = js.distill_exits(chip, case.train, key=key)
             chip = dataclasses.replace(chip, threshold=chosen(chip, *case.held))
             share = flops_share(chip, inputs)
@@ -240,19 +240,19 @@ def measured(case: Case, net: js.Network, programmings: int) -> Point:
 
 def labels_of(net: js.Network, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
     """The class of each row."""
-    run = net if isinstance(net, Pipeline) else jax.jit(lambda *x: net(*x))
+    run = net if is_pipeline(net) else jax.jit(lambda *x: net(*x))
     parts = (tuple(a[i : i + ROWS] for a in inputs) for i in range(0, len(inputs[0]), ROWS))
     return np.concatenate([np.argmax(run(*x), -1) for x in parts])
 
 
-def chosen(net: EarlyExit, inputs: tuple[np.ndarray, ...], labels: np.ndarray) -> np.float32:
+def chosen(net: Staged, inputs: tuple[np.ndarray, ...], labels: np.ndarray) -> np.float32:
     """The highest threshold that costs at most half a point."""
     logits = at_thresholds(net, inputs, THRESHOLDS, rows=ROWS).logits
     right = np.mean(np.argmax(logits, -1) == labels, -1)
     return THRESHOLDS[right >= right[0] - 0.005].max()
 
 
-def flops_share(net: EarlyExit, inputs: tuple[np.ndarray, ...]) -> float:
+def flops_share(net: Staged, inputs: tuple[np.ndarray, ...]) -> float:
     """Share of the operations that rows still need."""
     spent, whole = at_thresholds(net, inputs, (net.threshold, 0), rows=ROWS).flops.mean(-1)
     return float(spent / whole)
@@ -286,7 +286,7 @@ def model_of(net: js.Network, one: tuple[np.ndarray, ...]) -> Spent:
 
 def slowest(net: js.Network, times: dict[str, float]) -> float:
     """Time from one result to the next, in ns: of all sites, or of the slowest stage."""
-    if not isinstance(net, Pipeline):
+    if not is_pipeline(net):
         return sum(times.values())
     names, begins = list(times), [row.name for row in net.stages.rows[1:]]
     edges = [0, *(names.index(name) for name in begins), len(names)]

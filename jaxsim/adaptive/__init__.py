@@ -1,7 +1,6 @@
 """Computation that depends on the input: early exits, and tokens that are left out."""
 
 from jaxsim.adaptive.encoder import Encoder, deploy_layers, flops_layer, mean_token, over_layers
-from jaxsim.adaptive.exits import EarlyExit
 from jaxsim.adaptive.features import Feature, first_token, pooled
 from jaxsim.adaptive.heads import fit_students
 from jaxsim.adaptive.passes import pass_all
@@ -13,7 +12,6 @@ from jaxsim.numerics.renamed import old_names
 
 __all__ = [
     "Buckets",
-    "EarlyExit",
     "Encoder",
     "Exits",
     "Feature",

@@ -19,19 +19,18 @@ from jaxsim.adaptive.encoder import Encoder, check_ids, flops_of_rows
 from jaxsim.adaptive.heads import Head, apply_head
 from jaxsim.adaptive.pyramid_queue import precompile, run_in_batches
 from jaxsim.adaptive.pyramid_step import attend, classify_layer, count_programs
-from jaxsim.adaptive.rows import check_rows
 from jaxsim.adaptive.rule import (
     Buckets,
     Exits,
     Rule,
     check_buckets,
     check_rule,
-    initial_patience,
-    should_exit,
+    pick_exits,
 )
 from jaxsim.adaptive.tokens import Keeps, above, check_levels, prefix_mask, soft_mask
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
+from jaxsim.staged.rows import check_rows
 from jaxsim.values.value import PytreeValue
 
 
@@ -288,21 +287,13 @@ def take_exits(net: Pyramid, outputs: ExitOutputs, lengths: Int[Array, " B"]) ->
       outputs: Outputs of its exits, from `Pyramid.exit_outputs`.
       lengths: Number of tokens that each row had, [B].
     """
-    B, L = outputs.kept.shape
-    streak, here = initial_patience(B), jnp.ones(B, bool)
-    layer, uncertainty = jnp.full(B, L, jnp.int32), []
-    for i in range(L):
-        leave, doubt, streak = should_exit(net.rule, outputs.logits[:, i], streak, i + 1)
-        uncertainty.append(jnp.where(here, doubt, jnp.nan))
-        layer = jnp.where(here & leave, i + 1, layer)
-        here = here & ~leave
-    logits = jnp.take_along_axis(outputs.logits, layer[:, None, None] - 1, 1)[:, 0]
+    logits, layer, uncertainty = pick_exits(net.rule, [*jnp.moveaxis(outputs.logits, 1, 0)])
     logits = logits.astype(net.encoder.head["bias"].dtype)
-    computed = jnp.arange(L) < layer[:, None]
+    computed = jnp.arange(outputs.kept.shape[1]) < layer[:, None]
     kept = jnp.where(computed, outputs.kept, 0).astype(jnp.int32)
     n_in = jnp.concatenate([jnp.asarray(lengths)[:, None], kept[:, :-1]], 1)
     flops = flops_of_rows(net.encoder, n_in, kept)
-    return Exits(logits, layer, jnp.stack(uncertainty, 1), flops, kept)
+    return Exits(logits, layer, uncertainty, flops, kept)
 
 
 def _check(net: Pyramid, ids: Any, lengths: Any) -> None:

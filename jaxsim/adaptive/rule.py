@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -114,7 +114,7 @@ class Buckets(NamedTuple):
 
 @runtime_checkable
 class AdaptiveModel(Protocol):
-    """Model whose rows leave by a rule: what `EarlyExit` and `Pyramid` have in common.
+    """Model whose rows leave by a rule: what `Staged` and `Pyramid` have in common.
 
     The arguments of its functions are those of the model.
 
@@ -178,6 +178,35 @@ def should_exit(
     length = jnp.where(label == streak.label, streak.length + 1, 0)
     leave = length >= rule.patience if rule.patience else uncertainty < rule.threshold
     return leave & (layer >= rule.first), uncertainty, PatienceState(label, length)
+
+
+@own_promotion()
+def pick_exits(
+    rule: Rule, logits: Sequence[Float[Array, "B C"]]
+) -> tuple[Float[Array, "B C"], Int[Array, " B"], Float[Array, "B L"]]:
+    """Finds the exit that each row takes from what all of them say.
+
+    Args:
+      rule: Exit rule.
+      logits: Logits of each of L exits.
+
+    Returns:
+      logits of the exits taken, the exits, counted from 1, and the uncertainty at every exit, NaN
+      behind the one that was taken.
+    """
+    (B, _), last = logits[-1].shape, len(logits)
+    streak, here = initial_patience(B), jnp.ones(B, bool)
+    taken, layer = logits[-1], jnp.full(B, last, jnp.int32)
+    uncertainty: list[Array] = []
+    for number, found in enumerate(logits, 1):
+        leave, doubt, streak = should_exit(rule, found, streak, number)
+        uncertainty.append(jnp.where(here, doubt, jnp.nan))
+        if number < last:
+            leave = here & leave
+            taken = jnp.where(leave[:, None], found, taken)
+            layer = jnp.where(leave, number, layer)
+            here = here & ~leave
+    return taken, layer, jnp.stack(uncertainty, 1)
 
 
 def check_rule(rule: Rule, exits: int) -> None:

@@ -278,7 +278,7 @@ def flops(line: Equations) -> list[int]:
     Args:
       line: Equations of a call, from `equations`.
     """
-    return [_flops(line.plan.jaxpr.eqns[i]) for i in line.active]
+    return [equation_flops(line.plan.jaxpr.eqns[i]) for i in line.active]
 
 
 def sizes(line: Equations) -> list[int]:
@@ -451,7 +451,12 @@ def without_device(const: Any) -> Any:
     return np.asarray(const)
 
 
-def _flops(eqn: jex.JaxprEqn) -> int:
+def equation_flops(eqn: jex.JaxprEqn) -> int:
+    """Counts the arithmetic operations of an equation, those of its inner equations included.
+
+    Args:
+      eqn: Equation.
+    """
     primitive, written = eqn.primitive, sum(shape_of(v).size for v in eqn.outvars)
     if primitive is prims.dot_general_p or primitive.name == "ragged_dot_general":
         return 2 * products(eqn)
@@ -460,11 +465,11 @@ def _flops(eqn: jex.JaxprEqn) -> int:
         features = parameters(eqn)["dimension_numbers"].rhs_spec[0]
         return 2 * written * math.prod(kernel) // kernel[features]
     if inner := inner_jaxprs(eqn):
-        each = [sum(map(_flops, jaxpr.eqns)) for jaxpr, _ in inner]
+        each = [sum(map(equation_flops, jaxpr.eqns)) for jaxpr, _ in inner]
         total = max(each) if primitive is prims.cond_p else sum(each)
         return total * scan(eqn).length if primitive is prims.scan_p else total
     if (local := shard_map(eqn)) is not None:
-        return sum(map(_flops, local.body[0].eqns)) * math.prod(local.sizes)
+        return sum(map(equation_flops, local.body[0].eqns)) * math.prod(local.sizes)
     if primitive.name in _LAYOUT:
         return 0
     if primitive.name.startswith(("reduce", "arg")):

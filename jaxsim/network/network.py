@@ -7,7 +7,7 @@ import math
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,6 @@ class Network(PytreeValue):
       deployed: True if weights are written; `params` of transformed sites are then not read any
         more.
       calibrated: True if ranges are stored.
-      cut_by: Name of the transform that cuts a network into this kind, empty for one that is whole.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -82,8 +81,6 @@ class Network(PytreeValue):
       >>> js.quantize(8, 8)(net)(x).shape
       (2, 3)
     """
-
-    cut_by: ClassVar[str] = ""
 
     params: PyTree
     buffers: PyTree
@@ -371,6 +368,11 @@ class Network(PytreeValue):
         return dataclasses.replace(self, params=params)
 
     @property
+    def cut_by(self) -> tuple[str, ...]:
+        """Names of the transforms that cut it; none of one that is whole."""
+        return ()
+
+    @property
     def cut_lines(self) -> tuple[str, ...]:
         """Lines that name the cuts at which this network holds arrays, for checkpoints."""
         return ()
@@ -431,14 +433,14 @@ def require_uncut(
     Args:
       net: Network of any kind.
       transform: Name of the transform that is to be applied.
-      allowed: Values of `cut_by` that the transform can follow.
+      allowed: Names in `cut_by` that the transform can follow.
       reason: Why it cannot follow the others.
 
     Raises:
       ValueError: The network is cut in another way.
     """
-    if net.cut_by and net.cut_by not in allowed:
-        raise ValueError(f"{transform} cannot follow {net.cut_by}: {reason}")
+    if refused := [name for name in net.cut_by if name not in allowed]:
+        raise ValueError(f"{transform} cannot follow {refused[0]}: {reason}")
 
 
 def data_fields(net: Network) -> dict[str, Any]:

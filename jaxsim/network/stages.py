@@ -19,6 +19,7 @@ from jaxsim.network.cuts import (
     Cut,
     Equations,
     begins_at,
+    equation_flops,
     rows_of,
     sites_of,
     variables_of,
@@ -27,6 +28,7 @@ from jaxsim.network.cuts import (
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.network import Network
 from jaxsim.network.plan import Plan, Rows
+from jaxsim.network.taps import Tap, insert_taps
 
 
 class Stage(NamedTuple):
@@ -47,6 +49,7 @@ class Stage(NamedTuple):
       sites: Names of the sites it runs, lookups that no argument reaches among them.
       site_rows: For each of these the slices it runs of a stack; None for anything else.
       equations: Number of its active equations.
+      flops: Arithmetic operations of these.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Stage(NamedTuple):
     sites: tuple[str, ...]
     site_rows: tuple[Rows | None, ...]
     equations: int
+    flops: int
 
     @property
     def live(self) -> list[jax.ShapeDtypeStruct]:
@@ -80,12 +84,14 @@ class Stages(NamedTuple):
       stages: Stages in order of execution.
       outputs: For each output of the network, the stage that computes it and the position among its
         outputs.
-      equations: Equations that were cut.
+      equations: Equations that were cut, without taps.
+      paths: Paths of the parameters' leaves, those of taps behind the network's.
     """
 
     stages: tuple[Stage, ...]
     outputs: tuple[tuple[int, int], ...]
     equations: Equations
+    paths: tuple[str, ...]
 
 
 class StageParams(NamedTuple):
@@ -106,14 +112,22 @@ class StageParams(NamedTuple):
     states: dict[str, State]
 
 
-def split(line: Equations, places: Sequence[Cut]) -> Stages:
+def split(line: Equations, places: Sequence[Cut], taps: Sequence[Tap] = ()) -> Stages:
     """Cuts the equations of a call into stages.
 
     Args:
       line: Equations of a call, from `equations`.
       places: Cuts of them, in order of execution.
+      taps: Functions of what is live at cuts, in order of execution. Each is run by the stage that
+        ends behind it; its results precede the network's outputs.
     """
-    given, (line, begins) = line, line.cut_at(places)
+    given = line
+    every = sorted({*places, *(tap.cut for tap in taps)}, key=lambda cut: cut.at)
+    line, found = line.cut_at(every)
+    at = dict(zip(every, found, strict=True))
+    begins = [at[cut] for cut in places]
+    if taps:
+        line, begins = insert_taps(line, begins, [(at[tap.cut], tap) for tap in taps])
     jaxpr = line.plan.jaxpr
     bounds = [0, *begins, len(line.active)]
     ranges = [line.active[a:b] for a, b in itertools.pairwise(bounds)]
@@ -128,15 +142,19 @@ def split(line: Equations, places: Sequence[Cut]) -> Stages:
         for order, free in needs
     ]
     gives = _stage_outputs(jaxpr, home, ranges, takes)
-    at = {v: (s, i) for s, g in enumerate(gives) for i, v in enumerate(g) if isinstance(v, jex.Var)}
+    given_by = {
+        v: (s, i) for s, g in enumerate(gives) for i, v in enumerate(g) if isinstance(v, jex.Var)
+    }
     final = len(ranges) - 1
     literals = {id(v): (final, i) for i, v in enumerate(gives[final])}
     stages = tuple(
-        _stage(line, run, need, taken, made, tuple(at[v] for v in taken))
+        _stage(line, run, need, taken, made, tuple(given_by[v] for v in taken))
         for run, need, taken, made in zip(ranges, needs, takes, gives, strict=True)
     )
-    outputs = tuple(at[v] if isinstance(v, jex.Var) else literals[id(v)] for v in jaxpr.outvars)
-    return Stages(stages, outputs, given)
+    outputs = tuple(
+        given_by[v] if isinstance(v, jex.Var) else literals[id(v)] for v in jaxpr.outvars
+    )
+    return Stages(stages, outputs, given, line.paths)
 
 
 def _stage_needs(
@@ -215,6 +233,7 @@ def _stage(
         sites=tuple(name for name, _ in sites),
         site_rows=tuple(rows for _, rows in sites),
         equations=len(run),
+        flops=sum(equation_flops(jaxpr.eqns[i]) for i in run),
     )
 
 
@@ -225,9 +244,8 @@ def param_keys(cut: Stages, stage: Stage) -> list[str]:
       cut: Stages of a network.
       stage: One of them.
     """
-    paths = cut.equations.paths
     return [
-        paths[i] if rows is None else f"{paths[i]}[{rows.first}:{rows.last}]"
+        cut.paths[i] if rows is None else f"{cut.paths[i]}[{rows.first}:{rows.last}]"
         for i, rows in zip(stage.params, stage.param_rows, strict=True)
     ]
 
@@ -253,15 +271,16 @@ def signature(stage: Stage) -> tuple[Any, ...]:
     return len(stage.params), len(stage.buffers), inputs, text
 
 
-def stage_params(net: Network, cut: Stages, stage: Stage) -> StageParams:
+def stage_params(net: Network, cut: Stages, stage: Stage, taps: Any = ()) -> StageParams:
     """Collects what a stage reads of its network.
 
     Args:
       net: Network that was cut.
       cut: Its stages.
       stage: One of them.
+      taps: Parameters of the taps it was cut with.
     """
-    leaves, buffers = jax.tree.leaves(net.params), jax.tree.leaves(net.buffers)
+    leaves, buffers = jax.tree.leaves((net.params, taps)), jax.tree.leaves(net.buffers)
     read = list(zip(param_keys(cut, stage), stage.params, stage.param_rows, strict=True))
     stacked = {site.name for site in net.sites if site.stacked[:1] == (True,)}
     sites = {
@@ -269,7 +288,7 @@ def stage_params(net: Network, cut: Stages, stage: Stage) -> StageParams:
         for name, rows in zip(stage.sites, stage.site_rows, strict=True)
         if name in net.cores
     }
-    masks = [(key, net.masks.get(cut.equations.paths[i]), rows) for key, i, rows in read]
+    masks = [(key, net.masks.get(cut.paths[i]), rows) for key, i, rows in read]
     return StageParams(
         params={key: take_rows(leaves[i], rows) for key, i, rows in read},
         masks={key: take_rows(mask, rows) for key, mask, rows in masks if mask is not None},

@@ -111,7 +111,9 @@ class MemoryTable(NamedTuple):
         )
 
 
-def stage_memory(net: Network, cut: Stages, program: StageProgram, in_flight: int) -> StageMemory:
+def stage_memory(
+    net: Network, cut: Stages, program: StageProgram, in_flight: int, taps: Any = ()
+) -> StageMemory:
     """Counts the bytes of one stage from its compiled programs; nothing is run.
 
     Args:
@@ -119,8 +121,9 @@ def stage_memory(net: Network, cut: Stages, program: StageProgram, in_flight: in
       cut: Its stages.
       program: Program of the stage.
       in_flight: Number of micro-batches it keeps at most.
+      taps: Parameters of the taps it was cut with.
     """
-    own, inputs = input_shapes(net, cut, program)
+    own, inputs = input_shapes(net, cut, program, taps)
     keep = program.keep.lower(own, inputs)
     outputs, residuals = keep.out_info
     cotangents = [outputs[i] for i in program.differentiated]
@@ -136,13 +139,16 @@ def stage_memory(net: Network, cut: Stages, program: StageProgram, in_flight: in
     return StageMemory(params, params, kept, in_flight, *larger)
 
 
-def input_shapes(net: Network, cut: Stages, program: StageProgram) -> tuple[Any, TaskInputs]:
+def input_shapes(
+    net: Network, cut: Stages, program: StageProgram, taps: Any = ()
+) -> tuple[Any, TaskInputs]:
     """Lists the shapes of what a stage is given for a micro-batch, on its devices.
 
     Args:
       net: The network.
       cut: Its stages.
       program: Program of the stage.
+      taps: Parameters of the taps it was cut with.
 
     Returns:
       Shapes of what it reads of the network, and of the inputs of a task.
@@ -152,7 +158,7 @@ def input_shapes(net: Network, cut: Stages, program: StageProgram) -> tuple[Any,
     def shape(a: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a), sharding=sharding)
 
-    read = jax.eval_shape(lambda: stage_params(net, cut, stage))
+    read = jax.eval_shape(lambda: stage_params(net, cut, stage, taps))
     own = jax.tree.map(lambda a: shape(a, devices.replicated), read)
     line = cut.equations
     arguments = [line.arguments[i].aval for i in stage.arguments]

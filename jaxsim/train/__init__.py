@@ -1,7 +1,7 @@
 """Losses and loops that train networks and pyramids."""
 
 from jaxsim.train.loop import fit, only
-from jaxsim.train.losses import cross_entropy, distillation, distillation_targets
+from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
 from jaxsim.train.pyramid import Soft, train_pyramid
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "distillation_targets",
     "fit",
     "only",
+    "over_exits",
     "train_pyramid",
 ]

@@ -22,10 +22,17 @@ from jaxsim.inputs.samples import check_batch, check_finite, check_labels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
-from jaxsim.pipeline.pipeline import Pipeline
 from jaxsim.sparsity.optimizers.masked import masks_of
-from jaxsim.train.losses import cross_entropy
-from jaxsim.train.step import Descent, compile_step, trained_values, under_masks_of, with_values
+from jaxsim.train.losses import OverExits, cross_entropy, over_exits
+from jaxsim.train.step import (
+    Descent,
+    compile_step,
+    has_exits,
+    is_pipeline,
+    trained_values,
+    under_masks_of,
+    with_values,
+)
 
 
 def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.GradientTransformation:
@@ -97,22 +104,25 @@ def fit(
 
     Args:
       net: Network to train, not deployed; its cores say what the training is aware of. A pipeline
-        trains as a pipeline.
+        trains as a pipeline, one with exits together with their classifiers, on the loss of all.
       images: Inputs: a batch of N rows (an array [N, ...], a tuple of positional arguments, or a
         dict of keyword arguments) or an iterable of batches. All is read once, into memory.
       labels: Classes [N], or whatever `loss` compares with, an entry an image; where `images` is an
         iterable also an iterable of arrays, one a batch. None where `images` is labeled already: a
         pair `(batch, labels)` or an iterable of pairs.
       epochs: Passes over the data, at least 1.
-      optimizer: An optax transformation; it sees `net.params`, or after `js.learn_ranges`
-        `{"params": net.params, "ranges": …}`. Where its state has masks (`js.sparsity.rigl`), those
-        of `net` make way for them: all weights have gradients, and the network ends with the masks.
+      optimizer: An optax transformation; it sees `net.params`, or after `js.learn_ranges` or
+        `js.exit_early` `{"params": net.params, "ranges": …, "heads": …}`, what there is of them.
+        Where its state has masks (`js.sparsity.rigl`), those of `net` make way for them: all
+        weights have gradients, and the network ends with the masks.
       key: Random key of the shuffling and of the cores.
       batch_size: Images a step, from 1 to N; an incomplete last batch is left out.
       call: Keyword arguments of each call. With "mutable" in it, the model returns updates of its
         buffers as a second output and they are kept.
       rngs: Linen's random streams (`"dropout"`), given a new key at every step.
-      loss: Mean over a batch of `(logits, labels)`, for instance `distillation(…)`.
+      loss: Mean over a batch of `(logits, labels)`, for instance `distillation(…)`. Of a network
+        with exits it is that of one, and the mean over them is minimized; `over_exits(…)` weighs
+        them.
       checkpoints: Folder to write to after each epoch and to resume from; of this run only, which
         is known by the bits of the network, the data and the key, and by the program of a step:
         its loss, optimizer and call. Not seen are what host callbacks do and the loss of a
@@ -144,6 +154,8 @@ def fit(
       >>> js.classify(trained, x).tolist()
       [0, 1, 2, 3]
     """
+    if has_exits(net) and not isinstance(loss, OverExits):
+        loss = over_exits(loss)
     descent = Descent(optimizer, loss, dict(call or {}), rngs)
     data = _checked_data(net, images, labels, epochs, batch_size)
     _check_labels(data, descent, net, key)
@@ -253,7 +265,8 @@ def _checked_data(net: Network, images: Any, labels: Any, epochs: int, batch_siz
 
 def _check_labels(data: _Data, descent: Descent, net: Network, key: Any) -> None:
     """Checks that labels are classes for the cross-entropy, and finite for any other loss."""
-    if descent.loss is not cross_entropy:
+    loss = descent.loss.loss if isinstance(descent.loss, OverExits) else descent.loss
+    if loss is not cross_entropy:
         check_finite("labels", data.labels)
         return
     few = take_rows(data.inputs, slice(0, 1))
@@ -263,7 +276,7 @@ def _check_labels(data: _Data, descent: Descent, net: Network, key: Any) -> None
 
 def _classes(net: Network, args: Any, key: Any, options: Mapping[str, Any]) -> int | None:
     """Counts the classes of the outputs; None of a pipeline, where only a call would say."""
-    if isinstance(net, Pipeline):
+    if is_pipeline(net):
         return None
     arguments = call_arguments(args, options)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
@@ -13,6 +15,7 @@ from jaxsim.inputs.samples import check_finite, check_labels
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range
 from jaxsim.numerics.renamed import old_names
+from jaxsim.values.value import Value
 
 
 @own_promotion()
@@ -109,6 +112,65 @@ def distillation_targets(
     check_finite("logits", logits)
     check_labels("labels", labels, np.shape(logits)[1])
     return np.concatenate([np.asarray(logits, np.float32), np.asarray(labels)[:, None]], 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OverExits(Value):
+    """A loss of all exits, from that of one; made by `over_exits`.
+
+    Attributes:
+      loss: Mean over a batch of `(logits, labels)`.
+      weights: Of each exit in the sum; None for the mean.
+    """
+
+    loss: Callable[[Array, Array], Array]
+    weights: tuple[float, ...] | None
+
+    def __call__(self, logits: Float[Array, "N L C"], labels: Array) -> Float[Array, ""]:
+        """The weighted sum of the exits' losses."""
+        L = logits.shape[1]
+        weights = (1 / L,) * L if self.weights is None else self.weights
+        if len(weights) != L:
+            raise ValueError(f"weights: {len(weights)} of them for {L} exits")
+        each = [self.loss(logits[:, i], labels) for i in range(L)]
+        return sum((w * e for w, e in zip(weights, each, strict=True)), jnp.zeros(()))
+
+
+def over_exits(
+    loss: Callable[[Array, Array], Array] = cross_entropy,
+    weights: Sequence[float] | None = None,
+) -> OverExits:
+    """Makes a loss of all exits of a network from the loss of one.
+
+    `fit` trains networks with exits on it, and `pipeline_value_and_grad` takes it: gradients of
+    early exits come from the stages that they stand in.
+
+    Args:
+      loss: Mean over a batch of `(logits [N, C], labels)`.
+      weights: Of each exit in the sum, the network's own last, at least 0; None for the mean.
+
+    Returns:
+      `(logits [N, L, C], labels) -> loss`.
+
+    Raises:
+      ValueError: A weight that is negative or not a number, or, when called, another number of
+        weights than of exits.
+
+    Source: Teerapittayanon et al. (2016), BranchyNet, arXiv 1709.01686, section III-B; Chen et al.
+    (2023), EE-LLM, arXiv 2312.04916.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxsim.train import over_exits
+      >>> logits = jnp.zeros((2, 3, 4))  # two rows, three exits, four classes
+      >>> round(float(over_exits(weights=(0.25, 0.25, 1.0))(logits, jnp.array([0, 3]))), 4)
+      2.0794
+    """
+    if weights is None:
+        return OverExits(loss, None)
+    for i, weight in enumerate(weights):
+        check_range(f"weights[{i}]", weight, 0)
+    return OverExits(loss, tuple(map(float, weights)))
 
 
 __getattr__ = old_names(__name__, {"taught": distillation_targets})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -15,10 +15,10 @@ from jaxsim.checkpoint.log import program_digest
 from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import Batch
 from jaxsim.network.network import Network
-from jaxsim.pipeline.gradient import pipeline_value_and_grad
-from jaxsim.pipeline.pipeline import Pipeline
 from jaxsim.sparsity.masks import select_kept
 from jaxsim.sparsity.optimizers.masked import masks_of
+from jaxsim.staged.gradient import pipeline_value_and_grad
+from jaxsim.staged.network import Staged
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 
 
@@ -54,9 +54,9 @@ class Descent:
     def loss_of(self, values: Any, net: Network, x: Partitioned, y: Array, key: Any) -> Any:
         """The loss of a batch, and updates of the buffers."""
         args, kwargs = x.combine()
-        out = with_values(net, values)(
-            *args, key=key, **{**self.call, **kwargs}, **self.streams(key)
-        )
+        changed = with_values(net, values)
+        run = changed.exit_logits if has_exits(changed) else changed
+        out = run(*args, key=key, **{**self.call, **kwargs}, **self.streams(key))
         logits, updates = self.outputs(out)
         return self.loss(logits, y), updates
 
@@ -90,7 +90,7 @@ def compile_step(
     Raises:
       ValueError: A pipeline with learned ranges.
     """
-    if not isinstance(net, Pipeline):
+    if not is_pipeline(net):
         # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
         step = jax.jit(descent.step)
         return step, lambda *at: program_digest(step, *at)
@@ -101,7 +101,7 @@ def compile_step(
     def pipelined(net: Network, state: optax.OptState, x: Partitioned, y: Any, key: Any) -> Any:
         gradients, batch = pipeline_value_and_grad(net, descent.loss), Batch(*x.combine())
         options = {**descent.call, **descent.streams(key)}
-        out, grads = gradients(net.params, (batch, y), key=key, **options)
+        out, grads = gradients(trained_values(net), (batch, y), key=key, **options)
         value, updates = descent.outputs(out)
         return *update(net, state, grads, updates), value
 
@@ -125,14 +125,39 @@ def under_masks_of(state: optax.OptState, net: Network) -> Network:
     return dataclasses.replace(net, masks={n: m for n, m in net.masks.items() if n not in masks})
 
 
-def trained_values(net: Network) -> Any:
-    """Collects what an optimizer trains: the parameters, and ranges if they are learned.
+def has_exits(net: Network) -> TypeGuard[Staged]:
+    """Whether a network has exits, whose classifiers train beside it.
 
     Args:
       net: The network.
     """
-    learned = ranges(net)
-    return {"params": net.params, "ranges": learned} if learned else net.params
+    return isinstance(net, Staged) and bool(net.exits)
+
+
+def is_pipeline(net: Network) -> bool:
+    """Whether a network runs in stages on several devices.
+
+    Args:
+      net: The network.
+    """
+    return isinstance(net, Staged) and net.layout is not None
+
+
+def trained_values(net: Network) -> Any:
+    """Collects what an optimizer trains: the parameters, classifiers of exits, learned ranges.
+
+    Args:
+      net: The network.
+
+    Returns:
+      `net.params`, or where there is more `{"params": …, "heads": …, "ranges": …}`.
+    """
+    more: dict[str, Any] = {}
+    if has_exits(net):
+        more["heads"] = net.heads
+    if learned := ranges(net):
+        more["ranges"] = learned
+    return {"params": net.params, **more} if more else net.params
 
 
 def with_values(net: Network, values: Any) -> Network:
@@ -142,9 +167,11 @@ def with_values(net: Network, values: Any) -> Network:
       net: The network.
       values: A tree like that of `trained_values`.
     """
-    if not ranges(net):
+    if not (has_exits(net) or ranges(net)):
         return dataclasses.replace(net, params=values)
-    return with_ranges(dataclasses.replace(net, params=values["params"]), values["ranges"])
+    found = {name: value for name, value in values.items() if name != "ranges"}
+    net = dataclasses.replace(net, **found)
+    return with_ranges(net, values["ranges"]) if "ranges" in values else net
 
 
 def _merge(buffers: Any, updates: Any) -> Any:

@@ -10,16 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from jaxsim.adaptive.exits import EarlyExit, at_exits
 from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import fit_students
-from jaxsim.adaptive.rows import (
-    BatchPair,
-    exit_layout,
-    find_batch_axes,
-    find_rows,
-    trace_batch_pair,
-)
 from jaxsim.adaptive.rule import Rule, check_rule
 from jaxsim.inputs.batches import join_batches
 from jaxsim.inputs.samples import check_batch
@@ -29,6 +21,15 @@ from jaxsim.network.cuts import Cut, balance_blocks, blocks, flops
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_called, checked_int
+from jaxsim.staged.exits import at_exits
+from jaxsim.staged.network import Staged
+from jaxsim.staged.rows import (
+    BatchPair,
+    exit_layout,
+    find_batch_axes,
+    find_rows,
+    trace_batch_pair,
+)
 from jaxsim.values.calls import shown_as_called
 
 
@@ -58,7 +59,7 @@ def exit_early(
         what is made return logits.
 
     Raises:
-      ValueError: an argument out of range; when applied, a network that is cut already, that
+      ValueError: an argument out of range; when applied, a network that has exits already, that
         returns anything but logits, or that has too few cuts whose feature is known.
 
     Examples:
@@ -90,7 +91,13 @@ def exit_early(
 
     def apply(net: Network) -> Network:
         require_network(net, "exit_early")
-        require_uncut(net, "exit_early")
+        require_uncut(net, "exit_early", allowed=("pipeline_shard",), reason="it has exits already")
+        layout = getattr(net, "layout", None)
+        if layout is not None and layout.engine == "spmd":
+            raise ValueError(
+                "exit_early cannot follow pipeline_shard(engine='spmd'): that runs equal blocks, "
+                "and classifiers make them differ; engine='mpmd' runs unequal stages"
+            )
         if output is not None:
             net = dataclasses.replace(net, fn=OutputCall(net.fn, output))
         args, kwargs = net.example.combine()
@@ -102,15 +109,16 @@ def exit_early(
             {"kernel": jnp.zeros((d, seen.classes)), "bias": jnp.zeros(seen.classes)}
             for d in seen.widths
         )
-        fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
-        return EarlyExit(
+        fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(Network)}
+        return Staged(
             **fields,
             heads=heads,
             threshold=jnp.float32(rule.threshold),
-            cuts=at,
+            exits=seen.places,
             feature=feature,
             patience=int(rule.patience),
             first=int(rule.first),
+            layout=layout,
         )
 
     return apply
@@ -125,7 +133,7 @@ def distill_exits(
     learning_rate: float | Array = 0.02,
     batch_size: int = 256,
     **kwargs: Any,
-) -> EarlyExit:
+) -> Staged:
     """Teaches the classifiers of the exits to say what the network says at its end.
 
     Nothing else changes and no labels are needed.
@@ -157,7 +165,7 @@ def distill_exits(
       >>> taught.heads[0]["kernel"].shape
       (8, 3)
     """
-    if not isinstance(net, EarlyExit):
+    if not (isinstance(net, Staged) and net.exits):
         raise ValueError("net: has no exits; js.exit_early(…)(net) makes them")
     batch_size = checked_int("batch_size", batch_size, 1)
     batch = join_batches(inputs)
@@ -177,7 +185,7 @@ def _balanced(found: BatchPair, count: int, feature: Feature) -> tuple[str, ...]
     for cut in found.places:
         if cut.minimal:
             try:
-                find_batch_axes(found, [cut], feature)
+                find_batch_axes(found, [cut], [cut.name], feature)
                 places.append(cut)
             except ValueError as error:
                 refused = f"; not at {cut.name}: {error}"

@@ -30,15 +30,16 @@ from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.stages import split, stage_params
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import checked_int
-from jaxsim.pipeline import spmd
 from jaxsim.pipeline.blocks import equal_blocks
 from jaxsim.pipeline.devices import StageDevices
 from jaxsim.pipeline.microbatch import batch_split
-from jaxsim.pipeline.pipeline import Pipeline
-from jaxsim.pipeline.plan import Layout, example_of
 from jaxsim.pipeline.programs import Remat, TaskInputs, stage_programs
 from jaxsim.pipeline.schedule import Schedule
+from jaxsim.staged import spmd
+from jaxsim.staged.network import Staged
+from jaxsim.staged.plan import Layout, example_of
 from jaxsim.values.calls import shown_as_called
+from jaxsim.values.memo import Memo
 
 Balance = Literal["flops", "time", "bytes"] | Sequence[str]
 
@@ -118,11 +119,19 @@ def pipeline_shard(
 
     def apply(net: Network) -> Network:
         require_network(net, "pipeline_shard")
-        require_uncut(net, "pipeline_shard")
+        require_uncut(
+            net, "pipeline_shard", allowed=("exit_early",), reason="it is a pipeline already"
+        )
         where = _stage_devices(devices, stages)
         process = jax.process_index()
         local = all(d.process_index == process for stage in where for d in stage.devices)
         chosen_engine = ("mpmd" if local else "spmd") if engine == "auto" else engine
+        if chosen_engine == "spmd" and net.cut_by:
+            raise ValueError(
+                "pipeline_shard(engine='spmd') cannot follow exit_early: it runs equal blocks, and "
+                "classifiers make them differ; engine='mpmd' runs unequal stages on the devices of "
+                "one process"
+            )
         if chosen_engine == "mpmd" and not local:
             raise ValueError("engine='mpmd': devices of other processes need engine='spmd'")
         replicas = len(where[0].devices)
@@ -136,8 +145,10 @@ def pipeline_shard(
         else:
             names = _balanced_cuts(net, line, stages, balance, where[0])
         layout = Layout(names, microbatches, schedule, remat, chosen_engine, where)
-        fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
-        return Pipeline(**fields, layout=layout)
+        if isinstance(net, Staged):
+            return dataclasses.replace(net, layout=layout, memo=Memo())
+        fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(Network)}
+        return Staged(**fields, layout=layout)
 
     return apply
 

@@ -151,7 +151,7 @@ def test_a_weight_that_a_scan_reuses_is_calibrated_on_all_of_its_turns():
 
 def test_transforms_that_need_a_whole_network_refuse_others():
     class Cut(js.Network):
-        cut_by = "exit_early"
+        cut_by = ("exit_early",)
 
     net = looped()
     cut = Cut(**{f.name: getattr(net, f.name) for f in dataclasses.fields(net)})

@@ -179,8 +179,8 @@ def held(net, names):
         "slice_bits": "bit_sliced" in makers,
         "block": "blocked" in makers,
         "analog": "tiled" in makers,
-        "exit_early": isinstance(net, js.EarlyExit),
-        "pipeline_shard": type(net).__name__ == "Pipeline",
+        "exit_early": "exit_early" in net.cut_by,
+        "pipeline_shard": "pipeline_shard" in net.cut_by,
     }
     assert all(marks[name] for name in names if name in marks), (names, makers)
 

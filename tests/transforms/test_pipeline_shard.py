@@ -186,7 +186,7 @@ def test_under_jit_and_grad_it_is_the_same_function():
 
 
 def test_other_batch_sizes_need_no_new_trace_and_equal_shapes_compile_once():
-    from jaxsim.pipeline.plan import pipeline_plan
+    from jaxsim.staged.plan import pipeline_plan
 
     case = pipelines.mlp()
     made = pipe(case.net)

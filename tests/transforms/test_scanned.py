@@ -94,7 +94,7 @@ HERE = {
 """What other tests of this file walk."""
 
 ELSEWHERE = {
-    "exit_early, distill_exits, EarlyExit, pipeline_shard": "tests/network/test_stacks.py",
+    "exit_early, distill_exits, Staged, pipeline_shard": "tests/network/test_stacks.py",
     "pipeline_value_and_grad, simulate_schedule": "tests/network/test_stacks.py",
     "save, load": "tests/network/test_stacks.py",
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",

@@ -81,11 +81,11 @@ def test_exits_and_stages_are_printed():
     assert "before Conv_1/kernel" in shown
     assert "before Dense_1/kernel" in shown
     assert "0.25" in shown
-    assert repr(exits).startswith("EarlyExit(")
+    assert repr(exits).startswith("Staged(")
     pipe = js.pipeline_shard(2, 4, devices=jax.devices()[:1] * 2)(cnn())
     assert pipe.layout.cuts[0] in str(pipe).split("stages")[1]
     assert "4 micro-batches" in str(pipe)
-    assert repr(pipe).startswith("Pipeline(")
+    assert repr(pipe).startswith("Staged(")
 
 
 def test_parameters_are_replaced_where_they_fit():

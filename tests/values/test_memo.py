@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 import jaxsim as js
-from jaxsim.adaptive.exit_step import prepared as prepared_exits
-from jaxsim.adaptive.rows import find_rows
 from jaxsim.network.arguments import call_arguments
-from jaxsim.pipeline.plan import pipeline_plan
+from jaxsim.staged.exit_step import prepared as prepared_exits
+from jaxsim.staged.plan import pipeline_plan
+from jaxsim.staged.rows import find_rows
 from jaxsim.values.memo import Memo, Memoizing, memoized
 from tests.support import pipelines
 from tests.support.models import normal

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.adaptive import rows
 from jaxsim.adaptive.features import pooled
 from jaxsim.network.arguments import call_arguments
+from jaxsim.staged import rows
 
 WIDTHS = (3, 5, 4, 7, 2)
 

@@ -14,23 +14,24 @@ from jaxtyping import Array
 
 from jaxsim.adaptive.features import Feature
 from jaxsim.adaptive.heads import Head, apply_head
-from jaxsim.adaptive.rows import (
+from jaxsim.adaptive.rule import PatienceState, Rule, should_exit
+from jaxsim.cores.partition import Partitioned
+from jaxsim.internals import compile_count
+from jaxsim.network.cuts import cuts, equations
+from jaxsim.network.stages import StageParams, Stages, run_stage, split
+from jaxsim.staged.rows import (
     ExitLayout,
     abstract_leaves,
     batch_first,
     boundary_values,
     exit_layout,
+    select_union,
     without_exits,
 )
-from jaxsim.adaptive.rule import PatienceState, Rule, should_exit
-from jaxsim.cores.partition import Partitioned
-from jaxsim.internals import compile_count
-from jaxsim.network.cuts import cuts, equations, select_cuts
-from jaxsim.network.stages import StageParams, Stages, run_stage, split
 from jaxsim.values.memo import memoized
 
 if TYPE_CHECKING:
-    from jaxsim.adaptive.exits import EarlyExit
+    from jaxsim.staged.network import Staged
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,45 +59,85 @@ class Prepared:
     step: Any = None
 
 
+class Answer(NamedTuple):
+    """What an exit says of the rows that reach it.
+
+    Attributes:
+      logits: Logits [B, C].
+      leave: True for the rows that leave, [B].
+      uncertainty: Normalized entropy of the logits, [B].
+    """
+
+    logits: Array
+    leave: Array
+    uncertainty: Array
+
+
 class ExitStep(NamedTuple):
     """Result of a stage and its exit.
 
     Attributes:
       live: Boundary activations for the next stage.
-      logits: Logits [B, C] of this exit.
-      leave: True for the rows that leave, [B].
-      uncertainty: Normalized entropy of the logits, [B].
+      answer: What this exit says; None behind a stage at whose end only a device takes over.
       streak: State of patience after this exit.
     """
 
     live: list[Array]
-    logits: Array
-    leave: Array
-    uncertainty: Array
+    answer: Answer | None
     streak: PatienceState
 
 
-def prepared(net: EarlyExit, arguments: Partitioned, batched: tuple[bool, ...]) -> Prepared:
+def prepared(
+    net: Staged,
+    arguments: Partitioned,
+    batched: tuple[bool, ...],
+    others: tuple[str, ...] = (),
+) -> Prepared:
     """Builds the stages of a call, kept for calls of the same shapes.
 
     Args:
       net: Network with exits.
       arguments: Arguments of the call; they may be shapes.
       batched: True for each of their arrays that holds rows, from `find_rows`.
+      others: Names of sites before which it is cut beside its exits.
 
     Raises:
       ValueError: A cut that does not exist any more, classifiers that do not fit, or what
         `exit_layout` raises.
     """
     leaves_, treedef = jax.tree.flatten((net, arguments))
-    return memoized(net, _prepared, treedef, abstract_leaves(leaves_), batched)
+    return memoized(net, _prepared, treedef, abstract_leaves(leaves_), batched, others)
 
 
 def _prepared(
-    treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], batched: tuple[bool, ...]
+    treedef: Any,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+    batched: tuple[bool, ...],
+    others: tuple[str, ...],
 ) -> Prepared:
     net, arguments = jax.tree.unflatten(treedef, shapes)
-    found = exit_layout(net, arguments, batched, net.cuts, net.feature)
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, others)
+    check_heads(net, found)
+    line = equations(without_exits(net), arguments)
+    cut = split(line, select_union(cuts(line), net.exits, others))
+    plan = Prepared(
+        cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges
+    )
+    step = jax.jit(partial(stage_and_exit, plan), static_argnums=0)
+    _steps.add(step)
+    return dataclasses.replace(plan, step=step)
+
+
+def check_heads(net: Staged, found: ExitLayout) -> None:
+    """Checks that classifiers fit the features that they read.
+
+    Args:
+      net: Network with exits.
+      found: Widths of its exits.
+
+    Raises:
+      ValueError: One does not.
+    """
     for i, (head, width) in enumerate(zip(net.heads, found.widths, strict=True)):
         if head["kernel"].shape != (width, found.classes):
             raise ValueError(
@@ -104,14 +145,6 @@ def _prepared(
                 f"{[width, found.classes]} is needed; another transform has changed the features: "
                 "exit_early and distill_exits after it"
             )
-    line = equations(without_exits(net), arguments)
-    cut = split(line, select_cuts(cuts(line), net.cuts, argument="exits"))
-    plan = Prepared(
-        cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges
-    )
-    step = jax.jit(partial(stage_and_exit, plan), static_argnums=0)
-    _steps.add(step)
-    return dataclasses.replace(plan, step=step)
 
 
 def advance(
@@ -161,13 +194,13 @@ def stage_and_exit(
     key: Any,
     part: Any,
 ) -> ExitStep:
-    """Runs one stage, and decides at its end.
+    """Runs one stage, and decides at its end where an exit stands there.
 
     Args:
       plan: Stages of the call.
       at: Index of the stage.
       own: Parameters and states that it reads.
-      head: Classifier of this exit; None for the last, which is the network's.
+      head: Classifier of this exit; None for the last, which is the network's, and where none is.
       threshold: Uncertainty below which rows leave.
       arguments: Arguments that it reads.
       live: Boundary activations before it.
@@ -176,12 +209,16 @@ def stage_and_exit(
       part: Tells apart the read noise of batches.
     """
     after = advance(plan, at, own, arguments, live, key, part)
+    number = (*plan.layout.exits, len(plan.layout.widths))[at]
+    if number is None:
+        return ExitStep(after, None, streak)
     if head is None:
         (logits,), after = after, []
     else:
         logits = apply_head(head, plan.feature(batch_first(after, plan.layout.axes[at])))
     rule = Rule(threshold, plan.patience, plan.first)
-    return ExitStep(after, logits, *should_exit(rule, logits, streak, at + 1))
+    leave, uncertainty, streak = should_exit(rule, logits, streak, number + 1)
+    return ExitStep(after, Answer(logits, leave, uncertainty), streak)
 
 
 _steps: weakref.WeakSet[Any] = weakref.WeakSet()

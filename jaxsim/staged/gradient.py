@@ -15,15 +15,12 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import batch_of
 from jaxsim.network.leaves import check_like, is_array
 from jaxsim.network.network import Network
-from jaxsim.pipeline import mpmd, spmd
 from jaxsim.pipeline.microbatch import updates_buffers
-from jaxsim.pipeline.pipeline import (
-    Pipeline,
-    check_spmd,
-    run_everywhere,
-)
-from jaxsim.pipeline.plan import PipelinePlan, layout_of, pipeline_plan
 from jaxsim.pipeline.programs import is_inexact
+from jaxsim.staged import mpmd, spmd
+from jaxsim.staged.network import Staged
+from jaxsim.staged.pipeline import check_spmd, run_everywhere
+from jaxsim.staged.plan import PipelinePlan, layout_of, pipeline_plan, require_layout
 
 
 def pipeline_value_and_grad(
@@ -37,13 +34,15 @@ def pipeline_value_and_grad(
     Args:
       net: A pipeline, from `pipeline_shard`, not deployed.
       loss_fn: `(outputs, targets) -> scalar`. It must be a mean (or sum) over the examples: it is
-        called for each micro-batch, and nothing can tell whether it is.
+        called for each micro-batch, and nothing can tell whether it is. With exits, the outputs are
+        the logits [B, L, C] of all of them, as of `Staged.exit_logits`.
       reduction: "mean" averages the losses of the micro-batches, "sum" adds them.
 
     Returns:
       `step(params, batch, *, key=None, **kwargs) -> (loss, grads)`. A batch is `(inputs, targets)`:
       inputs are an array, or a tuple of the network's arguments, targets any tree of arrays; those
-      with the batch as their leading axis are divided. With `mutable=…` among the keyword arguments
+      with the batch as their leading axis are divided. With exits, `params` and gradients are
+      `{"params": net.params, "heads": net.heads}`. With `mutable=…` among the keyword arguments
       or the network's defaults, `loss_fn` gets the first output only and the step returns
       `((loss, updates), grads)`: batch statistics are those of a micro-batch, their moving averages
       are updated once, by those of the mini-batch. Gradients are where the parameters are. The step
@@ -64,25 +63,26 @@ def pipeline_value_and_grad(
       >>> float(loss), [g.shape for g in grads]
       (1.0, [(4, 4), (4, 4)])
     """
-    if not isinstance(net, Pipeline):
-        raise ValueError("net: is no pipeline; js.pipeline_shard(…)(net) makes one")
+    pipe = require_layout(net)
     if net.deployed:
         raise ValueError("net is deployed: its calls do not read the parameters any more")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction={reduction!r}: must be 'mean' or 'sum'")
-    layout = layout_of(net)
+    layout, exits = layout_of(pipe), bool(pipe.exits)
+    held: Any = {"params": pipe.params, "heads": pipe.heads} if exits else pipe.params
     scale = 1 / layout.microbatches if reduction == "mean" else 1.0
 
     def step(
         params: Any, batch: Any, *, key: Key[Array, ""] | None = None, **kwargs: Any
     ) -> tuple[Any, Any]:
-        check_like(net.params, params)
+        check_like(held, params)
         if not isinstance(batch, tuple) or len(batch) != 2:
             raise ValueError("batch: must be a tuple of inputs and targets")
         inputs, targets = batch
         given = batch_of(inputs, "batch")
-        current = dataclasses.replace(net, params=params)
-        arguments = net.arguments(given.args, {**kwargs, **given.kwargs}, key)
+        changed = params if exits else {"params": params}
+        current = dataclasses.replace(pipe, **changed)
+        arguments = pipe.arguments(given.args, {**kwargs, **given.kwargs}, key)
         plan = pipeline_plan(current, arguments)
         aims = Partitioned.of(targets, is_array)
         if layout.engine == "spmd":
@@ -92,26 +92,34 @@ def pipeline_value_and_grad(
 
         def loss_of(outputs: list[Array], arrays: list[Any]) -> tuple[Array, list[Array]]:
             given = dataclasses.replace(aims, arrays=tuple(arrays))
-            return _loss(outputs, given, loss_fn=loss_fn, scale=scale, tree=plan.loss_tree)
+            settings = {"loss_fn": loss_fn, "scale": scale, "tree": plan.loss_tree}
+            return _loss(outputs, given, **settings, exits=exits)
 
         loss, grads, parts = mpmd.value_and_grad(
             current, plan, arguments, key, aims.arrays, loss_of
         )
-        leaves, treedef = jax.tree.flatten(params)
-        found = jax.tree.unflatten(
+        leaves, treedef = jax.tree.flatten((current.params, current.heads))
+        slopes, heads = jax.tree.unflatten(
             treedef, [_gradient(g, p) for g, p in zip(grads, leaves, strict=True)]
         )
+        found: Any = {"params": slopes, "heads": heads} if exits else slopes
         if not updates_buffers(arguments):
             return jax.block_until_ready((loss, found))
-        outputs = jax.tree.unflatten(plan.cut.equations.out_tree, plan.join.join(parts))
+        outputs = jax.tree.unflatten(plan.out_tree, plan.join.join(parts))
         return jax.block_until_ready(((loss, outputs[1]), found))
 
     return step
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "scale", "tree"))
+@partial(jax.jit, static_argnames=("loss_fn", "scale", "tree", "exits"))
 def _loss(
-    outputs: list[Array], targets: Partitioned, *, loss_fn: Any, scale: float, tree: Any
+    outputs: list[Array],
+    targets: Partitioned,
+    *,
+    loss_fn: Any,
+    scale: float,
+    tree: Any,
+    exits: bool,
 ) -> tuple[Array, list[Array]]:
     """A micro-batch's share of the loss, and its derivatives by the inexact outputs."""
     inexact = [is_inexact(y) for y in outputs]
@@ -119,7 +127,8 @@ def _loss(
     def share(moving: list[Array]) -> Array:
         rest = iter(moving)
         leaves = [next(rest) if moves else y for y, moves in zip(outputs, inexact, strict=True)]
-        return scale * _scalar(loss_fn(jax.tree.unflatten(tree, leaves), targets.combine()))
+        read = jnp.stack(leaves, 1) if exits else jax.tree.unflatten(tree, leaves)
+        return scale * _scalar(loss_fn(read, targets.combine()))
 
     return jax.value_and_grad(share)([y for y, m in zip(outputs, inexact, strict=True) if m])
 
@@ -133,7 +142,7 @@ def _scalar(loss: Any) -> Array:
 
 
 def _spmd_step(
-    net: Pipeline,
+    net: Staged,
     plan: PipelinePlan,
     arguments: Partitioned,
     targets: Partitioned,
@@ -145,7 +154,7 @@ def _spmd_step(
         read = jax.tree.unflatten(plan.loss_tree, [outputs[i] for i in plan.loss_outputs])
         return _scalar(loss_fn(read, whole))
 
-    def run(net: Pipeline, arrays: Any, aims: Any) -> tuple[Array, Any]:
+    def run(net: Staged, arrays: Any, aims: Any) -> tuple[Array, Any]:
         def total(params: Any) -> Array:
             current = dataclasses.replace(net, params=params)
             return spmd.loss_of(current, plan, arrays, aims, loss, mean=reduction == "mean")

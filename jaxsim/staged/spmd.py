@@ -29,11 +29,11 @@ from jaxsim.network.stages import (
 )
 from jaxsim.pipeline.blocks import ARGUMENT, Blocks, input_sources
 from jaxsim.pipeline.devices import StageDevices
-from jaxsim.pipeline.plan import Layout, PipelinePlan, layout_of
 from jaxsim.pipeline.schedule import Schedule
+from jaxsim.staged.plan import Layout, PipelinePlan, layout_of
 
 if TYPE_CHECKING:
-    from jaxsim.pipeline.pipeline import Pipeline
+    from jaxsim.staged.network import Staged
 
 
 def check(devices: Sequence[StageDevices], schedule: Schedule) -> None:
@@ -82,7 +82,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(move, tree)
 
 
-def outputs_of(net: Pipeline, plan: PipelinePlan, arguments: Sequence[Array]) -> list[Array]:
+def outputs_of(net: Staged, plan: PipelinePlan, arguments: Sequence[Array]) -> list[Array]:
     """Computes the network's outputs.
 
     Args:
@@ -107,7 +107,7 @@ def outputs_of(net: Pipeline, plan: PipelinePlan, arguments: Sequence[Array]) ->
 
 
 def loss_of(
-    net: Pipeline,
+    net: Staged,
     plan: PipelinePlan,
     arguments: Sequence[Array],
     targets: Sequence[Array],
@@ -140,7 +140,7 @@ def loss_of(
 
 
 def _run_sharded(
-    net: Pipeline,
+    net: Staged,
     plan: PipelinePlan,
     arguments: Sequence[Array],
     targets: Sequence[Array],

@@ -17,17 +17,15 @@ from jaxtyping import Array
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.plan import Rows
 from jaxsim.network.stages import param_keys, stage_params
-from jaxsim.pipeline.plan import PipelinePlan, layout_of
 from jaxsim.pipeline.programs import TaskInputs, is_inexact
 from jaxsim.pipeline.schedule import run_through
+from jaxsim.staged.plan import PipelinePlan, layout_of
 
 if TYPE_CHECKING:
-    from jaxsim.pipeline.pipeline import Pipeline
+    from jaxsim.staged.network import Staged
 
 
-def forward(
-    net: Pipeline, plan: PipelinePlan, arguments: Partitioned, key: Any
-) -> list[list[Array]]:
+def forward(net: Staged, plan: PipelinePlan, arguments: Partitioned, key: Any) -> list[list[Array]]:
     """Computes the network's outputs of each micro-batch.
 
     Args:
@@ -44,7 +42,7 @@ def forward(
 
 
 def value_and_grad(
-    net: Pipeline,
+    net: Staged,
     plan: PipelinePlan,
     arguments: Partitioned,
     key: Any,
@@ -63,8 +61,8 @@ def value_and_grad(
         of the outputs that the loss reads.
 
     Returns:
-      The loss, the gradient of each leaf of the parameters (None where no stage reads it), and the
-      outputs of each micro-batch.
+      The loss, the gradient of each leaf of the parameters and then of the exits' classifiers (None
+      where no stage reads it), and the outputs of each micro-batch.
     """
     executor, count = _Executor(net, plan, arguments, key), len(plan.programs)
     last, each = plan.programs[-1].devices, plan.batch.parts(targets)
@@ -93,11 +91,13 @@ class _Executor:
     Stages are numbered by k and micro-batches by m.
     """
 
-    def __init__(self, net: Pipeline, plan: PipelinePlan, arguments: Partitioned, key: Any):
+    def __init__(self, net: Staged, plan: PipelinePlan, arguments: Partitioned, key: Any):
         """Moves each stage's parameters to it."""
         self.cut, self.programs = plan.cut, plan.programs
         self.tensors = [
-            jax.device_put(stage_params(net, plan.cut, program.stage), program.devices.replicated)
+            jax.device_put(
+                stage_params(net, plan.cut, program.stage, net.heads), program.devices.replicated
+            )
             for program in plan.programs
         ]
         self.key = [
@@ -170,7 +170,7 @@ class _Executor:
 
     def gradients(self) -> list[Array | None]:
         """The gradient of each leaf of the parameters; None where no stage reads it."""
-        found: list[list[tuple[Rows | None, Array]]] = [[] for _ in self.cut.equations.paths]
+        found: list[list[tuple[Rows | None, Array]]] = [[] for _ in self.cut.paths]
         for program, sums in zip(self.programs, self.sums, strict=True):
             stage = program.stage
             names = param_keys(self.cut, stage)

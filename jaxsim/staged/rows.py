@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from jaxsim.adaptive.features import Feature
 from jaxsim.cores.partition import Partitioned
+from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.cost import Cost
 from jaxsim.network.cuts import Cut, Equations, cuts, equations, select_cuts
 from jaxsim.network.network import Network, base_network
@@ -51,6 +52,9 @@ class ExitLayout(NamedTuple):
     """Batch axes, widths and costs of a cut network, which hold for any number of rows.
 
     Attributes:
+      places: Names of the cuts, in order of execution.
+      exits: For each cut the number of the exit that stands there, from 0; None where only a device
+        takes over.
       axes: For each cut and each value that crosses it, the axis that holds the rows; None where
         none does.
       widths: Number of features that each classifier reads.
@@ -60,6 +64,8 @@ class ExitLayout(NamedTuple):
       dtype: Name of the dtype of the network's logits, which those of the classifiers take too.
     """
 
+    places: tuple[str, ...]
+    exits: tuple[int | None, ...]
     axes: tuple[tuple[int | None, ...], ...]
     widths: tuple[int, ...]
     classes: int
@@ -90,13 +96,14 @@ def trace_batch_pair(net: Network, arguments: Partitioned, batched: tuple[bool, 
 
 
 def find_batch_axes(
-    found: BatchPair, places: Sequence[Cut], feature: Feature
+    found: BatchPair, places: Sequence[Cut], exits: Collection[str], feature: Feature
 ) -> tuple[tuple[tuple[int | None, ...], ...], tuple[int, ...]]:
     """Finds the batch axes of what crosses each cut, and how many features a classifier reads.
 
     Args:
       found: Equations for two rows and for three.
       places: Cuts, in order of execution.
+      exits: Names of those at which a classifier stands.
       feature: Function from boundary activations to the features that a classifier reads.
 
     Raises:
@@ -110,12 +117,14 @@ def find_batch_axes(
         live = [cut.stages[s].outputs[i] for s, i in crossed]
         more = [wider.stages[s].outputs[i] for s, i in crossed]
         axes = tuple(_axis(a.shape, b.shape) for a, b in zip(live, more, strict=True))
+        along.append(axes)
+        if place.name not in exits:
+            continue
         read = jax.eval_shape(lambda live, axes=axes: feature(batch_first(live, axes)), live)
         if read.ndim != 2 or read.shape[0] != 2:
             raise ValueError(
                 f"feature: gives {list(read.shape)} for 2 rows at {place.name}, not [B, d]"
             )
-        along.append(axes)
         widths.append(read.shape[1])
     return tuple(along), tuple(widths)
 
@@ -126,6 +135,7 @@ def exit_layout(
     batched: tuple[bool, ...],
     names: Sequence[str],
     feature: Feature,
+    others: Sequence[str] = (),
 ) -> ExitLayout:
     """Finds the batch axes, widths and costs of a network at its cuts.
 
@@ -133,8 +143,9 @@ def exit_layout(
       net: Network; its arrays may be shapes.
       arguments: Arguments of a call; they may be shapes.
       batched: True for each of their arrays that holds rows.
-      names: Names of the sites that the stages but the first begin with.
+      names: Names of the sites before which classifiers stand.
       feature: Function from boundary activations to the features that a classifier reads.
+      others: Names of sites before which it is cut beside these.
 
     Raises:
       ValueError: A cut that does not exist, outputs other than logits [B, C], or what
@@ -144,8 +155,10 @@ def exit_layout(
     leaves_, treedef = jax.tree.flatten((without_exits(net), few))
     shapes = abstract_leaves(leaves_)
     if isinstance(net, Memoizing):
-        return memoized(net, _outline, treedef, shapes, batched, tuple(names), feature)
-    return _outline(treedef, shapes, batched, tuple(names), feature)
+        return memoized(
+            net, _outline, treedef, shapes, batched, tuple(names), feature, tuple(others)
+        )
+    return _outline(treedef, shapes, batched, tuple(names), feature, tuple(others))
 
 
 def _outline(
@@ -154,10 +167,11 @@ def _outline(
     batched: tuple[bool, ...],
     names: tuple[str, ...],
     feature: Feature,
+    others: tuple[str, ...],
 ) -> ExitLayout:
     net, few = jax.tree.unflatten(treedef, shapes)
     found = trace_batch_pair(net, few, batched)
-    places = select_cuts(found.places, names, argument="exits")
+    places = select_union(found.places, names, others)
     cut = split(found.two, places)
     outputs = [list(cut.stages[s].outputs[i].shape) for s, i in cut.outputs]
     if len(outputs) != 1 or len(outputs[0]) != 2 or outputs[0][0] != 2 or outputs[0][1] < 2:
@@ -166,7 +180,7 @@ def _outline(
             "output=, a function from what it returns to its logits"
         )
     classes = outputs[0][1]
-    axes, widths = find_batch_axes(found, places, feature)
+    axes, widths = find_batch_axes(found, places, names, feature)
     counted: list[Cost] = []
 
     def count(net: Network) -> None:
@@ -182,11 +196,58 @@ def _outline(
         )
         for stage in cut.stages
     ]
-    read = itertools.accumulate((2 * d * classes for d in widths), initial=0)
-    heads = [*read][1:]
-    flops = [a + b for a, b in zip(itertools.accumulate(stages), [*heads, heads[-1]], strict=True)]
+    numbers = itertools.count()
+    exits = tuple(next(numbers) if place.name in names else None for place in places)
+    spent, flops = 0.0, list[float]()
+    for amount, number in zip(stages, (*exits, len(names)), strict=True):
+        spent += amount
+        if number is not None:
+            spent += 2 * widths[number] * classes if number < len(names) else 0
+            flops.append(spent)
     ((at, i),) = cut.outputs
-    return ExitLayout(axes, widths, classes, tuple(flops), str(cut.stages[at].outputs[i].dtype))
+    return ExitLayout(
+        places=tuple(place.name for place in places),
+        exits=exits,
+        axes=axes,
+        widths=widths,
+        classes=classes,
+        flops=tuple(flops),
+        dtype=str(cut.stages[at].outputs[i].dtype),
+    )
+
+
+def select_union(
+    places: Sequence[Cut], exits: Sequence[str], others: Sequence[str]
+) -> tuple[Cut, ...]:
+    """Selects the cuts of exits and those of devices, in order of execution.
+
+    Args:
+      places: All cuts.
+      exits: Names of the sites before which classifiers stand.
+      others: Names of sites before which a device takes over.
+
+    Raises:
+      ValueError: A name that no cut has, or one given twice.
+    """
+    chosen = {*select_cuts(places, exits, argument="exits"), *select_cuts(places, others)}
+    return tuple(sorted(chosen, key=lambda cut: cut.at))
+
+
+def cut_names(
+    net: Network, arguments: Partitioned, exits: Sequence[str], others: Sequence[str]
+) -> tuple[str, ...]:
+    """Names the sites that the stages but the first begin with, in order of execution.
+
+    Args:
+      net: Network of any kind.
+      arguments: Arguments of a call; they may be shapes.
+      exits: Names of those before which classifiers stand.
+      others: Names of those before which a device takes over.
+    """
+    if not (exits and others):
+        return (*exits, *others)  # each in order already
+    line = equations(without_exits(net), abstract_arguments(arguments))
+    return tuple(cut.name for cut in select_union(cuts(line), exits, others))
 
 
 def boundary_values(cut: Stages) -> tuple[tuple[tuple[int, int], ...], ...]:

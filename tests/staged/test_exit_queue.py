@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.adaptive import exit_queue
-from jaxsim.adaptive.exit_queue import _Queue
-from jaxsim.adaptive.exits import at_exits
 from jaxsim.network.arguments import call_arguments
+from jaxsim.staged import exit_queue
+from jaxsim.staged.exit_queue import _Queue
+from jaxsim.staged.exits import at_exits
 
 
 def net():
@@ -35,7 +35,8 @@ def ran(monkeypatch, rows, buckets, gone=lambda at, ids: np.zeros(len(ids), bool
 
         def recorded(at, which, live, streak):
             steps.append((at, [int(i) for i in which]))
-            return step(at, which, live, streak)._replace(leave=gone(at, which))
+            out = step(at, which, live, streak)
+            return out._replace(answer=out.answer._replace(leave=gone(at, which)))
 
         return recorded
 

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 import jaxsim as js
-from jaxsim.adaptive import exits
-from jaxsim.adaptive.exit_step import count_programs
 from jaxsim.adaptive.features import first_token
 from jaxsim.adaptive.heads import apply_head, fit_students
 from jaxsim.models.neural_interpreter import NeuralInterpreter
@@ -24,6 +22,8 @@ from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import base_network
+from jaxsim.staged import exits
+from jaxsim.staged.exit_step import count_programs
 from tests.support.networks import run
 from tests.support.variables import filled
 
@@ -437,9 +437,10 @@ def test_errors_of_order():
     plain = base_network(net)
     pipe = js.pipeline_shard(2, 2, devices=jax.devices()[:1] * 2)
     cases = {
-        "exit_early cannot follow exit_early": (net, js.exit_early(2)),
-        "exit_early cannot follow pipeline_shard": (pipe(plain), js.exit_early(2)),
-        "pipeline_shard cannot follow exit_early": (net, pipe),
+        "exit_early cannot follow exit_early: it has exits": (net, js.exit_early(2)),
+        "exit_early cannot follow exit_early": (pipe(net), js.exit_early(2)),
+        "pipeline_shard cannot follow pipeline_shard: it is a": (pipe(plain), pipe),
+        "pipeline_shard cannot follow pipeline_shard": (pipe(net), pipe),
         "shrink cannot follow exit_early": (net, js.shrink(0.5)),
         "integer_only cannot follow exit_early": (net, js.integer_only),
     }

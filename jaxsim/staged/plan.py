@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
+from jaxsim.adaptive.features import Feature
+from jaxsim.adaptive.heads import Head, apply_head
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.arguments import call_arguments
-from jaxsim.network.cuts import Cut, cuts, equations, select_cuts
+from jaxsim.network.cuts import Equations, cuts, equations, select_cuts
 from jaxsim.network.network import Network
 from jaxsim.network.stages import Stages, split
+from jaxsim.network.taps import Tap
 from jaxsim.pipeline.blocks import Blocks, equal_blocks
 from jaxsim.pipeline.devices import StageDevices
 from jaxsim.pipeline.microbatch import (
@@ -26,10 +31,12 @@ from jaxsim.pipeline.microbatch import (
 )
 from jaxsim.pipeline.programs import Remat, StageProgram, stage_programs
 from jaxsim.pipeline.schedule import Schedule
+from jaxsim.staged.exit_step import check_heads
+from jaxsim.staged.rows import batch_first, exit_layout, find_rows
 from jaxsim.values.memo import memoized
 
 if TYPE_CHECKING:
-    from jaxsim.pipeline.pipeline import Pipeline
+    from jaxsim.staged.network import Staged
 
 
 class Layout(NamedTuple):
@@ -56,8 +63,8 @@ class PipelinePlan(NamedTuple):
     """The stages of a pipeline for arguments of certain shapes.
 
     Attributes:
-      cut: Its stages.
-      cuts: Where they were cut.
+      cut: Its stages; classifiers of exits are taps of them.
+      out_tree: Structure of what they return: the network's outputs, or the logits of each exit.
       batch: How arguments divide.
       join: How outputs join.
       loss_tree: Structure of what the loss reads.
@@ -68,7 +75,7 @@ class PipelinePlan(NamedTuple):
     """
 
     cut: Stages
-    cuts: tuple[Cut, ...]
+    out_tree: Any
     batch: BatchSplit
     join: OutputJoin
     loss_tree: Any
@@ -78,17 +85,38 @@ class PipelinePlan(NamedTuple):
     compiled: dict[Any, Callable[..., Any]]
 
 
-def layout_of(net: Pipeline) -> Layout:
+NO_PIPELINE = "net: is no pipeline; js.pipeline_shard(…)(net) makes one"
+
+
+def layout_of(net: Staged) -> Layout:
     """Reads how a pipeline runs.
 
     Args:
       net: The pipeline.
+
+    Raises:
+      ValueError: The network runs on one device.
     """
-    assert net.layout is not None, "pipeline_shard sets it"
+    if net.layout is None:
+        raise ValueError(NO_PIPELINE)
     return net.layout
 
 
-def pipeline_plan(net: Pipeline, arguments: Partitioned) -> PipelinePlan:
+def require_layout(net: Network) -> Staged:
+    """Refuses a network that is no pipeline.
+
+    Args:
+      net: Network of any kind.
+
+    Raises:
+      ValueError: It runs on one device.
+    """
+    if getattr(net, "layout", None) is None:
+        raise ValueError(NO_PIPELINE)
+    return cast("Staged", net)
+
+
+def pipeline_plan(net: Staged, arguments: Partitioned) -> PipelinePlan:
     """Plans the stages of a call; the plan is kept for calls of the same shapes.
 
     Args:
@@ -128,7 +156,10 @@ def _plan(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> PipelinePla
 
 def _join(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> OutputJoin:
     """The part of a plan that is the same for any stages: how outputs join."""
-    return output_join(*jax.tree.unflatten(treedef, shapes))
+    net, arguments, micro = jax.tree.unflatten(treedef, shapes)
+    if net.exits:  # logits, whose rows are the batch
+        return OutputJoin((0,) * (len(net.exits) + 1), {})
+    return output_join(net, arguments, micro)
 
 
 def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
@@ -136,13 +167,13 @@ def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str,
     net, micro = jax.tree.unflatten(treedef, shapes)
     layout = layout_of(net)
     line = equations(net, micro)
-    places = select_cuts(cuts(line), layout.cuts)
-    cut = split(line, places)
-    numbered = jax.tree.unflatten(line.out_tree, range(line.out_tree.num_leaves))
+    cut = split(line, select_cuts(cuts(line), layout.cuts), exit_taps(net, line, micro))
+    out_tree = jax.tree.structure([0] * len(cut.outputs)) if net.exits else line.out_tree
+    numbered = jax.tree.unflatten(out_tree, range(out_tree.num_leaves))
     losses, tree = jax.tree.flatten(numbered[0] if updates_buffers(micro) else numbered)
     return {
         "cut": cut,
-        "cuts": places,
+        "out_tree": out_tree,
         "loss_tree": tree,
         "loss_outputs": tuple(losses),
         "programs": stage_programs(
@@ -156,6 +187,42 @@ def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str,
         "blocks": equal_blocks(line, len(layout.devices)) if layout.engine == "spmd" else None,
         "compiled": {},
     }
+
+
+def exit_taps(net: Staged, line: Equations, arguments: Partitioned) -> tuple[Tap, ...]:
+    """Makes the classifiers of a network's exits taps of its equations.
+
+    Args:
+      net: Network in stages.
+      line: Equations of its call.
+      arguments: Arguments of that call; they may be shapes.
+
+    Raises:
+      ValueError: Classifiers that do not fit the features.
+    """
+    if not net.exits:
+        return ()
+    others = layout_of(net).cuts
+    _, batched = find_rows(arguments)
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, others)
+    check_heads(net, found)
+    named = {cut.name: cut for cut in cuts(line)}
+    return tuple(
+        Tap(
+            named[name],
+            f"exit at {name}",
+            net.heads[number],
+            partial(_read_exit, net.feature, axes, found.dtype),
+        )
+        for name, number, axes in zip(found.places, found.exits, found.axes, strict=True)
+        if number is not None
+    )
+
+
+def _read_exit(
+    feature: Feature, axes: tuple[int | None, ...], dtype: str, head: Head, live: list[Any]
+) -> Array:
+    return apply_head(head, feature(batch_first(live, axes))).astype(jnp.dtype(dtype))
 
 
 def example_of(net: Network, parts: int) -> Partitioned:
