@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jaxsim.network.stages import Stage, StageParams, Stages, run_stage
 from jaxsim.pipeline.devices import StageDevices
+from jaxsim.pipeline.halves import Halves, halves
 
 Remat = Literal["boundary", "none"] | Callable[..., Any]
 """What a stage keeps for its backward: its inputs, everything, or what a policy of JAX says."""
@@ -47,6 +48,9 @@ class StageProgram(NamedTuple):
       keep: `(tensors, inputs) -> (outputs, residuals)`.
       backward: `(tensors, inputs, residuals, cotangents, sums) -> (sums, cotangents of live)`,
         where sums are of the parameters' gradients.
+      inputs: `(tensors, inputs, residuals, cotangents) -> (cotangents of live, crossing)`, the half
+        of the backward that the stage before waits for, and what the other half reads of it.
+      weights: `(tensors, inputs, residuals, cotangents, crossing, sums) -> sums`, the other half.
       zeros: `(tensors) -> sums` to begin with.
       residual_shapes: `(tensors, inputs) -> shapes` of what its differentiation keeps beyond its
         inputs.
@@ -58,6 +62,8 @@ class StageProgram(NamedTuple):
     forward: Any
     keep: Any
     backward: Any
+    inputs: Any
+    weights: Any
     zeros: Any
     residual_shapes: Callable[..., Any]
 
@@ -134,6 +140,10 @@ class _StageFunctions:
             backward=jax.jit(
                 self.backward, donate_argnums=4, out_shardings=(devices.replicated, None)
             ),
+            inputs=jax.jit(self.backward_inputs),
+            weights=jax.jit(
+                self.backward_weights, donate_argnums=5, out_shardings=devices.replicated
+            ),
             zeros=jax.jit(_zeros, out_shardings=devices.replicated),
             residual_shapes=self.residual_shapes,
         )
@@ -207,6 +217,35 @@ class _StageFunctions:
         """The sums with this task's gradients added, and cotangents of its live values."""
         grads, back = self.pull_of(tensors, inputs, residuals)(cotangents)
         return jax.tree.map(jnp.add, sums, grads), back
+
+    def halves(self, *given: Any) -> Halves:
+        """The equations of the backward in two halves."""
+
+        def whole(
+            tensors: StageParams, inputs: TaskInputs, residuals: list[Array], cotangents: Any
+        ) -> Any:
+            return self.pull_of(tensors, inputs, residuals)(cotangents)
+
+        return halves(whole, *given)
+
+    def backward_inputs(self, *given: Any) -> tuple[list[Array], list[Array]]:
+        """Cotangents of the live values, and what the gradients of parameters read of them."""
+        return self.halves(*given).inputs(jax.tree.leaves(given))
+
+    def backward_weights(
+        self,
+        tensors: StageParams,
+        inputs: TaskInputs,
+        residuals: list[Array],
+        cotangents: list[Array],
+        crossing: list[Array],
+        sums: Any,
+    ) -> Any:
+        """The sums with this task's gradients added."""
+        given = tensors, inputs, residuals, cotangents
+        grads = self.halves(*given).gradients(jax.tree.leaves(given), crossing)
+        leaves, treedef = jax.tree.flatten(sums)
+        return jax.tree.unflatten(treedef, [a + g for a, g in zip(leaves, grads, strict=True)])
 
     def residual_shapes(
         self, tensors: StageParams, inputs: TaskInputs

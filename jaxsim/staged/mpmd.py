@@ -18,7 +18,7 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.network.plan import Rows
 from jaxsim.network.stages import param_keys, stage_params
 from jaxsim.pipeline.programs import TaskInputs, is_inexact
-from jaxsim.pipeline.schedule import run_through
+from jaxsim.pipeline.schedule import Durations, Part, run_through
 from jaxsim.staged.plan import PipelinePlan, layout_of
 
 if TYPE_CHECKING:
@@ -65,13 +65,14 @@ def value_and_grad(
       where no stage reads it), and the outputs of each micro-batch.
     """
     executor, count = _Executor(net, plan, arguments, key), len(plan.programs)
+    layout = layout_of(net)
     last, each = plan.programs[-1].devices, plan.batch.parts(targets)
     total: Array | None = None
-    schedule, microbatches = layout_of(net).schedule, plan.batch.microbatches
-    for task in run_through(schedule, microbatches, [1] * count, [2] * count):
+    durations = Durations([1] * count, [2] * count, [1] * count)
+    for task in run_through(layout.schedule, plan.batch.microbatches, durations, layout.chunks):
         k, m = task.stage, task.microbatch
         if task.backward:
-            executor.backward(k, m)
+            executor.backward(k, m, task.part)
             continue
         executor.keep(k, m)
         if k == count - 1:
@@ -113,6 +114,7 @@ class _Executor:
             for m in microbatches
         }
         self.kept: dict[tuple[int, int], tuple[TaskInputs, Any]] = {}
+        self.halved: dict[tuple[int, int], tuple[Any, ...]] = {}
         self.cotangents: dict[tuple[int, int, int], Array] = {}
         self.sums: list[Any] = [None] * len(plan.programs)
 
@@ -150,16 +152,23 @@ class _Executor:
         before = self.cotangents.get((k, at, m))
         self.cotangents[k, at, m] = moved if before is None else before + moved
 
-    def backward(self, k: int, m: int) -> None:
-        """Differentiates a stage, adding to its sums."""
+    def backward(self, k: int, m: int, part: Part) -> None:
+        """Differentiates a stage, adding to its sums: by inputs, by weights, or by both."""
         program = self.programs[k]
         if self.sums[k] is None:
             self.sums[k] = program.zeros(self.tensors[k])
+        if part == "weights":
+            self.sums[k] = program.weights(self.tensors[k], *self.halved.pop((k, m)), self.sums[k])
+            return
         inputs, residuals = self.kept.pop((k, m))
         given = [self.cotangents.pop((k, at, m)) for at in program.differentiated]
-        self.sums[k], back = program.backward(
-            self.tensors[k], inputs, residuals, given, self.sums[k]
-        )
+        if part == "inputs":
+            back, crossing = program.inputs(self.tensors[k], inputs, residuals, given)
+            self.halved[k, m] = (inputs, residuals, given, crossing)
+        else:
+            self.sums[k], back = program.backward(
+                self.tensors[k], inputs, residuals, given, self.sums[k]
+            )
         inexact = [
             source
             for source, a in zip(program.stage.sources, program.stage.live, strict=True)

@@ -27,7 +27,7 @@ from jaxsim.pipeline.memory import (
     stage_memory,
 )
 from jaxsim.pipeline.microbatch import updates_buffers
-from jaxsim.pipeline.programs import TaskInputs
+from jaxsim.pipeline.programs import TaskInputs, is_inexact
 from jaxsim.pipeline.schedule import Timeline, simulate
 from jaxsim.staged import mpmd, spmd
 from jaxsim.staged.plan import (
@@ -163,8 +163,9 @@ def memory_table(net: Staged, args: Sequence[Any], kwargs: Any) -> MemoryTable:
 def simulate_schedule(net: Network, *args: Any, **kwargs: Any) -> Timeline:
     """Simulates a training step of a pipeline; stages take as long as their FLOPs say.
 
-    A backward counts as two forwards, and as three where it computes the forward again. With equal
-    stages the bubble is (K-1)/(M+K-1), for K stages and M micro-batches.
+    A backward counts as two forwards, one of them that of the weights, and as three where it
+    computes the forward again. With equal stages the bubble is (K-1)/(M+K-1), for K stages and M
+    micro-batches, and less where devices run several stages or backwards are in two halves.
 
     Args:
       net: A pipeline, from `pipeline_shard`.
@@ -199,7 +200,19 @@ def simulate_schedule(net: Network, *args: Any, **kwargs: Any) -> Timeline:
         entering = sum(map(nbytes, (*shapes[1].live, *shapes[1].arguments)))
         kept.append(entering if layout.remat == "boundary" else entering + more)
         inside.append(more if layout.remat == "boundary" else 0)
-    return simulate(layout.schedule, layout.microbatches, forward, backward, kept, inside)
+    return simulate(
+        layout.schedule,
+        layout.microbatches,
+        forward,
+        backward,
+        kept,
+        inside,
+        weights=[
+            whole if not any(map(is_inexact, program.stage.live)) else n
+            for n, whole, program in zip(forward, backward, plan.programs, strict=True)
+        ],
+        chunks=layout.chunks,
+    )
 
 
 def _example(net: Staged) -> Partitioned:

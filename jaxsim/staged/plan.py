@@ -49,6 +49,7 @@ class Layout(NamedTuple):
       remat: What is kept for the backward.
       engine: "mpmd", a program for each stage, or "spmd", one program for all devices.
       devices: Devices of each stage.
+      chunks: Stages that a device runs.
     """
 
     cuts: tuple[str, ...]
@@ -57,6 +58,7 @@ class Layout(NamedTuple):
     remat: Remat
     engine: Literal["mpmd", "spmd"]
     devices: tuple[StageDevices, ...]
+    chunks: int = 1
 
 
 class PipelinePlan(NamedTuple):
@@ -144,7 +146,7 @@ def _plan(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> PipelinePla
     # numbers, and never on their order.
     draws = net.cores or any(jnp.issubdtype(a.dtype, jax.dtypes.prng_key) for a in micro.arrays)
     count = min(layout.microbatches, 2) if draws else 1
-    alike = layout._replace(microbatches=count, schedule="gpipe")
+    alike = layout._replace(microbatches=count, schedule="gpipe", chunks=1)
     leaves, treedef = jax.tree.flatten((dataclasses.replace(net, layout=alike), micro))
     whole = jax.tree.flatten((dataclasses.replace(net, layout=None), arguments, micro))
     return PipelinePlan(

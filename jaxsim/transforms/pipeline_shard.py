@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ def pipeline_shard(
     microbatches: int = 16,
     *,
     schedule: Schedule = "gpipe",
+    chunks: int = 1,
     remat: Remat = "boundary",
     engine: Literal["mpmd", "spmd", "auto"] = "auto",
     devices: Any = None,
@@ -65,15 +66,19 @@ def pipeline_shard(
       stages: number of stages K, at least 1.
       microbatches: number of equal parts M of a batch, at least 1.
       schedule: "gpipe", all forward and then all backward; "1f1b", each backward as early as it
-        can run, which keeps fewer activations.
+        can run, which keeps fewer activations; "interleaved", that on devices which run several
+        stages each; "zb-h1", that with backwards in two halves, of which only the first is waited
+        for. The last two wait less.
+      chunks: stages V that a device runs, a divisor of `stages`; 1 unless the schedule is
+        "interleaved", for which it is 2 at least and M a multiple of the devices K/V.
       remat: what a stage keeps for its backward. "boundary": its inputs, the rest is computed
         again; "none": all that the backward reads; or a policy of `jax.checkpoint_policies`.
       engine: "mpmd", a program for each stage, for one process; "spmd", one program for all,
         for equal blocks, on the devices of one or several processes; "auto", the first where this
         process has all the devices.
-      devices: of the stages: K devices, repeated or not; [K, R] devices or a mesh of that shape
-        for stages that R devices share, each with a part of every micro-batch; None for the first
-        K there are.
+      devices: of the stages: K/V devices, repeated or not; [K/V, R] devices or a mesh of that
+        shape for stages that R devices share, each with a part of every micro-batch; None for the
+        first K/V there are. Stage k runs on device k modulo K/V.
       balance: what makes stages equal: "flops", "time" (measured: forward and backward of each
         block), "bytes" (of parameters and activations), or the names of the sites at which stages
         but the first begin.
@@ -95,12 +100,26 @@ def pipeline_shard(
       >>> bool(jnp.allclose(line(x), net(x), atol=1e-5))
       True
 
-    Source: Huang et al. (2019), arXiv 1811.06965; Narayanan et al. (2019), PipeDream.
+    Source: Huang et al. (2019), arXiv 1811.06965; Narayanan et al. (2019), PipeDream; Narayanan et
+    al. (2021), arXiv 2104.04473; Qi et al. (2023), arXiv 2401.10241.
     """
     stages = checked_int("stages", stages, 1)
     microbatches = checked_int("microbatches", microbatches, 1)
-    if schedule not in ("gpipe", "1f1b"):
-        raise ValueError(f"schedule={schedule!r}: must be 'gpipe' or '1f1b'")
+    chunks = checked_int("chunks", chunks, 1)
+    if schedule not in (known := get_args(Schedule)):
+        raise ValueError(f"schedule={schedule!r}: must be one of {', '.join(map(repr, known))}")
+    if (schedule == "interleaved") != (chunks > 1):
+        raise ValueError(
+            f"schedule={schedule!r}, chunks={chunks}: devices run 2 stages or more each in "
+            "'interleaved', and 1 in the others"
+        )
+    if stages % chunks:
+        raise ValueError(f"stages={stages}: must be a multiple of chunks={chunks}")
+    if schedule == "interleaved" and microbatches % (stages // chunks):
+        raise ValueError(
+            f"microbatches={microbatches}: 'interleaved' takes them up in turns, and needs a "
+            f"multiple of {stages // chunks} devices"
+        )
     if remat not in ("boundary", "none") and not callable(remat):
         raise ValueError(
             f"remat={remat!r}: must be 'boundary', 'none' or one of jax.checkpoint_policies"
@@ -122,7 +141,7 @@ def pipeline_shard(
         require_uncut(
             net, "pipeline_shard", allowed=("exit_early",), reason="it is a pipeline already"
         )
-        where = _stage_devices(devices, stages)
+        where = _stage_devices(devices, stages, chunks)
         process = jax.process_index()
         local = all(d.process_index == process for stage in where for d in stage.devices)
         chosen_engine = ("mpmd" if local else "spmd") if engine == "auto" else engine
@@ -144,7 +163,7 @@ def pipeline_shard(
             names = tuple(cut.name for cut in equal_blocks(line, stages).begins)
         else:
             names = _balanced_cuts(net, line, stages, balance, where[0])
-        layout = Layout(names, microbatches, schedule, remat, chosen_engine, where)
+        layout = Layout(names, microbatches, schedule, remat, chosen_engine, where, chunks)
         if isinstance(net, Staged):
             return dataclasses.replace(net, layout=layout, memo=Memo())
         fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(Network)}
@@ -153,24 +172,26 @@ def pipeline_shard(
     return apply
 
 
-def _stage_devices(devices: Any, stages: int) -> tuple[StageDevices, ...]:
-    """The devices of each stage."""
+def _stage_devices(devices: Any, stages: int, chunks: int) -> tuple[StageDevices, ...]:
+    """The devices of each stage, in turns where each runs several."""
+    count = stages // chunks
     if isinstance(devices, Mesh):
         devices = devices.devices
     given = list(jax.devices() if devices is None else devices)
     if devices is None:
-        if len(given) < stages:
+        if len(given) < count:
             raise ValueError(
                 f"stages={stages}: there are {len(given)} devices; name them in devices=…, some of "
                 "them more than once"
             )
-        given = given[:stages]
-    if len(given) != stages:
-        raise ValueError(f"devices: {len(given)} of them for stages={stages}")
+        given = given[:count]
+    if len(given) != count:
+        each = f", chunks={chunks}" if chunks > 1 else ""
+        raise ValueError(f"devices: {len(given)} of them for stages={stages}{each}")
     rows = [tuple(row) if isinstance(row, list | tuple | np.ndarray) else (row,) for row in given]
     if any(len(row) != len(rows[0]) or len(set(row)) < len(row) or not row for row in rows):
         raise ValueError("devices: each stage needs equally many, and no device twice")
-    return tuple(map(StageDevices, rows))
+    return tuple(map(StageDevices, rows)) * chunks
 
 
 def _balanced_cuts(
