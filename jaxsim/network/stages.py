@@ -40,6 +40,7 @@ class Stage(NamedTuple):
       plan: Its equations; inputs are the parameters, buffers, arguments and live values below, in
         this order.
       params: Positions of the parameters' leaves it reads.
+      names: For each of these its path, `path[a:b]` for slices of a stack.
       param_rows: For each of these the slices it reads of a stack; None for the whole.
       buffers: Positions of the buffers' leaves it reads.
       buffer_rows: For each of these the slices it reads of a stack; None for the whole.
@@ -55,6 +56,7 @@ class Stage(NamedTuple):
     name: str
     plan: Plan
     params: tuple[int, ...]
+    names: tuple[str, ...]
     param_rows: tuple[Rows | None, ...]
     buffers: tuple[int, ...]
     buffer_rows: tuple[Rows | None, ...]
@@ -98,7 +100,7 @@ class StageParams(NamedTuple):
     """Parameters, masks, buffers and core states that one stage reads.
 
     Attributes:
-      params: Leaves by path, `path[a:b]` for slices of a stack.
+      params: Leaves by `Stage.names`.
       masks: Masks alike, where pruned.
       buffers: Leaves, in the stage's order.
       cores: Wrappers by site.
@@ -225,6 +227,10 @@ def _stage(
         name=next((name for name in names if name), ""),
         plan=plan,
         params=tuple(i for i, _, _ in kinds[0]),
+        names=tuple(
+            line.paths[i] if rows is None else f"{line.paths[i]}[{rows.first}:{rows.last}]"
+            for i, rows, _ in kinds[0]
+        ),
         param_rows=tuple(rows for _, rows, _ in kinds[0]),
         buffers=tuple(i - first[1] for i, _, _ in kinds[1]),
         buffer_rows=tuple(rows for _, rows, _ in kinds[1]),
@@ -235,19 +241,6 @@ def _stage(
         equations=len(run),
         flops=sum(equation_flops(jaxpr.eqns[i]) for i in run),
     )
-
-
-def param_keys(cut: Stages, stage: Stage) -> list[str]:
-    """Names what a stage reads of the parameters, in its order.
-
-    Args:
-      cut: Stages of a network.
-      stage: One of them.
-    """
-    return [
-        cut.paths[i] if rows is None else f"{cut.paths[i]}[{rows.first}:{rows.last}]"
-        for i, rows in zip(stage.params, stage.param_rows, strict=True)
-    ]
 
 
 def take_rows(a: Any, rows: Rows | None) -> Any:
@@ -281,7 +274,7 @@ def stage_params(net: Network, cut: Stages, stage: Stage, taps: Any = ()) -> Sta
       taps: Parameters of the taps it was cut with.
     """
     leaves, buffers = jax.tree.leaves((net.params, taps)), jax.tree.leaves(net.buffers)
-    read = list(zip(param_keys(cut, stage), stage.params, stage.param_rows, strict=True))
+    read = list(zip(stage.names, stage.params, stage.param_rows, strict=True))
     stacked = {site.name for site in net.sites if site.stacked[:1] == (True,)}
     sites = {
         name: rows if name in stacked else None
@@ -326,9 +319,10 @@ def run_stage(
       key: Random key of the call, or None.
       part: Tells apart the read noise of parts of one call.
     """
+    # In the stage's order: a tree of arrays that has been through a program is sorted by name.
     params = [
         p * tensors.masks[name].astype(p.dtype) if name in tensors.masks else p
-        for name, p in tensors.params.items()
+        for name, p in ((name, tensors.params[name]) for name in stage.names)
     ]
     walk = Walk(tensors.cores, ranges, key, part=part)
     values = [*params, *tensors.buffers, *arguments, *live]

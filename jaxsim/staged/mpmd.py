@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.plan import Rows
-from jaxsim.network.stages import param_keys, stage_params
+from jaxsim.network.stages import stage_params
 from jaxsim.pipeline.programs import TaskInputs, is_inexact
 from jaxsim.pipeline.schedule import Durations, Part, run_through
 from jaxsim.staged.plan import PipelinePlan, layout_of
@@ -182,8 +182,7 @@ class _Executor:
         found: list[list[tuple[Rows | None, Array]]] = [[] for _ in self.cut.paths]
         for program, sums in zip(self.programs, self.sums, strict=True):
             stage = program.stage
-            names = param_keys(self.cut, stage)
-            for i, rows, name in zip(stage.params, stage.param_rows, names, strict=True):
+            for i, rows, name in zip(stage.params, stage.param_rows, stage.names, strict=True):
                 found[i].append((rows, sums[name]))
         return [_joined(parts) if parts else None for parts in found]
 

@@ -22,8 +22,6 @@ from jaxsim.network.network import Network
 from jaxsim.network.stages import (
     Stage,
     StageParams,
-    Stages,
-    param_keys,
     run_stage,
     stage_params,
 )
@@ -196,9 +194,7 @@ def _stacked_params(
                 "and the slices share one program; use engine='mpmd'"
             )
     each = [stage_params(net, cut, stage) for stage in cut.stages]
-    same = [
-        _with_names_of(cut, blocks.block, cut.stages[i], each[i]) for i in range(blocks.first, last)
-    ]
+    same = [_with_names_of(blocks.block, cut.stages[i], each[i]) for i in range(blocks.first, last)]
     try:
         stacked = jax.tree.map(lambda *a: jnp.stack(a), *same)
     except ValueError as error:
@@ -207,9 +203,9 @@ def _stacked_params(
     return stacked, [own for i, own in enumerate(each) if not blocks.first <= i < last]
 
 
-def _with_names_of(cut: Stages, block: Stage, stage: Stage, own: StageParams) -> StageParams:
+def _with_names_of(block: Stage, stage: Stage, own: StageParams) -> StageParams:
     """Parameters of a block under the names of the one that stands for all."""
-    names = dict(zip(param_keys(cut, stage), param_keys(cut, block), strict=True))
+    names = dict(zip(stage.names, block.names, strict=True))
     sites = dict(zip(stage.sites, block.sites, strict=True))
     return StageParams(
         params={names[k]: v for k, v in own.params.items()},
