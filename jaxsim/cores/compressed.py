@@ -73,7 +73,7 @@ def compressed(
 ) -> Core:
     """Holds a weight without its zeros; its reads multiply only what is held.
 
-    Only float weights of one matrix: there is nothing of the inner core left.
+    Floats or codes of one matrix, of which a zero is zero: there is nothing of the inner core left.
 
     Args:
       core: not used.
@@ -98,7 +98,8 @@ def compressed(
             fill = jnp.arange(index.shape[1]) < begins[:, None]
             held = jnp.where(fill[:, :, None, None], held, 0)
             places_bits = int(-(-K // r) - 1).bit_length() * index.size
-        op.count("weight_bits", 8 * held.dtype.itemsize * held.size + places_bits)
+        bits = 8 * held.dtype.itemsize if op.code_bits is None else op.code_bits
+        op.count("weight_bits", bits * held.size + places_bits)
         op.count("cells", held.size)
         return held
 
@@ -107,8 +108,12 @@ def compressed(
         rows = matmul.x(x)[0]
         op.count("macs", rows.shape[0] * held.size)
         product = _by_rows if layout == "rows" else _by_blocks
+        codes = jnp.issubdtype(rows.dtype, jnp.integer) and jnp.issubdtype(held.dtype, jnp.integer)
+        if codes:
+            wide = jnp.float32 if op.exact_in_floats(rows) else jnp.int32
+            held, rows = held.astype(wide), rows.astype(wide)
         y = product(matmul, held, index, begins, rows)
-        return matmul.y(y[None], x.shape)
+        return matmul.y(y.astype(jnp.int32)[None] if codes else y[None], x.shape)
 
     return Core(write, lambda op, state, x: state, read)
 

@@ -93,17 +93,24 @@ class Op:
     def _exact(self, x: Int[Array, "..."], w: Int[Array, "..."]) -> Int[Array, "..."]:
         """An integer contraction, in the fastest arithmetic that is exact."""
         common = jnp.promote_types(x.dtype, w.dtype)
-        if common != jnp.int8:
-            # Only 8-bit integers have a fast path; floats are exact below 2^24.
-            w_most = 2**15
-            if self.w_lo is not None and self.w_hi is not None:
-                w_most = int(np.maximum(-self.w_lo, self.w_hi).max())
-            held = jnp.iinfo(x.dtype).max + 1
-            x_most = held if self.x_hi is None else max(abs(self.x_hi), abs(self.x_lo or 0))
-            if self.depth * x_most * w_most < 2**24:
-                y = self.geometry.apply(x.astype(jnp.float32), w.astype(jnp.float32), jnp.float32)
-                return y.astype(jnp.int32)
+        # Only 8-bit integers have a fast path.
+        if common != jnp.int8 and self.exact_in_floats(x):
+            y = self.geometry.apply(x.astype(jnp.float32), w.astype(jnp.float32), jnp.float32)
+            return y.astype(jnp.int32)
         return self.geometry.apply(x.astype(common), w.astype(common), jnp.int32)
+
+    def exact_in_floats(self, x: Int[Array, "..."]) -> bool:
+        """Tells if float32 holds every sum of products of these codes: all are below 2^24.
+
+        Args:
+          x: integer input.
+        """
+        w_most = 2**15
+        if self.w_lo is not None and self.w_hi is not None:
+            w_most = int(np.maximum(-self.w_lo, self.w_hi).max())
+        held = jnp.iinfo(x.dtype).max + 1
+        x_most = held if self.x_hi is None else max(abs(self.x_hi), abs(self.x_lo or 0))
+        return self.depth * x_most * w_most < 2**24
 
     def row_sum(self, x: Num[Array, "..."]) -> Num[Array, "..."]:
         """The sum of the inputs of each output: a contraction with a weight of ones.

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Int
 
 from jaxsim.cores.blocked import Blocks, Pairs, Rounding, blocked, pair_set, product_set
-from jaxsim.cores.wrapper import Wrapper, first_of
+from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.grid import Grid
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
@@ -52,8 +52,8 @@ def block(
       sites: patterns of the sites.
 
     Raises:
-      ValueError: an argument out of range; when applied, a site that is not quantized right
-        before, on symmetric grids, or whose codes have fewer blocks.
+      ValueError: an argument out of range; when applied, a site that is not quantized on
+        symmetric grids, or whose codes have fewer blocks.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -94,11 +94,23 @@ def block(
             _check_fit(site, widths, size, counts, chosen)
             if widths not in made:
                 made[widths] = blocks_of(widths)
+            held = [w for w in hardware_chain(net, site) if w.role in ("slices", "array")]
+            if held and len(made[widths].rows) > 1:
+                raise ValueError(
+                    f"block(pairs=…) cannot follow {held[0].name} at {site.name}: these pairs are "
+                    "no product set, and a cell holds one code for all of them"
+                )
             wrapper = Wrapper.of(blocked, blocks=made[widths], bits=widths)
-            cores[site.name] = (*cores[site.name], wrapper)
+            chain = cores[site.name]
+            at = place_of(chain, "codes") + 1
+            cores[site.name] = (*chain[:at], wrapper, *chain[at:])
         return dataclasses.replace(net, cores=cores)
 
     return apply
+
+
+_BEHIND = frozenset({"slices", "inputs", "serial", "mapping", "array", "adc", "cells"})
+"""Roles of what holds the blocks' codes, before which they are put."""
 
 
 def _kept(name: str, n: Any, pairs: Any) -> Any:
@@ -165,7 +177,7 @@ def _widths(net: Network, site: Site) -> tuple[int, int]:
     """Bits of the codes of inputs and weights at a site that blocks can be taken of.
 
     Raises:
-      ValueError: it is not quantized right before, on symmetric grids.
+      ValueError: it is not quantized on symmetric grids.
     """
     before = hardware_chain(net, site)
     coded = first_of(before, "codes")
@@ -173,10 +185,11 @@ def _widths(net: Network, site: Site) -> tuple[int, int]:
         raise ValueError(
             f"block at {site.name}: it holds floats; put quantize(weights=…, inputs=…) before it"
         )
-    if before[-1] is not coded:
+    behind = before[before.index(coded) + 1 :]
+    if refused := [wrapper for wrapper in behind if wrapper.role not in _BEHIND]:
         raise ValueError(
-            f"block cannot follow {before[-1].name} at {site.name}: it must come right after "
-            "quantize"
+            f"block cannot follow {refused[-1].name} at {site.name}: its blocks are of the codes "
+            "that quantize makes, and nothing else may stand between"
         )
     widths: list[int] = []
     for name, grid in zip(("inputs", "weights"), coded.formats[::-1], strict=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.formats.grid import Grid
 from jaxsim.network.network import Network
@@ -19,14 +22,20 @@ def require_codes(net: Network, site: Site, transform: str) -> Wrapper:
         raise ValueError(
             f"{transform} at {site.name}: it contracts two inputs and stores no weight"
         )
-    coded = first_of(net.cores.get(site.name, ()), "codes")
+    chain = net.cores.get(site.name, ())
+    if (sparse := first_of(chain, "sparse")) is not None:
+        raise ValueError(
+            f"{transform} cannot follow {sparse.name} at {site.name}: it is hardware that holds "
+            "zeros too, and run_sparse is this machine's own way to multiply without them"
+        )
+    coded = first_of(chain, "codes")
     if coded is None or coded.formats[0] is None:
         kind = "no integer codes" if hardware_chain(net, site) else "floats"
         raise ValueError(
             f"{transform} at {site.name}: its weights are {kind}; put quantize(weights=…) with "
             "bits or a Grid before it"
         )
-    for wrapper in net.cores[site.name]:
+    for wrapper in chain:
         if wrapper.role == "blocks" and len(wrapper.settings["blocks"].rows) > 1:
             raise ValueError(
                 f"{transform} cannot follow block(pairs=…) at {site.name}: these pairs are no "
@@ -45,3 +54,25 @@ def require_grid(net: Network, site: Site, transform: str) -> Grid:
     if not isinstance(form, Grid):
         raise ValueError(f"{transform} at {site.name}: its weights are on {form}, expected a Grid")
     return form
+
+
+def require_zeros(what: str, chain: Sequence[Wrapper]) -> None:
+    """Checks that weights held without their zeros are floats, or codes of which a zero is zero.
+
+    Raises:
+      ValueError: something else holds them, or codes of a grid whose zero is another.
+    """
+    for wrapper in chain:
+        if wrapper.role == "codes" and (grid := wrapper.formats[0]) is not None:
+            if not grid.symmetric:
+                raise ValueError(
+                    f"{what}: its weights are on {grid}, where a zero has a code that is none; "
+                    f"weights={grid.bits} is symmetric"
+                )
+        elif wrapper.role == "sparse":
+            raise ValueError(f"{what}: it runs sparse already")
+        elif wrapper.role not in DIGITAL | {"codes", "floats"}:
+            raise ValueError(
+                f"{what}: {wrapper.name} holds or sums its weights in parts of its own, and "
+                "run_sparse is for those that this machine multiplies as they are"
+            )

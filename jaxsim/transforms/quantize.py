@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from jaxsim.cores.storage import Format, join_chains, wrappers_of
+from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.codebook import Codebook, Floating
 from jaxsim.formats.grid import Grid
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import check_called, is_whole
+from jaxsim.transforms.codes import require_zeros
 from jaxsim.values.calls import shown_as_called
 
 
@@ -69,7 +72,8 @@ def quantize(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "quantize", sites, lookups="all", tell_rest=True)
         for site in chosen:
-            if before := hardware_chain(net, site):
+            before = [wrapper for wrapper in hardware_chain(net, site) if wrapper.role != "sparse"]
+            if before:
                 raise ValueError(
                     f"quantize cannot follow {before[-1].name} at {site.name}: codes must be "
                     "made before hardware stores them, and only once"
@@ -80,12 +84,24 @@ def quantize(
         products = [s.name for s in chosen if s.kind != "lookup"]
         if w is None and not products:
             raise ValueError(f"weights=None at {tables[0]}: integers choose its rows, no inputs")
-        for names, chain in ((products, wrappers), (tables, of_tables)):
+        sparse = [n for n in products if first_of(net.cores.get(n, ()), "sparse") is not None]
+        dense = [name for name in products if name not in sparse]
+        for names, chain in ((dense, wrappers), (tables, of_tables)):
             for wrapper in chain:
                 net = net.wrap(names, wrapper)
-        return net
+        return _before_sparse(net, sparse, wrappers)
 
     return apply
+
+
+def _before_sparse(net: Network, names: Sequence[str], wrappers: Sequence[Wrapper]) -> Network:
+    """Puts wrappers before what holds weights without their zeros."""
+    cores = dict(net.cores)
+    for name in names:
+        require_zeros(f"quantize at {name}, which runs sparse", wrappers)
+        at = place_of(cores[name], "sparse")
+        cores[name] = (*cores[name][:at], *wrappers, *cores[name][at:])
+    return dataclasses.replace(net, cores=cores)
 
 
 def _format(form: Any, *, per: Literal["tensor", "channel"]) -> Any:

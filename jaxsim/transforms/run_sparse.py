@@ -22,6 +22,7 @@ from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.network.writer import write_states
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
+from jaxsim.transforms.codes import require_zeros
 from jaxsim.values.calls import shown_as_called
 
 BREAK_EVEN = {"rows": 0.85, "blocks": 0.95}
@@ -45,8 +46,9 @@ def run_sparse(
     """Holds the weights of pruned sites without their zeros and multiplies without them.
 
     What the masks leave fixes the places; the values stay parameters, so gradients flow and
-    training goes on. On a CPU zeros must be many before this pays, and it is refused below that:
-    for most networks `js.shrink` or a dense product is faster.
+    training goes on. They are floats, or codes of `quantize`, before or behind. On a CPU zeros must
+    be many before this pays, and it is refused below that: for most networks `js.shrink` or a dense
+    product is faster.
 
     Args:
       layout: "rows" for single weights (compressed sparse rows), "blocks" for masks of blocks.
@@ -57,7 +59,8 @@ def run_sparse(
 
     Raises:
       ValueError: an argument out of range; when applied, a site without a mask, of several groups,
-        inside a scan or with a core already; or one that a dense product would run faster.
+        inside a scan, on a grid whose zero is no zero code or in other hardware; or one that a
+        dense product would run faster.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -89,8 +92,7 @@ def run_sparse(
                 raise ValueError(f"{what}: no mask; prune it first")
             if is_traced(net.masks[site.param]):
                 raise ValueError(f"{what}: its mask is traced, and its places must be known")
-            if hardware_chain(net, site):
-                raise ValueError(f"{what}: it has a core already; only float weights run sparse")
+            require_zeros(what, hardware_chain(net, site))
             if site.stack:
                 raise ValueError(f"{what}: its weights are stacked by a scan")
         rows = {cost.name: cost.matmul for cost in net.cost().sites}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.role import DIGITAL
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.wrapper import Wrapper, place_of
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import checked_int
 from jaxsim.transforms.codes import require_codes
 from jaxsim.values.calls import shown_as_called
+
+_OUTSIDE = DIGITAL | {"groups", "codes", "blocks", "inputs", "serial", "mapping"}
+_INSIDE = {"array", "adc", "serial", "mapping", "cells"}
+"""Roles around slices: of codes and how they are driven, and of the array whose cells hold them."""
 
 
 @shown_as_called
@@ -31,9 +36,11 @@ def slice_bits(
         of 2 leave one bit: padded, its errors weigh three times as much.
       sites: patterns of the sites to slice.
 
+    `analog` may stand before or behind: slices are in its arrays.
+
     Raises:
       ValueError: bits or top out of range; when applied, a site whose weights are not quantized, or
-        that is sliced or mapped to cells already.
+        that is sliced already.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -51,15 +58,22 @@ def slice_bits(
         raise ValueError(f"top={top!r}: must be 'full_range' or 'padded'")
 
     def apply(net: Network) -> Network:
-        chosen = transformable(net, "slice_bits", sites, tell_rest=True)
-        for site in chosen:
+        cores = dict(net.cores)
+        for site in transformable(net, "slice_bits", sites, tell_rest=True):
             require_codes(net, site, "slice_bits")
-            allowed = DIGITAL | {"groups", "codes", "blocks"}
-            if before := [w for w in net.cores[site.name] if w.role not in allowed]:
+            chain = cores[site.name]
+            at = place_of(chain, "array")
+            before = (w for w in chain[:at] if w.role not in _OUTSIDE)
+            if refused := [*before, *(w for w in chain[at:] if w.role not in _INSIDE)]:
                 raise ValueError(
-                    f"slice_bits cannot follow {before[-1].name} at {site.name}: it must come "
-                    "right after quantize, or block"
+                    f"slice_bits cannot follow {refused[-1].name} at {site.name}: it slices the "
+                    "codes of quantize, or of block, once"
                 )
-        return net.wrap((s.name for s in chosen), Wrapper.of(bit_sliced, bits=bits, top=top))
+            cores[site.name] = (
+                *chain[:at],
+                Wrapper.of(bit_sliced, bits=bits, top=top),
+                *chain[at:],
+            )
+        return dataclasses.replace(net, cores=cores)
 
     return apply

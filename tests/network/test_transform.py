@@ -261,7 +261,6 @@ BAD_ORDERS = {
     "quantize cannot follow quantized at Conv_0": lambda net: js.compose(Q(), Q())(net),
     "quantize cannot follow scaled": lambda net: js.compose(js.wrap(scaled, by=1.0), Q())(net),
     "slice_bits cannot follow bit_sliced": lambda net: js.compose(Q(), S(2), S(2))(net),
-    "slice_bits cannot follow differential": lambda net: js.compose(Q(), A(), S(2))(net),
     r"analog.input_bits=1. at Conv_0/kernel: its inputs are floats": (
         lambda net: js.compose(Q(8, None), A(input_bits=1))(net)
     ),

@@ -209,8 +209,12 @@ BAD_ORDERS = {
     r"affine grid.*put quantize\(inputs=8\)": lambda: B(2)(Q(8, AFFINE)(cnn())),
     r"affine grid.*put quantize\(weights=8\)": lambda: B(2)(Q(AFFINE, 8)(cnn())),
     "block cannot follow blocked at Conv_0": lambda: chip(B(2), B(2)),
-    "block cannot follow bit_sliced at Conv_0": lambda: chip(js.slice_bits(2), B(2)),
-    "block cannot follow .* at Conv_0": lambda: chip(js.analog(), B(2)),
+    "block.pairs=…. cannot follow bit_sliced at Conv_0": lambda: chip(
+        js.slice_bits(2), B(4, mode="static", pairs=PAIRS)
+    ),
+    "block.pairs=…. cannot follow tiled at Conv_0": lambda: chip(
+        js.analog(), B(4, mode="static", pairs=PAIRS)
+    ),
     "quantize cannot follow blocked": lambda: chip(B(2), Q()),
     "analog cannot follow block.pairs=…. at Conv_0": lambda: chip(
         B(4, mode="static", pairs=PAIRS), js.analog()

@@ -413,7 +413,10 @@ def test_memory_of_a_model_that_is_not_there():
     [
         ({"stages": 0}, "stages=0: must be an int of at least 1"),
         ({"microbatches": 2.5}, "microbatches=2.5: must be an int of at least 1"),
-        ({"schedule": "zero"}, "schedule='zero': must be 'gpipe' or '1f1b'"),
+        (
+            {"schedule": "zero"},
+            "schedule='zero': must be one of 'gpipe', '1f1b', 'interleaved', 'zb-h1'",
+        ),
         ({"remat": "all"}, "remat='all': must be 'boundary', 'none'"),
         ({"engine": "mpi"}, "engine='mpi': must be 'mpmd', 'spmd' or 'auto'"),
         ({"balance": "size"}, "balance='size': must be 'flops', 'time', 'bytes' or a list"),

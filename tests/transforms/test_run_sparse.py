@@ -87,11 +87,6 @@ def test_it_is_refused_where_it_would_be_slower():
 def test_what_cannot_run_sparse_says_why():
     with pytest.raises(ValueError, match="no mask"):
         js.run_sparse()(cnn())
-    net = js.prune(0.9)(cnn())
-    with pytest.raises(ValueError, match="has a core already"):
-        js.run_sparse()(js.quantize()(net))
-    with pytest.raises(ValueError, match="cannot follow"):
-        js.quantize()(js.run_sparse("rows", break_even=0)(net))
     with pytest.raises(ValueError, match="layout"):
         js.run_sparse("csr")
     with pytest.raises(ValueError, match="block"):
@@ -116,3 +111,69 @@ def test_a_measured_break_even_is_one_of_the_shares():
     assert found == 1.0 or found in (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
     with pytest.raises(ValueError, match="rows"):
         js.measure_break_even(64, 64, 0)
+
+
+WEIGHT = normal(40, 24, seed=3)
+ROWS = normal(6, 40, seed=4)
+FORMATS = {
+    "int8": js.quantize(8, 8),
+    "4-bit weights": js.quantize(4, None),
+    "affine inputs": js.quantize(js.Grid(4), js.Grid(8, symmetric=False)),
+    "a table": js.quantize(js.nf4(), 8),
+    "short floats": js.quantize(js.fp4(), 8),
+    "inputs alone": js.quantize(None, 8),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("layout", ["rows", "blocks"])
+def test_codes_run_sparse_in_either_order_and_compute_what_the_dense_ones_do(layout, name):
+    net = js.prune(0.9)(js.trace(lambda w, x: x @ w, jnp.asarray(WEIGHT), ROWS))
+    store, sparse = FORMATS[name], js.run_sparse(layout, block=(4, 4), break_even=0.0)
+    before, behind = js.compose(store, sparse)(net), js.compose(sparse, store)(net)
+    assert jax.tree.structure(before) == jax.tree.structure(behind)
+    dense = store(net)
+    for a, b in ((run(before, ROWS), run(dense, ROWS)), (deployed(before), deployed(dense))):
+        np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
+    if name == "int8":  # exact sums, and 8 bits where a float has 32
+        np.testing.assert_array_equal(deployed(before), deployed(dense))
+        spent = [n.cost().sites[0].spent["weight_bits"] for n in (before, sparse(net))]
+        held = before.cost().sites[0].spent["cells"]
+        assert spent[1] - spent[0] == 24 * held
+
+
+def deployed(net):
+    chip = js.deploy(net, calibrate=ROWS)
+    return np.asarray(run(chip, ROWS))
+
+
+def test_codes_of_many_inputs_are_added_exactly():
+    """1100 products of 127 by 127 are beyond the whole numbers of float32."""
+    w = jnp.asarray(np.where(np.arange(1100)[:, None] % 2 == np.arange(2), 1, 0.9921), jnp.float32)
+    net = js.prune(0.5)(js.trace(lambda w, x: x @ w, w, jnp.ones((3, 1100))))
+    x = jnp.ones((3, 1100)).at[:, ::3].set(0.9921)
+    store = js.quantize(8, 8)
+    chips = [
+        js.deploy(made(net), calibrate=x)
+        for made in (js.compose(store, js.run_sparse("rows", break_even=0.0)), store)
+    ]
+    np.testing.assert_array_equal(*(run(chip, x) for chip in chips))
+
+
+def test_codes_that_cannot_run_sparse_say_why():
+    net = js.prune(0.9)(js.trace(lambda w, x: x @ w, jnp.asarray(WEIGHT), ROWS))
+    sparse, affine = js.run_sparse(break_even=0.0), js.quantize(js.Grid(8, symmetric=False), 8)
+    grouped = js.quantize(js.Grid(8, per="group", rows=8), 8)
+    cases = {
+        "run_sparse at params: its weights are on int8 affine": (affine, sparse),
+        "quantize at params, which runs sparse: .* weights=8 is symmetric": (sparse, affine),
+        "run_sparse at params: bit_sliced holds": (js.quantize(8, 8), js.slice_bits(2), sparse),
+        "run_sparse at params: grouped holds or sums": (grouped, sparse),
+        "slice_bits cannot follow compressed": (js.quantize(8, 8), sparse, js.slice_bits(2)),
+        "analog cannot follow compressed": (js.quantize(8, 8), sparse, js.analog()),
+        "block cannot follow compressed": (js.quantize(8, 8), sparse, js.block(2)),
+        "it runs sparse already": (sparse, sparse),
+    }
+    for message, steps in cases.items():
+        with pytest.raises(ValueError, match=message):
+            js.compose(*steps)(net)
