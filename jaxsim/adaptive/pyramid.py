@@ -19,6 +19,7 @@ from jaxsim.adaptive.encoder import Encoder, check_ids, flops_of_rows
 from jaxsim.adaptive.heads import Head, apply_head
 from jaxsim.adaptive.pyramid_queue import precompile, run_in_batches
 from jaxsim.adaptive.pyramid_step import attend, classify_layer, count_programs
+from jaxsim.adaptive.rows import check_rows
 from jaxsim.adaptive.rule import (
     Buckets,
     Exits,
@@ -30,7 +31,6 @@ from jaxsim.adaptive.rule import (
 from jaxsim.adaptive.tokens import Keeps, above, check_levels, prefix_mask, soft_mask
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
-from jaxsim.staged.rows import check_rows
 from jaxsim.values.value import PytreeValue
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsim.adaptive.rows import check_rows
 from jaxsim.adaptive.rule import (
     Buckets,
     Exits,
@@ -29,7 +30,7 @@ from jaxsim.internals import compile_count
 from jaxsim.network.stages import StageParams, stage_params
 from jaxsim.pipeline.devices import StageDevices
 from jaxsim.staged.exit_step import ExitStep, Prepared, count_programs, live_steps, prepared
-from jaxsim.staged.rows import check_rows, exit_layout, find_rows, with_batch_size
+from jaxsim.staged.rows import exit_layout, find_rows, with_batch_size
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged

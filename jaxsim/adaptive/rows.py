@@ -1,0 +1,28 @@
+"""Rows of a batch on their own, as those have to be that may leave it."""
+
+from __future__ import annotations
+
+from jaxsim.network.network import Network
+
+
+def check_rows(net: Network, deploy: str) -> None:
+    """Checks that what a network returns for a row does not depend on the others in its batch.
+
+    Args:
+      net: Network, or a piece of one.
+      deploy: Call that would deploy it, for the error.
+
+    Raises:
+      ValueError: A core takes its ranges from a batch.
+    """
+    if net.cores and not net.deployed:
+        raise ValueError(
+            f"run: the core at {next(iter(net.cores))} is not deployed, and may take its ranges "
+            f"from whatever is in a batch; {deploy} first"
+        )
+    for site in net.sites:
+        if site.kind == "dynamic" and site.name in net.cores:
+            raise ValueError(
+                f"run: {site.name} contracts two inputs, and its core takes their ranges from "
+                "whatever is in a batch; use simulate"
+            )
