@@ -40,7 +40,7 @@ def test_too_few_calls_are_refused(wrong):
 
 
 def test_a_measurement_of_several_calls_is_of_one_by_hand(monkeypatch):
-    """By a clock that a call moves: 7 seconds at first, then 1, 2, 3, … of three in a measurement."""
+    """By a clock that a call moves: 7 seconds at first, then 1, 2, 3, … and three a measurement."""
     now = [100.0]
     lasts = iter([7.0, *(float(s) for s in range(1, 16))])
 
