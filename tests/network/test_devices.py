@@ -131,7 +131,7 @@ def test_axes_of_a_site_are_counted_behind_the_loops_around():
 
 
 def test_devices_that_compute_the_same_draw_the_same():
-    """Of a loop, an axis that cuts the weight, one along which inputs differ, and one of neither."""
+    """Of a loop, an axis that cuts a weight, one along which inputs differ, and one of neither."""
     seen = {}
 
     def body(x):
