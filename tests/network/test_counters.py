@@ -126,6 +126,25 @@ def test_a_while_is_counted_the_same_whatever_side_the_step_stands_on():
     assert found(counted(1, lambda i: i < 9, lambda i: 2 * i)).trips == {}
 
 
+def test_what_is_added_to_another_value_or_to_an_array_is_no_counter():
+    """i = k + 1 at each turn, with k as it was; and two numbers that are counted together."""
+
+    def other(w, x):
+        def body(c):
+            _, k, x = c
+            return k + 1, k, x + jnp.sum(w)
+
+        return lax.while_loop(lambda c: c[0] < 5, body, (0, 0, x))[2]
+
+    assert found(other).trips == {}
+
+    def pair(w, x):
+        body = lambda c, _: ((c[0] + 1, c[1] + jnp.sum(w[c[0][0]])), None)  # noqa: E731
+        return lax.scan(body, (jnp.zeros(2, int), x), length=3)[0]
+
+    assert found(pair).slices == {}
+
+
 def test_turns_that_differ_between_those_of_the_loop_around_are_unknown():
     def trips(most):
         def outer(i, x):
