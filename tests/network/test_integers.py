@@ -12,7 +12,8 @@ from jax import lax
 
 from jaxsim.network.integers import _SHAPED, LARGEST, evaluate, integers
 
-A, B = np.array([-7, 0, 5, 6], np.int32), np.array([3, -2, 4, 6], np.int32)
+A = np.array([-7, 0, 5, 6, -9, 9], np.int32)
+B = np.array([3, -2, 4, 6, -2, -4], np.int32)
 
 
 def equation(fn, *operands):
@@ -22,23 +23,23 @@ def equation(fn, *operands):
 
 
 PAIRS = {
-    # of -7 and 3, 0 and -2, 5 and 4, 6 and 6
-    "add": [-4, -2, 9, 12],
-    "sub": [-10, 2, 1, 0],
-    "mul": [-21, 0, 20, 36],
-    "div": [-2, 0, 1, 1],
-    "rem": [-1, 0, 1, 0],
-    "max": [3, 0, 5, 6],
-    "min": [-7, -2, 4, 6],
-    "lt": [True, False, False, False],
-    "le": [True, False, False, True],
-    "gt": [False, True, True, False],
-    "ge": [False, True, True, True],
-    "eq": [False, False, False, True],
-    "ne": [True, True, True, False],
-    "bitwise_and": [1, 0, 4, 6],
-    "bitwise_or": [-5, -2, 5, 6],
-    "bitwise_xor": [-6, -2, 1, 0],
+    # of -7 and 3, 0 and -2, 5 and 4, 6 and 6, -9 and -2, 9 and -4
+    "add": [-4, -2, 9, 12, -11, 5],
+    "sub": [-10, 2, 1, 0, -7, 13],
+    "mul": [-21, 0, 20, 36, 18, -36],
+    "div": [-2, 0, 1, 1, 4, -2],
+    "rem": [-1, 0, 1, 0, -1, 1],
+    "max": [3, 0, 5, 6, -2, 9],
+    "min": [-7, -2, 4, 6, -9, -4],
+    "lt": [True, False, False, False, True, False],
+    "le": [True, False, False, True, True, False],
+    "gt": [False, True, True, False, False, True],
+    "ge": [False, True, True, True, False, True],
+    "eq": [False, False, False, True, False, False],
+    "ne": [True, True, True, False, True, True],
+    "bitwise_and": [1, 0, 4, 6, -10, 8],
+    "bitwise_or": [-5, -2, 5, 6, -1, -3],
+    "bitwise_xor": [-6, -2, 1, 0, 9, -11],
 }
 
 
@@ -53,13 +54,13 @@ def test_operations_of_two_integers_by_hand(name):
 @pytest.mark.parametrize(
     ("fn", "expected"),
     [
-        (lax.neg, [7, 0, -5, -6]),
-        (lax.abs, [7, 0, 5, 6]),
-        (lax.sign, [-1, 0, 1, 1]),
-        (lax.bitwise_not, [6, -1, -6, -7]),
-        (lambda a: lax.convert_element_type(a, jnp.int8), [-7, 0, 5, 6]),
-        (lambda a: lax.convert_element_type(a, jnp.bool_), [True, False, True, True]),
-        (lambda a: lax.clamp(-2, a, 5), [-2, 0, 5, 5]),
+        (lax.neg, [7, 0, -5, -6, 9, -9]),
+        (lax.abs, [7, 0, 5, 6, 9, 9]),
+        (lax.sign, [-1, 0, 1, 1, -1, 1]),
+        (lax.bitwise_not, [6, -1, -6, -7, 8, -10]),
+        (lambda a: lax.convert_element_type(a, jnp.int8), [-7, 0, 5, 6, -9, 9]),
+        (lambda a: lax.convert_element_type(a, jnp.bool_), [True, False, True, True, True, True]),
+        (lambda a: lax.clamp(-2, a, 5), [-2, 0, 5, 5, -2, 5]),
     ],
 )
 def test_operations_of_one_integer_by_hand(fn, expected):
@@ -182,7 +183,7 @@ def test_what_overflows_wraps_around_without_a_warning():
 @pytest.mark.parametrize("fn", [lax.div, lax.rem])
 def test_a_division_by_zero_at_one_turn_is_not_followed(fn):
     eqn = equation(fn, A[0], B[0])
-    assert evaluate(eqn, [A, np.array([1, 0, 2, 3], np.int32)], 1) is None
+    assert evaluate(eqn, [A, np.array([1, 0, 2, 3, 4, 5], np.int32)], 1) is None
     np.testing.assert_array_equal(
         evaluate(eqn, [A, B], 1), PAIRS["div" if fn is lax.div else "rem"]
     )
