@@ -75,7 +75,7 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     """Divides and rounds towards zero."""
     if (b == 0).any():
         return None
-    return np.where((a < 0) != (b < 0), -(np.abs(a) // np.abs(b)), np.abs(a) // np.abs(b))
+    return (a - np.fmod(a, b)) // b
 
 
 def _remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:

@@ -180,6 +180,16 @@ def test_what_overflows_wraps_around_without_a_warning():
             assert evaluate(equation(fn, low, one), [low, one], 0) == expected
 
 
+def test_the_lowest_integer_is_divided_towards_zero_as_any_other():
+    """Its magnitude is none of its type; divided by -1 it is itself, as for XLA."""
+    low = -(2**31)
+    a, b = np.array([low, 7, low, low], np.int32), np.array([3, low, low, -1], np.int32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluate(equation(lax.div, a, b), [a, b], 0)
+    np.testing.assert_array_equal(found, [-715827882, 0, 1, low])
+
+
 @pytest.mark.parametrize("fn", [lax.div, lax.rem])
 def test_a_division_by_zero_at_one_turn_is_not_followed(fn):
     eqn = equation(fn, A[0], B[0])
