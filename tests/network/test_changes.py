@@ -62,7 +62,8 @@ def test_results_are_operands_where_nothing_on_the_way_computes(name):
     fn, places = HANDED[name]
     jaxpr = jax.make_jaxpr(fn)(A, B, C).jaxpr
     found = _find_forwarded(jaxpr)
-    assert [next((i for i, v in enumerate(jaxpr.invars) if v is f), None) for f in found] == places
+    for each, result, place in zip(found, jaxpr.outvars, places, strict=True):
+        assert each is (result if place is None else jaxpr.invars[place])
 
 
 def test_what_is_scanned_may_be_stacked_as_it_was_and_a_carry_is_another_shape():

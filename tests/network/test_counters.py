@@ -81,6 +81,45 @@ def test_reads_of_nested_loops_say_on_whose_turns_they_depend():
     assert found(nested(lambda w, i, j: w[j])).slices == {}
 
 
+def test_a_step_may_be_a_number_of_the_loop_around():
+    """Steps of one, then of two, from nothing; less, from four."""
+
+    def fn(start, step):
+        def outer(j, x):
+            by = j + 1
+            body = lambda c, _: ((step(c[0], by), c[1] + jnp.sum(w_of[0][c[0]])), None)  # noqa: E731
+            return lax.scan(body, (start, x), length=2)[0][1]
+
+        w_of = []
+
+        def run(w, x):
+            w_of[:] = [w]
+            return lax.fori_loop(0, 2, outer, x)
+
+        return run
+
+    for start, step, first in (
+        (0, lambda i, by: i + by, [[0, 1], [0, 2]]),
+        (0, lambda i, by: by + i, [[0, 1], [0, 2]]),
+        (4, lambda i, by: i - by, [[4, 3], [4, 2]]),
+    ):
+        expected = [[[i, 0, 0] for i in row] for row in first]
+        assert starts(fn(start, step)) == (expected, (0, 1))
+
+
+def test_a_loop_that_acts_is_left_as_it_is():
+    def acting(c):
+        jax.debug.callback(lambda i: None, c[0])
+        return c[0] + 1, c[1]
+
+    plain, own = (lambda c: (c[0] + 1, c[1])), acting
+    for body, trips in ((plain, {(): 3}), (own, {})):
+        fn = lambda w, x, body=body: lax.while_loop(  # noqa: E731
+            lambda c: c[0] < 3, body, (0, x + jnp.sum(w))
+        )
+        assert found(fn).trips == trips
+
+
 def test_a_read_is_found_at_its_place_in_each_jaxpr():
     reads = found(nested(lambda w, i, j: w[3 * i + j])).slices
     ((outer, inner),) = reads
