@@ -107,6 +107,18 @@ def test_a_step_may_be_a_number_of_the_loop_around():
         assert starts(fn(start, step)) == (expected, (0, 1))
 
 
+def test_a_table_may_be_made_of_parameters_and_of_nothing_else():
+    def fn(table):
+        return lambda w, x: lax.fori_loop(
+            0, 3, lambda i, c: c + jnp.sum(lax.dynamic_slice_in_dim(table(w, x), i, 1)), X
+        )
+
+    assert found(fn(lambda w, x: w + x[0])).slices == {}
+    (read,) = found(fn(lambda w, x: 2 * w)).slices.values()
+    whole = np.arange(36.0, dtype=np.float32).reshape(6, 2, 3)
+    np.testing.assert_array_equal(read.table.value([whole] * 5), 2 * whole)
+
+
 def test_a_loop_that_acts_is_left_as_it_is():
     def acting(c):
         jax.debug.callback(lambda i: None, c[0])
