@@ -11,6 +11,10 @@ from jaxsim.network.changes import _argument, _find_forwarded, update_buffers
 A, B, C = jnp.ones(2), jnp.zeros(2), jnp.arange(2.0)
 
 
+# what is handed on by a call that JAX does not see through when it traces a loop
+held = jax.checkpoint(lambda a: a)
+
+
 def swapping(carry, _):
     a, b, c = carry
     return (b, a, c), None
@@ -48,6 +52,18 @@ HANDED = {
         ),
         [2, None],
     ),
+    "carried within": (
+        lambda a, b, c: lax.scan(
+            lambda k, _: ((held(k[0]), k[1] + c, held(k[1])), None), (a, b, c), None, length=3
+        )[0],
+        [0, None, None],
+    ),
+    "kept within loops": (
+        lambda a, b, c: lax.while_loop(
+            lambda k: k[1][0] + a[0] < 3, lambda k: (held(k[0]), k[1] + b), (c, a)
+        ),
+        [2, None],
+    ),
     "in every branch": (
         lambda a, b, c: lax.cond(
             c[0] > 0, lambda a, b: (a, b, a), lambda a, b: (a, a, b + 1), a, b
@@ -74,6 +90,19 @@ def test_what_is_scanned_may_be_stacked_as_it_was_and_a_carry_is_another_shape()
     assert kept is a
     assert stacked is slices
     assert all(v is not w for v in (moved, copied) for w in jaxpr.invars)
+
+
+def test_what_is_scanned_and_stacked_within_is_as_it_was():
+    def step(carry, slices):
+        x, y = slices
+        return carry + x, (held(y), held(carry), x * 1)
+
+    xs, ys = jnp.arange(3.0), jnp.ones(3)
+    fn = lambda a, xs, ys: lax.scan(step, a, (xs, ys))  # noqa: E731
+    jaxpr = jax.make_jaxpr(fn)(0.0, xs, ys).jaxpr
+    carry, stacked, before, computed = _find_forwarded(jaxpr)
+    assert stacked is jaxpr.invars[2]
+    assert [carry, before, computed] == [jaxpr.outvars[i] for i in (0, 2, 3)]
 
 
 def test_arguments_are_named_by_place_or_by_keyword():

@@ -107,6 +107,14 @@ def test_a_step_may_be_a_number_of_the_loop_around():
         assert starts(fn(start, step)) == (expected, (0, 1))
 
 
+def test_a_loop_without_turns_reads_nothing():
+    def fn(last):
+        read = lambda w: lambda c: (c[0] + 1, c[1] + jnp.sum(w[c[0]]))  # noqa: E731
+        return lambda w, x: lax.while_loop(lambda c: c[0] < last, read(w), (0, x))[1]
+
+    assert [len(found(fn(last)).slices) for last in (0, 1)] == [0, 1]
+
+
 def test_a_table_may_be_made_of_parameters_and_of_nothing_else():
     def fn(table):
         return lambda w, x: lax.fori_loop(

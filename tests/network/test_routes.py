@@ -132,6 +132,17 @@ def test_slices_of_a_window_are_those_that_follow_its_start():
     np.testing.assert_array_equal(route.stack(w, 0, 0, 0), w.transpose(1, 0, 2))
 
 
+def test_windows_along_two_axes_are_counted_through_all_slices():
+    """Of 2 and 4: the second row, from its second slice."""
+    w = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    route = taken_slices(cut((2, 3, 4, 5), (1, 3, 2, 5)), 0)
+    assert route.along == (True, False, True, False)
+    np.testing.assert_array_equal(route.chosen(w, 1, 0, 1, 0), [[5, 6]])
+    np.testing.assert_array_equal(
+        route.stack(w, 0, 0, 0, 0), w.transpose(0, 2, 1, 3).reshape(8, 3, 5)
+    )
+
+
 ROWS = {
     "rows": (gather((3, 4), (1, 4), (0,), (0,)), 0),
     "columns": (gather((3, 4), (3, 1), (1,), (1,)), 1),
@@ -308,6 +319,7 @@ ALONG = {
     "an axis": (lambda w: lax.reshape(w, (3, 1, 4, 5)), [(True, False, False, False)]),
     "a split": (lambda w: lax.split(w, (1, 3), axis=1), [(True, False, False)] * 2),
     "a part": (lambda w: lax.slice(w, (1, 0, 2), (3, 4, 5), (1, 3, 2)), [(True, False, False)]),
+    "a part as it is": (lambda w: lax.slice(w, (1, 0, 2), (3, 3, 5)), [(True, False, False)]),
     "copies": (
         lambda w: lax.broadcast_in_dim(w, (3, 1, 2, 4, 5), (0, 3, 4)),
         [(True, False, True, False, False)],
