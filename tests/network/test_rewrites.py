@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import jaxsim as js
-from jaxsim.network import lookups
+from jaxsim.network import counters, lookups
 from jaxsim.network.inlining import inline_slices
 from jaxsim.network.lookups import row_axes, rows_as_outputs
 from jaxsim.network.plan import Provenance
@@ -231,3 +231,7 @@ def test_another_function_of_the_same_arguments_has_its_own_sites():
     assert [s.name for s in other.sites] == ["v"]
     assert other.params is net.params
     np.testing.assert_allclose(other(X), (X @ params["v"]) * params["w"].sum(), rtol=1e-6)
+
+
+def test_bounds_of_what_is_followed_are_as_documented():
+    assert (counters.LONGEST, counters.MOST_REPEATED, lookups.IDENTITY) == (65536, 64, 1024)
