@@ -144,3 +144,13 @@ def test_a_written_site_reads_its_parameter_no_more():
     assert find_read_params(js.deploy(js.quantize(8, None)(tied))) == {"w"}
     unused = js.trace(lambda p, x: x @ p["w"], {"w": normal(4, 4), "other": normal(4)}, X)
     assert find_read_params(unused) == {"w"}
+
+
+def test_a_parameter_is_read_where_one_of_what_is_made_of_it_is():
+    def fn(p, x):
+        first, _ = jnp.split(p["b"], [4])
+        jnp.sin(p["c"])
+        return x @ p["w"] + first
+
+    params = {"w": normal(4, 4), "b": normal(6), "c": normal(2)}
+    assert find_read_params(js.trace(fn, params, X)) == {"w", "b"}

@@ -218,3 +218,14 @@ def test_patterns_match_whole_names_or_paths(pattern, dynamic, expected):
 def test_a_pattern_that_is_no_regular_expression_is_refused():
     with pytest.raises(ValueError, match=r"sites='re:\(' is not a regular expression"):
         matching_names(SITES, "re:(", dynamic=False, lookups=False)
+
+
+def test_a_convolution_in_groups_of_the_batch_is_no_site():
+    def fn(p, x):
+        dims = ("NWC", "WIO", "NWC")
+        return lax.conv_general_dilated(
+            x, p["k"], (1,), "SAME", dimension_numbers=dims, batch_group_count=2
+        )
+
+    told = planned(lambda p, x, y: fn(p, y), {"k": normal(3, 4, 6)}, X, normal(2, 5, 4))
+    assert told == ("k is contracted as no site is (conv_general_dilated)",)
