@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxsim.models.efficientnet_lite import InvertedResidual
+from jaxsim.models.plot import routing_maps
 from jaxsim.models.quanv import QDCNN, QuanvConv
 from jaxsim.models.reasoner import PanelPixels, Reasoner
 from jaxsim.models.resnet import ResNet
@@ -192,3 +194,51 @@ def test_a_quantum_classifier_averages_its_maps_and_reads_them_by_layers():
     layer = flat["params"]["Dense_0"]
     expected = maps.reshape(2, -1) @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose(answer(plain, flat, x), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("features", "stride", "expansion"), [(2, 1, 3), (2, 2, 3), (3, 1, 3), (2, 1, 1)]
+)
+def test_an_inverted_residual_is_added_where_it_keeps_its_shape(features, stride, expansion):
+    """Clipped at six after the expansion and the filters, of which each channel has its own."""
+    model = InvertedResidual(features, 3, stride, expansion)
+    x = np.random.default_rng(1).uniform(0, 4, size=(2, 5, 3, 2)).astype(np.float32)
+    variables = numbers(model, x, False)
+    p, stats = variables["params"], variables["batch_stats"]
+
+    def norm(y, name):
+        q, t = p[name], stats[name]
+        return (y - t["mean"]) / np.sqrt(t["var"] + 1e-3) * q["scale"] + q["bias"]
+
+    y = x
+    if expansion > 1:
+        y = np.clip(norm(convolved(y, p["expand"]["kernel"], 1), "expand_norm"), 0, 6)
+    taps = p["depthwise"]["kernel"]  # [3, 3, 1, channels]
+    y = convolved(y, taps * np.eye(taps.shape[-1]), stride)
+    clipped = np.clip(norm(y, "depthwise_norm"), 0, 6)
+    assert (clipped == 6).any()
+    y = norm(convolved(clipped, p["project"]["kernel"], 1), "project_norm")
+    expected = x + y if (features, stride) == (2, 1) else y
+    np.testing.assert_allclose(answer(model, variables, x, False), expected, rtol=1e-3)
+
+
+def test_patches_have_the_color_of_their_function_by_how_sure_it_is(monkeypatch, tmp_path):
+    """Of two functions: three quarters is half of the way from an even share to all of it."""
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    drawn, titles = [], []
+    monkeypatch.setattr(Axes, "imshow", lambda self, a, **_: drawn.append(np.asarray(a)))
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: path.write_bytes(b"png"))
+    first = np.array([0.9, 1.0, 0.75, 0.5, 0.25])  # a class token and four patches
+    affinity = np.stack([[first, 1 - first], [1 - first, first]])[:, :, None]
+    routing_maps(tmp_path / "new" / "a.png", np.zeros((1, 4, 4)), affinity)
+    blue, orange = np.array([[31, 119, 180], [255, 127, 14]]) / 255
+    half = [(1 + c) / 2 for c in (blue, orange)]
+    assert titles == ["iteration 1", "iteration 2"]
+    np.testing.assert_allclose(drawn[1], [[blue, half[0]], [[1, 1, 1], half[1]]], atol=1e-6)
+    np.testing.assert_allclose(drawn[2], [[orange, half[1]], [[1, 1, 1], half[0]]], atol=1e-6)
+    assert (tmp_path / "new" / "a.png").read_bytes() == b"png"
+    with pytest.raises(ValueError, match="images: 2 of them for affinities of 1"):
+        routing_maps(tmp_path / "a.png", np.zeros((2, 4, 4)), affinity)
