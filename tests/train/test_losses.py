@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsim.train.losses import cross_entropy, distillation, distillation_targets
+from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
 
 LN = np.log
 STUDENT = np.float32([2 * LN([1, 3]), [0, 0]])
@@ -72,3 +72,18 @@ def test_classes_beyond_the_logits_are_refused():
     with pytest.raises(ValueError, match="labels"):
         cross_entropy(jnp.asarray(STUDENT), np.array([0, 2]))
     assert jax.eval_shape(cross_entropy, STUDENT, np.array([0, 2])).shape == ()
+
+
+def test_exits_are_weighed_in_a_sum_or_averaged():
+    """Rows that are told apart by 3, 1 and 2 at three exits."""
+    logits = jnp.array([[[3.0], [1.0], [2.0]]] * 2)
+    labels = jnp.array([10.0, 20.0])
+    product = lambda z, y: jnp.sum(z[:, 0] * y)  # noqa: E731
+    found = over_exits(product, (0.5, 4, 0))(logits, labels)
+    assert float(found) == 30 * (0.5 * 3 + 4 * 1)
+    np.testing.assert_allclose(over_exits(product)(logits, labels), 30 * 2, rtol=1e-6)
+    with pytest.raises(ValueError, match="weights: 2 of them for 3 exits"):
+        over_exits(product, (1, 1))(logits, labels)
+    with pytest.raises(ValueError, match=r"weights\[1\]=-0.1: must be a number of at least 0"):
+        over_exits(weights=(0, -0.1))
+    assert over_exits(product, [1, 2]) == over_exits(product, (1.0, 2.0)) != over_exits(product)

@@ -46,6 +46,8 @@ TAKEN = [
     lambda: js.exit_early(["a"]),
     lambda: js.pipeline_shard(1, 1, balance=[]),
     lambda: js.pipeline_shard(2, 1, remat="none", engine="spmd", schedule="1f1b", balance=["a"]),
+    lambda: js.pipeline_shard(6, 6, schedule="interleaved", chunks=2),
+    lambda: js.pipeline_shard(2, 3, schedule="zb-h1"),
     lambda: prune_tokens(0.0, protect=1),
 ]
 
@@ -131,7 +133,21 @@ REFUSED = [
     (lambda: js.exit_early(2, js.Rule), "rule=js.Rule: is what makes one"),
     (lambda: js.pipeline_shard(0), "stages=0: must be an int of at least 1"),
     (lambda: js.pipeline_shard(1, 0), "microbatches=0: must be an int of at least 1"),
-    (lambda: js.pipeline_shard(1, schedule="1f2b"), "schedule='1f2b': must be 'gpipe' or '1f1b'"),
+    (lambda: js.pipeline_shard(1, schedule="1f2b"), "schedule='1f2b': must be one of 'gpipe', '1f"),
+    (lambda: js.pipeline_shard(1, chunks=0), "chunks=0: must be an int of at least 1"),
+    (lambda: js.pipeline_shard(2, chunks=2), "schedule='gpipe', chunks=2: devices run 2 stages or"),
+    (
+        lambda: js.pipeline_shard(2, schedule="interleaved"),
+        "schedule='interleaved', chunks=1: devices run 2 stages or more each in 'interleaved'",
+    ),
+    (
+        lambda: js.pipeline_shard(5, 4, schedule="interleaved", chunks=2),
+        "stages=5: must be a multiple of chunks=2",
+    ),
+    (
+        lambda: js.pipeline_shard(6, 4, schedule="interleaved", chunks=2),
+        "microbatches=4: 'interleaved' takes them up in turns, and needs a multiple of 3 devices",
+    ),
     (lambda: js.pipeline_shard(1, remat="all"), "remat='all': must be 'boundary', 'none' or one"),
     (lambda: js.pipeline_shard(1, engine="gpu"), "engine='gpu': must be 'mpmd', 'spmd' or 'auto'"),
     (lambda: js.pipeline_shard(1, balance="size"), "balance='size': must be 'flops', 'time', 'by"),

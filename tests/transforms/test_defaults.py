@@ -29,6 +29,7 @@ DEFAULTS = {
         "stages": 4,
         "microbatches": 16,
         "schedule": "gpipe",
+        "chunks": 1,
         "remat": "boundary",
         "engine": "auto",
         "balance": "flops",

@@ -121,7 +121,7 @@ def test_a_site_has_to_run_on_finite_values():
     ],
 )
 def test_stages_have_the_devices_of_their_row(devices, found):
-    assert [stage.devices for stage in _stage_devices(devices, len(found))] == found
+    assert [stage.devices for stage in _stage_devices(devices, len(found), 1)] == found
 
 
 @pytest.mark.parametrize(
@@ -136,15 +136,27 @@ def test_stages_have_the_devices_of_their_row(devices, found):
 )
 def test_devices_that_do_not_fit_the_stages_are_refused(devices, stages, said):
     with pytest.raises(ValueError, match=said):
-        _stage_devices(devices, stages)
+        _stage_devices(devices, stages, 1)
 
 
 def test_the_first_devices_there_are_stand_in_for_none(monkeypatch):
     monkeypatch.setattr(pipeline_shard.jax, "devices", lambda: ["A", "B", "C"])
-    assert [s.devices for s in _stage_devices(None, 2)] == [("A",), ("B",)]
-    assert len(_stage_devices(None, 3)) == 3
+    assert [s.devices for s in _stage_devices(None, 2, 1)] == [("A",), ("B",)]
+    assert len(_stage_devices(None, 3, 1)) == 3
     with pytest.raises(ValueError, match="stages=4: there are 3 devices; name them in devices=…"):
-        _stage_devices(None, 4)
+        _stage_devices(None, 4, 1)
+
+
+def test_devices_that_run_several_stages_come_round_again(monkeypatch):
+    """Six stages, two of them on each of three devices."""
+    found = [("A",), ("B",), ("C",)] * 2
+    assert [s.devices for s in _stage_devices(["A", "B", "C"], 6, 2)] == found
+    monkeypatch.setattr(pipeline_shard.jax, "devices", lambda: ["A", "B", "C"])
+    assert [s.devices for s in _stage_devices(None, 6, 2)] == found
+    with pytest.raises(ValueError, match="devices: 6 of them for stages=6, chunks=2"):
+        _stage_devices(["A"] * 6, 6, 2)
+    with pytest.raises(ValueError, match="stages=8: there are 3 devices"):
+        _stage_devices(None, 8, 2)
 
 
 def test_stages_are_timed_on_ones_and_on_a_key():
