@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxsim import internals
 from jaxsim.network.experts import products, ragged_product, routed_product
 from jaxsim.network.folded_tables import fold_table
 from jaxsim.network.lookups import as_looked_up, looked_up_axis, row_ids, rows_as_outputs
@@ -250,6 +251,13 @@ RAGGED = {
 def test_groups_are_of_rows_alone(name):
     eqn, said = RAGGED[name]
     assert (ragged_product(eqn) is not None) is said
+
+
+def test_groups_that_begin_behind_the_first_weight_are_told(monkeypatch):
+    """As no JAX says them yet."""
+    eqn, read = RAGGED["rows"][0], internals.ragged_dot
+    monkeypatch.setattr(internals, "ragged_dot", lambda eqn: read(eqn)._replace(offset=True))
+    assert ragged_product(eqn) is None
 
 
 def test_each_row_is_multiplied_by_the_one_weight_that_it_chose():
