@@ -110,7 +110,7 @@ def test_what_is_said_to_change_nothing_is_a_fault_that_the_rules_make():
 def test_a_fault_is_noticed_by_a_test_that_reaches_it_and_then_remembered(tmp_path):
     path = "jaxsim/pipeline/schedule.py"
     faults = generated_faults(Path(path).read_text(), path)
-    fault = next(f for f in faults if f.became == "1 + b / total")
+    fault = next(f for f in faults if f.became == "1 + busy[k % D] / total")
     (first,) = Survey(tmp_path, [], 60).run([fault], 1, 0)
     assert first.noticed
     assert first.by.startswith("FAILED tests/pipeline/test_schedule.py")
