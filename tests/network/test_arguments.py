@@ -22,6 +22,7 @@ from jaxsim.network.params import (
     by_name,
     param_names,
     params_of,
+    stacks_of,
     tensors,
     with_params,
     with_tensors,
@@ -154,3 +155,28 @@ def test_a_parameter_is_read_where_one_of_what_is_made_of_it_is():
 
     params = {"w": normal(4, 4), "b": normal(6), "c": normal(2)}
     assert find_read_params(js.trace(fn, params, X)) == {"w", "b"}
+
+
+def test_stacks_are_told_of_each_parameter_of_a_site():
+    def fn(p, x):
+        x = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["layers"])[0]
+        return x @ jnp.concatenate([p["a"], p["b"]], 1) + p["bias"]
+
+    params = {"layers": normal(3, 4, 4), "a": normal(4, 2), "b": normal(4, 3), "bias": normal(5)}
+    net = js.trace(fn, params, X)
+    assert stacks_of(net) == {"layers": (3,), "a": (), "b": ()}
+    assert list(params_of(net, net.sites)) == ["b", "layers"]  # named by the larger
+
+
+def test_variables_may_be_given_by_name_and_what_is_static_is_a_default():
+    def fn(p, x, *, scale, shift):
+        return (x @ p["w"]) * scale + shift
+
+    params = {"w": normal(4, 4)}
+    net = js.trace(fn, x=X, variables=params, scale=3, shift=X)
+    assert net.defaults.combine() == {"scale": 3}
+    first, other = net(x=X, shift=X), net(x=X, shift=X, scale=2)
+    np.testing.assert_allclose(first, 3 * (X @ params["w"]) + X, rtol=1e-5)
+    np.testing.assert_allclose(other, 2 * (X @ params["w"]) + X, rtol=1e-5)
+    with pytest.raises(ValueError, match="key: a network's call keeps this name for its cores"):
+        js.trace(lambda p, x, key: x @ p["w"], params, X, key=1)
