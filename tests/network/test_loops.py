@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import jaxsim as js
+from jaxsim import internals
 from jaxsim.cores.core import Core
 from jaxsim.network.loops import as_scans
 from jaxsim.network.plan import Provenance
@@ -345,3 +346,15 @@ def test_a_loop_is_rewritten_where_it_reads_by_its_counter_or_its_turns_are_know
     assert rewritten(lambda p, x: jnp.tanh(p["w"] * x[0, 0])) is None
     # what reads no parameter stays what the model says
     assert rewritten(WALKS["index"][0], Provenance(sources=frozenset(["buffers/w"]))) is None
+
+
+def test_on_explicit_axes_only_what_is_read_in_order_is_rewritten(monkeypatch):
+    """One operand that lies on them is enough, and one that is no value at all."""
+    names = ("index", "from the end", "twice")
+    for explicit, expected in (((), [True] * 3), ((W.shape,), [True, False, False])):
+        monkeypatch.setattr(
+            internals, "on_explicit_axes", lambda v, given=explicit: v.aval.shape in given
+        )
+        assert [rewritten(WALKS[name][0]) is not None for name in names] == expected
+    monkeypatch.setattr(internals, "is_value", lambda v: v.aval.shape != X.shape)
+    assert rewritten(WALKS["index"][0]) is None
