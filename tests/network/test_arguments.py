@@ -156,6 +156,14 @@ def test_a_parameter_is_read_where_one_of_what_is_made_of_it_is():
     params = {"w": normal(4, 4), "b": normal(6), "c": normal(2)}
     assert find_read_params(js.trace(fn, params, X)) == {"w", "b"}
 
+    def branches(p, x):
+        x = jax.lax.cond(x.sum() > 0, lambda x: x @ p["w"], lambda x: x * p["b"][:4], x)
+        goes_on = lambda c: c[0] < p["n"][0]  # noqa: E731
+        return jax.lax.while_loop(goes_on, lambda c: (c[0] + 1, c[1] @ p["v"]), (0.0, x))[1]
+
+    more = {**params, "v": normal(4, 4), "n": jnp.ones(1)}
+    assert find_read_params(js.trace(branches, more, X)) == {"w", "b", "v", "n"}
+
 
 def test_stacks_are_told_of_each_parameter_of_a_site():
     def fn(p, x):
