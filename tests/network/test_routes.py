@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from jaxsim import internals
-from jaxsim.network.experts import products, ragged_product, routed_product
+from jaxsim.network.experts import _labels, products, ragged_product, routed_product
 from jaxsim.network.folded_tables import fold_table
 from jaxsim.network.lookups import as_looked_up, looked_up_axis, row_ids, rows_as_outputs
 from jaxsim.network.routes import Route, Routes, follow, taken_slices
@@ -269,6 +269,18 @@ def test_each_row_is_multiplied_by_the_one_weight_that_it_chose():
         W[:, :, 0].reshape(3, 4, 1),
     )
     assert products(several) == 2 * 1 * 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("contract", "batch", "ranks", "labels"),
+    [
+        (((2,), (0,)), ((), ()), (3, 2), ([0, 1, 2], [2, 4])),
+        (((1,), (1,)), ((0,), (0,)), (2, 3), ([0, 1], [0, 1, 4])),
+        (((), ()), ((), ()), (1, 3), ([0], [1, 2, 3])),
+    ],
+)
+def test_axes_that_belong_together_have_one_name(contract, batch, ranks, labels):
+    assert _labels(contract, batch, ranks) == labels
 
 
 def route(*along):
