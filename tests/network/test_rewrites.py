@@ -10,8 +10,9 @@ import jaxsim as js
 from jaxsim.network import counters, lookups
 from jaxsim.network.inlining import inline_slices
 from jaxsim.network.lookups import row_axes, rows_as_outputs
-from jaxsim.network.plan import Provenance
+from jaxsim.network.plan import Contraction, Provenance
 from jaxsim.network.rewrites import in_other_words, is_choice, is_gathered, is_taken
+from jaxsim.network.site import Site
 from jaxsim.network.tracing import retrace
 from tests.support.models import normal
 
@@ -169,6 +170,17 @@ def test_a_table_is_read_in_as_many_blocks_as_it_is_wide(monkeypatch, size):
 
     for found in rows(table):
         np.testing.assert_array_equal(found, table[ids])
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((5, 7), 0), ((7, 5), 1)])
+def test_a_whole_table_is_read_as_its_parameter_is_laid_out(shape, axis):
+    table = jnp.arange(35.0, dtype=jnp.bfloat16).reshape(shape)
+    site = Site("t:lookup", "t", "lookup", (2,), shape, "bfloat16", 0)
+    w = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    entry = Contraction(site, js.Op(rows_as_outputs(shape, axis)), w, w, 1, 0)
+    found = jax.jit(lambda table: lookups.read_table([], entry, table))(table)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, table)
 
 
 def test_a_lookup_has_the_shape_of_its_integers():
