@@ -109,7 +109,7 @@ class Straight:
         return types.SimpleNamespace(logits=self.encoder * x, shares=temperature * n * self.level)
 
     def exit_outputs(self, x, n):
-        return types.SimpleNamespace(logits=jnp.stack([99 * x, self.encoder * n], 1))
+        return types.SimpleNamespace(logits=jnp.stack([99 * x, 98 * x, self.encoder * n], 1))
 
 
 X, N, Y = np.float32([2.0, 3.0]), np.float32([5.0, 7.0]), np.float32([11.0, 13.0])

@@ -75,12 +75,13 @@ def test_layers_have_their_channels_last_a_bias_of_their_own_and_no_other_reader
         "a": {"kernel": normal(3, 4), "bias": normal(4)},
         "b": {"kernel": normal(4, 5), "bias": normal(3)},  # of another size: no bias of its own
         "tied": {"kernel": normal(5, 5)},
+        "vector": {"kernel": normal(5)},  # of one output, which no axis is
     }
 
     def fn(p, x):
         y = x @ p["a"]["kernel"] + p["a"]["bias"]
         y = y @ p["b"]["kernel"] + p["b"]["bias"].sum()
-        return y @ p["tied"]["kernel"] @ p["tied"]["kernel"]
+        return y @ p["tied"]["kernel"] @ p["tied"]["kernel"] @ p["vector"]["kernel"]
 
     net = js.trace(fn, params, normal(2, 3))
     assert layers(net, "equalize", "*") == [
