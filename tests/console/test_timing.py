@@ -53,6 +53,23 @@ def test_a_measurement_of_several_calls_is_of_one_by_hand(monkeypatch):
     assert alternate({"one": call}, runs=5, inner=3) == {"one": timing.Timing(7, 8, 2, 5)}
 
 
+def test_results_are_waited_for_once_a_measurement(monkeypatch):
+    """A second a call, and ten until what the last of three gives is there."""
+    now = [0.0]
+
+    class Result:
+        def block_until_ready(self):
+            now[0] += 10
+
+    def call():
+        now[0] += 1
+        return Result()
+
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    (found,) = alternate({"one": call}, runs=5, inner=3).values()
+    assert found == timing.Timing(11, 13 / 3, 13 / 3, 5)
+
+
 def test_rounds_are_twenty_one_unless_said():
     defaults = {n: p.default for n, p in inspect.signature(alternate).parameters.items()}
     assert (defaults["runs"], defaults["inner"]) == (21, 1)

@@ -173,6 +173,32 @@ def test_temperatures_fall_geometrically(monkeypatch, steps, soft, expected):
     assert {a.dtype for a in seen} == {np.dtype("float32")}
 
 
+@pytest.mark.parametrize(
+    ("labels", "rows", "said"),
+    [
+        (np.full(8, np.nan), 8, "labels"),
+        (np.zeros(7), 8, "ids, lengths, labels: 8, 8, 7 rows"),
+        (np.zeros(7), 7, "ids: 7 rows; must be 8, a batch, or more"),
+    ],
+)
+def test_rows_and_labels_that_do_not_fit_are_refused(labels, rows, said):
+    ids, lengths = sequences(rows)
+    bounded = Straight(types.SimpleNamespace(positions=24), np.zeros(2))
+    with pytest.raises(ValueError, match=said):
+        train_pyramid(
+            bounded,
+            ids,
+            lengths,
+            labels,
+            steps=1,
+            optimizer=optax.sgd(1.0),
+            key=KEY,
+            loss=product,
+            buckets=Buckets(batch=4, token=24, max_batch=8),
+            quiet=True,
+        )
+
+
 def batches(count, size, epochs=1):
     """Lengths of rows: their own numbers, shuffled."""
     lengths = np.random.default_rng(0).permutation(count)
