@@ -100,7 +100,6 @@ def ragged_product(
     if (
         group is None
         or ragged.offset
-        or len(eqn.invars) != 3
         or rows in (*ragged.contract[0], *ragged.batch[0])
         or len(sizes) not in (1, 1 + len(ragged.batch[0]))
     ):

@@ -61,7 +61,7 @@ def evaluate(eqn: jex.JaxprEqn, ins: Sequence[np.ndarray], turns: int) -> np.nda
     name = eqn.primitive.name
     if name in _ELEMENTWISE:
         # operands are of one shape, but for scalars that select or bound
-        rank = max((a.ndim for a in ins), default=turns)
+        rank = max(a.ndim for a in ins)
         same = [a.reshape((*a.shape, *[1] * (rank - a.ndim))) for a in ins]
         with np.errstate(over="ignore"):
             found = _ELEMENTWISE[name](*same)
@@ -75,7 +75,7 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
     """Divides and rounds towards zero."""
     if (b == 0).any():
         return None
-    return np.where((a < 0) != (b < 0), -(np.abs(a) // np.abs(b)), np.abs(a) // np.abs(b))
+    return (a - np.fmod(a, b)) // b
 
 
 def _remainder(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
@@ -152,7 +152,7 @@ def _window(params: Any, turns: int, out: Any, x: np.ndarray, *starts: np.ndarra
     del params
     lead = np.broadcast_shapes(*(a.shape[:turns] for a in (x, *starts)))
     whole = np.broadcast_to(x, (*lead, *x.shape[turns:]))
-    places = list(np.ix_(*map(np.arange, lead))) if lead else []
+    places = np.ix_(*map(np.arange, lead))
     index: list[Any] = [p.reshape((*p.shape, *[1] * len(out.shape))) for p in places]
     for axis, (first, size) in enumerate(zip(starts, out.shape, strict=True)):
         inside = np.clip(first, 0, x.shape[turns + axis] - size)

@@ -65,7 +65,7 @@ def rows_as_outputs(shape: tuple[int, ...], axis: int) -> Dot:
     """
     # an entry times one is to be the entry, whatever the backend's products round
     exact = lax.Precision.HIGHEST
-    return Dot((1,), (), (1 - axis,), (), 2, shape, precision=exact, dtype=None)
+    return Dot((1,), (), (1 - axis,), (), 2, shape, precision=exact)
 
 
 def row_axes(

@@ -1,8 +1,9 @@
 """Numbers in printed tables."""
 
 import pytest
+from rich.table import Table
 
-from jaxsim.console.table import si
+from jaxsim.console.table import html, render, si
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,30 @@ from jaxsim.console.table import si
 )
 def test_counts_have_three_digits_and_their_prefix(number, shown):
     assert si(number) == shown
+
+
+def wide(columns):
+    """A table of so many cells of nine letters."""
+    table = Table(*["name"] * columns)
+    table.add_row(*["abcdefghi"] * columns)
+    return table
+
+
+def test_a_table_is_html_that_stands_still(capsys):
+    """Nine cells fit into a line of 120, in one block; nothing is printed on the way."""
+    found = html(wide(9))
+    assert found.startswith("<pre>")
+    assert found.rstrip().endswith("</pre>")
+    assert found.count("abcdefghi") == 9
+    assert max(map(len, found.splitlines())) < 1200
+    assert html(wide(14)).count("abcdefghi") < 14
+    assert capsys.readouterr().out == ""
+
+
+def test_a_table_is_text_of_160_letters_without_colors(capsys):
+    found = render(wide(13))
+    assert found.count("abcdefghi") == 13
+    assert max(map(len, found.splitlines())) <= 160
+    assert render(wide(14)).count("abcdefghi") < 14
+    assert "\x1b" not in found
+    assert capsys.readouterr().out == ""

@@ -1,9 +1,12 @@
 """Times of alternatives."""
 
+import inspect
 import time
+import types
 
 import pytest
 
+from jaxsim.console import timing
 from jaxsim.console.timing import alternate
 
 
@@ -34,3 +37,39 @@ def test_too_few_calls_are_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
         alternate({"one": int}, **wrong)
+
+
+def test_a_measurement_of_several_calls_is_of_one_by_hand(monkeypatch):
+    """By a clock that a call moves: 7 seconds at first, then 1, 2, 3, … and three a measurement."""
+    now = [100.0]
+    lasts = iter([7.0, *(float(s) for s in range(1, 16))])
+
+    def call():
+        now[0] += next(lasts)
+
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(timing, "time", clock)
+    # (1 + 2 + 3) / 3 and on, up to (13 + 14 + 15) / 3
+    assert alternate({"one": call}, runs=5, inner=3) == {"one": timing.Timing(7, 8, 2, 5)}
+
+
+def test_results_are_waited_for_once_a_measurement(monkeypatch):
+    """A second a call, and ten until what the last of three gives is there."""
+    now = [0.0]
+
+    class Result:
+        def block_until_ready(self):
+            now[0] += 10
+
+    def call():
+        now[0] += 1
+        return Result()
+
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    (found,) = alternate({"one": call}, runs=5, inner=3).values()
+    assert found == timing.Timing(11, 13 / 3, 13 / 3, 5)
+
+
+def test_rounds_are_twenty_one_unless_said():
+    defaults = {n: p.default for n, p in inspect.signature(alternate).parameters.items()}
+    assert (defaults["runs"], defaults["inner"]) == (21, 1)

@@ -275,3 +275,18 @@ def test_many_arrays_are_taken_in_turn_and_many_vectors_in_chunks(monkeypatch):
     parts = computed()
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("lanes", "chunks"), [(1, 3), (20 * 17, 3), (20 * 20, 2), (20 * 40, 1)])
+def test_no_chunk_has_fewer_than_sixteen_vectors_however_large_the_arrays(
+    monkeypatch, lanes, chunks
+):
+    """Forty vectors for five arrays of four columns: so many fit into each lane, or sixteen."""
+    monkeypatch.setattr(nodal, "LANES", lanes)
+    norton = getattr(nodal.norton, "__wrapped__", nodal.norton)
+    jaxpr = jax.make_jaxpr(lambda g, x, c: norton(g, None, x, c))(
+        np.ones((5, 3, 4), np.float32), np.ones((5, 40, 3), np.float32), np.ones(3, np.float32)
+    )
+    (loop,) = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "scan"]
+    assert loop.params["length"] == chunks
+    assert jaxpr.out_avals[0].shape == (5, 40, 4)

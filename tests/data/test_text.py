@@ -39,6 +39,32 @@ def test_rows_of_another_form_are_named(tmp_path, row):
             read(split, tmp_path)
 
 
+def test_lines_are_counted_through_texts_that_hold_their_ends(tmp_path):
+    """A first row of two lines, and a bad second one of two: it begins on the third."""
+    (tmp_path / "ag_news_train.csv").write_text('"1","a\nb","c"\n"0","d\n","e"\n')
+    with pytest.raises(ValueError, match=r"train\.csv', line 3: row 2 is no class 1 to 4"):
+        ag_news("train", tmp_path)
+    (tmp_path / "ag_news_train.csv").write_text('"9","a","b"\n')
+    with pytest.raises(ValueError, match="line 1: row 1 is no class"):
+        ag_news("train", tmp_path)
+    (tmp_path / "sst2_test.tsv").write_text("fine\t1\nbad\t2\n")
+    with pytest.raises(ValueError, match=r"test\.tsv', line 2: row 2 is no sentence, tab, 0 or 1"):
+        sst2("test", tmp_path)
+
+
+def test_every_class_has_its_name(tmp_path):
+    rows = "".join(f'"{i}","a","b"\n' for i in (1, 2, 3, 4))
+    (tmp_path / "ag_news_train.csv").write_text(rows)
+    news = ag_news("train", tmp_path)
+    assert news.labels.tolist() == [0, 1, 2, 3]
+    assert news.labels.dtype == np.int32
+    assert news.classes == ("World", "Sports", "Business", "Sci/Tech")
+    (tmp_path / "sst2_train.tsv").write_text("a\t0\nb\t1")
+    reviews = sst2("train", tmp_path)
+    assert reviews.labels.tolist() == [0, 1]
+    assert reviews.classes == ("negative", "positive")
+
+
 def test_splits_and_folders_are_asked_for(monkeypatch):
     monkeypatch.delenv("JAXSIM_DATA", raising=False)
     with pytest.raises(ValueError, match="split='dev'"):

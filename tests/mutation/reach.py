@@ -1,5 +1,6 @@
 """Which test reaches which line."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,17 @@ import pytest
 IMPORT = ""
 
 
+def digest(text: str) -> str:
+    """Names a text in few letters."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class Recorder:
     """A plugin of pytest that writes, for each file of jaxsim, the tests that reach each line.
 
-    Also writes how long each test took. A line within a jitted function counts for the test that
-    traces it first, and one within a fixture for the first test that asks for it.
+    Also writes how long each test took, and a digest of each file, whose lines may have moved
+    since. A line within a jitted function counts for the test that traces it first, and one within
+    a fixture for the first test that asks for it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +48,9 @@ class Recorder:
             str(Path(file).relative_to(root)): data.contexts_by_lineno(file)
             for file in data.measured_files()
         }
-        self.path.write_text(json.dumps({"seconds": self.seconds, "lines": lines}))
+        sources = {file: digest(Path(file).read_text()) for file in lines}
+        record = {"seconds": self.seconds, "lines": lines, "sources": sources}
+        self.path.write_text(json.dumps(record))
 
 
 def reaching(record: dict[str, Any], path: str, line: int) -> list[str]:

@@ -1,7 +1,6 @@
 """Plants faults one after another and remembers which were noticed."""
 
 import functools
-import hashlib
 import json
 import random
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tests.mutation.faults import Fault, generated_faults
 from tests.mutation.processes import MISUSED, NOTICED, Server
-from tests.mutation.reach import reaching
+from tests.mutation.reach import digest, reaching
 
 # Over what a test took when it was recorded, and for the start of a process.
 PATIENCE, START = 4, 40
@@ -127,7 +126,7 @@ class Survey:
         return Verdict(fault, False, DECIDED[0 if reached else 1], spent)
 
     def _noticed_by(self, fault: Fault, tests: list[str], limit: float) -> str:
-        log = self.folder / f"{_digest(repr(fault))}.log"
+        log = self.folder / f"{digest(repr(fault))}.log"
         outcome = self.server.run(["-x", "--tb=line", *tests], log, limit, fault)
         log.unlink()
         if outcome.status == 0:
@@ -143,17 +142,19 @@ class Survey:
 
     def _record(self, file: Path, path: str) -> dict[str, Any] | None:
         """Reads which tests of a file reach which lines, or finds out; None where one fails."""
-        return self._recorded(file, _digest(file.read_text() + Path(path).read_text()), path)
+        return self._recorded(file, digest(file.read_text()), path, digest(Path(path).read_text()))
 
     @functools.cache  # noqa: B019 -- a survey ends with its process
-    def _recorded(self, file: Path, digest: str, path: str) -> dict[str, Any] | None:
-        kept = self.folder / f"{file.stem}-{digest}.json"
-        if not kept.exists():
+    def _recorded(self, file: Path, text: str, path: str, source: str) -> dict[str, Any] | None:
+        kept = self.folder / f"{file.stem}-{text}.json"
+        # one record serves every module that is as it was then, or that no test imported
+        if not kept.exists() or _read(kept)["sources"].get(path, source) != source:
             log = kept.with_suffix(".log")
             if self.server.run([str(file)], log, 1800, reach=kept).status not in (0, 5):
+                kept.unlink(missing_ok=True)
                 return None
             log.unlink()
-        record = json.loads(kept.read_text())
+        record = _read(kept)
         return {**record, "lines": {path: record["lines"].get(path, {})}}
 
     def _key(self, fault: Fault) -> str:
@@ -169,16 +170,16 @@ class Survey:
 
 
 def _key_of(fault: Fault, source: str, tests: str) -> str:
-    return _digest(json.dumps([fault, source, tests]))
+    return digest(json.dumps([fault, source, tests]))
 
 
 @functools.cache
 def _texts(files: tuple[Path, ...]) -> str:
-    return _digest("".join(file.read_text() for file in files))
+    return digest("".join(file.read_text() for file in files))
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _read(record: Path) -> dict[str, Any]:
+    return json.loads(record.read_text())
 
 
 def changed_modules(since: str) -> list[str]:

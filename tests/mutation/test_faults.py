@@ -1,6 +1,7 @@
 """Faults are found by rule, planted one at a time, and noticed by the tests that reach them."""
 
 import ast
+import json
 import textwrap
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from tests.mutation.__main__ import HERE, equivalents, known_faults
 from tests.mutation.faults import Fault, generated_faults, planted
-from tests.mutation.reach import reaching
+from tests.mutation.processes import Outcome
+from tests.mutation.reach import digest, reaching
 from tests.mutation.survey import Survey, Verdict, candidate_files, sampled
 
 SOURCE = textwrap.dedent('''
@@ -108,12 +110,46 @@ def test_what_is_said_to_change_nothing_is_a_fault_that_the_rules_make():
 def test_a_fault_is_noticed_by_a_test_that_reaches_it_and_then_remembered(tmp_path):
     path = "jaxsim/pipeline/schedule.py"
     faults = generated_faults(Path(path).read_text(), path)
-    fault = next(f for f in faults if f.became == "1 + b / total")
+    fault = next(f for f in faults if f.became == "1 + busy[k % D] / total")
     (first,) = Survey(tmp_path, [], 60).run([fault], 1, 0)
     assert first.noticed
     assert first.by.startswith("FAILED tests/pipeline/test_schedule.py")
     (again,) = Survey(tmp_path, [], 60).run([fault], 1, 0)
     assert again == first
+
+
+def test_one_record_serves_every_module_that_is_as_it_was(tmp_path, monkeypatch):
+    survey, runs = Survey(tmp_path, [], 60), []
+    test, first, other = (tmp_path / name for name in ("test_x.py", "first.py", "other.py"))
+    for path in (test, first, other):
+        path.write_text("x = 1")
+    status = 0
+
+    def run(arguments, log, seconds, reach):
+        runs.append(arguments)
+        lines = {str(p): {"1": ["t"]} for p in (first, other)}
+        sources = {name: digest(Path(name).read_text()) for name in lines}
+        reach.write_text(json.dumps({"seconds": {}, "lines": lines, "sources": sources}))
+        log.write_text("")
+        return Outcome(status, "")
+
+    monkeypatch.setattr(survey.server, "run", run)
+    for path, count in ((first, 1), (other, 1), (tmp_path / "unread.py", 1)):
+        path.touch()
+        assert str(path) in survey._record(test, str(path))["lines"]
+        assert len(runs) == count
+    other.write_text("x = 2")
+    survey._record(test, str(first))
+    assert len(runs) == 1
+    survey._record(test, str(other))
+    survey._record(test, str(first))
+    assert len(runs) == 2
+    test.write_text("x = 3")
+    status = 1
+    for _ in range(2):
+        assert Survey._record(survey, test, str(first)) is None
+    assert len(runs) == 3
+    assert not [p for p in tmp_path.glob("*.json") if digest("x = 3") in p.name]
 
 
 def test_a_verdict_is_remembered_where_all_was_tried(tmp_path, monkeypatch):

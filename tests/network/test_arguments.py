@@ -22,6 +22,7 @@ from jaxsim.network.params import (
     by_name,
     param_names,
     params_of,
+    stacks_of,
     tensors,
     with_params,
     with_tensors,
@@ -144,3 +145,46 @@ def test_a_written_site_reads_its_parameter_no_more():
     assert find_read_params(js.deploy(js.quantize(8, None)(tied))) == {"w"}
     unused = js.trace(lambda p, x: x @ p["w"], {"w": normal(4, 4), "other": normal(4)}, X)
     assert find_read_params(unused) == {"w"}
+
+
+def test_a_parameter_is_read_where_one_of_what_is_made_of_it_is():
+    def fn(p, x):
+        first, _ = jnp.split(p["b"], [4])
+        jnp.sin(p["c"])
+        return x @ p["w"] + first
+
+    params = {"w": normal(4, 4), "b": normal(6), "c": normal(2)}
+    assert find_read_params(js.trace(fn, params, X)) == {"w", "b"}
+
+    def branches(p, x):
+        x = jax.lax.cond(x.sum() > 0, lambda x: x @ p["w"], lambda x: x * p["b"][:4], x)
+        goes_on = lambda c: c[0] < p["n"][0]  # noqa: E731
+        return jax.lax.while_loop(goes_on, lambda c: (c[0] + 1, c[1] @ p["v"]), (0.0, x))[1]
+
+    more = {**params, "v": normal(4, 4), "n": jnp.ones(1)}
+    assert find_read_params(js.trace(branches, more, X)) == {"w", "b", "v", "n"}
+
+
+def test_stacks_are_told_of_each_parameter_of_a_site():
+    def fn(p, x):
+        x = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["layers"])[0]
+        return x @ jnp.concatenate([p["a"], p["b"]], 1) + p["bias"]
+
+    params = {"layers": normal(3, 4, 4), "a": normal(4, 2), "b": normal(4, 3), "bias": normal(5)}
+    net = js.trace(fn, params, X)
+    assert stacks_of(net) == {"layers": (3,), "a": (), "b": ()}
+    assert list(params_of(net, net.sites)) == ["b", "layers"]  # named by the larger
+
+
+def test_variables_may_be_given_by_name_and_what_is_static_is_a_default():
+    def fn(p, x, *, scale, shift):
+        return (x @ p["w"]) * scale + shift
+
+    params = {"w": normal(4, 4)}
+    net = js.trace(fn, x=X, variables=params, scale=3, shift=X)
+    assert net.defaults.combine() == {"scale": 3}
+    first, other = net(x=X, shift=X), net(x=X, shift=X, scale=2)
+    np.testing.assert_allclose(first, 3 * (X @ params["w"]) + X, rtol=1e-5)
+    np.testing.assert_allclose(other, 2 * (X @ params["w"]) + X, rtol=1e-5)
+    with pytest.raises(ValueError, match="key: a network's call keeps this name for its cores"):
+        js.trace(lambda p, x, key: x @ p["w"], params, X, key=1)

@@ -126,6 +126,27 @@ def test_a_users_core_counts_what_it_likes():
     assert cost.total("energy") == 3 * 2 * 4 + 2 * 4
 
 
+def integers(core):
+    """A core that counts where it works with codes as a chip does."""
+
+    def write(op, w, key):
+        op.count("written", 1 + op.integer)
+        return core.write(op, w, key)
+
+    def read(op, state, x, key):
+        op.count("read", 1 + op.integer)
+        return core.read(op, state, x, key)
+
+    return core._replace(write=write, read=read)
+
+
+def test_a_cost_is_that_of_the_chip_whose_codes_are_integers():
+    """Three slices are written and read once each, and one head."""
+    cost = js.wrap(integers)(stack()).cost()
+    assert [site.spent["written"] for site in cost.sites] == [3 * 2, 2]
+    assert [site.spent["read"] for site in cost.sites] == [3 * 2, 2]
+
+
 def test_costs_print_by_site():
     shown = str(js.compose(js.prune(0.5), js.quantize(), js.analog(adc=8))(cnn()).cost())
     assert all(name in shown for name in (*SITES, "conversions", "weight bits"))

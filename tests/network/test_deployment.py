@@ -72,3 +72,18 @@ def test_a_site_that_no_batch_reached_is_named():
         js.deploy(js.quantize(8, 8)(net), calibrate=jnp.abs(X))
     both = js.deploy(js.quantize(8, 8)(net), calibrate=[jnp.abs(X), -jnp.abs(X)])
     assert both.calibrated
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint])
+def test_a_weight_that_a_call_hands_on_beside_activations_is_written(wrap):
+    both = wrap(lambda w, x: (2 * w, jnp.tanh(x)))
+
+    def fn(p, x):
+        w, x = both(p["w"], x)
+        return x @ w
+
+    params = {"w": normal(4, 3)}
+    chip = js.deploy(js.quantize(8, None)(js.trace(fn, params, X)))
+    scale = np.abs(2 * params["w"]).max(0) / 127
+    rounded = np.round(2 * params["w"] / scale) * scale
+    np.testing.assert_allclose(chip(X), np.tanh(X) @ rounded, rtol=1e-4, atol=1e-5)

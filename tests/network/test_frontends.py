@@ -302,6 +302,28 @@ def test_weights_of_nnx_are_named_by_their_type_or_its_name():
     assert typed.sites == named.sites != frozen("nnx").sites
 
 
+class Scale(nnx.Variable):
+    """Another kind of variable."""
+
+
+class Scaled(FrozenNnx):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.scale = Scale(jnp.full(8, 2.0))
+
+    def __call__(self, x):
+        return super().__call__(x * self.scale[...])
+
+
+def test_one_of_several_types_of_variables_is_named():
+    for weights, paths in ((Base, ("base",)), ((Scale, "Base"), ("base", "scale"))):
+        net = js.trace(Scaled(nnx.Rngs(0)), X, weights=weights)
+        assert [s.name for s in net.sites] == ["base", "out/kernel"]
+        assert net.weights == paths
+    with pytest.raises(ValueError, match=r"'Nowhere' is no type .* some of Base, Scale"):
+        js.trace(Scaled(nnx.Rngs(0)), X, weights=["Base", "Nowhere"])
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_weights_beside_the_parameters_are_sites_where_asked(kind):
     weights, name = NAMES[kind]

@@ -98,9 +98,36 @@ def test_weights_are_drawn_once_reads_anew_and_none_shares_its_key():
         assert len(columns) == ONE_EACH[name], name
         np.testing.assert_array_equal(runs[0], runs[-1])
         distinct += columns.values()
+    drawn_by_hand(found)
     correlation = np.corrcoef(distinct) - np.eye(len(distinct))
     assert np.abs(correlation).max() < 0.11  # five deviations of 2000 draws
     written_by_key(found)
+
+
+RUNS = {
+    "alone": [("a", (), ()), ("a#2", (), ()), ("b", (), ())],
+    "slices": [("stack", (i,), (i,)) for i in range(3)],
+    "shared": [("shared", (), (i,)) for i in range(3)],
+    "nested": [("nested", (i,), (i, j)) for i in range(3) for j in range(2)],
+    "dynamic": [("dynamic/0", (i,), (i,)) for i in range(3)],
+    "loop": [("loop", (), (i,)) for i in range(3)],
+}
+"""For each run the site, the slice that is written and the iterations that read it."""
+
+
+def drawn_by_hand(found):
+    """Each draw is that of the key, the site's name and the iterations, counted from 0."""
+
+    sides = ("written", "read")
+    keys = [
+        site_key(KEYS[0], site + end, at)
+        for runs in RUNS.values()
+        for end, place in (("", 1), (":read", 2))
+        for site, at in ((run[0], run[place]) for run in runs)
+    ]
+    expected = jax.vmap(lambda key: jax.random.normal(key, ()))(jnp.stack(keys))
+    every = [found[f"{name} {side}"][0] for name in RUNS for side in sides]
+    np.testing.assert_allclose(np.concatenate(every), expected, rtol=1e-5)
 
 
 def written_by_key(by_key):

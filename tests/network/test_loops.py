@@ -9,7 +9,10 @@ import pytest
 from jax import lax
 
 import jaxsim as js
+from jaxsim import internals
 from jaxsim.cores.core import Core
+from jaxsim.network.loops import as_scans
+from jaxsim.network.plan import Provenance
 from tests.support.models import normal
 
 W, X = normal(4, 4, 4), normal(2, 4)
@@ -315,3 +318,43 @@ def test_a_pattern_is_of_each_layer_however_a_loop_reads_it():
     net = js.trace(flat, {"w": W.reshape(16, 4)}, X)
     with pytest.raises(ValueError, match=r"prune at w \[16, 4\]: a loop stacks it along an axis"):
         js.prune(0.5)(net)
+
+
+def rewritten(fn, tag=None):
+    """What stands for the loop that a function of a weight and an input is; None for itself."""
+    jaxpr = jax.make_jaxpr(fn)({"w": W}, X).jaxpr
+    (eqn,) = [e for e in jaxpr.eqns if e.primitive.name in ("scan", "while", "tanh")]
+    known = {jaxpr.invars[0]: tag or Provenance("w", W.size)}
+
+    def provenance(v):
+        value = getattr(v, "val", None)
+        return known.get(v) if value is None else Provenance(integers=np.asarray(value))
+
+    return as_scans(eqn, [provenance(v) for v in eqn.invars])
+
+
+def test_a_loop_is_rewritten_where_it_reads_by_its_counter_or_its_turns_are_known():
+    assert rewritten(WALKS["index"][0]) is not None
+    whole = loop(lambda i: i < 4, lambda i: i + 1, 0)
+    assert rewritten(whole) is not None
+    scans = scanned(np.arange(4))
+    assert rewritten(lambda p, x: scans({"w": p["w"]}, x)) is None
+    by_input = lambda p, x: lax.while_loop(  # noqa: E731
+        lambda x: x.sum() < 9, lambda x: jnp.tanh(x @ p["w"][0]), x
+    )
+    assert rewritten(by_input) is None
+    assert rewritten(lambda p, x: jnp.tanh(p["w"] * x[0, 0])) is None
+    # what reads no parameter stays what the model says
+    assert rewritten(WALKS["index"][0], Provenance(sources=frozenset(["buffers/w"]))) is None
+
+
+def test_on_explicit_axes_only_what_is_read_in_order_is_rewritten(monkeypatch):
+    """One operand that lies on them is enough, and one that is no value at all."""
+    names = ("index", "from the end", "twice")
+    for explicit, expected in (((), [True] * 3), ((W.shape,), [True, False, False])):
+        monkeypatch.setattr(
+            internals, "on_explicit_axes", lambda v, given=explicit: v.aval.shape in given
+        )
+        assert [rewritten(WALKS[name][0]) is not None for name in names] == expected
+    monkeypatch.setattr(internals, "is_value", lambda v: v.aval.shape != X.shape)
+    assert rewritten(WALKS["index"][0]) is None

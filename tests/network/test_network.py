@@ -253,6 +253,20 @@ def test_a_written_weight_that_the_arguments_change_is_named():
         run(chip, models.normal(4, 5, 6))
 
 
+def test_a_float_weight_may_change_with_the_arguments_of_a_chip():
+    """That of a site which is written has one shape, that of another is made at each call."""
+
+    def fn(params, x):
+        return (x @ params["a"]).T @ params["b"][: len(x)]
+
+    params, x = {"a": models.normal(4, 3), "b": models.normal(6, 2)}, models.normal(5, 4)
+    net = js.trace(fn, params, x)
+    chip = js.deploy(js.quantize(8, None, sites="a")(net))
+    assert chip(models.normal(2, 4)).shape == (3, 2)
+    with pytest.raises(ValueError, match=r"weight of b was written as \[5, 2\].*\[2, 2\]"):
+        js.deploy(js.quantize(8, None, sites="b")(net))(models.normal(2, 4))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_calibration_refuses_what_is_not_finite(dense, bad):
     x = models.normal(3, 4).at[0, 0].set(bad)
@@ -389,6 +403,7 @@ def test_a_network_prints_its_sites():
     assert "stack" in text
     assert "2×3 · 4×4" in text
     assert "int4" in text
+    assert f" {6 * net.sites[0].macs} " in text  # of all its runs
 
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 12), reason="mended in XLA")

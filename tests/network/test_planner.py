@@ -136,6 +136,8 @@ def test_loops_that_carry_a_weight_read_it():
 
     net = traced(fn, {"kept": normal(4, 4), "moved": normal(4, 4)}, X)
     assert [s.name for s in net.sites if s.kind == "dot"] == ["kept"]
+    reasons = {row.name: row.reason.partition(" at ")[0] for row in net.coverage().rows}
+    assert reasons == {"kept": "kept", "moved": "scan", "dynamic/0": ""}
     assert net.unreached == () or all("moved" in line for line in net.unreached)
 
 
@@ -218,3 +220,24 @@ def test_patterns_match_whole_names_or_paths(pattern, dynamic, expected):
 def test_a_pattern_that_is_no_regular_expression_is_refused():
     with pytest.raises(ValueError, match=r"sites='re:\(' is not a regular expression"):
         matching_names(SITES, "re:(", dynamic=False, lookups=False)
+
+
+def test_a_convolution_in_groups_of_the_batch_is_no_site():
+    def fn(p, x):
+        dims = ("NWC", "WIO", "NWC")
+        return lax.conv_general_dilated(
+            x, p["k"], (1,), "SAME", dimension_numbers=dims, batch_group_count=2
+        )
+
+    told = planned(lambda p, x, y: fn(p, y), {"k": normal(3, 4, 6)}, X, normal(2, 5, 4))
+    assert told == ("k is contracted as no site is (conv_general_dilated)",)
+
+
+def test_products_of_integers_are_sites_of_two_activations_and_of_no_weight():
+    def fn(p, x):
+        whole = x.astype(int)
+        return x @ p["w"], whole @ whole.T, whole @ p["n"]
+
+    net = traced(fn, {"w": normal(4, 4), "n": jnp.arange(8).reshape(4, 2)}, X)
+    found = [(s.name, s.kind, s.dtype) for s in net.sites]
+    assert found == [("w", "dot", "float32"), ("dynamic/0", "dynamic", "int32")]

@@ -85,6 +85,15 @@ def test_what_is_not_stacked_or_has_one_slice_is_not_cut():
         js.pipeline_shard(2, 2, devices=[DEVICE] * 2)(one)
 
 
+def test_two_layers_are_a_stack_and_what_nothing_reads_of_them_is_not_joined():
+    def fn(p, x):
+        return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), h), x, p)[0]
+
+    line = line_of(js.trace(fn, normal(2, 4, 4), normal(6, 4)))
+    assert [cut.name for cut in cuts(line)] == ["params[1]"]
+    assert "concatenate" not in {eqn.primitive.name for eqn in line.plan.jaxpr.eqns}
+
+
 def test_a_stage_reads_its_slices_of_parameters_masks_buffers_and_states():
     net = js.prune(0.5)(twins("norms", 3).scanned)
     chip = js.deploy(js.quantize(8, 8)(net), calibrate=X)

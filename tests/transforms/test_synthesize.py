@@ -85,6 +85,27 @@ def test_the_same_key_gives_the_same_inputs():
 KEY = jax.random.key(0)
 
 
+def test_the_first_step_of_adam_is_against_the_slope_of_the_distance_by_hand():
+    """Of ((m - mean) / std)² + (s / std - 1)² by channel, every entry by the rate."""
+    model = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=True), nn.Dense(2)])
+    variables = initial(model, jnp.ones((2, 4)))
+    mean, var = jnp.array([0.5, -2.0, 1.0]), jnp.array([0.25, 4.0, 2.0])
+    stored = {"layers_1": {"mean": mean, "var": var}}
+    net = js.trace(model, {**variables, "batch_stats": stored}, jnp.ones((2, 4)))
+    found = js.synthesize_inputs(net, 5, key=KEY, steps=1, rate=0.25, epsilon=1e-5)
+    x = jax.random.normal(jax.random.split(KEY)[1], (5, 4))
+    layer = variables["params"]["layers_0"]
+
+    @jax.jit
+    @jax.grad
+    def slope(x):
+        y, std = x @ layer["kernel"] + layer["bias"], jnp.sqrt(var + 1e-5)
+        off = jnp.square((y.mean(0) - mean) / std) + jnp.square(y.std(0) / std - 1)
+        return off.mean()
+
+    np.testing.assert_allclose(found, x - 0.25 * np.sign(slope(x)), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
