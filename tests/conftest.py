@@ -9,6 +9,7 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 from jax._src.interpreters import mlir
+from jaxlib.mlir import ir
 
 MAPS = Path("/proc/self/maps")
 
@@ -21,11 +22,14 @@ if jax.__version_info__ < (0, 11):
 
     # JAX lowers each program in an MLIR context of its own, and to fill one with dialects takes 9
     # of the 30 ms of a lone operation. JAX 0.12 uses a context again, as is done here; it keeps
-    # the constants of its programs, so it is renewed.
+    # the constants of its programs, so it is renewed. A program that is lowered while another is
+    # would become a part of that one, and has a context of its own.
     new_context, contexts = mlir.make_ir_context, threading.local()
 
     def shared_context():
         """The context of this thread's last programs, or a new one after fifty."""
+        if ir.Context.current is not None:
+            return new_context()
         contexts.programs = getattr(contexts, "programs", 0) + 1
         if contexts.programs % 50 == 1:
             contexts.held = new_context()

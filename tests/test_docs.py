@@ -25,7 +25,6 @@ PAGES = (
     "concepts",
     "models",
     "state",
-    "extend",
     "quantization",
     "rounding",
     "sparsity",
@@ -53,7 +52,7 @@ def test_every_block_of_a_page_runs_in_order(page):
     assert ran(page, {})
 
 
-def test_the_benchmark_of_the_page_on_extending_runs(monkeypatch, tmp_path):
+def test_the_page_on_extending_runs_and_so_does_its_benchmark(monkeypatch, tmp_path):
     namespace = ran("docs/extend.md", {})
     monkeypatch.setattr(common_record, "RESULTS", tmp_path)
     namespace["main"](["--runs", "5"])
