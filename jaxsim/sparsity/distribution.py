@@ -195,11 +195,15 @@ def _count(sparsity: float | Array, units: int) -> Array:
 
 
 def _count_lowest(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
-    flat = jnp.concatenate([layer.scores.ravel() for layer in layers])
+    return _count_lowest_scores([layer.scores for layer in layers], sparsity)
+
+
+@jax.jit
+def _count_lowest_scores(scores: Sequence[Array], sparsity: Array) -> list[Array]:
+    flat = jnp.concatenate([s.ravel() for s in scores])
     gone = rank(flat) < _count(sparsity, flat.size)
-    ends = np.cumsum([layer.scores.size for layer in layers])
-    parts = jnp.split(gone, ends[:-1])
-    return [p.reshape(layer.scores.shape).sum(1) for p, layer in zip(parts, layers, strict=True)]
+    parts = jnp.split(gone, np.cumsum([s.size for s in scores])[:-1])
+    return [p.reshape(s.shape).sum(1) for p, s in zip(parts, scores, strict=True)]
 
 
 def _by_density(share: Callable[[tuple[int, ...]], float]) -> Distribution:
@@ -207,19 +211,25 @@ def _by_density(share: Callable[[tuple[int, ...]], float]) -> Distribution:
 
     def removed(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
         shapes = [layer.shape for layer in layers for _ in layer.scores]
-        units = jnp.asarray([layer.scores.shape[1] for layer in layers for _ in layer.scores])
-        exact = (1 - densities(shapes, sparsity, share)) * units
-        # A compiler may compute `exact` anew at each use, and round it otherwise: a difference of
-        # one unit. What a sort has written is read by all.
-        whole, places = jnp.floor(exact), jnp.arange(len(shapes))
-        _, whole, order = jax.lax.sort((whole - exact, whole, places), num_keys=1)
-        missing = jnp.round(exact.sum()) - whole.sum()
-        raised = (whole + (places < missing)).astype(jnp.int32)
-        counts = jnp.zeros_like(raised).at[order].set(raised)
+        units = np.asarray([layer.scores.shape[1] for layer in layers for _ in layer.scores])
+        counts = _round_shares(densities(shapes, sparsity, share), units)
         ends = np.cumsum([len(layer.scores) for layer in layers])
         return jnp.split(counts, ends[:-1])
 
     return Distribution(removed)
+
+
+@jax.jit
+def _round_shares(kept: Array, units: Array) -> Array:
+    """Counts what layers of so many units lose, so that the counts add up to the rounded sum."""
+    exact = (1 - kept) * units
+    # A compiler may compute `exact` anew at each use, and round it otherwise: a difference of
+    # one unit. What a sort has written is read by all.
+    whole, places = jnp.floor(exact), jnp.arange(len(units))
+    _, whole, order = jax.lax.sort((whole - exact, whole, places), num_keys=1)
+    missing = jnp.round(exact.sum()) - whole.sum()
+    raised = (whole + (places < missing)).astype(jnp.int32)
+    return jnp.zeros_like(raised).at[order].set(raised)
 
 
 @jax.jit

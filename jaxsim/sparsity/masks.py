@@ -147,7 +147,7 @@ def make_masks(
     units: dict[str, Array] = {}
     for name in names:
         whole, stack = flat[name].shape, stacked[name]
-        if not is_traced(flat[name]) and bool(jnp.isnan(flat[name]).any()):
+        if not is_traced(flat[name]) and bool(_some_nan(flat[name])):
             raise ValueError(f"scores of {name}: some are NaN")
         if whole[: len(stack)] != stack:
             raise ValueError(
@@ -187,6 +187,12 @@ def _score_units(layout: Layout, left: Array, scores: Array) -> tuple[Array, Arr
     return alive, jnp.where(alive, score, -jnp.inf)
 
 
+@jax.jit
+def _some_nan(scores: Array) -> Array:
+    return jnp.isnan(scores).any()
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def _spread(
     layout: Layout, shape: tuple[int, ...], kept: Array, alive: Array, *old: Array
 ) -> tuple[Array, Array]:
@@ -218,14 +224,27 @@ def _kept_by_layer(
     layers: list[LayerScores] = []
     for names in sets.values():
         size = sum(layouts[name].size for name in names)
-        total = sum((units[n][:, 0] * layouts[n].size for n in names), jnp.float32(0))
-        layers.append(LayerScores(total / size, layouts[names[0]].shape, size))
+        mean = _mean_score([units[n] for n in names], [layouts[n].size for n in names], size)
+        layers.append(LayerScores(mean, layouts[names[0]].shape, size))
     counts = distribution.removed(layers, sparsity)
     kept = {
-        key: (rank(layer.scores) >= count[:, None])[:, None]
+        key: _leave_lowest(layer.scores, count)
         for key, layer, count in zip(sets, layers, counts, strict=True)
     }
     return {name: kept[key] for key, names in sets.items() for name in names}
+
+
+@jax.jit
+def _mean_score(units: Sequence[Array], sizes: Sequence[Array], size: Array) -> Array:
+    """Averages scores [B, 1, U] of units that go together, by their numbers of weights."""
+    total = sum((u[:, 0] * n for u, n in zip(units, sizes, strict=True)), jnp.float32(0))
+    return total / size
+
+
+@jax.jit
+def _leave_lowest(scores: Array, count: Array) -> Array:
+    """Finds the units [B, 1, U] that stay where each layer loses so many."""
+    return (rank(scores) >= count[:, None])[:, None]
 
 
 def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
