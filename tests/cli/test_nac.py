@@ -11,13 +11,13 @@ from tests.support.processes import start
 
 
 def settings(out):
-    return nac.Train("skill", out, network="conv", steps=12, batch=2, dim=6, every=2, quiet=True)
+    return nac.Train("skill", out, network="conv", steps=6, batch=2, dim=6, every=2, quiet=True)
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits_and_is_measured(tmp_path, monkeypatch):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    words = "--network conv --steps 12 --batch 2 --dim 6 --every 2 --quiet"
+    words = "--network conv --steps 6 --batch 2 --dim 6 --every 2 --quiet"
     running = start("jaxsim.cli", "nac", "train", "skill", "--out", killed, *words.split())
     until = time.time() + 300
     while not any(p.name.isdigit() for p in (killed / "checkpoints").glob("*")):
@@ -31,7 +31,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_is_measured(tmp_path, monkeyp
     assert parameters[0] == parameters[1]
     assert found[0][1].tobytes() == found[1][1].tobytes()
     solver, told = nac.load_solver(whole)
-    assert told["steps"] == 12
+    assert told["steps"] == 6
     assert jax.tree.map(lambda a: np.asarray(a).tobytes(), solver.args) == parameters[1]
 
     monkeypatch.setattr(nac, "baselines", lambda: {"uniform": (js.uniform(), None)})
