@@ -75,7 +75,7 @@ class Encoder(PytreeValue):
       >>> from jaxsim.models.bert import Bert, encoder
       >>> model = Bert(vocabulary=8, positions=4, width=4, heads=1, layers=2, hidden=4)
       >>> ids, lengths = jnp.array([[1, 2, 0]]), jnp.array([2])
-      >>> pieces = encoder(model, model.init(jax.random.key(0), ids, lengths)["params"])
+      >>> pieces = encoder(model, jax.jit(model.init)(jax.random.key(0), ids, lengths)["params"])
       >>> len(pieces.attention), pieces(ids, lengths).shape
       (2, (1, 2))
     """
@@ -142,7 +142,7 @@ def over_layers(
       >>> from jaxsim.models.bert import Bert, encoder
       >>> model = Bert(vocabulary=8, positions=4, width=4, heads=1, layers=2, hidden=4)
       >>> ids, lengths = jnp.array([[1, 2, 0]]), jnp.array([2])
-      >>> pieces = encoder(model, model.init(jax.random.key(0), ids, lengths)["params"])
+      >>> pieces = encoder(model, jax.jit(model.init)(jax.random.key(0), ids, lengths)["params"])
       >>> coded = js.over_layers(js.quantize(8, 8))(pieces)
       >>> [len(half.cores) for half in (coded.attention[0], coded.feed_forward[1])]
       [4, 2]
@@ -183,7 +183,7 @@ def deploy_layers(
       >>> from jaxsim.models.bert import Bert, encoder
       >>> model = Bert(vocabulary=8, positions=4, width=4, heads=1, layers=1, hidden=4)
       >>> ids, lengths = jnp.array([[1, 2, 0]]), jnp.array([2])
-      >>> pieces = encoder(model, model.init(jax.random.key(0), ids, lengths)["params"])
+      >>> pieces = encoder(model, jax.jit(model.init)(jax.random.key(0), ids, lengths)["params"])
       >>> chip = js.deploy_layers(js.over_layers(js.quantize(8, 8))(pieces), ids, lengths)
       >>> chip.feed_forward[0].calibrated
       True

@@ -89,7 +89,7 @@ class Pyramid(PytreeValue):
       >>> from jaxsim.models.bert import Bert, encoder
       >>> model = Bert(vocabulary=8, positions=4, width=4, heads=1, layers=2, hidden=4)
       >>> ids, lengths = jnp.array([[1, 2, 3], [1, 2, 0]]), jnp.array([3, 2])
-      >>> pieces = encoder(model, model.init(jax.random.key(0), ids, lengths)["params"])
+      >>> pieces = encoder(model, jax.jit(model.init)(jax.random.key(0), ids, lengths)["params"])
       >>> net = js.prune_tokens(js.tokens.linear_thresholds(0.0, layers=2))(pieces)
       >>> net.simulate(ids, lengths).kept.tolist()
       [[3, 3], [2, 2]]

@@ -217,8 +217,13 @@ def init_meta(
       >>> int(state.step)
       0
     """
-    params = network.init(key, jnp.zeros((4, 4)), jnp.int32(2))
-    return MetaState(params, optimizer.init(params), jnp.int32(0))
+
+    @jax.jit  # by itself each operation of the network would be a program
+    def start(key: Key[Array, ""]) -> MetaState:
+        params = network.init(key, jnp.zeros((4, 4)), jnp.int32(2))
+        return MetaState(params, optimizer.init(params), jnp.int32(0))
+
+    return start(key)
 
 
 def meta_step(

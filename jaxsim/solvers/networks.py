@@ -31,7 +31,7 @@ class ConvMixing(nn.Module):
       >>> import jaxsim.solvers as so
       >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
       >>> network = so.ConvMixing((4,))
-      >>> weights, params = network.init_with_output(jax.random.key(0), payoffs, size)
+      >>> weights, params = jax.jit(network.init_with_output)(jax.random.key(0), payoffs, size)
       >>> weights.shape, round(float(weights.sum()), 3)
       ((3,), 1.0)
     """
@@ -161,7 +161,7 @@ class GRUMixing(nn.Module):
       >>> import jaxsim.solvers as so
       >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
       >>> network = so.GRUMixing(width=4)
-      >>> weights, params = network.init_with_output(jax.random.key(0), payoffs, size)
+      >>> weights, params = jax.jit(network.init_with_output)(jax.random.key(0), payoffs, size)
       >>> weights.shape, round(float(weights.sum()), 3)
       ((3,), 1.0)
     """
@@ -217,7 +217,7 @@ class EquivariantMixing(nn.Module):
       >>> import jaxsim.solvers as so
       >>> payoffs, size = jnp.asarray(jg.rock_paper_scissors()), jnp.int32(3)
       >>> network = so.EquivariantMixing(rounds=1, width=4)
-      >>> weights, params = network.init_with_output(jax.random.key(0), payoffs, size)
+      >>> weights, params = jax.jit(network.init_with_output)(jax.random.key(0), payoffs, size)
       >>> weights.shape, round(float(weights.sum()), 3)
       ((3,), 1.0)
     """

@@ -58,7 +58,7 @@ def fold_norms(
       ...     [nn.Conv(4, (3, 3)), nn.BatchNorm(True), nn.relu, nn.Conv(2, (3, 3))]
       ... )
       >>> x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-      >>> net = js.trace(model, model.init(jax.random.key(1), x), x)
+      >>> net = js.trace(model, jax.jit(model.init)(jax.random.key(1), x), x)
       >>> folded = js.fold_norms(x)(net)
       >>> bool(jnp.allclose(folded(x), net(x), atol=1e-5))
       True

@@ -60,7 +60,7 @@ def synthesize_inputs(
       ...     [nn.Conv(4, (3, 3)), nn.BatchNorm(True), nn.relu, nn.Conv(2, (3, 3))]
       ... )
       >>> x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-      >>> net = js.trace(model, model.init(jax.random.key(1), x), x)
+      >>> net = js.trace(model, jax.jit(model.init)(jax.random.key(1), x), x)
       >>> made = js.synthesize_inputs(net, 4, key=jax.random.key(2), steps=2)
       >>> made.shape
       (4, 6, 6, 3)
