@@ -98,11 +98,14 @@ def blocked(**options):
 
 
 def pipelined(schedule):
-    return simulate_schedule(piped(schedule=schedule)).in_flight
+    chunks = 2 if schedule == "interleaved" else 1
+    timeline = simulate_schedule(piped(schedule=schedule, chunks=chunks))
+    return timeline.in_flight, timeline.ticks
 
 
-def piped(**options):
-    return js.pipeline_shard(2, 4, devices=jax.devices()[:1] * 2, **options)(net())
+def piped(chunks=1, **options):
+    devices = jax.devices()[:1] * (2 // chunks)
+    return js.pipeline_shard(2, 4, devices=devices, chunks=chunks, **options)(net())
 
 
 ANSWERS = {

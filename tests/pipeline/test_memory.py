@@ -121,7 +121,7 @@ def test_memory_is_of_the_larger_program_with_what_it_returns(monkeypatch, first
     backward = program(second[0], ({"a": shape(3, 5)}, [shape(6, 3)]))
     own = types.SimpleNamespace(params={"a": shape(3, 5), "b": shape(2)})
     inputs = types.SimpleNamespace(live=[shape(6, 2)], arguments=[shape(6)])
-    monkeypatch.setattr(memory, "input_shapes", lambda net, cut, program: (own, inputs))
+    monkeypatch.setattr(memory, "input_shapes", lambda net, cut, program, taps: (own, inputs))
     stage = types.SimpleNamespace(
         differentiated=(0,),
         keep=types.SimpleNamespace(lower=lambda *given: keep),
