@@ -338,6 +338,28 @@ def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def equation_key(eqn: jex.JaxprEqn) -> Any:
+    """What an equation does, as a key: equal keys say that the same is done to other operands.
+
+    Equations of which a parameter cannot be compared are like no other.
+    """
+    literals = tuple(
+        (atom.val.dtype.str, bytes(atom.val), atom.aval.weak_type)
+        if isinstance(atom, jex.Literal) and hasattr(atom.val, "dtype")
+        else (type(atom.val), atom.val)
+        if isinstance(atom, jex.Literal)
+        else None
+        for atom in eqn.invars
+    )
+    params = tuple((name, type(value), value) for name, value in sorted(eqn.params.items()))
+    key = (eqn.primitive, repr(eqn.ctx), literals, params)
+    try:
+        hash(key)
+    except TypeError:
+        return eqn
+    return key
+
+
 def source_line(eqn: jex.JaxprEqn) -> str:
     """File and line of the model that an equation comes from, empty where JAX knows none."""
     return source_info_util.summarize(eqn.source_info).strip()

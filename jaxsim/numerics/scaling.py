@@ -71,8 +71,13 @@ def divide(x: Float[Array, "..."], by: Float[Array, "..."]) -> Float[Array, "...
     return x / jnp.where(x != x, x, by)
 
 
+def _quotient(x: Array, by: Array) -> Array:
+    less = jnp.where(jnp.abs(by) > 1, 0.25, 1.0).astype(by.dtype)
+    return (x * less) / (by * less)
+
+
 divide.defjvps(
-    lambda tangent, ans, x, by: divide(tangent, by),
+    lambda tangent, ans, x, by: _quotient(tangent, by),
     # what no derivative reaches, because it is clipped, may be infinite
-    lambda tangent, ans, x, by: -jnp.clip(ans, -FAR, FAR) * divide(tangent, by),
+    lambda tangent, ans, x, by: -jnp.clip(ans, -FAR, FAR) * _quotient(tangent, by),
 )
