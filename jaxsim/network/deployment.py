@@ -26,7 +26,6 @@ from jaxsim.network.stepwise import Stepwise, mostly_alike
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.checks import is_traced
 
-
 FEW = 8
 """Transformed sites below which one program calibrates all of them."""
 
@@ -148,15 +147,20 @@ class _Calibration:
         shapes = (structure, tuple((np.shape(a), jnp.result_type(a)) for a in leaves))
         if shapes != self.shapes:
             self.shapes, self.traced = shapes, None
-            known = not any(map(is_traced, leaves))
+            known = not any(is_traced(a) or _on_explicit_axes(a) for a in leaves)
             if known and len(chip.cores) >= FEW:
-                self.traced = trace_call(chip, arguments)
-        if self.traced is None or not mostly_alike(self.traced.plan, chip.cores):
+                traced = trace_call(chip, arguments)
+                self.traced = traced if mostly_alike(traced.plan, chip.cores) else None
+        if self.traced is None:
             return _calibrate(chip, arguments)
         held = len(self.traced.values) - len(arguments.arrays)
         values = [*self.traced.values[:held], *arguments.arrays]
         walk = Stepwise(chip.cores, "stored", None, calibrating=True)
         return walk.run(self.traced.plan, values, states, ())[1]
+
+
+def _on_explicit_axes(a: Any) -> bool:
+    return isinstance(a, jax.Array) and bool(jax.typeof(a).sharding.mesh.explicit_axes)
 
 
 @jax.jit

@@ -18,7 +18,7 @@ from jaxsim.cores.core import State
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.internals import equation_key, jaxpr_of
 from jaxsim.network.interpreter import Walk
-from jaxsim.network.plan import Contraction, Entry, Plan, contractions
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 
 ALIKE = 4
 """Sites of a kind, on average, from which on a program for each kind is compiled sooner."""
@@ -93,6 +93,7 @@ class Stepwise(Walk):
         ins, plan = [read(v) for v in block.read], block.plan
         if block.kind == "call":
             (eqn,), (entry,) = plan.jaxpr.eqns, plan.entries
+            assert isinstance(entry, Inner)
             outs, after = self.run(entry.plans[0], [read(v) for v in eqn.invars], inside, ())
             given = dict(zip(eqn.outvars, outs, strict=True))
             return [given[v] for v in block.given], after
@@ -139,7 +140,7 @@ class _Block:
         return self.plan.jaxpr.invars
 
     @property
-    def given(self) -> Sequence[jex.Var]:
+    def given(self) -> Sequence[Any]:
         """Variables that are computed and read later."""
         return self.plan.jaxpr.outvars
 

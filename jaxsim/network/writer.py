@@ -179,7 +179,8 @@ class _Writer:
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             key, w = site_key(self.key, site.name, over), ins[entry.w_at]
             op = dataclasses.replace(entry.op, integer=True)
-            if id(w) in self.params and not indices and not jax.typeof(w).sharding.mesh.explicit_axes:
+            explicit = jax.typeof(w).sharding.mesh.explicit_axes
+            if id(w) in self.params and not indices and not explicit:
                 states[site.name] = _Unwritten(*self.params[id(w)], op)
                 return
             states[site.name] = in_auto_axes(

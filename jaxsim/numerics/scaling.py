@@ -34,7 +34,7 @@ def step_of(width: Float[Array, "..."], count: float | Array, *, empty: float) -
 def scale_product(y: Float[Array, "..."], a: Array | float, b: Array) -> Float[Array, "..."]:
     """`y * (a * b)`, and `y * a * b` where the product of two scales is no normal float."""
     both = a * b
-    fits = (both >= TINY) & jnp.isfinite(both)
+    fits = (both >= TINY) & (both < jnp.inf)
     return y * jnp.where(fits, both, a) * jnp.where(fits, 1.0, b)
 
 

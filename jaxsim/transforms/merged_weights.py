@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.site_weight import captured, masked
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import PyTree
@@ -64,7 +64,9 @@ def opened(net: Network, chosen: Iterable[Site], merged: Iterable[Site]) -> Netw
     masks, cores = dict(net.masks), {}
     for name, chain in net.cores.items():
         if name in names:
-            masks |= {names[name]: w.settings["mask"] for w in chain if w.role == "mask"}
+            here = first_of(chain, "mask")
+            if here is not None:
+                masks[names[name]] = here.settings["mask"]
             chain = tuple(w for w in chain if w.role != "mask")
         cores[own[name]] = chain
     return dataclasses.replace(
@@ -120,12 +122,14 @@ class OpenCall(Value):
     example: Partitioned
     weights: tuple[str, ...]
 
-    def __call__(self, params: Mapping[str, Array], buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, params: Mapping[str, Array], buffers: PyTree, *args: Any, **kwargs: Any
+    ) -> Any:
         """Calls the model; the sites multiply by the weights that are given."""
         own = jax.tree.unflatten(self.structure, [params[path] for path in self.paths])
         arguments = call_arguments(args, kwargs)
         traced = trace_plan(self.call, own, buffers, arguments, self.example, self.weights)
         states = {site: params[name] for site, name in self.merged}
-        walk = Walk({site: () for site in states}, "stored", None)
+        walk = Walk(dict.fromkeys(states, ()), "stored", None)
         outputs, _ = walk.run(traced.plan, traced.values, states, ())
         return jax.tree.unflatten(traced.out_tree, outputs)

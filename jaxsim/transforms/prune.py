@@ -93,9 +93,10 @@ def prune(
         merged = [site for site in chosen if is_merged(site, net.weights)]
         plain = [site for site in chosen if site not in merged]
         before, net = net.masks, at_parameters(net, plain)
-        probe, where = (opened(net, chosen, merged), None) if merged else (net, sites)
-        if probe.focus is not None and where is None:
-            where = [f"re:{re.escape(name)}" for name in probe.focus]
+        probe, where = net, sites
+        if merged:
+            probe = opened(net, chosen, merged)
+            where = [f"re:{re.escape(name)}" for name in probe.focus or ()]
         for i in range(rounds):
             share = sparsity
             if share is not None and rounds > 1:

@@ -123,7 +123,11 @@ def test_what_follows_a_mask_of_a_merged_weight(tmp_path):
     js.save(tmp_path / "net", net)
     np.testing.assert_array_equal(mask_of(js.load(tmp_path / "net", net)), mask_of(net))
     more = js.prune(0.75, criterion=js.sparsity.random(jax.random.key(1)))(net)
-    assert (mask_of(net) >= mask_of(more)).all() and len(more.cores["base"]) == 1
+    assert (mask_of(net) >= mask_of(more)).all()
+    assert len(more.cores["base"]) == 1
+    later = js.prune(0.5)(js.quantize(4, 8)(pair()[0]))
+    assert [w.role for w in later.cores["base"]] == ["mask", "codes"]
+    np.testing.assert_array_equal(mask_of(later), mask_of(net))
     with pytest.raises(ValueError, match="run_sparse at base: its mask stands at the site, as its"):
         js.run_sparse("rows", sites="base")(net)
 
@@ -170,7 +174,8 @@ def test_a_frozen_weight_is_pruned_at_its_site():
     pruned = js.prune(0.5, sites=site.name)(net)
     mask = mask_of(pruned, site.name)
     base = np.abs(np.asarray(PARAMS["base"]))
-    assert mask.mean() == 0.5 and base[mask].min() > base[~mask].max()
+    assert mask.mean() == 0.5
+    assert base[mask].min() > base[~mask].max()
     plain = np.asarray(X) @ np.asarray(PARAMS["down"]) @ np.asarray(PARAMS["up"])
     expected = np.asarray(X) @ (np.asarray(PARAMS["base"]) * mask) + plain
     np.testing.assert_allclose(pruned(X), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
