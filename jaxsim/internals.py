@@ -15,6 +15,7 @@ import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import source_info_util
 from jax.sharding import PartitionSpec
 
@@ -343,14 +344,7 @@ def equation_key(eqn: jex.JaxprEqn) -> Any:
 
     Equations of which a parameter cannot be compared are like no other.
     """
-    literals = tuple(
-        (atom.val.dtype.str, bytes(atom.val), atom.aval.weak_type)
-        if isinstance(atom, jex.Literal) and hasattr(atom.val, "dtype")
-        else (type(atom.val), atom.val)
-        if isinstance(atom, jex.Literal)
-        else None
-        for atom in eqn.invars
-    )
+    literals = tuple(_literal(atom) for atom in eqn.invars)
     params = tuple((name, type(value), value) for name, value in sorted(eqn.params.items()))
     key = (eqn.primitive, repr(eqn.ctx), literals, params)
     try:
@@ -358,6 +352,14 @@ def equation_key(eqn: jex.JaxprEqn) -> Any:
     except TypeError:
         return eqn
     return key
+
+
+def _literal(atom: Atom) -> Any:
+    """The value and type of a literal, to the bit; None for a variable."""
+    if not isinstance(atom, jex.Literal):
+        return None
+    value = np.asarray(atom.val)
+    return value.dtype.str, value.tobytes(), getattr(atom.aval, "weak_type", None)
 
 
 def source_line(eqn: jex.JaxprEqn) -> str:
