@@ -59,7 +59,10 @@ def opened(net: Network, chosen: Iterable[Site], merged: Iterable[Site]) -> Netw
         net.example,
         net.weights,
     )
-    found = retrace(dataclasses.replace(net, params=params, masks={}, cores={}), call)
+    # however it is cut, it computes the same as a whole
+    held = {field.name: getattr(net, field.name) for field in dataclasses.fields(Network)}
+    plain = Network(**{**held, "params": params, "masks": {}, "cores": {}})
+    found = retrace(plain, call)
     own = {a.name: b.name for a, b in zip(net.sites, found.sites, strict=True)}
     masks, cores = dict(net.masks), {}
     for name, chain in net.cores.items():
