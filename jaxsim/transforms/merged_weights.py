@@ -61,7 +61,8 @@ def opened(net: Network, chosen: Iterable[Site], merged: Iterable[Site]) -> Netw
     )
     # however it is cut, it computes the same as a whole
     held: dict[str, Any] = {f.name: getattr(net, f.name) for f in dataclasses.fields(Network)}
-    found = retrace(Network(**(held | {"params": params, "masks": {}, "cores": {}})), call)
+    held.update(params=params, masks={}, cores={})
+    found = retrace(Network(**held), call)
     own = {a.name: b.name for a, b in zip(net.sites, found.sites, strict=True)}
     masks, cores = dict(net.masks), {}
     for name, chain in net.cores.items():
