@@ -15,6 +15,7 @@ import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import source_info_util
 from jax.sharding import PartitionSpec
 
@@ -336,6 +337,29 @@ def bind(eqn: jex.JaxprEqn, values: Sequence[Any]) -> list[Any]:
     with source_info_util.user_context(eqn.source_info.traceback), eqn.ctx.manager:
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def equation_key(eqn: jex.JaxprEqn) -> Any:
+    """What an equation does, as a key: equal keys say that the same is done to other operands.
+
+    Equations of which a parameter cannot be compared are like no other.
+    """
+    literals = tuple(_literal(atom) for atom in eqn.invars)
+    params = tuple((name, type(value), value) for name, value in sorted(eqn.params.items()))
+    key = (eqn.primitive, repr(eqn.ctx), literals, params)
+    try:
+        hash(key)
+    except TypeError:
+        return eqn
+    return key
+
+
+def _literal(atom: Atom) -> Any:
+    """The value and type of a literal, to the bit; None for a variable."""
+    if not isinstance(atom, jex.Literal):
+        return None
+    value = np.asarray(atom.val)
+    return value.dtype.str, value.tobytes(), getattr(atom.aval, "weak_type", None)
 
 
 def source_line(eqn: jex.JaxprEqn) -> str:

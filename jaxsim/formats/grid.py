@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jaxsim.numerics.checks import check_called, check_range, checked_int
 from jaxsim.numerics.gradients import clip_ste, round_ste
-from jaxsim.numerics.scaling import divide, step_of, unit_of
+from jaxsim.numerics.scaling import FAR, divide, step_of, unit_of
 
 Clip = Callable[..., "Range"]
 """`(rows, bits, symmetric) -> Range`: what part of the values [..., n] a grid covers.
@@ -206,19 +206,19 @@ def observe_range(
     def to_rows(a: Array) -> Array:
         return jnp.transpose(a, left + summed).reshape(*lead, count)
 
-    rows = to_rows(x)
+    # along the axes as they are: a transposed copy to reduce would cost more than the reduction
     if x.size == 0:
         r = no_range(tuple(lead))
     elif clip is not None:
-        r = Range(*clip(rows, bits=bits, symmetric=symmetric))
+        r = Range(*clip(to_rows(x), bits=bits, symmetric=symmetric))
     elif bits == 1:
-        mean = _mean_magnitude(rows, None if among is None else to_rows(among))
+        mean = _mean_magnitude(to_rows(x), None if among is None else to_rows(among))
         r = Range(-mean, mean)
     elif symmetric:
-        most = jnp.max(jnp.abs(rows), -1)
+        most = jnp.max(jnp.abs(x), summed)
         r = Range(-most, most)
     else:
-        r = Range(jnp.min(rows, -1), jnp.max(rows, -1))
+        r = Range(jnp.min(x, summed), jnp.max(x, summed))
     if axes is None:
         return r
     return Range(*(jnp.expand_dims(end, summed) for end in r))
@@ -245,17 +245,13 @@ def scale_and_zero(grid: Grid, r: Range) -> tuple[Float[Array, "..."], Float[Arr
     """
     qmin, qmax = grid.code_range
     if grid.symmetric:
-        width = jnp.maximum(jnp.abs(r.lo), jnp.abs(r.hi))
+        width = jnp.maximum(-r.lo, r.hi)
         scale = step_of(width, qmax, empty=0.0 if grid.bits == 1 else 1.0)
         return scale, jnp.zeros_like(scale)
     lo, hi = jnp.minimum(r.lo, 0.0), jnp.maximum(r.hi, 0.0)
     # halves: the difference of two of the largest floats is none
     scale = step_of(hi * 0.5 - lo * 0.5, (qmax - qmin) * 0.5, empty=1.0)
     return scale, jnp.round(qmin - divide(lo, scale))
-
-
-FAR = 2.0**30
-"""Steps from zero that every value beyond is taken for; the last code is 127 at most."""
 
 
 def encode(
@@ -277,18 +273,20 @@ def encode(
       key: for stochastic rounding; without one it rounds to the nearest.
       kept: a zero stays zero although the grid has no code for it.
     """
-    scale = jnp.where(scale > 0, scale, 1.0)  # zero only on one bit
+    scale = jnp.where(scale > 0, scale, 1.0) if grid.bits == 1 else scale  # zero only there
+    steps = divide(x, scale)
+    if grid.bits > 1 and grid.spacing == "even" and (grid.rounding == "nearest" or key is None):
+        return clip_ste(round_ste(steps) + zero, *grid.code_range)
     # far beyond the last code, and finite where a range that was stored is left far behind
-    steps = jnp.clip(divide(x, scale), -FAR, FAR)
+    steps = jnp.clip(steps, -FAR, FAR)
     if grid.bits == 1:
         rounded = jnp.where(steps >= 0, 1.0, -1.0)
         rounded = jnp.where(steps == 0, 0.0, rounded) if kept else rounded
     elif grid.spacing == "powers":
         rounded = _power(steps, key if grid.rounding == "stochastic" else None)
-    elif grid.rounding == "stochastic" and key is not None:
-        rounded = jnp.floor(steps + jax.random.uniform(key, steps.shape))
     else:
-        return clip_ste(round_ste(steps) + zero, *grid.code_range)
+        assert key is not None
+        rounded = jnp.floor(steps + jax.random.uniform(key, steps.shape))
     through = steps + lax.stop_gradient(rounded - steps)
     clipped = clip_ste(through + zero, *grid.code_range)
     # On one bit every value rounds to an end of the range; the gradient passes within it.

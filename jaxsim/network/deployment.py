@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -19,10 +20,14 @@ from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import check_params
 from jaxsim.network.network import Network, run_network, trace_call
 from jaxsim.network.params import param_names
-from jaxsim.network.plan import Contraction, Inner, Plan
+from jaxsim.network.plan import Contraction, Inner, Plan, Traced
 from jaxsim.network.planner import trace_plan
+from jaxsim.network.stepwise import Stepwise, mostly_alike
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.checks import is_traced
+
+FEW = 8
+"""Transformed sites below which one program calibrates all of them."""
 
 
 def deploy(
@@ -112,9 +117,9 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
         inputs, kwargs = kwargs, {}
     chip, fixed = dataclasses.replace(chip, calibrated=True), {**chip.defaults.combine(), **kwargs}
     states = chip.states
+    calibrate = _Calibration(chip)
     for batch in batches(inputs, "calibrate"):
-        arguments = call_arguments(batch.args, {**fixed, **batch.kwargs})
-        states = _calibrate(dataclasses.replace(chip, states=states), arguments)
+        states = calibrate(states, call_arguments(batch.args, {**fixed, **batch.kwargs}))
         states = shard_like_weights(chip, states, jax.device_put)
     for name, state in states.items():
         for r in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, Range)):
@@ -125,6 +130,37 @@ def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
             if not (np.isfinite(r.lo).all() and np.isfinite(r.hi).all()):
                 raise ValueError(f"calibrate: NaN or infinite values reach {name}")
     return dataclasses.replace(chip, states=states)
+
+
+class _Calibration:
+    """Updates ranges batch by batch; where many sites are alike by a program for each kind."""
+
+    def __init__(self, chip: Network):
+        self.chip = chip
+        self.shapes: Any = None
+        self.traced: Traced | None = None
+
+    def __call__(self, states: dict[str, State], arguments: Partitioned) -> dict[str, State]:
+        """The states after their ranges have seen the arguments."""
+        chip = dataclasses.replace(self.chip, states=states)
+        leaves, structure = jax.tree.flatten((chip, arguments))
+        shapes = (structure, tuple((np.shape(a), jnp.result_type(a)) for a in leaves))
+        if shapes != self.shapes:
+            self.shapes, self.traced = shapes, None
+            known = not any(is_traced(a) or _on_explicit_axes(a) for a in leaves)
+            if known and len(chip.cores) >= FEW:
+                traced = trace_call(chip, arguments)
+                self.traced = traced if mostly_alike(traced.plan, chip.cores) else None
+        if self.traced is None:
+            return _calibrate(chip, arguments)
+        held = len(self.traced.values) - len(arguments.arrays)
+        values = [*self.traced.values[:held], *arguments.arrays]
+        walk = Stepwise(chip.cores, "stored", None, calibrating=True)
+        return walk.run(self.traced.plan, values, states, ())[1]
+
+
+def _on_explicit_axes(a: Any) -> bool:
+    return isinstance(a, jax.Array) and bool(jax.typeof(a).sharding.mesh.explicit_axes)
 
 
 @jax.jit

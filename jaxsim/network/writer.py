@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -33,18 +34,57 @@ from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.gradients import shard_like
 
 
-@jax.jit
 def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
     """Writes every transformed site's weight, from the parameters alone.
+
+    Parameters of sites that are alike are written by one small program, called for each; what is
+    computed, stacked or like nothing else, by one program for all of it.
 
     Args:
       net: Network with transformed sites.
       key: Random key for cores that draw when they write, or None.
     """
+    states = _write_most(net, key)
+    return {
+        name: found.written(net.cores[name], site_key(key, name, ()))
+        if isinstance(found, _Unwritten)
+        else found
+        for name, found in states.items()
+    }
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["w", "mask"], meta_fields=["op"])
+@dataclasses.dataclass(frozen=True)
+class _Unwritten:
+    """A parameter that is the weight of a site, with its mask."""
+
+    w: Array
+    mask: Array | None
+    op: Op
+
+    def written(self, wrappers: Sequence[Wrapper], key: Any) -> State:
+        return _write(self.op, tuple(wrappers), self.w, (), key, self.mask)
+
+
+@jax.jit
+def _write_most(net: Network, key: Key[Array, ""] | None) -> dict[str, Any]:
+    """The states of sites that are like no other, and the parameters of the others as they are."""
     traced = trace_call(net, net.example)
     known = traced.values[: len(traced.values) - len(net.example.arrays)]
     values = [*known, *[None] * len(net.example.arrays)]
-    _, states = _Writer(net.cores, key).run(traced.plan, values, ())
+    named = zip(param_names(net), jax.tree.leaves(net.params), known, strict=False)
+    params = {id(value): (p, net.masks.get(name)) for name, p, value in named}
+    _, states = _Writer(net.cores, key, params).run(traced.plan, values, ())
+
+    def kind(name: str) -> Any:
+        leaves, structure = jax.tree.flatten((states[name], net.cores[name]))
+        return structure, tuple(map(jax.typeof, leaves))
+
+    kinds = {name: kind(name) for name, found in states.items() if isinstance(found, _Unwritten)}
+    often = collections.Counter(kinds.values())
+    for name, mine in kinds.items():
+        if often[mine] == 1:
+            states[name] = states[name].written(net.cores[name], site_key(key, name, ()))
     return states
 
 
@@ -75,17 +115,34 @@ def shard_like_weights(
 
 @partial(jax.jit, static_argnums=0)
 @own_promotion()
-def _write(op: Op, wrappers: Any, w: Array, over: Any, key: Any) -> State:
+def _write(
+    op: Op, wrappers: Any, w: Array, over: Any, key: Any, mask: Array | None = None
+) -> State:
     """Writes a weight; sites that are alike are traced once."""
+    w = w if mask is None else w * mask.astype(w.dtype)
     return build(wrappers).write(dataclasses.replace(op, scan_index=over), w, key)
 
 
 class _Writer:
     """Evaluates what the parameters alone determine, and writes each site's weight."""
 
-    def __init__(self, cores: Mapping[str, tuple[Wrapper, ...]], key: Key[Array, ""] | None):
+    def __init__(
+        self,
+        cores: Mapping[str, tuple[Wrapper, ...]],
+        key: Key[Array, ""] | None,
+        params: Mapping[int, tuple[Array, Array | None]],
+    ):
+        """Prepares to write.
+
+        Args:
+          cores: Wrappers of each transformed site, outermost first.
+          key: Random key, or None.
+          params: Parameters and their masks, by the identity of the masked one: where one is the
+            weight of a site and no loop is around, it is left unwritten.
+        """
         self.cores = cores
         self.key = key
+        self.params = params
 
     def run(
         self, plan: Plan, values: Sequence[Any], indices: tuple[Any, ...]
@@ -120,10 +177,14 @@ class _Writer:
         site = entry.site
         if site.name in self.cores and site.kind != "dynamic":
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
-            key = site_key(self.key, site.name, over)
+            key, w = site_key(self.key, site.name, over), ins[entry.w_at]
+            op = dataclasses.replace(entry.op, integer=True)
+            explicit = jax.typeof(w).sharding.mesh.explicit_axes
+            if id(w) in self.params and not indices and not explicit:
+                states[site.name] = _Unwritten(*self.params[id(w)], op)
+                return
             states[site.name] = in_auto_axes(
-                partial(_write, dataclasses.replace(entry.op, integer=True)),
-                *(self.cores[site.name], ins[entry.w_at], tuple(over), key),
+                partial(_write, op), *(self.cores[site.name], w, tuple(over), key)
             )
 
     def inner(
@@ -154,7 +215,7 @@ class _Writer:
             def write(
                 cores: dict[str, tuple[Wrapper, ...]], key: Any, ins: list[Any], indices: Any
             ) -> dict[str, State]:
-                return _Writer(cores, key).run(plans[0], ins, indices)[1]
+                return _Writer(cores, key, {}).run(plans[0], ins, indices)[1]
 
             states = in_auto_axes(write, dict(self.cores), self.key, ins, indices)
             return [None] * len(eqn.outvars), states

@@ -26,6 +26,7 @@ def round_ste(x: Float[Array, "..."]) -> Float[Array, "..."]:
 round_ste.defjvps(lambda tangent, ans, x: tangent)
 
 
+@jax.custom_jvp
 def clip_ste(x: Float[Array, "..."], lo: float | Array, hi: float | Array) -> Float[Array, "..."]:
     """Clips to [lo, hi]; its derivative is one on the closed range and zero outside.
 
@@ -38,8 +39,16 @@ def clip_ste(x: Float[Array, "..."], lo: float | Array, hi: float | Array) -> Fl
       >>> grad(1.0).item(), grad(3.0).item()  # at the end, and beyond it
       (1.0, 0.0)
     """
-    inside = (x >= lo) & (x <= hi)
-    return jnp.where(inside, x, jnp.clip(jax.lax.stop_gradient(x), lo, hi))
+    return jnp.clip(x, lo, hi)
+
+
+@clip_ste.defjvp
+def _clip_through(primals: Any, tangents: Any) -> Any:
+    def smooth(x: Array, lo: float | Array, hi: float | Array) -> Array:
+        inside = (x >= lo) & (x <= hi)
+        return jnp.where(inside, x, jnp.clip(jax.lax.stop_gradient(x), lo, hi))
+
+    return jax.jvp(smooth, primals, tangents)
 
 
 def shard_like(a: Any, other: Any) -> jax.sharding.NamedSharding | None:

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 TINY = float(np.finfo(np.float32).tiny)
 """The smallest normal float32: hardware may take what lies below it for zero."""
 
+FAR = 2.0**30
+"""Steps from zero beyond which no code lies, by far."""
+
 
 def step_of(width: Float[Array, "..."], count: float | Array, *, empty: float) -> Array:
     """A share of a width that can be divided by.
@@ -31,7 +34,7 @@ def step_of(width: Float[Array, "..."], count: float | Array, *, empty: float) -
 def scale_product(y: Float[Array, "..."], a: Array | float, b: Array) -> Float[Array, "..."]:
     """`y * (a * b)`, and `y * a * b` where the product of two scales is no normal float."""
     both = a * b
-    fits = (both >= TINY) & jnp.isfinite(both)
+    fits = (both >= TINY) & (both < jnp.inf)
     return y * jnp.where(fits, both, a) * jnp.where(fits, 1.0, b)
 
 
@@ -60,10 +63,12 @@ def unit_of(x: Float[Array, "..."], axes: Sequence[int]) -> Float[Array, "..."]:
 def divide(x: Float[Array, "..."], by: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x / by` for any normal `by`, with a derivative that is finite where the quotient is.
 
-    Compilers multiply by the reciprocal, which above 2^126 may be flushed to zero; and the usual
-    derivative squares `by`.
+    Compilers multiply by the reciprocal of what they broadcast, in a kernel of its own: it may be
+    flushed to zero above 2^126, and rounds twice. The usual derivative squares `by`.
     """
-    return _quotient(x, by)
+    x, by = jnp.broadcast_arrays(x, by)
+    # not a number by itself is none either; so `by` differs from entry to entry to the compiler
+    return x / jnp.where(x != x, x, by)
 
 
 def _quotient(x: Array, by: Array) -> Array:
@@ -73,5 +78,6 @@ def _quotient(x: Array, by: Array) -> Array:
 
 divide.defjvps(
     lambda tangent, ans, x, by: _quotient(tangent, by),
-    lambda tangent, ans, x, by: -ans * _quotient(tangent, by),
+    # what no derivative reaches, because it is clipped, may be infinite
+    lambda tangent, ans, x, by: -jnp.clip(ans, -FAR, FAR) * _quotient(tangent, by),
 )

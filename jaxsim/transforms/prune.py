@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.network.network import Network
+from jaxsim.network.params import by_name
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called, checked_int
 from jaxsim.sparsity.criterion import Criterion, magnitude
 from jaxsim.sparsity.distribution import Distribution, global_
 from jaxsim.sparsity.masks import check_sparsity, make_masks
 from jaxsim.sparsity.pattern import Pattern, unstructured
+from jaxsim.transforms.merged_weights import closed, is_merged, name_of, opened
 from jaxsim.transforms.site_masks import at_parameters, at_sites
 from jaxsim.values.calls import shown_as_called
 
@@ -38,7 +41,8 @@ def prune(
     A weight that is made of entries of several parameters (an LSTM's gates side by side) loses
     entries of each. Where something else reads a parameter too (the lookup of an embedding whose
     table is also the head, a site that `sites` leaves out), it goes on reading it whole: the mask
-    then stands at the site.
+    then stands at the site. So it does where a weight is computed of parameters (standardized, or
+    merged from a low rank) or is none (`trace(weights=…)`): it is scored as it is multiplied.
 
     Args:
       sparsity: share of the units to leave out, in [0, 1); None where the pattern fixes it, as
@@ -54,10 +58,9 @@ def prune(
 
     Raises:
       ValueError: an argument out of range, or a sparsity beside a pattern that fixes it; when
-        applied, a site without a parameter or one whose weight is computed from parameters so that
-        their zeros are none of its own (standardized, or merged from a low rank), NaN scores, a
-        pattern that does not fit a layer, a layer that would lose everything, or a scan that stacks
-        another axis than the first.
+        applied, a site without a parameter, NaN scores or none of a computed weight, a pattern that
+        does not fit a layer, a layer that would lose everything, or a scan that stacks another axis
+        than the first.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -87,21 +90,34 @@ def prune(
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, "prune", sites, lookups="named", tell_rest=True)
-        before, net = net.masks, at_parameters(net, chosen)
+        merged = [site for site in chosen if is_merged(site, net.weights)]
+        plain = [site for site in chosen if site not in merged]
+        before, net = net.masks, at_parameters(net, plain)
+        probe, where = net, sites
+        if merged:
+            probe = opened(net, chosen, merged)
+            where = [f"re:{re.escape(name)}" for name in probe.focus or ()]
         for i in range(rounds):
             share = sparsity
             if share is not None and rounds > 1:
                 share = 1 - (1 - jnp.asarray(share, jnp.float32)) ** ((i + 1) / rounds)
+            scores = criterion.score(probe, ())
+            for site in merged:
+                if name_of(site) not in by_name(scores):
+                    raise ValueError(
+                        f"criterion: no scores of {name_of(site)}, the weight of {site.name} that "
+                        f"is computed from {', '.join(site.sources)}; leave it out by sites=…"
+                    )
             masks = make_masks(
-                net,
-                criterion.score(net, ()),
+                probe,
+                scores,
                 share,
                 pattern=pattern,
                 distribution=distribution,
-                sites=sites,
+                sites=where,
                 allow_collapse=allow_collapse,
             )
-            net = dataclasses.replace(net, masks={**net.masks, **masks})
-        return at_sites(net, chosen, before)
+            probe = dataclasses.replace(probe, masks={**probe.masks, **masks})
+        return at_sites(closed(net, probe.masks, merged), plain, before)
 
     return apply

@@ -23,6 +23,7 @@ from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.network.writer import write_states
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
 from jaxsim.transforms.codes import require_zeros
+from jaxsim.transforms.merged_weights import is_merged
 from jaxsim.values.calls import shown_as_called
 
 BREAK_EVEN = {"rows": 0.85, "blocks": 0.95}
@@ -84,9 +85,12 @@ def run_sparse(
         for site in chosen:
             what = f"run_sparse at {site.name}"
             if first_of(net.cores.get(site.name, ()), "mask") is not None:
+                why = f"{', '.join(site.shared)} reads its parameter too"
+                if is_merged(site, net.weights):
+                    why = f"its weight is computed from {', '.join(site.sources)}"
                 raise ValueError(
-                    f"{what}: its mask stands at the site, as {', '.join(site.shared)} reads its "
-                    "parameter too; a sparse weight would be another parameter"
+                    f"{what}: its mask stands at the site, as {why}; a sparse weight would be "
+                    "another parameter"
                 )
             if site.param not in net.masks:
                 raise ValueError(f"{what}: no mask; prune it first")

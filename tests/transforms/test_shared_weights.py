@@ -217,10 +217,11 @@ COMPUTED = ["standardized", "low rank", "squashed"]
 
 
 @pytest.mark.parametrize("kind", COMPUTED)
-def test_zeros_of_a_parameter_that_are_none_of_the_weight_are_refused(kind):
+def test_zeros_of_a_parameter_that_are_none_of_the_weight_stand_at_the_site(kind):
     net, _ = computed(kind)
-    with pytest.raises(ValueError, match="prune at w: its weight is computed from"):
-        js.prune(0.5)(net)
+    pruned = js.prune(0.5, distribution=sparsity.uniform())(net)
+    w, kept = (np.asarray(weights(n)["w"]) for n in (net, pruned))
+    np.testing.assert_array_equal(kept, w * (np.abs(w) > np.median(np.abs(w))))
     with pytest.raises(ValueError, match="computed from"):
         sparsity.gradual(optax.sgd(0.1), net, sparsity.one_shot(0.5))
     assert (weights(js.prune(0.5, sites="o")(net))["o"] == 0).mean() == 0.5
