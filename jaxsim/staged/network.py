@@ -50,8 +50,8 @@ class Staged(Memoizing, Network):
 
     Examples:
       >>> import jax
-    import jax.numpy as jnp
-      >>>       >>> import jaxsim as js
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
       >>> params, x = {"a": jnp.eye(3), "b": jnp.eye(3)}, jnp.ones((2, 3))
       >>> net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, x)
       >>> exits = js.exit_early(["b"], js.Rule(threshold=2.0))(net)

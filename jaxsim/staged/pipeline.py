@@ -180,7 +180,8 @@ def simulate_schedule(net: Network, *args: Any, **kwargs: Any) -> Timeline:
 
     Examples:
       >>> import jax
-      >>>       >>> import jaxsim as js
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
       >>> net = js.trace(lambda p, x: x @ p[0] @ p[1], [jnp.eye(4)] * 2, jnp.ones((8, 4)))
       >>> pipe = js.pipeline_shard(2, 4, devices=jax.devices()[:1] * 2)(net)
       >>> timeline = js.simulate_schedule(pipe)

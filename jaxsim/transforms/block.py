@@ -16,6 +16,7 @@ from jaxsim.network.network import Network
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import checked_int, is_traced
+from jaxsim.transforms.codes import require_dense
 from jaxsim.values.calls import shown_as_called
 
 Mode = Literal["exact", "static", "dynamic"]
@@ -90,6 +91,7 @@ def block(
     def apply(net: Network) -> Network:
         cores, made = dict(net.cores), dict[tuple[int, int], Blocks]()
         for site in transformable(net, "block", sites, tell_rest=True):
+            require_dense(net, site, "block")
             widths = _widths(net, site)
             _check_fit(site, widths, size, counts, chosen)
             if widths not in made:

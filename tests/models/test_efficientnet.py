@@ -100,6 +100,7 @@ def test_every_convolution_is_a_site(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiled_as_elsewhere")
 def test_exact_arrays_compute_what_the_quantised_network_does(shallow):
     x = np.random.default_rng(1).normal(size=(4, 32, 32, 3)).astype(np.float32)
     grids = js.quantize(8, js.Grid(8, symmetric=False), sites=KINDS)

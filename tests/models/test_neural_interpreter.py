@@ -223,17 +223,6 @@ def test_more_iterations_at_the_call_than_the_model_was_made_with():
     np.testing.assert_array_equal(y, want)
 
 
-@pytest.fixture
-def compiled_as_elsewhere():
-    """LLVM as users have it: in haste, two programs that differ in a shape sum in other orders."""
-    hasty = jax.config.read("jax_disable_most_optimizations")
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", hasty)
-    jax.clear_caches()
-
-
 @pytest.mark.usefixtures("compiled_as_elsewhere")
 @pytest.mark.parametrize("init", ["random", "mirror"])
 def test_masked_new_functions_leave_every_bit(init):
