@@ -25,13 +25,15 @@ class Halves(NamedTuple):
       first: Those that the gradients of inputs need.
       second: The others that the gradients of weights need.
       jaxpr: All of them; its outputs are the gradients of weights and then those of inputs.
+      consts: Values of its constants.
       weights: Number of the former.
       crossing: What the first half computes and the second reads.
     """
 
     first: tuple[jex.JaxprEqn, ...]
     second: tuple[jex.JaxprEqn, ...]
-    jaxpr: jex.ClosedJaxpr
+    jaxpr: jex.Jaxpr
+    consts: Sequence[Any]
     weights: int
     crossing: tuple[jex.Var, ...]
 
@@ -46,7 +48,7 @@ class Halves(NamedTuple):
         """
         values = self._known(given)
         _run(self.first, values)
-        back = self.jaxpr.jaxpr.outvars[self.weights :]
+        back = self.jaxpr.outvars[self.weights :]
         return [_read(values, v) for v in back], [values[v] for v in self.crossing]
 
     def gradients(self, given: Sequence[Any], crossing: Sequence[Any]) -> list[Any]:
@@ -58,11 +60,11 @@ class Halves(NamedTuple):
         """
         values = self._known(given) | dict(zip(self.crossing, crossing, strict=True))
         _run(self.second, values)
-        return [_read(values, v) for v in self.jaxpr.jaxpr.outvars[: self.weights]]
+        return [_read(values, v) for v in self.jaxpr.outvars[: self.weights]]
 
     def _known(self, given: Sequence[Any]) -> dict[jex.Var, Any]:
-        jaxpr, consts = self.jaxpr.jaxpr, self.jaxpr.consts
-        known = zip((*jaxpr.invars, *jaxpr.constvars), (*given, *consts), strict=True)
+        held = (*self.jaxpr.invars, *self.jaxpr.constvars)
+        known = zip(held, (*given, *self.consts), strict=True)
         return dict(known)
 
 
@@ -97,7 +99,7 @@ def halves(backward: Callable[..., tuple[Any, Any]], *args: Any) -> Halves:
     read = {v for eqn in second for v in eqn.invars if isinstance(v, jex.Var)}
     read |= {v for v in jaxpr.outvars[:weights] if isinstance(v, jex.Var)}
     crossing = tuple(v for eqn in first for v in eqn.outvars if v in read)
-    return Halves(tuple(first), tuple(second), closed, weights, crossing)
+    return Halves(tuple(first), tuple(second), jaxpr, closed.consts, weights, crossing)
 
 
 def _needed(jaxpr: jex.Jaxpr, outvars: Sequence[Any]) -> list[jex.JaxprEqn]:
