@@ -198,6 +198,11 @@ def test_training_of_all_exits_is_one_with_devices_and_without_and_resumes(tmp_p
     assert min(jax.tree.leaves(moved)) > 1e-3
 
 
+def test_the_old_name_of_a_network_with_exits_goes_in_the_next_release():
+    with pytest.warns(DeprecationWarning, match="now called Staged"):
+        assert js.EarlyExit is js.Staged
+
+
 def test_each_exit_is_weighed():
     logits = jnp.asarray(normal(8, 3, 4, seed=1))
     each = [float(cross_entropy(logits[:, i], LABELS)) for i in range(3)]
