@@ -54,41 +54,15 @@ def insert_taps(line: Equations, begins: Sequence[int], taps: Sequence[tuple[int
       taps: In order of execution, the active equations before each, and the tap.
     """
     plan, jaxpr = line.plan, line.plan.jaxpr
+    made = [_equations_of(tap, live_at(line, before)) for before, tap in taps]
     consts = dict(zip(jaxpr.constvars, plan.consts, strict=True))
-
-    def shape(a: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a))
-
-    own: list[jex.Var] = []
-    paths: list[str] = []
-    results: list[Atom] = []
-    inserted: dict[int, list[Any]] = {}
-    for before, tap in taps:
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(tap.params)
-        live = live_at(line, before)
-        shapes = [shape(a) for _, a in leaves], [shape_of(v) for v in live]
-        traced = jax.make_jaxpr(
-            lambda leaves, live, tap=tap, treedef=treedef: tap.read(
-                jax.tree.unflatten(treedef, leaves), live
-            )
-        )(*shapes)
-        params = [jex.Var(v.aval) for v in traced.jaxpr.invars[: len(leaves)]]
-        stands_for: dict[Atom, Atom] = dict(zip(traced.jaxpr.invars, [*params, *live], strict=True))
-        for v, value in zip(traced.jaxpr.constvars, traced.consts, strict=True):
-            stands_for[v] = const = jex.Var(v.aval)
-            consts[const] = value
-        eqns = inserted.setdefault(line.active[before], [])
-        for eqn in traced.jaxpr.eqns:  # fresh variables: taps that are alike share a trace
-            stands_for.update({v: jex.Var(v.aval) for v in eqn.outvars})
-            eqns.append(
-                eqn.replace(
-                    invars=[_at(stands_for, v) for v in eqn.invars],
-                    outvars=variables_of([stands_for[v] for v in eqn.outvars]),
-                )
-            )
-        results += [_at(stands_for, v) for v in traced.jaxpr.outvars]
-        own += params
-        paths += [f"{tap.name}/{path_name(path)}" for path, _ in leaves]
+    inserted: dict[int, list[jex.JaxprEqn]] = {}
+    for (before, _), of_tap in zip(taps, made, strict=True):
+        inserted.setdefault(line.active[before], []).extend(of_tap.eqns)
+        consts.update(of_tap.consts)
+    own = [v for of_tap in made for v in of_tap.params]
+    paths = [path for of_tap in made for path in of_tap.paths]
+    results = [v for of_tap in made for v in of_tap.results]
     eqns, entries, place = list[Any](), list[Entry](), dict[int, int]()
     for i, (eqn, entry) in enumerate(zip(jaxpr.eqns, plan.entries, strict=True)):
         eqns += inserted.get(i, [])
@@ -114,6 +88,53 @@ def insert_taps(line: Equations, begins: Sequence[int], taps: Sequence[tuple[int
     )
     tapped = line._replace(plan=plan, active=tuple(active), paths=(*line.paths, *paths))
     return Tapped(tapped, [at[place[line.active[before]]] for before in begins])
+
+
+class _Equations(NamedTuple):
+    """A tap's own equations.
+
+    Attributes:
+      eqns: In order of execution; they read the network's live variables.
+      params: Variables of its parameters.
+      paths: Their paths.
+      results: What it gives.
+      consts: Values of its constants.
+    """
+
+    eqns: list[jex.JaxprEqn]
+    params: list[jex.Var]
+    paths: list[str]
+    results: list[Atom]
+    consts: dict[jex.Var, Any]
+
+
+def _equations_of(tap: Tap, live: Sequence[jex.Var]) -> _Equations:
+    """Traces a tap; its variables are new, since taps that are alike share a trace."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tap.params)
+    shapes = [jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for _, a in leaves]
+    traced = jax.make_jaxpr(
+        lambda leaves, live: tap.read(jax.tree.unflatten(treedef, leaves), live)
+    )(shapes, [shape_of(v) for v in live])
+    params = [jex.Var(v.aval) for v in traced.jaxpr.invars[: len(leaves)]]
+    fixed = {v: jex.Var(v.aval) for v in traced.jaxpr.constvars}
+    stands_for: dict[Atom, Atom] = dict(zip(traced.jaxpr.invars, [*params, *live], strict=True))
+    stands_for |= fixed
+    eqns: list[jex.JaxprEqn] = []
+    for eqn in traced.jaxpr.eqns:
+        stands_for.update({v: jex.Var(v.aval) for v in eqn.outvars})
+        eqns.append(
+            eqn.replace(
+                invars=[_at(stands_for, v) for v in eqn.invars],
+                outvars=variables_of([stands_for[v] for v in eqn.outvars]),
+            )
+        )
+    return _Equations(
+        eqns=eqns,
+        params=params,
+        paths=[f"{tap.name}/{path_name(path)}" for path, _ in leaves],
+        results=[_at(stands_for, v) for v in traced.jaxpr.outvars],
+        consts=dict(zip(fixed.values(), traced.consts, strict=True)),
+    )
 
 
 def live_at(line: Equations, before: int) -> list[jex.Var]:
