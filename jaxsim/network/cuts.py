@@ -149,12 +149,26 @@ def equations(net: Network, arguments: Partitioned) -> Equations:
 def _taken_apart(line: Equations, bounds: Mapping[int, Sequence[int]]) -> Equations:
     """Equations whose scans are run in parts with these bounds."""
     plan, places, rows = take_apart(line.whole, bounds, len(line.paths) + line.buffers)
-    reached, active = set(line.arguments), list[int]()
-    for i, eqn in enumerate(plan.jaxpr.eqns):
+    active = active_equations(plan.jaxpr.eqns, line.arguments)
+    return line._replace(plan=plan, active=active, places=places, rows=rows)
+
+
+def active_equations(eqns: Sequence[jex.JaxprEqn], arguments: Sequence[jex.Var]) -> tuple[int, ...]:
+    """Finds the equations that an argument reaches, or that have an effect.
+
+    Args:
+      eqns: Equations in order of execution.
+      arguments: Variables of the arguments.
+
+    Returns:
+      Their positions.
+    """
+    reached, active = set(arguments), list[int]()
+    for i, eqn in enumerate(eqns):
         if eqn.effects or any(v in reached for v in variables_of(eqn.invars)):
             active.append(i)
             reached.update(eqn.outvars)
-    return line._replace(plan=plan, active=tuple(active), places=places, rows=rows)
+    return tuple(active)
 
 
 def cuts(line: Equations) -> tuple[Cut, ...]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Key
 from jaxsim.console.table import html, render
 from jaxsim.cores.core import State
 from jaxsim.cores.partition import Partitioned
-from jaxsim.cores.wrapper import Wrapper
+from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.arguments import (
     abstract_arguments,
     apply_call,
@@ -254,13 +254,15 @@ class Network(PytreeValue):
           wrapper: Wrapper to add.
 
         Raises:
-          ValueError: The network is deployed, or has no site of that name.
+          ValueError: The network is deployed, or has no site of that name, or one that runs sparse.
         """
         names = list(names)
         if self.deployed:
             raise ValueError(f"{wrapper!r} cannot follow deploy: the weights are written already")
         if unknown := set(names) - {site.name for site in self.sites}:
             raise ValueError(f"names={sorted(unknown)}: no such sites")
+        for name in names:
+            require_dense(self, name, repr(wrapper))
         added = {name: (*self.cores.get(name, ()), wrapper) for name in names}
         return dataclasses.replace(self, cores={**self.cores, **added})
 
@@ -441,6 +443,24 @@ def require_uncut(
     """
     if refused := [name for name in net.cut_by if name not in allowed]:
         raise ValueError(f"{transform} cannot follow {refused[0]}: {reason}")
+
+
+def require_dense(net: Network, name: str, what: str) -> None:
+    """Refuses to put something behind what holds a weight without its zeros.
+
+    Args:
+      net: Network of any kind.
+      name: Name of a site.
+      what: What is to be put there, for the error.
+
+    Raises:
+      ValueError: The site runs sparse.
+    """
+    if (sparse := first_of(net.cores.get(name, ()), "sparse")) is not None:
+        raise ValueError(
+            f"{what} cannot follow {sparse.name} at {name}: run_sparse is this machine's own way "
+            "to multiply, and leaves nothing inside that a core could change"
+        )
 
 
 def data_fields(net: Network) -> dict[str, Any]:

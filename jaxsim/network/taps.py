@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.internals import Atom, jaxpr_of, shape_of
-from jaxsim.network.cuts import Cut, Equations, variables_of
+from jaxsim.network.cuts import Cut, Equations, active_equations, variables_of
 from jaxsim.network.leaves import path_name
 from jaxsim.network.plan import Entry
 
@@ -73,11 +73,7 @@ def insert_taps(line: Equations, begins: Sequence[int], taps: Sequence[tuple[int
     first = len(line.paths)
     invars = [*jaxpr.invars[:first], *own, *jaxpr.invars[first:]]
     outvars = [*results, *jaxpr.outvars]
-    reached, active = set(line.arguments), list[int]()
-    for i, eqn in enumerate(eqns):
-        if eqn.effects or any(v in reached for v in variables_of(eqn.invars)):
-            active.append(i)
-            reached.update(eqn.outvars)
+    active = active_equations(eqns, line.arguments)
     at = {i: order for order, i in enumerate(active)}
     known = (None,) * len(results) + plan.known
     plan = plan._replace(
@@ -86,7 +82,7 @@ def insert_taps(line: Equations, begins: Sequence[int], taps: Sequence[tuple[int
         entries=tuple(entries),
         known=known,
     )
-    tapped = line._replace(plan=plan, active=tuple(active), paths=(*line.paths, *paths))
+    tapped = line._replace(plan=plan, active=active, paths=(*line.paths, *paths))
     return Tapped(tapped, [at[place[line.active[before]]] for before in begins])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsim.adaptive.heads import apply_head
-from jaxsim.adaptive.rule import Exits, check_rule, pick_exits
+from jaxsim.adaptive.rule import Exits, Rule, check_rule, pick_exits
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
 from jaxsim.staged.exit_step import advance, prepared
@@ -54,22 +55,26 @@ def simulate(net: Staged, arguments: Partitioned, key: Any) -> Exits:
 @jax.jit
 def _simulate(net: Staged, arguments: Partitioned, key: Any) -> Exits:
     _, logits = _outputs(net, arguments, key)
-    return exits_of(net, arguments, logits)
-
-
-def exits_of(net: Staged, arguments: Partitioned, logits: Sequence[Float[Array, "B C"]]) -> Exits:
-    """Finds the exits that rows take.
-
-    Args:
-      net: Network with exits.
-      arguments: Arguments of the call.
-      logits: What each exit says.
-    """
     _, batched = find_rows(arguments)
     layout = exit_layout(net, arguments, batched, net.exits, net.feature)
     taken, layer, uncertainty = pick_exits(net.rule, logits)
     flops = jnp.asarray(layout.flops, jnp.float32)[layer - 1]
     return Exits(taken, layer, uncertainty, flops)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def taken_logits(
+    threshold: Any, logits: Sequence[Float[Array, "B C"]], patience: int, first: int
+) -> Float[Array, "B C"]:
+    """Selects for each row the logits of the exit that it takes.
+
+    Args:
+      threshold: Uncertainty below which a row leaves.
+      logits: What each exit says.
+      patience: As in `Rule`.
+      first: As in `Rule`.
+    """
+    return pick_exits(Rule(threshold, patience, first), logits)[0]
 
 
 @jax.jit

@@ -96,7 +96,7 @@ class Staged(Memoizing, Network):
         exits.require_exits(self)
         with own_promotion():
             logits = pipeline.exit_logits(self, arguments, key)
-            return exits.exits_of(exits.with_array_threshold(self), arguments, logits).logits
+            return exits.taken_logits(self.threshold, logits, self.patience, self.first)
 
     @own_promotion()
     def simulate(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Exits:

@@ -17,10 +17,10 @@ from jaxsim.cores.mapping import differential, offset, unit_column
 from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wires import Wires, parasitic_resistance
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
-from jaxsim.network.network import Network
+from jaxsim.network.network import Network, require_dense
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced
-from jaxsim.transforms.codes import require_codes, require_dense
+from jaxsim.transforms.codes import require_codes
 from jaxsim.values.calls import shown_as_called
 
 
@@ -136,7 +136,7 @@ def analog(
         for site in transformable(net, "analog", sites, tell_rest=True):
             if first_of(net.cores.get(site.name, ()), "array") is not None:
                 raise ValueError(f"analog cannot follow analog at {site.name}")
-            require_dense(net, site, "analog")
+            require_dense(net, site.name, "analog")
             coded = require_codes(net, site, "analog")
             _, inputs = coded.formats
             if inputs is None and (steps or spanned):

@@ -12,11 +12,10 @@ from jaxtyping import Array, Int
 from jaxsim.cores.blocked import Blocks, Pairs, Rounding, blocked, pair_set, product_set
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.grid import Grid
-from jaxsim.network.network import Network
+from jaxsim.network.network import Network, require_dense
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import checked_int, is_traced
-from jaxsim.transforms.codes import require_dense
 from jaxsim.values.calls import shown_as_called
 
 Mode = Literal["exact", "static", "dynamic"]
@@ -91,7 +90,7 @@ def block(
     def apply(net: Network) -> Network:
         cores, made = dict(net.cores), dict[tuple[int, int], Blocks]()
         for site in transformable(net, "block", sites, tell_rest=True):
-            require_dense(net, site, "block")
+            require_dense(net, site.name, "block")
             widths = _widths(net, site)
             _check_fit(site, widths, size, counts, chosen)
             if widths not in made:

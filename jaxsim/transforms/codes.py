@@ -71,16 +71,3 @@ def require_zeros(what: str, chain: Sequence[Wrapper]) -> None:
                 f"{what}: {wrapper.name} holds or sums its weights in parts of its own, and "
                 "run_sparse is for those that this machine multiplies as they are"
             )
-
-
-def require_dense(net: Network, site: Site, transform: str) -> None:
-    """Checks that hardware is not put behind what leaves zeros out.
-
-    Raises:
-      ValueError: the site runs sparse.
-    """
-    if (sparse := first_of(net.cores.get(site.name, ()), "sparse")) is not None:
-        raise ValueError(
-            f"{transform} cannot follow {sparse.name} at {site.name}: it is hardware that holds "
-            "zeros too, and run_sparse is this machine's own way to multiply without them"
-        )

@@ -9,10 +9,10 @@ from typing import Literal
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.wrapper import Wrapper, place_of
-from jaxsim.network.network import Network
+from jaxsim.network.network import Network, require_dense
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import checked_int
-from jaxsim.transforms.codes import require_codes, require_dense
+from jaxsim.transforms.codes import require_codes
 from jaxsim.values.calls import shown_as_called
 
 _OUTSIDE = DIGITAL | {"groups", "codes", "blocks", "inputs", "serial", "mapping"}
@@ -60,7 +60,7 @@ def slice_bits(
     def apply(net: Network) -> Network:
         cores = dict(net.cores)
         for site in transformable(net, "slice_bits", sites, tell_rest=True):
-            require_dense(net, site, "slice_bits")
+            require_dense(net, site.name, "slice_bits")
             require_codes(net, site, "slice_bits")
             chain = cores[site.name]
             at = place_of(chain, "array")

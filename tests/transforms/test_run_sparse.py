@@ -142,6 +142,11 @@ def test_codes_run_sparse_in_either_order_and_compute_what_the_dense_ones_do(lay
         assert spent[1] - spent[0] == 24 * held
 
 
+def doubled(core):
+    """What a chain behind a sparse weight would lose without a word."""
+    return core._replace(read=lambda op, state, x, key: 2 * core.read(op, state, x, key))
+
+
 def deployed(net):
     chip = js.deploy(net, calibrate=ROWS)
     return np.asarray(run(chip, ROWS))
@@ -173,6 +178,7 @@ def test_codes_that_cannot_run_sparse_say_why():
         "analog cannot follow compressed": (js.quantize(8, 8), sparse, js.analog()),
         "block cannot follow compressed": (js.quantize(8, 8), sparse, js.block(2)),
         "it runs sparse already": (sparse, sparse),
+        r"doubled\(\) cannot follow compressed at params": (sparse, js.wrap(doubled)),
     }
     for message, steps in cases.items():
         with pytest.raises(ValueError, match=message):
