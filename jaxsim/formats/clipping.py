@@ -207,6 +207,11 @@ def cut(clip: Clip | None, x: Float[Array, "..."], r: Range) -> tuple[Float[Arra
     return jnp.clip(x, r.lo, r.hi), Range(*map(lax.stop_gradient, r))
 
 
+def is_set(clip: Clip | None) -> bool:
+    """Whether the range is numbers held by the rule, so that changed values would not move it."""
+    return isinstance(clip, Partial) and clip.func in (_fixed, *TRAINED)
+
+
 def over_kept(clip: Clip | None) -> Clip | None:
     """The rule of weights some of which are pruned: it looks at those that are not zero.
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from jaxsim.cores.observers import Peaks, peaks
 from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.scale_shift import smooth_scaling
 from jaxsim.cores.wrapper import Wrapper
-from jaxsim.formats.clipping import fixed, learned
+from jaxsim.formats.clipping import is_set
 from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform, hardware_chain, transformable
@@ -66,8 +65,7 @@ def smooth(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "smooth", sites)
         for site in chosen:
-            clip = require_grid(net, site, "smooth").clip
-            if isinstance(clip, Partial) and clip.func in _SET:
+            if is_set(require_grid(net, site, "smooth").clip):
                 raise ValueError(
                     f"smooth at {site.name}: the range of its weights is set, by round_weights or "
                     "otherwise, and smoothing changes the weights"
@@ -86,9 +84,6 @@ def smooth(
         return dataclasses.replace(net, cores=cores)
 
     return apply
-
-
-_SET = [rule.func for rule in (fixed(0.0, 0.0), learned(0.0, 0.0)) if isinstance(rule, Partial)]
 
 
 @jax.jit

@@ -44,11 +44,16 @@ def finished(process):
     return out.split()
 
 
-def of_two_and_of_one(module):
-    """What a module prints after "result": of two processes with a device each, of one with two."""
+def free_port():
+    """A port of this machine that nobody listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def of_two_and_of_one(module):
+    """What a module prints after "result": of two processes with a device each, of one with two."""
+    port = free_port()
     pair = [start(module, port, 2, i, devices=1) for i in range(2)]
     found = [*map(finished, pair), finished(start(module, port, 1, 0, devices=2))]
     # collectives may print too

@@ -92,6 +92,13 @@ def test_a_sweep_over_alpha_compiles_once():
     assert channel_scales._cache_size() == run._cache_size() == 1
 
 
+@pytest.mark.parametrize("make", [lambda: js.clipping.fixed(-1, 1), lambda: js.clipping.pact(1.0)])
+def test_weights_in_a_range_that_is_set_are_refused(make):
+    net = js.quantize(js.Grid(8, clip=make()), 8)(cnn())
+    with pytest.raises(ValueError, match="the range of its weights is set"):
+        js.smooth(X)(net)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
