@@ -46,10 +46,11 @@ from jaxsim.transforms.equalize import equalize
 from jaxsim.transforms.exit_early import distill_exits, exit_early
 from jaxsim.transforms.fold_norms import fold_norms
 from jaxsim.transforms.learn_ranges import learn_ranges
-from jaxsim.transforms.magic_pyramid import magic_pyramid, prune_tokens
+from jaxsim.transforms.magic_pyramid import magic_pyramid
 from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
 from jaxsim.transforms.prune_layers import prune_layers
+from jaxsim.transforms.prune_tokens import prune_tokens
 from jaxsim.transforms.quantize import quantize
 from jaxsim.transforms.round_weights import round_weights
 from jaxsim.transforms.run_sparse import measure_break_even, run_sparse

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-Feature = Callable[[tuple[Array, ...]], Float[Array, "B d"]]
-"""What a classifier reads of the activations that are live at a cut, [B, …] each."""
+Feature = Callable[..., Float[Array, "B d"]]
+"""What a classifier reads of the activations that are live at a cut, [B, …] each; where tokens
+leave, a second argument says which are there, [B, n]."""
 
 
-def pooled(live: tuple[Array, ...]) -> Float[Array, "B d"]:
+def pooled(
+    live: tuple[Array, ...], present: Bool[Array, "B n"] | None = None
+) -> Float[Array, "B d"]:
     """Averages the one float activation over positions or tokens.
 
     Args:
       live: Activations at a cut, one of them float and [B, d], [B, N, d], [B, H, W, d], …, features
         last; integers and masks are ignored.
+      present: Where given, which tokens of [B, n, d] are there; others do not count.
 
     Raises:
       ValueError: None or several are floats of that rank.
@@ -28,14 +32,22 @@ def pooled(live: tuple[Array, ...]) -> Float[Array, "B d"]:
       (2, 3)
     """
     x = _only(live)
-    return jnp.mean(x, tuple(range(1, x.ndim - 1)))
+    if present is None:
+        return jnp.mean(x, tuple(range(1, x.ndim - 1)))
+    if x.ndim != 3:
+        raise ValueError(f"feature=pooled: an activation {list(x.shape)} has no tokens")
+    share = present / jnp.sum(present, -1, keepdims=True)
+    return jnp.einsum("bnd,bn->bd", x, share.astype(x.dtype))
 
 
-def first_token(live: tuple[Array, ...]) -> Float[Array, "B d"]:
+def first_token(
+    live: tuple[Array, ...], present: Bool[Array, "B n"] | None = None
+) -> Float[Array, "B d"]:
     """Selects the first token, a class token, of the one float activation.
 
     Args:
       live: Activations at a cut, one of them float and [B, N, d].
+      present: Not used: the first token always stays.
 
     Raises:
       ValueError: None or several are floats of that rank.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from jaxsim.numerics import memory
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
 from jaxsim.numerics.renamed import old_names
+from jaxsim.values.value import PytreeValue
 
 __all__ = [
     "token_importance",
@@ -25,6 +28,7 @@ __all__ = [
     "check_levels",
     "keep_tokens",
     "prefix_mask",
+    "TokenRule",
 ]
 
 Keeps = Callable[[Array, Array, Array], Array]
@@ -209,6 +213,7 @@ def keep_tokens(
     received: Float[Array, "B n"],
     valid: Bool[Array, "B n"],
     protect: int,
+    protect_last: int = 0,
 ) -> Bool[Array, "B n"]:
     """Decides after the attention of one layer which tokens stay.
 
@@ -218,6 +223,7 @@ def keep_tokens(
       received: Importance of each token, [B, n].
       valid: True where a token is present, [B, n].
       protect: Number of first tokens that always stay.
+      protect_last: Number of last tokens, of those present, that always stay.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -226,8 +232,10 @@ def keep_tokens(
       >>> js.tokens.keep_tokens(js.tokens.above, 0.3, received, valid, protect=1).tolist()
       [[True, False, True]]
     """
-    first = jnp.arange(valid.shape[-1]) < protect
-    return valid & (first | keeps(level, received, valid))
+    fixed = jnp.arange(valid.shape[-1]) < protect
+    if protect_last:
+        fixed |= jnp.cumsum(valid[..., ::-1], -1)[..., ::-1] <= protect_last
+    return valid & (fixed | keeps(level, received, valid))
 
 
 @own_promotion()
@@ -245,6 +253,52 @@ def prefix_mask(count: Int[Array, " B"], length: int) -> Bool[Array, "B n"]:
       [[True, False, False], [True, True, True]]
     """
     return jnp.arange(length) < count[:, None]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["level"],
+    meta_fields=["keeps", "protect", "protect_last", "present"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenRule(PytreeValue):
+    """When a token leaves.
+
+    Attributes:
+      level: Amount that each attention leaves out, [L], as `keeps` understands it; traced.
+      keeps: Rule by which tokens stay.
+      protect: Number of first tokens that always stay.
+      protect_last: Number of last tokens, of those present, that always stay.
+      present: Function from the arguments of the model to which tokens there are, [B, n]; None
+        where padding is what no token attends to.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> rule = js.tokens.TokenRule(jnp.array([0.3]))
+      >>> rule.keep(0, jnp.array([[0.1, 0.2, 0.7]]), jnp.ones((1, 3), bool)).tolist()
+      [[True, False, True]]
+    """
+
+    level: Float[Array, " L"]
+    keeps: Keeps = above
+    protect: int = 1
+    protect_last: int = 0
+    present: Callable[..., Array] | None = None
+
+    def keep(
+        self, layer: int, received: Float[Array, "B n"], valid: Bool[Array, "B n"]
+    ) -> Bool[Array, "B n"]:
+        """Decides after one attention which tokens stay.
+
+        Args:
+          layer: Number of the attention, from 0.
+          received: Importance of each token, [B, n].
+          valid: True where a token is present, [B, n].
+        """
+        return keep_tokens(
+            self.keeps, self.level[layer], received, valid, self.protect, self.protect_last
+        )
 
 
 __getattr__ = old_names(

@@ -69,6 +69,7 @@ class Equations(NamedTuple):
       whole: Equations of the model, where each such scan is one.
       places: For each equation where it comes from in `whole`.
       rows: For each value that is a part of a parameter or buffer, the leaf and the part.
+      early: Number of first equations that count as active, so that stages pass on what they give.
     """
 
     plan: Plan
@@ -79,6 +80,7 @@ class Equations(NamedTuple):
     whole: Plan
     places: tuple[Place, ...]
     rows: Mapping[jex.Var, tuple[jex.Var, Rows]]
+    early: int = 0
 
     @property
     def arguments(self) -> list[jex.Var]:
@@ -142,14 +144,23 @@ def equations(net: Network, arguments: Partitioned) -> Equations:
     plan = _drop_unused(_inline_calls(traced.plan))
     paths = tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     count = len(jax.tree.leaves(buffers))
-    line = Equations(plan, (), paths, count, traced.out_tree, plan, (), {})
-    return _taken_apart(line, {i: range(n + 1) for i, n in stack_lengths(plan).items()})
+    return divided(Equations(plan, (), paths, count, traced.out_tree, plan, (), {}))
+
+
+def divided(line: Equations) -> Equations:
+    """Takes every scan over stacked layers apart, one equation a slice.
+
+    Args:
+      line: Equations of a call, of which `whole` counts.
+    """
+    return _taken_apart(line, {i: range(n + 1) for i, n in stack_lengths(line.whole).items()})
 
 
 def _taken_apart(line: Equations, bounds: Mapping[int, Sequence[int]]) -> Equations:
     """Equations whose scans are run in parts with these bounds."""
     plan, places, rows = take_apart(line.whole, bounds, len(line.paths) + line.buffers)
     active = active_equations(plan.jaxpr.eqns, line.arguments)
+    active = tuple(sorted({*range(line.early), *active}))
     return line._replace(plan=plan, active=active, places=places, rows=rows)
 
 

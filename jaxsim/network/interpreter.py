@@ -234,18 +234,37 @@ class Walk:
         states = dict(states)
 
         def step(eqn: jex.JaxprEqn, entry: Entry, ins: list[Any]) -> Sequence[Any]:
-            if isinstance(entry, Contraction) and entry.site.name in self.cores:
-                y, state = self.site(eqn, entry, ins, states.get(entry.site.name), indices)
-                if state is not None:
-                    states[entry.site.name] = state
-                return [y.astype(shape_of(eqn.outvars[0]).dtype)]
-            if isinstance(entry, Inner) and not entry.names.isdisjoint(self.cores):
-                outs, updated = self.inner(eqn, entry, ins, states, indices)
-                states.update(updated)
-                return outs
-            return bind(eqn, ins)
+            return self.step(eqn, entry, ins, states, indices)
 
         return evaluate_plan(plan, values, step), states
+
+    def step(
+        self,
+        eqn: jex.JaxprEqn,
+        entry: Entry,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> Sequence[Any]:
+        """Computes the results of an equation, and updates the states of the sites inside.
+
+        Args:
+          eqn: Equation.
+          entry: Its meaning in the plan.
+          ins: Values of its operands.
+          states: States of the sites, by name.
+          indices: Iteration of each loop around, outermost first.
+        """
+        if isinstance(entry, Contraction) and entry.site.name in self.cores:
+            y, state = self.site(eqn, entry, ins, states.get(entry.site.name), indices)
+            if state is not None:
+                states[entry.site.name] = state
+            return [y.astype(shape_of(eqn.outvars[0]).dtype)]
+        if isinstance(entry, Inner) and not entry.names.isdisjoint(self.cores):
+            outs, updated = self.inner(eqn, entry, ins, states, indices)
+            states.update(updated)
+            return outs
+        return bind(eqn, ins)
 
     def site(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -307,6 +307,7 @@ def run_stage(
     ranges: Literal["batch", "stored", "missing"],
     key: Key[Array, ""] | None = None,
     part: Any = None,
+    walk: Callable[..., Walk] = Walk,
 ) -> list[Array]:
     """Computes the outputs of a stage: a pure function.
 
@@ -318,15 +319,15 @@ def run_stage(
       ranges: Where its cores take ranges from, as `Network.ranges`.
       key: Random key of the call, or None.
       part: Tells apart the read noise of parts of one call.
+      walk: What evaluates its equations, made from cores, ranges and key.
     """
     # In the stage's order: a tree of arrays that has been through a program is sorted by name.
     params = [
         p * tensors.masks[name].astype(p.dtype) if name in tensors.masks else p
         for name, p in ((name, tensors.params[name]) for name in stage.names)
     ]
-    walk = Walk(tensors.cores, ranges, key, part=part)
     values = [*params, *tensors.buffers, *arguments, *live]
-    outputs, _ = walk.run(stage.plan, values, tensors.states, ())
+    outputs, _ = walk(tensors.cores, ranges, key, part=part).run(stage.plan, values, tensors.states, ())
     return [jnp.asarray(y) for y in outputs]
 
 

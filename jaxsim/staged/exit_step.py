@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,19 +15,25 @@ from jaxtyping import Array
 from jaxsim.adaptive.features import Feature
 from jaxsim.adaptive.heads import Head, apply_head
 from jaxsim.adaptive.rule import PatienceState, Rule, should_exit
+from jaxsim.adaptive.tokens import TokenRule
 from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import compile_count
 from jaxsim.network.cuts import cuts, equations
+from jaxsim.network.interpreter import Walk
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
+from jaxsim.staged.attention import Mark, marks_by_equation
 from jaxsim.staged.rows import (
     ExitLayout,
     abstract_leaves,
     batch_first,
     boundary_values,
+    computed_rows,
     exit_layout,
+    known_tokens,
     select_union,
     without_exits,
 )
+from jaxsim.staged.token_walk import TokenState, TokenWalk
 from jaxsim.values.memo import memoized
 
 if TYPE_CHECKING:
@@ -46,6 +52,7 @@ class Prepared:
       feature: Function from boundary activations to the features that classifiers read.
       patience, first: Static part of the rule.
       ranges: Where cores take ranges from, as `Network.ranges`.
+      tokens: Where tokens leave its stages; None where all stay.
       step: `(at, …) -> ExitStep`, `stage_and_exit` of this plan, compiled for each stage.
     """
 
@@ -56,7 +63,24 @@ class Prepared:
     patience: int
     first: int
     ranges: Literal["batch", "stored", "missing"]
+    tokens: TokenPlan | None = None
     step: Any = None
+
+
+class TokenPlan(NamedTuple):
+    """Where tokens leave the stages of a call.
+
+    Attributes:
+      marks: What equations do with tokens, by their identity.
+      inside: Those that hold marked ones, by their identity.
+      rowed: True for each argument of the call that holds rows.
+      row_by_row: Stages that run one row at a time.
+    """
+
+    marks: Mapping[int, Mark]
+    inside: frozenset[int]
+    rowed: tuple[bool, ...]
+    row_by_row: frozenset[int] = frozenset()
 
 
 class Answer(NamedTuple):
@@ -80,11 +104,15 @@ class ExitStep(NamedTuple):
       live: Boundary activations for the next stage.
       answer: What this exit says; None behind a stage at whose end only a device takes over.
       streak: State of patience after this exit.
+      tokens: Which tokens are there, if it is known.
+      kept: How many tokens each attention of the stage has kept, [B] each.
     """
 
     live: list[Array]
     answer: Answer | None
     streak: PatienceState
+    tokens: TokenState | None = None
+    kept: tuple[Array, ...] = ()
 
 
 def prepared(
@@ -118,11 +146,24 @@ def _prepared(
     net, arguments = jax.tree.unflatten(treedef, shapes)
     found = exit_layout(net, arguments, batched, net.exits, net.feature, others)
     check_heads(net, found)
-    line = equations(without_exits(net), arguments)
+    line, tokens = equations(without_exits(net), arguments), None
+    if found.tokens is not None:
+        line, attention = known_tokens(found.tokens, line)
+        others = (*others, *filter(None, found.tokens.cuts))
+        tokens = TokenPlan(*marks_by_equation(line, attention), batched)
     cut = split(line, select_union(cuts(line), net.exits, others))
     plan = Prepared(
-        cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges
+        cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges, tokens
     )
+    return with_step(plan)
+
+
+def with_step(plan: Prepared) -> Prepared:
+    """Gives a plan a step of its own, compiled for each stage.
+
+    Args:
+      plan: Stages for one number of rows.
+    """
     step = jax.jit(partial(stage_and_exit, plan), static_argnums=0)
     _steps.add(step)
     return dataclasses.replace(plan, step=step)
@@ -147,6 +188,20 @@ def check_heads(net: Staged, found: ExitLayout) -> None:
             )
 
 
+class Advanced(NamedTuple):
+    """What a stage leaves.
+
+    Attributes:
+      live: What crosses the cut behind it, or the logits.
+      tokens: Which tokens are there, if it is known.
+      kept: How many each attention of the stage has kept, [B] each.
+    """
+
+    live: list[Array]
+    tokens: TokenState | None = None
+    kept: tuple[Array, ...] = ()
+
+
 def advance(
     plan: Prepared,
     at: int,
@@ -155,7 +210,9 @@ def advance(
     live: Sequence[Array],
     key: Any,
     part: Any,
-) -> list[Array]:
+    rule: TokenRule | None = None,
+    tokens: TokenState | None = None,
+) -> Advanced:
     """Runs one stage: returns what crosses the cut behind it, or the logits.
 
     Args:
@@ -166,9 +223,43 @@ def advance(
       live: Boundary activations before it.
       key: Random key of the call, or None.
       part: Tells apart the read noise of batches.
+      rule: When a token leaves; None where all stay.
+      tokens: Which are there, if it is known.
     """
+    if plan.tokens is not None and at in plan.tokens.row_by_row:
+        return _row_by_row(plan, at, own, arguments, live, key, part, rule, tokens)
+    return _advance(plan, at, own, arguments, live, key, part, rule, tokens)
+
+
+def _advance(
+    plan: Prepared,
+    at: int,
+    own: StageParams,
+    arguments: Sequence[Any],
+    live: Sequence[Array],
+    key: Any,
+    part: Any,
+    rule: TokenRule | None,
+    tokens: TokenState | None,
+) -> Advanced:
     stage, last = plan.cut.stages[at], len(plan.boundary)
     known = dict(zip(plan.boundary[at - 1] if at else (), live, strict=True))
+    walks: list[TokenWalk] = []
+
+    def walk(*settings: Any, part: Any) -> TokenWalk:
+        assert plan.tokens is not None and rule is not None and plan.layout.tokens is not None
+        made = TokenWalk(
+            *settings,
+            part=part,
+            rule=rule,
+            marks=plan.tokens.marks,
+            inside=plan.tokens.inside,
+            layer=plan.layout.tokens.layers[at],
+            tokens=tokens,
+        )
+        walks.append(made)
+        return made
+
     outputs = run_stage(
         stage,
         own,
@@ -177,9 +268,67 @@ def advance(
         ranges=plan.ranges,
         key=key,
         part=part,
+        walk=Walk if plan.tokens is None else walk,
     )
     known.update({(at, i): y for i, y in enumerate(outputs)})
-    return [known[source] for source in (plan.boundary[at] if at < last else plan.cut.outputs)]
+    after = [known[source] for source in (plan.boundary[at] if at < last else plan.cut.outputs)]
+    for made in walks:
+        return Advanced(after, made.tokens, tuple(made.kept))
+    return Advanced(after)
+
+
+def _row_by_row(
+    plan: Prepared,
+    at: int,
+    own: StageParams,
+    arguments: Sequence[Any],
+    live: Sequence[Array],
+    key: Any,
+    part: Any,
+    rule: TokenRule | None,
+    tokens: TokenState | None,
+) -> Advanced:
+    """Runs a stage one row at a time, as what is known of its tokens differs by row."""
+    found = plan.layout
+    assert plan.tokens is not None
+    before, after = found.axes[at - 1], (*found.axes, (0,))[at]
+    row = jnp.arange(len(live[0]))
+
+    def one(row: Array, given: list[Any], live: list[Any], tokens: TokenState) -> Advanced:
+        own_key = None if key is None else jax.random.fold_in(key, row)
+        live = [a if i is None else a[None] for a, i in zip(live, before, strict=True)]
+        live = [a if i is None else jnp.moveaxis(a, 0, i) for a, i in zip(live, before, strict=True)]
+        out = _advance(
+            plan, at, own, given, live, own_key, part, rule, jax.tree.map(lambda a: a[None], tokens)
+        )
+        left = [
+            a if i is None else jnp.squeeze(a, i) for a, i in zip(out.live, after, strict=True)
+        ]
+        return Advanced(left, *jax.tree.map(lambda a: a[0], (out.tokens, out.kept)))
+
+    rows = [a if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(live, before, strict=True)]
+    rowed = [plan.tokens.rowed[i] for i in plan.cut.stages[at].arguments]
+    given = [jnp.asarray(a)[:, None] if own else a for a, own in zip(arguments, rowed, strict=True)]
+    split = [0 if own else None for own in rowed]
+    out = jax.vmap(one, in_axes=(0, split, 0, 0))(row, given, rows, tokens)
+    left = [a if i is None else jnp.moveaxis(a, 0, i) for a, i in zip(out.live, after, strict=True)]
+    return Advanced(left, out.tokens, out.kept)
+
+
+def features_of(plan: Prepared, at: int, live: Sequence[Array], tokens: TokenState | None) -> Array:
+    """Computes what the classifier behind a stage reads.
+
+    Args:
+      plan: Stages of the call.
+      at: Index of the stage.
+      live: What crosses the cut behind it.
+      tokens: Which tokens are there, if it is known.
+    """
+    found = plan.layout
+    if found.tokens is None:
+        return plan.feature(batch_first(live, found.axes[at]))
+    rows = computed_rows(live, found.axes[at], found.tokens.known[at])
+    return plan.feature(rows) if tokens is None else plan.feature(rows, tokens.present)
 
 
 def stage_and_exit(
@@ -193,6 +342,8 @@ def stage_and_exit(
     streak: PatienceState,
     key: Any,
     part: Any,
+    rule: TokenRule | None = None,
+    tokens: TokenState | None = None,
 ) -> ExitStep:
     """Runs one stage, and decides at its end where an exit stands there.
 
@@ -207,18 +358,20 @@ def stage_and_exit(
       streak: State of patience.
       key: Random key of the call, or None.
       part: Tells apart the read noise of batches.
+      rule: When a token leaves; None where all stay.
+      tokens: Which are there, if it is known.
     """
-    after = advance(plan, at, own, arguments, live, key, part)
+    after, tokens, kept = advance(plan, at, own, arguments, live, key, part, rule, tokens)
     number = (*plan.layout.exits, len(plan.layout.widths))[at]
     if number is None:
-        return ExitStep(after, None, streak)
+        return ExitStep(after, None, streak, tokens, kept)
     if head is None:
         (logits,), after = after, []
     else:
-        logits = apply_head(head, plan.feature(batch_first(after, plan.layout.axes[at])))
-    rule = Rule(threshold, plan.patience, plan.first)
-    leave, uncertainty, streak = should_exit(rule, logits, streak, number + 1)
-    return ExitStep(after, Answer(logits, leave, uncertainty), streak)
+        logits = apply_head(head, features_of(plan, at, after, tokens))
+    leaving = Rule(threshold, plan.patience, plan.first)
+    leave, uncertainty, streak = should_exit(leaving, logits, streak, number + 1)
+    return ExitStep(after, Answer(logits, leave, uncertainty), streak, tokens, kept)
 
 
 _steps: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -9,35 +9,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxsim.adaptive.heads import apply_head
 from jaxsim.adaptive.rule import Exits, Rule, check_rule, pick_exits
+from jaxsim.adaptive.tokens import check_levels
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
-from jaxsim.staged.exit_step import advance, prepared
-from jaxsim.staged.rows import batch_first, exit_layout, find_rows
+from jaxsim.staged.exit_step import advance, features_of, prepared
+from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows
+from jaxsim.staged.token_walk import TokenState
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged
 
 
 def require_exits(net: Staged) -> None:
-    """Refuses a network without exits, or with a rule that does not fit them.
+    """Refuses a network that nothing leaves, or with a rule that does not fit its exits.
 
     Args:
       net: Network in stages.
 
     Raises:
-      ValueError: It has none, or the rule is out of range.
+      ValueError: It has neither exits nor tokens that leave, or a rule is out of range.
     """
-    if not net.exits:
+    if not net.exits and net.tokens is None:
         raise ValueError("net: has no exits; js.exit_early(…)(net) makes them")
+    if net.tokens is not None and np.ndim(net.tokens.level) == 1:
+        check_levels(net.tokens.level, len(net.tokens.level))
     check_rule(net.rule, len(net.heads) + 1)
 
 
@@ -54,12 +58,49 @@ def simulate(net: Staged, arguments: Partitioned, key: Any) -> Exits:
 
 @jax.jit
 def _simulate(net: Staged, arguments: Partitioned, key: Any) -> Exits:
-    _, logits = _outputs(net, arguments, key)
+    out = _outputs(net, arguments, key)
     _, batched = find_rows(arguments)
     layout = exit_layout(net, arguments, batched, net.exits, net.feature)
-    taken, layer, uncertainty = pick_exits(net.rule, logits)
-    flops = jnp.asarray(layout.flops, jnp.float32)[layer - 1]
-    return Exits(taken, layer, uncertainty, flops)
+    taken, layer, uncertainty = pick_exits(net.rule, out.logits)
+    if out.tokens is None:
+        return Exits(
+            taken, layer, uncertainty, jnp.asarray(layout.flops, jnp.float32)[layer - 1]
+        )
+    return Exits(
+        taken, layer, uncertainty, *flops_and_kept(layout, layer, out.tokens.there, out.kept)
+    )
+
+
+def flops_and_kept(
+    layout: ExitLayout,
+    layer: Int[Array, " B"],
+    there: Int[Array, " B"],
+    kept: Sequence[Int[Array, " B"]],
+) -> tuple[Float[Array, " B"], Int[Array, "B A"]]:
+    """Counts what rows cost whose tokens leave, and the tokens that each attention kept.
+
+    Args:
+      layout: Costs of the stages.
+      layer: Exit that each row took, from 1.
+      there: How many tokens there were.
+      kept: How many each attention kept, or would have.
+
+    Returns:
+      Floating-point operations, and tokens: 0 where an attention was not computed.
+    """
+    tokens, exits = layout.tokens, (*layout.exits, len(layout.widths))
+    assert tokens is not None
+    flops, number = jnp.zeros(len(layer), jnp.float32), 0
+    counts = [there, *kept]
+    seen: list[Array] = []
+    for at, (own, read, exit) in enumerate(zip(tokens.spent, tokens.read, exits, strict=True)):
+        share = counts[tokens.layers[at]] / tokens.length
+        computed = layer > number
+        flops += computed * (own[0] + own[1] * share + own[2] * share**2 + read)
+        upto = (*tokens.layers, len(kept))[at + 1]
+        seen += [jnp.where(computed, k, 0) for k in kept[tokens.layers[at] : upto]]
+        number += exit is not None
+    return flops, jnp.stack(seen, 1).astype(jnp.int32)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -86,7 +127,7 @@ def exit_logits(net: Staged, arguments: Partitioned, key: Any) -> Float[Array, "
       arguments: Arguments of the call.
       key: Random key of the call, or None.
     """
-    return jnp.stack(_outputs(net, arguments, key)[1], 1)
+    return jnp.stack(_outputs(net, arguments, key).logits, 1)
 
 
 def at_exits(net: Staged, arguments: Partitioned, batch_size: int, key: Any) -> list[Array]:
@@ -115,23 +156,53 @@ def at_exits(net: Staged, arguments: Partitioned, batch_size: int, key: Any) -> 
 
 @jax.jit
 def _read(net: Staged, arguments: Partitioned, key: Any) -> list[Array]:
-    features, logits = _outputs(net, arguments, key)
-    return [*features, logits[-1]]
+    out = _outputs(net, arguments, key)
+    return [*out.features, out.logits[-1]]
 
 
-def _outputs(net: Staged, arguments: Partitioned, key: Any) -> tuple[list[Array], list[Array]]:
-    """Features and logits of every exit, the last of which is the network's own."""
+class _Outputs(NamedTuple):
+    """Features and logits of every exit, the last of which is the network's own, and tokens."""
+
+    features: list[Array]
+    logits: list[Array]
+    tokens: TokenState | None
+    kept: list[Array]
+
+
+def _outputs(net: Staged, arguments: Partitioned, key: Any) -> _Outputs:
     plan = prepared(net, arguments, find_rows(arguments)[1])
     live, features, logits = list[Array](), list[Array](), list[Array]()
+    tokens, kept = tokens_given(net, arguments), list[Array]()
     for at, stage in enumerate(plan.cut.stages):
         own = stage_params(net, plan.cut, stage)
         given = [arguments.arrays[i] for i in stage.arguments]
-        live = advance(plan, at, own, given, live, key, None)
-        if at < len(net.heads):
-            features.append(plan.feature(batch_first(live, plan.layout.axes[at])))
-            logits.append(apply_head(net.heads[at], features[-1]))
+        live, tokens, more = advance(plan, at, own, given, live, key, None, net.tokens, tokens)
+        kept += more
+        number = (*plan.layout.exits, None)[at]
+        if number is not None:
+            features.append(features_of(plan, at, live, tokens))
+            logits.append(apply_head(net.heads[number], features[-1]))
     dtype = jnp.dtype(plan.layout.dtype)
-    return features, [y.astype(dtype) for y in (*logits, *live)]
+    return _Outputs(features, [y.astype(dtype) for y in (*logits, *live)], tokens, kept)
+
+
+def tokens_given(net: Staged, arguments: Partitioned) -> TokenState | None:
+    """Computes which tokens there are, where the rule says so.
+
+    Args:
+      net: Network in stages.
+      arguments: Arguments of the call.
+    """
+    if net.tokens is None or net.tokens.present is None:
+        return None
+    args, kwargs = arguments.combine()
+    present = jnp.asarray(net.tokens.present(*args, **kwargs))
+    if present.ndim != 2 or present.dtype != bool:
+        raise ValueError(
+            f"present: gives {present.dtype}{list(present.shape)}; must be which tokens there are, "
+            "bool [B, n]"
+        )
+    return TokenState(present, jnp.sum(present, -1))
 
 
 def with_array_threshold(net: Staged) -> Staged:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import Head
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
+from jaxsim.adaptive.tokens import TokenRule
 from jaxsim.network.network import DATA, META, Network
 from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.arrays import own_promotion
@@ -26,7 +27,7 @@ from jaxsim.values.memo import Memo, Memoizing
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=[*DATA, "heads", "threshold"],
+    data_fields=[*DATA, "heads", "threshold", "tokens"],
     meta_fields=[*META, "exits", "feature", "patience", "first", "layout", "memo"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -46,6 +47,7 @@ class Staged(Memoizing, Network):
       exits: Names of the sites before which a classifier stands.
       feature: Function from boundary activations to the features that a classifier reads.
       layout: Devices, micro-batches and the order in which they run; None for one device.
+      tokens: When a token leaves behind an attention; None where all stay.
       memo: Reference to the stages and programs that were made for it.
 
     Examples:
@@ -69,6 +71,7 @@ class Staged(Memoizing, Network):
     patience: int = 0
     first: int = 1
     layout: Layout | None = None
+    tokens: TokenRule | None = None
     memo: Memo = dataclasses.field(default_factory=Memo)
 
     def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
@@ -91,7 +94,7 @@ class Staged(Memoizing, Network):
         if self.layout is None:
             return self.simulate(*args, key=key, **kwargs).logits
         arguments = self.arguments(args, kwargs, key)
-        if not self.exits:
+        if not self.exits and self.tokens is None:
             return pipeline.call(self, arguments, key)
         exits.require_exits(self)
         with own_promotion():
@@ -244,7 +247,11 @@ class Staged(Memoizing, Network):
     @property
     def cut_by(self) -> tuple[str, ...]:
         """Names of the transforms that cut it."""
-        made = (("exit_early", self.exits), ("pipeline_shard", self.layout))
+        made = (
+            ("exit_early", bool(self.exits)),
+            ("prune_tokens", self.tokens is not None),
+            ("pipeline_shard", self.layout is not None),
+        )
         return tuple(name for name, found in made if found)
 
     @property

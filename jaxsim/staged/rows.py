@@ -22,7 +22,43 @@ from jaxsim.network.cost import Cost
 from jaxsim.network.cuts import Cut, Equations, cuts, equations, select_cuts
 from jaxsim.network.network import Network, base_network
 from jaxsim.network.stages import Stages, split
+from jaxsim.network.taps import live_at
+from jaxsim.staged.attention import Attention, attentions_in, find_attention
+from jaxsim.staged.early import known_first
 from jaxsim.values.memo import Memoizing, memoized
+
+
+class TokenLayout(NamedTuple):
+    """Where tokens leave a network, and what they cost; holds for any number of rows.
+
+    Attributes:
+      line: Equations of a call of two rows, what is known of tokens first.
+      attention: Where it attends.
+      before: The equations as they were.
+      attention_before: Where those attend.
+      cuts: For each attention the name of the cut at which tokens leave; None where none follows.
+      axes: For each cut and each value that crosses it, the axes that hold tokens.
+      known: For each of these values, if it is known before anything is computed.
+      layers: For each stage how many attentions were before it.
+      arguments: For each argument the axes that hold tokens.
+      spent: For each stage the floating-point operations of one row at all tokens: those that do
+        not depend on their number, those in proportion to it, and those to its square.
+      read: Floating-point operations of one row in the classifier of each stage.
+      length: Number of tokens of a call.
+    """
+
+    line: Equations
+    attention: Attention
+    before: Equations
+    attention_before: Attention
+    cuts: tuple[str | None, ...] = ()
+    axes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    known: tuple[tuple[bool, ...], ...] = ()
+    layers: tuple[int, ...] = ()
+    arguments: tuple[tuple[int, ...], ...] = ()
+    spent: tuple[tuple[float, float, float], ...] = ()
+    read: tuple[float, ...] = ()
+    length: int = 0
 
 
 class ExitLayout(NamedTuple):
@@ -39,6 +75,7 @@ class ExitLayout(NamedTuple):
       flops: Floating-point operations of one row up to each exit, at the sites and in the
         classifiers.
       dtype: Name of the dtype of the network's logits, which those of the classifiers take too.
+      tokens: Where tokens leave; None where all stay.
     """
 
     places: tuple[str, ...]
@@ -48,28 +85,106 @@ class ExitLayout(NamedTuple):
     classes: int
     flops: tuple[float, ...]
     dtype: str
+    tokens: TokenLayout | None = None
 
 
 class BatchPair(NamedTuple):
-    """Equations of a network for two rows and for three, and where they can be cut."""
+    """Equations of a network for two rows and for three, and where they can be cut.
+
+    Attributes:
+      two, three: Equations.
+      places: Cuts of them.
+      tokens: Where tokens leave; None where all stay.
+    """
 
     two: Equations
     three: Equations
     places: tuple[Cut, ...]
+    tokens: TokenLayout | None = None
 
 
-def trace_batch_pair(net: Network, arguments: Partitioned, batched: tuple[bool, ...]) -> BatchPair:
+def trace_batch_pair(
+    net: Network, arguments: Partitioned, batched: tuple[bool, ...], *, leaving: bool
+) -> BatchPair:
     """Lists the equations of a network for two rows and for three: axes that differ hold the rows.
 
     Args:
       net: Network; its arrays may be shapes.
       arguments: Arguments of a call; they may be shapes.
       batched: True for each of their arrays that holds rows.
+      leaving: True if tokens leave.
     """
     two, three = (
         equations(without_exits(net), with_batch_size(arguments, batched, n)) for n in (2, 3)
     )
-    return BatchPair(two, three, cuts(two))
+    if not leaving:
+        return BatchPair(two, three, cuts(two))
+    tokens = find_tokens(two, batched)
+    return BatchPair(tokens.line, known_tokens(tokens, three)[0], cuts(tokens.line), tokens)
+
+
+def find_tokens(line: Equations, rowed: Sequence[bool]) -> TokenLayout:
+    """Finds where a call attends, and computes what is known of its tokens first.
+
+    Args:
+      line: Equations of a call of two rows.
+      rowed: True for each argument that holds rows.
+
+    Raises:
+      ValueError: As `find_attention` raises.
+    """
+    before = find_attention(line, rowed)
+    early = known_first(line, before)
+    attention = find_attention(early, rowed)
+    return TokenLayout(
+        line=early,
+        attention=attention,
+        before=line,
+        attention_before=before,
+        cuts=token_cuts(early, attention),
+        arguments=tuple(attention.token_axes(v) for v in early.arguments),
+        length=attention.tokens.size,
+    )
+
+
+def known_tokens(tokens: TokenLayout, line: Equations) -> tuple[Equations, Attention]:
+    """Computes what is known of tokens first, in a call of another number of rows.
+
+    Args:
+      tokens: Where tokens leave.
+      line: Equations of that call.
+
+    Raises:
+      ValueError: The model runs other equations for another number of rows.
+    """
+    before = tokens.attention_before.in_call(tokens.before, line)
+    early = known_first(line, before)
+    return early, tokens.attention.in_call(tokens.line, early)
+
+
+def token_cuts(line: Equations, attention: Attention) -> tuple[str | None, ...]:
+    """Finds for each attention the first of the cuts behind it that fewest activations cross.
+
+    Args:
+      line: Equations of a call.
+      attention: Where it attends.
+
+    Returns:
+      Their names; None where no activation of tokens crosses a cut before the next attention.
+    """
+    early = {v for eqn in line.plan.jaxpr.eqns[: line.early] for v in eqn.outvars}
+    places = [(line.active[cut.at], cut) for cut in cuts(line)]
+    ends = (*attention.at[1:], len(line.plan.jaxpr.eqns))
+    found: list[str | None] = []
+    for begin, end in zip(attention.at, ends, strict=True):
+        behind: list[tuple[int, str]] = []
+        for at, cut in places:
+            if begin < at <= end:
+                live = [v for v in live_at(line, cut.at) if v not in early]
+                if any(map(attention.token_axes, live)):
+                    behind.append((len(live), cut.name))
+        found.append(min(behind, key=lambda pair: pair[0])[1] if behind else None)
+    return tuple(found)
 
 
 def find_batch_axes(
@@ -97,7 +212,10 @@ def find_batch_axes(
         along.append(axes)
         if place.name not in exits:
             continue
-        read = jax.eval_shape(lambda live, axes=axes: feature(batch_first(live, axes)), live)
+        told = known_values(cut, crossed, found.two)
+        read = jax.eval_shape(
+            lambda live, axes=axes, told=told: feature(computed_rows(live, axes, told)), live
+        )
         if read.ndim != 2 or read.shape[0] != 2:
             raise ValueError(
                 f"feature: gives {list(read.shape)} for 2 rows at {place.name}, not [B, d]"
@@ -130,12 +248,11 @@ def exit_layout(
     """
     few = with_batch_size(arguments, batched, 2)
     leaves_, treedef = jax.tree.flatten((without_exits(net), few))
-    shapes = abstract_leaves(leaves_)
+    shapes, leaving = abstract_leaves(leaves_), getattr(net, "tokens", None) is not None
+    settings = (treedef, shapes, batched, tuple(names), feature, tuple(others), leaving)
     if isinstance(net, Memoizing):
-        return memoized(
-            net, _outline, treedef, shapes, batched, tuple(names), feature, tuple(others)
-        )
-    return _outline(treedef, shapes, batched, tuple(names), feature, tuple(others))
+        return memoized(net, _outline, *settings)
+    return _outline(*settings)
 
 
 def _outline(
@@ -145,16 +262,18 @@ def _outline(
     names: tuple[str, ...],
     feature: Feature,
     others: tuple[str, ...],
+    leaving: bool,
 ) -> ExitLayout:
     net, few = jax.tree.unflatten(treedef, shapes)
-    found = trace_batch_pair(net, few, batched)
-    places = select_union(found.places, names, others)
+    found = trace_batch_pair(net, few, batched, leaving=leaving)
+    leave = () if found.tokens is None else [name for name in found.tokens.cuts if name]
+    places = select_union(found.places, names, (*others, *leave))
     cut = split(found.two, places)
     outputs = [list(cut.stages[s].outputs[i].shape) for s, i in cut.outputs]
     if len(outputs) != 1 or len(outputs[0]) != 2 or outputs[0][0] != 2 or outputs[0][1] < 2:
         raise ValueError(
-            f"exits: the network returns {outputs} for 2 rows, not logits [B, C]; exit_early takes "
-            "output=, a function from what it returns to its logits"
+            f"exits: the network returns {outputs} for 2 rows, not logits [B, C]; exit_early and "
+            "prune_tokens take output=, a function from what it returns to its logits"
         )
     classes = outputs[0][1]
     axes, widths = find_batch_axes(found, places, names, feature)
@@ -175,11 +294,12 @@ def _outline(
     ]
     numbers = itertools.count()
     exits = tuple(next(numbers) if place.name in names else None for place in places)
+    reading = [2.0 * width * classes for width in widths] + [0.0]
+    read = [0.0 if number is None else reading[number] for number in (*exits, len(names))]
     spent, flops = 0.0, list[float]()
-    for amount, number in zip(stages, (*exits, len(names)), strict=True):
-        spent += amount
+    for amount, more, number in zip(stages, read, (*exits, len(names)), strict=True):
+        spent += amount + more
         if number is not None:
-            spent += 2 * widths[number] * classes if number < len(names) else 0
             flops.append(spent)
     ((at, i),) = cut.outputs
     return ExitLayout(
@@ -190,6 +310,31 @@ def _outline(
         classes=classes,
         flops=tuple(flops),
         dtype=str(cut.stages[at].outputs[i].dtype),
+        tokens=None if found.tokens is None else _with_costs(found.tokens, cut, macs, read),
+    )
+
+
+def _with_costs(
+    tokens: TokenLayout, cut: Stages, macs: dict[str, float], read: Sequence[float]
+) -> TokenLayout:
+    """Tells tokens apart in the values between stages and in what stages cost."""
+    attention, layers = tokens.attention, [0]
+    spent: list[tuple[float, float, float]] = []
+    for stage in cut.stages:
+        layers.append(layers[-1] + attentions_in(stage.plan, attention, tokens.line))
+        amounts = [0.0, 0.0, 0.0]
+        for name, rows in zip(stage.sites, stage.site_rows, strict=True):
+            share = 1 if rows is None else rows.share
+            amounts[min(attention.degrees.get(name, 0), 2)] += 2 * macs[name] * share
+        spent.append((amounts[0], amounts[1], amounts[2]))
+    crossing = (
+        tuple(attention.token_axes(cut.stages[s].plan.jaxpr.outvars[i]) for s, i in crossed)
+        for crossed in boundary_values(cut)
+    )
+    known = (known_values(cut, crossed, tokens.line) for crossed in boundary_values(cut))
+    return tokens._replace(
+        axes=tuple(crossing),
+        known=tuple(known), layers=tuple(layers[:-1]), spent=tuple(spent), read=tuple(read)
     )
 
 
@@ -206,6 +351,7 @@ def select_union(
     Raises:
       ValueError: A name that no cut has, or one given twice.
     """
+    others = tuple(dict.fromkeys(others))
     chosen = {*select_cuts(places, exits, argument="exits"), *select_cuts(places, others)}
     return tuple(sorted(chosen, key=lambda cut: cut.at))
 
@@ -261,6 +407,34 @@ def batch_first(live: Sequence[Array], axes: Sequence[int | None]) -> tuple[Arra
       axes: Batch axis of each, or None.
     """
     return tuple(jnp.moveaxis(a, i, 0) for a, i in zip(live, axes, strict=True) if i is not None)
+
+
+def computed_rows(
+    live: Sequence[Array], axes: Sequence[int | None], known: Sequence[bool]
+) -> tuple[Array, ...]:
+    """Selects the values at a cut that a classifier reads, their batch axis in front.
+
+    Args:
+      live: Values at a cut.
+      axes: Batch axis of each, or None.
+      known: True for each that is known before anything is computed, such as a mask of tokens.
+    """
+    axes = [None if told else axis for axis, told in zip(axes, known, strict=True)]
+    return batch_first(live, axes)
+
+
+def known_values(
+    cut: Stages, crossed: Sequence[tuple[int, int]], line: Equations
+) -> tuple[bool, ...]:
+    """Tells which values at a cut are known before anything is computed.
+
+    Args:
+      cut: Stages of a call.
+      crossed: Values that cross it, each as a stage and a position among its outputs.
+      line: Equations of the call.
+    """
+    early = {v for eqn in line.plan.jaxpr.eqns[: line.early] for v in eqn.outvars}
+    return tuple(cut.stages[s].plan.jaxpr.outvars[i] in early for s, i in crossed)
 
 
 def _axis(two: tuple[int, ...], three: tuple[int, ...]) -> int | None:

@@ -91,8 +91,13 @@ def exit_early(
 
     def apply(net: Network) -> Network:
         require_network(net, "exit_early")
-        require_uncut(net, "exit_early", allowed=("pipeline_shard",), reason="it has exits already")
-        layout = getattr(net, "layout", None)
+        require_uncut(
+            net,
+            "exit_early",
+            allowed=("pipeline_shard", "prune_tokens"),
+            reason="it has exits already",
+        )
+        layout, tokens = getattr(net, "layout", None), getattr(net, "tokens", None)
         if layout is not None and layout.engine == "spmd":
             raise ValueError(
                 "exit_early cannot follow pipeline_shard(engine='spmd'): that runs equal blocks, "
@@ -103,7 +108,10 @@ def exit_early(
         args, kwargs = net.example.combine()
         arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
         _, rowed = find_rows(arguments)
-        at = names or _balanced(trace_batch_pair(net, arguments, rowed), count, feature)
+        leaving = tokens is not None
+        at = names or _balanced(
+            trace_batch_pair(net, arguments, rowed, leaving=leaving), count, feature
+        )
         seen = exit_layout(net, arguments, rowed, at, feature)
         heads = tuple(
             {"kernel": jnp.zeros((d, seen.classes)), "bias": jnp.zeros(seen.classes)}
@@ -114,11 +122,12 @@ def exit_early(
             **fields,
             heads=heads,
             threshold=jnp.float32(rule.threshold),
-            exits=seen.places,
+            exits=tuple(name for name in seen.places if name in at),
             feature=feature,
             patience=int(rule.patience),
             first=int(rule.first),
             layout=layout,
+            tokens=tokens,
         )
 
     return apply

@@ -1,4 +1,4 @@
-"""Tokens left out as an encoder goes up, rows that leave before the top, or both."""
+"""Tokens left out as an encoder goes up, and rows that leave before the top."""
 
 from __future__ import annotations
 
@@ -15,37 +15,6 @@ from jaxsim.adaptive.rule import Rule, check_rule
 from jaxsim.adaptive.tokens import Keeps, above, check_levels
 from jaxsim.numerics.checks import check_called, checked_int
 from jaxsim.values.calls import shown_as_called
-
-
-@shown_as_called
-def prune_tokens(
-    level: Float[Array, " L"] | Sequence[float] | float,
-    *,
-    keeps: Keeps = above,
-    protect: int = 1,
-) -> Callable[[Encoder], Pyramid]:
-    """Leaves out the tokens that receive little attention, layer by layer.
-
-    Args:
-      level: of each layer, or of all. For `tokens.above`, the least attention that a token has to
-        receive: learned (`train_pyramid`) or `tokens.linear_thresholds`. For `tokens.top`, the
-        share of tokens that the layer leaves out, as from `tokens.pruning_ratios`. A layer of level
-        0 leaves out nothing.
-      keeps: `tokens.above` or `tokens.top`.
-      protect: so many first tokens stay whatever they receive, one at least.
-
-    Raises:
-      ValueError: a level that is negative or not a number, `protect` below 1, or (when applied) not
-        one level a layer.
-
-    Examples:
-      >>> import jaxsim as js
-      >>> js.prune_tokens(0.1, keeps=js.tokens.above)
-      prune_tokens(level=0.1, keeps=above)
-
-    Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910.
-    """
-    return magic_pyramid(level, Rule(), keeps=keeps, protect=protect)
 
 
 @shown_as_called

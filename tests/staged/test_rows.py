@@ -87,7 +87,7 @@ def test_rows_mixed_with_another_axis_are_refused():
 def test_outputs_other_than_logits_are_refused(model):
     made = js.trace(model, jnp.ones((3, 3)), jnp.ones((6, 3)))
     name = [cut.name for cut in rows.trace_batch_pair(
-        made, call_arguments((jnp.ones((6, 3)),), {}), (True,)
+        made, call_arguments((jnp.ones((6, 3)),), {}), (True,), leaving=False
     ).places][:1]  # fmt: skip
     with pytest.raises(ValueError, match=r"not logits \[B, C\]"):
         layout(made, name)

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxsim as js
-from jaxsim.transforms.magic_pyramid import magic_pyramid, prune_tokens
+from jaxsim.transforms.magic_pyramid import magic_pyramid
+from jaxsim.transforms.prune_tokens import prune_tokens
 
 X = jnp.ones((2, 3))
 CELLS = js.cells.independent(0.1)

@@ -114,6 +114,35 @@ def symbols(group: AxisGroup) -> list[Symbol]:
     return [symbol for part in group.parts for symbol in symbols(part)]
 
 
+def same(a: AxisGroup, b: AxisGroup) -> bool:
+    """Tells if two axes run over the same thing.
+
+    Args:
+      a: Group.
+      b: Group.
+    """
+    a, b = resolve(a), resolve(b)
+    if isinstance(a, Symbol) or isinstance(b, Symbol):
+        return a is b
+    if type(a) is not type(b) or len(a.parts) != len(b.parts):
+        return False
+    return all(map(same, a.parts, b.parts))
+
+
+def resized(group: AxisGroup, sizes: Mapping[Symbol, int]) -> int:
+    """Counts the entries of a group once some symbols have another size.
+
+    Args:
+      group: Group.
+      sizes: New sizes of symbols.
+    """
+    group = resolve(group)
+    if isinstance(group, Symbol):
+        return sizes.get(group, group.size)
+    parts = [resized(part, sizes) for part in group.parts]
+    return math.prod(parts) if isinstance(group, Product) else sum(parts)
+
+
 def freeze(group: AxisGroup, reason: str) -> None:
     """Forbids to remove any entry of a group; the first reason stays.
 

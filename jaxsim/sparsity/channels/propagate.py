@@ -59,6 +59,19 @@ class ChannelPropagation(NamedTuple):
     made: tuple[tuple[AxisGroup, ...], ...]
 
 
+class EquationAxes(NamedTuple):
+    """Axis groups of what an equation reads and makes.
+
+    Attributes:
+      operands, results: For each the group of each axis.
+      inner: Those of the equations of each jaxpr inside it.
+    """
+
+    operands: tuple[tuple[AxisGroup, ...], ...]
+    results: tuple[tuple[AxisGroup, ...], ...]
+    inner: tuple[tuple[EquationAxes, ...], ...]
+
+
 class _Value(NamedTuple):
     """Axis groups of a value, and the parameter whose axes they are in some order, if it is one."""
 
@@ -96,6 +109,21 @@ def propagate_channels(net: Network, jaxpr: jex.Jaxpr) -> ChannelPropagation:
     return ChannelPropagation(leaves, follow.grouped, tuple(follow.made))
 
 
+def equation_axes(
+    jaxpr: jex.Jaxpr, inputs: Sequence[Sequence[AxisGroup]]
+) -> tuple[EquationAxes, ...]:
+    """Follows the axes of the inputs of a jaxpr through its equations.
+
+    Args:
+      jaxpr: Equations.
+      inputs: For each input the group of each axis.
+    """
+    follow = _Follow()
+    follow.run(jaxpr, [_Value(tuple(axes)) for axes in inputs])
+    (found,) = follow.inside
+    return found
+
+
 def _make_frozen(shape: Sequence[int], reason: str) -> _Value:
     return _Value(tuple(Symbol(n, reason) for n in shape))
 
@@ -112,6 +140,7 @@ class _Follow:
         self.roles: dict[tuple[str, int], str] = {}
         self.grouped: dict[str, AxisGroup] = {}
         self.made: list[tuple[AxisGroup, ...]] = []
+        self.inside: list[tuple[EquationAxes, ...]] = []
 
     def run(
         self, jaxpr: jex.Jaxpr, values: Sequence[_Value], around: jex.JaxprEqn | None = None
@@ -126,14 +155,19 @@ class _Follow:
                 return _make_frozen(np.shape(atom.val), "a constant of the model")
             return env[atom]
 
+        around_this, rows = self.inside, list[EquationAxes]()
         for inside in jaxpr.eqns:
             eqn = inside
             if around is not None and not internals.source_line(eqn):
                 eqn = eqn.replace(source_info=around.source_info)
             ins = [read(atom) for atom in eqn.invars]
+            self.inside = []
             outs = self.step(eqn, ins)
-            self.made += [value.axes for value in outs]
+            made = tuple(value.axes for value in outs)
+            rows.append(EquationAxes(tuple(v.axes for v in ins), made, tuple(self.inside)))
+            self.made += made
             env.update(zip(eqn.outvars, outs, strict=True))
+        self.inside = [*around_this, tuple(rows)]
         return [read(atom) for atom in jaxpr.outvars]
 
     def step(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> Sequence[_Value]:

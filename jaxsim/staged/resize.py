@@ -1,0 +1,238 @@
+"""Stages of fewer tokens: the equations of a stage with other sizes along some axes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.extend.core as jex
+import jax.extend.core.primitives as prims
+
+from jaxsim import internals
+from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, shape_of
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan
+from jaxsim.sparsity.channels.axes import AxisGroup, Symbol, resized
+from jaxsim.sparsity.channels.propagate import EquationAxes, describe_place, equation_axes
+from jaxsim.staged.attention import Last, Mark
+
+
+class Resized(NamedTuple):
+    """Equations with other sizes.
+
+    Attributes:
+      plan: Equations and their meaning.
+      marks: What they do with tokens, by their identity.
+      inside: Those that hold marked ones, by their identity.
+    """
+
+    plan: Plan
+    marks: dict[int, Mark]
+    inside: frozenset[int]
+
+
+def resize(
+    plan: Plan,
+    inputs: Sequence[Sequence[AxisGroup]],
+    sizes: Mapping[Symbol, int],
+    marks: Mapping[int, Mark],
+    inside: frozenset[int],
+) -> Resized:
+    """Rewrites equations for other sizes of some axes.
+
+    Args:
+      plan: Equations and their meaning.
+      inputs: For each input the group of each axis.
+      sizes: New sizes of what some axes run over.
+      marks: What equations do with tokens, by their identity.
+      inside: Those that hold marked ones, by their identity.
+
+    Raises:
+      ValueError: An equation that cannot be rewritten, named by its line in the model.
+    """
+    rewriting = _Rewriting(sizes, marks, inside)
+    axes = equation_axes(plan.jaxpr, inputs)
+    made = rewriting.plan(plan, inputs, axes)
+    return Resized(made, rewriting.marks, frozenset(rewriting.inside))
+
+
+class _Rewriting:
+    """Rewrites equations, those inside others too."""
+
+    def __init__(
+        self, sizes: Mapping[Symbol, int], marks: Mapping[int, Mark], inside: frozenset[int]
+    ):
+        self.sizes, self.old_marks, self.old_inside = sizes, marks, inside
+        self.marks: dict[int, Mark] = {}
+        self.inside: set[int] = set()
+
+    def shape(self, axes: Sequence[AxisGroup]) -> tuple[int, ...]:
+        return tuple(resized(group, self.sizes) for group in axes)
+
+    def changes(self, axes: Sequence[AxisGroup]) -> bool:
+        return self.shape(axes) != tuple(group.size for group in axes)
+
+    def plan(
+        self,
+        plan: Plan,
+        inputs: Sequence[Sequence[AxisGroup]],
+        axes: Sequence[EquationAxes],
+    ) -> Plan:
+        """Rewrites a plan."""
+        jaxpr = plan.jaxpr
+        new: dict[Any, jex.Var] = {}
+        for v, own in zip(jaxpr.invars, inputs, strict=True):
+            new[v] = self.variable(v, own)
+
+        def at(atom: Atom) -> Atom:
+            return new.get(atom, atom) if isinstance(atom, jex.Var) else atom
+
+        eqns, entries = list[jex.JaxprEqn](), list[Entry]()
+        for eqn, entry, own in zip(jaxpr.eqns, plan.entries, axes, strict=True):
+            if any(map(self.changes, own.operands)) or any(map(self.changes, own.results)):
+                made, meaning = self.equation(eqn, entry, own)
+                outvars = [
+                    self.variable(v, groups)
+                    for v, groups in zip(eqn.outvars, own.results, strict=True)
+                ]
+                new.update(zip(eqn.outvars, outvars, strict=True))
+            else:
+                made, meaning, outvars = eqn, entry, eqn.outvars
+            made = made.replace(invars=[at(v) for v in eqn.invars], outvars=list(outvars))
+            if id(eqn) in self.old_marks:
+                self.marks[id(made)] = self.old_marks[id(eqn)]
+            if id(eqn) in self.old_inside:
+                self.inside.add(id(made))
+            if isinstance(meaning, Contraction):
+                meaning = _of_shapes(meaning, made)
+            eqns.append(made)
+            entries.append(meaning)
+        consts = dict(zip(jaxpr.constvars, plan.consts, strict=True))
+        made = jaxpr_of(
+            consts,
+            [new[v] for v in jaxpr.invars],
+            [at(v) for v in jaxpr.outvars],
+            eqns,
+            jaxpr,
+        )
+        return plan._replace(jaxpr=made, entries=tuple(entries))
+
+    def variable(self, v: jex.Var, axes: Sequence[AxisGroup]) -> jex.Var:
+        return jex.Var(v.aval.update(shape=self.shape(axes)))  # pyright: ignore
+
+    def equation(
+        self, eqn: jex.JaxprEqn, entry: Entry, own: EquationAxes
+    ) -> tuple[jex.JaxprEqn, Entry]:
+        """Rewrites what an equation is told.
+
+        Raises:
+          ValueError: It cannot be.
+        """
+        if inner_jaxprs(eqn):
+            return self.nested(eqn, entry, own)
+        name, params = eqn.primitive.name, dict(eqn.params)
+        out = self.shape(own.results[0])
+        reads = bool(own.operands) and self.changes(own.operands[0])
+        match name:
+            case "broadcast_in_dim":
+                params["shape"] = out
+            case "reshape":
+                params["new_sizes"] = out
+            case "iota":
+                if self.shape([own.results[0][params["dimension"]]]) != (
+                    own.results[0][params["dimension"]].size,
+                ):
+                    raise ValueError(_cannot(eqn, "counts them"))
+                params["shape"] = out
+            case "slice":
+                params["limit_indices"] = tuple(
+                    self.shape([group])[0] if (start, stop) == (0, group.size) else stop
+                    for group, start, stop in zip(
+                        own.operands[0],
+                        params["start_indices"],
+                        params["limit_indices"],
+                        strict=True,
+                    )
+                )
+                moved = any(
+                    self.changes([group]) and start > 0
+                    for group, start in zip(own.operands[0], params["start_indices"], strict=True)
+                )
+                if moved and not isinstance(self.old_marks.get(id(eqn)), Last):
+                    raise ValueError(_cannot(eqn, "takes some of them by number"))
+            case "split":
+                if self.changes([own.operands[0][params["axis"]]]):
+                    raise ValueError(_cannot(eqn, "divides them"))
+            case "gather" | "dynamic_slice":
+                sizes = zip(own.operands[0], params["slice_sizes"], strict=True)
+                params["slice_sizes"] = tuple(
+                    self.shape([group])[0] if size == group.size else size for group, size in sizes
+                )
+                partly = any(
+                    self.changes([group]) and size != group.size
+                    for group, size in zip(own.operands[0], eqn.params["slice_sizes"], strict=True)
+                )
+                if partly:
+                    raise ValueError(_cannot(eqn, "takes some of them by number"))
+            case "concatenate" if self.changes([own.results[0][params["dimension"]]]):
+                raise ValueError(_cannot(eqn, "puts others beside them"))
+            case "conv_general_dilated" if reads and not self.keeps_rank(own):
+                raise ValueError(_cannot(eqn, "convolves them"))
+            case _:
+                pass
+        return eqn.replace(params=params), entry
+
+    def keeps_rank(self, own: EquationAxes) -> bool:
+        """Tells if each changed axis of the first operand is one of the result too."""
+        changed = [g for g in own.operands[0] if self.changes([g])]
+        return len(changed) == sum(self.changes([g]) for g in own.results[0])
+
+    def nested(
+        self, eqn: jex.JaxprEqn, entry: Entry, own: EquationAxes
+    ) -> tuple[jex.JaxprEqn, Entry]:
+        """Rewrites an equation that runs others."""
+        key = "jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"
+        one = eqn.primitive in (
+            prims.jit_p,
+            prims.closed_call_p,
+            prims.remat_p,
+            prims.scan_p,
+            prims.custom_jvp_call_p,
+            prims.custom_vjp_call_p,
+        )
+        if not one or key not in eqn.params:
+            raise ValueError(_cannot(eqn, "runs others over them"))
+        ((jaxpr, consts),) = inner_jaxprs(eqn)
+        plan = Plan(jaxpr, consts, (None,) * len(jaxpr.eqns), ())
+        if isinstance(entry, Inner):
+            if entry.rewritten:
+                raise ValueError(_cannot(eqn, "runs others over them"))
+            (plan,) = entry.plans
+        inputs = own.operands
+        if eqn.primitive is prims.scan_p:
+            first = internals.scan(eqn).first_slice
+            inputs = (*inputs[:first], *(axes[1:] for axes in inputs[first:]))
+        made = self.plan(plan, inputs, own.inner[0])
+        closed = eqn.params[key]
+        closed = closed.replace(jaxpr=made.jaxpr) if hasattr(closed, "jaxpr") else made.jaxpr
+        if isinstance(entry, Inner):
+            entry = entry._replace(plans=(made,))
+        return eqn.replace(params={**eqn.params, key: closed}), entry
+
+
+def _of_shapes(entry: Contraction, eqn: jex.JaxprEqn) -> Contraction:
+    """A site with the shapes of the operands of an equation."""
+    x, w = shape_of(eqn.invars[entry.x_at]), shape_of(eqn.invars[entry.w_at])
+    if (x.shape, w.shape) == (entry.x.shape, entry.w.shape):
+        return entry
+    geometry = entry.op.geometry
+    if tuple(geometry.w_shape) != w.shape:
+        geometry = dataclasses.replace(geometry, w_shape=w.shape)  # pyright: ignore
+    op = dataclasses.replace(entry.op, geometry=geometry)
+    return entry._replace(op=op, x=x, w=w)
+
+
+def _cannot(eqn: jex.JaxprEqn, why: str) -> str:
+    return f"run cannot leave tokens out at {describe_place(eqn)}: it {why}; simulate can"
+
+

@@ -1,0 +1,193 @@
+"""Walk that lets tokens leave: masks those that have left, and decides who leaves next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.extend.core.primitives as prims
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxsim import internals
+from jaxsim.adaptive.tokens import TokenRule, token_importance
+from jaxsim.cores.core import State
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.network.interpreter import Walk
+from jaxsim.network.plan import Entry, Inner, contractions
+from jaxsim.staged.attention import Last, Mark, Pool, Scores, Values
+
+
+class TokenState(NamedTuple):
+    """Which tokens are there.
+
+    Attributes:
+      present: True for each that has not left, [B, n].
+      there: How many there were before any left, [B].
+    """
+
+    present: Bool[Array, "B n"]
+    there: Int[Array, " B"]
+
+
+class TokenWalk(Walk):
+    """Evaluates equations in which tokens leave.
+
+    Attributes:
+      tokens: Which are there, None as long as it is not known.
+      kept: How many each attention has kept, [B] each.
+    """
+
+    def __init__(
+        self,
+        cores: Mapping[str, tuple[Wrapper, ...]],
+        ranges: Literal["batch", "stored", "missing"],
+        key: Key[Array, ""] | None,
+        *,
+        part: Any = None,
+        rule: TokenRule,
+        marks: Mapping[int, Mark],
+        inside: frozenset[int],
+        layer: int,
+        tokens: TokenState | None,
+    ):
+        """Prepares to evaluate.
+
+        Args:
+          cores: Wrappers of each transformed site, outermost first.
+          ranges: Where cores take ranges from, as `Network.ranges`.
+          key: Random key of the call, or None.
+          part: Tells apart the read noise of parts of one call, such as microbatches.
+          rule: When a token leaves.
+          marks: What equations do with tokens, by their identity.
+          inside: Equations that hold marked ones, by their identity.
+          layer: Number of the next attention, from 0.
+          tokens: Which are there, if known.
+        """
+        super().__init__(cores, ranges, key, part=part)
+        self.rule, self.marks, self.inside, self.layer = rule, marks, inside, layer
+        self.tokens = tokens
+        self.kept: list[Int[Array, " B"]] = []
+
+    def step(
+        self,
+        eqn: jex.JaxprEqn,
+        entry: Entry,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> Sequence[Any]:
+        """Computes the results of an equation, with what it does with tokens.
+
+        Args:
+          eqn: Equation.
+          entry: Its meaning in the plan.
+          ins: Values of its operands.
+          states: States of the sites, by name.
+          indices: Iteration of each loop around, outermost first.
+        """
+        if id(eqn) in self.inside and isinstance(entry, Inner):
+            return self.in_place(eqn, entry, ins, states, indices)
+        mark = self.marks.get(id(eqn))
+        if isinstance(mark, Values):
+            self.decide(mark, ins[mark.operand])
+        if self.tokens is None or mark is None or isinstance(mark, Values):
+            return super().step(eqn, entry, ins, states, indices)
+        if isinstance(mark, Last):
+            return [_last(mark, self.tokens.present, ins[0])]
+        if isinstance(mark, Pool):
+            x = ins[mark.operand]
+            here = _along(self.tokens.present, x.ndim, mark.rows, mark.tokens)
+            ins = [*ins]
+            ins[mark.operand] = jnp.where(here, x, _nothing(mark.how, x.dtype))
+        (y,) = super().step(eqn, entry, ins, states, indices)
+        if isinstance(mark, Scores):
+            here = _along(self.tokens.present, y.ndim, mark.rows, mark.keys)
+            # Far below any score, and not so far that a mask of the model on top overflows.
+            return [jnp.where(here, y, jnp.asarray(jnp.finfo(y.dtype).min / 4, y.dtype))]
+        if mark.how == "sum" and jnp.issubdtype(y.dtype, jnp.floating):
+            share = self.tokens.there / jnp.sum(self.tokens.present, -1)
+            axes = tuple(i for i in range(y.ndim) if i != mark.rows_after)
+            return [y * jnp.expand_dims(share, axes).astype(y.dtype)]
+        return [y]
+
+    def decide(self, mark: Values, attention: Float[Array, "..."]) -> None:
+        """Decides which tokens stay behind this attention.
+
+        Args:
+          mark: What the axes of the probabilities hold.
+          attention: Probabilities.
+        """
+        n = attention.shape[mark.keys]
+        given = jnp.moveaxis(attention, (mark.rows, mark.queries, mark.keys), (0, -2, -1))
+        given = given.reshape(given.shape[0], -1, n, n)
+        if self.tokens is None:
+            # A token that no other attends to is padding.
+            valid = jnp.any(given > 0, (1, 2))
+            self.tokens = TokenState(valid, jnp.sum(valid, -1))
+        received = token_importance(given.astype(jnp.float32), self.tokens.present)
+        present = self.rule.keep(self.layer, received, self.tokens.present)
+        self.tokens = self.tokens._replace(present=present)
+        self.kept.append(jnp.sum(present, -1))
+        self.layer += 1
+
+    def in_place(
+        self,
+        eqn: jex.JaxprEqn,
+        entry: Inner,
+        ins: list[Any],
+        states: dict[str, State],
+        indices: tuple[Any, ...],
+    ) -> Sequence[Any]:
+        """Runs the equations inside one as if they stood in its place.
+
+        Args:
+          eqn: Equation, such as a part of a scan that is one slice of a stack.
+          entry: Its meaning in the plan.
+          ins: Values of its operands.
+          states: States of the sites, by name.
+          indices: Iteration of each loop around, outermost first.
+        """
+        (plan,) = entry.plans
+        if eqn.primitive is not prims.scan_p:
+            outs, after = self.run(plan, ins, states, indices)
+            states.update(after)
+            return outs
+        loop, first = internals.scan(eqn), 0 if entry.rows is None else entry.rows.first
+        stacked = {c.site.name: c.site.stacked[len(indices)] for c in contractions(plan)}
+        own = {
+            name: jax.tree.map(lambda a: a[0], state) if stacked[name] else state
+            for name, state in states.items()
+            if name in stacked
+        }
+        sliced = [x[0] for x in ins[loop.first_slice :]]
+        outs, _ = self.run(
+            plan, [*ins[: loop.first_slice], *sliced], own, (*indices, jnp.int32(first))
+        )
+        return [*outs[: loop.carry], *(y[None] for y in outs[loop.carry :])]
+
+
+def _along(present: Array, ndim: int, rows: int, tokens: int) -> Array:
+    """Presence [B, n] as it broadcasts to a value."""
+    here = present if rows < tokens else present.T
+    return jnp.expand_dims(here, tuple(i for i in range(ndim) if i not in (rows, tokens)))
+
+
+def _nothing(how: str, dtype: Any) -> Any:
+    if how == "sum":
+        return jnp.zeros((), dtype)
+    info = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype)
+    return jnp.asarray(info.min if how == "max" else info.max, dtype)
+
+
+def _last(mark: Last, present: Array, x: Array) -> Array:
+    """The last tokens that are there."""
+    n = present.shape[-1]
+    order = jnp.where(present, jnp.arange(n), -1)
+    index = jnp.sort(order, -1)[:, n - mark.count :]
+    index = jnp.maximum(index, 0)
+    rest = tuple(i for i in range(x.ndim) if i not in (mark.rows, mark.tokens))
+    index = index if mark.rows < mark.tokens else index.T
+    return jnp.take_along_axis(x, jnp.expand_dims(index, rest), mark.tokens)

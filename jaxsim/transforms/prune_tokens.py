@@ -1,0 +1,124 @@
+"""Tokens that leave a transformer behind the attentions at which they receive little."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxsim.adaptive.encoder import Encoder
+from jaxsim.adaptive.rule import Rule
+from jaxsim.adaptive.tokens import Keeps, TokenRule, above, check_levels
+from jaxsim.network.arguments import call_arguments
+from jaxsim.network.calls import OutputCall
+from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.transform import require_network
+from jaxsim.numerics.checks import checked_int
+from jaxsim.staged.network import Staged
+from jaxsim.staged.rows import exit_layout, find_rows
+from jaxsim.transforms.magic_pyramid import magic_pyramid
+from jaxsim.values.calls import shown_as_called
+
+
+@shown_as_called
+def prune_tokens(
+    level: Float[Array, " L"] | Sequence[float] | float,
+    *,
+    keeps: Keeps = above,
+    protect: int = 1,
+    protect_last: int = 0,
+    present: Callable[..., Array] | None = None,
+    output: Callable[[Any], Any] | None = None,
+) -> Callable[[Any], Any]:
+    """Leaves out the tokens that receive little attention, layer by layer, of any transformer.
+
+    The model stays as it is. Where it attends is found among its equations: a product of an
+    activation with a softmax of such a product. Behind each, a token leaves whose importance, the
+    attention that it receives, is too small; later layers attend to those that are left, and what
+    is a sum or a mean over tokens is that over those.
+
+    Args:
+      level: of each attention, or of all. For `tokens.above`, the least attention that a token has
+        to receive: learned, or `tokens.linear_thresholds`. For `tokens.top`, the share of tokens
+        that the layer leaves out, as from `tokens.pruning_ratios`. At level 0 all stay.
+      keeps: `tokens.above` or `tokens.top`.
+      protect: so many first tokens stay whatever they receive, one at least, such as a class token.
+      protect_last: so many last tokens, of those present, stay likewise: one for a decoder whose
+        last token is read.
+      present: `(*args, **kwargs) -> [B, n]`, from the arguments of the model which tokens there are
+        at first; None where padding is what no token attends to. With it, `run` sorts rows by
+        length and computes short ones at their length.
+      output: as of `exit_early`, from what the network returns to its logits [B, C].
+
+    Raises:
+      ValueError: a level that is negative or not a number, a number out of range, or, when applied,
+        not one level an attention, a network in which nothing attends or something else mixes
+        tokens, or that is cut by `pipeline_shard`.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> def model(p, x):
+      ...     scores = jnp.einsum("bqd,bkd->bqk", x @ p["q"], x @ p["k"])
+      ...     x = x + jax.nn.softmax(scores) @ (x @ p["v"])
+      ...     return jnp.tanh(x @ p["up"])[:, 0] @ p["out"]
+      >>> keys = jax.random.split(jax.random.key(0), 6)
+      >>> shapes = {"q": (4, 4), "k": (4, 4), "v": (4, 4), "up": (4, 8), "out": (8, 3)}
+      >>> params = {n: jax.random.normal(k, shapes[n]) for n, k in zip(shapes, keys)}
+      >>> x = jax.random.normal(keys[5], (2, 6, 4))
+      >>> net = js.prune_tokens(0.5, keeps=js.tokens.top)(js.trace(model, params, x))
+      >>> net.simulate(x).kept.tolist()
+      [[3], [3]]
+
+    Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910; Wang, Zhang and Han (2021),
+    SpAtten, arXiv 2012.09852.
+    """
+    checked_int("protect", protect, 1)
+    checked_int("protect_last", protect_last, 0)
+    for name, function in (("present", present), ("output", output)):
+        if function is not None and not callable(function):
+            raise ValueError(f"{name}={function!r}: must be a function or None")
+
+    def apply(net: Any) -> Any:
+        if isinstance(net, Encoder):
+            return magic_pyramid(level, Rule(), keeps=keeps, protect=protect)(net)
+        require_network(net, "prune_tokens")
+        require_uncut(
+            net,
+            "prune_tokens",
+            allowed=("exit_early",),
+            reason="tokens that leave are known on one device",
+        )
+        if output is not None:
+            if net.cut_by:
+                raise ValueError("output: what came before has made logits already")
+            net = dataclasses.replace(net, fn=OutputCall(net.fn, output))
+        rule = TokenRule(jnp.asarray(level, jnp.float32), keeps, protect, protect_last, present)
+        fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(type(net))}
+        fields["tokens"] = rule
+        fields.setdefault("threshold", jnp.float32(0))
+        staged = Staged(**fields)
+        args, kwargs = net.example.combine()
+        arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
+        _, rowed = find_rows(arguments)
+        found = exit_layout(staged, arguments, rowed, staged.exits, staged.feature).tokens
+        assert found is not None
+        count = len(found.attention.names)
+        levels = jnp.full(count, rule.level) if rule.level.ndim == 0 else rule.level
+        check_levels(levels, count)
+        for name, given, least in (
+            ("protect", protect, found.attention.first),
+            ("protect_last", protect_last, found.attention.last),
+        ):
+            if given < least:
+                raise ValueError(
+                    f"{name}={given}: must be at least {least}, since the model reads so many of "
+                    "these tokens by their number"
+                )
+        return dataclasses.replace(staged, tokens=dataclasses.replace(rule, level=levels))
+
+    return apply
