@@ -6,6 +6,7 @@ waited for in the order in which they were begun, whatever is done first.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,23 +30,30 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import compile_count
 from jaxsim.network.stages import StageParams, stage_params
 from jaxsim.pipeline.devices import StageDevices
-from jaxsim.staged.exit_step import ExitStep, Prepared, count_programs, live_steps, prepared
-from jaxsim.staged.rows import exit_layout, find_rows, with_batch_size
+from jaxsim.staged.exit_step import (
+    ExitStep,
+    Prepared,
+    count_programs,
+    live_steps,
+    of_tokens,
+    prepared,
+)
+from jaxsim.staged.exits import flops_and_kept, tokens_given
+from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows, with_batch_size
+from jaxsim.staged.token_walk import TokenState
+from jaxsim.staged.waiting import (
+    Axes,
+    Queue,
+    filled_up,
+    join,
+    leave_out,
+    rows_along,
+    take_batch,
+    waiting_axes,
+)
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged
-
-
-class _Queue(NamedTuple):
-    """Rows that wait before a stage.
-
-    Attributes:
-      ids: Indices [n] of the rows.
-      live: Their boundary activations, n along an axis of each.
-    """
-
-    ids: np.ndarray
-    live: list[Any]
 
 
 class _Flight(NamedTuple):
@@ -71,36 +79,89 @@ def stepper(net: Staged, arguments: Partitioned, key: Any) -> Callable[..., Exit
       key: Random key of the call, or None.
 
     Returns:
-      A function `(stage, rows, live, streak) -> ExitStep` of row indices.
+      A function `(stage, rows, live, streak, tokens, count) -> ExitStep` of row indices; `tokens`
+      is which tokens are there, if known, and `count` how many the rows hold.
     """
     _, batched = find_rows(arguments)
     pairs = zip(arguments.arrays, batched, strict=True)
     arrays = [np.asarray(a) if own else a for a, own in pairs]
     threshold, batches = jnp.float32(net.threshold), itertools.count()
     others = () if net.layout is None else net.layout.cuts
-    plans: dict[int, Prepared] = {}
+    plans: dict[tuple[int, int | None], Prepared] = {}
     owned: dict[int, tuple[StageParams, Any, Any]] = {}
 
-    def step(at: int, which: np.ndarray, live: Sequence[Any], streak: PatienceState) -> ExitStep:
-        n = len(which)
-        if n not in plans:
-            plans[n] = prepared(net, with_batch_size(arguments, batched, n), batched, others)
-        plan = plans[n]
+    def planned(rows: int, count: int | None) -> Prepared:
+        if (rows, count) not in plans:
+            few = with_batch_size(arguments, batched, rows)
+            if count is not None:
+                few = cut_short(net, few, arguments, batched, count)
+            plans[rows, count] = prepared(net, few, batched, others)
+        return plans[rows, count]
+
+    def step(
+        at: int,
+        which: np.ndarray,
+        live: Sequence[Any],
+        streak: PatienceState,
+        tokens: TokenState | None = None,
+        count: int | None = None,
+    ) -> ExitStep:
+        plan = planned(len(which), count if at == 0 else None)
+        if at > 0 and count is not None:
+            plan = of_tokens(plan, count)
         where = stage_devices(net, plan.layout.places)[at]
         if at not in owned:
             number = (*plan.layout.exits, None)[at]
             head = None if number is None else net.heads[number]
-            own = stage_params(net, plan.cut, plan.cut.stages[at]), head, (threshold, key)
+            read = stage_params(net, plan.cut, plan.cut.stages[at])
+            own = read, head, (threshold, key, net.tokens)
             owned[at] = own if where is None else jax.device_put(own, where.replicated)
         read = plan.cut.stages[at].arguments
         given: list[Any] = [arrays[i][which] if batched[i] else arrays[i] for i in read]
+        if at == 0 and count is not None and plan.layout.tokens is not None:
+            along = plan.layout.tokens.arguments
+            given = [_first_tokens(a, along[i], count) for a, i in zip(given, read, strict=True)]
         if where is not None:
             given, live = [*map(where.move, given)], [*map(where.move, live)]
-            streak = jax.tree.map(where.move, streak)
-        own, head, (limit, seed) = owned[at]
-        return plan.step(at, own, head, limit, given, live, streak, seed, np.int32(next(batches)))
+            streak, tokens = jax.tree.map(where.move, (streak, tokens))
+        own, head, (limit, seed, rule) = owned[at]
+        return plan.step(
+            at, own, head, limit, given, live, streak, seed, np.int32(next(batches)), rule, tokens
+        )
 
     return step
+
+
+def cut_short(
+    net: Staged,
+    few: Partitioned,
+    arguments: Partitioned,
+    batched: tuple[bool, ...],
+    count: int,
+) -> Partitioned:
+    """Replaces arguments by shapes with fewer tokens.
+
+    Args:
+      net: Network whose tokens leave.
+      few: Shapes of the arguments.
+      arguments: Arguments of the call, with all rows.
+      batched: True for each of their arrays that holds rows.
+      count: Number of tokens.
+    """
+    others = () if net.layout is None else net.layout.cuts
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, others).tokens
+    assert found is not None
+    arrays = [
+        jax.ShapeDtypeStruct(
+            tuple(count if i in along else n for i, n in enumerate(a.shape)), a.dtype
+        )
+        for a, along in zip(few.arrays, found.arguments, strict=True)
+    ]
+    return dataclasses.replace(few, arrays=tuple(arrays))
+
+
+def _first_tokens(a: Any, along: Sequence[int], count: int) -> Any:
+    return a[tuple(slice(count) if i in along else slice(None) for i in range(np.ndim(a)))]
 
 
 def stage_devices(net: Staged, places: Sequence[str]) -> list[StageDevices | None]:
@@ -120,21 +181,21 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
     """Computes the exits of all rows, each stage only for those that have not left.
 
     Args:
-      net: Network with exits.
+      net: Network with exits, or whose tokens leave.
       arguments: Arguments of the call, with all rows.
-      buckets: Numbers of rows to compile for.
+      buckets: Numbers of rows and tokens to compile for.
       key: Random key of the call, or None.
 
     Raises:
-      ValueError: Buckets out of range, a network that is not deployed, or a value between stages
-        that is not split by rows.
+      ValueError: Buckets out of range, a network that is not deployed, a value between stages that
+        is not split by rows, or a stage that cannot run with fewer tokens.
     """
     check_buckets(buckets)
     check_rows(net, "js.deploy(net, calibrate=…)")
     rows, batched = find_rows(arguments)
     others = () if net.layout is None else net.layout.cuts
     found = exit_layout(net, arguments, batched, net.exits, net.feature, others)
-    axes = ((), *map(_all_rows, found.places, found.axes))
+    axes, last = waiting_axes(found), len(found.places)
     devices = stage_devices(net, found.places)
     exits: list[Any] = [*found.exits, len(net.heads)]
     step = stepper(net, arguments, key)
@@ -143,17 +204,28 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
     layer = np.full(rows, len(net.heads) + 1, np.int32)
     uncertainty = np.full((rows, len(net.heads) + 1), np.nan, np.float32)
     streak = jax.tree.map(np.array, initial_patience(rows))
-    queues: list[_Queue | None] = [_Queue(np.arange(rows), []), *[None] * len(found.places)]
+    tokens = _tokens_at_first(net, arguments, found, buckets)
+    queues: dict[tuple[int, int], list[Queue]] = {}
+    for count in np.unique(tokens.counts):
+        queues[0, int(count)] = [Queue(np.flatnonzero(tokens.counts == count), [])]
     flying: deque[_Flight] = deque()
 
-    def begin(at: int, queue: _Queue) -> None:
-        ids, live, queues[at] = _take_batch(queue, most, axes[at])
-        n = len(ids)
+    def begin(at: int, count: int, queue: Queue) -> None:
+        ids, n = queue.ids, len(queue.ids)
         rows_of = pad_rows(np.arange(n), round_up(n, buckets.batch))
-        brought = [_rows_along(a, rows_of, axis) for a, axis in zip(live, axes[at], strict=True)]
-        which = ids[rows_of]
-        out = step(at, which, brought, jax.tree.map(lambda a: a[which], streak))
-        flying.append(_Flight(at, ids, out))
+        brought = [
+            rows_along(a, rows_of, axis) for a, axis in zip(queue.live, axes[at].rows, strict=True)
+        ]
+        which, state = ids[rows_of], None
+        if found.tokens is not None:
+            if at:
+                *brought, present, there = brought
+                state = TokenState(present, there)
+            else:
+                state = tokens.of(which, count)
+        early = jax.tree.map(lambda a: a[which], streak)
+        held = None if found.tokens is None else count
+        flying.append(_Flight(at, ids, step(at, which, brought, early, state, held)))
 
     def finish(flight: _Flight) -> None:
         (at, ids, out), n = flight, len(flight.ids)
@@ -163,33 +235,121 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
             logits[ids] = np.asarray(out.answer.logits)[:n]
             uncertainty[ids, number] = np.asarray(out.answer.uncertainty)[:n]
             streak.label[ids], streak.length[ids] = (np.asarray(a)[:n] for a in out.streak)
-            if at < len(found.places):
+            if at < last:
                 leave = np.asarray(out.answer.leave)[:n]
                 layer[ids[leave]] = number + 1
                 stay = np.flatnonzero(~leave)
-        if at < len(found.places) and len(stay):
-            after = zip(out.live, axes[at + 1], strict=True)
-            more = [_rows_along(np.asarray(a), stay, axis) for a, axis in after]
-            queues[at + 1] = _join_queues(queues[at + 1], _Queue(ids[stay], more), axes[at + 1])
+        live: list[Any] = [*out.live]
+        if found.tokens is not None and out.tokens is not None:
+            live += out.tokens
+            tokens.there[ids] = np.asarray(out.tokens.there)[:n]
+            first = found.tokens.layers[at]
+            for i, kept in enumerate(out.kept, first):
+                tokens.kept[ids, i] = np.asarray(kept)[:n]
+        if at == last or not len(stay):
+            return
+        own = axes[at + 1]
+        waiting = Queue(
+            ids[stay],
+            [
+                np.broadcast_to(np.asarray(a), (len(stay), *a.shape))
+                if table and at == 0
+                else rows_along(np.asarray(a), stay, axis)
+                for a, axis, table in zip(live, own.rows, own.tables, strict=True)
+            ],
+        )
+        for count, some in _by_tokens(waiting, buckets.token, own, found.tokens is not None):
+            queues.setdefault((at + 1, count), []).append(some)
 
     while True:
         busy = [devices[flight.at] for flight in flying]
-        waiting = [(at, queue) for at, queue in enumerate(queues) if queue is not None]
-        ready = [pair for pair in waiting if devices[pair[0]] not in busy]
+        waiting = sorted(queues)
+        ready = [place for place in waiting if devices[place[0]] not in busy]
         # The latest stage that has a full batch, so that few rows wait; if none has, the first,
         # once no more rows can come.
-        full = [(at, queue) for at, queue in ready if len(queue.ids) >= most]
-        if not full and ready and ready[0] == waiting[0]:
-            at, _ = ready[0]
-            full = ready[:1] if all(flight.at >= at for flight in flying) else []
+        full = [p for p in ready if sum(len(queue.ids) for queue in queues[p]) >= most]
         if full:
-            begin(*full[-1])
+            at, count = full[-1]
+            queue = join(queues.pop((at, count)), axes[at])
+        elif ready and ready[0][0] == waiting[0][0] and all(f.at >= ready[0][0] for f in flying):
+            at, count = ready[0][0], max(c for a, c in waiting if a == ready[0][0])
+            parts = [q for a, c in waiting if a == at for q in queues.pop((a, c))]
+            queue = join([filled_up(q, count, axes[at]) if at else q for q in parts], axes[at])
         elif flying:
             finish(flying.popleft())
+            continue
         else:
             break
-    flops = np.asarray(found.flops, np.float32)[layer - 1]
-    return Exits(*map(jnp.asarray, (logits, layer, uncertainty, flops)))
+        taken, rest = take_batch(queue, most, axes[at])
+        if rest is not None:
+            queues[at, count] = [rest]
+        begin(at, count, taken)
+    if found.tokens is None:
+        flops = jnp.asarray(np.asarray(found.flops, np.float32)[layer - 1])
+        return Exits(*map(jnp.asarray, (logits, layer, uncertainty)), flops)
+    spent = flops_and_kept(found, layer, tokens.there, tokens.kept.T)
+    return Exits(*map(jnp.asarray, (logits, layer, uncertainty)), *spent)
+
+
+class _Tokens(NamedTuple):
+    """Tokens of the rows of a call.
+
+    Attributes:
+      counts: How many each row is computed with at first, [N].
+      present: Which of them are there, [N, n], if it is known.
+      there: How many there were, [N].
+      kept: How many each attention has kept, [N, A].
+    """
+
+    counts: np.ndarray
+    present: np.ndarray | None
+    there: np.ndarray
+    kept: np.ndarray
+
+    def of(self, rows: np.ndarray, count: int) -> TokenState | None:
+        """Which are there at first, of some rows."""
+        if self.present is None:
+            return None
+        present = self.present[rows, :count]
+        return TokenState(present, present.sum(1, dtype=np.int32))
+
+
+def _tokens_at_first(
+    net: Staged, arguments: Partitioned, found: ExitLayout, buckets: Buckets
+) -> _Tokens:
+    """Which tokens there are before any has left; those of short rows alone are computed.
+
+    Rows can be cut short where their tokens stand in front and arguments hold them.
+    """
+    rows, _ = find_rows(arguments)
+    if found.tokens is None:
+        return _Tokens(np.zeros(rows, int), None, np.zeros(0), np.zeros(0))
+    n, attentions = found.tokens.length, len(found.tokens.attention.names)
+    counts, none = np.full(rows, n), np.zeros(rows, np.int32)
+    kept, state = np.zeros((rows, attentions), np.int32), tokens_given(net, arguments)
+    if state is None:
+        return _Tokens(counts, None, none, kept)
+    present = np.asarray(state.present)
+    length = present.sum(1)
+    if any(found.tokens.arguments) and (present == (np.arange(n) < length[:, None])).all():
+        counts = np.minimum(n, [round_up(int(k), buckets.token) for k in length])
+    return _Tokens(counts, present, none, kept)
+
+
+def _by_tokens(
+    queue: Queue, multiple: int, axes: Axes, leaving: bool
+) -> list[tuple[int, Queue]]:
+    """Rows by the number of tokens that they are to hold, those that have left left out."""
+    if not leaving:
+        return [(0, queue)]
+    present = queue.live[-2]
+    counts = np.asarray([min(present.shape[1], round_up(int(k), multiple)) for k in present.sum(1)])
+    found: list[tuple[int, Queue]] = []
+    for count in np.unique(counts):
+        which = np.flatnonzero(counts == count)
+        own = [rows_along(a, which, axis) for a, axis in zip(queue.live, axes.rows, strict=True)]
+        found.append((int(count), leave_out(Queue(queue.ids[which], own), int(count), axes)))
+    return found
 
 
 def warm_up(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> int:
@@ -215,42 +375,3 @@ def warm_up(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> 
         for at in range(stages):
             live = [*map(np.asarray, step(at, np.zeros(rows, int), live, streak).live)]
     return count_programs() - before
-
-
-def _take_batch(
-    queue: _Queue, most: int, axes: Sequence[int]
-) -> tuple[np.ndarray, list[Any], _Queue | None]:
-    """Takes the first rows of a queue, and the queue without them."""
-    if len(queue.ids) <= most:
-        return queue.ids, queue.live, None
-    first, rest = (
-        _Queue(
-            queue.ids[rows],
-            [a[(slice(None),) * axis + (rows,)] for a, axis in zip(queue.live, axes, strict=True)],
-        )
-        for rows in (slice(most), slice(most, None))
-    )
-    return first.ids, first.live, rest
-
-
-def _join_queues(queue: _Queue | None, more: _Queue, axes: Sequence[int]) -> _Queue:
-    if queue is None:
-        return more
-    pairs = zip(queue.live, more.live, axes, strict=True)
-    return _Queue(
-        np.concatenate([queue.ids, more.ids]),
-        [np.concatenate([a, b], axis) for a, b, axis in pairs],
-    )
-
-
-def _rows_along(a: np.ndarray, rows: np.ndarray, axis: int) -> np.ndarray:
-    """Takes rows of an array; the array itself where they are all there in order."""
-    everything = len(rows) == a.shape[axis] and np.array_equal(rows, np.arange(len(rows)))
-    return a if everything else np.take(a, rows, axis)
-
-
-def _all_rows(name: str, axes: Sequence[int | None]) -> tuple[int, ...]:
-    found = tuple(axis for axis in axes if axis is not None)
-    if len(found) < len(axes):
-        raise ValueError(f"run: a value that no row has a part of crosses the cut at {name}")
-    return found

@@ -17,11 +17,13 @@ from jaxsim.adaptive.heads import Head, apply_head
 from jaxsim.adaptive.rule import PatienceState, Rule, should_exit
 from jaxsim.adaptive.tokens import TokenRule
 from jaxsim.cores.partition import Partitioned
-from jaxsim.internals import compile_count
+from jaxsim.internals import compile_count, shape_of
 from jaxsim.network.cuts import cuts, equations
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
+from jaxsim.sparsity.channels.axes import Symbol
 from jaxsim.staged.attention import Mark, marks_by_equation
+from jaxsim.staged.resize import resize
 from jaxsim.staged.rows import (
     ExitLayout,
     abstract_leaves,
@@ -54,6 +56,7 @@ class Prepared:
       ranges: Where cores take ranges from, as `Network.ranges`.
       tokens: Where tokens leave its stages; None where all stay.
       step: `(at, …) -> ExitStep`, `stage_and_exit` of this plan, compiled for each stage.
+      sized: Plans of fewer tokens, by their number.
     """
 
     cut: Stages
@@ -65,6 +68,7 @@ class Prepared:
     ranges: Literal["batch", "stored", "missing"]
     tokens: TokenPlan | None = None
     step: Any = None
+    sized: dict[int, Prepared] = dataclasses.field(default_factory=dict)
 
 
 class TokenPlan(NamedTuple):
@@ -167,6 +171,63 @@ def with_step(plan: Prepared) -> Prepared:
     step = jax.jit(partial(stage_and_exit, plan), static_argnums=0)
     _steps.add(step)
     return dataclasses.replace(plan, step=step)
+
+
+def of_tokens(plan: Prepared, count: int) -> Prepared:
+    """Gives the stages behind the first another number of tokens; kept.
+
+    Args:
+      plan: Stages for one number of rows, at all tokens.
+      count: Number of tokens.
+
+    Raises:
+      ValueError: As `resize` raises.
+    """
+    if count not in plan.sized:
+        plan.sized[count] = _of_tokens(plan, count)
+    return plan.sized[count]
+
+
+def _of_tokens(plan: Prepared, count: int) -> Prepared:
+    found, tokens = plan.layout, plan.tokens
+    assert tokens is not None and found.tokens is not None
+    stages, marks, inside, alone = [plan.cut.stages[0]], {}, set[int](), set[int]()
+    for at, stage in enumerate(plan.cut.stages[1:], 1):
+        here = {source: i for i, source in enumerate(plan.boundary[at - 1])}
+        crossing = [here[source] for source in stage.sources]
+        rows = [found.axes[at - 1][i] for i in crossing]
+        along = [found.tokens.axes[at - 1][i] for i in crossing]
+        row_by_row = any(r is None and t for r, t in zip(rows, along, strict=True))
+        first = len(stage.plan.jaxpr.invars) - len(crossing) - len(stage.arguments)
+        shapes = [shape_of(v).shape for v in stage.plan.jaxpr.invars]
+        groups = [[Symbol(n) for n in shape] for shape in shapes]
+        batch, token = Symbol(_rows_of(plan, at)), Symbol(found.tokens.length)
+        given, live = groups[first : first + len(stage.arguments)], groups[len(groups) - len(rows) :]
+        for i, own in zip(stage.arguments, given, strict=True):
+            if tokens.rowed[i]:
+                own[0] = batch
+        for own, r, ts in zip(live, rows, along, strict=True):
+            if r is not None:
+                own[r] = batch
+            for t in ts:
+                own[t] = token
+        sizes = {token: count, **({batch: 1} if row_by_row else {})}
+        made = resize(stage.plan, groups, sizes, tokens.marks, tokens.inside)
+        stages.append(stage._replace(plan=made.plan))
+        marks.update(made.marks)
+        inside |= made.inside
+        alone |= {at} if row_by_row else set()
+    own = TokenPlan(marks, frozenset(inside), tokens.rowed, frozenset(alone))
+    cut = plan.cut._replace(stages=tuple(stages))
+    return with_step(dataclasses.replace(plan, cut=cut, tokens=own, sized={}))
+
+
+def _rows_of(plan: Prepared, at: int) -> int:
+    """Number of rows of a stage, from what crosses the cut before it."""
+    for (s, i), axis in zip(plan.boundary[at - 1], plan.layout.axes[at - 1], strict=True):
+        if axis is not None:
+            return plan.cut.stages[s].outputs[i].shape[axis]
+    raise ValueError("run: nothing that holds rows crosses a cut")
 
 
 def check_heads(net: Staged, found: ExitLayout) -> None:

@@ -12,7 +12,7 @@ import jax.extend.core.primitives as prims
 from jaxsim import internals
 from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, shape_of
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
-from jaxsim.sparsity.channels.axes import AxisGroup, Symbol, resized
+from jaxsim.sparsity.channels.axes import AxisGroup, Symbol, resized, resolve
 from jaxsim.sparsity.channels.propagate import EquationAxes, describe_place, equation_axes
 from jaxsim.staged.attention import Last, Mark
 
@@ -50,8 +50,14 @@ def resize(
     Raises:
       ValueError: An equation that cannot be rewritten, named by its line in the model.
     """
-    rewriting = _Rewriting(sizes, marks, inside)
     axes = equation_axes(plan.jaxpr, inputs)
+    known: dict[Symbol, int] = {}
+    for symbol, size in sizes.items():
+        group = resolve(symbol)
+        if not isinstance(group, Symbol):
+            raise ValueError("run cannot leave tokens out: a stage lays them out in several axes")
+        known[group] = size
+    rewriting = _Rewriting(known, marks, inside)
     made = rewriting.plan(plan, inputs, axes)
     return Resized(made, rewriting.marks, frozenset(rewriting.inside))
 
