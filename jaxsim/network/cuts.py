@@ -88,7 +88,7 @@ class Equations(NamedTuple):
         return self.plan.jaxpr.invars[len(self.paths) + self.buffers :]
 
     def cut_at(self, places: Sequence[Cut]) -> tuple[Equations, list[int]]:
-        """Takes scans apart only where they are cut.
+        """Takes scans apart only where they are cut; these equations are cut everywhere.
 
         Args:
           places: Cuts of these equations, in order of execution.
@@ -104,7 +104,8 @@ class Equations(NamedTuple):
             # behind its last slice a scan in parts joins them; one in one has nothing to join
             whole = lengths[i] in done
             bounds[i] = range(lengths[i] + 1) if whole else sorted({0, lengths[i], *done})
-        line = _taken_apart(self, bounds)
+        divided = all([*bounds.get(i, ())] == [*range(n + 1)] for i, n in lengths.items())
+        line = self if divided else _taken_apart(self, bounds)
         at = {line.places[i]: order for order, i in enumerate(line.active)}
         return line, [at[place] for place in wanted]
 

@@ -15,7 +15,7 @@ import jax.extend.core.primitives as prims
 
 from jaxsim import internals
 from jaxsim.internals import inner_jaxprs, jaxpr_of, parameters, shape_of
-from jaxsim.network.cuts import Equations, variables_of
+from jaxsim.network.cuts import Equations, active_equations, variables_of
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.network.stacks import part_name
 from jaxsim.sparsity.channels.axes import AxisGroup, Product, Symbol, resolve, same, unify
@@ -97,7 +97,6 @@ class Attention:
       names: Names of the products of values, in order of execution; within a stack the slice
         behind.
       marks: What equations do with tokens.
-      inside: Positions of equations that hold marked ones.
       at: For each of the names the position of its equation among those of the call.
       degrees: For sites, along how many of their axes tokens run.
       tokens: What an axis of tokens runs over.
@@ -108,7 +107,6 @@ class Attention:
 
     names: tuple[str, ...]
     marks: Mapping[Path, Mark]
-    inside: frozenset[Path]
     at: tuple[int, ...]
     degrees: Mapping[str, int]
     tokens: AxisGroup
@@ -211,13 +209,13 @@ def find_attention(line: Equations, rowed: Sequence[bool]) -> Attention:
     for one in found:
         follow.attention(one)
     begin = (*found[0].scope.path, found[0].values)
+    made = computed_values(line.plan, line.arguments)
+    computed = {i for i, eqn in enumerate(jaxpr.eqns) if not made.isdisjoint(eqn.outvars)}
     for scope in _scopes(top):
-        follow.others(scope, found, begin, set(line.active))
-    inside = {path[:i] for path in follow.marks for i in range(1, len(path))}
+        follow.others(scope, found, begin, computed)
     return Attention(
         names=tuple(follow.names),
         marks=follow.marks,
-        inside=frozenset(inside),
         at=tuple((*f.scope.path, f.values)[0] for f in found),
         degrees=follow.degrees,
         tokens=tokens,
@@ -227,10 +225,42 @@ def find_attention(line: Equations, rowed: Sequence[bool]) -> Attention:
     )
 
 
-def marks_by_equation(
-    line: Equations, attention: Attention
-) -> tuple[dict[int, Mark], frozenset[int]]:
-    """Finds the marked equations of a call, and those that hold some, by their identity.
+class Marks(NamedTuple):
+    """What equations do with tokens, by identity: they stay the same objects where a call is cut.
+
+    Attributes:
+      of: Mark of an equation.
+      inside: Jaxprs that hold marked equations.
+    """
+
+    of: Mapping[int, Mark]
+    inside: frozenset[int]
+
+    def holds(self, entry: Entry) -> bool:
+        """Tells if the equations inside one are marked.
+
+        Args:
+          entry: Meaning of the equation.
+        """
+        return isinstance(entry, Inner) and any(id(p.jaxpr) in self.inside for p in entry.plans)
+
+    def attentions(self, plan: Plan) -> int:
+        """Counts the attentions of a stage.
+
+        Args:
+          plan: Equations of the stage.
+        """
+        count = 0
+        for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
+            count += isinstance(self.of.get(id(eqn)), Values)
+            if self.holds(entry):
+                turns = internals.scan(eqn).length if eqn.primitive is prims.scan_p else 1
+                count += turns * self.attentions(_entry(entry).plans[0])
+        return count
+
+
+def marks_of(line: Equations, attention: Attention) -> Marks:
+    """Finds the marked equations of a call.
 
     Args:
       line: Equations of a call, of any number of rows.
@@ -240,22 +270,27 @@ def marks_by_equation(
     for path, mark in attention.marks.items():
         plan: Plan = line.plan
         for i in path[:-1]:
-            inside.add(id(plan.jaxpr.eqns[i]))
             (plan,) = _entry(plan.entries[i]).plans
+            inside.add(id(plan.jaxpr))
         marks[id(plan.jaxpr.eqns[path[-1]])] = mark
-    return marks, frozenset(inside)
+    return Marks(marks, frozenset(inside))
 
 
-def attentions_in(plan: Plan, attention: Attention, line: Equations) -> int:
-    """Counts the attentions of a stage.
+def computed_values(plan: Plan, arguments: Sequence[jex.Var]) -> set[Any]:
+    """Finds the values that a product of an activation reaches: the others are known beforehand.
 
     Args:
-      plan: Equations of the stage.
-      attention: Where the call attends.
-      line: Equations of the call.
+      plan: Equations of a call.
+      arguments: Variables of its arguments.
     """
-    own = {id(eqn) for eqn in plan.jaxpr.eqns}
-    return sum(id(line.plan.jaxpr.eqns[at]) in own for at in attention.at)
+    eqns, found = plan.jaxpr.eqns, set[Any]()
+    active = set(active_equations(eqns, arguments))
+    for i, (eqn, entry) in enumerate(zip(eqns, plan.entries, strict=True)):
+        site = isinstance(entry, Contraction) or (isinstance(entry, Inner) and bool(entry.names))
+        reached = any(v in found for v in variables_of(eqn.invars))
+        if (i in active and site) or eqn.effects or reached:
+            found.update(eqn.outvars)
+    return found
 
 
 def _entry(entry: Entry) -> Inner:
@@ -445,7 +480,7 @@ class _Follow:
         self.marks[(*scope.path, one.values)] = Values(one.operand, rows, queries[0], one.keys)
 
     def others(
-        self, scope: _Scope, found: Sequence[_Found], begin: Path, active: set[int]
+        self, scope: _Scope, found: Sequence[_Found], begin: Path, computed: set[int]
     ) -> None:
         """Marks what else reads tokens behind the first attention.
 
@@ -459,7 +494,7 @@ class _Follow:
             path = (*scope.path, i)
             if isinstance(entry, Contraction):
                 self.degrees[entry.site.name] = self.degree(eqn, own)
-            late = path > begin and path[0] in active
+            late = path > begin and path[0] in computed
             if not late or path in self.marks or path in between or runs_in_place(eqn, entry):
                 continue
             if isinstance(entry, Contraction) and entry.site.multiplies and self.sums(eqn, own):

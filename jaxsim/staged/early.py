@@ -14,9 +14,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 
 from jaxsim.internals import Atom, jaxpr_of, parameters, shape_of
-from jaxsim.network.cuts import Equations, active_equations, divided, variables_of
-from jaxsim.network.plan import Contraction, Entry, Inner
-from jaxsim.staged.attention import Attention
+from jaxsim.network.cuts import Equations, divided, variables_of
+from jaxsim.network.plan import Entry
+from jaxsim.staged.attention import Attention, computed_values
 
 
 def known_first(line: Equations, attention: Attention) -> Equations:
@@ -29,16 +29,15 @@ def known_first(line: Equations, attention: Attention) -> Equations:
     whole = line.whole
     eqns, entries, jaxpr = whole.jaxpr.eqns, whole.entries, whole.jaxpr
     begin = line.places[attention.at[0]][0]
-    computed = _computed(line)
+    computed = computed_values(whole, line.arguments)
     maker = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
     roots = {v for v in (*jaxpr.invars, *jaxpr.constvars) if attention.token_axes(v)}
     told = set(roots)
-    for i, eqn in enumerate(eqns):
+    for eqn in eqns:
         if computed.isdisjoint(eqn.outvars) and (
             _counts(eqn, attention) or not told.isdisjoint(variables_of(eqn.invars))
         ):
-            told.update(v for v in eqn.outvars if attention.token_axes(v))
-        del i
+            told.update(eqn.outvars)
     readers = [i for i in range(begin + 1, len(eqns)) if not computed.isdisjoint(eqns[i].outvars)]
     wanted = {v for i in readers for v in variables_of(eqns[i].invars) if v in told}
     copies = {v: _copy(v) for v in jaxpr.invars + jaxpr.constvars if v in wanted & roots}
@@ -67,17 +66,6 @@ def known_first(line: Equations, attention: Attention) -> Equations:
     return divided(
         line._replace(whole=whole._replace(jaxpr=made, entries=tuple(meaning)), early=count)
     )
-
-
-def _computed(line: Equations) -> set[Any]:
-    """Values that a product of an activation reaches."""
-    eqns, entries = line.whole.jaxpr.eqns, line.whole.entries
-    active, found = set(active_equations(eqns, line.arguments)), set[Any]()
-    for i, (eqn, entry) in enumerate(zip(eqns, entries, strict=True)):
-        site = isinstance(entry, Contraction) or (isinstance(entry, Inner) and bool(entry.names))
-        if (i in active and site) or eqn.effects or any(v in found for v in variables_of(eqn.invars)):
-            found.update(eqn.outvars)
-    return found
 
 
 def _counts(eqn: jex.JaxprEqn, attention: Attention) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from jaxsim.network.cuts import cuts, equations
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
 from jaxsim.sparsity.channels.axes import Symbol
-from jaxsim.staged.attention import Mark, marks_by_equation
+from jaxsim.staged.attention import Mark, Marks, marks_of
 from jaxsim.staged.resize import resize
 from jaxsim.staged.rows import (
     ExitLayout,
@@ -75,14 +75,12 @@ class TokenPlan(NamedTuple):
     """Where tokens leave the stages of a call.
 
     Attributes:
-      marks: What equations do with tokens, by their identity.
-      inside: Those that hold marked ones, by their identity.
+      marks: What equations do with tokens.
       rowed: True for each argument of the call that holds rows.
       row_by_row: Stages that run one row at a time.
     """
 
-    marks: Mapping[int, Mark]
-    inside: frozenset[int]
+    marks: Marks
     rowed: tuple[bool, ...]
     row_by_row: frozenset[int] = frozenset()
 
@@ -154,7 +152,7 @@ def _prepared(
     if found.tokens is not None:
         line, attention = known_tokens(found.tokens, line)
         others = (*others, *filter(None, found.tokens.cuts))
-        tokens = TokenPlan(*marks_by_equation(line, attention), batched)
+        tokens = TokenPlan(marks_of(line, attention), batched)
     cut = split(line, select_union(cuts(line), net.exits, others))
     plan = Prepared(
         cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges, tokens
@@ -191,7 +189,8 @@ def of_tokens(plan: Prepared, count: int) -> Prepared:
 def _of_tokens(plan: Prepared, count: int) -> Prepared:
     found, tokens = plan.layout, plan.tokens
     assert tokens is not None and found.tokens is not None
-    stages, marks, inside, alone = [plan.cut.stages[0]], {}, set[int](), set[int]()
+    stages, alone = [plan.cut.stages[0]], set[int]()
+    marks, inside = dict[int, Mark](), set[int]()
     for at, stage in enumerate(plan.cut.stages[1:], 1):
         here = {source: i for i, source in enumerate(plan.boundary[at - 1])}
         crossing = [here[source] for source in stage.sources]
@@ -212,12 +211,12 @@ def _of_tokens(plan: Prepared, count: int) -> Prepared:
             for t in ts:
                 own[t] = token
         sizes = {token: count, **({batch: 1} if row_by_row else {})}
-        made = resize(stage.plan, groups, sizes, tokens.marks, tokens.inside)
+        made = resize(stage.plan, groups, sizes, tokens.marks)
         stages.append(stage._replace(plan=made.plan))
-        marks.update(made.marks)
-        inside |= made.inside
+        marks.update(made.marks.of)
+        inside |= made.marks.inside
         alone |= {at} if row_by_row else set()
-    own = TokenPlan(marks, frozenset(inside), tokens.rowed, frozenset(alone))
+    own = TokenPlan(Marks(marks, frozenset(inside)), tokens.rowed, frozenset(alone))
     cut = plan.cut._replace(stages=tuple(stages))
     return with_step(dataclasses.replace(plan, cut=cut, tokens=own, sized={}))
 
@@ -314,7 +313,6 @@ def _advance(
             part=part,
             rule=rule,
             marks=plan.tokens.marks,
-            inside=plan.tokens.inside,
             layer=plan.layout.tokens.layers[at],
             tokens=tokens,
         )

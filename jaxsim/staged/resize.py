@@ -14,7 +14,7 @@ from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, shape_of
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.sparsity.channels.axes import AxisGroup, Symbol, resized, resolve
 from jaxsim.sparsity.channels.propagate import EquationAxes, describe_place, equation_axes
-from jaxsim.staged.attention import Last, Mark
+from jaxsim.staged.attention import Last, Mark, Marks
 
 
 class Resized(NamedTuple):
@@ -22,21 +22,18 @@ class Resized(NamedTuple):
 
     Attributes:
       plan: Equations and their meaning.
-      marks: What they do with tokens, by their identity.
-      inside: Those that hold marked ones, by their identity.
+      marks: What they do with tokens.
     """
 
     plan: Plan
-    marks: dict[int, Mark]
-    inside: frozenset[int]
+    marks: Marks
 
 
 def resize(
     plan: Plan,
     inputs: Sequence[Sequence[AxisGroup]],
     sizes: Mapping[Symbol, int],
-    marks: Mapping[int, Mark],
-    inside: frozenset[int],
+    marks: Marks,
 ) -> Resized:
     """Rewrites equations for other sizes of some axes.
 
@@ -44,8 +41,7 @@ def resize(
       plan: Equations and their meaning.
       inputs: For each input the group of each axis.
       sizes: New sizes of what some axes run over.
-      marks: What equations do with tokens, by their identity.
-      inside: Those that hold marked ones, by their identity.
+      marks: What equations do with tokens.
 
     Raises:
       ValueError: An equation that cannot be rewritten, named by its line in the model.
@@ -57,20 +53,19 @@ def resize(
         if not isinstance(group, Symbol):
             raise ValueError("run cannot leave tokens out: a stage lays them out in several axes")
         known[group] = size
-    rewriting = _Rewriting(known, marks, inside)
+    rewriting = _Rewriting(known, marks)
     made = rewriting.plan(plan, inputs, axes)
-    return Resized(made, rewriting.marks, frozenset(rewriting.inside))
+    return Resized(made, Marks(rewriting.marks, frozenset(rewriting.inside)))
 
 
 class _Rewriting:
     """Rewrites equations, those inside others too."""
 
-    def __init__(
-        self, sizes: Mapping[Symbol, int], marks: Mapping[int, Mark], inside: frozenset[int]
-    ):
-        self.sizes, self.old_marks, self.old_inside = sizes, marks, inside
-        self.marks: dict[int, Mark] = {}
-        self.inside: set[int] = set()
+    def __init__(self, sizes: Mapping[Symbol, int], marks: Marks):
+        self.sizes, self.old = sizes, marks
+        # those of equations that stay as they are among them
+        self.marks: dict[int, Mark] = {**marks.of}
+        self.inside: set[int] = {*marks.inside}
 
     def shape(self, axes: Sequence[AxisGroup]) -> tuple[int, ...]:
         return tuple(resized(group, self.sizes) for group in axes)
@@ -105,10 +100,8 @@ class _Rewriting:
             else:
                 made, meaning, outvars = eqn, entry, eqn.outvars
             made = made.replace(invars=[at(v) for v in eqn.invars], outvars=list(outvars))
-            if id(eqn) in self.old_marks:
-                self.marks[id(made)] = self.old_marks[id(eqn)]
-            if id(eqn) in self.old_inside:
-                self.inside.add(id(made))
+            if id(eqn) in self.old.of:
+                self.marks[id(made)] = self.old.of[id(eqn)]
             if isinstance(meaning, Contraction):
                 meaning = _of_shapes(meaning, made)
             eqns.append(made)
@@ -164,7 +157,7 @@ class _Rewriting:
                     self.changes([group]) and start > 0
                     for group, start in zip(own.operands[0], params["start_indices"], strict=True)
                 )
-                if moved and not isinstance(self.old_marks.get(id(eqn)), Last):
+                if moved and not isinstance(self.old.of.get(id(eqn)), Last):
                     raise ValueError(_cannot(eqn, "takes some of them by number"))
             case "split":
                 if self.changes([own.operands[0][params["axis"]]]):
@@ -222,6 +215,8 @@ class _Rewriting:
         closed = eqn.params[key]
         closed = closed.replace(jaxpr=made.jaxpr) if hasattr(closed, "jaxpr") else made.jaxpr
         if isinstance(entry, Inner):
+            if self.old.holds(entry):
+                self.inside.add(id(made.jaxpr))
             entry = entry._replace(plans=(made,))
         return eqn.replace(params={**eqn.params, key: closed}), entry
 

@@ -23,7 +23,7 @@ from jaxsim.network.cuts import Cut, Equations, cuts, equations, select_cuts
 from jaxsim.network.network import Network, base_network
 from jaxsim.network.stages import Stages, split
 from jaxsim.network.taps import live_at
-from jaxsim.staged.attention import Attention, attentions_in, find_attention
+from jaxsim.staged.attention import Attention, find_attention, marks_of
 from jaxsim.staged.early import known_first
 from jaxsim.values.memo import Memoizing, memoized
 
@@ -319,9 +319,10 @@ def _with_costs(
 ) -> TokenLayout:
     """Tells tokens apart in the values between stages and in what stages cost."""
     attention, layers = tokens.attention, [0]
+    marks = marks_of(tokens.line, attention)
     spent: list[tuple[float, float, float]] = []
     for stage in cut.stages:
-        layers.append(layers[-1] + attentions_in(stage.plan, attention, tokens.line))
+        layers.append(layers[-1] + marks.attentions(stage.plan))
         amounts = [0.0, 0.0, 0.0]
         for name, rows in zip(stage.sites, stage.site_rows, strict=True):
             share = 1 if rows is None else rows.share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from jaxsim.cores.core import State
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.plan import Entry, Inner, contractions
-from jaxsim.staged.attention import Last, Mark, Pool, Scores, Values
+from jaxsim.staged.attention import Last, Marks, Pool, Scores, Values
 
 
 class TokenState(NamedTuple):
@@ -48,8 +48,7 @@ class TokenWalk(Walk):
         *,
         part: Any = None,
         rule: TokenRule,
-        marks: Mapping[int, Mark],
-        inside: frozenset[int],
+        marks: Marks,
         layer: int,
         tokens: TokenState | None,
     ):
@@ -61,13 +60,12 @@ class TokenWalk(Walk):
           key: Random key of the call, or None.
           part: Tells apart the read noise of parts of one call, such as microbatches.
           rule: When a token leaves.
-          marks: What equations do with tokens, by their identity.
-          inside: Equations that hold marked ones, by their identity.
+          marks: What equations do with tokens.
           layer: Number of the next attention, from 0.
           tokens: Which are there, if known.
         """
         super().__init__(cores, ranges, key, part=part)
-        self.rule, self.marks, self.inside, self.layer = rule, marks, inside, layer
+        self.rule, self.marks, self.layer = rule, marks, layer
         self.tokens = tokens
         self.kept: list[Int[Array, " B"]] = []
 
@@ -88,9 +86,9 @@ class TokenWalk(Walk):
           states: States of the sites, by name.
           indices: Iteration of each loop around, outermost first.
         """
-        if id(eqn) in self.inside and isinstance(entry, Inner):
+        if isinstance(entry, Inner) and self.marks.holds(entry):
             return self.in_place(eqn, entry, ins, states, indices)
-        mark = self.marks.get(id(eqn))
+        mark = self.marks.of.get(id(eqn))
         if isinstance(mark, Values):
             self.decide(mark, ins[mark.operand])
         if self.tokens is None or mark is None or isinstance(mark, Values):
@@ -157,16 +155,21 @@ class TokenWalk(Walk):
             return outs
         loop, first = internals.scan(eqn), 0 if entry.rows is None else entry.rows.first
         stacked = {c.site.name: c.site.stacked[len(indices)] for c in contractions(plan)}
-        own = {
-            name: jax.tree.map(lambda a: a[0], state) if stacked[name] else state
-            for name, state in states.items()
-            if name in stacked
-        }
-        sliced = [x[0] for x in ins[loop.first_slice :]]
-        outs, _ = self.run(
-            plan, [*ins[: loop.first_slice], *sliced], own, (*indices, jnp.int32(first))
-        )
-        return [*outs[: loop.carry], *(y[None] for y in outs[loop.carry :])]
+        consts, carry = ins[: loop.consts], ins[loop.consts : loop.first_slice]
+        turns = range(loop.length)
+        gathered: dict[int, list[Any]] = {}
+        for i in reversed(turns) if loop.reverse else turns:
+            own = {
+                name: jax.tree.map(lambda a, i=i: a[i], state) if stacked[name] else state
+                for name, state in states.items()
+                if name in stacked
+            }
+            sliced = [x[i] for x in ins[loop.first_slice :]]
+            values, index = [*consts, *carry, *sliced], jnp.int32(first + i)
+            outs, _ = self.run(plan, values, own, (*indices, index))
+            carry, gathered[i] = outs[: loop.carry], outs[loop.carry :]
+        columns = zip(*(gathered[i] for i in turns), strict=True)
+        return [*carry, *(jnp.stack(column) for column in columns)]
 
 
 def _along(present: Array, ndim: int, rows: int, tokens: int) -> Array:

@@ -1,0 +1,89 @@
+"""Transformers row by row in NumPy, in float64, from which tokens are really taken away."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+
+from tests.support.transformers import HEAD, HEADS, LAYERS, TOKENS
+
+
+class Row(NamedTuple):
+    """What one row gives.
+
+    Attributes:
+      logits: [C].
+      kept: Number of tokens left by each layer.
+      margin: How near the nearest importance came to the level that decided.
+      states: Tokens [k, d] behind each layer.
+    """
+
+    logits: np.ndarray
+    kept: list[int]
+    margin: float
+    states: list[np.ndarray]
+
+
+def row(kind, p, ids, level, *, keeps="above", protect=1, protect_last=0, length=None):
+    """Runs one row: tokens that leave are not in the arrays any more."""
+    p = {k: _float64(v) for k, v in p.items()}
+    ids = np.asarray(ids)[: length if length is not None else None]
+    at = np.arange(len(ids))
+    x = p["embed"][ids]
+    if kind.positions == "learned":
+        x = x + p["places"][at]
+    kept, margin, states = [], np.inf, []
+    for i in range(LAYERS):
+        own = {name: a[i] for name, a in p["layers"].items()}
+        normed = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
+        received, seen = np.zeros(len(at)), np.zeros_like(x)
+        for h in range(HEADS):
+            g = h * kind.groups // HEADS
+            q, k, v = normed @ own["q"][:, h], normed @ own["k"][:, g], normed @ own["v"][:, g]
+            if kind.positions == "rotary":
+                q, k = _turn(q, at), _turn(k, at)
+            scores = q @ k.T / np.sqrt(HEAD)
+            if kind.positions == "bias":
+                scores += p["bias"][at[:, None] - at + TOKENS - 1, h]
+            if kind.causal:
+                scores = np.where(at[:, None] >= at, scores, -np.inf)
+            shares = softmax(scores, -1)
+            received += shares.mean(0) / HEADS
+            seen += shares @ v @ own["mix"][h]
+        x = x + seen
+        if keeps == "above":
+            stay = received >= level[i]
+            free = (np.arange(len(at)) >= protect) & (np.arange(len(at)) < len(at) - protect_last)
+            margin = min(margin, *np.abs(received - level[i])[free], np.inf)
+        else:
+            order = np.argsort(-received, kind="stable")
+            stay = np.zeros(len(at), bool)
+            stay[order[: int(np.ceil(np.float32(1 - np.float32(level[i])) * len(at)))]] = True
+            ordered = np.sort(received)
+            margin = min(margin, *np.diff(ordered), np.inf)
+        stay[:protect] = True
+        stay[len(at) - protect_last :] |= protect_last > 0
+        at, x = at[stay], x[stay]
+        kept.append(len(at))
+        hidden = x @ own["up"]
+        x = x + _gelu(hidden) @ own["down"]
+        states.append(x)
+    pooled = {"first": x[0], "last": x[-1], "mean": x.mean(0), "max": x.max(0)}[kind.pool]
+    return Row(pooled @ p["head"], kept, margin, states)
+
+
+def _float64(v):
+    return {k: np.asarray(a, float) for k, a in v.items()} if isinstance(v, dict) else np.asarray(v, float)
+
+
+def _turn(x, at):
+    angles = at[:, None] / 10.0 ** np.arange(HEAD // 2)
+    one, other = x[:, : HEAD // 2], x[:, HEAD // 2 :]
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([one * cos - other * sin, one * sin + other * cos], -1)
+
+
+def _gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
