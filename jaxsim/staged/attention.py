@@ -204,19 +204,28 @@ def find_attention(line: Equations, rowed: Sequence[bool]) -> Attention:
             "prune_tokens: the network has no attention: no product of two activations, one of "
             "which is a softmax of such a product"
         )
-    tokens = _operand(found[0])[found[0].keys]
+    own = [f for f in found if len(_tokens_of(f)) == 2]
+    if not own:
+        raise ValueError(
+            "prune_tokens: nowhere do tokens attend to themselves; queries of "
+            f"{found[0].scope.name(_name_at(found[0]))} are others than its keys"
+        )
+    tokens = _operand(own[0])[own[0].keys]
     follow = _Follow(tokens, firsts[0])
-    for one in found:
+    # Attention to tokens from elsewhere, as of a decoder to what an encoder read, decides nothing.
+    attended = [f for f in found if same(_operand(f)[f.keys], tokens)]
+    for one in attended:
         follow.attention(one)
-    begin = (*found[0].scope.path, found[0].values)
+    own = [f for f in attended if len(_tokens_of(f)) == 2]
+    begin = (*own[0].scope.path, own[0].values)
     made = computed_values(line.plan, line.arguments)
     computed = {i for i, eqn in enumerate(jaxpr.eqns) if not made.isdisjoint(eqn.outvars)}
     for scope in _scopes(top):
-        follow.others(scope, found, begin, computed)
+        follow.others(scope, attended, begin, computed)
     return Attention(
         names=tuple(follow.names),
         marks=follow.marks,
-        at=tuple((*f.scope.path, f.values)[0] for f in found),
+        at=tuple((*f.scope.path, f.values)[0] for f in own),
         degrees=follow.degrees,
         tokens=tokens,
         axes=values,
@@ -354,6 +363,18 @@ def _operand(found: _Found) -> tuple[AxisGroup, ...]:
     return found.scope.axes[found.values].operands[found.operand]
 
 
+def _tokens_of(found: _Found) -> list[int]:
+    """Axes of the probabilities that run over what its keys do."""
+    axes = _operand(found)
+    return [i for i, group in enumerate(axes) if same(group, axes[found.keys])]
+
+
+def _name_at(found: _Found) -> str:
+    entry = found.scope.entries[found.values]
+    assert isinstance(entry, Contraction)
+    return entry.site.name
+
+
 def _in_scope(scope: _Scope) -> Iterator[_Found]:
     """Finds the products of values among equations."""
     maker = {v: i for i, eqn in enumerate(scope.eqns) for v in eqn.outvars}
@@ -452,32 +473,25 @@ class _Follow:
         return found[0] if len(found) == 1 else None
 
     def attention(self, one: _Found) -> None:
-        """Marks one attention.
+        """Marks one attention to tokens.
 
         Raises:
-          ValueError: Its queries are not its keys, or its axes are merged.
+          ValueError: Its axes are merged.
         """
-        scope = one.scope
-        entry = scope.entries[one.values]
-        assert isinstance(entry, Contraction)
-        name = scope.name(entry.site.name)
-        where = describe_place(scope.eqns[one.values])
+        scope, name = one.scope, one.scope.name(_name_at(one))
         axes, scores = _operand(one), scope.axes[one.scores].results[0]
         rows, rows_of_scores = self.row_axis(axes), self.row_axis(scores)
-        queries = [i for i in self.along(axes) if i != one.keys]
         if rows is None or rows_of_scores is None:
             raise ValueError(
-                f"prune_tokens cannot follow {name} ({where}): no axis of its probabilities holds "
-                "the rows of the batch alone (heads merged with them, or windows)"
+                f"prune_tokens cannot follow {name} ({describe_place(scope.eqns[one.values])}): no "
+                "axis of its probabilities holds the rows of the batch alone (heads merged with "
+                "them, or windows)"
             )
-        if len(queries) != 1 or not same(axes[one.keys], self.tokens):
-            raise ValueError(
-                f"prune_tokens cannot follow {name} ({where}): its queries and keys are not the "
-                "tokens of the attention before"
-            )
-        self.names.append(name)
         self.marks[(*scope.path, one.scores)] = Scores(rows_of_scores, one.keys_of_scores)
-        self.marks[(*scope.path, one.values)] = Values(one.operand, rows, queries[0], one.keys)
+        queries = [i for i in _tokens_of(one) if i != one.keys]
+        if len(queries) == 1:
+            self.names.append(name)
+            self.marks[(*scope.path, one.values)] = Values(one.operand, rows, queries[0], one.keys)
 
     def others(
         self, scope: _Scope, found: Sequence[_Found], begin: Path, computed: set[int]
@@ -487,7 +501,7 @@ class _Follow:
         Raises:
           ValueError: An equation that mixes tokens in a way that is not known.
         """
-        between = {(*f.scope.path, i) for f in found for i in f.between}
+        between = {(*f.scope.path, i) for f in found for i in (*f.between, f.values)}
         for i, (eqn, entry, own) in enumerate(
             zip(scope.eqns, scope.entries, scope.axes, strict=True)
         ):

@@ -22,6 +22,7 @@ from jaxsim.adaptive.tokens import check_levels
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
 from jaxsim.staged.exit_step import advance, features_of, prepared
+from jaxsim.staged.plan import example_of
 from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows
 from jaxsim.staged.token_walk import TokenState
 
@@ -203,6 +204,17 @@ def tokens_given(net: Staged, arguments: Partitioned) -> TokenState | None:
             "bool [B, n]"
         )
     return TokenState(present, jnp.sum(present, -1))
+
+
+def layer_ends(net: Staged) -> tuple[str, ...]:
+    """Names the sites with which the layers behind each attention but the last begin.
+
+    Args:
+      net: Network whose tokens leave.
+    """
+    arguments = example_of(net, 2)
+    tokens = exit_layout(net, arguments, find_rows(arguments)[1], net.exits, net.feature).tokens
+    return () if tokens is None else tuple(dict.fromkeys(tokens.ends))
 
 
 def with_array_threshold(net: Staged) -> Staged:

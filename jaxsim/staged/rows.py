@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from jaxsim.adaptive.features import Feature
 from jaxsim.cores.partition import Partitioned
+from jaxsim.internals import shape_of
 from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.cost import Cost
 from jaxsim.network.cuts import Cut, Equations, cuts, equations, select_cuts
@@ -37,6 +38,7 @@ class TokenLayout(NamedTuple):
       before: The equations as they were.
       attention_before: Where those attend.
       cuts: For each attention the name of the cut at which tokens leave; None where none follows.
+      ends: For each attention but the last the name of the cut at which the next layer begins.
       axes: For each cut and each value that crosses it, the axes that hold tokens.
       known: For each of these values, if it is known before anything is computed.
       layers: For each stage how many attentions were before it.
@@ -52,6 +54,7 @@ class TokenLayout(NamedTuple):
     before: Equations
     attention_before: Attention
     cuts: tuple[str | None, ...] = ()
+    ends: tuple[str, ...] = ()
     axes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     known: tuple[tuple[bool, ...], ...] = ()
     layers: tuple[int, ...] = ()
@@ -136,12 +139,14 @@ def find_tokens(line: Equations, rowed: Sequence[bool]) -> TokenLayout:
     before = find_attention(line, rowed)
     early = known_first(line, before)
     attention = find_attention(early, rowed)
+    leave, ends = token_cuts(early, attention)
     return TokenLayout(
         line=early,
         attention=attention,
         before=line,
         attention_before=before,
-        cuts=token_cuts(early, attention),
+        cuts=leave,
+        ends=ends,
         arguments=tuple(attention.token_axes(v) for v in early.arguments),
         length=attention.tokens.size,
     )
@@ -162,29 +167,41 @@ def known_tokens(tokens: TokenLayout, line: Equations) -> tuple[Equations, Atten
     return early, tokens.attention.in_call(tokens.line, early)
 
 
-def token_cuts(line: Equations, attention: Attention) -> tuple[str | None, ...]:
-    """Finds for each attention the first of the cuts behind it that fewest activations cross.
+class TokenCuts(NamedTuple):
+    """Cuts behind attentions.
+
+    Attributes:
+      leave: For each attention the first that fewest activations of tokens cross before the next;
+        None where there is none.
+      ends: For each but the last the last of these.
+    """
+
+    leave: tuple[str | None, ...]
+    ends: tuple[str, ...]
+
+
+def token_cuts(line: Equations, attention: Attention) -> TokenCuts:
+    """Finds where tokens leave behind each attention, and where the next layer begins.
 
     Args:
       line: Equations of a call.
       attention: Where it attends.
-
-    Returns:
-      Their names; None where no activation of tokens crosses a cut before the next attention.
     """
     early = {v for eqn in line.plan.jaxpr.eqns[: line.early] for v in eqn.outvars}
     places = [(line.active[cut.at], cut) for cut in cuts(line)]
-    ends = (*attention.at[1:], len(line.plan.jaxpr.eqns))
-    found: list[str | None] = []
-    for begin, end in zip(attention.at, ends, strict=True):
+    bounds = (*attention.at[1:], len(line.plan.jaxpr.eqns))
+    leave, ends = list[str | None](), list[str]()
+    for begin, end in zip(attention.at, bounds, strict=True):
         behind: list[tuple[int, str]] = []
         for at, cut in places:
             if begin < at <= end:
                 live = [v for v in live_at(line, cut.at) if v not in early]
                 if any(map(attention.token_axes, live)):
                     behind.append((len(live), cut.name))
-        found.append(min(behind, key=lambda pair: pair[0])[1] if behind else None)
-    return tuple(found)
+        fewest = [name for n, name in behind if n == min(count for count, _ in behind)]
+        leave.append(fewest[0] if fewest else None)
+        ends += fewest[-1:]
+    return TokenCuts(tuple(leave), tuple(ends[: len(attention.at) - 1]))
 
 
 def find_batch_axes(
@@ -269,13 +286,16 @@ def _outline(
     leave = () if found.tokens is None else [name for name in found.tokens.cuts if name]
     places = select_union(found.places, names, (*others, *leave))
     cut = split(found.two, places)
-    outputs = [list(cut.stages[s].outputs[i].shape) for s, i in cut.outputs]
-    if len(outputs) != 1 or len(outputs[0]) != 2 or outputs[0][0] != 2 or outputs[0][1] < 2:
+    outputs, more = (
+        [list(shape_of(v).shape) for v in line.plan.jaxpr.outvars]
+        for line in (found.two, found.three)
+    )
+    classes = outputs[0][-1] if outputs and outputs[0] else 0
+    if classes < 2 or outputs != [[2, classes]] or more != [[3, classes]]:
         raise ValueError(
             f"exits: the network returns {outputs} for 2 rows, not logits [B, C]; exit_early and "
             "prune_tokens take output=, a function from what it returns to its logits"
         )
-    classes = outputs[0][1]
     axes, widths = find_batch_axes(found, places, names, feature)
     counted: list[Cost] = []
 

@@ -1,19 +1,26 @@
-"""Tokens left out as an encoder goes up, and rows that leave before the top."""
+"""Tokens left out as a transformer goes up, and rows that leave before the top."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsim.adaptive.encoder import Encoder, require_encoder
+from jaxsim.adaptive.encoder import Encoder
+from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import Head
 from jaxsim.adaptive.pyramid import Pyramid
-from jaxsim.adaptive.rule import Rule, check_rule
-from jaxsim.adaptive.tokens import Keeps, above, check_levels
-from jaxsim.numerics.checks import check_called, checked_int
+from jaxsim.adaptive.rule import Rule
+from jaxsim.adaptive.tokens import Keeps, above
+from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.transform import require_network
+from jaxsim.numerics.checks import check_called
+from jaxsim.staged.exits import layer_ends
+from jaxsim.staged.network import Staged
+from jaxsim.transforms.exit_early import exit_early
+from jaxsim.transforms.prune_tokens import prune_tokens, pyramid_of
 from jaxsim.values.calls import shown_as_called
 
 
@@ -25,20 +32,31 @@ def magic_pyramid(
     *,
     keeps: Keeps = above,
     protect: int = 1,
-) -> Callable[[Encoder], Pyramid]:
+    protect_last: int = 0,
+    present: Callable[..., Array] | None = None,
+    feature: Feature = pooled,
+    output: Callable[[Any], Any] | None = None,
+) -> Callable[[Any], Any]:
     """Leaves out tokens within layers, and layers after the one that is sure enough.
+
+    It is `prune_tokens` and then `exit_early` with an exit after every layer.
 
     Args:
       level: as of `prune_tokens`.
       exit: when a row leaves.
       heads: a classifier after each layer but the last; None for ones that say nothing, for
-        `distill_students` to make: entropy 1, at which no row leaves.
+        `distill_exits` to teach: entropy 1, at which no row leaves.
       keeps: as of `prune_tokens`.
       protect: as of `prune_tokens`.
+      protect_last: as of `prune_tokens`.
+      present: as of `prune_tokens`.
+      feature: as of `exit_early`: the mean over the tokens that are there, or
+        `jaxsim.adaptive.first_token`.
+      output: as of `exit_early`.
 
     Raises:
-      ValueError: what `prune_tokens` raises, a rule out of range, or a number of classifiers that
-        does not fit the layers.
+      ValueError: what `prune_tokens` and `exit_early` raise, or a number of classifiers that does
+        not fit the layers.
 
     Examples:
       >>> import jaxsim as js
@@ -48,27 +66,28 @@ def magic_pyramid(
     Source: He et al. (2021), Magic Pyramid, arXiv 2111.00230.
     """
     check_called("exit", exit)
-    checked_int("protect", protect, 1)
+    prune = prune_tokens(
+        level,
+        keeps=keeps,
+        protect=protect,
+        protect_last=protect_last,
+        present=present,
+        output=output,
+    )
 
-    def pyramid(encoder: Encoder) -> Pyramid:
-        require_encoder(encoder, "magic_pyramid")
-        L = len(encoder.attention)
-        levels = jnp.asarray(level, jnp.float32)
-        levels = jnp.full(L, levels) if levels.ndim == 0 else levels
-        check_levels(levels, L)
-        check_rule(exit, L)
-        if heads is not None and len(heads) != L - 1:
-            raise ValueError(f"heads: {len(heads)} of them; must be {L - 1}, of all layers but one")
-        zero: Any = {name: jnp.zeros_like(w) for name, w in encoder.head.items()}
-        return Pyramid(
-            encoder=encoder,
-            heads=(zero,) * (L - 1) if heads is None else tuple(heads),
-            level=levels,
-            threshold=jnp.float32(exit.threshold),
-            keeps=keeps,
-            protect=protect,
-            patience=exit.patience,
-            first=exit.first,
-        )
+    def pyramid(net: Network | Encoder) -> Staged | Pyramid:
+        if isinstance(net, Encoder):
+            return pyramid_of(net, level, exit, heads, keeps=keeps, protect=protect)
+        require_network(net, "magic_pyramid")
+        require_uncut(net, "magic_pyramid", reason="it makes the stages itself")
+        pruned = prune(net)
+        staged: Any = exit_early(layer_ends(pruned), exit, feature=feature)(pruned)
+        if heads is None:
+            return staged
+        if len(heads) != len(staged.heads):
+            raise ValueError(
+                f"heads: {len(heads)} of them; must be {len(staged.heads)}, of all layers but one"
+            )
+        return dataclasses.replace(staged, heads=tuple(heads))
 
     return pyramid

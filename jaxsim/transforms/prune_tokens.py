@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsim.adaptive.encoder import Encoder
-from jaxsim.adaptive.rule import Rule
+from jaxsim.adaptive.heads import Head
+from jaxsim.adaptive.pyramid import Pyramid
+from jaxsim.adaptive.rule import Rule, check_rule
 from jaxsim.adaptive.tokens import Keeps, TokenRule, above, check_levels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.calls import OutputCall
@@ -19,7 +21,6 @@ from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import checked_int
 from jaxsim.staged.network import Staged
 from jaxsim.staged.rows import exit_layout, find_rows
-from jaxsim.transforms.magic_pyramid import magic_pyramid
 from jaxsim.values.calls import shown_as_called
 
 
@@ -85,7 +86,7 @@ def prune_tokens(
 
     def apply(net: Any) -> Any:
         if isinstance(net, Encoder):
-            return magic_pyramid(level, Rule(), keeps=keeps, protect=protect)(net)
+            return pyramid_of(net, level, Rule(), None, keeps=keeps, protect=protect)
         require_network(net, "prune_tokens")
         require_uncut(
             net,
@@ -122,3 +123,45 @@ def prune_tokens(
         return dataclasses.replace(staged, tokens=dataclasses.replace(rule, level=levels))
 
     return apply
+
+
+def pyramid_of(
+    encoder: Encoder,
+    level: Float[Array, " L"] | Sequence[float] | float,
+    exit: Rule,
+    heads: Sequence[Head] | None,
+    *,
+    keeps: Keeps,
+    protect: int,
+) -> Pyramid:
+    """Makes a pyramid of an encoder in pieces.
+
+    Args:
+      encoder: in pieces.
+      level: as of `prune_tokens`.
+      exit: when a row leaves.
+      heads: as of `magic_pyramid`.
+      keeps: as of `prune_tokens`.
+      protect: as of `prune_tokens`.
+
+    Raises:
+      ValueError: as `magic_pyramid` raises.
+    """
+    L = len(encoder.attention)
+    levels = jnp.asarray(level, jnp.float32)
+    levels = jnp.full(L, levels) if levels.ndim == 0 else levels
+    check_levels(levels, L)
+    check_rule(exit, L)
+    if heads is not None and len(heads) != L - 1:
+        raise ValueError(f"heads: {len(heads)} of them; must be {L - 1}, of all layers but one")
+    zero: Any = {name: jnp.zeros_like(w) for name, w in encoder.head.items()}
+    return Pyramid(
+        encoder=encoder,
+        heads=(zero,) * (L - 1) if heads is None else tuple(heads),
+        level=levels,
+        threshold=jnp.float32(exit.threshold),
+        keeps=keeps,
+        protect=protect,
+        patience=exit.patience,
+        first=exit.first,
+    )
