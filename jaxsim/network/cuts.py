@@ -70,6 +70,7 @@ class Equations(NamedTuple):
       places: For each equation where it comes from in `whole`.
       rows: For each value that is a part of a parameter or buffer, the leaf and the part.
       early: Number of first equations that count as active, so that stages pass on what they give.
+      slices: True if scans stay one equation a slice wherever these are cut.
     """
 
     plan: Plan
@@ -81,6 +82,7 @@ class Equations(NamedTuple):
     places: tuple[Place, ...]
     rows: Mapping[jex.Var, tuple[jex.Var, Rows]]
     early: int = 0
+    slices: bool = False
 
     @property
     def arguments(self) -> list[jex.Var]:
@@ -88,7 +90,7 @@ class Equations(NamedTuple):
         return self.plan.jaxpr.invars[len(self.paths) + self.buffers :]
 
     def cut_at(self, places: Sequence[Cut]) -> tuple[Equations, list[int]]:
-        """Takes scans apart only where they are cut; these equations are cut everywhere.
+        """Takes scans apart only where they are cut.
 
         Args:
           places: Cuts of these equations, in order of execution.
@@ -104,8 +106,7 @@ class Equations(NamedTuple):
             # behind its last slice a scan in parts joins them; one in one has nothing to join
             whole = lengths[i] in done
             bounds[i] = range(lengths[i] + 1) if whole else sorted({0, lengths[i], *done})
-        divided = all([*bounds.get(i, ())] == [*range(n + 1)] for i, n in lengths.items())
-        line = self if divided else _taken_apart(self, bounds)
+        line = self if self.slices else _taken_apart(self, bounds)
         at = {line.places[i]: order for order, i in enumerate(line.active)}
         return line, [at[place] for place in wanted]
 

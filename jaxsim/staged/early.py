@@ -64,7 +64,9 @@ def known_first(line: Equations, attention: Attention) -> Equations:
     consts = dict(zip(jaxpr.constvars, whole.consts, strict=True))
     made = jaxpr_of(consts, jaxpr.invars, jaxpr.outvars, ordered, jaxpr)
     return divided(
-        line._replace(whole=whole._replace(jaxpr=made, entries=tuple(meaning)), early=count)
+        line._replace(
+            whole=whole._replace(jaxpr=made, entries=tuple(meaning)), early=count, slices=True
+        )
     )
 
 

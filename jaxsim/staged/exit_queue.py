@@ -95,7 +95,7 @@ def stepper(net: Staged, arguments: Partitioned, key: Any) -> Callable[..., Exit
             few = with_batch_size(arguments, batched, rows)
             if count is not None:
                 few = cut_short(net, few, arguments, batched, count)
-            plans[rows, count] = prepared(net, few, batched, others)
+            plans[rows, count] = prepared(net, few, batched, others, leaving(net))
         return plans[rows, count]
 
     def step(
@@ -132,6 +132,15 @@ def stepper(net: Staged, arguments: Partitioned, key: Any) -> Callable[..., Exit
     return step
 
 
+def leaving(net: Staged) -> tuple[bool, ...] | None:
+    """Tells for each attention if tokens may leave behind it; None where all stay.
+
+    Args:
+      net: Network in stages.
+    """
+    return None if net.tokens is None else tuple((np.asarray(net.tokens.level) > 0).tolist())
+
+
 def cut_short(
     net: Staged,
     few: Partitioned,
@@ -149,7 +158,7 @@ def cut_short(
       count: Number of tokens.
     """
     others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others).tokens
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net)).tokens
     assert found is not None
     arrays = [
         jax.ShapeDtypeStruct(
@@ -194,7 +203,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
     check_rows(net, "js.deploy(net, calibrate=…)")
     rows, batched = find_rows(arguments)
     others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others)
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
     axes, last = waiting_axes(found), len(found.places)
     devices = stage_devices(net, found.places)
     exits: list[Any] = [*found.exits, len(net.heads)]
@@ -270,20 +279,25 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         full = [p for p in ready if sum(len(queue.ids) for queue in queues[p]) >= most]
         if full:
             at, count = full[-1]
-            queue = join(queues.pop((at, count)), axes[at])
         elif ready and ready[0][0] == waiting[0][0] and all(f.at >= ready[0][0] for f in flying):
-            at, count = ready[0][0], max(c for a, c in waiting if a == ready[0][0])
-            parts = [q for a, c in waiting if a == at for q in queues.pop((a, c))]
-            queue = join([filled_up(q, count, axes[at]) if at else q for q in parts], axes[at])
+            at = ready[0][0]
+            count = max(c for a, c in waiting if a == at)
         elif flying:
             finish(flying.popleft())
             continue
         else:
             break
-        taken, rest = take_batch(queue, most, axes[at])
-        if rest is not None:
-            queues[at, count] = [rest]
-        begin(at, count, taken)
+        # A batch that is not full takes rows of fewer tokens too, those of most first.
+        taken, wanted = list[Queue](), most
+        for own in sorted((c for a, c in queues if a == at and c <= count), reverse=True):
+            first, rest = take_batch(join(queues.pop((at, own)), axes[at]), wanted, axes[at])
+            if rest is not None:
+                queues[at, own] = [rest]
+            taken.append(filled_up(first, count, axes[at]) if at else first)
+            wanted -= len(first.ids)
+            if not wanted:
+                break
+        begin(at, count, join(taken, axes[at]))
     if found.tokens is None:
         flops = jnp.asarray(np.asarray(found.flops, np.float32)[layer - 1])
         return Exits(*map(jnp.asarray, (logits, layer, uncertainty)), flops)

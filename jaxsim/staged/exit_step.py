@@ -30,6 +30,7 @@ from jaxsim.staged.rows import (
     batch_first,
     boundary_values,
     computed_rows,
+    cuts_of,
     exit_layout,
     known_tokens,
     select_union,
@@ -77,11 +78,13 @@ class TokenPlan(NamedTuple):
     Attributes:
       marks: What equations do with tokens.
       rowed: True for each argument of the call that holds rows.
+      leave: For each attention, False where no token leaves; None where any may.
       row_by_row: Stages that run one row at a time.
     """
 
     marks: Marks
     rowed: tuple[bool, ...]
+    leave: tuple[bool, ...] | None = None
     row_by_row: frozenset[int] = frozenset()
 
 
@@ -122,6 +125,7 @@ def prepared(
     arguments: Partitioned,
     batched: tuple[bool, ...],
     others: tuple[str, ...] = (),
+    leave: tuple[bool, ...] | None = None,
 ) -> Prepared:
     """Builds the stages of a call, kept for calls of the same shapes.
 
@@ -130,13 +134,14 @@ def prepared(
       arguments: Arguments of the call; they may be shapes.
       batched: True for each of their arrays that holds rows, from `find_rows`.
       others: Names of sites before which it is cut beside its exits.
+      leave: For each attention, False where no token leaves; None where any may.
 
     Raises:
       ValueError: A cut that does not exist any more, classifiers that do not fit, or what
         `exit_layout` raises.
     """
     leaves_, treedef = jax.tree.flatten((net, arguments))
-    return memoized(net, _prepared, treedef, abstract_leaves(leaves_), batched, others)
+    return memoized(net, _prepared, treedef, abstract_leaves(leaves_), batched, others, leave)
 
 
 def _prepared(
@@ -144,15 +149,16 @@ def _prepared(
     shapes: tuple[jax.ShapeDtypeStruct, ...],
     batched: tuple[bool, ...],
     others: tuple[str, ...],
+    leave: tuple[bool, ...] | None,
 ) -> Prepared:
     net, arguments = jax.tree.unflatten(treedef, shapes)
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others)
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leave)
     check_heads(net, found)
     line, tokens = equations(without_exits(net), arguments), None
     if found.tokens is not None:
         line, attention = known_tokens(found.tokens, line)
-        others = (*others, *filter(None, found.tokens.cuts))
-        tokens = TokenPlan(marks_of(line, attention), batched)
+        others = (*others, *cuts_of(found.tokens, leave))
+        tokens = TokenPlan(marks_of(line, attention), batched, leave)
     cut = split(line, select_union(cuts(line), net.exits, others))
     plan = Prepared(
         cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges, tokens
@@ -216,7 +222,7 @@ def _of_tokens(plan: Prepared, count: int) -> Prepared:
         marks.update(made.marks.of)
         inside |= made.marks.inside
         alone |= {at} if row_by_row else set()
-    own = TokenPlan(Marks(marks, frozenset(inside)), tokens.rowed, frozenset(alone))
+    own = tokens._replace(marks=Marks(marks, frozenset(inside)), row_by_row=frozenset(alone))
     cut = plan.cut._replace(stages=tuple(stages))
     return with_step(dataclasses.replace(plan, cut=cut, tokens=own, sized={}))
 
@@ -313,6 +319,7 @@ def _advance(
             part=part,
             rule=rule,
             marks=plan.tokens.marks,
+            leave=plan.tokens.leave,
             layer=plan.layout.tokens.layers[at],
             tokens=tokens,
         )

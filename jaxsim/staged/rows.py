@@ -167,6 +167,18 @@ def known_tokens(tokens: TokenLayout, line: Equations) -> tuple[Equations, Atten
     return early, tokens.attention.in_call(tokens.line, early)
 
 
+def cuts_of(tokens: TokenLayout, leave: Sequence[bool] | None) -> tuple[str, ...]:
+    """Names the cuts at which tokens leave.
+
+    Args:
+      tokens: Where they can.
+      leave: For each attention, False where none does; None where any may.
+    """
+    chosen = [True] * len(tokens.cuts) if leave is None else leave
+    pairs = zip(tokens.cuts, chosen, strict=True)
+    return tuple(name for name, own in pairs if name is not None and own)
+
+
 class TokenCuts(NamedTuple):
     """Cuts behind attentions.
 
@@ -248,6 +260,7 @@ def exit_layout(
     names: Sequence[str],
     feature: Feature,
     others: Sequence[str] = (),
+    leave: tuple[bool, ...] | None = None,
 ) -> ExitLayout:
     """Finds the batch axes, widths and costs of a network at its cuts.
 
@@ -258,6 +271,8 @@ def exit_layout(
       names: Names of the sites before which classifiers stand.
       feature: Function from boundary activations to the features that a classifier reads.
       others: Names of sites before which it is cut beside these.
+      leave: For each attention, False where no token leaves and no cut is needed; None where any
+        may.
 
     Raises:
       ValueError: A cut that does not exist, outputs other than logits [B, C], or what
@@ -266,7 +281,7 @@ def exit_layout(
     few = with_batch_size(arguments, batched, 2)
     leaves_, treedef = jax.tree.flatten((without_exits(net), few))
     shapes, leaving = abstract_leaves(leaves_), getattr(net, "tokens", None) is not None
-    settings = (treedef, shapes, batched, tuple(names), feature, tuple(others), leaving)
+    settings = (treedef, shapes, batched, tuple(names), feature, tuple(others), leaving, leave)
     if isinstance(net, Memoizing):
         return memoized(net, _outline, *settings)
     return _outline(*settings)
@@ -280,11 +295,13 @@ def _outline(
     feature: Feature,
     others: tuple[str, ...],
     leaving: bool,
+    leave: tuple[bool, ...] | None,
 ) -> ExitLayout:
     net, few = jax.tree.unflatten(treedef, shapes)
     found = trace_batch_pair(net, few, batched, leaving=leaving)
-    leave = () if found.tokens is None else [name for name in found.tokens.cuts if name]
-    places = select_union(found.places, names, (*others, *leave))
+    if found.tokens is not None:
+        others = (*others, *cuts_of(found.tokens, leave))
+    places = select_union(found.places, names, others)
     cut = split(found.two, places)
     outputs, more = (
         [list(shape_of(v).shape) for v in line.plan.jaxpr.outvars]

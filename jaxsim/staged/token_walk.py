@@ -49,6 +49,7 @@ class TokenWalk(Walk):
         part: Any = None,
         rule: TokenRule,
         marks: Marks,
+        leave: tuple[bool, ...] | None,
         layer: int,
         tokens: TokenState | None,
     ):
@@ -61,11 +62,12 @@ class TokenWalk(Walk):
           part: Tells apart the read noise of parts of one call, such as microbatches.
           rule: When a token leaves.
           marks: What equations do with tokens.
+          leave: For each attention, False where no token leaves; None where any may.
           layer: Number of the next attention, from 0.
           tokens: Which are there, if known.
         """
         super().__init__(cores, ranges, key, part=part)
-        self.rule, self.marks, self.layer = rule, marks, layer
+        self.rule, self.marks, self.leave, self.layer = rule, marks, leave, layer
         self.tokens = tokens
         self.kept: list[Int[Array, " B"]] = []
 
@@ -125,10 +127,11 @@ class TokenWalk(Walk):
             # A token that no other attends to is padding.
             valid = jnp.any(given > 0, (1, 2))
             self.tokens = TokenState(valid, jnp.sum(valid, -1))
-        received = token_importance(given.astype(jnp.float32), self.tokens.present)
-        present = self.rule.keep(self.layer, received, self.tokens.present)
-        self.tokens = self.tokens._replace(present=present)
-        self.kept.append(jnp.sum(present, -1))
+        if self.leave is None or self.leave[self.layer]:
+            received = token_importance(given.astype(jnp.float32), self.tokens.present)
+            present = self.rule.keep(self.layer, received, self.tokens.present)
+            self.tokens = self.tokens._replace(present=present)
+        self.kept.append(jnp.sum(self.tokens.present, -1))
         self.layer += 1
 
     def in_place(

@@ -119,7 +119,7 @@ def with_tokens(queue: Queue, tokens: np.ndarray, axes: Axes) -> Queue:
       tokens: Indices [n, m] of tokens of each row; a negative one is a place that no token fills.
       axes: Axes of its arrays.
     """
-    filled, index = tokens >= 0, np.maximum(tokens, 0)
+    filled, index, each = tokens >= 0, np.maximum(tokens, 0), np.arange(len(tokens))[:, None]
     live: list[np.ndarray] = []
     for a, rows, along in zip(queue.live, axes.rows, axes.tokens, strict=True):
         if not along:
@@ -128,9 +128,7 @@ def with_tokens(queue: Queue, tokens: np.ndarray, axes: Axes) -> Queue:
         moved = np.moveaxis(a, rows, 0)
         for axis in along:
             axis += axis < rows
-            shape = [1] * moved.ndim
-            shape[0], shape[axis] = index.shape
-            moved = np.take_along_axis(moved, index.reshape(shape), axis)
+            moved = np.moveaxis(np.moveaxis(moved, axis, 1)[each, index], 1, axis)
         live.append(np.moveaxis(moved, 0, rows))
     live[-2] = live[-2] & filled
     return Queue(queue.ids, live)
