@@ -327,7 +327,9 @@ def run_stage(
         for name, p in ((name, tensors.params[name]) for name in stage.names)
     ]
     values = [*params, *tensors.buffers, *arguments, *live]
-    outputs, _ = walk(tensors.cores, ranges, key, part=part).run(stage.plan, values, tensors.states, ())
+    outputs, _ = walk(tensors.cores, ranges, key, part=part).run(
+        stage.plan, values, tensors.states, ()
+    )
     return [jnp.asarray(y) for y in outputs]
 
 

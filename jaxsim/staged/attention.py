@@ -75,12 +75,12 @@ class Last(NamedTuple):
     """A slice that takes the last tokens.
 
     Attributes:
-      count: How many.
+      number: How many.
       rows: Axis that holds the rows of the batch.
       tokens: Axis that holds the tokens.
     """
 
-    count: int
+    number: int
     rows: int
     tokens: int
 
@@ -122,7 +122,6 @@ class Attention:
         """
         groups = self.axes.get(value, ()) if isinstance(value, jex.Var) else ()
         return tuple(i for i, group in enumerate(groups) if same(group, self.tokens))
-
 
     def in_call(self, own: Equations, other: Equations) -> Attention:
         """Says the same of a call of another number of rows.
@@ -193,7 +192,8 @@ def find_attention(line: Equations, rowed: Sequence[bool]) -> Attention:
     if not firsts:
         raise ValueError("prune_tokens: no argument has rows")
     axes = equation_axes(jaxpr, groups)
-    values = dict(zip(jaxpr.invars, map(tuple, groups), strict=True))
+    values: dict[jex.Var, tuple[AxisGroup, ...]] = {}
+    values.update(zip(jaxpr.invars, map(tuple, groups), strict=True))
     for eqn, own in zip(jaxpr.eqns, axes, strict=True):
         values.update(zip(eqn.outvars, own.results, strict=True))
     top = _Scope((), jaxpr.eqns, line.plan.entries, axes, jaxpr, _name_of_site)
@@ -518,7 +518,9 @@ class _Follow:
     def sums(self, eqn: jex.JaxprEqn, own: EquationAxes) -> bool:
         """Tells if a product sums over tokens."""
         if eqn.primitive is not prims.dot_general_p:
-            return any(map(self.share, own.operands[0])) and not any(map(self.share, own.results[0]))
+            return any(map(self.share, own.operands[0])) and not any(
+                map(self.share, own.results[0])
+            )
         summed = parameters(eqn)["dimension_numbers"][0][0]
         return any(self.share(own.operands[0][i]) for i in summed)
 

@@ -39,7 +39,7 @@ from jaxsim.staged.exit_step import (
     prepared,
 )
 from jaxsim.staged.exits import flops_and_kept, tokens_given
-from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows, with_batch_size
+from jaxsim.staged.rows import ExitLayout, TokenLayout, exit_layout, find_rows, with_batch_size
 from jaxsim.staged.token_walk import TokenState
 from jaxsim.staged.waiting import (
     Axes,
@@ -158,7 +158,9 @@ def cut_short(
       count: Number of tokens.
     """
     others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net)).tokens
+    found = exit_layout(
+        net, arguments, batched, net.exits, net.feature, others, leaving(net)
+    ).tokens
     assert found is not None
     arrays = [
         jax.ShapeDtypeStruct(
@@ -229,7 +231,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         if found.tokens is not None:
             if at:
                 *brought, present, there = brought
-                state = TokenState(present, there)
+                state = TokenState(jnp.asarray(present), jnp.asarray(there))
             else:
                 state = tokens.of(which, count)
         early = jax.tree.map(lambda a: a[which], streak)
@@ -248,9 +250,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
                 leave = np.asarray(out.answer.leave)[:n]
                 layer[ids[leave]] = number + 1
                 stay = np.flatnonzero(~leave)
-        live: list[Any] = [*out.live]
         if found.tokens is not None and out.tokens is not None:
-            live += out.tokens
             tokens.there[ids] = np.asarray(out.tokens.there)[:n]
             first = found.tokens.layers[at]
             for i, kept in enumerate(out.kept, first):
@@ -258,15 +258,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         if at == last or not len(stay):
             return
         own = axes[at + 1]
-        waiting = Queue(
-            ids[stay],
-            [
-                np.broadcast_to(np.asarray(a), (len(stay), *a.shape))
-                if table and at == 0
-                else rows_along(np.asarray(a), stay, axis)
-                for a, axis, table in zip(live, own.rows, own.tables, strict=True)
-            ],
-        )
+        waiting = _behind(at, out, ids, stay, own)
         for count, some in _by_tokens(waiting, buckets.token, own, found.tokens is not None):
             queues.setdefault((at + 1, count), []).append(some)
 
@@ -298,11 +290,11 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
             if not wanted:
                 break
         begin(at, count, join(taken, axes[at]))
-    if found.tokens is None:
-        flops = jnp.asarray(np.asarray(found.flops, np.float32)[layer - 1])
-        return Exits(*map(jnp.asarray, (logits, layer, uncertainty)), flops)
-    spent = flops_and_kept(found, layer, tokens.there, tokens.kept.T)
-    return Exits(*map(jnp.asarray, (logits, layer, uncertainty)), *spent)
+    flops, kept = jnp.asarray(np.asarray(found.flops, np.float32)[layer - 1]), None
+    if found.tokens is not None:
+        each = [*map(jnp.asarray, tokens.kept.T)]
+        flops, kept = flops_and_kept(found, jnp.asarray(layer), jnp.asarray(tokens.there), each)
+    return Exits(jnp.asarray(logits), jnp.asarray(layer), jnp.asarray(uncertainty), flops, kept)
 
 
 class _Tokens(NamedTuple):
@@ -325,7 +317,7 @@ class _Tokens(NamedTuple):
         if self.present is None:
             return None
         present = self.present[rows, :count]
-        return TokenState(present, present.sum(1, dtype=np.int32))
+        return TokenState(jnp.asarray(present), jnp.asarray(present.sum(1, dtype=np.int32)))
 
 
 def _tokens_at_first(
@@ -345,14 +337,12 @@ def _tokens_at_first(
         return _Tokens(counts, None, none, kept)
     present = np.asarray(state.present)
     length = present.sum(1)
-    if any(found.tokens.arguments) and (present == (np.arange(n) < length[:, None])).all():
+    if _can_be_short(net, found.tokens) and (present == (np.arange(n) < length[:, None])).all():
         counts = np.minimum(n, [round_up(int(k), buckets.token) for k in length])
     return _Tokens(counts, present, none, kept)
 
 
-def _by_tokens(
-    queue: Queue, multiple: int, axes: Axes, leaving: bool
-) -> list[tuple[int, Queue]]:
+def _by_tokens(queue: Queue, multiple: int, axes: Axes, leaving: bool) -> list[tuple[int, Queue]]:
     """Rows by the number of tokens that they are to hold, those that have left left out."""
     if not leaving:
         return [(0, queue)]
@@ -381,11 +371,50 @@ def warm_up(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> 
     check_buckets(buckets)
     steps = live_steps()
     before = compile_count(*steps)
-    step = stepper(net, arguments, key)
-    stages = len(net.cuts) + 1
+    _, batched = find_rows(arguments)
+    others = () if net.layout is None else net.layout.cuts
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
+    step, axes = stepper(net, arguments, key), waiting_axes(found)
     for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):
-        live: list[np.ndarray] = []
-        streak = jax.tree.map(np.array, initial_patience(rows))
-        for at in range(stages):
-            live = [*map(np.asarray, step(at, np.zeros(rows, int), live, streak).live)]
+        none, streak = np.zeros(rows, int), jax.tree.map(np.array, initial_patience(rows))
+        if found.tokens is None:
+            live: list[Any] = []
+            for at in range(len(axes)):
+                live = [*map(np.asarray, step(at, none, live, streak).live)]
+            continue
+        length, short = found.tokens.length, _can_be_short(net, found.tokens)
+        counts = [*range(buckets.token, length, buckets.token), length]
+        for count in counts:
+            first = count if short else length
+            state = _all_there(rows, first) if net.tokens and net.tokens.present else None
+            out = step(0, none, [], streak, state, first)
+            for at in range(1, len(axes)):
+                queue = _behind(at - 1, out, none, np.arange(rows), axes[at])
+                *live, present, there = leave_out(queue, count, axes[at]).live
+                state = TokenState(jnp.asarray(present), jnp.asarray(there))
+                out = step(at, none, live, streak, state, count)
     return count_programs() - before
+
+
+def _behind(at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axes) -> Queue:
+    """Rows that wait behind a stage, of those it computed."""
+    pairs = zip([*out.live, *(out.tokens or ())], axes.rows, axes.tables, strict=True)
+    live: list[np.ndarray] = []
+    for a, axis, table in pairs:
+        held = np.asarray(a)
+        if table and at == 0:
+            live.append(np.broadcast_to(held, (len(stay), *held.shape)))
+        else:
+            live.append(rows_along(held, stay, axis))
+    return Queue(ids[stay], live)
+
+
+def _all_there(rows: int, count: int) -> TokenState:
+    return TokenState(jnp.ones((rows, count), bool), jnp.full(rows, count, jnp.int32))
+
+
+def _can_be_short(net: Staged, tokens: TokenLayout) -> bool:
+    """Tells if rows of few tokens can be computed at their length from the first stage on."""
+    return net.tokens is not None and net.tokens.present is not None and any(tokens.arguments)
+
+

@@ -194,7 +194,8 @@ def of_tokens(plan: Prepared, count: int) -> Prepared:
 
 def _of_tokens(plan: Prepared, count: int) -> Prepared:
     found, tokens = plan.layout, plan.tokens
-    assert tokens is not None and found.tokens is not None
+    assert tokens is not None
+    assert found.tokens is not None
     stages, alone = [plan.cut.stages[0]], set[int]()
     marks, inside = dict[int, Mark](), set[int]()
     for at, stage in enumerate(plan.cut.stages[1:], 1):
@@ -207,7 +208,10 @@ def _of_tokens(plan: Prepared, count: int) -> Prepared:
         shapes = [shape_of(v).shape for v in stage.plan.jaxpr.invars]
         groups = [[Symbol(n) for n in shape] for shape in shapes]
         batch, token = Symbol(_rows_of(plan, at)), Symbol(found.tokens.length)
-        given, live = groups[first : first + len(stage.arguments)], groups[len(groups) - len(rows) :]
+        given, live = (
+            groups[first : first + len(stage.arguments)],
+            groups[len(groups) - len(rows) :],
+        )
         for i, own in zip(stage.arguments, given, strict=True):
             if tokens.rowed[i]:
                 own[0] = batch
@@ -313,7 +317,9 @@ def _advance(
     walks: list[TokenWalk] = []
 
     def walk(*settings: Any, part: Any) -> TokenWalk:
-        assert plan.tokens is not None and rule is not None and plan.layout.tokens is not None
+        assert plan.tokens is not None
+        assert rule is not None
+        assert plan.layout.tokens is not None
         made = TokenWalk(
             *settings,
             part=part,
@@ -357,19 +363,20 @@ def _row_by_row(
     """Runs a stage one row at a time, as what is known of its tokens differs by row."""
     found = plan.layout
     assert plan.tokens is not None
+    assert tokens is not None
     before, after = found.axes[at - 1], (*found.axes, (0,))[at]
     row = jnp.arange(len(live[0]))
 
     def one(row: Array, given: list[Any], live: list[Any], tokens: TokenState) -> Advanced:
         own_key = None if key is None else jax.random.fold_in(key, row)
         live = [a if i is None else a[None] for a, i in zip(live, before, strict=True)]
-        live = [a if i is None else jnp.moveaxis(a, 0, i) for a, i in zip(live, before, strict=True)]
+        live = [
+            a if i is None else jnp.moveaxis(a, 0, i) for a, i in zip(live, before, strict=True)
+        ]
         out = _advance(
             plan, at, own, given, live, own_key, part, rule, jax.tree.map(lambda a: a[None], tokens)
         )
-        left = [
-            a if i is None else jnp.squeeze(a, i) for a, i in zip(out.live, after, strict=True)
-        ]
+        left = [a if i is None else jnp.squeeze(a, i) for a, i in zip(out.live, after, strict=True)]
         return Advanced(left, *jax.tree.map(lambda a: a[0], (out.tokens, out.kept)))
 
     rows = [a if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(live, before, strict=True)]

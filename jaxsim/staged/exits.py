@@ -64,9 +64,7 @@ def _simulate(net: Staged, arguments: Partitioned, key: Any) -> Exits:
     layout = exit_layout(net, arguments, batched, net.exits, net.feature)
     taken, layer, uncertainty = pick_exits(net.rule, out.logits)
     if out.tokens is None:
-        return Exits(
-            taken, layer, uncertainty, jnp.asarray(layout.flops, jnp.float32)[layer - 1]
-        )
+        return Exits(taken, layer, uncertainty, jnp.asarray(layout.flops, jnp.float32)[layer - 1])
     return Exits(
         taken, layer, uncertainty, *flops_and_kept(layout, layer, out.tokens.there, out.kept)
     )
@@ -206,15 +204,34 @@ def tokens_given(net: Staged, arguments: Partitioned) -> TokenState | None:
     return TokenState(present, jnp.sum(present, -1))
 
 
-def layer_ends(net: Staged) -> tuple[str, ...]:
-    """Names the sites with which the layers behind each attention but the last begin.
+class Attentions(NamedTuple):
+    """Where a network attends.
+
+    Attributes:
+      names: Names of the products of values, in order of execution.
+      cuts: For each the site before which tokens leave; None where none follows.
+      ends: For each but the last the site with which the next layer begins.
+    """
+
+    names: tuple[str, ...]
+    cuts: tuple[str | None, ...]
+    ends: tuple[str, ...]
+
+
+def attentions_of(net: Staged) -> Attentions:
+    """Finds where a network attends and where its tokens leave.
 
     Args:
       net: Network whose tokens leave.
+
+    Raises:
+      ValueError: All its tokens stay, or what `find_attention` raises.
     """
     arguments = example_of(net, 2)
     tokens = exit_layout(net, arguments, find_rows(arguments)[1], net.exits, net.feature).tokens
-    return () if tokens is None else tuple(dict.fromkeys(tokens.ends))
+    if tokens is None:
+        raise ValueError("net: all its tokens stay; js.prune_tokens(…)(net) lets some leave")
+    return Attentions(tokens.attention.names, tokens.cuts, tokens.ends)
 
 
 def with_array_threshold(net: Staged) -> Staged:

@@ -20,6 +20,7 @@ from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import is_traced
 from jaxsim.pipeline.memory import MemoryTable, StageTable
 from jaxsim.staged import exit_queue, exits, pipeline
+from jaxsim.staged.exits import attentions_of
 from jaxsim.staged.plan import Layout, example_of
 from jaxsim.staged.rows import cut_names
 from jaxsim.values.memo import Memo, Memoizing
@@ -257,7 +258,10 @@ class Staged(Memoizing, Network):
     @property
     def cut_lines(self) -> tuple[str, ...]:
         """Lines that name the cuts at which this network holds arrays, for checkpoints."""
-        return tuple(f"exit at {name}" for name in self.exits)
+        exits = tuple(f"exit at {name}" for name in self.exits)
+        if self.tokens is None:
+            return exits
+        return (*exits, f"tokens leave behind {len(self.tokens.level)} attentions")
 
     def __rich__(self) -> Any:
         from rich.console import Group
@@ -265,6 +269,8 @@ class Staged(Memoizing, Network):
         tables = [super().__rich__()]
         if self.exits:
             tables.append(_exits_table(self))
+        if self.tokens is not None:
+            tables.append(_tokens_table(self))
         if self.layout is not None:
             tables.append(_layout_table(self.layout))
         return Group(*tables)
@@ -278,6 +284,17 @@ def _exits_table(net: Staged) -> Any:
     said = "traced" if is_traced(threshold) else f"{float(threshold):.3g}"
     rule = f"below uncertainty {said}, patience {net.patience}, first {net.first}"
     return cuts_table(f"exits · {rule}", ("exit", "place", "classifier"), rows)
+
+
+def _tokens_table(net: Staged) -> Any:
+    rule, found = net.tokens, attentions_of(net)
+    assert rule is not None
+    held = [None] * len(found.names) if is_traced(rule.level) else rule.level.tolist()
+    levels = ["traced" if level is None else f"{level:.3g}" for level in held]
+    rows = zip(found.names, [name or "no cut" for name in found.cuts], levels, strict=True)
+    kept = f"first {rule.protect} and last {rule.protect_last} always stay"
+    title = f"tokens · {rule.keeps.__name__}, {kept}"
+    return cuts_table(title, ("attention", "they leave before", "level"), rows)
 
 
 def _layout_table(layout: Layout) -> Any:

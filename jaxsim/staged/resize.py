@@ -235,5 +235,3 @@ def _of_shapes(entry: Contraction, eqn: jex.JaxprEqn) -> Contraction:
 
 def _cannot(eqn: jex.JaxprEqn, why: str) -> str:
     return f"run cannot leave tokens out at {describe_place(eqn)}: it {why}; simulate can"
-
-

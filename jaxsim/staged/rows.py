@@ -372,7 +372,10 @@ def _with_costs(
     known = (known_values(cut, crossed, tokens.line) for crossed in boundary_values(cut))
     return tokens._replace(
         axes=tuple(crossing),
-        known=tuple(known), layers=tuple(layers[:-1]), spent=tuple(spent), read=tuple(read)
+        known=tuple(known),
+        layers=tuple(layers[:-1]),
+        spent=tuple(spent),
+        read=tuple(read),
     )
 
 

@@ -192,7 +192,7 @@ def _last(mark: Last, present: Array, x: Array) -> Array:
     """The last tokens that are there."""
     n = present.shape[-1]
     order = jnp.where(present, jnp.arange(n), -1)
-    index = jnp.sort(order, -1)[:, n - mark.count :]
+    index = jnp.sort(order, -1)[:, n - mark.number :]
     index = jnp.maximum(index, 0)
     rest = tuple(i for i in range(x.ndim) if i not in (mark.rows, mark.tokens))
     index = index if mark.rows < mark.tokens else index.T

@@ -54,7 +54,8 @@ def waiting_axes(found: ExitLayout) -> tuple[Axes, ...]:
             raise ValueError(f"run: a value that no row has a part of crosses the cut at {name}")
         tables = tuple(r is None for r in rows)
         along = tuple(
-            tuple(t + 1 for t in ts) if table else ts for ts, table in zip(along, tables, strict=True)
+            tuple(t + 1 for t in ts) if table else ts
+            for ts, table in zip(along, tables, strict=True)
         )
         held = tuple(0 if r is None else r for r in rows)
         if found.tokens is not None:

@@ -17,7 +17,7 @@ from jaxsim.adaptive.tokens import Keeps, above
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import check_called
-from jaxsim.staged.exits import layer_ends
+from jaxsim.staged.exits import attentions_of
 from jaxsim.staged.network import Staged
 from jaxsim.transforms.exit_early import exit_early
 from jaxsim.transforms.prune_tokens import prune_tokens, pyramid_of
@@ -81,7 +81,8 @@ def magic_pyramid(
         require_network(net, "magic_pyramid")
         require_uncut(net, "magic_pyramid", reason="it makes the stages itself")
         pruned = prune(net)
-        staged: Any = exit_early(layer_ends(pruned), exit, feature=feature)(pruned)
+        ends = tuple(dict.fromkeys(attentions_of(pruned).ends))
+        staged: Any = exit_early(ends, exit, feature=feature)(pruned)
         if heads is None:
             return staged
         if len(heads) != len(staged.heads):

@@ -16,7 +16,7 @@ from jaxsim.adaptive.rule import Rule, check_rule
 from jaxsim.adaptive.tokens import Keeps, TokenRule, above, check_levels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.calls import OutputCall
-from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.network import require_uncut
 from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import checked_int
 from jaxsim.staged.network import Staged

@@ -73,7 +73,11 @@ def row(kind, p, ids, level, *, keeps="above", protect=1, protect_last=0, length
 
 
 def _float64(v):
-    return {k: np.asarray(a, float) for k, a in v.items()} if isinstance(v, dict) else np.asarray(v, float)
+    return (
+        {k: np.asarray(a, float) for k, a in v.items()}
+        if isinstance(v, dict)
+        else np.asarray(v, float)
+    )
 
 
 def _turn(x, at):
@@ -85,5 +89,3 @@ def _turn(x, at):
 
 def _gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-

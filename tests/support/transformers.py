@@ -1,4 +1,4 @@
-"""Small transformers of every kind, written once for a batch; `tests.oracles.tokens` is their twin."""
+"""Small transformers of every kind, for a batch; `tests.oracles.tokens` runs them row by row."""
 
 from functools import cache, partial
 from typing import NamedTuple
@@ -94,7 +94,9 @@ def _layer(kind, table, valid, x, p):
         scores = jnp.where(jnp.tril(jnp.ones((n, n), bool)), scores, -jnp.inf)
     if valid is not None:
         scores = jnp.where(valid[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    x = x + jnp.einsum("bhqk,bkhe,hed->bqd", jax.nn.softmax(scores), v, p["mix"], optimize=[(0, 1), (0, 1)])
+    x = x + jnp.einsum(
+        "bhqk,bkhe,hed->bqd", jax.nn.softmax(scores), v, p["mix"], optimize=[(0, 1), (0, 1)]
+    )
     return x + jax.nn.gelu(x @ p["up"]) @ p["down"]
 
 
@@ -109,8 +111,8 @@ def apply(kind, p, ids, lengths=None):
     if kind.scanned:
         x, _ = lax.scan(lambda x, own: (layer(x, own), None), x, p["layers"])
     else:
-        for i in range(LAYERS):
-            x = layer(x, jax.tree.map(lambda a, i=i: a[i], p["layers"]))
+        for own in p["layers"]:
+            x = layer(x, own)
     return _pooled(kind, x, valid) @ p["head"]
 
 
@@ -149,10 +151,4 @@ def network(name):
     if not kind.scanned:
         layers = [jax.tree.map(lambda a, i=i: a[i], p["layers"]) for i in range(LAYERS)]
         p = {**p, "layers": layers}
-    return js.trace(partial(_apply_list, kind), p, *inputs(kind))
-
-
-def _apply_list(kind, p, *args):
-    if not kind.scanned:
-        p = {**p, "layers": jax.tree.map(lambda *a: jnp.stack(a), *p["layers"])}
-    return apply(kind, p, *args)
+    return js.trace(partial(apply, kind), p, *inputs(kind))
