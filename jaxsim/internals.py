@@ -213,6 +213,46 @@ def inner_jaxprs(eqn: jex.JaxprEqn) -> list[tuple[jex.Jaxpr, Sequence[Any]]]:
     return [(j.jaxpr, j.consts) if hasattr(j, "consts") else (j, ()) for j in found]
 
 
+def with_parameters(eqn: jex.JaxprEqn, **changes: Any) -> jex.JaxprEqn:
+    """The equation, told something else.
+
+    Args:
+      eqn: Equation.
+      **changes: Parameters by name.
+    """
+    return eqn.replace(params={**eqn.params, **changes})
+
+
+def with_inner(eqn: jex.JaxprEqn, jaxpr: jex.Jaxpr) -> jex.JaxprEqn | None:
+    """The equation, running another jaxpr; None if it does not run just one, or not in this way.
+
+    Args:
+      eqn: Equation.
+      jaxpr: Jaxpr with the constants of the one it runs.
+    """
+    match eqn.primitive:
+        case prims.jit_p | prims.closed_call_p | prims.remat_p | prims.scan_p:
+            name = "jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"
+        case prims.custom_jvp_call_p | prims.custom_vjp_call_p:
+            name = "call_jaxpr"
+        case _:
+            return None
+    held = eqn.params[name]
+    closed = isinstance(held, jex.ClosedJaxpr) and not isinstance(held, jex.Jaxpr)
+    return with_parameters(eqn, **{name: held.replace(jaxpr=jaxpr) if closed else jaxpr})
+
+
+def of_shape(v: jex.Var, shape: Sequence[int]) -> jex.Var:
+    """A new variable of the type of another, but for its shape.
+
+    Args:
+      v: Variable.
+      shape: Shape of the new one.
+    """
+    aval: Any = v.aval
+    return jex.Var(aval.update(shape=tuple(shape)))
+
+
 class ShardMap(NamedTuple):
     """What a `shard_map` is told.
 

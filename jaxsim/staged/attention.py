@@ -19,7 +19,12 @@ from jaxsim.network.cuts import Equations, active_equations, variables_of
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.network.stacks import part_name
 from jaxsim.sparsity.channels.axes import AxisGroup, Product, Symbol, resolve, same, unify
-from jaxsim.sparsity.channels.propagate import EquationAxes, describe_place, equation_axes
+from jaxsim.sparsity.channels.propagate import (
+    ELEMENTWISE,
+    EquationAxes,
+    describe_place,
+    equation_axes,
+)
 
 Path = tuple[int, ...]
 """Position of an equation among those of a call, and of those inside it."""
@@ -539,39 +544,108 @@ class _Follow:
             return 1
         return sum(map(self.share, group.parts)) if isinstance(group, Product) else 0
 
-    def other(self, path: Path, eqn: jex.JaxprEqn, own: EquationAxes) -> None:
-        """Marks an equation that is no attention's, if it reads tokens and returns fewer axes."""
-        name = eqn.primitive.name
-        read = [sum(map(self.share, axes)) for axes in own.operands]
-        most = max(read, default=0)
-        if not most:
+    def other(
+        self, path: Path, eqn: jex.JaxprEqn, own: EquationAxes, *, whole: bool = True
+    ) -> None:
+        """Marks an equation that is no attention's, if it reduces over tokens.
+
+        Args:
+          path: Where it stands.
+          eqn: Equation.
+          own: Axis groups of what it reads and makes.
+          whole: False within an equation that does not run in place, where none can be marked.
+
+        Raises:
+          ValueError: It mixes tokens in another way, or in one that is not known.
+        """
+        if not any(self.share(group) for axes in own.operands for group in axes):
             return
-        if name == "dot_general":
-            if self.sums(eqn, own):
-                summed = parameters(eqn)["dimension_numbers"][0][0]
-                self.pool(path, eqn, own, "sum", _one(self.along(own.operands[0]), summed))
+        if inner := inner_jaxprs(eqn):
+            if eqn.primitive is prims.scan_p:
+                first = internals.scan(eqn).first_slice
+                if any(self.share(axes[0]) for axes in own.operands[first:]):
+                    raise ValueError(_mixes(eqn))
+            for (jaxpr, _), axes in zip(inner, own.inner, strict=True):
+                for each, groups in zip(jaxpr.eqns, axes, strict=True):
+                    self.other(path, each, groups, whole=False)
             return
-        if name in _POOLS:
-            axes = [i for i in parameters(eqn)["axes"] if self.share(own.operands[0][i])]
-            if axes:
-                self.pool(path, eqn, own, _POOLS[name], _one(self.along(own.operands[0]), axes))
-            return
-        if name == "slice" and self.slice(path, eqn, own):
-            return
-        if name in _ALONG and not self.goes_along(eqn, own):
-            return
-        if name in _ALONG or any(sum(map(self.share, axes)) < most for axes in own.results):
+        if (pool := self.reduced(eqn, own)) is not None:
+            if not whole:
+                raise ValueError(_mixes(eqn))
+            how, axis = pool
+            self.pool(path, eqn, own, how, axis)
+        elif not (self.keeps(eqn, own) or (whole and self.slice(path, eqn, own))):
             raise ValueError(_mixes(eqn))
 
-    def goes_along(self, eqn: jex.JaxprEqn, own: EquationAxes) -> bool:
-        """Tells if an ordered operation goes along tokens."""
-        params = parameters(eqn)
-        axes = next(params[k] for k in ("axes", "axis", "dimension", "dimensions") if k in params)
-        axes = axes if isinstance(axes, Sequence) else [axes]
-        return any(self.share(own.operands[0][i]) for i in axes)
+    def reduced(self, eqn: jex.JaxprEqn, own: EquationAxes) -> tuple[str, int | None] | None:
+        """How an equation reduces over tokens, and along which axis; None if it does not."""
+        name, along = eqn.primitive.name, self.along(own.operands[0])
+        if name == "dot_general" and self.sums(eqn, own):
+            return "sum", _one(along, parameters(eqn)["dimension_numbers"][0][0])
+        if name in _POOLS:
+            axes = [i for i in parameters(eqn)["axes"] if self.share(own.operands[0][i])]
+            return (_POOLS[name], _one(along, axes)) if axes else None
+        return None
+
+    def keeps(self, eqn: jex.JaxprEqn, own: EquationAxes) -> bool:
+        """Tells if an equation does to each token what it does to any other."""
+        name = eqn.primitive.name
+        if name in ELEMENTWISE or name in _PASSING or name == "dot_general" or name in _POOLS:
+            return True
+        params, read = parameters(eqn), own.operands[0]
+        match name:
+            case "reshape":
+                return self.most(own.operands) == self.most(own.results)
+            case "gather":
+                numbers = params["dimension_numbers"]
+                found = {*numbers.start_index_map, *numbers.collapsed_slice_dims}
+                return not any(self.share(read[i]) for i in found)
+            case "dynamic_slice":
+                sizes = params["slice_sizes"]
+                return all(n == g.size for g, n in zip(read, sizes, strict=True) if self.share(g))
+            case "dynamic_update_slice":
+                pairs = zip(read, own.operands[1], strict=True)
+                return all(a.size == b.size for a, b in pairs if self.share(a) or self.share(b))
+            case "concatenate":
+                at = params["dimension"]
+                return not any(self.share(axes[at]) for axes in (*own.operands, *own.results))
+            case "pad":
+                pairs = zip(read, params["padding_config"], strict=True)
+                return not any(self.share(g) for g, width in pairs if any(width))
+            case "split":
+                return not self.share(read[params["axis"]])
+            case "top_k":
+                return not self.share(read[params.get("axis", -1)])
+            case "conv_general_dilated":
+                return self.convolves_each(eqn, own)
+            case _ if name in _ALONG:
+                keys = ("axes", "axis", "dimension", "dimensions")
+                axes = next(params[k] for k in keys if k in params)
+                axes = axes if isinstance(axes, Sequence) else [axes]
+                return not any(self.share(read[i]) for i in axes)
+            case _ if name.startswith("reduce_window"):
+                pairs = zip(read, params["window_dimensions"], strict=True)
+                return not any(self.share(g) for g, n in pairs if n > 1)
+            case _:
+                return False
+
+    def convolves_each(self, eqn: jex.JaxprEqn, own: EquationAxes) -> bool:
+        """Tells if a convolution looks at one token at a time."""
+        numbers = parameters(eqn)["dimension_numbers"]
+        x, w = own.operands
+        _, feature, *places = numbers.lhs_spec
+        windows = [w[i].size for i in numbers.rhs_spec[2:]]
+        wide = [self.share(x[i]) for i, n in zip(places, windows, strict=True) if n > 1]
+        return not (any(wide) or self.share(x[feature]) or any(map(self.share, w)))
+
+    def most(self, groups: Sequence[Sequence[AxisGroup]]) -> int:
+        """Along how many axes tokens run in what has most of them."""
+        return max((sum(map(self.share, axes)) for axes in groups), default=0)
 
     def slice(self, path: Path, eqn: jex.JaxprEqn, own: EquationAxes) -> bool:
-        """Marks a slice of the first or the last tokens; False if it is another one."""
+        """Marks a slice of the first or the last tokens; False if it is another equation."""
+        if eqn.primitive.name != "slice":
+            return False
         params = parameters(eqn)
         if params["strides"] is not None and set(params["strides"]) != {1}:
             return False
@@ -616,7 +690,12 @@ def _mixes(eqn: jex.JaxprEqn) -> str:
 
 _POOLS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}
 
+_PASSING = {
+    *("broadcast_in_dim", "expand_dims", "optimization_barrier", "squeeze", "transpose"),
+    *("random_seed", "random_fold_in"),
+}
+
 _ALONG = {
     *("argmax", "argmin", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "rev", "sort"),
-    *("reduce_and", "reduce_or", "reduce_prod"),
+    *("reduce_and", "reduce_or", "reduce_prod", "reduce_xor"),
 }

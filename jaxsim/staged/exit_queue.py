@@ -285,7 +285,8 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
             first, rest = take_batch(join(queues.pop((at, own)), axes[at]), wanted, axes[at])
             if rest is not None:
                 queues[at, own] = [rest]
-            taken.append(filled_up(first, count, axes[at]) if at else first)
+            held = at > 0 and found.tokens is not None
+            taken.append(filled_up(first, count, axes[at]) if held else first)
             wanted -= len(first.ids)
             if not wanted:
                 break
@@ -416,5 +417,3 @@ def _all_there(rows: int, count: int) -> TokenState:
 def _can_be_short(net: Staged, tokens: TokenLayout) -> bool:
     """Tells if rows of few tokens can be computed at their length from the first stage on."""
     return net.tokens is not None and net.tokens.present is not None and any(tokens.arguments)
-
-

@@ -10,7 +10,16 @@ import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 
 from jaxsim import internals
-from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, shape_of
+from jaxsim.internals import (
+    Atom,
+    inner_jaxprs,
+    jaxpr_of,
+    of_shape,
+    parameters,
+    shape_of,
+    with_inner,
+    with_parameters,
+)
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.sparsity.channels.axes import AxisGroup, Symbol, resized, resolve
 from jaxsim.sparsity.channels.propagate import EquationAxes, describe_place, equation_axes
@@ -117,7 +126,7 @@ class _Rewriting:
         return plan._replace(jaxpr=made, entries=tuple(entries))
 
     def variable(self, v: jex.Var, axes: Sequence[AxisGroup]) -> jex.Var:
-        return jex.Var(v.aval.update(shape=self.shape(axes)))  # pyright: ignore
+        return of_shape(v, self.shape(axes))
 
     def equation(
         self, eqn: jex.JaxprEqn, entry: Entry, own: EquationAxes
@@ -129,57 +138,54 @@ class _Rewriting:
         """
         if inner_jaxprs(eqn):
             return self.nested(eqn, entry, own)
-        name, params = eqn.primitive.name, dict(eqn.params)
+        name, params = eqn.primitive.name, parameters(eqn)
         out = self.shape(own.results[0])
-        reads = bool(own.operands) and self.changes(own.operands[0])
+        read = own.operands[0] if own.operands else ()
         match name:
             case "broadcast_in_dim":
-                params["shape"] = out
+                return with_parameters(eqn, shape=out), entry
             case "reshape":
-                params["new_sizes"] = out
+                return with_parameters(eqn, new_sizes=out), entry
             case "iota":
-                if self.shape([own.results[0][params["dimension"]]]) != (
-                    own.results[0][params["dimension"]].size,
-                ):
+                if self.changes([own.results[0][params["dimension"]]]):
                     raise ValueError(_cannot(eqn, "counts them"))
-                params["shape"] = out
+                return with_parameters(eqn, shape=out), entry
             case "slice":
-                params["limit_indices"] = tuple(
-                    self.shape([group])[0] if (start, stop) == (0, group.size) else stop
-                    for group, start, stop in zip(
-                        own.operands[0],
-                        params["start_indices"],
-                        params["limit_indices"],
-                        strict=True,
-                    )
-                )
+                starts = params["start_indices"]
+                limits = self.whole(read, starts, params["limit_indices"])
                 moved = any(
                     self.changes([group]) and start > 0
-                    for group, start in zip(own.operands[0], params["start_indices"], strict=True)
+                    for group, start in zip(read, starts, strict=True)
                 )
                 if moved and not isinstance(self.old.of.get(id(eqn)), Last):
                     raise ValueError(_cannot(eqn, "takes some of them by number"))
-            case "split":
-                if self.changes([own.operands[0][params["axis"]]]):
-                    raise ValueError(_cannot(eqn, "divides them"))
+                return with_parameters(eqn, limit_indices=limits), entry
             case "gather" | "dynamic_slice":
-                sizes = zip(own.operands[0], params["slice_sizes"], strict=True)
-                params["slice_sizes"] = tuple(
-                    self.shape([group])[0] if size == group.size else size for group, size in sizes
-                )
-                partly = any(
+                sizes = params["slice_sizes"]
+                if any(
                     self.changes([group]) and size != group.size
-                    for group, size in zip(own.operands[0], eqn.params["slice_sizes"], strict=True)
-                )
-                if partly:
+                    for group, size in zip(read, sizes, strict=True)
+                ):
                     raise ValueError(_cannot(eqn, "takes some of them by number"))
+                sizes = self.whole(read, (0,) * len(read), sizes)
+                return with_parameters(eqn, slice_sizes=sizes), entry
+            case "split" if self.changes([read[params["axis"]]]):
+                raise ValueError(_cannot(eqn, "divides them"))
             case "concatenate" if self.changes([own.results[0][params["dimension"]]]):
                 raise ValueError(_cannot(eqn, "puts others beside them"))
-            case "conv_general_dilated" if reads and not self.keeps_rank(own):
+            case "conv_general_dilated" if self.changes(read) and not self.keeps_rank(own):
                 raise ValueError(_cannot(eqn, "convolves them"))
             case _:
-                pass
-        return eqn.replace(params=params), entry
+                return eqn, entry
+
+    def whole(
+        self, read: Sequence[AxisGroup], starts: Sequence[int], ends: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Ends of a slice, where it goes over a whole axis those of its new size."""
+        return tuple(
+            resized(group, self.sizes) if (start, end) == (0, group.size) else end
+            for group, start, end in zip(read, starts, ends, strict=True)
+        )
 
     def keeps_rank(self, own: EquationAxes) -> bool:
         """Tells if each changed axis of the first operand is one of the result too."""
@@ -190,35 +196,27 @@ class _Rewriting:
         self, eqn: jex.JaxprEqn, entry: Entry, own: EquationAxes
     ) -> tuple[jex.JaxprEqn, Entry]:
         """Rewrites an equation that runs others."""
-        key = "jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"
-        one = eqn.primitive in (
-            prims.jit_p,
-            prims.closed_call_p,
-            prims.remat_p,
-            prims.scan_p,
-            prims.custom_jvp_call_p,
-            prims.custom_vjp_call_p,
-        )
-        if not one or key not in eqn.params:
+        inner = inner_jaxprs(eqn)
+        rewritten = isinstance(entry, Inner) and entry.rewritten
+        if len(inner) != 1 or rewritten:
             raise ValueError(_cannot(eqn, "runs others over them"))
-        ((jaxpr, consts),) = inner_jaxprs(eqn)
+        ((jaxpr, consts),) = inner
         plan = Plan(jaxpr, consts, (None,) * len(jaxpr.eqns), ())
         if isinstance(entry, Inner):
-            if entry.rewritten:
-                raise ValueError(_cannot(eqn, "runs others over them"))
             (plan,) = entry.plans
         inputs = own.operands
         if eqn.primitive is prims.scan_p:
             first = internals.scan(eqn).first_slice
             inputs = (*inputs[:first], *(axes[1:] for axes in inputs[first:]))
         made = self.plan(plan, inputs, own.inner[0])
-        closed = eqn.params[key]
-        closed = closed.replace(jaxpr=made.jaxpr) if hasattr(closed, "jaxpr") else made.jaxpr
+        running = with_inner(eqn, made.jaxpr)
+        if running is None:
+            raise ValueError(_cannot(eqn, "runs others over them"))
         if isinstance(entry, Inner):
             if self.old.holds(entry):
                 self.inside.add(id(made.jaxpr))
             entry = entry._replace(plans=(made,))
-        return eqn.replace(params={**eqn.params, key: closed}), entry
+        return running, entry
 
 
 def _of_shapes(entry: Contraction, eqn: jex.JaxprEqn) -> Contraction:

@@ -5,12 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxsim as js
 from jaxsim.network.arguments import call_arguments
 from jaxsim.staged import exit_queue
-from jaxsim.staged.exit_queue import _Queue
 from jaxsim.staged.exits import at_exits
 
 
@@ -33,9 +31,9 @@ def ran(monkeypatch, rows, buckets, gone=lambda at, ids: np.zeros(len(ids), bool
     def stepper(*given):
         step = made(*given)
 
-        def recorded(at, which, live, streak):
+        def recorded(at, which, *given):
             steps.append((at, [int(i) for i in which]))
-            out = step(at, which, live, streak)
+            out = step(at, which, *given)
             return out._replace(answer=out.answer._replace(leave=gone(at, which)))
 
         return recorded
@@ -95,36 +93,6 @@ def test_a_stage_that_all_leave_sends_nothing_on(monkeypatch):
     )
     assert steps == [(0, [0, 1]), (0, [2, 2])]
     assert out.layer.tolist() == [1, 1, 1]
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_queues_are_taken_from_the_front_and_joined_at_the_back(axis):
-    def values(*ids):
-        rows = np.array([[i, 10 * i] for i in ids])
-        return [rows if axis == 0 else rows.T]
-
-    queue = _Queue(np.array([5, 3, 8]), values(5, 3, 8))
-    ids, live, rest = exit_queue._take_batch(queue, 2, [axis])
-    assert ids.tolist() == [5, 3]
-    np.testing.assert_array_equal(live[0], values(5, 3)[0])
-    assert rest.ids.tolist() == [8]
-    np.testing.assert_array_equal(rest.live[0], values(8)[0])
-    assert exit_queue._take_batch(queue, 3, [axis])[2] is None
-    joined = exit_queue._join_queues(rest, _Queue(np.array([1]), values(1)), [axis])
-    assert joined.ids.tolist() == [8, 1]
-    np.testing.assert_array_equal(joined.live[0], values(8, 1)[0])
-    assert exit_queue._join_queues(None, queue, [axis]) is queue
-
-
-@pytest.mark.parametrize(
-    ("rows", "same"),
-    [([0, 1, 2], True), ([0, 1], False), ([0, 2, 1], False), ([0, 1, 2, 0], False)],
-)
-def test_rows_that_are_all_there_in_order_are_the_array_itself(rows, same):
-    a = np.arange(6).reshape(2, 3)
-    found = exit_queue._rows_along(a, np.array(rows), 1)
-    assert (found is a) == same
-    np.testing.assert_array_equal(found, a[:, rows])
 
 
 def test_batches_draw_read_noise_of_their_own():

@@ -10,10 +10,13 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 import jaxsim as js
+from jaxsim.staged import exit_queue, exit_step
 from tests.oracles import tokens as oracle
 from tests.support import transformers
+from tests.support.architectures import kit
+from tests.support.architectures.catalog import ARCHITECTURES
 from tests.support.models import normal
-from tests.support.transformers import KINDS, inputs, network, params
+from tests.support.transformers import KINDS, inputs, network, params, present
 
 simulate = jax.jit(lambda net, *args: net.simulate(*args))
 
@@ -135,3 +138,223 @@ def test_what_was_done_to_a_network_stays_done(name, transform):
     ran = net.run(*args, buckets=BUCKETS)
     np.testing.assert_array_equal(ran.kept, found.kept)
     np.testing.assert_allclose(ran.logits, found.logits, rtol=0, atol=2e-4)
+
+
+ENCODERS = {
+    "bert": {},
+    "vit": {},
+    "clip": {},
+    "perceiver": {},
+    "llama": {"protect_last": 1, "output": lambda y: y[:, -1]},
+    "gpt2": {"protect_last": 1, "output": lambda y: y[:, -1]},
+    "switch": {"protect_last": 1, "output": lambda y: y[:, -1]},
+    "t5": {"output": lambda y: y[:, -1]},
+    "whisper": {"output": lambda y: y[:, -1]},
+    "conformer": {"output": lambda y: y.mean(1)},
+    "diffusion_transformer": {"output": lambda y: y.mean(1)},
+}
+MIXED = {"conformer": "conv_general_dilated"}
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx_model"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_models_of_either_library_as_they_are(name, library):
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    args = architecture.inputs
+    made = getattr(kit, library)(architecture.build, args)
+    net = js.trace(*(made if isinstance(made, tuple) else (made,)), *args)
+    prune = js.prune_tokens(0.35, keeps=js.tokens.top, **ENCODERS[name])
+    if name in MIXED:
+        with pytest.raises(ValueError, match=MIXED[name]):
+            prune(net)
+        return
+    small = prune(net)
+    read = ENCODERS[name].get("output", lambda y: y)
+    whole = dataclasses.replace(
+        small, tokens=dataclasses.replace(small.tokens, level=0 * small.tokens.level)
+    )
+    exact = np.asarray(read(net(*args)))
+    np.testing.assert_allclose(whole(*args), exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    found, ran = simulate(small, *args), small.run(*args, buckets=js.Buckets(2, 1, 2))
+    np.testing.assert_array_equal(ran.kept, found.kept)
+    most = np.abs(found.logits).max()
+    np.testing.assert_allclose(ran.logits, found.logits, rtol=0, atol=1e-5 * most)
+    attended = max(site.w_shape[-1] for site in net.sites if site.kind == "dynamic")
+    assert np.min(found.kept) < attended
+
+
+def test_a_token_that_another_attention_reads_from_elsewhere_is_masked_there():
+    """A decoder's attention to what an encoder read sees the tokens that are left."""
+
+    def model(p, x, y):
+        scores = jnp.einsum("bqd,bkd->bqk", x @ p["q"], x)
+        x = x + jax.nn.softmax(scores) @ (x @ p["v"])
+        seen = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", y @ p["c"], x)) @ (x @ p["o"])
+        return jnp.sum(seen, 1)
+
+    x, y = normal(2, 5, 8, seed=6), normal(2, 3, 8, seed=7)
+    p = {name: normal(8, 8, seed=i) for i, name in enumerate("qvco")}
+    net = js.prune_tokens(0.4, keeps=js.tokens.top)(js.trace(model, p, x, y))
+    found = simulate(net, x, y)
+    assert net.tokens.level.shape == (1,)
+    p = {k: np.asarray(a, float) for k, a in p.items()}
+    for i, (a, b) in enumerate(zip(np.asarray(x, float), np.asarray(y, float), strict=True)):
+        share = softmax(a @ p["q"] @ a.T, -1)
+        stay = sorted({0, *np.argsort(-share.mean(0))[:3]})
+        assert found.kept[i].tolist() == [len(stay)]
+        a = (a + share @ a @ p["v"])[stay]
+        expected = (softmax(b @ p["c"] @ a.T, -1) @ a @ p["o"]).sum(0)
+        np.testing.assert_allclose(
+            found.logits[i], expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+        )
+
+
+def attending(mix):
+    """One attention and something behind it."""
+
+    def model(p, x):
+        scores = jnp.einsum("bqd,bkd->bqk", x @ p["q"], x)
+        return mix(p, x + jax.nn.softmax(scores) @ (x @ p["v"]))
+
+    p = {name: normal(8, 8, seed=i) for i, name in enumerate("qvo")} | {"t": normal(5, 5)}
+    return js.trace(model, p, normal(2, 5, 8, seed=6))
+
+
+@pytest.mark.parametrize(
+    ("net", "rule", "said"),
+    [
+        (lambda: attending(lambda p, x: (x @ p["o"])[:, 0]), {"level": -0.1}, "level=-0.1"),
+        (lambda: attending(lambda p, x: (x @ p["o"])[:, 0]), {"level": [0.1, 0.2]}, r"level\[2\]"),
+        (lambda: attending(lambda p, x: (x @ p["o"])[:, 0]), {"protect": 0}, "protect=0"),
+        (lambda: attending(lambda p, x: (x @ p["o"])[:, 0]), {"present": 3}, "present=3"),
+        (
+            lambda: attending(lambda p, x: (x @ p["o"])[:, :2].sum(1)),
+            {},
+            "protect=1: must be at least 2",
+        ),
+        (
+            lambda: attending(lambda p, x: (x @ p["o"])[:, -1]),
+            {},
+            "protect_last=0: must be at least 1",
+        ),
+        (lambda: attending(lambda p, x: (x @ p["o"])[:, 2]), {}, "mixes tokens"),
+        (
+            lambda: attending(lambda p, x: jnp.cumsum(x @ p["o"], 1)[:, 0]),
+            {},
+            "cumsum.*mixes tokens",
+        ),
+        (
+            lambda: attending(lambda p, x: jnp.einsum("btd,ts->bsd", x, p["t"])[:, 0] @ p["o"]),
+            {},
+            "mixes",
+        ),
+        (lambda: attending(lambda p, x: jnp.sort(x @ p["o"], 1)[:, 0]), {}, "sort.*mixes tokens"),
+        (lambda: attending(lambda p, x: x @ p["o"]), {}, "not logits"),
+        (
+            lambda: attending(
+                lambda p, x: (x + jax.nn.tanh(jnp.roll(x, 1, 1)))[:, 0] @ p["o"]  # added to itself
+            ),
+            {},
+            "protect=1: must be at least 4",
+        ),
+        (
+            lambda: attending(
+                lambda p, x: jax.lax.associative_scan(jnp.add, x, axis=1)[:, 0] @ p["o"]
+            ),
+            {},
+            "mixes tokens",
+        ),
+        (
+            lambda: attending(
+                lambda p, x: (
+                    jax.lax.scan(lambda c, t: (c + t, c), x[:, 0], jnp.moveaxis(x, 1, 0))[0]
+                    @ p["o"]
+                )
+            ),
+            {},
+            "scan.*mixes tokens",
+        ),
+        (lambda: js.trace(lambda p, x: x @ p, normal(8, 3), normal(2, 8)), {}, "no attention"),
+        (lambda: js.prune_tokens(0.1)(network("vit")), {}, "cannot follow prune_tokens"),
+    ],
+)
+def test_what_cannot_lose_tokens_is_refused_by_name(net, rule, said):
+    with pytest.raises(ValueError, match=said):
+        js.prune_tokens(**{"level": 0.1, **rule})(net())
+
+
+def test_a_presence_that_is_no_mask_is_refused():
+    ids, lengths = inputs(KINDS["bert"])
+    net = js.prune_tokens(0.1, present=lambda ids, lengths: lengths)(network("bert"))
+    with pytest.raises(ValueError, match=r"present: gives int32\[5\]"):
+        net(ids, lengths)
+
+
+def test_rows_that_say_what_they_hold_are_computed_at_their_length(monkeypatch):
+    """Short rows begin short, and give what they gave; tokens are said, not guessed."""
+    args = inputs(KINDS["bert"])
+    guessed = js.prune_tokens(LEVEL)(network("bert"))
+    told = js.prune_tokens(LEVEL, present=present)(network("bert"))
+    sizes, made = [], exit_queue.stepper
+
+    def stepper(*given):
+        step = made(*given)
+
+        def recorded(at, which, live, streak, tokens, count):
+            sizes.append((at, count))
+            return step(at, which, live, streak, tokens, count)
+
+        return recorded
+
+    monkeypatch.setattr(exit_queue, "stepper", stepper)
+    agrees(told.run(*args, buckets=BUCKETS), expected("bert"))
+    assert [count for at, count in sizes if at == 0] == [9, 2]  # four rows, and the shortest
+    assert all(count < transformers.TOKENS for at, count in sizes if at > 1)
+    assert (simulate(told, *args).kept == simulate(guessed, *args).kept).all()
+
+
+def test_a_sweep_over_levels_compiles_once_and_warm_up_all_that_run_meets():
+    args, net = inputs(KINDS["vit"]), js.prune_tokens(LEVEL)(network("vit"))
+    simulate.clear_cache()
+    for scale in (0.0, 0.5, 1.0):
+        rule = dataclasses.replace(net.tokens, level=scale * net.tokens.level)
+        simulate(dataclasses.replace(net, tokens=rule), *args)
+    assert simulate._cache_size() == 1
+    buckets = js.Buckets(batch=3, token=4, max_batch=3)
+    assert net.warm_up(*args, buckets=buckets) > 0
+    before = exit_step.count_programs()
+    net.run(*args, buckets=buckets)
+    assert exit_step.count_programs() == before
+    assert net.warm_up(*args, buckets=buckets) == 0
+
+
+def test_gradients_are_those_of_the_tokens_that_are_left():
+    """Of the parameters, against differences of what is computed."""
+    args, net = inputs(KINDS["vit"]), js.prune_tokens(LEVEL)(network("vit"))
+
+    def loss(head):
+        return jnp.sum(dataclasses.replace(net, params={**net.params, "head": head})(*args) ** 2)
+
+    head = net.params["head"]
+    slope, way = jax.grad(loss)(head), normal(*head.shape, seed=9)
+    there, back = (loss(head + s * 1e-2 * way) for s in (1, -1))
+    np.testing.assert_allclose(jnp.sum(slope * way), (there - back) / 2e-2, rtol=1e-2)
+
+
+def test_networks_whose_tokens_leave_come_back_from_a_checkpoint(tmp_path):
+    args = inputs(KINDS["vit"])
+    net = js.magic_pyramid(LEVEL, js.Rule(0.5))(network("vit"))
+    js.save(tmp_path / "net", net)
+    like = js.magic_pyramid(0.0, js.Rule(0.0))(network("vit"))
+    loaded = js.load(tmp_path / "net", like)
+    np.testing.assert_array_equal(loaded.tokens.level, net.tokens.level)
+    np.testing.assert_array_equal(loaded(*args), net(*args))
+    with pytest.raises(ValueError, match="tokens leave behind 3 attentions"):
+        js.load(tmp_path / "net", js.exit_early(net.exits)(network("vit")))
+
+
+def test_the_table_says_where_tokens_leave():
+    text = str(js.prune_tokens(LEVEL)(network("vit")))
+    assert "tokens · above" in text
+    for line in ("dynamic/1 │ layers/0/up", "dynamic/5 │ layers/2/up"):
+        assert line in text

@@ -189,7 +189,7 @@ class _Follow:
             return _split(eqn, ins[0])
         if name == "optimization_barrier":
             return ins
-        if name in _ELEMENTWISE:
+        if name in ELEMENTWISE:
             return _elementwise(eqn, ins)
         return _freeze_equation(eqn, ins, "is not understood")
 
@@ -540,7 +540,7 @@ _ALONG: dict[str, Callable[[Any], Sequence[int]]] = {
 _SAME = {"convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient"}
 """Primitives whose output stands for their operand, so that a weight stays one behind them."""
 
-_ELEMENTWISE = _SAME | {
+ELEMENTWISE = _SAME | {
     *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh"),
     *("cbrt", "ceil", "clamp", "clz", "complex", "conj", "cos", "cosh", "digamma", "div", "eq"),
     *("erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "imag"),
@@ -550,3 +550,4 @@ _ELEMENTWISE = _SAME | {
     *("shift_right_logical", "sqrt", "square", "sub", "tan", "tanh", "xor"),
     *("bitcast_convert_type", "random_bits", "random_unwrap", "random_wrap"),
 }
+"""Primitives that compute each entry of their results from one of each operand."""
