@@ -178,7 +178,7 @@ class Llama(nn.Module):
           ValueError: A setting out of range, tokens outside the vocabulary, more tokens than the
             context or the cache has room for, or a cache of another model.
         """
-        d = self._head_width()
+        d = head_width(self)
         check_tokens(ids, self.vocabulary)
         n = ids.shape[1]
         if n > self.context:
@@ -226,34 +226,16 @@ class Llama(nn.Module):
         Raises:
           ValueError: A number out of range.
         """
-        d = self._head_width()
+        d = head_width(self)
         B = checked_int("batch", batch, 1)
         S = self.context if size is None else checked_int("size", size, 1, self.context)
         empty = jnp.zeros((self.layers, B, S, self.groups, d))
         return Cache(empty, empty, jnp.zeros((), jnp.int32))
 
-    def _head_width(self) -> int:
-        """Width of a head, all settings checked."""
-        for name in ("vocabulary", "width", "layers", "heads", "groups", "hidden", "context"):
-            checked_int(name, getattr(self, name), 1)
-        check_range("base", self.base, 0, above=True)
-        check_range("epsilon", self.epsilon, 0)
-        if self.heads % self.groups:
-            raise ValueError(f"heads={self.heads}: must be a multiple of groups={self.groups}")
-        if self.head_width is None and self.width % self.heads:
-            raise ValueError(
-                f"width={self.width}: must be a multiple of heads={self.heads}, or head_width given"
-            )
-        d = self.width // self.heads if self.head_width is None else self.head_width
-        checked_int("head_width", d, 2)
-        if d % 2:
-            raise ValueError(f"head_width={d}: must be even, as positions turn pairs")
-        return d
-
     def _check_cache(self, cache: Cache, shape: tuple[int, ...]) -> None:
         B, n = shape
         S = cache.keys.shape[2] if np.ndim(cache.keys) == 5 else 0
-        expected = (self.layers, B, S, self.groups, self._head_width())
+        expected = (self.layers, B, S, self.groups, head_width(self))
         for name in ("keys", "values"):
             found = np.shape(getattr(cache, name))
             if found != expected:
@@ -265,6 +247,32 @@ class Llama(nn.Module):
             raise ValueError(
                 f"ids[…, {n}]: the cache holds {int(cache.length)} tokens and has room for {S}"
             )
+
+
+def head_width(model: Llama) -> int:
+    """Width of a head, all settings of a decoder checked.
+
+    Args:
+      model: The decoder.
+
+    Raises:
+      ValueError: A setting out of range.
+    """
+    for name in ("vocabulary", "width", "layers", "heads", "groups", "hidden", "context"):
+        checked_int(name, getattr(model, name), 1)
+    check_range("base", model.base, 0, above=True)
+    check_range("epsilon", model.epsilon, 0)
+    if model.heads % model.groups:
+        raise ValueError(f"heads={model.heads}: must be a multiple of groups={model.groups}")
+    if model.head_width is None and model.width % model.heads:
+        raise ValueError(
+            f"width={model.width}: must be a multiple of heads={model.heads}, or head_width given"
+        )
+    d = model.width // model.heads if model.head_width is None else model.head_width
+    checked_int("head_width", d, 2)
+    if d % 2:
+        raise ValueError(f"head_width={d}: must be even, as positions turn pairs")
+    return d
 
 
 def tiny(**settings: Any) -> Llama:
