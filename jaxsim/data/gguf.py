@@ -233,7 +233,9 @@ def _parse(content: np.ndarray) -> Gguf:
         if name in found:
             raise ValueError(f"has two tensors {name!r}")
         if offset % align:
-            raise ValueError(f"tensor {name!r} begins at byte {offset}; must be a multiple of {align}")
+            raise ValueError(
+                f"tensor {name!r} begins at byte {offset}; must be a multiple of {align}"
+            )
         end = start + offset + size
         if end > len(content):
             raise ValueError(f"is cut short: tensor {name!r} ends at byte {end} of {len(content)}")

@@ -62,6 +62,8 @@ def logits(tensors, ids, *, layers, heads, groups, base, epsilon, last=False):
         h = normalized(x, w("ffn_norm"), epsilon)
         gate = h @ w("ffn_gate").T
         x = x + (gate / (1 + np.exp(-gate)) * (h @ w("ffn_up").T)) @ w("ffn_down").T
-    x = normalized(x[-1:] if last else x, np.asarray(tensors("output_norm.weight"), np.float64), epsilon)
+    x = normalized(
+        x[-1:] if last else x, np.asarray(tensors("output_norm.weight"), np.float64), epsilon
+    )
     head = tensors("output.weight")
     return x @ (table if head is None else np.asarray(head, np.float64)).T

@@ -167,8 +167,8 @@ class Llama(nn.Module):
     def __call__(self, ids: Int[Array, "B n"], cache: Cache | None = None) -> Any:
         """The logits [B, n, vocabulary] of the token after each; with a cache, also the next cache.
 
-        A compiled call cannot refuse what its numbers are: tokens outside the vocabulary, and
-        tokens for which the cache has no room, make the logits NaN there.
+        A compiled call cannot refuse what its numbers are: tokens outside the vocabulary make the
+        logits of theirs and all after NaN, and tokens for which the cache has no room all logits.
 
         Args:
           ids: Tokens. With a cache, those that follow the ones it holds.
@@ -194,7 +194,7 @@ class Llama(nn.Module):
             slices, length, size = (cache.keys, cache.values), cache.length, cache.keys.shape[2]
             places = length + places
             allowed = places[:, None] >= jnp.arange(size)
-            x = jnp.where((places < size)[:, None], x, jnp.nan)
+            x = jnp.where(length + n <= size, x, jnp.nan)  # an update would be moved to fit
         stack = nn.scan(
             Layer,
             variable_axes={"params": 0},
