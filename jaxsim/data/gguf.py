@@ -158,7 +158,7 @@ class _Bytes:
     """A place in a file, from which each read goes on."""
 
     def __init__(self, content: np.ndarray):
-        self.content, self.at = memoryview(content), 0
+        self.content, self.at = content.data, 0
 
     @property
     def left(self) -> int:

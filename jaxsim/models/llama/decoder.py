@@ -195,11 +195,12 @@ class Llama(nn.Module):
             places = length + places
             allowed = places[:, None] >= jnp.arange(size)
             x = jnp.where(length + n <= size, x, jnp.nan)  # an update would be moved to fit
+        over_layers: Any = (nn.broadcast, nn.broadcast, nn.broadcast, 0)
         stack = nn.scan(
             Layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=over_layers,
             length=self.layers,
         )(self.heads, self.groups, d, self.hidden, self.epsilon, name="layers")
         x, new = stack(x, rotation_of(places, d, self.base), allowed, length, slices)
@@ -208,7 +209,7 @@ class Llama(nn.Module):
             logits = x @ table.T
         else:
             logits = nn.Dense(self.vocabulary, use_bias=False, kernel_init=_init, name="head")(x)
-        if cache is None:
+        if cache is None or new is None:
             return logits
         keys, values = (
             lax.dynamic_update_slice(old, now.astype(old.dtype), (0, 0, cache.length, 0, 0))
@@ -282,7 +283,8 @@ def tiny(**settings: Any) -> Llama:
       **settings: Attributes of `Llama` that are to be others.
     """
     small = {"vocabulary": 96, "width": 32, "layers": 2, "heads": 4, "groups": 2, "hidden": 64}
-    return Llama(**{**small, "context": 64, "base": 1e4, **settings})
+    changed: dict[str, Any] = {**small, "context": 64, "base": 1e4, **settings}
+    return Llama(**changed)
 
 
 def check_tokens(ids: Any, vocabulary: int) -> None:

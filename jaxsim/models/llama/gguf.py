@@ -90,11 +90,13 @@ def gguf_codes(path: str | os.PathLike[str]) -> dict[str, Codes]:
         codes = [part for part in parts if part is not None]
         if len(codes) < len(parts) or len({(c.bits, c.minimum is None) for c in codes}) > 1:
             continue
-        arrays = [
-            None if of[0] is None else _joined(weight, [a for a in of if a is not None])
-            for of in zip(*(c[:3] for c in codes), strict=True)
-        ]
-        found[weight.path] = Codes(arrays[0], arrays[1], arrays[2], codes[0].bits)  # type: ignore[arg-type]
+        minima = [c.minimum for c in codes if c.minimum is not None]
+        found[weight.path] = Codes(
+            _joined(weight, [c.codes for c in codes]),
+            _joined(weight, [c.scale for c in codes]),
+            _joined(weight, minima) if minima else None,
+            codes[0].bits,
+        )
     return found
 
 
@@ -114,11 +116,9 @@ def _model_of(file: Gguf) -> Llama:
     architecture = fields.get("general.architecture")
     if architecture != "llama":
         raise ValueError(f"is of architecture {architecture!r}; must be 'llama'")
-    settings = {name: _number(fields, key, name) for name, key in _REQUIRED.items()}
-    settings |= {
-        name: _number(fields, key, name)
-        for name, key in _OPTIONAL.items()
-        if f"llama.{key}" in fields
+    there = {name: key for name, key in _OPTIONAL.items() if f"llama.{key}" in fields}
+    settings: dict[str, Any] = {
+        name: _number(fields, key, name) for name, key in (_REQUIRED | there).items()
     }
     if _TABLE not in file.tensors:
         raise ValueError(f"has no tensor {_TABLE!r}")

@@ -66,11 +66,8 @@ def from_fields(fields: Mapping[str, Any], vocabulary: int) -> Tokenizer:
         )
     if len(set(tokens)) != len(tokens):
         raise ValueError("the tokenizer has a token twice")
-    merges = [tuple(merge.split(" ")) for merge in _strings(fields, "merges")]
     known = set(tokens)
-    for merge in merges:
-        if len(merge) != 2 or not known.issuperset((*merge, "".join(merge))):
-            raise ValueError(f"the tokenizer merges {' '.join(merge)!r}; must be two of its tokens")
+    merges = [_merge(text, known) for text in _strings(fields, "merges")]
     ids = {token: i for i, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=split == "llama-bpe"))
     tokenizer.pre_tokenizer = _pre_tokenizer(split)
@@ -95,6 +92,13 @@ def from_fields(fields: Mapping[str, Any], vocabulary: int) -> Tokenizer:
             single=["begin", "$A"], special_tokens=[begin]
         )
     return tokenizer
+
+
+def _merge(text: str, tokens: set[str]) -> tuple[str, str]:
+    first, _, second = text.partition(" ")
+    if not tokens.issuperset((first, second, first + second)):
+        raise ValueError(f"the tokenizer merges {text!r}; must be two of its tokens")
+    return first, second
 
 
 def _strings(fields: Mapping[str, Any], name: str) -> list[str]:
