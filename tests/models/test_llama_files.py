@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+import jaxsim as js
+
 pytest.importorskip("gguf", reason="gguf is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 from gguf.constants import GGMLQuantizationType
@@ -109,6 +111,20 @@ def test_codes_are_those_of_the_parameters_bit_by_bit(tmp_path):
         np.testing.assert_array_equal(
             np.asarray(value).view("i4"), np.ascontiguousarray(numbers).view("i4")
         )
+
+
+def test_eight_bits_in_groups_of_32_are_a_files_own_codes(load):
+    """Stored as Q8_0, a step is the largest of its group over 127: a grid of ours."""
+    model, params, _ = load(files.fields(), files.tensors(), "Q8_0")
+    net = js.trace(model, {"params": params}, IDS[None])
+    groups = js.Grid(8, per="group", rows=32)
+    chip = js.deploy(js.quantize(weights=groups, inputs=None, sites=["*kernel", "embedding*"])(net))
+    assert chip.coverage().share("float") == 0
+    found, expected = jax.jit(lambda *nets: [n(IDS[None]) for n in nets])(chip, net)
+    close(found, expected, 1e-5)
+    coarse = js.deploy(js.quantize(weights=js.Grid(8, per="tensor"), inputs=None)(net))
+    other = jax.jit(lambda n: n(IDS[None]))(coarse)
+    assert np.abs(other - expected).max() > 1e-3 * np.abs(expected).max()
 
 
 def others(**changed):
