@@ -68,6 +68,8 @@ def test_errors_are_those_of_the_mean_and_pairs_are_closer():
     assert alone.error == pytest.approx(alone.value * expected, rel=0.1)
     assert alone.low < alone.value < alone.high
     assert alone.high - alone.low == pytest.approx(2 * 1.96 * alone.error, rel=0.1)
+    two = perplexity(a, draws=2)  # the interval's ends lie 95 % of the way between them
+    assert two.error == pytest.approx((two.high - two.low) / 0.95 / 2**0.5)
     paired = (a.losses - b.losses).mean(1).std() / 20
     assert pair.error == pytest.approx(paired, rel=0.1)
     assert pair.error < alone.error / alone.value / 20
@@ -103,15 +105,19 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_logits():
     )
     prompt = np.zeros((2000, 1), int)
 
-    def shares(temperature):
-        drawn = generate(
-            chain, prompt, jnp.zeros(()), count=5, temperature=temperature, key=jax.random.key(1)
-        )
+    def draw(temperature):
+        key, start = jax.random.key(1), jnp.zeros(())
+        return generate(chain, prompt, start, count=5, temperature=temperature, key=key)
+
+    def shares(drawn):
         return np.bincount(drawn.ravel(), minlength=3) / drawn.size
 
-    np.testing.assert_allclose(shares(1.0), [0.7, 0.2, 0.1], atol=0.02)
+    one = draw(1.0)
+    np.testing.assert_allclose(shares(one), [0.7, 0.2, 0.1], atol=0.02)
+    # Each step draws anew: neighbors are equal as often as chance has it.
+    assert (one[:, 1:] == one[:, :-1]).mean() == pytest.approx(0.54, abs=0.02)
     expected = np.sqrt([0.7, 0.2, 0.1])
-    np.testing.assert_allclose(shares(2.0), expected / expected.sum(), atol=0.02)
+    np.testing.assert_allclose(shares(draw(2.0)), expected / expected.sum(), atol=0.02)
 
 
 @pytest.mark.parametrize(
