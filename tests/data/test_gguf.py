@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("gguf", reason="gguf is not installed")
 from gguf import GGUFReader, GGUFWriter, dequantize, quantize
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from jaxsim.data.gguf import codes_of, read_gguf
 from jaxsim.data.gguf import dequantize as ours
@@ -56,8 +56,23 @@ def test_codes_and_steps_make_the_numbers_bit_by_bit(read, kind):
     np.testing.assert_array_equal(numbers.view("i4"), ours(tensor).view("i4"))
 
 
-def test_floats_have_no_codes(read):
-    assert codes_of(read(gguf_file({}, {"w": MATRIX}, "F16")).tensors["w"]) is None
+@pytest.mark.parametrize("kind", ["Q2_K", "Q4_K", "Q6_K", "IQ4_NL", "MXFP4"])
+def test_other_types_are_decoded_too_and_have_no_codes(read, kind):
+    of = GGMLQuantizationType[kind]
+    block, size = GGML_QUANT_SIZES[of]
+    data = np.random.default_rng(0).integers(0, 60, 4 * size, np.uint8)  # scales are small
+    file = read(gguf_file({}, {"w": (of, (2, 2 * block), data.tobytes())}))
+    expected = dequantize(data.reshape(2, -1), of)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(ours(file.tensors["w"]).view("i4"), expected.view("i4"))
+    assert codes_of(file.tensors["w"]) is None
+
+
+def test_types_that_the_package_cannot_decode_are_refused(read):
+    data = np.zeros(32, np.uint8).tobytes()
+    tensor = read(gguf_file({}, {"w": (GGMLQuantizationType.I8, (32,), data)})).tensors["w"]
+    with pytest.raises(ValueError, match="type I8: the package gguf cannot decode it"):
+        ours(tensor)
 
 
 def test_files_of_the_package_read_as_it_reads_them(tmp_path):
