@@ -33,7 +33,7 @@ class Scores(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A number with its uncertainty from a bootstrap over windows.
+    """A number with its uncertainty from a bootstrap over windows, NaN where there is but one.
 
     Attributes:
       value: The number, over all windows.
@@ -328,8 +328,10 @@ def _bootstrap(
 ) -> Estimate:
     """A function of the mean over windows, with what it becomes when windows are resampled."""
     times, W = checked_int("draws", draws, 2), len(values)
-    generator = np.random.default_rng(checked_seed(seed))
+    generator, value = np.random.default_rng(checked_seed(seed)), of_mean(values.mean())
+    if W < 2:
+        return Estimate(value, math.nan, math.nan, math.nan)
     picked = generator.integers(W, size=(times, W))
     resampled = np.array([of_mean(mean) for mean in values[picked].mean(1)])
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(of_mean(values.mean()), float(resampled.std(ddof=1)), float(low), float(high))
+    return Estimate(value, float(resampled.std(ddof=1)), float(low), float(high))

@@ -75,6 +75,12 @@ def test_errors_are_those_of_the_mean_and_pairs_are_closer():
     assert pair.error < alone.error / alone.value / 20
 
 
+def test_one_window_says_nothing_of_errors():
+    value, *rest = perplexity(Scores(np.ones((1, 3)), np.ones((1, 3), int)))
+    assert value == pytest.approx(np.e)
+    assert np.isnan(rest).all()
+
+
 def test_greedy_writing_is_the_argmax_of_calls_without_a_cache():
     found = generate(net(), PROMPT, MODEL.cache(2, 9), count=6)
     whole = np.concatenate([PROMPT, found], 1)
