@@ -108,7 +108,14 @@ def test_tokens_out_of_the_vocabulary_are_refused_or_no_numbers():
         (lambda m, v: m.apply(v, np.zeros((1, 65), int)), "ids\\[…, 65\\]: must hold at most"),
         (lambda m, v: m.apply(v, np.zeros(3, int)), "must be tokens \\[B, n\\]"),
         (lambda m, v: m.apply(v, np.zeros((1, 3))), "of float"),
-        (lambda m, v: m.apply(v, IDS, m.cache(1)), "cache.keys\\[2, 1, 64, 2, 8\\]: must be"),
+        (
+            lambda m, v: m.apply(v, IDS, m.cache(1)),
+            "cache.keys\\[2, 1, 64, 2, 8\\]: must be \\[2, 2, S",
+        ),
+        (
+            lambda m, v: m.apply(v, IDS, tiny(groups=4).cache(2)),
+            "cache.keys\\[…, 4, 8\\]: must be of 2",
+        ),
         (lambda m, v: m.apply(v, IDS, m.cache(2, 6)), "holds 0 tokens and has room for 6"),
         (lambda m, v: m.cache(2, 65), "size=65: must be an int from 1 to 64"),
         (lambda m, v: m.cache(0), "batch=0"),
@@ -151,6 +158,31 @@ def test_a_traced_network_is_the_model_with_a_cache_and_without():
     assert names == [site.name for site in js.trace(MODEL, variables(), IDS, MODEL.cache(2)).sites]
     assert "embedding:lookup" in names
     assert "layers/feed_forward/down/kernel" in names
+
+
+def test_heads_and_hidden_units_go_with_their_group_and_the_cache_with_them():
+    kept = {
+        "layers/attention/query/kernel:2.0": [1],
+        "layers/attention/query/kernel:2.1": [0],
+        "layers/feed_forward/gate/kernel:2": range(0, 64, 2),
+    }
+    shrunk = js.shrink(keep=kept)(net())
+    # Of four heads over two groups the third is left: what a decoder of one head says.
+    small = tiny(heads=1, groups=1, head_width=8, hidden=32)
+    params = jax.tree.map(lambda a: a, variables()["params"])
+    attention, perceptron = (params["layers"][n] for n in ("attention", "feed_forward"))
+    heads = {"query": slice(16, 24), "key": slice(8, 16), "value": slice(8, 16)}
+    own = {n: {"kernel": attention[n]["kernel"][..., at]} for n, at in heads.items()}
+    own["mix"] = {"kernel": attention["mix"]["kernel"][:, 16:24]}
+    units = {n: {"kernel": perceptron[n]["kernel"][..., ::2]} for n in ("gate", "up")}
+    units["down"] = {"kernel": perceptron["down"]["kernel"][:, ::2]}
+    params["layers"] |= {"attention": own, "feed_forward": units}
+    expected = jax.jit(small.apply)({"params": params}, IDS)
+    whole, (parts, _) = jax.jit(lambda n, c: (n(IDS), n(IDS, c)))(shrunk, small.cache(2, 8))
+    close(whole, expected, 1e-6)
+    close(parts, expected, 1e-5)
+    with pytest.raises(ValueError, match="must be of 1 heads of width 8"):
+        shrunk(IDS, MODEL.cache(2, 8))
 
 
 def test_a_transformed_decoder_is_deployed_saved_and_decodes_with_a_cache(tmp_path):

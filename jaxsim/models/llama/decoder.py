@@ -44,23 +44,39 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B n d"], tuple[Array, Array] | None]:
         """The mixed tokens, and their keys and values where there is a cache to put them into."""
         B, n, width = x.shape
-        H, G, k = self.heads, self.groups, self.head_width
+        k = self.head_width
 
         def project(name: str, heads: int) -> Array:
             dense = nn.Dense(heads * k, use_bias=False, kernel_init=_init, name=name)
-            return dense(x).reshape(B, n, heads, k)
+            return dense(x)
 
-        query = rotate(project("query", H), rotation).reshape(B, n, G, H // G, k)
-        key, value = rotate(project("key", G), rotation), project("value", G)
+        # As many heads as there are: a shrunk network has fewer, and narrower values.
+        query = rotate(project("query", self.heads).reshape(B, n, -1, k), rotation)
+        key = rotate(project("key", self.groups).reshape(B, n, -1, k), rotation)
+        G = key.shape[2]
+        value = project("value", self.groups).reshape(B, n, G, -1)
+        query = query.reshape(B, n, G, -1, k)
         new = None if cached is None else (key, value)
         if cached is not None:
             keys, values, length = cached
-            key = lax.dynamic_update_slice(keys, key.astype(keys.dtype), (0, length, 0, 0))
-            value = lax.dynamic_update_slice(values, value.astype(values.dtype), (0, length, 0, 0))
+            key = _updated("keys", keys, key, length)
+            value = _updated("values", values, value, length)
         scores = jnp.einsum("bngrk,bsgk->bgrns", query, key) * k**-0.5
         shares = jax.nn.softmax(scores + jnp.where(allowed, 0, _NO))
-        mixed = jnp.einsum("bgrns,bsgk->bngrk", shares, value).reshape(B, n, H * k)
+        mixed = jnp.einsum("bgrns,bsgk->bngrk", shares, value).reshape(B, n, -1)
         return nn.Dense(width, use_bias=False, kernel_init=_init, name="mix")(mixed), new
+
+
+def _updated(
+    name: str, old: Float[Array, "B S G k"], new: Float[Array, "B n G k"], length: Int[Array, ""]
+) -> Float[Array, "B S G k"]:
+    """Keys or values of one layer, those of the new tokens put behind the old ones."""
+    if old.shape[2:] != new.shape[2:]:
+        raise ValueError(
+            f"cache.{name}[…, {old.shape[2]}, {old.shape[3]}]: must be of {new.shape[2]} heads of "
+            f"width {new.shape[3]}, as this decoder's are"
+        )
+    return lax.dynamic_update_slice(old, new.astype(old.dtype), (0, length, 0, 0))
 
 
 class FeedForward(nn.Module):
@@ -234,19 +250,17 @@ class Llama(nn.Module):
         return Cache(empty, empty, jnp.zeros((), jnp.int32))
 
     def _check_cache(self, cache: Cache, shape: tuple[int, ...]) -> None:
-        B, n = shape
-        S = cache.keys.shape[2] if np.ndim(cache.keys) == 5 else 0
-        expected = (self.layers, B, S, self.groups, head_width(self))
+        (B, n), S = shape, np.shape(cache.keys)[2:3]
         for name in ("keys", "values"):
             found = np.shape(getattr(cache, name))
-            if found != expected:
+            if len(found) != 5 or found[:3] != (self.layers, B, *S):
                 raise ValueError(
-                    f"cache.{name}{list(found)}: must be {['L', 'B', 'S', 'G', 'd']}, here "
-                    f"{[*expected[:2], 'S', *expected[3:]]}; make one with model.cache({B})"
+                    f"cache.{name}{list(found)}: must be [{self.layers}, {B}, S, G, d]; make one "
+                    f"with model.cache({B})"
                 )
-        if not is_traced(cache.length) and int(cache.length) + n > S:
+        if not is_traced(cache.length) and int(cache.length) + n > S[0]:
             raise ValueError(
-                f"ids[…, {n}]: the cache holds {int(cache.length)} tokens and has room for {S}"
+                f"ids[…, {n}]: the cache holds {int(cache.length)} tokens and has room for {S[0]}"
             )
 
 
