@@ -24,6 +24,7 @@ def blocks(path):
 PAGES = (
     "concepts",
     "models",
+    "language",
     "state",
     "quantization",
     "rounding",
