@@ -7,8 +7,9 @@ import json
 import re
 import shutil
 import zlib
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,9 @@ _FORMAT = 1
 
 _PACKED = 2
 """Format of a deployed network, whose arrays are packed into one of bytes."""
+
+_LEAN = 3
+"""The same, of states without what reads do not need."""
 
 _SAID = ("network", "deployed", "calibrated")
 """What metadata says of a network, beside the format."""
@@ -95,7 +99,7 @@ def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
         content = pack([np.asarray(leaf) for leaf in leaves])
         metadata["check"] = _check(content, metadata)
         content = {"packed": np.frombuffer(content, np.uint8)}
-    metadata["format"] = _PACKED if net.deployed else _FORMAT
+    metadata["format"] = _FORMAT if not net.deployed else _LEAN if _is_lean(net) else _PACKED
     part = folder.with_name(f"{folder.name}.orbax-checkpoint-tmp")  # as orbax calls it
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     alone = ocp.options.MultiprocessingOptions(
@@ -149,8 +153,8 @@ def load(path: str | Path, like: Network) -> Network:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
         form = metadata.get("format")
-        if form not in (_FORMAT, _PACKED) or not set(_SAID) <= set(metadata):
-            raise ValueError(f"format {form}, this version reads {_FORMAT} and {_PACKED}")
+        if form not in (_FORMAT, _PACKED, _LEAN) or not set(_SAID) <= set(metadata):
+            raise ValueError(f"format {form}, this version reads {_FORMAT} to {_LEAN}")
     saved, expected = [_nameable(line) for line in metadata["network"]], describe(like)
     if saved != expected:
         mine, theirs = (
@@ -161,18 +165,30 @@ def load(path: str | Path, like: Network) -> Network:
             f"path={str(path)!r} holds another network than like: it has {theirs}, like has {mine}"
         )
     if metadata["deployed"]:
-        states = jax.eval_shape(write_states, like, jax.eval_shape(lambda: jax.random.key(0)))
+        states = _written(like, "lean" if form == _LEAN else "plain")
         states = shard_like_weights(like, states, shape_on)
         like = dataclasses.replace(
             like, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
-    if form == _PACKED:
+    if form != _FORMAT:
         return _load_packed(path, like, metadata)
     content = data_fields(like)
     target = abstract_tree(content, _default_sharding(like))
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         content = from_leaf_list(content, checkpointer.restore(folder, to_leaf_list(target)))
     return dataclasses.replace(like, **content)
+
+
+def _written(net: Network, layout: Literal["plain", "lean"]) -> Any:
+    """Shapes of the states that a network's sites write."""
+    write = partial(write_states, layout=layout)
+    return jax.eval_shape(write, net, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _is_lean(net: Network) -> bool:
+    """Whether a deployed network's states are as `deploy` writes them now."""
+    like = dataclasses.replace(net, deployed=False, calibrated=False, states={})
+    return jax.tree.structure(_written(like, "lean")) == jax.tree.structure(dict(net.states))
 
 
 def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> Network:

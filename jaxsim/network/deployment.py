@@ -77,7 +77,7 @@ def deploy(
     check_key(key)
     inputs = None if calibrate is None else batches(calibrate, "calibrate")
     check_params(net.params)
-    states = shard_like_weights(net, write_states(net, key), jax.device_put)
+    states = shard_like_weights(net, write_states(net, key, layout="lean"), jax.device_put)
     chip = dataclasses.replace(net, states=states, deployed=True)
     if inputs is None:
         any_key = jax.eval_shape(lambda: jax.random.key(0))
