@@ -29,7 +29,8 @@ from jaxsim.files import atomic
 from jaxsim.network.deployment import find_read_params
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, data_fields
-from jaxsim.network.params import param_names
+from jaxsim.network.params import param_names, with_params
+from jaxsim.network.unheld import without_values
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.arrays import whole_on_host
 
@@ -128,7 +129,7 @@ def load(path: str | Path, like: Network) -> Network:
 
     Returns:
       The network as it was saved, deployed if it was. Parameters that a deployed one reads no more
-      are not stored, and are NaN.
+      are not stored; they are NaN and take no memory, as `deploy(keep_floats=False)` leaves them.
 
     Raises:
       ValueError: No such checkpoint, or one of another model or composition.
@@ -206,13 +207,10 @@ def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> N
         arrays = unpack(content, forms)
     placed = [jax.device_put(a, leaf.sharding) for a, leaf in zip(arrays, leaves, strict=True)]
     found = from_leaf_list(target, {"leaves": placed})
-    kept = found["params"]
-    params = [
-        kept.get(name, jnp.full(jnp.shape(leaf), jnp.nan, jnp.result_type(leaf)))
-        for name, leaf in zip(param_names(like), jax.tree.leaves(like.params), strict=True)
-    ]
-    found["params"] = jax.tree.unflatten(jax.tree.structure(like.params), params)
-    return dataclasses.replace(like, **found)
+    kept = found.pop("params")
+    unheld = tuple(name for name in param_names(like) if name not in kept)
+    params = with_params(like, kept).params
+    return dataclasses.replace(like, **found, params=without_values(params, unheld), unheld=unheld)
 
 
 def _stored_fields(net: Network) -> dict[str, Any]:

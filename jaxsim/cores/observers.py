@@ -16,6 +16,7 @@ from jaxsim.cores.quantized import Quantized, quantized
 from jaxsim.cores.role import role
 from jaxsim.formats.grid import Grid
 from jaxsim.numerics import memory
+from jaxsim.numerics.nibbles import unpacked
 
 
 class Moments(NamedTuple):
@@ -125,8 +126,8 @@ def code_ends(core: Core, *, weights: Grid) -> Core:
 
 def _ends_of(op: Op, weights: Grid, on: Quantized) -> tuple[Array, Array]:
     """Values of the first and the last code, contracted axes left out."""
-    held = (on.scale, jnp.zeros_like(on.scale) if on.zero is None else on.zero)
-    scale, zero = (jnp.squeeze(a, op.geometry.contracted) for a in held)
+    zero = jnp.zeros_like(on.scale) if on.zero is None else unpacked(on.zero)
+    scale, zero = (jnp.squeeze(a, op.geometry.contracted) for a in (on.scale, zero))
     if weights.per == "tensor":
         scale, zero = (a.reshape(-1)[0] for a in (scale, zero))
     lo, hi = ((code - zero) * scale for code in weights.code_range)

@@ -109,7 +109,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             return state
         zero, total = None, state.total
         if weights is not None and not weights.symmetric:
-            zero = _short_zero(op, weights, state.zero) if op.integer else state.zero
+            zero = _short_zero(op, weights, unpacked(state.zero)) if op.integer else state.zero
         if inputs is None or inputs.symmetric:
             total = None
         return state._replace(zero=zero, total=total)
@@ -163,8 +163,10 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         """The floats that weights are stored as."""
         assert multiplied is not None
         w = multiplied.weight(inner_op(op), state.inner).astype(jnp.float32)
-        affine = weights is not None and not weights.symmetric
-        return (w - unpacked(state.zero) if affine else w) * state.scale
+        if weights is not None and not weights.symmetric:
+            assert state.zero is not None
+            w = w - unpacked(state.zero)
+        return w * state.scale
 
     def rounded(op: Op, state: Quantized, x: Array, key: Any) -> Array:
         """The floats that inputs are rounded to."""
@@ -183,6 +185,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         if x_zero is not None:
             y = y - x_zero * state.total
         if weights is not None and not weights.symmetric:
+            assert state.zero is not None
             w_zero = op.to_output(unpacked(state.zero))
             if jnp.issubdtype(y.dtype, jnp.integer):
                 w_zero = w_zero.astype(jnp.int32)
