@@ -19,6 +19,7 @@ from jaxsim.evaluate.comparison import classify, compare
 from jaxsim.evaluate.crossbar import Crossbar
 from jaxsim.evaluate.systolic import Hardware
 from jaxsim.formats import clipping, rounding
+from jaxsim.formats.block_grid import BlockGrid
 from jaxsim.formats.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.formats.grid import Grid
 from jaxsim.integer.convert import integer_only
@@ -130,6 +131,7 @@ __all__ = [
     "assign_bits",
     "fpg_bits",
     "Grid",
+    "BlockGrid",
     "Codebook",
     "Floating",
     "nf4",

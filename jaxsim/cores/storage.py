@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, Literal, Protocol, TypeVar, cast
 
+from jaxsim.cores.block_grid import block_grid
 from jaxsim.cores.lookup import codebook_lookup
 from jaxsim.cores.minifloat import minifloat
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import grouped
 from jaxsim.cores.wrapper import Wrapper
+from jaxsim.formats.block_grid import ROWS, BlockGrid
 from jaxsim.formats.codebook import Codebook, Floating
 from jaxsim.formats.grid import Grid
 from jaxsim.values.value import same
@@ -89,6 +91,12 @@ def _(form: Codebook, side: Side) -> tuple[Wrapper, ...]:
 def _(form: Floating, side: Side) -> tuple[Wrapper, ...]:
     sides = {"weights": None, "inputs": None, side: form.checked(side)}
     return (Wrapper.of(minifloat, **sides),)
+
+
+@wrappers_of.register
+def _(form: BlockGrid, side: Side) -> tuple[Wrapper, ...]:
+    form = form.checked(side)
+    return Wrapper.of(grouped, rows=ROWS), Wrapper.of(block_grid, weights=form)
 
 
 F = TypeVar("F", Grid, Codebook)
