@@ -22,6 +22,7 @@ from jaxsim.formats import clipping, rounding
 from jaxsim.formats.block_grid import BlockGrid
 from jaxsim.formats.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.formats.grid import Grid
+from jaxsim.formats.microscaling import mx, nvfp4
 from jaxsim.integer.convert import integer_only
 from jaxsim.integer.network import IntegerNetwork
 from jaxsim.network.deployment import deploy, widen_ranges
@@ -134,7 +135,9 @@ __all__ = [
     "BlockGrid",
     "Codebook",
     "Floating",
+    "mx",
     "nf4",
+    "nvfp4",
     "fp4",
     "clipping",
     "Format",

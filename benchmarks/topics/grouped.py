@@ -42,6 +42,9 @@ FORMS: dict[str, dict[str, Any]] = {
         "weights": js.Grid(4, per="group", rows=32),
         "inputs": js.Grid(8, per="token"),
     },
+    "Q4_1": {"weights": js.BlockGrid("Q4_1"), "inputs": None},
+    "MX e2m1": {"weights": js.mx("e2m1"), "inputs": None},
+    "NVFP4, inputs too": {"weights": js.nvfp4(), "inputs": js.nvfp4()},
     "4 bits per channel": {"weights": 4, "inputs": None},
 }
 """Settings of `quantize`: groups of 32 products, but for the last."""
@@ -76,7 +79,7 @@ def _products(settings: GroupedSettings) -> Table:
     net, call = js.trace(_product, w, x[8]), jax.jit(lambda chip, x: chip(x))
     chips = {}
     for name, form in FORMS.items():
-        calibrate = None if form["inputs"] is None else x[8]
+        calibrate = x[8] if form["inputs"] == 8 else None
         coded = js.quantize(**form)(net)
         chips[name] = js.deploy(coded, calibrate=calibrate, keep_floats=False)
     ratios: dict[str, list[str]] = {name: [] for name in chips}

@@ -188,7 +188,7 @@ def _written(net: Network, layout: Literal["plain", "lean"]) -> Any:
 
 def _is_lean(net: Network) -> bool:
     """Whether a deployed network's states are as `deploy` writes them now."""
-    like = dataclasses.replace(net, deployed=False, calibrated=False, states={})
+    like = dataclasses.replace(net, deployed=False, calibrated=False, states={}, unheld=())
     return jax.tree.structure(_written(like, "lean")) == jax.tree.structure(dict(net.states))
 
 
