@@ -114,13 +114,13 @@ def _pruning(settings: GroupedSettings) -> Table:
         return x
 
     net = js.trace(model, params, jnp.ones((2, size)))
-    seconds = []
+    seconds, kept = [], 0
     for _ in range(2):
         start = time.perf_counter()
-        sparse = js.prune(0.3)(net)
-        jax.block_until_ready(sparse.masks)
+        masks = js.prune(0.3)(net).masks
+        jax.block_until_ready(masks)
         seconds.append(f"{time.perf_counter() - start:.1f}")
-    kept = sum(int(mask.sum()) for mask in sparse.masks.values())
+        kept = sum(int(mask.sum()) for mask in masks.values())
     columns = ("weights, million", "first s", "second s", "kept")
     line = [f"{size * size * settings.layers / 1e6:.1f}", *seconds, kept]
     return Table(columns, [line], "prune(0.3), all layers together")
