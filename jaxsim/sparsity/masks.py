@@ -233,7 +233,7 @@ def _kept_by_layer(
         size = sum(layouts[name].size for name in names)
         mine = [units.pop(n) for n in names]
         if size == 1:
-            mean = mine[0].reshape(len(mine[0]), -1)
+            mean = mine[0][:, 0]
         else:
             mean = _mean_score(mine, [layouts[n].size for n in names], size)
         del mine

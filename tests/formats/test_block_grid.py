@@ -170,3 +170,38 @@ def test_what_does_not_fit_a_weight_is_refused():
         js.quantize(8, BlockGrid())
     with pytest.raises(ValueError, match="its weights are no integer codes"):
         js.slice_bits(2)(js.quantize(BlockGrid(), None)(net))
+
+
+STACK = normal(2, 64, 64)
+SCALES, MINIMA = np.abs(normal(2, 2, 64)).astype(np.float16), -np.abs(normal(2, 2, 64, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("whole", "each"),
+    [
+        (js.quantize(js.mx("e2m1"), js.mx()), [js.quantize(js.mx("e2m1"), js.mx())] * 2),
+        (js.quantize(js.nvfp4(), js.nvfp4()), [js.quantize(js.nvfp4(), js.nvfp4())] * 2),
+        (
+            js.quantize(BlockGrid("Q5_1", SCALES, MINIMA), None),
+            [js.quantize(BlockGrid("Q5_1", SCALES[i], MINIMA[i]), None) for i in (0, 1)],
+        ),
+    ],
+    ids=["mx", "nvfp4", "given scales"],
+)
+def test_layers_of_a_stack_have_blocks_of_their_own(whole, each):
+    """A control: the given scales of the other slice give another answer."""
+    x = normal(3, 64)
+
+    def scanned(p, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0]
+
+    def unrolled(p, x):
+        return jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"])
+
+    stack = js.deploy(whole(js.trace(scanned, {"w": STACK}, x)))
+    flat = js.trace(unrolled, {"a": STACK[0], "b": STACK[1]}, x)
+    rows = js.deploy(js.rules({"a": each[0], "b": each[1]})(flat))
+    np.testing.assert_allclose(stack(x), rows(x), rtol=0, atol=1e-5)
+    if each[0] is not each[1]:
+        swapped = js.deploy(js.rules({"a": each[1], "b": each[0]})(flat))
+        assert np.abs(stack(x) - swapped(x)).max() > 0.01
