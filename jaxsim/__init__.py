@@ -19,8 +19,10 @@ from jaxsim.evaluate.comparison import classify, compare
 from jaxsim.evaluate.crossbar import Crossbar
 from jaxsim.evaluate.systolic import Hardware
 from jaxsim.formats import clipping, rounding
+from jaxsim.formats.block_grid import BlockGrid
 from jaxsim.formats.codebook import Codebook, Floating, fp4, nf4
 from jaxsim.formats.grid import Grid
+from jaxsim.formats.microscaling import mx, nvfp4
 from jaxsim.integer.convert import integer_only
 from jaxsim.integer.network import IntegerNetwork
 from jaxsim.network.deployment import deploy, widen_ranges
@@ -130,9 +132,12 @@ __all__ = [
     "assign_bits",
     "fpg_bits",
     "Grid",
+    "BlockGrid",
     "Codebook",
     "Floating",
+    "mx",
     "nf4",
+    "nvfp4",
     "fp4",
     "clipping",
     "Format",

@@ -23,6 +23,7 @@ CHOICES = (True, False)
 
 # Options that choose how a thing is done and not what comes out, or that describe what a value is.
 SAME_ANSWER = {
+    ("deploy", "keep_floats"): "what is held: tests/network/test_deployment.py",
     ("measure_break_even", "layout"): "a measurement of time: tests/transforms/test_run_sparse.py",
     ("pipeline_shard", "balance"): "where it cuts: tests/transforms/test_pipeline_shard.py",
     ("pipeline_shard", "engine"): "how stages run: tests/transforms/test_pipeline_shard.py",
@@ -112,6 +113,8 @@ ANSWERS = {
     ("Codebook", "per"): lambda per: answer(
         js.quantize(weights=js.Codebook((-1.0, -0.3, 0.0, 0.4, 1.0), per=per, **group(per)))
     ),
+    ("BlockGrid", "kind"): lambda kind: wide(js.quantize(js.BlockGrid(kind), None)),
+    ("mx", "element"): lambda element: wide(js.quantize(js.mx(element), None)),
     ("Floating", "dtype"): lambda dtype: answer(js.quantize(weights=js.Floating(dtype))),
     ("Floating", "per"): lambda per: answer(js.quantize(weights=js.Floating("float8_e5m2", per))),
     ("fp4", "per"): lambda per: answer(js.quantize(weights=js.fp4(per=per, **group(per)))),
@@ -144,6 +147,12 @@ ANSWERS = {
         js.quantize(5, 8), js.slice_bits(3, top=top), js.analog(5, rows=4, adc_range="max")
     ),
 }
+
+
+def wide(transform):
+    """An answer of a layer whose products fill a block of 32."""
+    w = jnp.asarray(np.random.default_rng(1).normal(size=(32, 4)), jnp.float32)
+    return transform(js.trace(lambda p, x: x @ p, w, jnp.eye(32)))(jnp.eye(32))
 
 
 def group(per):

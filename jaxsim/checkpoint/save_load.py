@@ -7,8 +7,9 @@ import json
 import re
 import shutil
 import zlib
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,8 @@ from jaxsim.files import atomic
 from jaxsim.network.deployment import find_read_params
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, data_fields
-from jaxsim.network.params import param_names
+from jaxsim.network.params import param_names, with_params
+from jaxsim.network.unheld import without_values
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.arrays import whole_on_host
 
@@ -37,6 +39,9 @@ _FORMAT = 1
 
 _PACKED = 2
 """Format of a deployed network, whose arrays are packed into one of bytes."""
+
+_LEAN = 3
+"""The same, of states without what reads do not need."""
 
 _SAID = ("network", "deployed", "calibrated")
 """What metadata says of a network, beside the format."""
@@ -95,7 +100,7 @@ def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
         content = pack([np.asarray(leaf) for leaf in leaves])
         metadata["check"] = _check(content, metadata)
         content = {"packed": np.frombuffer(content, np.uint8)}
-    metadata["format"] = _PACKED if net.deployed else _FORMAT
+    metadata["format"] = _FORMAT if not net.deployed else _LEAN if _is_lean(net) else _PACKED
     part = folder.with_name(f"{folder.name}.orbax-checkpoint-tmp")  # as orbax calls it
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     alone = ocp.options.MultiprocessingOptions(
@@ -124,7 +129,7 @@ def load(path: str | Path, like: Network) -> Network:
 
     Returns:
       The network as it was saved, deployed if it was. Parameters that a deployed one reads no more
-      are not stored, and are NaN.
+      are not stored; they are NaN and take no memory, as `deploy(keep_floats=False)` leaves them.
 
     Raises:
       ValueError: No such checkpoint, or one of another model or composition.
@@ -149,8 +154,8 @@ def load(path: str | Path, like: Network) -> Network:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
         form = metadata.get("format")
-        if form not in (_FORMAT, _PACKED) or not set(_SAID) <= set(metadata):
-            raise ValueError(f"format {form}, this version reads {_FORMAT} and {_PACKED}")
+        if form not in (_FORMAT, _PACKED, _LEAN) or not set(_SAID) <= set(metadata):
+            raise ValueError(f"format {form}, this version reads {_FORMAT} to {_LEAN}")
     saved, expected = [_nameable(line) for line in metadata["network"]], describe(like)
     if saved != expected:
         mine, theirs = (
@@ -161,18 +166,30 @@ def load(path: str | Path, like: Network) -> Network:
             f"path={str(path)!r} holds another network than like: it has {theirs}, like has {mine}"
         )
     if metadata["deployed"]:
-        states = jax.eval_shape(write_states, like, jax.eval_shape(lambda: jax.random.key(0)))
+        states = _written(like, "lean" if form == _LEAN else "plain")
         states = shard_like_weights(like, states, shape_on)
         like = dataclasses.replace(
             like, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
-    if form == _PACKED:
+    if form != _FORMAT:
         return _load_packed(path, like, metadata)
     content = data_fields(like)
     target = abstract_tree(content, _default_sharding(like))
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         content = from_leaf_list(content, checkpointer.restore(folder, to_leaf_list(target)))
     return dataclasses.replace(like, **content)
+
+
+def _written(net: Network, layout: Literal["plain", "lean"]) -> Any:
+    """Shapes of the states that a network's sites write."""
+    write = partial(write_states, layout=layout)
+    return jax.eval_shape(write, net, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _is_lean(net: Network) -> bool:
+    """Whether a deployed network's states are as `deploy` writes them now."""
+    like = dataclasses.replace(net, deployed=False, calibrated=False, states={}, unheld=())
+    return jax.tree.structure(_written(like, "lean")) == jax.tree.structure(dict(net.states))
 
 
 def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> Network:
@@ -190,13 +207,10 @@ def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> N
         arrays = unpack(content, forms)
     placed = [jax.device_put(a, leaf.sharding) for a, leaf in zip(arrays, leaves, strict=True)]
     found = from_leaf_list(target, {"leaves": placed})
-    kept = found["params"]
-    params = [
-        kept.get(name, jnp.full(jnp.shape(leaf), jnp.nan, jnp.result_type(leaf)))
-        for name, leaf in zip(param_names(like), jax.tree.leaves(like.params), strict=True)
-    ]
-    found["params"] = jax.tree.unflatten(jax.tree.structure(like.params), params)
-    return dataclasses.replace(like, **found)
+    kept = found.pop("params")
+    unheld = tuple(name for name in param_names(like) if name not in kept)
+    params = with_params(like, kept).params
+    return dataclasses.replace(like, **found, params=without_values(params, unheld), unheld=unheld)
 
 
 def _stored_fields(net: Network) -> dict[str, Any]:

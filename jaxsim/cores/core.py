@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
 from jaxsim.cores.op import Op
+from jaxsim.cores.product import Operands, multiplies
+from jaxsim.numerics.nibbles import SIGNED, Nibbles, unpacked
 
 State = Any
 """What a core stores for one site: a pytree of arrays."""
@@ -78,7 +81,7 @@ class Core(NamedTuple):
     read: Read
 
 
-def _write_float(op: Op, w: Array, key: Any) -> Array:
+def _write_float(op: Op, w: Array, key: Any) -> Array | Nibbles:
     bits = 8 * w.dtype.itemsize if op.w_hi is None or op.w_lo is None else op.code_bits
     if bits is None:
         levels = np.broadcast_to(op.w_hi - op.w_lo + 1, op.w_planes(w) or (1,))  # pyright: ignore
@@ -86,12 +89,25 @@ def _write_float(op: Op, w: Array, key: Any) -> Array:
     else:
         op.count("weight_bits", bits * w.size)
     op.count("cells", w.size)
+    if op.layout == "paired" and _fits_half_a_byte(op, w):
+        return Nibbles.of(w, op.geometry.contracted[-1] - w.ndim)
     return w
+
+
+def _fits_half_a_byte(op: Op, w: Array) -> bool:
+    if op.planes or op.w_lo is None or op.w_hi is None or not jnp.issubdtype(w.dtype, jnp.integer):
+        return False
+    return int(op.w_lo) >= SIGNED[0] and int(op.w_hi) <= SIGNED[1]
+
+
+@multiplies(Operands(lambda op, state: unpacked(state), lambda op, state, x, key: x))
+def _read_float(op: Op, state: Array | Nibbles, x: Array, key: Any) -> Array:
+    return op.contract(x, unpacked(state))
 
 
 float_core = Core(
     write=_write_float,
     calibrate=lambda op, state, x: state,
-    read=lambda op, state, x, key: op.contract(x, state),
+    read=_read_float,
 )
 """The contraction as the model does it; exact int32 where both operands are integer codes."""

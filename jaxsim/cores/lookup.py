@@ -12,8 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.cores.core import Core
 from jaxsim.cores.op import Op
+from jaxsim.cores.product import Operands, multiplies, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Codebook, index_bits, k_means, nearest
+from jaxsim.numerics.nibbles import Nibbles, unpacked
 from jaxsim.numerics.scaling import divide, step_of
 
 
@@ -21,14 +23,15 @@ class LookupState(NamedTuple):
     """State of weights that point into a table.
 
     Attributes:
-      pointers: index of each weight, in its shape; of each vector [n], where they point together.
+      pointers: index of each weight, in its shape; of each vector [n], where they point together;
+        at deployment two in a byte, if the table has at most 16 entries.
       levels: the table: numbers [size], or vectors [size, length].
       scale: what the numbers are multiplied by, of the weight's rank, contracted axes of size 1.
       passed: what lends the weight its derivative before deployment; None after it.
       kept: which weights are not pruned; None where all are kept, or zero has a place in the table.
     """
 
-    pointers: Int[Array, "..."]
+    pointers: Int[Array, "..."] | Nibbles
     levels: Float[Array, "size ..."]
     scale: Float[Array, "..."]
     passed: Array | None
@@ -46,6 +49,7 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
     Source: Han et al. (2016), arXiv 1510.00149, section 3 (k-means); Jégou et al. (2011), Product
     quantization for nearest neighbor search, and Stock et al. (2020), arXiv 1907.05686 (vectors).
     """
+    multiplied = operands_of(core)
 
     def vectors(op: Op, w: Array) -> Array:
         """Weights [n, length], the contracted axes last, filled up with zeros."""
@@ -68,10 +72,11 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
             among = None if kept is None else vectors(op, kept)
             levels, pointers = k_means(rows, size=size, iterations=weights.iterations, kept=among)
             pointers = pointers.astype(jnp.uint8 if size <= 256 else jnp.int32)
-            state = LookupState(pointers, levels, jnp.ones(outputs), passed, kept)
             op.count("weight_bits", 32 * levels.size + index_bits(size) * pointers.size)
             op.count("cells", pointers.size)
-            return state
+            if op.layout != "plain" and size <= 16:
+                pointers = Nibbles.of(pointers, -1)
+            return LookupState(pointers, levels, jnp.ones(outputs), passed, kept)
         levels = jnp.asarray(weights.levels, jnp.float32)
         axes = op.scale_axes(weights.per)
         most = jnp.max(jnp.abs(values), axes, keepdims=True)
@@ -79,10 +84,13 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
         pointers = nearest(divide(values, jnp.where(most > 0, most, 1.0)), levels)
         op.count("weight_bits", index_bits(levels.size) * w.size)
         op.count("cells", w.size)
+        if op.layout != "plain" and levels.size <= 16:
+            pointers = Nibbles.of(pointers, op.geometry.contracted[-1] - w.ndim)
         return LookupState(pointers, levels, jnp.broadcast_to(most, outputs), passed, kept)
 
     def weight(op: Op, state: LookupState) -> Array:
-        values = jnp.take(state.levels, state.pointers.astype(jnp.int32), axis=0)
+        pointers = unpacked(state.pointers).astype(jnp.int32)
+        values = jnp.take(state.levels, pointers, axis=0)
         if weights.levels is None:
             values = _contracted_home(op, values)
         values = values * state.scale
@@ -95,9 +103,22 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
     def calibrate(op: Op, state: LookupState, x: Array) -> LookupState:
         return state
 
+    def written(op: Op, state: LookupState) -> Any:
+        return core.write(dataclasses.replace(op, meter=None), weight(op, state), None)
+
+    def dense(op: Op, state: LookupState) -> Array:
+        """The floats that weights are stored as."""
+        assert multiplied is not None
+        return multiplied.weight(op, written(op, state))
+
+    def rounded(op: Op, state: LookupState, x: Array, key: Any) -> Array:
+        """The floats that inputs are rounded to."""
+        assert multiplied is not None
+        return multiplied.inputs(op, written(op, state), x, key)
+
+    @multiplies(multiplied and Operands(dense, rounded))
     def read(op: Op, state: LookupState, x: Array, key: Any) -> Array:
-        silent = dataclasses.replace(op, meter=None)
-        return core.read(op, core.write(silent, weight(op, state), None), x, key)
+        return core.read(op, written(op, state), x, key)
 
     return Core(write, calibrate, read)
 

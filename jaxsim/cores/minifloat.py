@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.product import Operands, multiplies, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Floating
 from jaxsim.numerics.scaling import divide, scale_product, step_of, unit_of
@@ -40,6 +41,7 @@ def minifloat(core: Core, *, weights: Floating | None, inputs: Floating | None) 
 
     Source: Micikevicius et al. (2022), FP8 formats for deep learning, arXiv 2209.05433.
     """
+    multiplied = operands_of(core)
 
     def write(op: Op, w: Array, key: Any) -> MinifloatState:
         w = w.astype(jnp.float32)
@@ -58,6 +60,20 @@ def minifloat(core: Core, *, weights: Floating | None, inputs: Floating | None) 
     def calibrate(op: Op, state: MinifloatState, x: Array) -> MinifloatState:
         return state
 
+    def dense(op: Op, state: MinifloatState) -> Array:
+        """The floats that weights are stored as."""
+        assert multiplied is not None
+        return multiplied.weight(op, state.inner).astype(jnp.float32) * state.scale
+
+    def rounded(op: Op, state: MinifloatState, x: Array, key: Any) -> Array:
+        """The floats that inputs are rounded to."""
+        assert multiplied is not None
+        scale: Any = 1.0
+        if inputs is not None:
+            x, scale = _rounded(inputs, x.astype(jnp.float32), tuple(range(x.ndim)))
+        return multiplied.inputs(op, state.inner, x, key) * scale
+
+    @multiplies(multiplied and Operands(dense, rounded))
     def read(op: Op, state: MinifloatState, x: Array, key: Any) -> Array:
         x, x_scale, scale = x.astype(jnp.float32), None, op.to_output(state.scale)
         if inputs is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jaxsim.cores.quantized import Quantized, quantized
 from jaxsim.cores.role import role
 from jaxsim.formats.grid import Grid
 from jaxsim.numerics import memory
+from jaxsim.numerics.nibbles import unpacked
 
 
 class Moments(NamedTuple):
@@ -57,7 +59,8 @@ def moments(core: Core, *, weights: Grid) -> Core:
         what = f"second moments of {K} inputs" + (f", {B} times" if B > 1 else "")
         memory.check(what, 4 * B * K**2, "leave such a site out with sites=")
         w = w.astype(jnp.float32)
-        on = quantized(float_core, weights=weights, inputs=None).write(op, w, None)
+        plain = dataclasses.replace(op, layout="plain")
+        on = quantized(float_core, weights=weights, inputs=None).write(plain, w, None)
 
         def spread(s: Array) -> Array:
             return matmul.w(jnp.broadcast_to(s, w.shape))
@@ -123,7 +126,8 @@ def code_ends(core: Core, *, weights: Grid) -> Core:
 
 def _ends_of(op: Op, weights: Grid, on: Quantized) -> tuple[Array, Array]:
     """Values of the first and the last code, contracted axes left out."""
-    scale, zero = (jnp.squeeze(a, op.geometry.contracted) for a in (on.scale, on.zero))
+    zero = jnp.zeros_like(on.scale) if on.zero is None else unpacked(on.zero)
+    scale, zero = (jnp.squeeze(a, op.geometry.contracted) for a in (on.scale, zero))
     if weights.per == "tensor":
         scale, zero = (a.reshape(-1)[0] for a in (scale, zero))
     lo, hi = ((code - zero) * scale for code in weights.code_range)

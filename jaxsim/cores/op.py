@@ -45,6 +45,9 @@ class Op:
         and of each output's weights; they stay zero likewise.
       deterministic: a read of calibration, in which nothing random happens.
       scan_index: which slice of a stacked weight this is, an index for each axis of the stack.
+      layout: how a state is laid out: "plain" with all that belongs to it; "lean", at deployment,
+        without what its reads do not need; "paired" also with codes of four bits two in a byte,
+        where reads make floats of the codes anyway.
       meter: where `count` adds, during a cost walk.
 
     Examples:
@@ -68,6 +71,7 @@ class Op:
     filled: int = 0
     deterministic: bool = False
     scan_index: tuple[Any, ...] = ()
+    layout: Literal["plain", "lean", "paired"] = "plain"
     meter: Meter | None = None
 
     def contract(self, x: Num[Array, "..."], w: Num[Array, "..."]) -> Num[Array, "..."]:
@@ -177,7 +181,9 @@ class Op:
 
     def codes(self, lo: Any, hi: Any) -> Op:
         """This op with a weight of codes in [lo, hi], arrays over the planes."""
-        return dataclasses.replace(self, w_lo=np.asarray(lo), w_hi=np.asarray(hi), code_bits=None)
+        layout = "lean" if self.layout == "paired" else self.layout
+        ends = {"w_lo": np.asarray(lo), "w_hi": np.asarray(hi)}
+        return dataclasses.replace(self, **ends, code_bits=None, layout=layout)
 
     def inputs(self, lo: int, hi: int) -> Op:
         """This op with an input of codes in [lo, hi]."""

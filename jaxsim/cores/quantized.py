@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Num
 
 from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
+from jaxsim.cores.product import Operands, multiplies, operands_of
 from jaxsim.cores.role import role
 from jaxsim.cores.tiled import real
 from jaxsim.formats.clipping import cut, over_kept
@@ -28,6 +29,7 @@ from jaxsim.formats.grid import (
     update_range,
 )
 from jaxsim.numerics.digits import code_dtype
+from jaxsim.numerics.nibbles import Nibbles, unpacked
 from jaxsim.numerics.scaling import scale_product, unit_of
 
 
@@ -38,15 +40,17 @@ class Quantized(NamedTuple):
       inner: what the inner core wrote of the codes.
       scale: step of the weights, of the weight's rank, contracted axes of size 1; of floats a
         power of two.
-      zero: code of a zero weight, of the same shape.
-      total: sum of the codes of each output, broadcastable to the output.
+      zero: code of a zero weight, of the same shape, as whole numbers; None where it is read by
+        nothing: at deployment, of a symmetric grid and of floats.
+      total: sum of the codes of each output, broadcastable to the output; None likewise, for
+        inputs on a symmetric grid and floats.
       inputs: range of the inputs; None where none is stored.
     """
 
     inner: State
     scale: Float[Array, "..."]
-    zero: Float[Array, "..."]
-    total: Num[Array, "..."]
+    zero: Num[Array, "..."] | Nibbles | None
+    total: Num[Array, "..."] | None
     inputs: Range | None
 
 
@@ -64,12 +68,14 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
 
     Source: Jacob et al. (2018), arXiv 1712.05877, eq. 4–7.
     """
+    multiplied = operands_of(core)
 
     def inner_op(op: Op) -> Op:
+        layout = "paired" if op.layout == "lean" and inputs is None else op.layout
         if weights is not None:
             op = op.codes(*map(np.asarray, weights.code_range))
             bits = 2 if weights.bits == 1 and op.masked else weights.bits  # a sign, or nothing
-            op = dataclasses.replace(op, code_bits=bits)
+            op = dataclasses.replace(op, code_bits=bits, layout=layout)
         return op if inputs is None else op.inputs(*inputs.code_range)
 
     def write(op: Op, w: Array, key: Any) -> Quantized:
@@ -80,8 +86,8 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             # near one, so that products with codes do not leave the floats' range
             unit = unit_of(w, tuple(range(w.ndim)))
             w, scale = w / unit, jnp.broadcast_to(unit, outputs)
-            state = core.write(op, w, key)
-            return Quantized(state, scale, jnp.zeros(outputs), op.column_sum(w), unseen)
+            state, zero = core.write(op, w, key), jnp.zeros(outputs)
+            return lean(op, Quantized(state, scale, zero, op.column_sum(w), unseen))
         axes = op.scale_axes(weights.per)
         clip = _clip_of_slice(op, weights, w.ndim - len(axes))
         kept = op.masked or op.filled > 0
@@ -95,7 +101,32 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             codes = codes.astype(code_dtype(*weights.code_range))
         state = core.write(inner_op(op), codes, key)
         scale, zero = jnp.broadcast_to(scale, outputs), jnp.broadcast_to(zero, outputs)
-        return Quantized(state, scale, zero, op.column_sum(codes), unseen)
+        return lean(op, Quantized(state, scale, zero, op.column_sum(codes), unseen))
+
+    def lean(op: Op, state: Quantized) -> Quantized:
+        """A state without what its reads do not need, where it is deployed."""
+        if op.layout == "plain" or state.zero is None:
+            return state
+        zero, total = None, state.total
+        if weights is not None and not weights.symmetric:
+            zero = _short_zero(op, weights, unpacked(state.zero)) if op.integer else state.zero
+        if inputs is None or inputs.symmetric:
+            total = None
+        return state._replace(zero=zero, total=total)
+
+    def input_grid(op: Op, state: Quantized, x: Array) -> tuple[Array, Array, Array]:
+        """The inputs within their range, and step and zero point of the grid over it."""
+        assert inputs is not None
+        axes = op.geometry.x_summed if inputs.per == "token" else None
+        grid = dataclasses.replace(inputs, clip=_clip_of_slice(op, inputs, 0))
+        batch = partial(_observed, grid, x, axes, real(op, x) if op.filled else None)
+        held = state.inputs
+        r = batch() if held is None else op.range("quantize(inputs=…)", held, batch)
+        x, r = cut(grid.clip, x, r)
+        return (x, *scale_and_zero(inputs, r))
+
+    def drawn(op: Op, key: Any) -> Any:
+        return None if inputs is None or op.deterministic else _rounding_key(inputs, key, "inputs")
 
     def to_codes(op: Op, state: Quantized, x: Array, key: Any) -> tuple[Op, Array, Any, Any]:
         """The op on codes, the codes, and scale and zero point as they broadcast to the output.
@@ -107,13 +138,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
             return op, x.astype(jnp.float32), 1.0, None
         x = x.astype(jnp.float32)
         per_token = inputs.per == "token"
-        axes = op.geometry.x_summed if per_token else None
-        grid = dataclasses.replace(inputs, clip=_clip_of_slice(op, inputs, 0))
-        batch = partial(_observed, grid, x, axes, real(op, x) if op.filled else None)
-        held = state.inputs
-        r = batch() if held is None else op.range("quantize(inputs=…)", held, batch)
-        x, r = cut(grid.clip, x, r)
-        scale, zero = scale_and_zero(inputs, r)
+        x, scale, zero = input_grid(op, state, x)
         scales, zeros = (op.geometry.x_to_output(a) if per_token else a for a in (scale, zero))
         if core is float_core and not op.integer:
             # Nothing holds the codes: less their zero point, padding is zero and needs no sums.
@@ -134,14 +159,34 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         op, codes, _, _ = to_codes(op, state, x, None)
         return state._replace(inner=core.calibrate(op, state.inner, codes))
 
+    def dense(op: Op, state: Quantized) -> Array:
+        """The floats that weights are stored as."""
+        assert multiplied is not None
+        w = multiplied.weight(inner_op(op), state.inner).astype(jnp.float32)
+        if weights is not None and not weights.symmetric:
+            assert state.zero is not None
+            w = w - unpacked(state.zero)
+        return w * state.scale
+
+    def rounded(op: Op, state: Quantized, x: Array, key: Any) -> Array:
+        """The floats that inputs are rounded to."""
+        assert multiplied is not None
+        inner, x = inner_op(op), x.astype(jnp.float32)
+        if inputs is None:
+            return multiplied.inputs(inner, state.inner, x, key)
+        x, scale, zero = input_grid(op, state, x)
+        codes = encode(inputs, x, scale, zero, drawn(op, key))
+        return (multiplied.inputs(inner, state.inner, codes, key) - zero) * scale
+
+    @multiplies(multiplied and Operands(dense, rounded))
     def read(op: Op, state: Quantized, x: Array, key: Any) -> Array:
-        draw = None if inputs is None or op.deterministic else _rounding_key(inputs, key, "inputs")
-        op, codes, x_scale, x_zero = to_codes(op, state, x, draw)
+        op, codes, x_scale, x_zero = to_codes(op, state, x, drawn(op, key))
         y = core.read(op, state.inner, codes, key)
-        w_zero = op.to_output(state.zero)
         if x_zero is not None:
             y = y - x_zero * state.total
         if weights is not None and not weights.symmetric:
+            assert state.zero is not None
+            w_zero = op.to_output(unpacked(state.zero))
             if jnp.issubdtype(y.dtype, jnp.integer):
                 w_zero = w_zero.astype(jnp.int32)
             inside = op.row_sum(codes)
@@ -150,6 +195,13 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         return y * scale if inputs is None else scale_product(y, x_scale, scale)
 
     return Core(write, calibrate, read)
+
+
+def _short_zero(op: Op, weights: Grid, zero: Array) -> Array | Nibbles:
+    """Codes of zero in as many bits as a code takes, where groups have one each."""
+    zero = zero.astype(code_dtype(*weights.code_range))
+    groups = getattr(op.geometry, "w_batch", ())
+    return Nibbles.of(zero, groups[-1] - zero.ndim) if groups and weights.bits <= 4 else zero
 
 
 def stored(inputs: Grid) -> bool:

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any, Literal, Protocol, TypeVar, cast
 
+from jaxsim.cores.block_grid import block_grid
 from jaxsim.cores.lookup import codebook_lookup
+from jaxsim.cores.microscaled import microscaled
 from jaxsim.cores.minifloat import minifloat
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import grouped
 from jaxsim.cores.wrapper import Wrapper
+from jaxsim.formats.block_grid import ROWS, BlockGrid
 from jaxsim.formats.codebook import Codebook, Floating
 from jaxsim.formats.grid import Grid
+from jaxsim.formats.microscaling import Microscaled
 from jaxsim.values.value import same
 
 Side = Literal["weights", "inputs"]
@@ -91,6 +95,18 @@ def _(form: Floating, side: Side) -> tuple[Wrapper, ...]:
     return (Wrapper.of(minifloat, **sides),)
 
 
+@wrappers_of.register
+def _(form: BlockGrid, side: Side) -> tuple[Wrapper, ...]:
+    form = form.checked(side)
+    return Wrapper.of(grouped, rows=ROWS), Wrapper.of(block_grid, weights=form)
+
+
+@wrappers_of.register
+def _(form: Microscaled, side: Side) -> tuple[Wrapper, ...]:
+    sides = {"weights": None, "inputs": None, side: form.checked(side)}
+    return Wrapper.of(grouped, rows=form.rows), Wrapper.of(microscaled, **sides)
+
+
 F = TypeVar("F", Grid, Codebook)
 
 
@@ -113,8 +129,16 @@ def join_chains(weights: Sequence[Wrapper], inputs: Sequence[Wrapper]) -> tuple[
       inputs: Wrappers that store the inputs.
 
     Raises:
-      ValueError: A function that stores both has a setting of each operand's that differ.
+      ValueError: A function that stores both has a setting of each operand's that differ, or
+        inputs are in blocks and weights are not.
     """
+    groups = [next((w for w in side if w.role == "groups"), None) for side in (weights, inputs)]
+    if weights and groups[0] is None and groups[1] is not None:
+        raise ValueError(
+            f"inputs: they are in blocks of {groups[1].settings['rows']}, and {weights[-1].name} "
+            "has one scale for weights of many blocks; expected weights in blocks or groups of as "
+            "many, or None"
+        )
     chain = list(weights)
     for wrapper in inputs:
         place = next((i for i, w in enumerate(chain) if w.factory is wrapper.factory), None)

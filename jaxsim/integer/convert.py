@@ -274,7 +274,8 @@ class Lowering:
             reach = np.float64(largest * weights.code_range[1] * op.depth)
         if np.max(reach) >= 2**31:
             raise refusal(eqn, f"sums {op.depth} products, which may leave 32 bits")
-        shift = -float(zero) * scale * np.asarray(state.total, np.float64)
+        total = 0.0 if state.total is None else np.asarray(state.total, np.float64)
+        shift = -float(zero) * scale * total
         return affine(shape_of(eqn.outvars[0]).shape, scale, shift, -reach, reach)
 
     def lookup(self, eqn: jex.JaxprEqn, entry: Contraction, ins: list[Any]) -> Floats:

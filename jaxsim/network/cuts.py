@@ -31,6 +31,7 @@ from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Rows, contracti
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.site import Site
 from jaxsim.network.stacks import Place, part_name, stack_lengths, take_apart
+from jaxsim.network.unheld import require_held
 
 # Primitives that move numbers and compute none.
 _LAYOUT = {
@@ -143,8 +144,9 @@ def equations(net: Network, arguments: Partitioned) -> Equations:
     shapes = abstract_arguments(arguments)
     traced = trace_plan(net.fn, params, buffers, shapes, net.example, net.weights, net.masks)
     check_sites(net, traced.plan)
-    plan = _drop_unused(_inline_calls(traced.plan))
     paths = tuple(path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    require_held(net.unheld, paths, traced.plan, net.states)
+    plan = _drop_unused(_inline_calls(traced.plan))
     count = len(jax.tree.leaves(buffers))
     return divided(Equations(plan, (), paths, count, traced.out_tree, plan, (), {}))
 

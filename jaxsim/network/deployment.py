@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
@@ -20,9 +19,10 @@ from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import check_params
 from jaxsim.network.network import Network, run_network, trace_call
 from jaxsim.network.params import param_names
-from jaxsim.network.plan import Contraction, Inner, Plan, Traced
+from jaxsim.network.plan import Traced
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.stepwise import Stepwise, mostly_alike
+from jaxsim.network.unheld import live_inputs, without_values
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.checks import is_traced
 
@@ -31,7 +31,12 @@ FEW = 8
 
 
 def deploy(
-    net: Network, *, key: Key[Array, ""] | None = None, calibrate: Any = None, **kwargs: Any
+    net: Network,
+    *,
+    key: Key[Array, ""] | None = None,
+    calibrate: Any = None,
+    keep_floats: bool = True,
+    **kwargs: Any,
 ) -> Network:
     """Writes the weights once and sets the ranges, as a chip is programmed.
 
@@ -42,10 +47,14 @@ def deploy(
       calibrate: Inputs for which to set input and ADC ranges: one batch (an array, a tuple of
         positional arguments, or a dict of keyword arguments), or any iterable of batches, of which
         one at a time is in memory. Ranges widen from batch to batch.
+      keep_floats: If False, parameters that calls do not read any more, since their sites read what
+        was written, are not held beside it: they are NaN, and take no memory. Which these are is
+        found parameter by parameter (`chip.unheld`), for the arguments the network was traced with.
       **kwargs: Further keyword arguments of the model, for every batch.
 
     Returns:
-      A network whose calls read what was written. Gradients with respect to its inputs and its
+      A network whose calls read what was written: codes of four bits, where reads make floats of
+      them, two in a byte. Gradients with respect to its inputs and its
       states pass straight through rounding.
 
     Raises:
@@ -77,13 +86,21 @@ def deploy(
     check_key(key)
     inputs = None if calibrate is None else batches(calibrate, "calibrate")
     check_params(net.params)
-    states = shard_like_weights(net, write_states(net, key), jax.device_put)
+    states = shard_like_weights(net, write_states(net, key, layout="lean"), jax.device_put)
     chip = dataclasses.replace(net, states=states, deployed=True)
     if inputs is None:
         any_key = jax.eval_shape(lambda: jax.random.key(0))
         jax.eval_shape(run_network, chip, net.example, any_key)
-        return chip
-    return widen_ranges(chip, inputs, **kwargs)
+    else:
+        chip = widen_ranges(chip, inputs, **kwargs)
+    return chip if keep_floats else _without_floats(chip)
+
+
+def _without_floats(chip: Network) -> Network:
+    """A network without the parameters that its calls do not read."""
+    read = find_read_params(chip)
+    names = tuple(name for name in param_names(chip) if name not in read)
+    return dataclasses.replace(chip, params=without_values(chip.params, names), unheld=names)
 
 
 def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
@@ -186,21 +203,5 @@ def find_read_params(net: Network) -> set[str]:
     """
     shapes = jax.eval_shape(lambda: (net.params, net.buffers))
     plan = trace_plan(net.fn, shapes[0], shapes[1], net.example, net.example, net.weights).plan
-    live = _live(plan, set(net.states))
+    live = live_inputs(plan, net.states)
     return {name for name, is_read in zip(param_names(net), live, strict=False) if is_read}
-
-
-def _live(plan: Plan, written: set[str]) -> list[bool]:
-    """Finds the inputs of a plan that its outputs depend on, where written sites read no weight."""
-    live = {v for v in plan.jaxpr.outvars if isinstance(v, jex.Var)}
-    for eqn, entry in zip(reversed(plan.jaxpr.eqns), reversed(plan.entries), strict=True):
-        if not (eqn.effects or any(v in live for v in eqn.outvars)):
-            continue
-        needed = [True] * len(eqn.invars)
-        if isinstance(entry, Contraction) and entry.site.name in written:
-            needed[entry.w_at] = False
-        elif isinstance(entry, Inner) and len(entry.plans) == 1:
-            needed = _live(entry.plans[0], written)
-        used = (v for v, need in zip(eqn.invars, needed, strict=True) if need)
-        live.update(v for v in used if isinstance(v, jex.Var))
-    return [v in live for v in plan.jaxpr.invars]

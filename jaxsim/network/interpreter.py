@@ -596,7 +596,8 @@ def _look_up(
         def run(wrappers: Any, w: Any, ids: Array, at: Any, write_key: Any, read_key: Any) -> Array:
             core, op, state = call.states(wrappers, w, at, write_key, integer=integer)
             held = dataclasses.replace(op, integer=integer or call.written)
-            axes = row_axes(wrappers, held, entry.w, entry.site.name)
+            written = state if call.written else None
+            axes = row_axes(wrappers, held, entry.w, entry.site.name, written)
             return read_rows(core, op, state, ids, axes, read_key)
 
         return run

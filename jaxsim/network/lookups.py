@@ -69,7 +69,7 @@ def rows_as_outputs(shape: tuple[int, ...], axis: int) -> Dot:
 
 
 def row_axes(
-    wrappers: Sequence[Wrapper], op: Op, w: jax.ShapeDtypeStruct, name: str
+    wrappers: Sequence[Wrapper], op: Op, w: jax.ShapeDtypeStruct, name: str, state: State = None
 ) -> list[int | None]:
     """Finds the axis of each array of a state along which the rows of a table lie.
 
@@ -78,6 +78,7 @@ def row_axes(
       op: The lookup's product.
       w: Shape and dtype of the table.
       name: Name of the site, for the error.
+      state: State that was written at deployment, whose layout counts; None before.
 
     Returns:
       An axis for each leaf of the state, None where all rows share it.
@@ -88,12 +89,12 @@ def row_axes(
     core = build([wrapper for wrapper in wrappers if wrapper.role not in WEIGHT])
     (axis,) = op.geometry.w_free  # pyright: ignore
 
-    def leaves(times: int) -> list[Any]:
+    def written(op: Op, times: int) -> Any:
         longer = tuple(n * times if i == axis else n for i, n in enumerate(w.shape))
         resized = _with_table(op, longer)
         key = jax.eval_shape(lambda: jax.random.key(0))
         table = jax.ShapeDtypeStruct(longer, w.dtype)
-        return jax.tree.leaves(jax.eval_shape(lambda w, k: core.write(resized, w, k), table, key))
+        return jax.eval_shape(lambda w, k: core.write(resized, w, k), table, key)
 
     def differing(a: Any, b: Any) -> int | None:
         axes = [i for i, (n, m) in enumerate(zip(a.shape, b.shape, strict=True)) if n != m]
@@ -104,7 +105,10 @@ def row_axes(
         return axes[0] if axes else None
 
     try:
-        return [differing(a, b) for a, b in zip(leaves(1), leaves(2), strict=True)]
+        if state is not None and jax.tree.structure(written(op, 1)) != jax.tree.structure(state):
+            op = dataclasses.replace(op, layout="lean")
+        once, twice = (jax.tree.leaves(written(op, times)) for times in (1, 2))
+        return [differing(a, b) for a, b in zip(once, twice, strict=True)]
     except (TypeError, ValueError):
         chain = " → ".join(map(repr, wrappers))
         raise ValueError(
@@ -163,7 +167,7 @@ def read_table(wrappers: Sequence[Wrapper], entry: Contraction, state: State) ->
     op, geometry = dataclasses.replace(entry.op, integer=True), entry.op.geometry
     (rows,) = geometry.w_free  # pyright: ignore
     with own_promotion():
-        axes = row_axes(wrappers, op, entry.w, entry.site.name)
+        axes = row_axes(wrappers, op, entry.w, entry.site.name, state)
         every = jnp.arange(entry.w.shape[rows])
         table = read_rows(build(wrappers), op, state, every, axes, None)
     return (table if rows == 0 else table.T).astype(entry.w.dtype)

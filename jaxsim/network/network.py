@@ -35,6 +35,7 @@ from jaxsim.network.plan import Plan, Traced, contractions
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.site import Site, matching_names
 from jaxsim.network.tables import sites_table
+from jaxsim.network.unheld import require_held
 from jaxsim.numerics.checks import is_traced
 from jaxsim.values.value import PytreeValue
 
@@ -44,7 +45,7 @@ DATA = ("params", "buffers", "masks", "cores", "states")
 
 META = (
     *("fn", "sites", "defaults", "example", "weights", "unreached"),
-    *("focus", "deployed", "calibrated"),
+    *("focus", "deployed", "calibrated", "unheld"),
 )
 """Fields of a network that are static."""
 
@@ -70,6 +71,7 @@ class Network(PytreeValue):
       deployed: True if weights are written; `params` of transformed sites are then not read any
         more.
       calibrated: True if ranges are stored.
+      unheld: Paths of the parameters that no call reads and whose values are not held.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -96,6 +98,7 @@ class Network(PytreeValue):
     focus: tuple[str, ...] | None = None
     deployed: bool = False
     calibrated: bool = False
+    unheld: tuple[str, ...] = ()
 
     def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
         """Runs the model on its hardware.
@@ -503,12 +506,17 @@ def trace_call(net: Network, arguments: Partitioned) -> Traced:
       arguments: Arguments of the call; they may be shapes.
 
     Raises:
-      ValueError: The model rejects the arguments, or they bring sites that the network lacks.
+      ValueError: The model rejects the arguments, they bring sites that the network lacks, or they
+        have it read a parameter that is not held.
     """
     traced = trace_plan(
         net.fn, net.masked_params(), net.buffers, arguments, net.example, net.weights, net.masks
     )
     check_sites(net, traced.plan)
+    if net.unheld:
+        leaves = jax.tree_util.tree_leaves_with_path(net.params)
+        names = [path_name(path) for path, _ in leaves]
+        require_held(net.unheld, names, traced.plan, net.states)
     return traced
 
 

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.extend.core as jex
@@ -34,7 +34,9 @@ from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.gradients import shard_like
 
 
-def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
+def write_states(
+    net: Network, key: Key[Array, ""] | None, *, layout: Literal["plain", "lean"] = "plain"
+) -> dict[str, State]:
     """Writes every transformed site's weight, from the parameters alone.
 
     Parameters of sites that are alike are written by one small program, called for each; what is
@@ -43,8 +45,9 @@ def write_states(net: Network, key: Key[Array, ""] | None) -> dict[str, State]:
     Args:
       net: Network with transformed sites.
       key: Random key for cores that draw when they write, or None.
+      layout: "lean" for a deployed network, whose states hold what reads need; see `Op`.
     """
-    states = _write_most(net, key)
+    states = _write_most(net, key, layout)
     return {
         name: found.written(net.cores[name], site_key(key, name, ()))
         if isinstance(found, _Unwritten)
@@ -66,15 +69,17 @@ class _Unwritten:
         return _write(self.op, tuple(wrappers), self.w, (), key, self.mask)
 
 
-@jax.jit
-def _write_most(net: Network, key: Key[Array, ""] | None) -> dict[str, Any]:
+@partial(jax.jit, static_argnums=2)
+def _write_most(
+    net: Network, key: Key[Array, ""] | None, layout: Literal["plain", "lean"]
+) -> dict[str, Any]:
     """The states of sites that are like no other, and the parameters of the others as they are."""
     traced = trace_call(net, net.example)
     known = traced.values[: len(traced.values) - len(net.example.arrays)]
     values = [*known, *[None] * len(net.example.arrays)]
     named = zip(param_names(net), jax.tree.leaves(net.params), known, strict=False)
     params = {id(value): (p, net.masks.get(name)) for name, p, value in named}
-    _, states = _Writer(net.cores, key, params).run(traced.plan, values, ())
+    _, states = _Writer(net.cores, key, params, layout).run(traced.plan, values, ())
 
     def kind(name: str) -> Any:
         leaves, structure = jax.tree.flatten((states[name], net.cores[name]))
@@ -131,6 +136,7 @@ class _Writer:
         cores: Mapping[str, tuple[Wrapper, ...]],
         key: Key[Array, ""] | None,
         params: Mapping[int, tuple[Array, Array | None]],
+        layout: Literal["plain", "lean"],
     ):
         """Prepares to write.
 
@@ -139,7 +145,9 @@ class _Writer:
           key: Random key, or None.
           params: Parameters and their masks, by the identity of the masked one: where one is the
             weight of a site and no loop is around, it is left unwritten.
+          layout: Layout of the states, as in `Op`.
         """
+        self.layout: Literal["plain", "lean"] = layout
         self.cores = cores
         self.key = key
         self.params = params
@@ -178,7 +186,7 @@ class _Writer:
         if site.name in self.cores and site.kind != "dynamic":
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             key, w = site_key(self.key, site.name, over), ins[entry.w_at]
-            op = dataclasses.replace(entry.op, integer=True)
+            op = dataclasses.replace(entry.op, integer=True, layout=self.layout)
             explicit = jax.typeof(w).sharding.mesh.explicit_axes
             if id(w) in self.params and not indices and not explicit:
                 states[site.name] = _Unwritten(*self.params[id(w)], op)
@@ -215,7 +223,7 @@ class _Writer:
             def write(
                 cores: dict[str, tuple[Wrapper, ...]], key: Any, ins: list[Any], indices: Any
             ) -> dict[str, State]:
-                return _Writer(cores, key, {}).run(plans[0], ins, indices)[1]
+                return _Writer(cores, key, {}, self.layout).run(plans[0], ins, indices)[1]
 
             states = in_auto_axes(write, dict(self.cores), self.key, ins, indices)
             return [None] * len(eqn.outvars), states

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxsim.sparsity.lowest import count_lowest_by_row
+
 
 class LayerScores(NamedTuple):
     """Scores of layers of one shape: the slices of a stack, or one layer.
@@ -195,15 +197,8 @@ def _count(sparsity: float | Array, units: int) -> Array:
 
 
 def _count_lowest(layers: Sequence[LayerScores], sparsity: float | Array) -> list[Array]:
-    return _count_lowest_scores([layer.scores for layer in layers], sparsity)
-
-
-@jax.jit
-def _count_lowest_scores(scores: Sequence[Array], sparsity: Array) -> list[Array]:
-    flat = jnp.concatenate([s.ravel() for s in scores])
-    gone = rank(flat) < _count(sparsity, flat.size)
-    parts = jnp.split(gone, np.cumsum([s.size for s in scores])[:-1])
-    return [p.reshape(s.shape).sum(1) for p, s in zip(parts, scores, strict=True)]
+    units = sum(layer.scores.size for layer in layers)
+    return count_lowest_by_row([layer.scores for layer in layers], _count(sparsity, units))
 
 
 def _by_density(share: Callable[[tuple[int, ...]], float]) -> Distribution:

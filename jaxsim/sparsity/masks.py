@@ -24,6 +24,7 @@ from jaxsim.network.writer import write_states
 from jaxsim.numerics.arrays import in_auto_axes, placed_like
 from jaxsim.numerics.checks import check_share, is_traced
 from jaxsim.sparsity.distribution import Distribution, LayerScores, rank
+from jaxsim.sparsity.lowest import leave_lowest
 from jaxsim.sparsity.pattern import Layout, Pattern
 
 Masks = dict[str, Bool[Array, "..."]]
@@ -139,15 +140,17 @@ def make_masks(
         that the pattern does not fit, or one that would lose everything.
     """
     stacked, flat, params = stacks(net, sites), by_name(scores), by_name(net.params)
+    del scores  # each layer's go where its units are made
     # in the order of the tree, so that ties between layers have an order that is known
     names = [name for name in params if name in stacked]
     contracted = contracted_axes(net, names) if pattern.needs_axes else {}
     layouts: dict[str, Layout] = {}
-    alive: dict[str, Array] = {}
+    alive: dict[str, Array | None] = {}
     units: dict[str, Array] = {}
     for name in names:
         whole, stack = flat[name].shape, stacked[name]
-        if not is_traced(flat[name]) and bool(_some_nan(flat[name])):
+        mine = flat.pop(name)
+        if not is_traced(mine) and bool(_some_nan(mine)):
             raise ValueError(f"scores of {name}: some are NaN")
         if whole[: len(stack)] != stack:
             raise ValueError(
@@ -156,8 +159,9 @@ def make_masks(
             )
         shape = whole[len(stack) :]
         layout = pattern.layout(name, shape, contracted.get(name, ()))
-        left = net.masks.get(name, jnp.ones(whole, bool))
-        alive[name], units[name] = in_auto_axes(partial(_score_units, layout), left, flat[name])
+        left = [net.masks[name]] if name in net.masks else []
+        alive[name], units[name] = in_auto_axes(partial(_score_units, layout), mine, *left)
+        del mine
         layouts[name] = layout
     if pattern.sparsity is not None:
         kept = {n: _kept_by_group(u, pattern.sparsity) for n, u in units.items()}
@@ -168,7 +172,7 @@ def make_masks(
     for name, mask in kept.items():
         old = [net.masks[name]] if name in net.masks else []
         mine, rows = in_auto_axes(
-            partial(_spread, layouts[name], flat[name].shape), mask, alive[name], *old
+            partial(_spread, layouts[name], jnp.shape(params[name])), mask, alive[name], *old
         )
         masks[name] = placed_like(mine, params[name])
         if not allow_collapse and not is_traced(rows) and not bool(rows.all()):
@@ -180,8 +184,11 @@ def make_masks(
 
 
 @partial(jax.jit, static_argnums=0)
-def _score_units(layout: Layout, left: Array, scores: Array) -> tuple[Array, Array]:
-    """Scores the units of a layer, and finds those of which anything is left."""
+def _score_units(layout: Layout, scores: Array, *masks: Array) -> tuple[Array | None, Array]:
+    """Scores the units of a layer, and finds those of which anything is left; None for all."""
+    if not masks:
+        return None, layout.gather(scores).mean(-1)
+    (left,) = masks
     alive = layout.gather(left).any(-1)
     score = layout.gather(jnp.where(left, scores, 0)).mean(-1)
     return alive, jnp.where(alive, score, -jnp.inf)
@@ -194,10 +201,10 @@ def _some_nan(scores: Array) -> Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _spread(
-    layout: Layout, shape: tuple[int, ...], kept: Array, alive: Array, *old: Array
+    layout: Layout, shape: tuple[int, ...], kept: Array, alive: Array | None, *old: Array
 ) -> tuple[Array, Array]:
     """Makes a mask of the units that stay, and tells of each slice if anything of it is left."""
-    mask = layout.spread(kept & alive).reshape(shape)
+    mask = layout.spread(kept if alive is None else kept & alive).reshape(shape)
     for earlier in old:
         mask = mask & earlier
     return mask, mask.reshape(len(kept), -1).any(1)
@@ -209,14 +216,14 @@ def _kept_by_group(units: Array, sparsity: float) -> Array:
 
 
 def _kept_by_layer(
-    units: Mapping[str, Array],
+    units: dict[str, Array],
     layouts: Mapping[str, Layout],
     sparsity: float | Array,
     distribution: Distribution,
     *,
     tied: bool,
 ) -> dict[str, Array]:
-    """Finds the units [B, 1, U] that stay under a distribution."""
+    """Finds the units [B, 1, U] that stay under a distribution; the scores are taken out."""
     sets: dict[str, list[str]] = {}
     for name in units:
         module = name.rsplit("/", 2)[0] if tied and name.count("/") > 1 else ""
@@ -224,13 +231,17 @@ def _kept_by_layer(
     layers: list[LayerScores] = []
     for names in sets.values():
         size = sum(layouts[name].size for name in names)
-        mean = _mean_score([units[n] for n in names], [layouts[n].size for n in names], size)
+        mine = [units.pop(n) for n in names]
+        if size == 1:
+            mean = mine[0][:, 0]
+        else:
+            mean = _mean_score(mine, [layouts[n].size for n in names], size)
+        del mine
         layers.append(LayerScores(mean, layouts[names[0]].shape, size))
     counts = distribution.removed(layers, sparsity)
-    kept = {
-        key: _leave_lowest(layer.scores, count)
-        for key, layer, count in zip(sets, layers, counts, strict=True)
-    }
+    kept: dict[str, Array] = {}
+    for key, count in zip(sets, counts, strict=True):
+        kept[key] = leave_lowest(layers.pop(0).scores, count)[:, None]
     return {name: kept[key] for key, names in sets.items() for name in names}
 
 
@@ -239,12 +250,6 @@ def _mean_score(units: Sequence[Array], sizes: Sequence[Array], size: Array) -> 
     """Averages scores [B, 1, U] of units that go together, by their numbers of weights."""
     total = sum((u[:, 0] * n for u, n in zip(units, sizes, strict=True)), jnp.float32(0))
     return total / size
-
-
-@jax.jit
-def _leave_lowest(scores: Array, count: Array) -> Array:
-    """Finds the units [B, 1, U] that stay where each layer loses so many."""
-    return (rank(scores) >= count[:, None])[:, None]
 
 
 def contracted_axes(net: Network, names: Sequence[str]) -> dict[str, tuple[int, ...]]:

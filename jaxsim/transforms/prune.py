@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.network.network import Network
 from jaxsim.network.params import by_name
+from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called, checked_int
 from jaxsim.sparsity.criterion import Criterion, magnitude
@@ -101,16 +103,9 @@ def prune(
             share = sparsity
             if share is not None and rounds > 1:
                 share = 1 - (1 - jnp.asarray(share, jnp.float32)) ** ((i + 1) / rounds)
-            scores = criterion.score(probe, ())
-            for site in merged:
-                if name_of(site) not in by_name(scores):
-                    raise ValueError(
-                        f"criterion: no scores of {name_of(site)}, the weight of {site.name} that "
-                        f"is computed from {', '.join(site.sources)}; leave it out by sites=…"
-                    )
             masks = make_masks(
                 probe,
-                scores,
+                _scores(criterion, probe, merged),
                 share,
                 pattern=pattern,
                 distribution=distribution,
@@ -121,3 +116,19 @@ def prune(
         return at_sites(closed(net, probe.masks, merged), plain, before)
 
     return apply
+
+
+def _scores(criterion: Criterion, probe: Network, merged: Sequence[Site]) -> Any:
+    """Scores of a network's parameters, among them weights that are computed.
+
+    Raises:
+      ValueError: The criterion has none of such a weight.
+    """
+    scores = criterion.score(probe, ())
+    for site in merged:
+        if name_of(site) not in by_name(scores):
+            raise ValueError(
+                f"criterion: no scores of {name_of(site)}, the weight of {site.name} that "
+                f"is computed from {', '.join(site.sources)}; leave it out by sites=…"
+            )
+    return scores

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jaxsim.cores.storage import Format, join_chains, wrappers_of
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
+from jaxsim.formats.block_grid import BlockGrid
 from jaxsim.formats.codebook import Codebook, Floating
 from jaxsim.formats.grid import Grid
 from jaxsim.network.network import Network
@@ -78,8 +79,8 @@ def quantize(
                     f"quantize cannot follow {before[-1].name} at {site.name}: codes must be "
                     "made before hardware stores them, and only once"
                 )
-            if site.kind == "dynamic" and isinstance(w, Codebook):
-                raise ValueError(f"weights={w} at {site.name}: it has no weights to point")
+            if site.kind == "dynamic" and isinstance(w, Codebook | BlockGrid):
+                raise ValueError(f"weights={w} at {site.name}: it has no weights to store")
         tables = [s.name for s in chosen if s.kind == "lookup"]
         products = [s.name for s in chosen if s.kind != "lookup"]
         if w is None and not products:

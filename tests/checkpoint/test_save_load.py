@@ -19,6 +19,7 @@ from jaxsim.checkpoint.resume import run_checkpoints
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.network.deployment import find_read_params
 from jaxsim.network.leaves import path_name
+from jaxsim.network.writer import write_states
 from tests.data.test_readers import damaged
 from tests.support.models import CASES, NnxCnn, normal
 from tests.support.networks import SITES, X, cnn, run, stack
@@ -53,7 +54,12 @@ def test_a_deployed_network_comes_back_whole(tmp_path, net):
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: p if path_name(path) in read else jnp.full_like(p, jnp.nan), chip.params
     )
-    same(loaded, dataclasses.replace(chip, params=params))
+    unheld = tuple(
+        path_name(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        if path_name(path) not in read
+    )
+    same(loaded, dataclasses.replace(chip, params=params, unheld=unheld))
     np.testing.assert_array_equal(run(loaded, INPUTS[net]), run(chip, INPUTS[net]))
 
 
@@ -131,13 +137,33 @@ def test_every_parameter_is_read_before_deployment():
 
 def test_a_deployed_checkpoint_of_the_first_format_still_loads(tmp_path):
     net = js.quantize(4, 8)(cnn())
-    chip = js.deploy(net, calibrate=X)
+    chip = js.widen_ranges(plain(net), X)
     content = {k: getattr(chip, k) for k in ("params", "buffers", "masks", "cores", "states")}
     metadata = {"format": 1, "network": describe(chip), "deployed": True, "calibrated": True}
     with ocp.StandardCheckpointer() as checkpointer:
         boxed = {"leaves": jax.tree.leaves(content)}
         checkpointer.save(tmp_path / "chip", boxed, custom_metadata=metadata)
     same(js.load(tmp_path / "chip", like=net), chip)
+
+
+def plain(net):
+    """A network as it was deployed when states held what reads do not need."""
+    return dataclasses.replace(net, states=write_states(net, None), deployed=True)
+
+
+def test_codes_that_fill_bytes_load_and_are_saved_again(tmp_path):
+    """As the second format had them: codes of four bits in int8, and sums that nothing reads."""
+    net = js.quantize(js.Grid(4, per="group", rows=2), None)(cnn())
+    old, new = plain(net), js.deploy(net)
+    for name, chip in {"old": old, "new": new}.items():
+        js.save(tmp_path / name, chip)
+        loaded = js.load(tmp_path / name, like=net)
+        same(loaded.states, chip.states)
+        np.testing.assert_array_equal(loaded(X), new(X))
+        said = json.loads((tmp_path / name / "_CHECKPOINT_METADATA").read_text())
+        assert said["custom_metadata"]["format"] == {"old": 2, "new": 3}[name]
+    held = [sum(a.nbytes for a in jax.tree.leaves(chip.states)) for chip in (old, new)]
+    assert held[1] < 0.6 * held[0]
 
 
 @pytest.mark.slow
@@ -230,7 +256,7 @@ def test_another_format_is_refused(tmp_path):
     metadata = json.loads(file.read_text())
     metadata["custom_metadata"]["format"] = 99
     file.write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match="format 99, this version reads 1 and 2"):
+    with pytest.raises(ValueError, match="format 99, this version reads 1 to 3"):
         js.load(tmp_path / "net", like=cnn())
 
 

@@ -1,12 +1,20 @@
+import dataclasses
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.geometry import Dot
+from jaxsim.cores.lookup import codebook_lookup
+from jaxsim.cores.minifloat import minifloat
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import grouped, real, tiled
+from jaxsim.formats.codebook import Codebook, Floating, nf4
 from jaxsim.formats.grid import Grid
 from tests.oracles import quantiser
 from tests.support import sites
@@ -85,6 +93,99 @@ def test_groups_have_a_scale_of_their_own_each():
     state = core.write(Op(geometry), w, None)
     np.testing.assert_allclose(np.ravel(state.scale), [4 / 7, 30 / 7, 500 / 7], rtol=1e-6)
     np.testing.assert_array_equal(np.ravel(state.inner), [2, -7, 7, 0, -7, 0])
+
+
+FORMS = {
+    "weights": ({"weights": Grid(4, per="channel"), "inputs": None},),
+    "affine": ({"weights": Grid(3, symmetric=False, per="channel"), "inputs": Grid(8)},),
+    "signs": ({"weights": Grid(1, per="channel"), "inputs": Grid(6, symmetric=False)},),
+    "tokens": ({"weights": Grid(4, per="channel"), "inputs": Grid(8, per="token")},),
+    "batch": ({"weights": Grid(4, per="channel"), "inputs": Grid(8, dynamic=True)},),
+    "table": ({"weights": None, "inputs": Grid(8)}, nf4()),
+    "inputs": ({"weights": Grid(4, per="channel"), "inputs": None}, Floating("float8_e5m2")),
+}
+"""Settings of `quantized`, and what is between it and the product."""
+
+
+def pieces(form):
+    coded, *inside = FORMS[form]
+    chain = [(quantized, coded)]
+    for other in inside:
+        table = isinstance(other, Codebook)
+        sides = {"weights": other} if table else {"weights": None, "inputs": other}
+        chain.append((codebook_lookup if table else minifloat, sides))
+    return chain
+
+
+@pytest.mark.parametrize(
+    ("form", "geometry"), [*((form, sites.DENSE) for form in FORMS), ("signs", sites.CONV)]
+)
+def test_one_product_of_floats_is_the_sum_of_products_of_groups(form, geometry):
+    """Tiles read each group as its codes; what is stored and the derivatives are equal too."""
+    x, w = sites.operands(geometry)
+    chain = pieces(form)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(make, x, w):
+        core = sites.core_of((make, {"rows": 6}), *chain)
+        op = Op(geometry, integer=True, ranges="stored")
+        state = core.calibrate(op, core.write(op, w, None), 0.7 * x)
+        lean = dataclasses.replace(op, layout="lean")
+        held = core.calibrate(lean, core.write(lean, w, None), 0.7 * x)
+        reads = [core.read(op, s, x, None) for s in (state, held)]
+        smooth = dataclasses.replace(op, integer=False)
+
+        def loss(x, w):
+            y = core.read(smooth, core.write(smooth, w, None), x, None)
+            return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape))
+
+        smooth = dataclasses.replace(smooth, ranges="batch")
+        return state, held, reads, jax.grad(loss, (0, 1))(x, w)
+
+    state, held, (plain, lean), slopes = both(grouped, x, w)
+    expected_state, _, (expected, _), expected_slopes = both(tiled, x, w)
+    jax.tree.map(np.testing.assert_array_equal, state, expected_state)
+    np.testing.assert_array_equal(plain, lean)
+    for a, b in zip((plain, *slopes), (expected, *expected_slopes), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
+    assert sum(a.nbytes for a in jax.tree.leaves(held)) < sum(
+        a.nbytes for a in jax.tree.leaves(state)
+    )
+
+
+def products(core, op, x, w):
+    jaxpr = jax.make_jaxpr(lambda x, w: core.read(op, core.write(op, w, None), x, None))(x, w)
+    return [
+        eqn.params["dimension_numbers"][1]
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "dot_general"
+    ]
+
+
+def test_groups_are_multiplied_at_once_where_the_core_says_what_it_multiplies():
+    """A control: a read of somebody's own is called for each group, whatever stands behind it."""
+    x, w = sites.operands(sites.DENSE)
+    coded = (quantized, {"weights": Grid(4, per="channel"), "inputs": Grid(8)})
+
+    def doubled(core):
+        return core._replace(read=lambda *args: 2 * core.read(*args))
+
+    op = Op(sites.DENSE, integer=True)
+    own, plain = (sites.core_of((grouped, {"rows": 6}), *c) for c in ((doubled, coded), (coded,)))
+    assert products(plain, op, x, w) == [((0,), (0,))]
+    assert products(own, op, x, w) == [((0, 1), (0, 1))]
+    y, doubled_y = (core.read(op, core.write(op, w, None), x, None) for core in (plain, own))
+    np.testing.assert_allclose(doubled_y, 2 * y, rtol=0, atol=4e-6 * np.abs(y).max())
+
+
+def test_planes_behind_groups_are_read_group_by_group():
+    """Slices are whole digits whose reads add up to that of the codes."""
+    x, w = sites.operands(sites.DENSE)
+    coded = (quantized, {"weights": Grid(4, per="channel"), "inputs": Grid(8)})
+    groups = (grouped, {"rows": 6})
+    whole = sites.read([groups, coded], sites.DENSE, x, w)
+    cut = sites.read([groups, coded, (bit_sliced, {"bits": 2})], sites.DENSE, x, w)
+    np.testing.assert_allclose(cut, whole, rtol=0, atol=2e-6 * np.abs(whole).max())
 
 
 @pytest.mark.parametrize(("rows", "shape"), [(5, (1, 2, 7, 3)), (6, (7, 6)), (7, (7, 6))])

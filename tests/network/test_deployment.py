@@ -87,3 +87,53 @@ def test_a_weight_that_a_call_hands_on_beside_activations_is_written(wrap):
     scale = np.abs(2 * params["w"]).max(0) / 127
     rounded = np.round(2 * params["w"] / scale) * scale
     np.testing.assert_allclose(chip(X), np.tanh(X) @ rounded, rtol=1e-4, atol=1e-5)
+
+
+def small_memory(a):
+    """Whether an array's entries are one number in one place."""
+    return isinstance(a, np.ndarray) and not any(a.strides)
+
+
+def test_floats_that_nothing_reads_are_not_held():
+    """The biases and the head that is read beside its site stay; masks and ranges are as before."""
+    params = {"a": normal(4, 6), "b": normal(6), "head": normal(6, 4), "n": jnp.arange(3)}
+
+    def fn(p, x, more=False):
+        y = jnp.tanh(x @ p["a"] + p["b"]) @ p["head"] + p["head"].sum()
+        return y + p["n"].sum() + p["a"].sum() if more else y
+
+    net = js.quantize(8, 8)(js.prune(0.5, sites="a")(js.trace(fn, params, X)))
+    whole = js.deploy(net, calibrate=X)
+    chip = js.deploy(net, calibrate=X, keep_floats=False)
+    assert whole.unheld == ()
+    assert chip.unheld == ("a", "n")
+    assert [small_memory(chip.params[k]) for k in params] == [True, False, False, True]
+    assert np.isnan(chip.params["a"]).all()
+    assert (chip.params["n"] == 0).all()
+    for one, other in (
+        (chip, whole),
+        (js.widen_ranges(chip, 3 * X), js.widen_ranges(whole, 3 * X)),
+    ):
+        np.testing.assert_array_equal(jax.jit(lambda n, x: n(x))(one, X), other(X))
+        jax.tree.map(np.testing.assert_array_equal, one.states, other.states)
+    with pytest.raises(ValueError, match="keep_floats=False: this call reads a, n, which the call"):
+        chip(X, more=True)
+    assert whole(X, more=True).shape == (2, 4)
+
+
+def test_a_model_of_groups_of_four_bits_takes_five_bits_a_weight():
+    """In arrays that are held, codes, scales and all; a known-wrong control is a byte a code."""
+    params = {"up": normal(64, 96), "down": normal(96, 64)}
+    net = js.trace(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, normal(2, 64))
+    held = {}
+    grids = {f"{bits}": js.Grid(bits, per="group", rows=32) for bits in (4, 5)}
+    grids["affine"] = js.Grid(4, symmetric=False, per="group", rows=32)
+    grids["table"] = js.nf4(per="group", rows=32)
+    for name, grid in grids.items():
+        chip = js.deploy(js.quantize(grid, None)(net), keep_floats=False)
+        arrays = [a for a in jax.tree.leaves(chip) if not small_memory(a)]
+        held[name] = 8 * sum(a.nbytes for a in arrays) / (2 * 64 * 96)
+    assert held["4"] <= 5.0
+    assert held["affine"] <= 5.2
+    assert held["table"] <= 5.2
+    assert held["5"] > 8

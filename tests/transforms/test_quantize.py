@@ -169,5 +169,5 @@ def test_hardware_of_codes_refuses_tables_short_floats_and_blocks_of_powers():
     with pytest.raises(ValueError, match="cannot follow spacing='powers'"):
         js.block(2, 1, 1, "dynamic")(powers)
     net = attention()
-    with pytest.raises(ValueError, match="no weights to point"):
+    with pytest.raises(ValueError, match="no weights to store"):
         js.quantize(js.nf4(), 8, sites="dynamic/0")(net)

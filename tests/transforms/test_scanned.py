@@ -100,6 +100,7 @@ ELSEWHERE = {
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
     "search_blocked": "tests/search/test_blocks.py",
     "learn_ranges": "tests/transforms/test_learn_ranges.py",
+    "BlockGrid, mx, nvfp4": "tests/formats/test_block_grid.py",
 }
 """Where other tests have stacks."""
 

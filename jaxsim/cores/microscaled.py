@@ -1,0 +1,138 @@
+"""Weights and inputs in small blocks of short elements."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Num
+
+from jaxsim.cores.core import Core, State
+from jaxsim.cores.op import Op
+from jaxsim.cores.product import Operands, multiplies, operands_of
+from jaxsim.cores.role import role
+from jaxsim.formats.microscaling import (
+    MicroCodes,
+    Microscaled,
+    decode_micro,
+    encode_micro,
+    exponents,
+    from_four_bits,
+    powers,
+    to_four_bits,
+)
+from jaxsim.numerics.nibbles import Nibbles, unpacked
+
+
+class MicroState(NamedTuple):
+    """State of weights in blocks of elements.
+
+    Attributes:
+      elements: Elements: in four bits as codes, at deployment two in a byte; in six and eight as
+        floats of eight bits; integers as 64 times their number.
+      scale: Scale of each block, of the weight's rank, contracted axes of size 1: the exponent of
+        a power of two, or a float of eight bits.
+      tensor: Scale of all, None where there is none.
+      passed: What lends the weight its derivative before deployment; None after it.
+    """
+
+    elements: Num[Array, "..."] | Nibbles
+    scale: Num[Array, "..."]
+    tensor: Array | None
+    passed: Array | None
+
+
+@role("floats")
+def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled | None) -> Core:
+    """Rounds weights and inputs to blocks of short elements, and contracts what they stand for.
+
+    Args:
+      core: contracts the floats.
+      weights: format of the weights; None leaves them.
+      inputs: format of the inputs; None leaves them.
+    """
+    multiplied = operands_of(core)
+    (rows,) = {form.rows for form in (weights, inputs) if form is not None}
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        if op.depth != rows or op.filled:
+            raise ValueError(
+                f"weights={weights}, inputs={inputs} at a weight of {list(w.shape)}: an output "
+                f"sums a number of products that is no multiple of {rows}, the elements of a "
+                "block; leave the site out by sites=…"
+            )
+        if weights is None:
+            return core.write(op, w, key)
+        w = w.astype(jnp.float32)
+        held = encode_micro(weights, lax.stop_gradient(w), op.geometry.contracted)
+        elements = _stored(weights, held.elements)
+        if weights.kind.bits == 4 and op.layout != "plain":
+            elements = Nibbles.of(elements, op.geometry.contracted[-1] - w.ndim)
+        powers_of_two = weights.scale == "e8m0"
+        scale = exponents(held.scale) if powers_of_two else held.scale.astype(jnp.float8_e4m3fn)
+        op.count("weight_bits", weights.kind.bits * w.size)
+        op.count("cells", w.size)
+        return MicroState(elements, scale, held.tensor, None if op.integer else w)
+
+    def weight(state: MicroState) -> Array:
+        assert weights is not None
+        powers_of_two = weights.scale == "e8m0"
+        scale = powers(state.scale) if powers_of_two else state.scale.astype(jnp.float32)
+        elements = _elements(weights, unpacked(state.elements))
+        values = decode_micro(MicroCodes(elements, scale, state.tensor))
+        if state.passed is None:
+            return values
+        return state.passed + lax.stop_gradient(values - state.passed)
+
+    def written(op: Op, state: Any) -> Any:
+        if weights is None:
+            return state
+        return core.write(dataclasses.replace(op, meter=None), weight(state), None)
+
+    def rounded(op: Op, x: Array) -> Array:
+        """Inputs as elements stand for them, a block of each vector its own; with a derivative."""
+        x = x.astype(jnp.float32)
+        if inputs is None:
+            return x
+        held = encode_micro(inputs, lax.stop_gradient(x), op.geometry.x_summed)
+        return x + lax.stop_gradient(decode_micro(held) - x)
+
+    def dense(op: Op, state: Any) -> Array:
+        """The floats that weights are stored as."""
+        assert multiplied is not None
+        return multiplied.weight(op, written(op, state))
+
+    def fed(op: Op, state: Any, x: Array, key: Any) -> Array:
+        """The floats that inputs become."""
+        assert multiplied is not None
+        return multiplied.inputs(op, written(op, state), rounded(op, x), key)
+
+    @multiplies(multiplied and Operands(dense, fed))
+    def read(op: Op, state: Any, x: Array, key: Any) -> Array:
+        return core.read(op, written(op, state), rounded(op, x), key)
+
+    return Core(write, lambda op, state, x: state, read)
+
+
+def _stored(form: Microscaled, elements: Array) -> Array:
+    match form.element:
+        case "e2m1":
+            return to_four_bits(elements)
+        case "int8":
+            return (64 * elements).astype(jnp.int8)
+        case "e5m2":
+            return elements.astype(jnp.float8_e5m2)
+        case _:  # e4m3 has the floats of six bits among its own
+            return elements.astype(jnp.float8_e4m3fn)
+
+
+def _elements(form: Microscaled, stored: Array) -> Array:
+    match form.element:
+        case "e2m1":
+            return from_four_bits(stored)
+        case "int8":
+            return stored.astype(jnp.float32) / 64
+        case _:
+            return stored.astype(jnp.float32)

@@ -1,0 +1,50 @@
+"""Reads that are one product of floats: what a core multiplies, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from jaxtyping import Array
+
+from jaxsim.cores.op import Op
+
+Read = TypeVar("Read", bound=Callable[..., Array])
+
+
+class Operands(NamedTuple):
+    """What a read multiplies: `op.contract(inputs(…), weight(…))` is the read, but for rounding.
+
+    Attributes:
+      weight: `(op, state) -> w`, the floats that the state stands for, in the weight's shape.
+      inputs: `(op, state, x, key) -> x`, the floats that the inputs become.
+    """
+
+    weight: Callable[[Op, Any], Array]
+    inputs: Callable[[Op, Any, Array, Any], Array]
+
+
+def multiplies(operands: Operands | None) -> Callable[[Read], Read]:
+    """Declares what a core's read multiplies.
+
+    The read itself bears it: a wrapper that reads in another way has a read of its own, of which
+    nothing is said.
+
+    Args:
+      operands: What it multiplies; None where it is no product of floats.
+    """
+
+    def declare(read: Read) -> Read:
+        read.operands = operands  # pyright: ignore[reportFunctionMemberAccess]
+        return read
+
+    return declare
+
+
+def operands_of(core: Any) -> Operands | None:
+    """What a core's read is declared to multiply, None where it declares nothing.
+
+    Args:
+      core: Any core.
+    """
+    return getattr(core.read, "operands", None)

@@ -1,0 +1,80 @@
+"""Parameters that a deployed network need not hold: its calls read what was written of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsim.network.leaves import PyTree, path_name
+from jaxsim.network.plan import Contraction, Inner, Plan
+
+
+def live_inputs(plan: Plan, written: Collection[str]) -> list[bool]:
+    """Finds the inputs of a plan that its outputs depend on, where written sites read no weight.
+
+    Args:
+      plan: Plan of a call.
+      written: Names of the sites whose weights are written.
+
+    Returns:
+      Whether each is read.
+    """
+    live = {v for v in plan.jaxpr.outvars if isinstance(v, jex.Var)}
+    for eqn, entry in zip(reversed(plan.jaxpr.eqns), reversed(plan.entries), strict=True):
+        if not (eqn.effects or any(v in live for v in eqn.outvars)):
+            continue
+        needed = [True] * len(eqn.invars)
+        if isinstance(entry, Contraction) and entry.site.name in written:
+            needed[entry.w_at] = False
+        elif isinstance(entry, Inner) and len(entry.plans) == 1:
+            needed = live_inputs(entry.plans[0], written)
+        used = (v for v, need in zip(eqn.invars, needed, strict=True) if need)
+        live.update(v for v in used if isinstance(v, jex.Var))
+    return [v in live for v in plan.jaxpr.invars]
+
+
+def without_values(params: PyTree, names: Collection[str]) -> PyTree:
+    """Replaces parameters by ones of their shape that take no memory: NaN, or zero of integers.
+
+    A compiled call that does not read such a parameter is not given it. What does read one, such as
+    `jnp.asarray`, makes an array of its size.
+
+    Args:
+      params: Tree of parameters, or of their shapes and dtypes.
+      names: Paths of those to replace.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: _one_for_all(p) if path_name(path) in names else p, params
+    )
+
+
+def require_held(unheld: Collection[str], names: Sequence[str], plan: Plan, written: Any) -> None:
+    """Checks that a call reads no parameter that is not held.
+
+    Args:
+      unheld: Paths of those that are not.
+      names: Paths of all parameters, which are the plan's first inputs.
+      plan: Plan of the call.
+      written: Names of the sites whose weights are written.
+
+    Raises:
+      ValueError: It reads one.
+    """
+    live = live_inputs(plan, written)
+    if missing := [n for n, read in zip(names, live, strict=False) if read and n in unheld]:
+        raise ValueError(
+            f"keep_floats=False: this call reads {', '.join(missing)}, which the call that the "
+            "network was traced with did not, and which is not held any more; deploy with "
+            "keep_floats=True, or trace with these arguments"
+        )
+
+
+def _one_for_all(p: Any) -> np.ndarray:
+    dtype: Any = np.dtype(jnp.result_type(p))
+    fill = np.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
+    return np.broadcast_to(np.asarray(fill, dtype), np.shape(p))
