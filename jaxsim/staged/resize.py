@@ -140,7 +140,7 @@ class _Rewriting:
             return self.nested(eqn, entry, own)
         name, params = eqn.primitive.name, parameters(eqn)
         out = self.shape(own.results[0])
-        read = own.operands[0] if own.operands else ()
+        read: Sequence[AxisGroup] = own.operands[0] if own.operands else ()
         match name:
             case "broadcast_in_dim":
                 return with_parameters(eqn, shape=out), entry
