@@ -140,7 +140,7 @@ class _Rewriting:
             return self.nested(eqn, entry, own)
         name, params = eqn.primitive.name, parameters(eqn)
         out = self.shape(own.results[0])
-        read: Sequence[AxisGroup] = own.operands[0] if own.operands else ()
+        read = [group for axes in own.operands[:1] for group in axes]
         match name:
             case "broadcast_in_dim":
                 return with_parameters(eqn, shape=out), entry
