@@ -6,7 +6,7 @@ import math
 import os
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -56,6 +56,10 @@ class Gguf(NamedTuple):
     tensors: dict[str, GgufTensor]
 
 
+CodeKind = Literal["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+"""Names of the types whose codes are read."""
+
+
 class Codes(NamedTuple):
     """A matrix as its file has it: `scale * codes + minimum`, exact in float32 up to the sum.
 
@@ -63,13 +67,13 @@ class Codes(NamedTuple):
       codes: Whole numbers, [..., outputs, inputs].
       scale: Step of each group of 32 inputs of an output, [..., outputs, inputs / 32].
       minimum: What code 0 stands for, of the same shape; None where that is zero.
-      bits: Width of a code.
+      kind: Name of its type, one of "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0".
     """
 
     codes: np.ndarray
     scale: np.ndarray
     minimum: np.ndarray | None
-    bits: int
+    kind: CodeKind
 
 
 def read_gguf(path: str | os.PathLike[str]) -> Gguf:
@@ -129,9 +133,10 @@ def codes_of(tensor: GgufTensor) -> Codes | None:
 
     Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h, `block_q4_0` and on.
     """
-    bits = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}.get(tensor.kind)
-    if bits is None:
+    kind = next((kind for kind in get_args(CodeKind) if kind == tensor.kind), None)
+    if kind is None:
         return None
+    bits = int(kind[1])
     lead, inputs = tensor.shape[:-1], tensor.shape[-1]
     blocks = np.asarray(tensor.data).reshape(math.prod(lead), inputs // 32, -1)
 
@@ -151,7 +156,7 @@ def codes_of(tensor: GgufTensor) -> Codes | None:
             codes = codes | (high << 4)
         if minimum is None:
             codes = codes.astype(np.int8) - np.int8(2 ** (bits - 1))
-    return Codes(codes.reshape(tensor.shape), scale, minimum, bits)
+    return Codes(codes.reshape(tensor.shape), scale, minimum, kind)
 
 
 class _Bytes:

@@ -14,7 +14,7 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 
-from jaxsim.models.llama import from_gguf, from_hugging_face, gguf_codes, tiny
+from jaxsim.models.llama import from_gguf, from_hugging_face, gguf_codes, gguf_grids, tiny
 from tests.oracles import llama as oracle
 from tests.support import llama_files as files
 
@@ -111,6 +111,23 @@ def test_codes_are_those_of_the_parameters_bit_by_bit(tmp_path):
         np.testing.assert_array_equal(
             np.asarray(value).view("i4"), np.ascontiguousarray(numbers).view("i4")
         )
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_codes_of_a_file_are_those_that_a_network_is_deployed_with(load, tmp_path, kind):
+    """A grid from the file finds its codes again; scales of our own would be others."""
+    model, params, _ = load(files.fields(), files.tensors(), kind)
+    net = js.trace(model, {"params": params}, IDS[None])
+    path = tmp_path / "model.gguf"
+    grids, codes = gguf_grids(path), gguf_codes(path)
+    assert set(grids) == {name for name in codes if name.endswith("kernel")}
+    chip = js.deploy(js.rules({n: js.quantize(g, None) for n, g in grids.items()})(net))
+    exact = np.asarray(net(IDS[None]))
+    np.testing.assert_allclose(chip(IDS[None]), exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+    for name in grids:
+        held = np.asarray(chip.states[name].codes)
+        own = codes[name].codes.swapaxes(-1, -2)
+        np.testing.assert_array_equal(held.reshape(own.shape), own)
 
 
 def test_eight_bits_in_groups_of_32_are_a_files_own_codes(load):

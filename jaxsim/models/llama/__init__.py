@@ -2,7 +2,7 @@
 
 from jaxsim.models.llama.cache import Cache
 from jaxsim.models.llama.decoder import Llama, tiny
-from jaxsim.models.llama.gguf import from_gguf, gguf_codes
+from jaxsim.models.llama.gguf import from_gguf, gguf_codes, gguf_grids
 from jaxsim.models.llama.hugging_face import from_hugging_face
 from jaxsim.models.llama.pretrained import Pretrained
 
@@ -13,5 +13,6 @@ __all__ = [
     "from_gguf",
     "from_hugging_face",
     "gguf_codes",
+    "gguf_grids",
     "tiny",
 ]

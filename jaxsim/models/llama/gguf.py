@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.data.gguf import Codes, Gguf, GgufTensor, codes_of, dequantize, read_gguf
+from jaxsim.formats.block_grid import BlockGrid
 from jaxsim.models.llama.decoder import Llama, head_width
 from jaxsim.models.llama.pretrained import Pretrained
 from jaxsim.models.llama.tokenizer import from_fields
@@ -88,16 +90,50 @@ def gguf_codes(path: str | os.PathLike[str]) -> dict[str, Codes]:
         layers = range(model.layers) if weight.stacked else (0,)
         parts = [codes_of(tensors[weight.gguf.format(i)]) for i in layers]
         codes = [part for part in parts if part is not None]
-        if len(codes) < len(parts) or len({(c.bits, c.minimum is None) for c in codes}) > 1:
+        if len(codes) < len(parts) or len({c.kind for c in codes}) > 1:
             continue
         minima = [c.minimum for c in codes if c.minimum is not None]
         found[weight.path] = Codes(
             _joined(weight, [c.codes for c in codes]),
             _joined(weight, [c.scale for c in codes]),
             _joined(weight, minima) if minima else None,
-            codes[0].bits,
+            codes[0].kind,
         )
     return found
+
+
+def gguf_grids(path: str | os.PathLike[str]) -> dict[str, BlockGrid]:
+    """Reads the grids that a decoder's kernels lie on: quantized by them, codes are the file's own.
+
+    Args:
+      path: A `.gguf` file.
+
+    Returns:
+      The grid of each kernel that `gguf_codes` has, by the path of the parameter: formats for
+      `js.quantize`, one a pattern of `js.rules`.
+
+    Raises:
+      FileNotFoundError: There is no such file.
+      ValueError: See `from_gguf`.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> from jaxsim.models.llama import gguf_grids
+      >>> def as_in_file(path, net):
+      ...     formats = {name: js.quantize(grid, None) for name, grid in gguf_grids(path).items()}
+      ...     return js.deploy(js.rules(formats)(net), keep_floats=False)
+    """
+    return {
+        name: BlockGrid(
+            kind=codes.kind,
+            scale=jnp.asarray(np.swapaxes(codes.scale, -1, -2)),
+            minimum=None
+            if codes.minimum is None
+            else jnp.asarray(np.swapaxes(codes.minimum, -1, -2)),
+        )
+        for name, codes in gguf_codes(path).items()
+        if name.endswith("kernel")
+    }
 
 
 def _joined(weight: Weight, arrays: list[np.ndarray]) -> np.ndarray:
