@@ -97,7 +97,11 @@ def integer_only(chip: Network) -> IntegerNetwork:
     if not isinstance(chip, Network):
         raise ValueError(f"chip: a {type(chip).__name__} is no Network")
     require_uncut(
-        chip, "integer_only", allowed=("pipeline_shard",), reason="its classifiers are floats"
+        chip,
+        "integer_only",
+        allowed=("pipeline_shard",),
+        reason="its classifiers are floats",
+        prune_tokens="the attention that its tokens receive is in floats",
     )
     if not (chip.deployed and chip.calibrated):
         raise ValueError("chip: give what js.deploy(net, calibrate=inputs) returns")

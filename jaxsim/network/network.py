@@ -432,6 +432,7 @@ def require_uncut(
     *,
     allowed: Collection[str] = (),
     reason: str = "the network is cut",
+    **others: str,
 ) -> None:
     """Refuses a network that was cut in a way that a transform cannot follow.
 
@@ -440,12 +441,15 @@ def require_uncut(
       transform: Name of the transform that is to be applied.
       allowed: Names in `cut_by` that the transform can follow.
       reason: Why it cannot follow the others.
+      **others: Why it cannot follow one of them, by its name, where that is another reason.
 
     Raises:
       ValueError: The network is cut in another way.
     """
     if refused := [name for name in net.cut_by if name not in allowed]:
-        raise ValueError(f"{transform} cannot follow {refused[0]}: {reason}")
+        raise ValueError(
+            f"{transform} cannot follow {refused[0]}: {others.get(refused[0], reason)}"
+        )
 
 
 def require_dense(net: Network, name: str, what: str) -> None:

@@ -139,7 +139,11 @@ def pipeline_shard(
     def apply(net: Network) -> Network:
         require_network(net, "pipeline_shard")
         require_uncut(
-            net, "pipeline_shard", allowed=("exit_early",), reason="it is a pipeline already"
+            net,
+            "pipeline_shard",
+            allowed=("exit_early",),
+            reason="it is a pipeline already",
+            prune_tokens="which tokens are there is known on one device",
         )
         where = _stage_devices(devices, stages, chunks)
         process = jax.process_index()

@@ -92,7 +92,8 @@ def prune_tokens(
             net,
             "prune_tokens",
             allowed=("exit_early",),
-            reason="tokens that leave are known on one device",
+            reason="tokens leave it already",
+            pipeline_shard="which tokens are there is known on one device",
         )
         if output is not None:
             if net.cut_by:

@@ -112,7 +112,10 @@ def shrink(
         require_network(net, "shrink")
         given = net
         require_uncut(
-            net, "shrink", allowed=("pipeline_shard",), reason="its classifiers read the channels"
+            net,
+            "shrink",
+            allowed=("pipeline_shard", "prune_tokens"),
+            reason="its classifiers read the channels",
         )
         if net.deployed or net.cores:
             after = "deploy" if net.deployed else f"the cores at {next(iter(net.cores))}"

@@ -283,6 +283,32 @@ def test_what_cannot_lose_tokens_is_refused_by_name(net, rule, said):
         js.prune_tokens(**{"level": 0.1, **rule})(net())
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (js.prune_tokens(0.1), js.pipeline_shard(1, 1), "known on one device"),
+        (js.pipeline_shard(1, 1), js.prune_tokens(0.1), "known on one device"),
+        (js.prune_tokens(0.1), js.prune_tokens(0.1), "tokens leave it already"),
+        (js.prune_tokens(0.1), js.integer_only, "integer_only cannot follow prune_tokens"),
+        (js.exit_early(2), js.prune_tokens(0.1, output=lambda y: y), "output: what came before"),
+    ],
+)
+def test_what_cannot_follow_says_why(before, after, said):
+    with pytest.raises(ValueError, match=said):
+        after(before(network("vit")))
+
+
+def test_channels_are_removed_of_a_network_whose_tokens_leave():
+    args, net = inputs(KINDS["vit"]), js.prune_tokens(LEVEL)(network("vit"))
+    small = js.shrink(0.5, groups=["layers/*/up*"])(net)
+    found, ran = simulate(small, *args), small.run(*args, buckets=BUCKETS)
+    assert small.params["layers"][0]["up"].shape == (8, 6)
+    np.testing.assert_array_equal(ran.kept, found.kept)
+    most = np.abs(found.logits).max()
+    np.testing.assert_allclose(ran.logits, found.logits, rtol=0, atol=1e-5 * most)
+    np.testing.assert_array_equal(found.kept[:, 0], simulate(net, *args).kept[:, 0])
+
+
 def test_a_presence_that_is_no_mask_is_refused():
     ids, lengths = inputs(KINDS["bert"])
     net = js.prune_tokens(0.1, present=lambda ids, lengths: lengths)(network("bert"))
