@@ -8,6 +8,7 @@ Values that are equal share what was made for one of them while it lives.
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -87,6 +88,8 @@ class Memoizing:
 
 _shared: weakref.WeakValueDictionary[Hashable, _Cell] = weakref.WeakValueDictionary()
 """Results of all values that live; it keeps none of them."""
+# Keys hold shapes, which JAX can no longer compare while the interpreter goes down.
+atexit.register(_shared.clear)
 
 
 def memoized(owner: Memoizing, make: Callable[..., T], *args: Hashable) -> T:

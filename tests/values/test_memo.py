@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import gc
 import pickle
+import subprocess
+import sys
 import weakref
 from functools import partial
 
@@ -146,3 +148,19 @@ def test_a_network_with_exits_that_is_dropped_frees_its_stages_and_programs():
     del again
     gc.collect()
     assert not any(ref() is not None for ref in held)
+
+
+def test_a_program_that_still_holds_networks_ends_in_silence():
+    """A network that lives until the interpreter goes down, in a cache, as scripts have them."""
+    script = """
+import functools, jax.numpy as jnp, jaxsim as js
+@functools.cache
+def network():
+    p = {"a": jnp.eye(3), "b": jnp.eye(3)}
+    net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], p, jnp.ones((2, 3)))
+    return js.exit_early(["b"])(net)
+net = network()
+net.simulate(jnp.ones((2, 3)))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stderr == ""
