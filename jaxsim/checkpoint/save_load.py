@@ -30,7 +30,7 @@ from jaxsim.network.deployment import find_read_params
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, data_fields
 from jaxsim.network.params import param_names, with_params
-from jaxsim.network.unheld import without_values
+from jaxsim.network.unheld import Absent, without_values
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.arrays import whole_on_host
 
@@ -188,7 +188,7 @@ def _written(net: Network, layout: Literal["plain", "lean"]) -> Any:
 
 def _is_lean(net: Network) -> bool:
     """Whether a deployed network's states are as `deploy` writes them now."""
-    like = dataclasses.replace(net, deployed=False, calibrated=False, states={}, unheld=())
+    like = dataclasses.replace(net, deployed=False, calibrated=False, states={}, absent=Absent())
     return jax.tree.structure(_written(like, "lean")) == jax.tree.structure(dict(net.states))
 
 
@@ -210,7 +210,9 @@ def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> N
     kept = found.pop("params")
     unheld = tuple(name for name in param_names(like) if name not in kept)
     params = with_params(like, kept).params
-    return dataclasses.replace(like, **found, params=without_values(params, unheld), unheld=unheld)
+    return dataclasses.replace(
+        like, **found, params=without_values(params, unheld), absent=Absent(unheld)
+    )
 
 
 def _stored_fields(net: Network) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -120,7 +121,8 @@ def _x_tiles(inner: Op, matmul: Matmul, x: Array) -> Array:
 def _joined(a: Array, axis: int, depth: int) -> Array:
     """Tiles and their rows, an axis and the next, as one axis without its filling."""
     axis += a.ndim
-    whole = a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
+    size = math.prod(a.shape[axis : axis + 2])
+    whole = a.reshape(*a.shape[:axis], size, *a.shape[axis + 2 :])
     return lax.slice_in_dim(whole, 0, depth, axis=axis)
 
 

@@ -56,7 +56,7 @@ class BlockGrid:
       >>> print(form, form.bits)
       Q4_1 4
       >>> js.quantize(form, None)  # weights alone; inputs may be of any grid
-      quantize(BlockGrid(kind='Q4_1', scale=None, minimum=None), None)
+      quantize(weights=BlockGrid(kind='Q4_1'), inputs=None)
 
     Source: ggml, https://github.com/ggml-org/ggml, `quantize_row_q4_0_ref` and its like.
     """

@@ -22,7 +22,7 @@ from jaxsim.network.params import param_names
 from jaxsim.network.plan import Traced
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.stepwise import Stepwise, mostly_alike
-from jaxsim.network.unheld import live_inputs, without_values
+from jaxsim.network.unheld import Absent, live_inputs, without_values
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.checks import is_traced
 
@@ -100,7 +100,9 @@ def _without_floats(chip: Network) -> Network:
     """A network without the parameters that its calls do not read."""
     read = find_read_params(chip)
     names = tuple(name for name in param_names(chip) if name not in read)
-    return dataclasses.replace(chip, params=without_values(chip.params, names), unheld=names)
+    return dataclasses.replace(
+        chip, params=without_values(chip.params, names), absent=Absent(names)
+    )
 
 
 def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:

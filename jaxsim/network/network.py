@@ -35,7 +35,7 @@ from jaxsim.network.plan import Plan, Traced, contractions
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.site import Site, matching_names
 from jaxsim.network.tables import sites_table
-from jaxsim.network.unheld import require_held
+from jaxsim.network.unheld import Absent, require_held
 from jaxsim.numerics.checks import is_traced
 from jaxsim.values.value import PytreeValue
 
@@ -45,7 +45,7 @@ DATA = ("params", "buffers", "masks", "cores", "states")
 
 META = (
     *("fn", "sites", "defaults", "example", "weights", "unreached"),
-    *("focus", "deployed", "calibrated", "unheld"),
+    *("focus", "deployed", "calibrated", "absent"),
 )
 """Fields of a network that are static."""
 
@@ -71,7 +71,7 @@ class Network(PytreeValue):
       deployed: True if weights are written; `params` of transformed sites are then not read any
         more.
       calibrated: True if ranges are stored.
-      unheld: Paths of the parameters that no call reads and whose values are not held.
+      absent: Parameters that no call reads and whose values are not held; see `unheld`.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -98,7 +98,12 @@ class Network(PytreeValue):
     focus: tuple[str, ...] | None = None
     deployed: bool = False
     calibrated: bool = False
-    unheld: tuple[str, ...] = ()
+    absent: Absent = Absent()  # noqa: RUF009
+
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        """Paths of the parameters that no call reads and whose values are not held."""
+        return self.absent.names
 
     def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
         """Runs the model on its hardware.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -12,6 +13,26 @@ import numpy as np
 
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.plan import Contraction, Inner, Plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Absent:
+    """Parameters that a network does not hold: static, and equal to any other.
+
+    So a network and what was loaded of it, or deployed without its floats, share their programs;
+    a call is checked when it is traced.
+
+    Attributes:
+      names: Their paths.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Absent)
+
+    def __hash__(self) -> int:
+        return hash(Absent)
 
 
 def live_inputs(plan: Plan, written: Collection[str]) -> list[bool]:

@@ -365,7 +365,7 @@ def _row_by_row(
     assert plan.tokens is not None
     assert tokens is not None
     before, after = found.axes[at - 1], (*found.axes, (0,))[at]
-    row = jnp.arange(len(live[0]))
+    row = jnp.arange(len(tokens.there))
 
     def one(row: Array, given: list[Any], live: list[Any], tokens: TokenState) -> Advanced:
         own_key = None if key is None else jax.random.fold_in(key, row)

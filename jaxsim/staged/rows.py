@@ -6,6 +6,7 @@ They are found by shape, from a trace with two rows and one with three.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -232,6 +233,10 @@ def find_batch_axes(
         `feature` raises.
     """
     cut, wider = split(found.two, places), split(found.three, places)
+    present = []
+    if found.tokens is not None:
+        present = [jax.ShapeDtypeStruct((2, found.tokens.length), bool)]
+        _check_takes_presence(feature)
     along: list[tuple[int | None, ...]] = []
     widths: list[int] = []
     for place, crossed in zip(places, boundary_values(cut), strict=True):
@@ -243,7 +248,11 @@ def find_batch_axes(
             continue
         told = known_values(cut, crossed, found.two)
         read = jax.eval_shape(
-            lambda live, axes=axes, told=told: feature(computed_rows(live, axes, told)), live
+            lambda live, *present, axes=axes, told=told: feature(
+                computed_rows(live, axes, told), *present
+            ),
+            live,
+            *present,
         )
         if read.ndim != 2 or read.shape[0] != 2:
             raise ValueError(
@@ -251,6 +260,16 @@ def find_batch_axes(
             )
         widths.append(read.shape[1])
     return tuple(along), tuple(widths)
+
+
+def _check_takes_presence(feature: Feature) -> None:
+    try:
+        inspect.signature(feature).bind((), None)
+    except TypeError:
+        raise ValueError(
+            f"feature={feature!r}: must take a second argument where tokens leave, which of them "
+            "are there, bool [B, n]"
+        ) from None
 
 
 def exit_layout(

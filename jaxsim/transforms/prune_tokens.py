@@ -73,7 +73,7 @@ def prune_tokens(
       >>> x = jax.random.normal(keys[5], (2, 6, 4))
       >>> net = js.prune_tokens(0.5, keeps=js.tokens.top)(js.trace(model, params, x))
       >>> net.simulate(x).kept.tolist()
-      [[3], [3]]
+      [[4], [3]]
 
     Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910; Wang, Zhang and Han (2021),
     SpAtten, arXiv 2012.09852.

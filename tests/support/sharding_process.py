@@ -173,9 +173,10 @@ def tables():
         js.save(f"{folder}/chip", chip)
         loaded = js.load(f"{folder}/chip", coded)
     shares = {
-        f"{when} {name}": state.inner.addressable_shards[0].data.size / state.inner.size
+        f"{when} {name}": codes.addressable_shards[0].data.size / codes.size
         for when, c in (("deployed", chip), ("loaded", loaded))
         for name, state in c.states.items()
+        for codes in jax.tree.leaves(state.inner)
     }
     return shares, float(jnp.abs(loaded(ids) - plain(ids)).max())
 

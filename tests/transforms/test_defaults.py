@@ -23,7 +23,7 @@ DEFAULTS = {
     "exit_early": {"exits": 4, "rule": (0.0, 0, 1)},
     "fold_norms": ALL | {"epsilon": 1e-5},
     "learn_ranges": ALL,
-    "magic_pyramid": {"protect": 1},
+    "magic_pyramid": {"protect": 1, "protect_last": 0},
     "measure_break_even": {"layout": "blocks", "block": (32, 32)},
     "pipeline_shard": {
         "stages": 4,
@@ -36,7 +36,7 @@ DEFAULTS = {
     },
     "prune": ALL | {"rounds": 1, "allow_collapse": False},
     "prune_layers": ALL | {"damping": 0.01},
-    "prune_tokens": {"protect": 1},
+    "prune_tokens": {"protect": 1, "protect_last": 0},
     "quantize": ALL | {"weights": 8, "inputs": 8},
     "round_weights": ALL,
     "run_sparse": ALL | {"layout": "blocks", "block": (32, 32)},

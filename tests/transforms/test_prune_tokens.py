@@ -291,6 +291,11 @@ def test_what_cannot_lose_tokens_is_refused_by_name(net, rule, said):
         (js.prune_tokens(0.1), js.prune_tokens(0.1), "tokens leave it already"),
         (js.prune_tokens(0.1), js.integer_only, "integer_only cannot follow prune_tokens"),
         (js.exit_early(2), js.prune_tokens(0.1, output=lambda y: y), "output: what came before"),
+        (
+            js.exit_early(["layers/1/q"], feature=lambda live: live[0][:, 0]),
+            js.prune_tokens(0.1),
+            "feature=.*must take a second argument where tokens leave",
+        ),
     ],
 )
 def test_what_cannot_follow_says_why(before, after, said):
