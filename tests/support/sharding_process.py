@@ -74,7 +74,7 @@ def main():
 
 CHIPS = {
     "codes": (js.quantize(4, 8),),
-    "vectors": (js.quantize(js.Codebook(size=4, length=2), 8),),
+    "vectors": (js.quantize(js.Codebook(size=17, length=2), 8),),
     "tiles": (js.quantize(4, 8), js.analog(rows=8)),
     "cells": (
         js.quantize(4, 8),
@@ -95,11 +95,12 @@ TYPED = {
 
 
 def held(chip):
-    """The part that one device holds of each large array of a deployed network."""
+    """The part that one device holds of each large array of a deployed network, codebooks aside."""
     return {
         path_name(path): a.addressable_shards[0].data.size / a.size
         for path, a in jax.tree_util.tree_leaves_with_path(chip.states)
         if 4 * a.size > chip.params[path_name(path)[0]].size
+        and not path_name(path).endswith("levels")
     }
 
 
