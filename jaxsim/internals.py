@@ -238,7 +238,7 @@ def with_inner(eqn: jex.JaxprEqn, jaxpr: jex.Jaxpr) -> jex.JaxprEqn | None:
         case _:
             return None
     held = eqn.params[name]
-    closed = isinstance(held, jex.ClosedJaxpr) and not isinstance(held, jex.Jaxpr)
+    closed = not isinstance(held, jex.Jaxpr)  # up to jax 0.10; there is one class since
     return with_parameters(eqn, **{name: held.replace(jaxpr=jaxpr) if closed else jaxpr})
 
 
