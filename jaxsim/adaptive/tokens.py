@@ -198,12 +198,25 @@ def check_levels(level: Any, layers: int) -> None:
       >>> import jaxsim as js
       >>> js.tokens.check_levels(js.tokens.linear_thresholds(0.1, 3), 3)
     """
-    if np.shape(level) != (layers,):
-        raise ValueError(f"level{list(np.shape(level))}: must hold one number a layer, [{layers}]")
+    check_level_count(level, layers)
     if is_traced(level):
         return
     for number in np.asarray(level):
         check_range("level", number, 0)
+
+
+def check_level_count(level: Any, layers: int) -> None:
+    """Checks that there is a number for each layer; an index behind the last would be the last.
+
+    Args:
+      level: Levels, [L], or their shape and dtype.
+      layers: Number of layers L.
+
+    Raises:
+      ValueError: There is not.
+    """
+    if np.shape(level) != (layers,):
+        raise ValueError(f"level{list(np.shape(level))}: must hold one number a layer, [{layers}]")
 
 
 @own_promotion()

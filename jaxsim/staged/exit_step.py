@@ -15,7 +15,7 @@ from jaxtyping import Array
 from jaxsim.adaptive.features import Feature
 from jaxsim.adaptive.heads import Head, apply_head
 from jaxsim.adaptive.rule import PatienceState, Rule, should_exit
-from jaxsim.adaptive.tokens import TokenRule
+from jaxsim.adaptive.tokens import TokenRule, check_level_count
 from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import compile_count, shape_of
 from jaxsim.network.cuts import cuts, equations
@@ -156,6 +156,7 @@ def _prepared(
     check_heads(net, found)
     line, tokens = equations(without_exits(net), arguments), None
     if found.tokens is not None:
+        check_level_count(net.tokens.level, len(found.tokens.attention.names))
         line, attention = known_tokens(found.tokens, line)
         others = (*others, *cuts_of(found.tokens, leave))
         tokens = TokenPlan(marks_of(line, attention), batched, leave)

@@ -314,6 +314,14 @@ def test_channels_are_removed_of_a_network_whose_tokens_leave():
     np.testing.assert_array_equal(found.kept[:, 0], simulate(net, *args).kept[:, 0])
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_levels_of_another_number_are_refused_when_they_are_put_in(count):
+    net = js.prune_tokens(LEVEL)(network("vit"))
+    rule = dataclasses.replace(net.tokens, level=jnp.full(count, 0.1))
+    with pytest.raises(ValueError, match=rf"level\[{count}\]: must hold one number a layer, \[3\]"):
+        dataclasses.replace(net, tokens=rule)(*inputs(KINDS["vit"]))
+
+
 def test_a_presence_that_is_no_mask_is_refused():
     ids, lengths = inputs(KINDS["bert"])
     net = js.prune_tokens(0.1, present=lambda ids, lengths: lengths)(network("bert"))
