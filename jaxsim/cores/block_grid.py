@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.cores.core import Core
 from jaxsim.cores.op import Op
-from jaxsim.cores.product import Operands, multiplies, operands_of
+from jaxsim.cores.product import multiplies, of_written, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.block_grid import ROWS, BlockCodes, BlockGrid, decode_blocks, encode_blocks
 from jaxsim.numerics.nibbles import Nibbles, unpacked
@@ -44,7 +44,6 @@ def block_grid(core: Core, *, weights: BlockGrid) -> Core:
       core: contracts the floats.
       weights: the grid.
     """
-    multiplied = operands_of(core)
     kind = jnp.uint8 if weights.shifted else jnp.int8
 
     def given(op: Op) -> tuple[Array, Array | None] | None:
@@ -85,17 +84,7 @@ def block_grid(core: Core, *, weights: BlockGrid) -> Core:
     def written(op: Op, state: BlockState) -> Any:
         return core.write(dataclasses.replace(op, meter=None), weight(op, state), None)
 
-    def dense(op: Op, state: BlockState) -> Array:
-        """The floats that weights are stored as."""
-        assert multiplied is not None
-        return multiplied.weight(op, written(op, state))
-
-    def rounded(op: Op, state: BlockState, x: Array, key: Any) -> Array:
-        """The floats that inputs are rounded to."""
-        assert multiplied is not None
-        return multiplied.inputs(op, written(op, state), x, key)
-
-    @multiplies(multiplied and Operands(dense, rounded))
+    @multiplies(of_written(operands_of(core), written))
     def read(op: Op, state: BlockState, x: Array, key: Any) -> Array:
         return core.read(op, written(op, state), x, key)
 

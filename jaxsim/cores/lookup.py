@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxsim.cores.core import Core
 from jaxsim.cores.op import Op
-from jaxsim.cores.product import Operands, multiplies, operands_of
+from jaxsim.cores.product import multiplies, of_written, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Codebook, index_bits, k_means, nearest
 from jaxsim.numerics.nibbles import Nibbles, unpacked
@@ -49,7 +49,6 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
     Source: Han et al. (2016), arXiv 1510.00149, section 3 (k-means); Jégou et al. (2011), Product
     quantization for nearest neighbor search, and Stock et al. (2020), arXiv 1907.05686 (vectors).
     """
-    multiplied = operands_of(core)
 
     def vectors(op: Op, w: Array) -> Array:
         """Weights [n, length], the contracted axes last, filled up with zeros."""
@@ -106,17 +105,7 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
     def written(op: Op, state: LookupState) -> Any:
         return core.write(dataclasses.replace(op, meter=None), weight(op, state), None)
 
-    def dense(op: Op, state: LookupState) -> Array:
-        """The floats that weights are stored as."""
-        assert multiplied is not None
-        return multiplied.weight(op, written(op, state))
-
-    def rounded(op: Op, state: LookupState, x: Array, key: Any) -> Array:
-        """The floats that inputs are rounded to."""
-        assert multiplied is not None
-        return multiplied.inputs(op, written(op, state), x, key)
-
-    @multiplies(multiplied and Operands(dense, rounded))
+    @multiplies(of_written(operands_of(core), written))
     def read(op: Op, state: LookupState, x: Array, key: Any) -> Array:
         return core.read(op, written(op, state), x, key)
 

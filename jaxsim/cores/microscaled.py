@@ -11,7 +11,7 @@ from jaxtyping import Array, Num
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
-from jaxsim.cores.product import Operands, multiplies, operands_of
+from jaxsim.cores.product import Operands, multiplies, of_written, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.microscaling import (
     MicroCodes,
@@ -53,7 +53,6 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
       weights: format of the weights; None leaves them.
       inputs: format of the inputs; None leaves them.
     """
-    multiplied = operands_of(core)
     (rows,) = {form.rows for form in (weights, inputs) if form is not None}
 
     def write(op: Op, w: Array, key: Any) -> State:
@@ -99,17 +98,15 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
         held = encode_micro(inputs, lax.stop_gradient(x), op.geometry.x_summed)
         return x + lax.stop_gradient(decode_micro(held) - x)
 
-    def dense(op: Op, state: Any) -> Array:
-        """The floats that weights are stored as."""
-        assert multiplied is not None
-        return multiplied.weight(op, written(op, state))
+    inner = of_written(operands_of(core), written)
 
-    def fed(op: Op, state: Any, x: Array, key: Any) -> Array:
-        """The floats that inputs become."""
-        assert multiplied is not None
-        return multiplied.inputs(op, written(op, state), rounded(op, x), key)
-
-    @multiplies(multiplied and Operands(dense, fed))
+    @multiplies(
+        inner
+        and Operands(
+            inner.weight,
+            lambda op, state, x, key: inner.inputs(op, state, rounded(op, x), key),
+        )
+    )
     def read(op: Op, state: Any, x: Array, key: Any) -> Array:
         return core.read(op, written(op, state), rounded(op, x), key)
 

@@ -41,6 +41,21 @@ def multiplies(operands: Operands | None) -> Callable[[Read], Read]:
     return declare
 
 
+def of_written(inner: Operands | None, written: Callable[[Op, Any], Any]) -> Operands | None:
+    """What a read multiplies that has the core inside read floats which are written at each read.
+
+    Args:
+      inner: What the core inside multiplies; None where that is not said.
+      written: `(op, state) -> state` of the core inside.
+    """
+    if inner is None:
+        return None
+    return Operands(
+        lambda op, state: inner.weight(op, written(op, state)),
+        lambda op, state, x, key: inner.inputs(op, written(op, state), x, key),
+    )
+
+
 def operands_of(core: Any) -> Operands | None:
     """What a core's read is declared to multiply, None where it declares nothing.
 
