@@ -40,10 +40,11 @@ def test_numbers_are_those_of_the_package_bit_by_bit(read, kind):
 @pytest.mark.parametrize("kind", CODED)
 def test_codes_and_steps_make_the_numbers_bit_by_bit(read, kind):
     tensor = read(gguf_file({}, {"w": MATRIX}, kind)).tensors["w"]
-    codes = codes_of(tensor)
-    low, high = (-128, 127) if kind == "Q8_0" else (0, 2**codes.bits - 1)
-    if codes.minimum is None and codes.bits < 8:
-        low, high = -(2 ** (codes.bits - 1)), 2 ** (codes.bits - 1) - 1
+    codes, bits = codes_of(tensor), int(kind[1])
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if kind.endswith("_1"):
+        low, high = 0, 2**bits - 1
+    assert codes.kind == kind
     assert (codes.minimum is None) == kind.endswith("_0")
     assert codes.codes.shape == MATRIX.shape
     assert codes.scale.shape == (3, 2, 2)
