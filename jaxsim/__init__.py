@@ -15,6 +15,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.cores.storage import Format
 from jaxsim.cores.wrapper import Wrapper
+from jaxsim.evaluate import language
 from jaxsim.evaluate.comparison import classify, compare
 from jaxsim.evaluate.crossbar import Crossbar
 from jaxsim.evaluate.systolic import Hardware
@@ -73,6 +74,7 @@ __all__ = [
     "widen_ranges",
     "compare",
     "classify",
+    "language",
     "save",
     "load",
     "Network",

@@ -5,6 +5,7 @@ Examples:
   jaxsim trace jaxsim.models.resnet:ResNet --input 1 28 28 1
   jaxsim transform chip.toml --out chip
   jaxsim bench chip.toml --batch 256
+  jaxsim language model.gguf --text wiki.txt --recipe four_bits.toml --prompt "Once upon"
   jaxsim rpm --configuration grid_2 --out train.npz --picture some.png
   jaxsim nac train skill --out run
   jaxsim nac evaluate run --plot curves.png
@@ -26,9 +27,13 @@ import jax
 import tyro
 
 import jaxsim
-from jaxsim.cli import demo, nac, recipe
+from jaxsim.cli import demo, nac
+from jaxsim.cli.bench import Bench, bench
 from jaxsim.cli.influence import Influence, influence
+from jaxsim.cli.language import Language, language
 from jaxsim.cli.rpm import Rpm, rpm
+from jaxsim.cli.trace import Trace, show
+from jaxsim.cli.transform import Transform, transform
 
 _ASCII = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-", "…": "...", "µ": "u", "→": "->"})
 
@@ -93,9 +98,10 @@ def _run(args: list[str]) -> None:
     chosen = tyro.extras.subcommand_cli_from_dict(
         {
             "demo": demo.Demo,
-            "trace": recipe.Trace,
-            "transform": recipe.Transform,
-            "bench": recipe.Bench,
+            "trace": Trace,
+            "transform": Transform,
+            "bench": Bench,
+            "language": Language,
             "nac": nac.Nac,
             "influence": Influence,
             "rpm": Rpm,
@@ -109,12 +115,14 @@ def _run(args: list[str]) -> None:
         case demo.Demo():
             with _compilation_cache(chosen.cache.expanduser() / "compiled"):
                 demo.run(chosen)
-        case recipe.Trace():
-            recipe.show(chosen)
-        case recipe.Transform():
-            recipe.transform(chosen)
-        case recipe.Bench():
-            recipe.bench(chosen)
+        case Trace():
+            show(chosen)
+        case Transform():
+            transform(chosen)
+        case Bench():
+            bench(chosen)
+        case Language():
+            language(chosen)
         case nac.Nac():
             nac.run(chosen)
         case Influence():

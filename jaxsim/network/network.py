@@ -105,6 +105,28 @@ class Network(PytreeValue):
         """Paths of the parameters that no call reads and whose values are not held."""
         return self.absent.names
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that it holds in memory, an array that stands twice counted once.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> import jaxsim as js
+          >>> x = jnp.ones((2, 3))
+          >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(3)}, x)
+          >>> net.nbytes
+          36
+        """
+        leaves = jax.tree_util.tree_leaves_with_path({f: getattr(self, f) for f in DATA})
+        unheld = {f"params/{name}" for name in self.unheld}
+        return sum(
+            {
+                id(leaf): leaf.nbytes
+                for path, leaf in leaves
+                if path_name(path) not in unheld and isinstance(leaf, jax.Array | np.ndarray)
+            }.values()
+        )
+
     def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
         """Runs the model on its hardware.
 

@@ -6,17 +6,11 @@ import pytest
 
 import jaxsim as js
 from jaxsim.cli import main as cli
-from jaxsim.cli.recipe import (
-    Bench,
-    Trace,
-    Transform,
-    bench,
-    compose_steps,
-    model_of,
-    read_recipe,
-    show,
-    transform,
-)
+from jaxsim.cli.bench import Bench, bench
+from jaxsim.cli.recipe import model_of, read_recipe
+from jaxsim.cli.steps import compose_steps
+from jaxsim.cli.trace import Trace, show
+from jaxsim.cli.transform import Transform, transform
 from jaxsim.models.resnet import ResNet
 from jaxsim.network.leaves import path_name
 
@@ -175,6 +169,43 @@ def test_a_key_that_is_an_argument_is_no_name(traced):
         net
     )
     np.testing.assert_array_equal(chip(x), js.quantize(4)(net)(x))
+
+
+def test_transforms_and_criteria_that_ask_for_inputs_have_those_of_the_ranges(folder):
+    path, net, x = folder
+    asking = """
+[[transform]]
+name = "correct_bias"
+
+[deploy]"""
+    scored = "\n".join(
+        (
+            "sparsity = 0.5",
+            'criterion = {"sparsity.activation_variance" = {}}',
+            'distribution = {"sparsity.uniform" = {}}',
+        )
+    )
+    recipe = RECIPE.replace("\n[deploy]", asking).replace("sparsity = 0.5", scored)
+    recipe = recipe.replace('cells = {"cells.proportional" = 0.02}', "adc = 8")
+    (path / "chip.toml").write_text(recipe)
+    chip = transform(Transform(path / "chip.toml", path / "out"))
+    same = js.compose(
+        js.prune(
+            0.5,
+            criterion=js.sparsity.activation_variance(x[:4]),
+            distribution=js.sparsity.uniform(),
+        ),
+        js.quantize(8, js.Grid(8, symmetric=False)),
+        js.analog(adc=8),
+        js.correct_bias(x[:4]),
+    )(net)
+    expected = js.deploy(same, key=jax.random.key(3), calibrate=x[:4])
+    run = jax.jit(lambda chip, x: chip(x))
+    np.testing.assert_array_equal(run(chip, x), run(expected, x))
+    unsaid = recipe.replace('data = "data.npz"\ncalibrate = 4\nimages = 6\n', "")
+    (path / "chip.toml").write_text(unsaid)
+    with pytest.raises(ValueError, match=r"activation_variance: takes inputs, and there is no"):
+        transform(Transform(path / "chip.toml", path / "other"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.cli.recipe import compose_steps, model_of
+from jaxsim.cli.recipe import model_of
+from jaxsim.cli.steps import compose_steps
 from jaxsim.cli.vocabulary import model_maker, public
 from jaxsim.files.npz import read_npz
 from jaxsim.models.resnet import ResNet
@@ -96,6 +97,7 @@ def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
     assert set(js.__all__) - found.keys() == {
         *("save", "load", "search_blocked"),  # of files
         *("adc", "cells", "wires", "tokens", "storage", "clipping", "rounding", "sparsity"),
+        "language",
         "float_core",
     }
 

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.evaluate.language import Scores, agreement, generate, perplexity, score, windows
+from jaxsim.console import timing
+from jaxsim.evaluate.language import (
+    Scores,
+    Speed,
+    agreement,
+    compare,
+    generate,
+    perplexity,
+    score,
+    speed,
+    throughput,
+    windows,
+)
 from tests.support import llama_files
 
 MODEL = llama_files.MODEL
@@ -126,9 +138,51 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_logits():
     np.testing.assert_allclose(shares(draw(2.0)), expected / expected.sum(), atol=0.02)
 
 
+def test_a_row_of_a_comparison_is_what_its_parts_say():
+    cut, chip = windows(TEXT, 12), js.deploy(quantized(), keep_floats=False)
+    table = compare(net(), {"chip": chip}, cut, batch_size=3)
+    reference, row = table.rows
+    found = score(chip, cut, batch_size=3)
+    assert row.perplexity == perplexity(found)
+    assert row.ratio == perplexity(found, scores_of("float"))
+    assert row.agreement == agreement(found, scores_of("float"))
+    assert (reference.ratio.value, reference.agreement.value) == (1.0, 1.0)
+    assert (reference.transformed, row.transformed) == (0, chip.coverage().share("transformed"))
+    # Four products of a layer's attention, three of its perceptron, the head, scores and values.
+    d, h, n = MODEL.width, MODEL.hidden, 12
+    heads, width = MODEL.heads, MODEL.width // MODEL.heads
+    of_layer = 2 * d * d + 2 * d * MODEL.groups * width + 3 * d * h + 2 * n * heads * width
+    assert reference.macs == MODEL.layers * of_layer + d * 96
+    assert reference.held == 4 * sum(leaf.size for leaf in jax.tree.leaves(net().params))
+    assert row.held < reference.held / 4
+    assert "chip" in str(table)
+    assert "1.000±0.000" not in str(table)
+    with pytest.raises(ValueError, match="without the name 'reference'"):
+        compare(net(), {"reference": chip}, cut)
+
+
+def test_speed_is_tokens_over_seconds(monkeypatch):
+    seconds = {1: 0.5, 4: 2.0}
+
+    def taken(calls, runs):
+        assert runs == 5
+        counts = [call.keywords["count"] for call in calls.values()]
+        return {
+            name: timing.Timing(10 * seconds[count], seconds[count], 0.0, runs)
+            for name, count in zip(calls, counts, strict=True)
+        }
+
+    monkeypatch.setattr(throughput, "alternate", taken)
+    found = speed({"a": net(), "b": quantized()}, PROMPT, MODEL.cache(2, 8), count=4)
+    # Eight tokens in half a second; three more of each of two rows in another 1.5.
+    assert found == {name: Speed(16.0, 4.0, 20.0) for name in "ab"}
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        (lambda: speed({"a": net()}, PROMPT, MODEL.cache(2, 8), count=1), "count=1"),
+        (lambda: speed({"a": net()}, PROMPT, MODEL.cache(2, 8), count=2, runs=4), "runs=4"),
         (lambda: windows(TEXT, 51), "tokens[50]: 1 windows of size=51 take 51"),
         (lambda: windows(TEXT, 10, 6), "6 windows of size=10 take 60"),
         (lambda: windows(TEXT, 1), "size=1"),

@@ -1,0 +1,76 @@
+"""`jaxsim transform`: a recipe to a deployed checkpoint and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+
+import jaxsim as js
+from jaxsim.cli.recipe import build, cost_numbers, deploy_key, read_recipe, with_seed
+from jaxsim.files import atomic
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """Take a model through the transforms of a recipe, deploy it, save it and report on it.
+
+    Example: jaxsim transform chip.toml --out chip
+    """
+
+    recipe: Annotated[Path, tyro.conf.Positional]
+    """TOML file; docs/cli.md shows one."""
+    out: Path = Path("chip")
+    """Folder to make, with the checkpoint and the report in it."""
+    seed: int | None = None
+    """Of what the cells draw, the recipe's unless said."""
+    json: Path | None = None
+    """File for the numbers."""
+    quiet: bool = False
+    """Print nothing but errors; files are written all the same."""
+    trust_model: bool = False
+    """Import the model that the recipe names and run its code, from wherever it comes; without,
+    only classes of jaxsim.models."""
+
+
+def transform(args: Transform) -> js.Network:
+    """Runs a recipe: writes `chip` (a checkpoint) and `report.txt` into a new folder.
+
+    Args:
+      args: Options of the command.
+
+    Returns:
+      The deployed network.
+
+    Raises:
+      ValueError: The folder exists, or the recipe says what cannot be done.
+    """
+    from rich.console import Console
+
+    if args.out.exists():
+        raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
+    atomic.check_target("json", args.json)
+    recipe = with_seed(read_recipe(args.recipe), args.seed)
+    net, chip, data = build(recipe, args.recipe.parent, trust=args.trust_model)
+    cost = chip.cost()
+    report: list[Any] = [net, chip, cost]
+    numbers: dict[str, Any] = {"cost": cost_numbers(cost)}
+    if data is not None:
+        few = slice(recipe["deploy"].get("images"))
+        seen = data["images"][few], data["labels"][few]
+        key = jax.random.fold_in(deploy_key(recipe), 1)
+        table = js.compare(net, {"transformed": chip}, seen, key=key)
+        report.append(table)
+        numbers["accuracy"] = [row._asdict() for row in table.rows]
+    args.out.mkdir(parents=True)
+    js.save(args.out / "chip", chip)
+    atomic.write_text(args.out / "report.txt", "\n".join(map(str, report)))
+    if args.json is not None:
+        atomic.write_json(args.json, numbers)
+    console = Console(quiet=args.quiet)
+    console.print(*report, sep="\n")
+    console.print(f"wrote {args.out / 'chip'} and {args.out / 'report.txt'}")
+    return chip
