@@ -44,6 +44,7 @@ from jaxsim.staged.network import Staged
 from jaxsim.staged.pipeline import simulate_schedule
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.block import block
+from jaxsim.transforms.code_cache import code_cache
 from jaxsim.transforms.correct_bias import correct_bias
 from jaxsim.transforms.equalize import equalize
 from jaxsim.transforms.exit_early import distill_exits, exit_early
@@ -107,6 +108,7 @@ __all__ = [
     "block",
     "slice_bits",
     "analog",
+    "code_cache",
     "Staged",
     "exit_early",
     "distill_exits",

@@ -46,6 +46,8 @@ class Language:
     """How many windows of the text to score, spread over it; all unless said."""
     batch: int = 4
     """Windows of a call."""
+    through_cache: bool = False
+    """Read windows a token a call, as they would be written: what code_cache loses counts so."""
     prompt: str | None = None
     """Text to write on from; tokens a second are timed by it, too."""
     count: int = 32
@@ -79,6 +81,13 @@ def language(args: Language) -> js.language.LanguageComparison:
     atomic.check_target("json", args.json)
     _check(args)
     recipes = _recipes(args.recipe, args.seed)
+    for name, recipe in recipes.items():
+        steps = [step["name"] for step in recipe["transform"]]
+        if "code_cache" in steps and not args.through_cache:
+            raise ValueError(
+                f"recipe {name!r}: code_cache changes nothing where windows are read in one call; "
+                "say --through-cache"
+            )
     model, params, tokenizer = _pretrained(args.model)
     cut = _windows(args.text, tokenizer, args.window, args.windows)
     inputs = None
@@ -95,6 +104,7 @@ def language(args: Language) -> js.language.LanguageComparison:
             cut,
             key=_key(recipe),
             batch_size=args.batch,
+            cache=model.cache if args.through_cache else None,
             checkpoints=None if args.checkpoints is None else args.checkpoints / name,
             label=name,
             quiet=args.quiet,

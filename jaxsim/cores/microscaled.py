@@ -19,9 +19,9 @@ from jaxsim.formats.microscaling import (
     decode_micro,
     encode_micro,
     exponents,
-    from_four_bits,
     powers,
-    to_four_bits,
+    stored_elements,
+    to_elements,
 )
 from jaxsim.numerics.nibbles import Nibbles, unpacked
 
@@ -66,7 +66,7 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
             return core.write(op, w, key)
         w = w.astype(jnp.float32)
         held = encode_micro(weights, lax.stop_gradient(w), op.geometry.contracted)
-        elements = _stored(weights, held.elements)
+        elements = stored_elements(weights, held.elements)
         if weights.kind.bits == 4 and op.layout != "plain":
             elements = Nibbles.of(elements, op.geometry.contracted[-1] - w.ndim)
         powers_of_two = weights.scale == "e8m0"
@@ -79,7 +79,7 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
         assert weights is not None
         powers_of_two = weights.scale == "e8m0"
         scale = powers(state.scale) if powers_of_two else state.scale.astype(jnp.float32)
-        elements = _elements(weights, unpacked(state.elements))
+        elements = to_elements(weights, unpacked(state.elements))
         values = decode_micro(MicroCodes(elements, scale, state.tensor))
         if state.passed is None:
             return values
@@ -111,25 +111,3 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
         return core.read(op, written(op, state), rounded(op, x), key)
 
     return Core(write, lambda op, state, x: state, read)
-
-
-def _stored(form: Microscaled, elements: Array) -> Array:
-    match form.element:
-        case "e2m1":
-            return to_four_bits(elements)
-        case "int8":
-            return (64 * elements).astype(jnp.int8)
-        case "e5m2":
-            return elements.astype(jnp.float8_e5m2)
-        case _:  # e4m3 has the floats of six bits among its own
-            return elements.astype(jnp.float8_e4m3fn)
-
-
-def _elements(form: Microscaled, stored: Array) -> Array:
-    match form.element:
-        case "e2m1":
-            return from_four_bits(stored)
-        case "int8":
-            return stored.astype(jnp.float32) / 64
-        case _:
-            return stored.astype(jnp.float32)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 from jaxsim.numerics.scaling import divide, power_below
 
@@ -178,6 +178,40 @@ def round_element(kind: ElementKind, x: Float[Array, "..."]) -> Float[Array, "..
     power = jnp.clip(power_below(held), 2.0**kind.least, 2.0**kind.most)
     step = power * 2.0**-kind.mantissa
     return jnp.clip(jnp.round(held / step) * step, -kind.largest, kind.largest)
+
+
+def stored_elements(form: Microscaled, elements: Float[Array, "..."]) -> Num[Array, "..."]:
+    """Elements as they are stored, those of four bits not packed yet.
+
+    Args:
+      form: Their format.
+      elements: Elements, as floats.
+    """
+    match form.element:
+        case "e2m1":
+            return to_four_bits(elements)
+        case "int8":
+            return (64 * elements).astype(jnp.int8)
+        case "e5m2":
+            return elements.astype(jnp.float8_e5m2)
+        case _:  # e4m3 has the floats of six bits among its own
+            return elements.astype(jnp.float8_e4m3fn)
+
+
+def to_elements(form: Microscaled, stored: Num[Array, "..."]) -> Float[Array, "..."]:
+    """Elements as floats, from `stored_elements`.
+
+    Args:
+      form: Their format.
+      stored: Elements as they are stored.
+    """
+    match form.element:
+        case "e2m1":
+            return from_four_bits(stored)
+        case "int8":
+            return stored.astype(jnp.float32) / 64
+        case _:
+            return stored.astype(jnp.float32)
 
 
 def to_four_bits(x: Float[Array, "..."]) -> UInt8[Array, "..."]:

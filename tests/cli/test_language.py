@@ -39,6 +39,12 @@ name = "analog"
 cells = {"cells.independent" = {sigma = 0.0, noise = 0.02}}
 sites = "layers*"
 """
+CACHE = """
+[[transform]]
+name = "code_cache"
+form = 2
+latest = 2
+"""
 PRUNED = """
 [[transform]]
 name = "prune"
@@ -54,7 +60,7 @@ def folder(tmp_path_factory):
     (path / "model.gguf").write_bytes(content)
     (path / "test.txt").write_text("".join(LETTERS[:200]))
     (path / "valid.txt").write_text("".join(LETTERS[200:]))
-    for name, text in (("eight", EIGHT), ("noisy", NOISY), ("pruned", PRUNED)):
+    for name, text in (("eight", EIGHT), ("noisy", NOISY), ("pruned", PRUNED), ("cache", CACHE)):
         (path / f"{name}.toml").write_text(text)
     return path
 
@@ -121,6 +127,14 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(folder, tmp_path, 
         language(other)
 
 
+def test_windows_are_read_through_a_cache(folder, run):
+    table = language(options(folder, "cache", through_cache=True))
+    exact, coded = table.rows
+    assert exact.perplexity.value == pytest.approx(run.rows[0].perplexity.value, rel=1e-4)
+    assert abs(coded.ratio.value - 1) > 1e-3
+    assert coded.held == exact.held
+
+
 def test_the_command_prints_a_table_and_what_is_written(folder, run, capsys):
     words = ["language", folder / "model.gguf", "--text", folder / "test.txt", "--window", 20]
     words += ["--recipe", folder / "pruned.toml", "--prompt", "er", "--count", 5]
@@ -164,6 +178,10 @@ def test_the_command_prints_a_table_and_what_is_written(folder, run, capsys):
         ({"recipe": ("eight.toml", "data = 'x.npz'")}, "[deploy] data is of other models"),
         ({"recipe": ("eight.toml", "images = 3")}, "[deploy] images is of other models"),
         ({"recipe": ("float.toml", "")}, "another line of the table has the name 'float'"),
+        (
+            {"recipe": ("cache.toml", "[[transform]]\nname = 'code_cache'\nform = 4")},
+            "recipe 'cache': code_cache changes nothing where windows are read in one call",
+        ),
         ({"recipe": ("other.toml", "[model]")}, "'model' is unknown; it may have deploy, transf"),
     ],
 )

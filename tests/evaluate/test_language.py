@@ -178,9 +178,32 @@ def test_speed_is_tokens_over_seconds(monkeypatch):
     assert found == {name: Speed(16.0, 4.0, 20.0) for name in "ab"}
 
 
+def test_windows_through_a_cache_lose_what_it_loses():
+    cut = windows(TEXT, 12)
+    through = score(net(), cut, batch_size=3, cache=MODEL.cache)
+    np.testing.assert_allclose(through.losses, scores_of("float").losses, atol=1e-4)
+    np.testing.assert_array_equal(through.choices, scores_of("float").choices)
+    chip = js.code_cache(2, first=1, latest=2)(net())
+    rounded = score(chip, cut, batch_size=3, cache=MODEL.cache)
+    # Until tokens are codes nothing is lost: the fifth is the first to read one.
+    np.testing.assert_allclose(rounded.losses[:, :4], through.losses[:, :4], rtol=1e-6)
+    assert (np.abs(rounded.losses - through.losses)[:, 4:] > 1e-3).mean() > 0.9
+    call, cache = jax.jit(lambda *a: a[0](*a[1:])), MODEL.cache(1, 12)
+    for i in range(11):
+        logits, cache = call(chip, cut[:1, i : i + 1], cache)
+        found = jax.nn.logsumexp(logits[0, 0]) - logits[0, 0, cut[0, i + 1]]
+        assert found == pytest.approx(rounded.losses[0, i], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        (
+            lambda: score(
+                js.trace(lambda p, x, c: p[x], jnp.eye(96), PROMPT, 0), PROMPT, cache=print
+            ),
+            "must return logits and the next cache",
+        ),
         (lambda: speed({"a": net()}, PROMPT, MODEL.cache(2, 8), count=1), "count=1"),
         (lambda: speed({"a": net()}, PROMPT, MODEL.cache(2, 8), count=2, runs=4), "runs=4"),
         (lambda: windows(TEXT, 51), "tokens[50]: 1 windows of size=51 take 51"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +86,7 @@ def compare(
     key: Key[Array, ""] | None = None,
     batch_size: int = 4,
     output: Reader | None = None,
+    cache: Callable[[int, int], Any] | None = None,
     checkpoints: str | Path | None = None,
     quiet: bool = True,
 ) -> LanguageComparison:
@@ -98,6 +99,7 @@ def compare(
       key: Random key for cores that draw at every call.
       batch_size: Number of windows per call, at least 1.
       output: Function from what a network returns to its logits; None where it returns them.
+      cache: Makes an empty cache to read windows through, as `score` takes it.
       checkpoints: Folder in which each network has one to go on from, as `score` takes them.
       quiet: Show no progress bars.
 
@@ -127,6 +129,7 @@ def compare(
             key=key,
             batch_size=batch_size,
             output=output,
+            cache=cache,
             checkpoints=folder,
             label=name,
             quiet=quiet,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.checkpoint.log import program_digest, run_digest
@@ -18,6 +19,7 @@ from jaxsim.evaluate.language.window import (
     Reader,
     checked_rows,
     in_vocabulary,
+    logits_and_cache,
     logits_of,
     vocabulary_of,
 )
@@ -47,6 +49,7 @@ def score(
     key: Key[Array, ""] | None = None,
     batch_size: int = 4,
     output: Reader | None = None,
+    cache: Callable[[int, int], Any] | None = None,
     checkpoints: str | Path | None = None,
     label: str = "scoring",
     quiet: bool = True,
@@ -59,6 +62,9 @@ def score(
       key: Random key for cores that draw at every call; batch i uses `fold_in(key, i)`.
       batch_size: Number of windows per call, at least 1; their logits are in memory together.
       output: Function from what the network returns to its logits; None where it returns them.
+      cache: Makes an empty cache of (rows, tokens), such as `model.cache`: windows are then read
+        through it, a token a call, as they would be written, so that what a cache loses
+        (`js.code_cache`) counts. None reads a window in one call.
       checkpoints: Folder to write to and to go on from where a run was stopped; of this network and
         these windows only, by their bits and by the program of a call. None for none.
       label: Text before the progress bar.
@@ -78,12 +84,16 @@ def score(
     """
     size = checked_int("batch_size", batch_size, 1)
     rows = checked_rows("windows", windows, 2)
-    rows = in_vocabulary("windows", rows, vocabulary_of(net, rows[:1], key, output))
+    one = () if cache is None else (cache(1, rows.shape[1]),)
+    reader = output if cache is None else output or logits_and_cache
+    rows = in_vocabulary("windows", rows, vocabulary_of(net, rows[:1], key, reader, *one))
     count, run = -(-len(rows) // size), dict[str, Any]()
 
     def inputs(i: int) -> tuple[Any, ...]:
         of_batch = None if key is None else jax.random.fold_in(key, i)
-        return net, jnp.asarray(rows[i * size : (i + 1) * size]), of_batch, output
+        some = jnp.asarray(rows[i * size : (i + 1) * size])
+        empty = None if cache is None else cache(*some.shape)
+        return net, some, of_batch, empty, reader
 
     def batches(done: int) -> Iterator[int]:
         return iter(range(done, count))
@@ -124,8 +134,37 @@ def score(
 
 @partial(jax.jit, static_argnames=("output",))
 def _scores(
-    net: Network, rows: Int[Array, "B n"], key: Key[Array, ""] | None, output: Reader | None
+    net: Network,
+    rows: Int[Array, "B n"],
+    key: Key[Array, ""] | None,
+    cache: Any,
+    output: Reader | None,
 ) -> tuple[Float[Array, "B m"], Int[Array, "B m"]]:
-    logits = logits_of(net, key, output, rows)[:, :-1].astype(jnp.float32)
-    own = jnp.take_along_axis(logits, rows[:, 1:, None], -1)[..., 0]
+    if cache is None:
+        logits = logits_of(net, key, output, rows)[:, :-1]
+        return _of_next(logits, rows[:, 1:])
+
+    def step(cache: Any, at: tuple[Array, Array, Array]) -> Any:
+        i, ids, following = at
+        of_step = None if key is None else jax.random.fold_in(key, i)
+        outputs = net(ids[:, None], cache, key=of_step)
+        _, cache = outputs
+        return cache, _of_next(read(outputs)[:, 0], following)
+
+    read = output or logits_and_cache
+    # The first call makes of a cache what the others take.
+    cache, first = step(cache, (jnp.int32(0), rows[:, 0], rows[:, 1]))
+    n = rows.shape[1]
+    rest = jnp.arange(1, n - 1), rows[:, 1:-1].T, rows[:, 2:].T
+    _, later = lax.scan(step, cache, rest)
+    losses, choices = (
+        jnp.concatenate([a[:, None], b.T], 1) for a, b in zip(first, later, strict=True)
+    )
+    return losses, choices
+
+
+def _of_next(logits: Array, following: Array) -> tuple[Array, Array]:
+    """Losses of the tokens that follow, and the most probable ones."""
+    logits = logits.astype(jnp.float32)
+    own = jnp.take_along_axis(logits, following[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits, -1) - own, jnp.argmax(logits, -1).astype(jnp.int32)

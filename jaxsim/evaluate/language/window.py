@@ -67,6 +67,22 @@ def logits_of(net: Network, key: Any, output: Reader | None, *args: Any) -> Arra
     return logits
 
 
+def logits_and_cache(outputs: Any) -> Array:
+    """Logits of a call with a cache, which returns them and the next cache.
+
+    Args:
+      outputs: What the network returned.
+
+    Raises:
+      ValueError: Something else.
+    """
+    if not isinstance(outputs, tuple) or len(outputs) != 2:
+        raise ValueError(
+            f"net: with a cache must return logits and the next cache, got {type(outputs).__name__}"
+        )
+    return outputs[0]
+
+
 def vocabulary_of(
     net: Network, rows: np.ndarray, key: Any, output: Reader | None, *more: Any
 ) -> int:

@@ -11,7 +11,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxsim.evaluate.language.window import checked_rows, in_vocabulary, vocabulary_of
+from jaxsim.evaluate.language.window import (
+    checked_rows,
+    in_vocabulary,
+    logits_and_cache,
+    vocabulary_of,
+)
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
 
@@ -55,7 +60,7 @@ def generate(
     steps = checked_int("count", count, 1)
     check_range("temperature", temperature, 0)
     rows = checked_rows("prompt", prompt, 1)
-    vocabulary = vocabulary_of(net, rows, key, _first, cache)
+    vocabulary = vocabulary_of(net, rows, key, logits_and_cache, cache)
     rows = in_vocabulary("prompt", rows, vocabulary)
     last = -1 if end is None else checked_int("end", end, 0, vocabulary - 1)
     if key is None and (is_traced(temperature) or float(temperature) > 0):
@@ -69,14 +74,6 @@ def generate(
             "logits are not finite"
         )
     return np.asarray(drawn)
-
-
-def _first(outputs: Any) -> Array:
-    if not isinstance(outputs, tuple) or len(outputs) != 2:
-        raise ValueError(
-            f"net: with a cache must return logits and the next cache, got {type(outputs).__name__}"
-        )
-    return outputs[0]
 
 
 @partial(jax.jit, static_argnames=("count",))
