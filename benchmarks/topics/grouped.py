@@ -89,17 +89,10 @@ def _products(settings: GroupedSettings) -> Table:
         times = alternate(alternatives, runs=settings.runs)
         for name, found in ratios.items():
             found.append(f"{times[name].median / times['float'].median:.2f}")
-    bits = {name: 8 * _held(chip) / w.size for name, chip in chips.items()}
+    bits = {name: 8 * chip.nbytes / w.size for name, chip in chips.items()}
     lines = [[name, f"{bits[name]:.2f}", *found] for name, found in ratios.items()]
     columns = ("weights", "bits a weight", *(f"{rows} rows" for rows in ROWS))
     return Table(columns, lines, f"{size} × {size}, times of the float product")
-
-
-def _held(chip: js.Network) -> int:
-    """Bytes of a network's arrays, without parameters that are not held."""
-    held = jax.tree.leaves((chip.states, chip.masks, chip.buffers))
-    held += [p for p in jax.tree.leaves(chip.params) if isinstance(p, jax.Array)]
-    return sum(a.nbytes for a in held)
 
 
 def _pruning(settings: GroupedSettings) -> Table:

@@ -13,7 +13,7 @@ import tyro
 
 import jaxsim as js
 from jaxsim.cli.recipe import deploy_key, read_recipe, with_seed
-from jaxsim.cli.steps import compose_steps
+from jaxsim.cli.steps import Given, compose_steps
 from jaxsim.evaluate.language.comparison import language_row
 from jaxsim.files import atomic
 from jaxsim.files.text import read_text
@@ -127,7 +127,7 @@ def language(args: Language) -> js.language.LanguageComparison:
         numbers["speed"] = {name: taken._asdict() for name, taken in times.items()}
         for name, text in numbers["written"].items():
             console.rule(name, align="left")
-            console.print(args.prompt + text, markup=False, highlight=False)
+            console.print(f"{args.prompt}{text}", markup=False, highlight=False)
             console.print(
                 f"{times[name].read:.0f} tokens a second read, {times[name].written:.1f} written"
             )
@@ -195,7 +195,7 @@ def _prompt(args: Language, tokenizer: Any, context: int) -> np.ndarray | None:
 def _chip(name: str, net: js.Network, recipe: dict[str, Any], inputs: Any) -> js.Network:
     """The network of a recipe, deployed where it has cores, and only what its calls read."""
     try:
-        chip = compose_steps(recipe["transform"], lambda: inputs)(net)
+        chip = compose_steps(recipe["transform"], Given(lambda: inputs, deploy_key(recipe)))(net)
         if not chip.cores:
             return chip
         return js.deploy(chip, key=deploy_key(recipe), calibrate=inputs, keep_floats=False)

@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 import jaxsim as js
-from jaxsim.cli.steps import arguments, compose_steps, construct
+from jaxsim.cli.steps import Given, arguments, compose_steps, construct
 from jaxsim.cli.vocabulary import is_model, model_maker
 from jaxsim.data import fashion_mnist
 from jaxsim.files.npz import read_npz
@@ -73,7 +73,7 @@ def build(recipe: Mapping[str, Any], folder: Path, *, trust: bool = False) -> Bu
       ValueError: The recipe says what cannot be done.
     """
     arrays, inputs = data_of(recipe, folder)
-    steps = compose_steps(recipe["transform"], lambda: inputs)
+    steps = compose_steps(recipe["transform"], Given(lambda: inputs, deploy_key(recipe)))
     net = model_of(recipe["model"], folder, trust=trust)
     chip = steps(net)
     if chip.cores:
@@ -159,11 +159,11 @@ def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> 
     if not isinstance(call, dict):
         raise ValueError(f"[model] call={call!r}: must be a table")
     make = model_maker(name, trust=trust)
-    settings = arguments(make, table.get("settings", {}), _no_inputs)
+    settings = arguments(make, table.get("settings", {}), Given())
     x = jnp.zeros(shape)
     if isinstance(make, type) and issubclass(make, nnx.Module):
         settings = {"rngs": nnx.Rngs(seed)} | dict(settings)
-    model = construct(f"[model] {name}", make, settings, _no_inputs)
+    model = construct(f"[model] {name}", make, settings, Given())
     if not is_model(model):
         raise ValueError(f"[model] {name}: makes a {type(model).__name__}, no Flax module")
     if isinstance(model, nnx.Module):
@@ -175,10 +175,6 @@ def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> 
         return net
     path = folder / str(table["weights"])
     return _with_weights(net, path) if path.suffix == ".npz" else js.load(path, net)
-
-
-def _no_inputs() -> None:
-    """What a model is given that asks for inputs."""
 
 
 def deploy_key(recipe: Mapping[str, Any]) -> Key[Array, ""]:

@@ -6,35 +6,71 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+from jaxtyping import Array, Key
+
 import jaxsim as js
 from jaxsim.cli.vocabulary import public
 
-Inputs = Callable[[], Any]
+_EMPTY = inspect.Parameter.empty
+
+
+class Given:
+    """What a recipe does not say and a transform or criterion asks for by name.
+
+    Attributes:
+      inputs: Returns those that set the ranges; None where there are none.
+      key: Random key that keys are made of, another each time; None where nothing may draw.
+    """
+
+    def __init__(self, inputs: Callable[[], Any] = lambda: None, key: Key[Array, ""] | None = None):
+        """Begins to give.
+
+        Args:
+          inputs: Called when first asked for.
+          key: Random key.
+        """
+        self._inputs, self._key, self._keys = inputs, key, 0
+
+    def inputs(self) -> Any:
+        """Those that set the ranges."""
+        found = self._inputs()
+        if found is None:
+            raise ValueError("takes inputs, and there is no data that they are of")
+        return found
+
+    def key(self) -> Key[Array, ""]:
+        """A key that was not given before."""
+        if self._key is None:
+            raise ValueError("takes a random key, and nothing draws here")
+        self._keys += 1
+        return jax.random.fold_in(self._key, self._keys)
 
 
 def compose_steps(
-    steps: Sequence[Mapping[str, Any]], inputs: Inputs = lambda: None
+    steps: Sequence[Mapping[str, Any]], given: Given | None = None
 ) -> Callable[[js.Network], js.Network]:
     """Composes the transforms of a recipe, one after the other.
 
     Args:
       steps: Tables `[[transform]]`, each with a name and arguments.
-      inputs: Returns what a transform or a criterion is given that has to be told `inputs`, such as
-        `smooth` or `round_weights`: those that set the ranges; None where there are none.
+      given: What those have that must be told `inputs` or a `key`, such as `smooth` and
+        `sparsity.random`; None for neither.
 
     Raises:
-      ValueError: An unknown transform or argument, or one that takes inputs where there are none;
-        when applied, what a transform raises.
+      ValueError: An unknown transform or argument, or one that asks for what is not given; when
+        applied, what a transform raises.
     """
+    given = Given() if given is None else given
     transforms: list[tuple[str, Callable[[js.Network], js.Network]]] = []
     for i, step in enumerate(steps, 1):
         try:
             make = public(str(step["name"]))
         except ValueError as error:
             raise ValueError(f"transform {i}: name={error}") from None
-        settings = {k: resolve(v, inputs) for k, v in step.items() if k != "name"}
+        settings = {k: resolve(v, given) for k, v in step.items() if k != "name"}
         what = f"transform {i}, {step['name']}"
-        built: Callable[[js.Network], js.Network] = construct(what, make, settings, inputs)
+        built: Callable[[js.Network], js.Network] = construct(what, make, settings, given)
         if not callable(built):
             raise ValueError(f"{what}: makes a {type(built).__name__}, no transform")
         transforms.append((what, built))
@@ -53,18 +89,18 @@ def compose_steps(
     return apply
 
 
-def resolve(value: Any, inputs: Inputs) -> Any:
+def resolve(value: Any, given: Given) -> Any:
     """Reads a value of a recipe, with what its tables name in their places.
 
     Args:
       value: Value of TOML.
-      inputs: As `compose_steps` takes them.
+      given: As `compose_steps` takes it.
 
     Raises:
       ValueError: A table names what jaxsim cannot make of it.
     """
     if isinstance(value, list):
-        return tuple(resolve(v, inputs) for v in value)
+        return tuple(resolve(v, given) for v in value)
     if not isinstance(value, dict):
         return value
     if len(value) == 1:
@@ -72,56 +108,44 @@ def resolve(value: Any, inputs: Inputs) -> Any:
         # Other tables of one key are arguments, such as the patterns of `rules`.
         if name.split(".")[0] in js.__all__:
             make = public(name)
-            return construct(name, make, arguments(make, inner, inputs), inputs)
-    return {name: resolve(inner, inputs) for name, inner in value.items()}
+            return construct(name, make, arguments(make, inner, given), given)
+    return {name: resolve(inner, given) for name, inner in value.items()}
 
 
-def arguments(make: Callable[..., Any], given: Any, inputs: Inputs) -> Any:
+def arguments(make: Callable[..., Any], told: Any, given: Given) -> Any:
     """Reads arguments of a function; a key that is one of its parameters does not name a value.
 
     Args:
       make: The function.
-      given: Value of TOML.
-      inputs: As `compose_steps` takes them.
+      told: Value of TOML.
+      given: As `compose_steps` takes it.
 
     Raises:
       ValueError: As `resolve` raises.
     """
-    if isinstance(given, dict) and given.keys() <= inspect.signature(make).parameters.keys():
-        return {name: resolve(inner, inputs) for name, inner in given.items()}
-    return resolve(given, inputs)
+    if isinstance(told, dict) and told.keys() <= inspect.signature(make).parameters.keys():
+        return {name: resolve(inner, given) for name, inner in told.items()}
+    return resolve(told, given)
 
 
-def construct(what: str, make: Any, given: Any, inputs: Inputs) -> Any:
+def construct(what: str, make: Any, told: Any, given: Given) -> Any:
     """Calls with a table by name, with a list by position, or with one value.
 
     Args:
       what: What is called, for the error.
       make: The function.
-      given: Arguments, from `arguments`.
-      inputs: As `compose_steps` takes them.
+      told: Arguments, from `arguments`.
+      given: As `compose_steps` takes it.
 
     Raises:
-      ValueError: Whatever the function says, or inputs that are missing.
+      ValueError: Whatever the function says, or what it asks for and is not given.
     """
-    args = given if isinstance(given, tuple) else () if isinstance(given, dict) else (given,)
-    named = dict(given) if isinstance(given, dict) else {}
-    if "inputs" not in named and _asks_inputs(make, len(args)):
-        named["inputs"] = inputs()
-        if named["inputs"] is None:
-            raise ValueError(f"{what}: takes inputs, and there is no data that they are of")
+    args = told if isinstance(told, tuple) else () if isinstance(told, dict) else (told,)
+    named = dict(told) if isinstance(told, dict) else {}
     try:
+        for name, parameter in [*inspect.signature(make).parameters.items()][len(args) :]:
+            if name in ("inputs", "key") and name not in named and parameter.default is _EMPTY:
+                named[name] = getattr(given, name)()
         return make(*args, **named)
     except Exception as error:  # whatever it says of values that it was not made for
         raise ValueError(f"{what}: {error}") from error
-
-
-def _asks_inputs(make: Any, given: int) -> bool:
-    """Whether a function has to be told `inputs`, and arguments by position do not."""
-    parameters = inspect.signature(make).parameters
-    asked = parameters.get("inputs")
-    return (
-        asked is not None
-        and asked.default is asked.empty
-        and [*parameters].index("inputs") >= given
-    )

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from jaxsim.cli.recipe import cost_numbers, data_of, model_of, read_recipe
-from jaxsim.cli.steps import compose_steps
+from jaxsim.cli.recipe import cost_numbers, data_of, deploy_key, model_of, read_recipe
+from jaxsim.cli.steps import Given, compose_steps
 from jaxsim.files import atomic
 
 
@@ -51,7 +51,9 @@ def show(args: Trace) -> None:
     if args.model.endswith(".toml"):
         recipe = read_recipe(args.model)
         folder = Path(args.model).parent
-        steps = compose_steps(recipe["transform"], lambda: data_of(recipe, folder).inputs)
+        steps = compose_steps(
+            recipe["transform"], Given(lambda: data_of(recipe, folder).inputs, deploy_key(recipe))
+        )
         net = model_of(recipe["model"], folder, trust=args.trust_model)
         shown = {"model": net, "transformed": steps(net)}
     else:

@@ -1,5 +1,7 @@
 """Models by their names, and transforms from a file."""
 
+import tomllib
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import jaxsim as js
 from jaxsim.cli import main as cli
 from jaxsim.cli.bench import Bench, bench
 from jaxsim.cli.recipe import model_of, read_recipe
-from jaxsim.cli.steps import compose_steps
+from jaxsim.cli.steps import Given, compose_steps
 from jaxsim.cli.trace import Trace, show
 from jaxsim.cli.transform import Transform, transform
 from jaxsim.models.resnet import ResNet
@@ -206,6 +208,35 @@ name = "correct_bias"
     (path / "chip.toml").write_text(unsaid)
     with pytest.raises(ValueError, match=r"activation_variance: takes inputs, and there is no"):
         transform(Transform(path / "chip.toml", path / "other"))
+
+
+def test_what_asks_for_a_key_has_one_of_its_own(folder):
+    net = folder[1]
+    drawn = """
+[[transform]]
+name = "prune"
+sparsity = 0.5
+criterion = {"sparsity.random" = {}}
+distribution = {"sparsity.uniform" = {}}
+"""
+    steps = tomllib.loads(drawn)["transform"]
+    masks = [
+        compose_steps(steps * count, Given(key=jax.random.key(seed)))(net).masks["Conv_0/kernel"]
+        for count, seed in ((1, 0), (1, 0), (1, 1), (2, 0))
+    ]
+    assert np.array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[0], masks[2])
+    # Of the second pruning nothing is left to do but where its key is another.
+    key = jax.random.fold_in(jax.random.key(0), 2)
+    uniform = js.sparsity.uniform()
+    one, two = (
+        js.prune(0.5, criterion=js.sparsity.random(k), distribution=uniform)
+        for k in (jax.random.fold_in(jax.random.key(0), 1), key)
+    )
+    assert np.array_equal(masks[0], one(net).masks["Conv_0/kernel"])
+    assert np.array_equal(masks[3], js.compose(one, two)(net).masks["Conv_0/kernel"])
+    with pytest.raises(ValueError, match=r"sparsity\.random: takes a random key"):
+        compose_steps(steps)
 
 
 @pytest.mark.parametrize(
