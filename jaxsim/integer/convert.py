@@ -68,7 +68,8 @@ def integer_only(chip: Network) -> IntegerNetwork:
     Between the quantized inputs and the outputs there are int8 codes, int32 accumulators and
     multipliers b/2^c. BatchNorm, biases and whatever else is affine by channel go into these
     multipliers and what is added to them, ReLU and ReLU6 into the clip; residuals are added on a
-    common grid of 24 bits; pooling takes the maximum or the sum of integers.
+    common grid of 24 bits; pooling takes the maximum or the sum of integers. Sums of experts go to
+    one grid of 24 bits, where rows take those of the expert that they chose; of none, zeros.
 
     Args:
       chip: Network with every site quantized by `quantize`, with `block` and `slice_bits` at most
