@@ -39,7 +39,7 @@ def test_a_table_of_codes_is_cut_as_the_parameter_at_both_of_its_sites(made):
 
 def test_on_explicit_axes_parameters_masks_and_gradients_keep_theirs(made):
     """Every operation of jaxsim's leaves to the compiler what a model with such axes must say."""
-    assert len(made["explicit"]) == 8
+    assert len(made["explicit"]) == 9
     for name, (params, masks, slope, shares, off) in made["explicit"].items():
         assert params == slope == {"a": 1, "b": 0}, name
         assert masks == ({"a": 1, "b": 0} if name == "pruned" else {}), name
