@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.processes import of_two_and_of_one, start
+from tests.support.processes import finished, free_port, of_two_and_of_one, start
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_table_of_codes_is_cut_as_the_parameter_at_both_of_its_sites(made):
 
 def test_on_explicit_axes_parameters_masks_and_gradients_keep_theirs(made):
     """Every operation of jaxsim's leaves to the compiler what a model with such axes must say."""
-    assert len(made["explicit"]) == 8
+    assert len(made["explicit"]) == 9
     for name, (params, masks, slope, shares, off) in made["explicit"].items():
         assert params == slope == {"a": 1, "b": 0}, name
         assert masks == ({"a": 1, "b": 0} if name == "pruned" else {}), name
@@ -53,6 +53,27 @@ def test_two_processes_hold_halves_of_what_one_does_deployed_saved_and_loaded():
     """To the bit: the same network, its arrays on devices of another process or of this one."""
     first, second, alone = of_two_and_of_one("tests.support.sharded_process")
     assert first == second == alone
+
+
+def test_a_run_of_two_processes_is_killed_and_goes_on_with_the_bits_of_one_that_was_not(tmp_path):
+    """Weights, moments and keys, of which each process holds a part; the first one writes."""
+
+    def run(folder, processes, kill):
+        port, module = free_port(), "tests.support.resumed_process"
+        devices = 2 // processes
+        return [
+            start(module, port, processes, i, tmp_path / folder, kill, devices=devices)
+            for i in range(processes)
+        ]
+
+    whole = run("whole", 1, -1)
+    for process in run("killed", 2, 5):
+        process.communicate(timeout=300)
+        assert process.returncode == 9
+    assert [p.name for p in (tmp_path / "killed").iterdir() if p.name.isdigit()] == ["4"]
+    resumed = [words[words.index("result") :] for words in map(finished, run("killed", 2, 3))]
+    expected = finished(whole[0])
+    assert resumed == [expected[expected.index("result") :]] * 2
 
 
 def test_masks_and_codes_of_experts_are_cut_as_their_stack(made):

@@ -83,6 +83,19 @@ def _placed_like(a: Any, leaf: Any) -> Any:
     return jnp.asarray(np.asarray(a))
 
 
+def place_whole(a: np.ndarray, leaf: Any) -> Array:
+    """Places all of an array where another lies, maybe on devices of several processes.
+
+    Args:
+      a: Array, the same in each process.
+      leaf: The other, of its shape.
+    """
+    if getattr(leaf, "is_fully_addressable", True):
+        bound = getattr(leaf, "committed", False)
+        return jax.device_put(a, leaf.sharding) if bound else jnp.asarray(a)
+    return jax.make_array_from_callback(a.shape, leaf.sharding, lambda index: a[index])
+
+
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
@@ -140,12 +153,29 @@ def writable(folder: Path) -> Generator[None]:
         said.removeFilter(of_a_thread)
 
 
+def said_by_the_first(a: np.ndarray) -> np.ndarray:
+    """Hands every process an array of the first, to the bit.
+
+    Args:
+      a: Array, whose shape and dtype are the same in each process.
+    """
+    if jax.process_count() == 1:
+        return a
+    from jax.experimental import multihost_utils
+
+    # as bytes: what is handed on is summed, and a sum has no negative zero
+    content = np.frombuffer(np.ascontiguousarray(a).tobytes(), np.uint8)
+    content = np.asarray(multihost_utils.broadcast_one_to_all(content))
+    return np.frombuffer(content.astype(np.uint8).tobytes(), a.dtype).reshape(a.shape)
+
+
 @contextmanager
-def of_the_first_process(path: Any) -> Generator[None]:
-    """Ends in every process as it ends in the first, which alone writes what is inside.
+def of_the_first_process(path: Any, done: str = "written") -> Generator[None]:
+    """Ends in every process as it ends in the first, which alone does what is inside.
 
     Args:
       path: What is written, for the error.
+      done: What is done with it, likewise.
 
     Raises:
       OSError: In the other processes, where the first raised.
@@ -162,4 +192,4 @@ def of_the_first_process(path: Any) -> Generator[None]:
     finally:
         written = bool(multihost_utils.broadcast_one_to_all(np.asarray(written)))
     if not written:
-        raise OSError(f"{str(path)!r} was not written: the first process failed")
+        raise OSError(f"{str(path)!r} was not {done}: the first process failed")

@@ -10,23 +10,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxsim.checkpoint.leaves import (
     abstract_tree,
     from_leaf_list,
     is_weak,
+    of_the_first_process,
+    place_whole,
     readable,
+    said_by_the_first,
+    shape_on,
     to_leaf_list,
     writable,
 )
 from jaxsim.files import atomic
+from jaxsim.numerics.arrays import whole_on_host
 
 
 class RunCheckpointer(NamedTuple):
     """Numbered checkpoints of a long run, of which the newest is kept.
 
+    Of several processes that run together each calls every method; the first reads and writes.
+
     Attributes:
-      manager: An orbax `CheckpointManager`.
+      folder: Path of the folder.
+      manager: An orbax `CheckpointManager`; None in processes behind the first.
 
     Examples:
       >>> import tempfile
@@ -41,6 +50,7 @@ class RunCheckpointer(NamedTuple):
       (5, [1.0, 1.0])
     """
 
+    folder: Path
     manager: Any
 
     def newest(self, like: Any) -> tuple[int, Any]:
@@ -55,17 +65,29 @@ class RunCheckpointer(NamedTuple):
         Raises:
           ValueError: The newest one does not hold what `like` does.
         """
+        number = 0 if self.manager is None else self.manager.latest_step() or 0
+        number = int(said_by_the_first(np.asarray(number)))
+        if number == 0:
+            return 0, jax.tree.map(lambda a: a.astype(a.dtype) if is_weak(a) else a, like)
+        if jax.process_count() == 1:
+            target = abstract_tree(like, _home())
+            content = self._read(number, to_leaf_list(target))
+            return number, from_leaf_list(like, content)
+        leaves = to_leaf_list(like)["leaves"]
+        arrays = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
+        with of_the_first_process(self.folder, "read"):
+            if self.manager is not None:
+                targets = [shape_on(leaf, _home()) for leaf in leaves]
+                arrays = [np.asarray(a) for a in self._read(number, {"leaves": targets})["leaves"]]
+        arrays = [said_by_the_first(a) for a in arrays]
+        placed = [place_whole(a, leaf) for a, leaf in zip(arrays, leaves, strict=True)]
+        return number, from_leaf_list(like, {"leaves": placed})
+
+    def _read(self, number: int, target: dict[str, list[Any]]) -> Any:
         import orbax.checkpoint as ocp
 
-        number = self.manager.latest_step()
-        if number is None:
-            return 0, jax.tree.map(lambda a: a.astype(a.dtype) if is_weak(a) else a, like)
-        target = abstract_tree(like, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         with readable(self.manager.directory):
-            content = self.manager.restore(
-                number, args=ocp.args.StandardRestore(to_leaf_list(target))
-            )
-        return number, from_leaf_list(like, content)
+            return self.manager.restore(number, args=ocp.args.StandardRestore(target))
 
     def add(self, number: int, tree: Any) -> None:
         """Writes a checkpoint; it counts once it is complete.
@@ -79,8 +101,17 @@ class RunCheckpointer(NamedTuple):
         """
         import orbax.checkpoint as ocp
 
-        with writable(Path(self.manager.directory)):
-            self.manager.save(number, args=ocp.args.StandardSave(to_leaf_list(tree)))
+        content = to_leaf_list(tree)
+        if jax.process_count() > 1:
+            content = {"leaves": [whole_on_host(leaf) for leaf in content["leaves"]]}
+        with of_the_first_process(self.folder):
+            if self.manager is not None:
+                with writable(self.folder):
+                    self.manager.save(number, args=ocp.args.StandardSave(content))
+
+
+def _home() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 @contextmanager
@@ -88,6 +119,9 @@ def run_checkpoints(
     folder: str | Path, *, run: Mapping[str, Any], read_only: bool = False
 ) -> Generator[RunCheckpointer]:
     """Opens a folder of numbered checkpoints, which is locked until the end.
+
+    Processes that run together open it together; the first locks it, and what it raises is an error
+    in all of them.
 
     Args:
       folder: Path of the folder, made if need be.
@@ -111,20 +145,29 @@ def run_checkpoints(
     """
     import orbax.checkpoint as ocp
 
-    with contextlib.ExitStack() as stack:
-        path = Path(folder).absolute()
-        if not read_only:
-            stack.enter_context(atomic.locked("checkpoints", path))
-            path.mkdir(exist_ok=True)
-        _check_note(folder, run, write=not read_only)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else 1,
-            enable_async_checkpointing=False,
-            read_only=read_only,
+    path, manager = Path(folder).absolute(), None
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="jaxsim_run"
         )
-        manager = ocp.CheckpointManager(path, options=options)
-        stack.callback(manager.close)
-        yield RunCheckpointer(manager)
+    with contextlib.ExitStack() as stack:
+        with of_the_first_process(folder, "opened"):
+            if jax.process_index() == 0:
+                if not read_only:
+                    stack.enter_context(atomic.locked("checkpoints", path))
+                    path.mkdir(exist_ok=True)
+                _check_note(folder, run, write=not read_only)
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=None if read_only else 1,
+                    enable_async_checkpointing=False,
+                    read_only=read_only,
+                    create=False,
+                    multiprocessing_options=alone,
+                )
+                manager = ocp.CheckpointManager(path, options=options)
+                stack.callback(manager.close)
+        yield RunCheckpointer(path, manager)
 
 
 def _check_note(folder: str | Path, run: Mapping[str, Any], *, write: bool) -> None:

@@ -19,7 +19,7 @@ for each strip of outputs equally many blocks, those that hold anything (ELLPACK
 
 
 class Places(NamedTuple):
-    """Where the weights [K, N] of a site that are held belong.
+    """Where the weights [K, N] of a site that are held belong; axes of a stack come first.
 
     Attributes:
       inputs: of the entries, output by output [k]; for blocks [N / c, L], the strip of r
@@ -62,9 +62,28 @@ def places(held: Bool[np.ndarray, "K N"], layout: Layout, block: tuple[int, int]
     return Places(index.astype(np.int32), counts.astype(np.int32))
 
 
+def stacked_places(
+    held: Bool[np.ndarray, "*stack K N"], layout: Layout, block: tuple[int, int]
+) -> Places:
+    """Where the entries of each slice of a stack belong, as many of each as the fullest has.
+
+    Args:
+      held: which weights are not zero, behind the axes of the stack.
+      layout: how they are held.
+      block: inputs and outputs of a block.
+    """
+    stack = held.shape[:-2]
+    each = [places(slice_, layout, block) for slice_ in held.reshape(-1, *held.shape[-2:])]
+    longest = max(where.inputs.shape[-1] for where in each)
+    inputs = [np.pad(i, (*((0, 0),) * (i.ndim - 1), (0, longest - i.shape[-1]))) for i, _ in each]
+    found = (np.stack(inputs), np.stack([where.begins for where in each]))
+    return Places(*(a.reshape(*stack, *a.shape[1:]) for a in found))
+
+
 def stored(where: Places, layout: Layout, block: tuple[int, int]) -> int:
-    """Number of weights that are multiplied, zeros among them included."""
-    return where.inputs.size * (1 if layout == "rows" else block[0] * block[1])
+    """Number of weights of a slice that are multiplied, zeros among them included."""
+    size = where.inputs[(0,) * (where.begins.ndim - 1)].size
+    return size * (1 if layout == "rows" else block[0] * block[1])
 
 
 @role("sparse")
@@ -74,6 +93,7 @@ def compressed(
     """Holds a weight without its zeros; its reads multiply only what is held.
 
     Floats or codes of one matrix, of which a zero is zero: there is nothing of the inner core left.
+    Each slice of a stack holds as many as the fullest one, those too many as zeros.
 
     Args:
       core: not used.
@@ -84,12 +104,17 @@ def compressed(
     """
     r, c = block
 
+    def of_slice(op: Op) -> tuple[Array, Array]:
+        return op.slice_for_layer(jnp.asarray(index)), op.slice_for_layer(jnp.asarray(begins))
+
     def write(op: Op, w: Array, key: Any) -> Float[Array, "..."]:
-        (matrix,) = op.geometry.as_matmul().w(w)
+        (matrix,), (index, begins) = op.geometry.as_matmul().w(w), of_slice(op)
         K, N = matrix.shape
         if layout == "rows":
             outputs = jnp.repeat(jnp.arange(N), jnp.diff(begins), total_repeat_length=index.size)
             held = matrix[index, outputs]
+            if op.scan_index:
+                held = jnp.where(jnp.arange(index.size) < begins[-1], held, 0)
             places_bits = int(K - 1).bit_length() * index.size + 32 * begins.size
         else:
             whole = jnp.pad(matrix, ((0, -K % r), (0, -N % c)))
@@ -104,7 +129,7 @@ def compressed(
         return held
 
     def read(op: Op, held: Array, x: Array, key: Any) -> Array:
-        matmul = op.geometry.as_matmul()
+        matmul, (index, begins) = op.geometry.as_matmul(), of_slice(op)
         rows = matmul.x(x)[0]
         op.count("macs", rows.shape[0] * held.size)
         product = _by_rows if layout == "rows" else _by_blocks
@@ -133,4 +158,5 @@ def _by_rows(matmul: Matmul, held: Array, index: Array, begins: Array, x: Array)
     from jax.experimental.sparse import BCSR
 
     _, K, N = matmul.geometry.w_shape
+    begins = begins.at[-1].set(index.size)  # zeros behind the last output are products of it
     return (BCSR((held, index, begins), shape=(N, K)) @ x.T).T

@@ -28,8 +28,8 @@ class Moments(NamedTuple):
       scale: step of the grid at each weight, [B, K, N].
       zero: code of zero at each weight, [B, K, N].
       ends: values of the smallest and the largest code, for each output or one for all.
-      gram: sum of the outer products of the inputs, [B, K, K].
-      seen: how many inputs that were.
+      gram: sum of the outer products of the inputs, [B, K, K]; of an expert those of its rows.
+      seen: how many inputs that were, [B].
     """
 
     inner: State
@@ -38,7 +38,36 @@ class Moments(NamedTuple):
     zero: Float[Array, "B K N"]
     ends: tuple[Float[Array, "..."], Float[Array, "..."]]
     gram: Float[Array, "B K K"]
-    seen: Float[Array, ""]
+    seen: Float[Array, " B"]
+
+    @property
+    def mean(self) -> Float[Array, "... B K K"]:
+        """Mean of the outer products, zero where nothing was seen."""
+        return self.gram / jnp.maximum(self.seen, 1)[..., None, None]
+
+
+def row_counts(op: Op, x: Array) -> Float[Array, "B M"]:
+    """Counts how often each row of the inputs is multiplied, as rows of a matrix product.
+
+    Args:
+      op: contraction, as the site's outermost core sees it.
+      x: input.
+    """
+    matmul = op.geometry.as_matmul()
+    if op.rows is None:
+        return jnp.ones(jax.eval_shape(matmul.x, x).shape[:-1])
+    return matmul.x(jnp.broadcast_to(op.rows, x.shape))[..., 0]
+
+
+def rows_seen(op: Op, x: Array) -> Float[Array, "B M K"]:
+    """The rows of the inputs, zero where an expert multiplies them not at all.
+
+    Args:
+      op: contraction, as the site's outermost core sees it.
+      x: input.
+    """
+    rows = op.geometry.as_matmul().x(x.astype(jnp.float32))
+    return rows if op.rows is None else jnp.where(row_counts(op, x)[..., None] > 0, rows, 0)
 
 
 @role("observer")
@@ -72,16 +101,17 @@ def moments(core: Core, *, weights: Grid) -> Core:
             zero=spread(on.zero),
             ends=_ends_of(op, weights, on),
             gram=jnp.zeros((B, K, K)),
-            seen=jnp.zeros(()),
+            seen=jnp.zeros(B),
         )
 
     def calibrate(op: Op, state: Moments, x: Array) -> Moments:
-        rows = op.geometry.as_matmul().x(x.astype(jnp.float32))
-        gram = jnp.einsum("bmk,bml->bkl", rows, rows, precision=lax.Precision.HIGHEST)
+        rows, counts = rows_seen(op, x), row_counts(op, x)
+        often = rows if op.rows is None else rows * counts[..., None]
+        gram = jnp.einsum("bmk,bml->bkl", often, rows, precision=lax.Precision.HIGHEST)
         return state._replace(
             inner=core.calibrate(op, state.inner, x),
             gram=state.gram + gram,
-            seen=state.seen + rows.shape[1],
+            seen=state.seen + counts.sum(-1),
         )
 
     def read(op: Op, state: Moments, x: Array, key: Any) -> Array:
@@ -141,7 +171,7 @@ class Peaks(NamedTuple):
       inner: what the inner core wrote.
       w: largest magnitude of the weights of each input channel, [B, C].
       x: largest magnitude of each input channel, [B, C].
-      seen: how many calls that is of.
+      seen: how many calls that is of, without those in which an expert multiplies nothing.
     """
 
     inner: State
@@ -163,9 +193,9 @@ def peaks(core: Core) -> Core:
         return Peaks(core.write(op, w, key), most, jnp.zeros_like(most), jnp.zeros(()))
 
     def calibrate(op: Op, state: Peaks, x: Array) -> Peaks:
-        most = _by_channel(op, jnp.abs(op.geometry.as_matmul().x(x)).max(-2, initial=0))
+        most = _by_channel(op, jnp.abs(rows_seen(op, x)).max(-2, initial=0))
         inner, most = core.calibrate(op, state.inner, x), jnp.maximum(state.x, most)
-        return Peaks(inner, state.w, most, state.seen + float(x.size > 0))
+        return Peaks(inner, state.w, most, state.seen + 1.0 * row_counts(op, x).any())
 
     def read(op: Op, state: Peaks, x: Array, key: Any) -> Array:
         return core.read(op, state.inner, x, key)
@@ -184,29 +214,26 @@ class Outputs(NamedTuple):
 
     Attributes:
       inner: what the inner core wrote.
-      seen: values of each output channel.
-      total: their sum, of the weight's rank, contracted axes of size 1.
+      seen: number of values of each output channel, of the weight's rank, contracted axes of size
+        1; of an expert, of the rows that it multiplies.
+      total: their sum, of the same shape.
       squares: the sum of their squares, of the same shape.
     """
 
     inner: State
-    seen: Float[Array, ""]
+    seen: Float[Array, "..."]
     total: Float[Array, "..."]
     squares: Float[Array, "..."]
 
     @property
     def mean(self) -> Float[Array, "..."]:
         """Mean of each output channel."""
-        return self.total / jnp.maximum(self.seen, 1).reshape(_ones_behind(self))
+        return self.total / jnp.maximum(self.seen, 1)
 
     @property
     def variance(self) -> Float[Array, "..."]:
         """Variance of each output channel."""
-        return self.squares / jnp.maximum(self.seen, 1).reshape(_ones_behind(self)) - self.mean**2
-
-
-def _ones_behind(state: Outputs) -> tuple[int, ...]:
-    return (*state.seen.shape, *(1,) * (state.total.ndim - state.seen.ndim))
+        return self.squares / jnp.maximum(self.seen, 1) - self.mean**2
 
 
 @role("observer")
@@ -216,12 +243,13 @@ def outputs(core: Core, *, target: Array | None = None) -> Core:
     Args:
       core: what is measured.
       target: mean that each output channel is moved to by what was measured so far, of the weight's
-        rank, contracted axes of size 1, behind the axes of the weight's stack; None moves nothing.
+        rank, contracted axes of size 1, behind the axes of the weight's stack; NaN, or None for
+        all, moves nothing, and neither does an expert that multiplied nothing so far.
     """
 
     def write(op: Op, w: Array, key: Any) -> Outputs:
         none = jnp.zeros(op.channel_shape())
-        return Outputs(core.write(op, w, key), jnp.zeros(()), none, none)
+        return Outputs(core.write(op, w, key), none, none, none)
 
     def calibrate(op: Op, state: Outputs, x: Array) -> Outputs:
         inner = core.calibrate(op, state.inner, x)
@@ -230,18 +258,28 @@ def outputs(core: Core, *, target: Array | None = None) -> Core:
         def spread(s: Array) -> Array:
             return jnp.broadcast_to(op.to_output(s), y.shape)
 
-        (total,), (squares,) = (jax.linear_transpose(spread, state.total)(v) for v in (y, y * y))
-        return Outputs(
-            inner,
-            state.seen + y.size / total.size,
-            state.total + total,
-            state.squares + squares,
-        )
+        summed = jax.linear_transpose(spread, state.total)
+        if op.rows is None:
+            (total,), (squares,) = summed(y), summed(y * y)
+            seen = y.size / total.size
+        else:
+            counts = _output_counts(op, x)
+            y = jnp.where(counts > 0, y, 0)
+            (seen,), (total,), (squares,) = map(summed, (counts, counts * y, counts * y * y))
+        return Outputs(inner, state.seen + seen, state.total + total, state.squares + squares)
 
     def read(op: Op, state: Outputs, x: Array, key: Any) -> Array:
         y = core.read(op, state.inner, x, key)
         if target is None:
             return y
-        return y + op.to_output(op.slice_for_layer(target) - state.mean)
+        move = op.slice_for_layer(target) - state.mean
+        return y + op.to_output(jnp.where((state.seen > 0) & ~jnp.isnan(move), move, 0))
 
     return Core(write, calibrate, read)
+
+
+def _output_counts(op: Op, x: Array) -> Array:
+    """How often an expert computes each output for a row that is its own."""
+    matmul, counts = op.geometry.as_matmul(), row_counts(op, x)
+    columns = matmul.geometry.w_shape[-1]
+    return matmul.y(jnp.broadcast_to(counts[..., None], (*counts.shape, columns)), x.shape)

@@ -45,6 +45,8 @@ class Op:
         and of each output's weights; they stay zero likewise.
       deterministic: a read of calibration, in which nothing random happens.
       scan_index: which slice of a stacked weight this is, an index for each axis of the stack.
+      rows: at a calibration of experts, how often each row of the site's own input is multiplied
+        by this weight, as it broadcasts to that input; None where every row is, once.
       layout: how a state is laid out: "plain" with all that belongs to it; "lean", at deployment,
         without what its reads do not need; "paired" also with codes of four bits two in a byte,
         where reads make floats of the codes anyway.
@@ -71,6 +73,7 @@ class Op:
     filled: int = 0
     deterministic: bool = False
     scan_index: tuple[Any, ...] = ()
+    rows: Any = None
     layout: Literal["plain", "lean", "paired"] = "plain"
     meter: Meter | None = None
 

@@ -11,6 +11,24 @@ from jaxtyping import Float
 Numbers = Float[np.ndarray, "..."]
 
 
+class Floats(NamedTuple):
+    """Value that a call computes as the model does.
+
+    An argument, what is computed of arguments before a site has quantized it, or integers that
+    comparing others has found.
+    """
+
+
+class Counted(NamedTuple):
+    """Integers that the model computes of shapes alone, as numbers of rows; a call does of its own.
+
+    Attributes:
+      value: Value for the shapes at conversion, which is a constant beside integers.
+    """
+
+    value: np.ndarray
+
+
 class Affine(NamedTuple):
     """Integers q of some shape that stand for `clip(q scale + shift, lo, hi)`.
 

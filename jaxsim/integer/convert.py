@@ -10,7 +10,7 @@ steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.extend.core as jex
@@ -23,8 +23,9 @@ from jaxsim.cores.quantized import Quantized, quantized, stored
 from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.grid import Grid, scale_and_zero
-from jaxsim.integer.affine import Affine, affine, common_step
+from jaxsim.integer.affine import Affine, Counted, Floats, affine, common_step
 from jaxsim.integer.equations import CALLS, has_sites, inner_plan, refusal
+from jaxsim.integer.experts import is_scan_of_experts, lower_experts
 from jaxsim.integer.network import IntegerNetwork
 from jaxsim.integer.requantize import dyadic
 from jaxsim.integer.rules import RESIDUAL_LEVELS, RULES
@@ -49,6 +50,7 @@ from jaxsim.network.lookups import read_table
 from jaxsim.network.network import Network, check_sites, require_uncut
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.network.planner import trace_plan
+from jaxsim.network.unheld import live_equations
 
 _UNCHANGED = {
     "copy",
@@ -60,17 +62,14 @@ _UNCHANGED = {
 }
 
 
-class Floats(NamedTuple):
-    """Value that no site has quantized: an argument, or computed from arguments in floats."""
-
-
 def integer_only(chip: Network) -> IntegerNetwork:
     """Converts a deployed and calibrated network to integers alone.
 
     Between the quantized inputs and the outputs there are int8 codes, int32 accumulators and
     multipliers b/2^c. BatchNorm, biases and whatever else is affine by channel go into these
     multipliers and what is added to them, ReLU and ReLU6 into the clip; residuals are added on a
-    common grid of 24 bits; pooling takes the maximum or the sum of integers.
+    common grid of 24 bits; pooling takes the maximum or the sum of integers. Sums of experts go to
+    one grid of 24 bits, where rows take those of the expert that they chose; of none, zeros.
 
     Args:
       chip: Network with every site quantized by `quantize`, with `block` and `slice_bits` at most
@@ -164,7 +163,12 @@ class Lowering:
         def read(atom: Atom) -> Any:
             return np.asarray(atom.val) if isinstance(atom, jex.Literal) else env[atom]
 
-        for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
+        runs = live_equations(plan, self.chip.states)
+        for eqn, entry, run in zip(plan.jaxpr.eqns, plan.entries, runs, strict=True):
+            if not run:  # as the slices that experts were taken by
+                self.steps.append(Known(eqn.primitive.name))
+                env.update(zip(eqn.outvars, [None] * len(eqn.outvars), strict=True))
+                continue
             outs = self.equation(eqn, entry, [read(atom) for atom in eqn.invars])
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in plan.jaxpr.outvars]
@@ -181,22 +185,30 @@ class Lowering:
           What its results stand for.
         """
         name = eqn.primitive.name
-        if not any(isinstance(value, Affine | Floats) for value in ins):
+        joined = any(isinstance(value, Affine) for value in ins)
+        if not joined and not any(isinstance(value, Floats) for value in ins):
+            outs = [_array(out) for out in bind(eqn, list(map(_numbers, ins)))]
+            pairs = zip(eqn.invars, ins, strict=True)
+            counts = all(isinstance(a, jex.Literal) or isinstance(v, Counted) for a, v in pairs)
+            if counts and not any(jnp.issubdtype(out.dtype, jnp.floating) for out in outs):
+                self.steps.append(Apply(name, tuple(map(self.computed, ins))))
+                return list(map(Counted, outs))
             self.steps.append(Known(name))
-            return [_array(out) for out in bind(eqn, ins)]
-        if not has_sites(entry) and not any(isinstance(value, Affine) for value in ins):
-            operands = tuple(
-                AsIs() if isinstance(v, Floats) else self.constant(jnp.asarray(v)) for v in ins
-            )
-            self.steps.append(Apply(name, operands))
+            return outs
+        if not has_sites(entry) and not joined:
+            self.steps.append(Apply(name, tuple(map(self.computed, ins))))
             return [Floats()] * len(eqn.outvars)
         if isinstance(entry, Inner) and entry.rewritten:
             (inside,) = (c.site for c in contractions(entry.plans[0]))
             if inside.chosen:
-                raise refusal(eqn, f"({inside.name}) multiplies by weights that integers choose")
+                self.steps.append(Enter(name))
+                return self.run(entry.plans[0], ins)
+        if is_scan_of_experts(entry):
+            return [lower_experts(self, eqn, entry, ins)]
         if eqn.primitive in CALLS:
             self.steps.append(Enter(name))
             return self.run(inner_plan(eqn, entry), ins)
+        ins = list(map(_numbers, ins)) if name != "gather" else ins
         if isinstance(entry, Contraction) and entry.site.kind == "lookup":
             return [self.lookup(eqn, entry, ins)]
         if isinstance(entry, Contraction):
@@ -204,7 +216,7 @@ class Lowering:
         if isinstance(entry, Inner) and entry.names:
             names = ", ".join(sorted(entry.names))
             raise refusal(eqn, f"runs {names} in a loop or branch, which has no integer form")
-        if any(isinstance(value, Floats) for value in ins):
+        if name != "gather" and any(isinstance(value, Floats) for value in ins):
             raise refusal(eqn, "joins a float input with integers: quantize it at a site first")
         out, rule = shape_of(eqn.outvars[0]), RULES.get(name)
         if name in _UNCHANGED and jnp.issubdtype(out.dtype, jnp.floating):
@@ -212,6 +224,14 @@ class Lowering:
         if rule is None:
             raise refusal(eqn, "has no integer form")
         return [rule(self, eqn, ins, out.shape)]
+
+    def computed(self, value: Any) -> Operand:
+        """Reads what a call computes as it does, and anything else as a constant.
+
+        Args:
+          value: `Floats`, `Counted` or a known array.
+        """
+        return AsIs() if isinstance(value, Floats | Counted) else self.constant(jnp.asarray(value))
 
     def constant(self, value: Any) -> Constant:
         """Adds a constant.
@@ -262,13 +282,36 @@ class Lowering:
           What its accumulators stand for.
         """
         name, x = entry.site.name, ins[entry.x_at]
-        weights, inputs = self.grids(eqn, entry)
+        _, inputs = self.grids(eqn, entry)
         state: Quantized = self.chip.states[name]
         step, zero = map(np.asarray, scale_and_zero(inputs, state.inputs))  # pyright: ignore
         operand = self.codes(eqn, x, inputs, step, zero)
         pad = None if inputs.symmetric else self.constant(jnp.asarray(zero, jnp.int8))
         self.steps.append(Contract(eqn.primitive.name, operand, pad))
         self.states[name] = state.inner
+        shape = shape_of(eqn.outvars[0]).shape
+        return self.accumulators(eqn, entry, state, shape, step, zero)
+
+    def accumulators(
+        self,
+        eqn: jex.JaxprEqn,
+        entry: Contraction,
+        state: Quantized,
+        shape: Sequence[int],
+        step: Any,
+        zero: Any,
+    ) -> Affine:
+        """Says what the accumulators of a site stand for.
+
+        Args:
+          eqn: Equation of the contraction.
+          entry: Site.
+          state: What is written of it, of one slice if it is stacked.
+          shape: Shape of the accumulators.
+          step: Step of the inputs' grid.
+          zero: Code of zero there.
+        """
+        weights, inputs = self.grids(eqn, entry)
         op, step = entry.op, np.float64(step)
         scale = step * np.asarray(op.to_output(state.scale), np.float64)
         largest = max(map(abs, inputs.code_range))
@@ -280,7 +323,7 @@ class Lowering:
             raise refusal(eqn, f"sums {op.depth} products, which may leave 32 bits")
         total = 0.0 if state.total is None else np.asarray(state.total, np.float64)
         shift = -float(zero) * scale * total
-        return affine(shape_of(eqn.outvars[0]).shape, scale, shift, -reach, reach)
+        return affine(shape, scale, shift, -reach, reach)
 
     def lookup(self, eqn: jex.JaxprEqn, entry: Contraction, ins: list[Any]) -> Floats:
         """Converts a lookup: its rows are the floats that the codes stand for.
@@ -300,8 +343,7 @@ class Lowering:
         name, ins = entry.site.name, list(ins)
         if name in self.chip.states:
             ins[entry.w_at] = read_table(self.chip.cores[name], entry, self.chip.states[name])
-        operands = [AsIs() if isinstance(v, Floats) else self.constant(jnp.asarray(v)) for v in ins]
-        self.steps.append(Apply(eqn.primitive.name, tuple(operands)))
+        self.steps.append(Apply(eqn.primitive.name, tuple(map(self.computed, ins))))
         return Floats()
 
     def grids(self, eqn: jex.JaxprEqn, entry: Contraction) -> tuple[Grid, Grid]:
@@ -434,7 +476,7 @@ class Lowering:
         Returns:
           How it is read, and its scale, None for floats.
         """
-        if isinstance(value, Floats):
+        if isinstance(value, Floats | Counted):
             return AsIs(), None
         if not isinstance(value, Affine):
             return self.constant(jnp.asarray(value)), None
@@ -445,6 +487,11 @@ class Lowering:
 def _hardware(chain: tuple[Wrapper, ...]) -> tuple[Wrapper, ...]:
     """Selects the wrappers that read a written weight, without those that changed it before."""
     return tuple(wrapper for wrapper in chain if wrapper.role not in WEIGHT)
+
+
+def _numbers(value: Any) -> Any:
+    """Takes what is counted at conversion for a constant."""
+    return value.value if isinstance(value, Counted) else value
 
 
 def _numeric(a: Any) -> bool:

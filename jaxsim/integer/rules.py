@@ -16,6 +16,8 @@ import numpy as np
 
 from jaxsim.integer.affine import (
     Affine,
+    Floats,
+    Numbers,
     affine,
     clip,
     compact,
@@ -24,7 +26,7 @@ from jaxsim.integer.affine import (
     scale_and_shift,
 )
 from jaxsim.integer.equations import refusal, summed_windows
-from jaxsim.integer.steps import AsIs, Operand
+from jaxsim.integer.steps import AsIs, Operand, Take
 from jaxsim.internals import parameters
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 RESIDUAL_LEVELS = 2.0**23
 """Codes of the grids between sites, on which residuals are added and outputs returned."""
 
-Rule = Callable[["Lowering", jex.JaxprEqn, list[Any], Sequence[int]], Affine]
+Rule = Callable[["Lowering", jex.JaxprEqn, list[Any], Sequence[int]], "Affine | Floats"]
 
 
 def _add(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
@@ -173,6 +175,51 @@ def _extreme(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Seque
     return _reduce(value, along, shape)
 
 
+def _index_of_largest(
+    lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]
+) -> Floats:
+    """Converts an argmax or argmin: numbers of one scale are compared as their integers are."""
+    (value,), along = ins, list(parameters(eqn)["axes"])
+    operands: list[Operand] = [AsIs()]
+    if value.is_clipped or not (value.is_monotonic and value.constant_along(along)):
+        operands, _ = lowering.to_common_grid(eqn, ins, RESIDUAL_LEVELS)
+    lowering.apply(eqn, operands)
+    return Floats()
+
+
+def _take(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a gather: slices of integers, at integers that were given or found."""
+    value, ids = ins
+    if not isinstance(value, Affine):
+        raise refusal(eqn, "looks up constants at integers that stand for numbers")
+    params = parameters(eqn)
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    if numbers.operand_batching_dims or params["fill_value"] not in (None, 0):
+        raise refusal(eqn, "takes slices in a way that has no integer form")
+    chosen = [a for a, n in enumerate(value.shape) if sizes[a] != n]
+    chosen += [a for a in numbers.collapsed_slice_dims if a not in chosen]
+    operands: list[Operand] = [AsIs()]
+    zero_is_zero = not value.shift.any() and (value.lo <= 0).all() and (value.hi >= 0).all()
+    if not (value.constant_along(chosen) and zero_is_zero):  # what is not there is zero
+        operands, (value,) = lowering.to_common_grid(eqn, [value], RESIDUAL_LEVELS)
+        if not value.constant_along(chosen):
+            ends = (value.min_code.min(), value.max_code.max())
+            value = affine(value.shape, value.scale.item(), 0.0, *ends)
+    lowering.steps.append(Take(eqn.primitive.name, (operands[0], lowering.computed(ids))))
+    kept = [a for a in range(len(value.shape)) if a not in numbers.collapsed_slice_dims]
+
+    def placed(a: Numbers) -> Numbers:
+        unit = [1] * len(shape)
+        for axis, at in zip(kept, numbers.offset_dims, strict=True):
+            unit[at] = a.shape[axis]
+        return a.reshape(unit)
+
+    taken = Affine(tuple(shape), *map(placed, value.arrays))
+    return taken._replace(
+        min_code=np.minimum(taken.min_code, 0), max_code=np.maximum(taken.max_code, 0)
+    )
+
+
 def _reduce(value: Affine, axes: Sequence[int], shape: Sequence[int]) -> Affine:
     """Reduces several numbers of one scale to one; axes are dropped where the shape has none."""
     keep = len(shape) == len(value.shape)
@@ -194,6 +241,8 @@ RULES: Mapping[str, Rule] = {
         ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "rev"),
         _move,
     ),
+    **dict.fromkeys(("argmax", "argmin"), _index_of_largest),
+    "gather": _take,
     "concatenate": _concatenate,
     "pad": _pad,
     **dict.fromkeys(("reduce_sum", "reduce_window_sum"), _sum),

@@ -10,16 +10,22 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.extend.core as jex
+import jax.extend.core.primitives as prims
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
+from jaxsim import internals
+from jaxsim.cores.core import State
 from jaxsim.cores.wrapper import build
 from jaxsim.integer.equations import inner_plan, line_of, summed_windows
 from jaxsim.integer.requantize import rescale
 from jaxsim.internals import bind, shape_of
-from jaxsim.network.plan import Contraction, Entry, Plan
+from jaxsim.network.interpreter import evaluate_plan
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 
 if TYPE_CHECKING:
     from jaxsim.integer.network import IntegerNetwork
@@ -253,14 +259,106 @@ class Contract:
         """
         net, entry = at.net, at.entry
         assert isinstance(entry, Contraction)
-        wrapper, *inner = net.cores[entry.site.name]
-        weights, inputs = wrapper.formats
-        codes = self.operand.read(net, at.ins[entry.x_at]).astype(jnp.int8)
-        op = dataclasses.replace(entry.op, integer=True, ranges="stored")
-        op = op.codes(*map(np.asarray, weights.code_range)).inputs(*inputs.code_range)
-        if self.pad is not None:
-            codes, op = op.pad(codes, self.pad.read(net, None))
-        return [build(inner).read(op, net.states[entry.site.name], codes, None)]
+        codes = self.operand.read(net, at.ins[entry.x_at])
+        pad = None if self.pad is None else self.pad.read(net, None)
+        return [contract(net, entry, net.states[entry.site.name], codes, pad)]
+
+
+def contract(
+    net: IntegerNetwork, entry: Contraction, state: State, codes: Array, pad: Array | None = None
+) -> Array:
+    """Computes the accumulators of a site.
+
+    Args:
+      net: Integer network.
+      entry: Site.
+      state: What multiplies the codes, of one slice if it is stacked.
+      codes: Codes of its input.
+      pad: Code of zero, with which a convolution pads; None where it is 0.
+    """
+    wrapper, *inner = net.cores[entry.site.name]
+    weights, inputs = wrapper.formats
+    op = dataclasses.replace(entry.op, integer=True, ranges="stored")
+    op = op.codes(*map(np.asarray, weights.code_range)).inputs(*inputs.code_range)
+    codes = codes.astype(jnp.int8)
+    if pad is not None:
+        codes, op = op.pad(codes, pad)
+    return build(inner).read(op, state, codes, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContractExperts:
+    """Step of a scan over experts, which contracts codes with one after the other.
+
+    Attributes:
+      primitive: Name of the equation's primitive.
+      operands: How each operand of the scan is read, the input as codes; weights and what the
+        result begins with are absent.
+      grid: How accumulators are read, with an axis of experts in front, so that all experts' have
+        one scale.
+    """
+
+    primitive: str
+    operands: tuple[Operand, ...]
+    grid: Operand
+
+    def run(self, at: Running) -> Sequence[Any]:
+        """Multiplies by one expert after the other and takes the rows that chose it.
+
+        Args:
+          at: Equation at hand.
+        """
+        net, entry, loop = at.net, at.entry, internals.scan(at.eqn)
+        assert isinstance(entry, Inner)
+        (body,) = entry.plans
+        (site,) = contractions(body)
+        pairs = zip(at.ins, self.operands, strict=True)
+        values = [operand.read(net, value) for value, operand in pairs]
+        grids = None
+        if isinstance(self.grid, Rescaled):
+            grids = jax.tree.map(
+                lambda a: jnp.broadcast_to(a, (loop.length, *a.shape[1:])),
+                net.constants[self.grid.at],
+            )
+
+        def expert(y: Array, slices: Any) -> tuple[Array, None]:
+            xs, state, grid = slices
+
+            def step(eqn: jex.JaxprEqn, entry: Entry, ins: list[Any]) -> Sequence[Any]:
+                if isinstance(entry, Contraction):
+                    sums = contract(net, entry, state, ins[entry.x_at])
+                    return [sums if grid is None else rescale(sums, grid)]
+                return ins if eqn.primitive is prims.convert_element_type_p else bind(eqn, ins)
+
+            (y,) = evaluate_plan(body, [*values[: loop.consts], y, *xs], step)
+            return y, None
+
+        none = jnp.zeros(shape_of(at.eqn.outvars[0]).shape, jnp.int32)
+        state = net.states[site.site.name]
+        return [lax.scan(expert, none, (values[loop.first_slice :], state, grids))[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Take:
+    """Step that takes slices of integers at integers; 0 where there are none.
+
+    Attributes:
+      primitive: Name of the equation's primitive.
+      operands: How each operand is read.
+    """
+
+    primitive: str
+    operands: tuple[Operand, ...]
+
+    def run(self, at: Running) -> Sequence[Any]:
+        """Takes the slices.
+
+        Args:
+          at: Equation at hand.
+        """
+        pairs = zip(at.ins, self.operands, strict=True)
+        values = [operand.read(at.net, value) for value, operand in pairs]
+        return bind(internals.with_parameters(at.eqn, fill_value=0), values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +380,7 @@ class Enter:
         return run_steps(at.net, inner_plan(at.eqn, at.entry), at.ins, at.steps)
 
 
-Step = Known | Alias | Apply | Contract | Enter
+Step = Known | Alias | Apply | Contract | ContractExperts | Take | Enter
 """What is left of an equation after conversion."""
 
 

@@ -4,7 +4,8 @@ A site is one product, so that any core can compute it. A product with chosen we
 said as a scan over the stack: each expert is multiplied by all rows, and its result is taken for
 the rows that chose it. That is G times the work where the model's own equation does it once, but
 ranges are those of the whole layer, no expert is without any, memory stays that of one expert, and
-what is written, stored and masked is that of any other stack of layers.
+what is written, stored and masked is that of any other stack of layers. Statistics by which weights
+are changed are those of each expert's own rows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.extend.core as jex
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from jaxsim import internals
 from jaxsim.internals import parameters, shape_of
@@ -65,6 +66,23 @@ class Product(NamedTuple):
         axes = (*self.y, *self.later)
         y = jnp.transpose(y, [made.index(n) for n in axes if n in made])
         return lax.expand_dims(y, [i for i, n in enumerate(axes) if n not in made])
+
+    def row_counts(self, hits: Bool[Array, "G ..."], names: Sequence[int]) -> Float[Array, "G ..."]:
+        """Counts how often each row is multiplied by each expert.
+
+        Args:
+          hits: For each expert, True where it is chosen.
+          names: Names of the axes of `hits` behind the first.
+
+        Returns:
+          For each expert an array that broadcasts to the input.
+        """
+        several = tuple(1 + i for i, n in enumerate(names) if n not in self.x)
+        counts = hits.astype(jnp.float32).sum(several)
+        rows = [n for n in names if n in self.x]
+        counts = jnp.transpose(counts, [0, *(1 + rows.index(n) for n in self.x if n in rows)])
+        absent = [1 + i for i, n in enumerate(self.x) if n not in rows]
+        return lax.expand_dims(counts, absent)
 
 
 def products(eqn: jex.JaxprEqn) -> int:
@@ -204,6 +222,9 @@ def _scan_experts(
 ) -> Array:
     """Multiplies by one expert after the other and takes the rows that chose it.
 
+    Last among what is scanned is how often each row is multiplied by the expert, of which the
+    planner tells the site: what is measured of an expert is measured on its rows.
+
     Args:
       product: Axes.
       x: Input of all rows.
@@ -219,14 +240,15 @@ def _scan_experts(
     sizes.update(zip(product.w, stack.shape[1:], strict=True))
     sizes.update(zip(names, hits.shape[1:], strict=True))
     shape = tuple(sizes[n] for n in axes)
+    counts = product.row_counts(hits, names)
     hits = jnp.transpose(hits, order).reshape(hits.shape[0], *spread)
     dtype = product.dtype or jnp.result_type(x, stack)
 
-    def step(y: Array, expert: tuple[Array, Array]) -> tuple[Array, None]:
-        w, hit = expert
+    def step(y: Array, expert: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        w, hit, _ = expert
         one = product.of_expert(x, w).astype(dtype)
         hit, one = jnp.broadcast_to(hit, shape), jnp.broadcast_to(one, shape)
         return lax.select(hit, one, y), None
 
-    y, _ = lax.scan(step, jnp.full(shape, missing, dtype), (stack, hits))
+    y, _ = lax.scan(step, jnp.full(shape, missing, dtype), (stack, hits, counts))
     return y.sum(tuple(range(len(product.y), len(axes)))) if product.later else y

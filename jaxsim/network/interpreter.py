@@ -137,7 +137,7 @@ def everyone(axes: Sequence[tuple[str, int]], places: Sequence[Any], x: Array) -
     return xs
 
 
-def calibrated(core: Core, op: Op, state: State, xs: Array) -> State:
+def calibrated(core: Core, op: Op, state: State, xs: Array, rows: Array | None = None) -> State:
     """Updates a state by inputs, one after the other.
 
     Args:
@@ -145,10 +145,16 @@ def calibrated(core: Core, op: Op, state: State, xs: Array) -> State:
       op: Contraction of the site.
       state: State before.
       xs: Inputs, with a leading axis.
+      rows: How often each of their rows counts, with a leading axis; None for once.
     """
+
+    def one(state: State, inputs: tuple[Array, Array | None]) -> tuple[State, None]:
+        x, counts = inputs
+        return core.calibrate(dataclasses.replace(op, rows=counts), state, x), None
+
     if len(xs) == 1:
-        return core.calibrate(op, state, xs[0])
-    return lax.scan(lambda state, x: (core.calibrate(op, state, x), None), state, xs)[0]
+        return one(state, jax.tree.map(lambda a: a[0], (xs, rows)))[0]
+    return lax.scan(one, state, (xs, rows))[0]
 
 
 def varies(axis: str, place: Any, *operands: Any) -> bool:
@@ -317,6 +323,7 @@ class Walk:
             ins[entry.x_at],
             *given,
             tuple(sharing.values()),
+            ins[entry.rows_at] if entry.rows_at is not None and self.calibrating else None,
             out=(spec, PartitionSpec()),
         )
         return y, state if updated is None else updated
@@ -556,6 +563,7 @@ def _multiply(
     write_key: Any,
     read_key: Any,
     places: tuple[Any, ...],
+    rows: Array | None = None,
 ) -> tuple[Array, State | None]:
     """Multiplies by a weight, or by what was written of it, which is calibrated first if asked."""
 
@@ -573,7 +581,8 @@ def _multiply(
             call.op, integer=True, ranges="stored", scan_index=at, deterministic=False
         )
         with own_promotion():
-            w = updated = calibrated(build(wrappers), op, w, everyone(call.sharing, places, x))
+            xs, counts = jax.tree.map(partial(everyone, call.sharing, places), (x, rows))
+            w = updated = calibrated(build(wrappers), op, w, xs, counts)
     y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
     return y, updated
 

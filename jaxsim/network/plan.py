@@ -42,7 +42,11 @@ class Provenance(NamedTuple):
 
 
 class Contraction(NamedTuple):
-    """Equation that is a site: its op, abstract operands and their positions."""
+    """Equation that is a site: its op, abstract operands and their positions.
+
+    The last is the position of how often each row of the input is multiplied, where the weight is
+    one that integers choose; None where every row is.
+    """
 
     site: Site
     op: Op
@@ -50,6 +54,7 @@ class Contraction(NamedTuple):
     w: jax.ShapeDtypeStruct
     x_at: int
     w_at: int
+    rows_at: int | None = None
 
     @property
     def runs(self) -> int:

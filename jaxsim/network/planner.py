@@ -130,6 +130,7 @@ class _Planner:
       added: Those whose rows are read beside inputs in another way.
       choice: While experts are planned, how their weights are chosen and how many multiplications
         and additions the model makes with all of them.
+      row_counts: Within their scan, how often each row is multiplied by the expert at hand.
     """
 
     def __init__(self, masked: Collection[str], lookups: frozenset[Place]):
@@ -151,6 +152,7 @@ class _Planner:
         self.devices: dict[int, str] = {}
         self.miscomputed: list[str] = []
         self.choice: tuple[Kind, int] | None = None
+        self.row_counts: jex.Var | None = None
 
     def read(self, tag: Provenance | None, reader: str, eqn: jex.JaxprEqn | None = None) -> None:
         """Notes that a value is read beside inputs, or leaves what is followed."""
@@ -287,6 +289,11 @@ class _Planner:
     ) -> tuple[jex.JaxprEqn, Entry]:
         """Plans an equation without inner jaxprs that inputs reach, and notes what it reads."""
         entry = self.contraction(eqn, ins, lengths)
+        if entry is not None and entry.site.chosen and self.row_counts is not None:
+            operands = [*eqn.invars, self.row_counts]
+            product = eqn
+            eqn = internals.as_call(eqn, operands, lambda *values: bind(product, values[:-1]))
+            entry = entry._replace(rows_at=len(ins))
         if entry is None and (said := in_other_words(eqn, ins)) is not None:
             kind, run = said
             return self.rewrite(eqn, run, eqn.invars, ins, lengths, kind)
@@ -312,11 +319,11 @@ class _Planner:
         """
         with own_promotion(), traced_for_auto_axes():
             closed = jax.make_jaxpr(run)(*map(shape_of, operands))
-        around = self.choice
+        around = self.choice, self.row_counts
         if kind != "lookup":
             self.choice = (kind, products(eqn))
         plan = self.plan(closed.jaxpr, closed.consts, tags, lengths)
-        self.choice = around
+        self.choice, self.row_counts = around
         count = len(eqn.invars)
         call = internals.as_call(eqn, operands, lambda *values: bind(eqn, values[:count]))
         names = frozenset(c.site.name for c in contractions(plan))
@@ -334,6 +341,8 @@ class _Planner:
             return self.on_devices(local, ins, lengths)
         if eqn.primitive is prims.scan_p:
             (jaxpr, consts), loop, depth = inner[0], internals.scan(eqn), len(lengths)
+            if self.choice is not None:  # of experts, whose scan reads it last
+                self.row_counts = jaxpr.invars[-1]
             carry = _loop_invariant(jaxpr, ins, loop.consts, loop.carry)
             scanned = [
                 None if t is None else t._replace(scanned=t.scanned | {depth}, integers=None)

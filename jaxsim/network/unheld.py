@@ -45,18 +45,42 @@ def live_inputs(plan: Plan, written: Collection[str]) -> list[bool]:
     Returns:
       Whether each is read.
     """
+    live, _ = _live(plan, written)
+    return [v in live for v in plan.jaxpr.invars]
+
+
+def live_equations(plan: Plan, written: Collection[str]) -> list[bool]:
+    """Finds the equations of a plan that its outputs depend on, as `live_inputs` does its inputs.
+
+    Args:
+      plan: Plan of a call.
+      written: Names of the sites whose weights are written.
+
+    Returns:
+      Whether each is run for something.
+    """
+    return _live(plan, written)[1]
+
+
+def _live(plan: Plan, written: Collection[str]) -> tuple[set[jex.Var], list[bool]]:
+    """Finds the variables and the equations that a plan's outputs depend on."""
     live = {v for v in plan.jaxpr.outvars if isinstance(v, jex.Var)}
-    for eqn, entry in zip(reversed(plan.jaxpr.eqns), reversed(plan.entries), strict=True):
-        if not (eqn.effects or any(v in live for v in eqn.outvars)):
+    runs = [False] * len(plan.entries)
+    for i in reversed(range(len(runs))):
+        eqn, entry = plan.jaxpr.eqns[i], plan.entries[i]
+        runs[i] = bool(eqn.effects) or any(v in live for v in eqn.outvars)
+        if not runs[i]:
             continue
         needed = [True] * len(eqn.invars)
         if isinstance(entry, Contraction) and entry.site.name in written:
             needed[entry.w_at] = False
+            if entry.rows_at is not None:
+                needed[entry.rows_at] = False  # of calibrations
         elif isinstance(entry, Inner) and len(entry.plans) == 1:
             needed = live_inputs(entry.plans[0], written)
         used = (v for v, need in zip(eqn.invars, needed, strict=True) if need)
         live.update(v for v in used if isinstance(v, jex.Var))
-    return [v in live for v in plan.jaxpr.invars]
+    return live, runs
 
 
 def without_values(params: PyTree, names: Collection[str]) -> PyTree:

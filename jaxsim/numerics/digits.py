@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,7 +36,14 @@ def digit(code: Num[Array, "..."], place: int, bits: int, count: int) -> Num[Arr
 
 def broadcast_planes(values: Any, ndim: int) -> Array:
     """One value a plane, as it broadcasts to an array of that rank which begins with the planes."""
-    return jnp.reshape(values, (*values.shape, *(1,) * (ndim - values.ndim)))
+    shape = (*values.shape, *(1,) * (ndim - values.ndim))
+    if isinstance(values, np.ndarray | np.generic):
+        # made by operations: a constant would lie on axes of the mesh around, explicit ones where
+        # those of `in_auto_axes` are not, and nothing could be differentiated through it
+        each = [jnp.full(1, value, values.dtype) for value in values.ravel()]
+        values = jnp.concatenate(each) if len(set(values.ravel().tolist())) > 1 else each[0]
+        values = jnp.broadcast_to(values, math.prod(shape))
+    return jnp.reshape(values, shape)
 
 
 def code_dtype(lo: int, hi: int) -> np.dtype[np.signedinteger]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxsim.cores.core import Core, State, float_core
+from jaxsim.cores.observers import row_counts
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.inputs.batches import batches, reusable_batches
@@ -167,8 +168,11 @@ class ChannelSums(NamedTuple):
     seen: Float[Array, ""]
 
     def mean(self, total: Float[Array, "*stack B C"]) -> Float[Array, "*stack B C"]:
-        """Divides a sum by the number of values of each channel, that of each layer of a stack."""
-        return total / self.seen[..., None, None]
+        """Divides a sum by the number of values of each channel, that of each layer of a stack.
+
+        Channels of an expert that multiplied nothing are zero.
+        """
+        return total / jnp.maximum(self.seen, 1)[..., None, None]
 
 
 def _input_criterion(inputs: Any, statistic: Any) -> Criterion:
@@ -208,10 +212,14 @@ def _measure_channels(core: Core) -> Core:
         return ChannelSums(w, none, none, none, jnp.zeros(()))
 
     def calibrate(op: Op, state: ChannelSums, x: Array) -> State:
+        matmul = op.geometry.as_matmul()
+        often = None if op.rows is None else row_counts(op, x)[..., None]
+
         def sum_channels(x: Array) -> Array:
             # each channel as often as it meets a weight
-            rows = op.geometry.as_matmul().x(x.astype(jnp.float32)).sum(-2)
-            return rows.reshape(len(rows), -1, op.geometry.channels).sum(1)
+            rows = matmul.x(x.astype(jnp.float32))
+            rows = rows if often is None else jnp.where(often > 0, often * rows, 0)
+            return rows.sum(-2).reshape(len(rows), -1, op.geometry.channels).sum(1)
 
         return ChannelSums(
             state.w,

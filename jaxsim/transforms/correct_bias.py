@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+from jaxtyping import Array
+
 from jaxsim.cores.observers import Outputs, outputs
 from jaxsim.cores.scale_shift import bias_correction
 from jaxsim.cores.wrapper import Wrapper, first_of
@@ -26,7 +29,9 @@ def correct_bias(
     site is corrected as the inputs reach it, so the sites that follow see what a corrected network
     hands on. With several batches a correction is that of all of them so far.
 
-    Only cores of the sites change: what else reads a parameter reads it as before.
+    Only cores of the sites change: what else reads a parameter reads it as before. Each of several
+    experts is corrected for the rows that choose it; one that no row chooses is not, with a warning
+    that names it.
 
     Args:
       inputs: what to measure the sites on: a batch (an array, a tuple of positional arguments, or a
@@ -80,16 +85,21 @@ def correct_bias(
         floats: dict[str, Outputs] = observe_sites(
             exact, {site.name: (Wrapper.of(outputs),) for site in chosen}, data
         )
+        targets = dict[str, Array]()
         for site in chosen:
-            require_run(site, floats[site.name].seen, floats[site.name].total)
+            state = floats[site.name]
+            require_run(site, "they are not corrected", state.seen, state.total)
+            targets[site.name] = jnp.where(state.seen > 0, state.mean, jnp.nan)
         probes = {
-            site.name: (Wrapper.of(outputs, target=floats[site.name].mean), *net.cores[site.name])
-            for site in chosen
+            name: (Wrapper.of(outputs, target=target), *net.cores[name])
+            for name, target in targets.items()
         }
         found: dict[str, Outputs] = observe_sites(net, {**net.cores, **probes}, data)
         cores = dict(net.cores)
         for site in chosen:
-            bias = floats[site.name].mean - found[site.name].mean
+            bias = targets[site.name] - found[site.name].mean
+            # routers behind quantized layers may choose others: what one network never ran, stays
+            bias = jnp.where((found[site.name].seen > 0) & ~jnp.isnan(bias), bias, 0)
             cores[site.name] = (Wrapper.of(bias_correction, bias=bias), *cores[site.name])
         return dataclasses.replace(net, cores=cores)
 

@@ -40,7 +40,8 @@ def prune_layers(
 
     Every layer loses the same share; its inputs are taken from the network as it is. Masks and
     weights are those of `js.sparsity.prune_layer`, the optimal brain surgeon one input after the
-    other.
+    other. Each of several experts is pruned for the rows that choose it; one that no row chooses by
+    the magnitude of its weights, with a warning that names it.
 
     Args:
       inputs: what to measure the sites on: a batch (an array, a tuple of positional arguments, or a
@@ -100,14 +101,14 @@ def prune_layers(
         one = jax.vmap(partial(prune_layer, damping=damping, keep=keep), in_axes=(0, 0, None))
         share = jnp.float32(0 if sparsity is None else sparsity)
         for name, state in states.items():
-            require_run(next(s for s in chosen if s.name == name), state.seen, state.gram)
+            site = next(s for s in chosen if s.name == name)
+            require_run(site, "they are pruned by magnitude", state.seen, state.gram)
             K, N = state.w.shape[-2:]
             if keep is not None and K % keep[1]:
                 raise ValueError(
                     f"keep={keep}: {name} has {K} inputs, which {keep[1]} does not divide"
                 )
-            seen = state.seen.reshape(*state.seen.shape, *(1,) * 3)
-            gram = (state.gram / seen).reshape(-1, K, K)
+            gram = state.mean.reshape(-1, K, K)
             w, mask = one(state.w.reshape(-1, K, N), gram, share)
             targets[name] = w.reshape(state.w.shape)
             stay[name] = mask.reshape(state.w.shape).astype(jnp.float32)

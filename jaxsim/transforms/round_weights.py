@@ -43,7 +43,8 @@ def round_weights(
     is then added at the site, and nothing else sees it.
 
     What flows into a site is taken from the network with float weights and inputs. Pruned weights
-    stay zero.
+    stay zero. Each of several experts is rounded for the rows that choose it; one that no row
+    chooses is rounded to nearest, with a warning that names it.
 
     Args:
       rounding: `js.rounding.gptq()`, `js.rounding.adaround()`, or a function of your own.
@@ -97,7 +98,8 @@ def round_weights(
         probes = {name: _probe(net.cores[name], grid) for name, grid in grids.items()}
         states: dict[str, Moments] = observe_sites(net, probes, data)
         for site in chosen:
-            require_run(site, states[site.name].seen, states[site.name].gram)
+            state, idle = states[site.name], "their weights are rounded to nearest"
+            require_run(site, idle, state.seen, state.gram)
         params = params_of(net, chosen)
         of = partial(site_matrices, net, probes)
         units = of(jax.tree.map(jnp.ones_like, params))
@@ -166,9 +168,8 @@ def _fixed(chain: tuple[Wrapper, ...], grid: Grid, ends: Any) -> tuple[Wrapper, 
 
 def _layer(state: Moments, grid: Grid, unit: Array) -> Layer:
     """What is to be rounded at a site, the slices of a stack side by side."""
-    seen = state.seen.reshape(*state.seen.shape, *(1,) * 3)
     lo, hi = grid.code_range
-    stacked = (state.w, state.gram / seen, state.scale, state.zero, unit != 0)
+    stacked = (state.w, state.mean, state.scale, state.zero, unit != 0)
     w, gram, scale, zero, free = (a.reshape(-1, *a.shape[-2:]) for a in stacked)
     return Layer(w, gram, scale, zero, free, jnp.float32(lo), jnp.float32(hi))
 

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.cores.compressed import Layout, compressed, matrices, places, stored
+from jaxsim.cores.compressed import (
+    Layout,
+    compressed,
+    matrices,
+    places,
+    stacked_places,
+    stored,
+)
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper, build, first_of
@@ -51,6 +58,9 @@ def run_sparse(
     be many before this pays, and it is refused below that: for most networks `js.shrink` or a dense
     product is faster.
 
+    Slices of a stack (layers that a scan runs, experts) hold as many weights each as the one with
+    the most, which also is the one that must pay.
+
     Args:
       layout: "rows" for single weights (compressed sparse rows), "blocks" for masks of blocks.
       block: inputs and outputs of a block.
@@ -60,8 +70,8 @@ def run_sparse(
 
     Raises:
       ValueError: an argument out of range; when applied, a site without a mask, of several groups,
-        inside a scan, on a grid whose zero is no zero code or in other hardware; or one that a
-        dense product would run faster.
+        on a grid whose zero is no zero code or in other hardware; or one that a dense product would
+        run faster.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -97,8 +107,6 @@ def run_sparse(
             if is_traced(net.masks[site.param]):
                 raise ValueError(f"{what}: its mask is traced, and its places must be known")
             require_zeros(what, hardware_chain(net, site))
-            if site.stack:
-                raise ValueError(f"{what}: its weights are stacked by a scan")
         rows = {cost.name: cost.matmul for cost in net.cost().sites}
         held = _held(net, [site.name for site in chosen])
         for site in chosen:
@@ -106,7 +114,7 @@ def run_sparse(
             what = f"run_sparse at {site.name}"
             if B > 1:
                 raise ValueError(f"{what}: a product in {B} groups, only one can run sparse")
-            where = places(held[site.name], layout, size)
+            where = stacked_places(held[site.name], layout, size)
             out = max(1 - stored(where, layout, size) / (K * N), 0.0)
             least = break_even
             if least is None:
@@ -132,7 +140,7 @@ def run_sparse(
 
 
 def _held(net: Network, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Which entries of each site's matrix [K, N] masks leave."""
+    """Which entries of each site's matrix [*stack, K, N] masks leave; of groups, of the first."""
     ones = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.asarray(net.masks.get(path_name(path), jnp.ones(p.shape)), p.dtype),
         net.params,
@@ -140,7 +148,7 @@ def _held(net: Network, names: Sequence[str]) -> dict[str, np.ndarray]:
     probe = dataclasses.replace(
         net, params=ones, masks={}, cores={name: (Wrapper.of(matrices),) for name in names}
     )
-    return {n: np.asarray(w[0]) != 0 for n, w in write_states(probe, None).items()}
+    return {n: np.asarray(w[..., 0, :, :]) != 0 for n, w in write_states(probe, None).items()}
 
 
 def measure_break_even(

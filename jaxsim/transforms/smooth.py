@@ -34,7 +34,9 @@ def smooth(
     to hold on one grid moves into the weights, which often have room for it. Channels are the
     products of a sum, or the input features of a convolution.
 
-    Only cores of the sites change: what else reads a parameter reads it as before.
+    Only cores of the sites change: what else reads a parameter reads it as before. Each of several
+    experts is smoothed for the rows that choose it; one that no row chooses stays as it is, with a
+    warning that names it.
 
     Args:
       inputs: what to measure the sites on: a batch (an array, a tuple of positional arguments, or a
@@ -78,7 +80,7 @@ def smooth(
         cores = dict(net.cores)
         for site in chosen:
             _, w, x, seen = found[site.name]
-            require_run(site, seen, x)
+            require_run(site, "their channels stay as they are", seen, x)
             channels = channel_scales(x, w, alpha)
             cores[site.name] = (Wrapper.of(smooth_scaling, channels=channels), *cores[site.name])
         return dataclasses.replace(net, cores=cores)

@@ -358,12 +358,6 @@ def test_all_parameters_of_a_mixture_of_experts_are_reached(kind):
     assert 1e-4 < np.abs(found - expected).max() / np.abs(expected).max() < 0.05
 
 
-def test_integer_networks_refuse_experts_by_name():
-    chip = js.deploy(js.quantize(8, 8)(network("index")), calibrate=(INPUTS,))
-    with pytest.raises(ValueError, match=r"\(w\) multiplies by weights that integers choose"):
-        js.integer_only(chip)
-
-
 def test_slices_that_are_read_otherwise_too_are_also_looked_up():
     def fn(p, x, ids):
         w = p["w"][ids]

@@ -183,3 +183,70 @@ def test_codes_that_cannot_run_sparse_say_why():
     for message, steps in cases.items():
         with pytest.raises(ValueError, match=message):
             js.compose(*steps)(net)
+
+
+STACKED = normal(3, 24, 24, seed=5)
+
+
+def layers(params, x):
+    """Layers that a scan runs, the second of which is all but empty."""
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params["w"])[0]
+
+
+def experts(params, x):
+    return jnp.einsum("td,tdf->tf", x, params["w"][jnp.argmax(x[:, :3], -1)])
+
+
+def uneven(fn):
+    net = js.prune(0.9)(js.trace(fn, {"w": STACKED}, normal(6, 24, seed=6)))
+    mask = net.masks["w"].at[1, :, 2:].set(False)
+    return dataclasses.replace(net, masks={"w": mask})
+
+
+@pytest.mark.parametrize("fn", [layers, experts])
+@pytest.mark.parametrize("layout", ["rows", "blocks"])
+def test_slices_of_a_stack_run_sparse(layout, fn):
+    """Floats and codes, not deployed and deployed; each slice holds what the fullest does."""
+    net, x, block = uneven(fn), normal(6, 24, seed=7), (4, 4)
+    sparse, quantize = js.run_sparse(layout, block=block, break_even=0.0), js.quantize(8, 8)
+    fast = sparse(net)
+    expected = run(net, x)
+    for made in (fast, js.deploy(fast)):
+        np.testing.assert_allclose(run(made, x), expected, rtol=1e-4, atol=1e-5)
+    chips = [js.deploy(n, calibrate=x) for n in (sparse(quantize(net)), quantize(net))]
+    np.testing.assert_array_equal(*(run(chip, x) for chip in chips))
+    held = np.asarray(net.masks["w"])
+    if layout == "rows":
+        each = held.sum((1, 2))
+    else:
+        strips = held.reshape(3, 6, 4, 6, 4).any((2, 4)).sum(1)
+        each = 6 * strips.max(1) * 16
+    assert len(set(each.tolist())) > 1
+    spent = fast.cost().sites[0].spent
+    assert spent["cells"] == 3 * each.max()
+    times = {"layers": 3 * 6, "experts": 6}[fn.__name__]
+    assert spent["macs"] == times * each.max()
+    assert chips[0].states["w"].inner.size == 3 * each.max()
+
+
+@pytest.mark.parametrize("layout", ["rows", "blocks"])
+def test_stacks_that_run_sparse_have_gradients_and_are_cut(layout):
+    net, x = uneven(layers), normal(6, 24, seed=7)
+    fast = js.run_sparse(layout, block=(4, 4), break_even=0.0)(net)
+
+    @jax.jit
+    def slope(net):
+        return jax.grad(lambda p: (net.with_params(p)(x) ** 2).sum())(net.params)["w"]
+
+    np.testing.assert_allclose(slope(fast), slope(net), rtol=1e-4, atol=1e-5)
+    cut = js.pipeline_shard(3, 2, devices=jax.devices()[:1] * 3)(fast)
+    np.testing.assert_allclose(cut(x), run(net, x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_fullest_slice_of_a_stack_must_pay():
+    net = uneven(layers)
+    most = np.asarray(net.masks["w"]).sum((1, 2)).max()
+    share = 1 - most / 24**2
+    assert js.run_sparse("rows", break_even=share - 1e-3)(net).cores
+    with pytest.raises(ValueError, match=rf"{share:.1%} of the products would be left out"):
+        js.run_sparse("rows", break_even=share + 1e-3)(net)

@@ -56,15 +56,12 @@ OUTPUTS = {
     "rules, k-means, groups": js.rules(
         {"*up*": q(js.Codebook(size=4), None), "*": q(js.Grid(3, per="group", rows=2), 8)}
     ),
+    "run_sparse": js.compose(js.prune(0.5), q(4, 8), js.run_sparse("rows", break_even=0.1)),
     "rules, tables, floats": js.rules({"*up*": q(js.nf4(), None), "*": q(js.fp4())}),
 }
 """What changes how sites compute: seen in the outputs alone."""
 
 REFUSED = {
-    "run_sparse": (
-        js.compose(js.prune(0.5), js.run_sparse("rows", break_even=0.1)),
-        "layers/up/kernel: its weights are stacked by a scan",
-    ),
     "integer_only": (
         lambda net: js.integer_only(js.deploy(q(8, 8)(net), calibrate=X)),
         "scan at .* runs layers/down/kernel, layers/up/kernel in a loop",
