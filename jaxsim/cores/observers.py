@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import Quantized, quantized
 from jaxsim.cores.role import role
+from jaxsim.cores.tiled import tiled
 from jaxsim.formats.grid import Grid
 from jaxsim.numerics import memory
 from jaxsim.numerics.nibbles import unpacked
@@ -42,12 +44,13 @@ class Moments(NamedTuple):
 
 
 @role("observer")
-def moments(core: Core, *, weights: Grid) -> Core:
+def moments(core: Core, *, weights: Grid, rows: int | None = None) -> Core:
     """Sums the outer products of what flows in at calibration, and notes the weights' grid.
 
     Args:
       core: contracts.
       weights: grid that the weights are to be rounded to.
+      rows: products of a group, each of which has a grid of its own; None where a site has one.
 
     Raises:
       MemoryError: when written, a site with too many inputs for their moments to be held.
@@ -60,17 +63,20 @@ def moments(core: Core, *, weights: Grid) -> Core:
         memory.check(what, 4 * B * K**2, "leave such a site out with sites=")
         w = w.astype(jnp.float32)
         plain = dataclasses.replace(op, layout="plain")
-        on = quantized(float_core, weights=weights, inputs=None).write(plain, w, None)
+        grid = Core(partial(_note_grid, weights), float_core.calibrate, float_core.read)
+        on = (grid if rows is None else tiled(grid, rows=rows)).write(plain, w, None)
 
         def spread(s: Array) -> Array:
-            return matmul.w(jnp.broadcast_to(s, w.shape))
+            if s.shape == w.shape:
+                return matmul.w(s)
+            return s.reshape(B, -1, s.shape[-1])[:, :K]  # tiles, the last one filled up
 
         return Moments(
             inner=core.write(op, w, key),
             w=matmul.w(w),
             scale=spread(on.scale),
             zero=spread(on.zero),
-            ends=_ends_of(op, weights, on),
+            ends=on.ends,
             gram=jnp.zeros((B, K, K)),
             seen=jnp.zeros(()),
         )
@@ -88,6 +94,20 @@ def moments(core: Core, *, weights: Grid) -> Core:
         return core.read(op, state.inner, x.astype(jnp.float32), key)
 
     return Core(write, calibrate, read)
+
+
+class _Noted(NamedTuple):
+    """Grid of a weight, or of its groups: step and code of zero at each entry, and the ends."""
+
+    scale: Array
+    zero: Array
+    ends: tuple[Array, Array]
+
+
+def _note_grid(weights: Grid, op: Op, w: Array, key: Any) -> _Noted:
+    on = quantized(float_core, weights=weights, inputs=None).write(op, w, key)
+    scale, zero = (jnp.broadcast_to(a, w.shape) for a in (on.scale, on.zero))
+    return _Noted(scale, zero, _ends_of(op, weights, on))
 
 
 class CodeEnds(NamedTuple):
