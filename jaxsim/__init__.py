@@ -54,6 +54,7 @@ from jaxsim.transforms.prune import prune
 from jaxsim.transforms.prune_layers import prune_layers
 from jaxsim.transforms.prune_tokens import prune_tokens
 from jaxsim.transforms.quantize import quantize
+from jaxsim.transforms.rotate import rotate
 from jaxsim.transforms.round_weights import round_weights
 from jaxsim.transforms.run_sparse import measure_break_even, run_sparse
 from jaxsim.transforms.shrink import shrink
@@ -97,6 +98,7 @@ __all__ = [
     "fold_norms",
     "equalize",
     "smooth",
+    "rotate",
     "round_weights",
     "correct_bias",
     "synthesize_inputs",
