@@ -42,6 +42,7 @@ from jaxsim.staged.gradient import pipeline_value_and_grad
 from jaxsim.staged.network import Staged
 from jaxsim.staged.pipeline import simulate_schedule
 from jaxsim.transforms.analog import analog
+from jaxsim.transforms.awq import awq
 from jaxsim.transforms.block import block
 from jaxsim.transforms.correct_bias import correct_bias
 from jaxsim.transforms.equalize import equalize
@@ -99,6 +100,7 @@ __all__ = [
     "equalize",
     "smooth",
     "rotate",
+    "awq",
     "round_weights",
     "correct_bias",
     "synthesize_inputs",

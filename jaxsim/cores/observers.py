@@ -31,6 +31,7 @@ class Moments(NamedTuple):
       zero: code of zero at each weight, [B, K, N].
       ends: values of the smallest and the largest code, for each output or one for all.
       gram: sum of the outer products of the inputs, [B, K, K].
+      size: sum of the magnitudes of the inputs, [B, K].
       seen: how many inputs that were.
     """
 
@@ -40,6 +41,7 @@ class Moments(NamedTuple):
     zero: Float[Array, "B K N"]
     ends: tuple[Float[Array, "..."], Float[Array, "..."]]
     gram: Float[Array, "B K K"]
+    size: Float[Array, "B K"]
     seen: Float[Array, ""]
 
 
@@ -78,6 +80,7 @@ def moments(core: Core, *, weights: Grid, rows: int | None = None) -> Core:
             zero=spread(on.zero),
             ends=on.ends,
             gram=jnp.zeros((B, K, K)),
+            size=jnp.zeros((B, K)),
             seen=jnp.zeros(()),
         )
 
@@ -87,6 +90,7 @@ def moments(core: Core, *, weights: Grid, rows: int | None = None) -> Core:
         return state._replace(
             inner=core.calibrate(op, state.inner, x),
             gram=state.gram + gram,
+            size=state.size + jnp.abs(rows).sum(-2),
             seen=state.seen + rows.shape[1],
         )
 

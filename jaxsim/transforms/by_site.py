@@ -34,8 +34,9 @@ Follow = Literal["float", "changed"]
 """What later sites are measured on: the inputs of the float network, or those of the network whose
 weights are changed so far."""
 
-Solve = Callable[[Site, Moments], tuple[Float[Array, "B K N"], Any]]
-"""Function `(site, what was measured) -> new weights, and what else to keep of this slice`."""
+Solve = Callable[[Site, Op, Moments], tuple[Float[Array, "B K N"] | None, Any]]
+"""Function `(site, op, what was measured) -> new weights, and what else to keep of this slice`;
+None for weights that stay."""
 
 
 class Changed(NamedTuple):
@@ -43,13 +44,15 @@ class Changed(NamedTuple):
 
     Attributes:
       param: The site's parameter with these weights, where it is the weight and nothing else reads
-        it; None elsewhere.
+        it; None elsewhere, and where weights stay.
       matrices: The weights as batches of matrices, [*stack, B, K, N], where there is no `param`.
+      plain: True if the weight is the site's parameter and nothing else reads it.
       kept: What else the solver said of each slice, stacked.
     """
 
     param: Array | None
     matrices: Array | None
+    plain: bool
     kept: Any
 
 
@@ -146,21 +149,22 @@ class _Solving:
         chain, place = self.probes[site.name], tuple(map(jnp.int32, at))
         op = dataclasses.replace(entry.op, ranges="batch", deterministic=True)
         state = self.measure(site, op, chain, place, xs, w)
-        matrices, kept = self.solve(site, state)
-        self.ops[site.name] = op
-        weight = _as_weight(op, matrices)
-        shape = (*site.stack, *weight.shape)
-        if site.name not in self.weights:
-            self.weights[site.name] = np.empty(shape, np.float32)
-        self.weights[site.name][at] = np.asarray(weight)
+        matrices, kept = self.solve(site, op, state)
         self.kept.setdefault(site.name, []).append((at, kept))
+        shape, new = (*site.stack, *op.geometry.w_shape), None
+        if matrices is not None:
+            self.ops[site.name] = op
+            weight = _as_weight(op, matrices)
+            if site.name not in self.weights:
+                self.weights[site.name] = np.empty(shape, np.float32)
+            self.weights[site.name][at] = np.asarray(weight)
+            new = weight if self.follow == "changed" else None
         param = self.params.get(site.param or "")
         alone = not site.shared and len(chain) == 1 and param is not None and param.shape == shape
         self.plain[site.name] &= alone and bool(_same(param, w, place))
         seen = float(state.seen)
         self.seen[site.name] = min(seen, self.seen.get(site.name, seen))
-        self.depths[site.name] = matrices.shape[-2]
-        new = weight if self.follow == "changed" else None
+        self.depths[site.name] = state.gram.shape[-1]
         return [_multiply(op, chain[:-1], place, x, w, new) for x in xs]
 
     def measure(
@@ -182,31 +186,34 @@ class _Solving:
             and alike == self.last.alike
             and all(a is b for a, b in zip(xs, self.last.xs, strict=True))
         ):
-            return state._replace(gram=self.last.gram, seen=self.last.seen)
+            return state._replace(gram=self.last.gram, size=self.last.size, seen=self.last.seen)
         self.last = None
         for x in xs:
             state = _calibrate(op, chain, at, state, x)
         require_run(site, state.seen, state.gram)
         if alike is not None:
-            self.last = _Measured(alike, xs, state.gram, state.seen)
+            self.last = _Measured(alike, xs, state.gram, state.size, state.seen)
         return state
 
     def changed(self, site: Site) -> Changed:
         """The weights of a site, once all of its slices are there."""
-        weights, slices = self.weights.pop(site.name), self.kept.pop(site.name)
+        weights, slices = self.weights.pop(site.name, None), self.kept.pop(site.name)
         kept = [kept for _, kept in sorted(slices, key=operator.itemgetter(0))]
         stacked = jax.tree.map(
             lambda *a: np.stack(list(map(np.asarray, a))).reshape((*site.stack, *np.shape(a[0]))),
             *kept,
         )
-        if not self.plain[site.name]:
+        plain = self.plain[site.name]
+        if weights is None:
+            return Changed(None, None, plain, stacked)
+        if not plain:
             matrices = self.ops[site.name].geometry.as_matmul().w(jnp.asarray(weights))
-            return Changed(None, matrices, stacked)
+            return Changed(None, matrices, plain, stacked)
         assert site.param is not None
         if site.param in self.masks:
             mask, before = (np.asarray(a[site.param]) for a in (self.masks, self.params))
             weights = np.where(mask != 0, weights, before)
-        return Changed(jnp.asarray(weights), None, stacked)
+        return Changed(jnp.asarray(weights), None, plain, stacked)
 
 
 class _Measured(NamedTuple):
@@ -215,6 +222,7 @@ class _Measured(NamedTuple):
     alike: Any
     xs: list[Array]
     gram: Array
+    size: Array
     seen: Array
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.cores.observers import Moments, moments
+from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.grid import Grid
 from jaxsim.inputs.batches import reusable_batches
@@ -110,7 +111,7 @@ def prune_layers(
         one = jax.vmap(partial(prune_layer, damping=damping, keep=keep), in_axes=(0, 0, None))
         share = jnp.float32(0 if sparsity is None else sparsity)
 
-        def solve(site: Site, state: Moments) -> tuple[Array, Array]:
+        def solve(site: Site, _: Op | None, state: Moments) -> tuple[Array, Array]:
             K, N = state.w.shape[-2:]
             if keep is not None and K % keep[1]:
                 raise ValueError(
@@ -128,7 +129,7 @@ def prune_layers(
             for site in chosen:
                 state = states[site.name]
                 require_run(site, state.seen, state.gram)
-                targets[site.name], stay[site.name] = solve(site, state)
+                targets[site.name], stay[site.name] = solve(site, None, state)
             few = {n: (float(s.seen.min()), s.w.shape[-2]) for n, s in states.items()}
             warn_of_few(few, "prune_layers")
         else:

@@ -30,21 +30,25 @@ class Readers:
         self.net, self.inputs = net, inputs
         self.before = self._peaks(net)
 
-    def of(self, path: str, sites: Sequence[Site]) -> list[Site]:
-        """The sites whose inputs are multiplied, channel by channel, by what a parameter is.
+    def of(self, paths: Sequence[str], sites: Sequence[Site]) -> list[Site]:
+        """The sites whose inputs are multiplied, channel by channel, by what parameters are.
 
-        Its last layer alone is scaled, so that nothing before a site has changed but by it.
+        Their last layer alone is scaled, so that nothing before a site has changed but by it.
 
         Args:
-          path: Path of the parameter among `tensors`; its last axis is that of the channels.
+          paths: Paths among `tensors` of parameters that are scaled together, such as a scale and a
+            bias; their last axes are those of the channels.
           sites: Sites to look at.
         """
-        held = np.asarray(tensors(self.net)[path])
-        by = factors_of(held.shape[-1])
-        scaled = held.copy()
-        last = (-1,) * max(len(self._stack(held, sites)), 0)
-        scaled[last] = held[last] * by
-        after = self._peaks(with_tensors(self.net, {path: jnp.asarray(scaled)}))
+        tree = tensors(self.net)
+        held = np.asarray(tree[paths[0]])
+        by, last = factors_of(held.shape[-1]), (-1,) * len(self._stack(held, sites))
+        scaled: dict[str, Any] = {}
+        for path in paths:
+            changed = np.array(tree[path])
+            changed[last] = changed[last] * by
+            scaled[path] = jnp.asarray(changed)
+        after = self._peaks(with_tensors(self.net, scaled))
         found: list[Site] = []
         for site in sites:
             one, other = self.before.get(site.name), after.get(site.name)

@@ -221,7 +221,7 @@ class _Turning:
         scales, cores = set[str](), dict[str, tuple[Wrapper, ...]]()
         readers = Readers(self.net, self.data) if vectors else None
         for path in vectors:
-            into = [] if readers is None else readers.of(path, sites)
+            into = [] if readers is None else readers.of([path], sites)
             if not into:
                 continue  # added, not multiplied: it is turned as channels are
             scale, names = change[path], {site.name for site in into}

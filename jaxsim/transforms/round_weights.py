@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.cores.observers import Moments, moments
+from jaxsim.cores.op import Op
 from jaxsim.cores.site_weight import shifted
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.clipping import fixed
@@ -184,7 +185,7 @@ def _rounded_together(
 
 
 def _rounded_slice(
-    net: Network, rounding: Rounding, grids: Mapping[str, Grid], site: Site, state: Moments
+    net: Network, rounding: Rounding, grids: Mapping[str, Grid], site: Site, _: Op, state: Moments
 ) -> tuple[Array, Any]:
     """Rounds a slice of a site, and notes the least step of its grid, and what that reaches."""
     free = state.w != 0 if net.site_masks(site) else jnp.ones(state.w.shape)
