@@ -43,6 +43,7 @@ from jaxsim.staged.gradient import pipeline_value_and_grad
 from jaxsim.staged.network import Staged
 from jaxsim.staged.pipeline import simulate_schedule
 from jaxsim.transforms.analog import analog
+from jaxsim.transforms.awq import awq
 from jaxsim.transforms.block import block
 from jaxsim.transforms.code_cache import code_cache
 from jaxsim.transforms.correct_bias import correct_bias
@@ -56,6 +57,7 @@ from jaxsim.transforms.prune import prune
 from jaxsim.transforms.prune_layers import prune_layers
 from jaxsim.transforms.prune_tokens import prune_tokens
 from jaxsim.transforms.quantize import quantize
+from jaxsim.transforms.rotate import rotate
 from jaxsim.transforms.round_weights import round_weights
 from jaxsim.transforms.run_sparse import measure_break_even, run_sparse
 from jaxsim.transforms.shrink import shrink
@@ -100,6 +102,8 @@ __all__ = [
     "fold_norms",
     "equalize",
     "smooth",
+    "rotate",
+    "awq",
     "round_weights",
     "correct_bias",
     "synthesize_inputs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import Quantized, quantized
 from jaxsim.cores.role import role
+from jaxsim.cores.tiled import tiled
 from jaxsim.formats.grid import Grid
 from jaxsim.numerics import memory
 from jaxsim.numerics.nibbles import unpacked
@@ -29,6 +31,7 @@ class Moments(NamedTuple):
       zero: code of zero at each weight, [B, K, N].
       ends: values of the smallest and the largest code, for each output or one for all.
       gram: sum of the outer products of the inputs, [B, K, K]; of an expert those of its rows.
+      size: sum of the magnitudes of the inputs, [B, K].
       seen: how many inputs that were, [B].
     """
 
@@ -38,6 +41,7 @@ class Moments(NamedTuple):
     zero: Float[Array, "B K N"]
     ends: tuple[Float[Array, "..."], Float[Array, "..."]]
     gram: Float[Array, "B K K"]
+    size: Float[Array, "B K"]
     seen: Float[Array, " B"]
 
     @property
@@ -71,12 +75,13 @@ def rows_seen(op: Op, x: Array) -> Float[Array, "B M K"]:
 
 
 @role("observer")
-def moments(core: Core, *, weights: Grid) -> Core:
+def moments(core: Core, *, weights: Grid, rows: int | None = None) -> Core:
     """Sums the outer products of what flows in at calibration, and notes the weights' grid.
 
     Args:
       core: contracts.
       weights: grid that the weights are to be rounded to.
+      rows: products of a group, each of which has a grid of its own; None where a site has one.
 
     Raises:
       MemoryError: when written, a site with too many inputs for their moments to be held.
@@ -89,18 +94,22 @@ def moments(core: Core, *, weights: Grid) -> Core:
         memory.check(what, 4 * B * K**2, "leave such a site out with sites=")
         w = w.astype(jnp.float32)
         plain = dataclasses.replace(op, layout="plain")
-        on = quantized(float_core, weights=weights, inputs=None).write(plain, w, None)
+        grid = Core(partial(_note_grid, weights), float_core.calibrate, float_core.read)
+        on = (grid if rows is None else tiled(grid, rows=rows)).write(plain, w, None)
 
         def spread(s: Array) -> Array:
-            return matmul.w(jnp.broadcast_to(s, w.shape))
+            if s.shape == w.shape:
+                return matmul.w(s)
+            return s.reshape(B, -1, s.shape[-1])[:, :K]  # tiles, the last one filled up
 
         return Moments(
             inner=core.write(op, w, key),
             w=matmul.w(w),
             scale=spread(on.scale),
             zero=spread(on.zero),
-            ends=_ends_of(op, weights, on),
+            ends=on.ends,
             gram=jnp.zeros((B, K, K)),
+            size=jnp.zeros((B, K)),
             seen=jnp.zeros(B),
         )
 
@@ -111,6 +120,7 @@ def moments(core: Core, *, weights: Grid) -> Core:
         return state._replace(
             inner=core.calibrate(op, state.inner, x),
             gram=state.gram + gram,
+            size=state.size + jnp.abs(often).sum(-2),
             seen=state.seen + counts.sum(-1),
         )
 
@@ -118,6 +128,20 @@ def moments(core: Core, *, weights: Grid) -> Core:
         return core.read(op, state.inner, x.astype(jnp.float32), key)
 
     return Core(write, calibrate, read)
+
+
+class _Noted(NamedTuple):
+    """Grid of a weight, or of its groups: step and code of zero at each entry, and the ends."""
+
+    scale: Array
+    zero: Array
+    ends: tuple[Array, Array]
+
+
+def _note_grid(weights: Grid, op: Op, w: Array, key: Any) -> _Noted:
+    on = quantized(float_core, weights=weights, inputs=None).write(op, w, key)
+    scale, zero = (jnp.broadcast_to(a, w.shape) for a in (on.scale, on.zero))
+    return _Noted(scale, zero, _ends_of(op, weights, on))
 
 
 class CodeEnds(NamedTuple):

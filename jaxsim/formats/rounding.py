@@ -29,8 +29,11 @@ __all__ = [
     "cost",
 ]
 
-BLOCK = 64
-"""Rows whose errors are fed back one by one before a matrix product does it for all that follow."""
+BLOCK = 128
+"""Rows whose errors are fed back among them before a matrix product does it for all that follow."""
+
+FEW = 16
+"""Rows of a block whose errors are fed back one by one before a product does it for the others."""
 
 
 class Layer(NamedTuple):
@@ -206,7 +209,8 @@ def _gptq(layer: Layer, *, damping: Array, by_activation: Array) -> Array:
     def one(gram: Array, *weights: Array) -> Array:
         K, N = weights[0].shape
         order = jnp.where(by_activation, jnp.argsort(-jnp.diag(gram)), jnp.arange(K))
-        size = min(BLOCK, K)
+        few = min(FEW, K)
+        size = min(BLOCK, -(-K // few) * few)
         more = -K % size  # rows that hold nothing and that no other row knows of
         unit = jnp.mean(jnp.diag(gram))
         gram = gram[order][:, order] / jnp.where(unit > 0, unit, 1) + damping * jnp.eye(K)
@@ -216,21 +220,39 @@ def _gptq(layer: Layer, *, damping: Array, by_activation: Array) -> Array:
         fill = ((0, more), (0, 0))
         rows = [jnp.pad(a[order], fill, mode="edge") for a in weights]
 
-        def block(b: Array, q: Array) -> Array:
-            cut = partial(lax.dynamic_slice_in_dim, start_index=b * size, slice_size=size)
-            own, due = [cut(a) for a in rows], _matmul(cut(feed, axis=1).T, rows[0] - q)
-            within = cut(cut(feed, axis=1))
+        def part(a: Array, start: Array, count: int, axis: int = 0) -> Array:
+            return lax.dynamic_slice_in_dim(a, start, count, axis)
 
-            def row(i: Array, q: Array) -> Array:
-                w, scale, zero, free = (a[i] for a in own)
-                at = w + due[i] + _matmul(within[:, i], own[0] - q)
-                code = _on_grid(at, w, scale, zero, free, layer.lo, layer.hi)
-                return q.at[i].set(code)
+        def block(b: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            q, off = carry  # off is the error of the rows that are done
+            at = b * size
+            due, within = _matmul(part(feed, at, size, 1).T, off), part(feed, at, size, 1)
+            within = part(within, at, size)
 
-            done = lax.fori_loop(0, size, row, own[0])
-            return lax.dynamic_update_slice_in_dim(q, done, b * size, 0)
+            def group(g: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+                q, missed = carry
+                first = g * few
+                own = [part(a, at + first, few) for a in rows]
+                owed = part(due, first, few) + _matmul(part(within, first, few, 1).T, missed)
+                among = part(part(within, first, few, 1), first, few)
 
-        q = lax.fori_loop(0, (K + more) // size, block, rows[0])
+                def row(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+                    done, error = carry
+                    w, scale, zero, free = (a[i] for a in own)
+                    near = w + owed[i] + _matmul(among[:, i], error)
+                    code = _on_grid(near, w, scale, zero, free, layer.lo, layer.hi)
+                    return done.at[i].set(code), error.at[i].set(w - code)
+
+                none = jnp.zeros((few, N), q.dtype)
+                done, error = lax.fori_loop(0, few, row, (none, none))
+                put = lax.dynamic_update_slice_in_dim
+                return put(q, done, at + first, 0), put(missed, error, first, 0)
+
+            q, missed = lax.fori_loop(0, size // few, group, (q, jnp.zeros((size, N), q.dtype)))
+            return q, lax.dynamic_update_slice_in_dim(off, missed, at, 0)
+
+        nothing = jnp.zeros_like(rows[0])
+        q, _ = lax.fori_loop(0, (K + more) // size, block, (nothing, nothing))
         return jnp.zeros((K, N)).at[order].set(q[:K])
 
     return jax.vmap(one)(layer.gram, layer.w, layer.scale, layer.zero, layer.free)

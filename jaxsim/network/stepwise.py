@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class Stepwise(Walk):
         def read(atom: internals.Atom) -> Any:
             return atom.val if isinstance(atom, jex.Literal) else env[atom]
 
-        blocks = _blocks(plan, self.cores)
+        blocks = cut_blocks(plan, self.cores)
         last = {v: n for n, block in enumerate(blocks) for v in block.read}
         for n, block in enumerate(blocks):
             outs, updated = self.block(block, read, states)
@@ -80,7 +80,7 @@ class Stepwise(Walk):
         return [read(atom) for atom in jaxpr.outvars], states
 
     def block(
-        self, block: _Block, read: Callable[[internals.Atom], Any], states: dict[str, State]
+        self, block: Block, read: Callable[[internals.Atom], Any], states: dict[str, State]
     ) -> tuple[list[Any], dict[str, State]]:
         """Evaluates a block: a site or the inside of a call by its parts, anything else at once.
 
@@ -89,47 +89,52 @@ class Stepwise(Walk):
           read: Gives the value of an operand.
           states: States of all sites.
         """
-        inside = {name: states[name] for name in block.names if name in states}
+        held = {name: states[name] for name in block.names if name in states}
         ins, plan = [read(v) for v in block.read], block.plan
         if block.kind == "call":
             (eqn,), (entry,) = plan.jaxpr.eqns, plan.entries
             assert isinstance(entry, Inner)
-            outs, after = self.run(entry.plans[0], [read(v) for v in eqn.invars], inside, ())
+            outs, after = self.run(entry.plans[0], [read(v) for v in eqn.invars], held, ())
             given = dict(zip(eqn.outvars, outs, strict=True))
             return [given[v] for v in block.given], after
         if block.kind == "site":
-            return super().run(plan, ins, inside, ())
+            return super().run(plan, ins, held, ())
         cores = {name: self.cores[name] for name in block.names}
-        return _run_block(block, (self.ranges, self.calibrating), cores, inside, ins)
+        return _run_block(block, (self.ranges, self.calibrating), cores, held, ins)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _run_block(
-    block: _Block, how: tuple[Any, bool], cores: Any, states: Any, ins: list[Any]
+    block: Block, how: tuple[Any, bool], cores: Any, states: Any, ins: list[Any]
 ) -> tuple[list[Any], dict[str, State]]:
     """Evaluates a block as one program."""
     ranges, calibrating = how
     return Walk(cores, ranges, None, calibrating=calibrating).run(block.plan, ins, states, ())
 
 
+Kind = Literal["site", "call", "scan", "rest"]
+"""How a block is evaluated."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Block:
+class Block:
     """Consecutive equations, equal to others that do the same.
 
     Attributes:
-      kind: "site" for a product that is one, "call" for a jaxpr that holds some, or "rest".
+      kind: "site" for a product that is one, "call" for a jaxpr that holds some, "scan" for a scan
+        that does where it was asked for, or "rest".
       plan: Plan of the equations, whose operands are variables of the plan around.
       names: Names of the transformed sites inside.
       key: What the equations do and which of their operands is which.
     """
 
-    kind: Literal["site", "call", "rest"]
+    kind: Kind
     plan: Plan
     names: tuple[str, ...]
     key: Any
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Block) and self.key == other.key
+        return isinstance(other, Block) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -145,17 +150,23 @@ class _Block:
         return self.plan.jaxpr.outvars
 
 
-def _blocks(plan: Plan, cores: Mapping[str, tuple[Wrapper, ...]]) -> list[_Block]:
-    """Cuts a plan at its sites, and at calls that hold some."""
+def cut_blocks(plan: Plan, sites: Container[str], *, scans: bool = False) -> list[Block]:
+    """Cuts a plan at some of its sites, and at calls that hold some.
+
+    Args:
+      plan: Plan of a call.
+      sites: Names of the sites to cut at.
+      scans: If True, also cuts at scans that hold some, as "scan".
+    """
     steps = [
-        (eqn, entry if any(c.site.name in cores for c in _inside(entry)) else None)
+        (eqn, entry if any(c.site.name in sites for c in inside(entry)) else None)
         for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True)
     ]
-    kinds = [_kind(*step) for step in steps]
+    kinds = [_kind(*step, scans=scans) for step in steps]
     turns = itertools.groupby(range(len(steps)), lambda i: i if kinds[i] != "rest" else -1)
     runs = [[steps[i] for i in turn] for _, turn in turns]
     needed = {v for v in plan.jaxpr.outvars if isinstance(v, jex.Var)}
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     for run in reversed(runs):
         made = list(dict.fromkeys(v for eqn, _ in run for v in eqn.outvars))
         own = {*made}
@@ -169,29 +180,35 @@ def _blocks(plan: Plan, cores: Mapping[str, tuple[Wrapper, ...]]) -> list[_Block
             tuple(place[v] for v in given),
         )
         held = [entry for _, entry in run if entry is not None]
-        names = [c.site.name for e in held for c in _inside(e) if c.site.name in cores]
+        names = [c.site.name for e in held for c in inside(e) if c.site.name in sites]
         part = Plan(
             jaxpr_of({}, read, given, [eqn for eqn, _ in run], plan.jaxpr),
             (),
             tuple(entry for _, entry in run),
             (None,) * len(given),
         )
-        blocks.append(_Block(_kind(*run[0]), part, tuple(names), key))
+        blocks.append(Block(_kind(*run[0], scans=scans), part, tuple(names), key))
     return blocks[::-1]
 
 
-def _kind(eqn: jex.JaxprEqn, entry: Entry) -> Literal["site", "call", "rest"]:
+def _kind(eqn: jex.JaxprEqn, entry: Entry, *, scans: bool) -> Kind:
     """How an equation is evaluated; what holds no transformed site has no entry."""
     if isinstance(entry, Contraction):
         return "rest" if entry.site.kind == "lookup" else "site"
     loops = (prims.scan_p, prims.while_p, prims.cond_p)
+    if scans and entry is not None and not entry.rewritten and eqn.primitive is prims.scan_p:
+        return "scan"
     if entry is None or entry.rewritten or eqn.primitive in loops:
         return "rest"
     return "rest" if internals.shard_map(eqn) is not None else "call"
 
 
-def _inside(entry: Entry) -> Iterator[Contraction]:
-    """The sites that an equation is or holds."""
+def inside(entry: Entry) -> Iterator[Contraction]:
+    """Lists the sites that an equation is or holds.
+
+    Args:
+      entry: Meaning of the equation.
+    """
     if isinstance(entry, Contraction):
         yield entry
     elif entry is not None:

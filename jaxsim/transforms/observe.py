@@ -61,7 +61,23 @@ def require_run(site: Site, idle: str, seen: Array, *sums: Array) -> None:
             UserWarning,
             stacklevel=4,
         )
-    elif not ran.all():
+    else:
+        require_measured(site, bool(ran.all()))
+    require_measured(site, True, *sums)
+
+
+def require_measured(site: Site, ran: bool, *sums: Array) -> None:
+    """Checks that a site has run, on finite values.
+
+    Args:
+      site: that was measured.
+      ran: whether it has seen anything.
+      *sums: over what was seen.
+
+    Raises:
+      ValueError: it has seen nothing, or NaN or infinite values.
+    """
+    if not ran:
         raise ValueError(f"inputs: {site.name} did not run on them, so nothing is known of it")
     if not all(jnp.isfinite(s).all() for s in sums):
         raise ValueError(f"inputs: NaN or infinite values reach {site.name}")

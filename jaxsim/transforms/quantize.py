@@ -73,7 +73,7 @@ def quantize(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "quantize", sites, lookups="all", tell_rest=True)
         for site in chosen:
-            before = [wrapper for wrapper in hardware_chain(net, site) if wrapper.role != "sparse"]
+            before = [w for w in hardware_chain(net, site) if w.role not in ("scale", "sparse")]
             if before:
                 raise ValueError(
                     f"quantize cannot follow {before[-1].name} at {site.name}: codes must be "

@@ -114,7 +114,11 @@ class Trials(NamedTuple):
     def off(self, changes: Mapping[str, np.ndarray]) -> float:
         """Largest difference of an output with some tensors replaced, as a share of the largest."""
         changed = {path: jnp.asarray(a) for path, a in changes.items()}
-        found = _outputs(with_tensors(self.net, changed), self.inputs)
+        return self.difference(with_tensors(self.net, changed))
+
+    def difference(self, net: Network) -> float:
+        """Largest difference of an output of another network, as a share of the largest."""
+        found = _outputs(net, self.inputs)
         return max(
             float(np.abs(y - z).max(initial=0) / max(np.abs(y).max(initial=0), 1e-30))
             for y, z in zip(self.expected, found, strict=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.cores.observers import Moments, moments
+from jaxsim.cores.op import Op
 from jaxsim.cores.site_weight import shifted
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.clipping import fixed
@@ -24,6 +25,7 @@ from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.arrays import in_auto_axes
 from jaxsim.numerics.checks import check_called
+from jaxsim.transforms.by_site import fewest, solve_by_site, warn_of_few
 from jaxsim.transforms.codes import require_grid
 from jaxsim.transforms.observe import observe_sites, require_run
 from jaxsim.transforms.site_weights import site_matrices, solve_params
@@ -32,7 +34,11 @@ from jaxsim.values.calls import shown_as_called
 
 @shown_as_called
 def round_weights(
-    rounding: Rounding, inputs: Any, *, sites: str | Sequence[str] = "*"
+    rounding: Rounding,
+    inputs: Any,
+    *,
+    by_site: Literal["rounded", "float"] | None = None,
+    sites: str | Sequence[str] = "*",
 ) -> Transform:
     """Moves weights onto their grids, so that the outputs of their sites change least.
 
@@ -42,20 +48,32 @@ def round_weights(
     which the weight is computed in a way that cannot be undone stays as it is: what rounding moves
     is then added at the site, and nothing else sees it.
 
-    What flows into a site is taken from the network with float weights and inputs. Pruned weights
-    stay zero. Each of several experts is rounded for the rows that choose it; one that no row
-    chooses is rounded to nearest, with a warning that names it.
+    What flows into a site is taken from the network with float inputs, and with float weights
+    unless `by_site="rounded"`. Pruned weights stay zero. Each of several experts is rounded for
+    the rows that choose it; one that no row chooses is rounded to nearest, with a warning that
+    names it.
+
+    By default all sites are measured at once, batch by batch, and the second moments of all their
+    inputs are in memory. With `by_site` the network runs once, site by site and slice by slice of a
+    scan: the moments of one slice are in memory, and beside them what is live of all batches.
 
     Args:
       rounding: `js.rounding.gptq()`, `js.rounding.adaround()`, or a function of your own.
       inputs: what to measure the sites on: a batch (an array, a tuple of positional arguments, or a
         dict of keyword arguments) or an iterable of batches, of which one at a time is in memory; a
         generator is read once, here, and kept.
+      by_site: "rounded" to round site by site, each measured on what the weights rounded before it
+        leave; "float" to do so on the inputs of the float network; None for all at once.
       sites: patterns of the sites whose weights to round.
 
     Raises:
-      ValueError: `rounding` is no function; when applied, a site whose weights are not quantized,
-        that did not run, or whose bias is corrected already.
+      ValueError: `rounding` is no function or `by_site` another word; when applied, a site whose
+        weights are not quantized, that did not run, or whose bias is corrected already; with
+        `by_site`, batches of several shapes, sites that share a weight, or a site inside a branch,
+        a loop of unknown length, experts or a `shard_map`.
+
+    Warns:
+      UserWarning: A site was measured on fewer inputs than it sums over.
 
     Examples:
       >>> import jax
@@ -78,6 +96,8 @@ def round_weights(
     if not callable(rounding):
         raise ValueError(f"rounding={rounding!r}: must be a function, such as js.rounding.gptq()")
 
+    if by_site not in (None, "rounded", "float"):
+        raise ValueError(f"by_site={by_site!r}: must be 'rounded', 'float' or None")
     data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
@@ -96,43 +116,117 @@ def round_weights(
                 )
             grids[site.name] = grid
         probes = {name: _probe(net.cores[name], grid) for name, grid in grids.items()}
-        states: dict[str, Moments] = observe_sites(net, probes, data)
+        if by_site is None:
+            found = _rounded_together(net, chosen, rounding, grids, probes, data)
+            return _placed(net, chosen, grids, probes, found)
+        changed = solve_by_site(
+            net,
+            chosen,
+            probes,
+            data,
+            partial(_rounded_slice, net, rounding, grids),
+            follow="changed" if by_site == "rounded" else "float",
+            what="round_weights",
+        )
+        moved, rest = dict[str, Array](), dict[str, _Rounded]()
+        cores = dict(net.cores)
         for site in chosen:
-            state, idle = states[site.name], "their weights are rounded to nearest"
-            require_run(site, idle, state.seen, state.gram)
-        params = params_of(net, chosen)
-        of = partial(site_matrices, net, probes)
-        units = of(jax.tree.map(jnp.ones_like, params))
-        layers = {s.name: _layer(states[s.name], grids[s.name], units[s.name]) for s in chosen}
-        found: dict[str, Any] = {}
-        for group in _same(chosen, layers):
-            gram = sum((layers[name].gram for name in group), jnp.float32(0))
-            layer = layers[group[0]]._replace(gram=gram)
-            found |= dict.fromkeys(group, in_auto_axes(rounded, rounding, layer))
-        targets = {name: w.reshape(states[name].w.shape) for name, w in found.items()}
-        alone = [site for site in chosen if _alone(site, found, chosen)]
-        moved = solve_params(of, params, targets)
-        moved = {n: moved[n] if any(n == s.param for s in alone) else p for n, p in params.items()}
-        cores = {n: _fixed(net.cores[n], grids[n], states[n].ends) for n in probes}
-        rounded_net = with_params(net, moved)
-        off = {
-            name: not jnp.all(jnp.abs(w - targets[name]) < 0.4 * states[name].scale)
-            for name, w in of(moved).items()
-        }
-        restored = {s.param for s in chosen if off[s.name]}
-        rounded_net = with_params(rounded_net, {n: p for n, p in params.items() if n in restored})
-        for site in chosen:
-            if site.param in restored:
-                shift = _shift(rounded_net, site, probes[site.name], targets[site.name])
-                cores[site.name] = _with_shift(cores[site.name], shift)
-        return dataclasses.replace(rounded_net, cores={**net.cores, **cores})
+            one = changed.pop(site.name)
+            scale, ends = one.kept
+            if one.param is not None and site.param is not None:
+                moved[site.param] = one.param
+                cores[site.name] = _fixed(cores[site.name], grids[site.name], ends)
+            elif one.matrices is not None:
+                wide = jnp.reshape(scale, (*site.stack, 1, 1, 1))
+                rest[site.name] = _Rounded(one.matrices, wide, ends)
+        net = dataclasses.replace(with_params(net, moved), cores=cores)
+        left = [site for site in chosen if site.name in rest]
+        return _placed(net, left, grids, {name: probes[name] for name in rest}, rest)
 
     return apply
 
 
-def _alone(site: Site, found: Mapping[str, Array], chosen: Sequence[Site]) -> bool:
+class _Rounded(NamedTuple):
+    """What is known of a site once its weights are rounded, behind the axes of its stack.
+
+    Attributes:
+      w: Rounded weights [B, K, N]; sites of one weight have the same array.
+      scale: Step of the grid at each weight, or at a few of them.
+      ends: Values of the smallest and the largest code.
+    """
+
+    w: Array
+    scale: Array
+    ends: Any
+
+
+def _rounded_together(
+    net: Network,
+    chosen: Sequence[Site],
+    rounding: Rounding,
+    grids: Mapping[str, Grid],
+    probes: Mapping[str, tuple[Wrapper, ...]],
+    data: Any,
+) -> dict[str, _Rounded]:
+    """Rounds the weights of all sites, once all of them have been measured."""
+    states: dict[str, Moments] = observe_sites(net, probes, data)
+    for site in chosen:
+        state, idle = states[site.name], "their weights are rounded to nearest"
+        require_run(site, idle, state.seen, state.gram)
+    warn_of_few(fewest(states), "round_weights")
+    units = site_matrices(net, probes, jax.tree.map(jnp.ones_like, params_of(net, chosen)))
+    layers = {s.name: _layer(states[s.name], grids[s.name], units[s.name]) for s in chosen}
+    found: dict[str, _Rounded] = {}
+    for group in _same(chosen, layers):
+        gram = sum((layers[name].gram for name in group), jnp.float32(0))
+        layer = layers[group[0]]._replace(gram=gram)
+        w = in_auto_axes(rounded, rounding, layer)
+        found |= {n: _Rounded(w, states[n].scale, states[n].ends) for n in group}
+    return found
+
+
+def _rounded_slice(
+    net: Network, rounding: Rounding, grids: Mapping[str, Grid], site: Site, _: Op, state: Moments
+) -> tuple[Array, Any]:
+    """Rounds a slice of a site, and notes the least step of its grid, and what that reaches."""
+    free = state.w != 0 if net.site_masks(site) else jnp.ones(state.w.shape)
+    layer = _layer(state, grids[site.name], free)
+    return in_auto_axes(rounded, rounding, layer), (state.scale.min(), state.ends)
+
+
+def _placed(
+    net: Network,
+    chosen: Sequence[Site],
+    grids: Mapping[str, Grid],
+    probes: Mapping[str, tuple[Wrapper, ...]],
+    found: Mapping[str, _Rounded],
+) -> Network:
+    """A network with these weights in its parameters, or, where none has them, at its sites."""
+    if not chosen:
+        return net
+    params, of = params_of(net, chosen), partial(site_matrices, net, probes)
+    targets = {s.name: (w := found[s.name].w).reshape(*s.stack, -1, *w.shape[-2:]) for s in chosen}
+    alone = [site for site in chosen if _alone(site, found, chosen)]
+    moved = solve_params(of, params, targets)
+    moved = {n: moved[n] if any(n == s.param for s in alone) else p for n, p in params.items()}
+    cores = {n: _fixed(net.cores[n], grids[n], found[n].ends) for n in probes}
+    rounded_net = with_params(net, moved)
+    off = {
+        name: not jnp.all(jnp.abs(w - targets[name]) < 0.4 * found[name].scale)
+        for name, w in of(moved).items()
+    }
+    restored = {s.param for s in chosen if off[s.name]}
+    rounded_net = with_params(rounded_net, {n: p for n, p in params.items() if n in restored})
+    for site in chosen:
+        if site.param in restored:
+            shift = _shift(rounded_net, site, probes[site.name], targets[site.name])
+            cores[site.name] = _with_shift(cores[site.name], shift)
+    return dataclasses.replace(rounded_net, cores={**net.cores, **cores})
+
+
+def _alone(site: Site, found: Mapping[str, _Rounded], chosen: Sequence[Site]) -> bool:
     """Whether a site's parameter is its own, or read by chosen sites only that have its codes."""
-    same = {s.name for s in chosen if found[s.name] is found[site.name]}
+    same = {s.name for s in chosen if found[s.name].w is found[site.name].w}
     return same.issuperset(site.shared)
 
 
@@ -150,13 +244,20 @@ def _shift(net: Network, site: Site, probe: tuple[Wrapper, ...], target: Array) 
 
 def _with_shift(chain: tuple[Wrapper, ...], shift: Array) -> tuple[Wrapper, ...]:
     """A chain that corrects the weight right before what it is quantized, or measured, by."""
-    at = min(place_of(chain, "codes"), len(chain) - 1)
+    at = min(_first_coded(chain), len(chain) - 1)
     return (*chain[:at], Wrapper.of(shifted, shift=shift), *chain[at:])
 
 
+def _first_coded(chain: tuple[Wrapper, ...]) -> int:
+    """Position of what quantizes a weight, or splits it into groups before."""
+    return min(place_of(chain, "groups"), place_of(chain, "codes"))
+
+
 def _probe(chain: tuple[Wrapper, ...], grid: Grid) -> tuple[Wrapper, ...]:
-    """A chain that measures what the quantiser of another sees."""
-    return (*chain[: place_of(chain, "codes")], Wrapper.of(moments, weights=grid))
+    """A chain that measures what the quantizer of another sees, all groups of a sum together."""
+    groups = first_of(chain, "groups")
+    rows = None if groups is None else groups.settings["rows"]
+    return (*chain[: _first_coded(chain)], Wrapper.of(moments, weights=grid, rows=rows))
 
 
 def _fixed(chain: tuple[Wrapper, ...], grid: Grid, ends: Any) -> tuple[Wrapper, ...]:

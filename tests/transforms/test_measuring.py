@@ -101,14 +101,14 @@ X = normal(2, 3)
 
 
 def test_a_site_has_to_run_on_finite_values():
-    site = types.SimpleNamespace(name="w")
-    require_run(site, jnp.array([1.0, 2.0]), jnp.array([0.0]), jnp.array([3.0]))
+    site = types.SimpleNamespace(name="w", stack=(), chosen=False)
+    require_run(site, "", jnp.array([1.0, 2.0]), jnp.array([0.0]), jnp.array([3.0]))
     for seen in ([0.0, 0.0], [1.0, 0.0]):
         with pytest.raises(ValueError, match="inputs: w did not run on them, so nothing is known"):
-            require_run(site, jnp.array(seen), jnp.array([1.0]))
+            require_run(site, "", jnp.array(seen), jnp.array([1.0]))
     for sums in ([[jnp.nan]], [[1.0], [jnp.inf]], [[1.0, jnp.nan], [2.0, 3.0]]):
         with pytest.raises(ValueError, match="inputs: NaN or infinite values reach w"):
-            require_run(site, jnp.array([1.0]), *map(jnp.array, sums))
+            require_run(site, "", jnp.array([1.0]), *map(jnp.array, sums))
 
 
 @pytest.mark.parametrize(

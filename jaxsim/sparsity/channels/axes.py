@@ -334,3 +334,38 @@ def sum_by_symbol(
         for symbol, numbers in sum_by_symbol(part, own).items():
             found[symbol] = found.get(symbol, 0) + numbers
     return found
+
+
+def map_along(
+    array: np.ndarray,
+    axis: int,
+    group: AxisGroup,
+    symbol: Symbol,
+    change: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Changes an array along what of an axis runs over a symbol.
+
+    Args:
+      array: Array.
+      axis: One of its axes.
+      group: Group of the axis.
+      symbol: Symbol in it; where it is not, the array stays.
+      change: Function of an array whose last axis runs over the symbol, to one of the same shape.
+    """
+    group = resolve(group)
+    if isinstance(group, Symbol):
+        if group is not symbol:
+            return array
+        return np.moveaxis(change(np.moveaxis(array, axis, -1)), -1, axis)
+    sizes = [part.size for part in group.parts]
+    if isinstance(group, Concatenation):
+        pieces = np.split(array, np.cumsum(sizes)[:-1], axis)
+        changed = (
+            map_along(piece, axis, part, symbol, change)
+            for piece, part in zip(pieces, group.parts, strict=True)
+        )
+        return np.concatenate(list(changed), axis)
+    parts = array.reshape(*array.shape[:axis], *sizes, *array.shape[axis + 1 :])
+    for i, part in enumerate(group.parts):
+        parts = map_along(parts, axis + i, part, symbol, change)
+    return parts.reshape(array.shape)

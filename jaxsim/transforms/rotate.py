@@ -1,0 +1,275 @@
+"""Channels turned by orthogonal matrices, so that none is much larger than the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from jaxsim.cores.geometry import Dot
+from jaxsim.cores.rotated import mixed_rows, rotated_inputs
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.inputs.batches import reusable_batches
+from jaxsim.internals import inner_jaxprs
+from jaxsim.network.arguments import check_key
+from jaxsim.network.network import Network, trace_call
+from jaxsim.network.plan import contractions
+from jaxsim.network.site import Site
+from jaxsim.network.transform import Transform, transformable
+from jaxsim.numerics.hadamard import orthogonal_factors, random_signs
+from jaxsim.sparsity.channels.axes import Symbol, map_along, symbols
+from jaxsim.sparsity.channels.groups import Dependencies, Group, dependencies
+from jaxsim.sparsity.channels.propagate import Leaf, describe_place
+from jaxsim.transforms.readers import Readers
+from jaxsim.transforms.rescaling import TOLERANCE, on_devices, on_host, trials_of
+from jaxsim.values.calls import shown_as_called
+
+
+@shown_as_called
+def rotate(
+    inputs: Any,
+    key: Key[Array, ""],
+    *,
+    groups: str | Sequence[str] | None = None,
+    online: str | Sequence[str] = (),
+) -> Transform:
+    """Turns channels by random Hadamard matrices: outliers are spread over all of them.
+
+    Channels are turned by changing parameters alone, where what makes them is linear in what reads
+    them: the residual stream of a decoder, and the widths of values. Every kernel that writes or
+    reads such channels, every table and every bias takes the matrix; a scale of theirs (of an
+    RMSNorm) goes into the kernels behind it first. The network computes what it did. Where a kernel
+    that takes a scale is also a table that is looked up (a tied head), it takes the scale at its
+    site alone.
+
+    Which channels go together is read from the equations, as `dependencies` does; whether a matrix
+    may stand between is found by trial: no output may change.
+
+    Inputs of `online` sites are turned at each read instead, and their weights to match. That works
+    behind any function, and costs a few additions a number.
+
+    Sizes m · 2^k are turned by a Hadamard matrix where one of order m · 2^j is known (12, 20, 28,
+    36, …: so 576 and 1536), else by the Kronecker product of a random orthogonal matrix of m rows
+    and Sylvester's; signs are random.
+
+    Args:
+      inputs: On which outputs are compared: a batch (an array, a tuple of positional arguments, or
+        a dict of keyword arguments) or an iterable of batches; a few inputs are enough.
+      key: Random key of signs and matrices.
+      groups: Patterns of names of groups of channels, as `js.dependencies` prints them, all of
+        which must be turned; None for those that can be.
+      online: Patterns of the sites whose inputs are turned at each read.
+
+    Raises:
+      ValueError: `key` is no random key; when applied, pruned parameters or transformed sites among
+        those to change, a pattern that matches nothing, a group that something mixes that is not
+        linear, no group that can be turned, or an online site that sums over more axes than one.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> from jaxsim.models.llama import tiny
+      >>> model, ids = tiny(), jnp.arange(24).reshape(2, 12)
+      >>> net = js.trace(model, jax.jit(model.init)(jax.random.key(0), ids), ids)
+      >>> turned = js.rotate(ids, jax.random.key(1))(net)
+      >>> bool(jnp.allclose(turned(ids), net(ids), atol=1e-5))
+      True
+      >>> bool(jnp.allclose(turned.params["embedding"], net.params["embedding"]))
+      False
+
+    Source: Ashkboos et al. (2024), arXiv 2404.00456; Ashkboos et al. (2024), arXiv 2401.15024, for
+    the scale of a norm.
+    """
+    check_key(key)
+    data = reusable_batches(inputs)
+
+    def apply(net: Network) -> Network:
+        transformable(net, "rotate", "*")
+        if net.cores:
+            raise ValueError(
+                f"rotate cannot follow the cores at {next(iter(net.cores))}: put it before quantize"
+            )
+        if net.masks:
+            raise ValueError(
+                f"rotate: {next(iter(net.masks))} is pruned, and turned weights have no zeros "
+                "where it has; put it before prune"
+            )
+        live = _online_sites(net, online)
+        turning = _Turning(net, data, key)
+        refused: dict[str, str] = {}
+        for group in turning.candidates(groups):
+            why = turning.turn(group)
+            if why:
+                refused[group.name] = why
+        if refused and (groups is not None or not (turning.done or live)):
+            name, why = next(iter(refused.items()))
+            raise ValueError(f"rotate: the channels {name} cannot be turned: {why}")
+        if not turning.done and not live:
+            raise ValueError("rotate: no site reads channels that another makes")
+        net = turning.net
+        cores = dict(net.cores)
+        for i, (site, size) in enumerate(live):
+            own = jax.random.fold_in(jax.random.fold_in(key, 1), i)
+            outer, inner = orthogonal_factors(jax.random.fold_in(own, 1), size)
+            signs = random_signs(own, size)
+            wrapper = Wrapper.of(rotated_inputs, signs=signs, outer=outer, inner=inner)
+            cores[site.name] = (*cores.get(site.name, ()), wrapper)
+        return dataclasses.replace(net, cores=cores)
+
+    return apply
+
+
+def _online_sites(net: Network, online: str | Sequence[str]) -> list[tuple[Site, int]]:
+    """The sites whose inputs are turned at each read, and how many numbers each sums over."""
+    if not isinstance(online, str) and not online:
+        return []
+    chosen = transformable(net, "rotate", online)
+    geometries = {
+        c.site.name: c.op.geometry for c in contractions(trace_call(net, net.example).plan)
+    }
+    found: list[tuple[Site, int]] = []
+    for site in chosen:
+        geometry = geometries[site.name]
+        if site.kind != "dot" or not isinstance(geometry, Dot) or len(geometry.contracted) != 1:
+            raise ValueError(
+                f"online: {site.name} is no product that sums over one axis, along which its "
+                "inputs could be turned"
+            )
+        found.append((site, geometry.w_shape[geometry.contracted[0]]))
+    return found
+
+
+class _Turning:
+    """Turns groups of channels of a network, one after the other."""
+
+    def __init__(self, net: Network, data: Any, key: Key[Array, ""]):
+        self.net, self.data, self.key = net, data, key
+        self.found = dependencies(net)
+        self.trials = trials_of(net, data)
+        self.done: list[str] = []
+
+    def candidates(self, patterns: str | Sequence[str] | None) -> list[Group]:
+        """The groups that something makes and something sums over, or those that are named."""
+        if patterns is not None:
+            return list(self.found.select(patterns))
+        roles = [(group, {m.role for m in group.members}) for group in self.found.groups]
+        return [group for group, own in roles if {"out", "in"} <= own]
+
+    def turn(self, group: Group) -> str:
+        """Turns the channels of a group; the reason if that cannot be."""
+        unit = self.found.units[group.name]
+        key = jax.random.fold_in(self.key, self.found.groups.index(group))
+        outer, inner = orthogonal_factors(jax.random.fold_in(key, 1), group.size)
+        mixed = np.kron(outer.astype(np.float64), inner)
+        matrix = random_signs(key, group.size)[:, None] * mixed
+        leaves = {leaf.path: leaf for leaf in self.found.leaves}
+        held = on_host(self.net)
+        change = {m.path: held[m.path].astype(np.float64) for m in group.members}
+        scales, cores = self._fold_scales(group, leaves, change, matrix)
+
+        def turned(a: np.ndarray) -> np.ndarray:
+            return a @ matrix
+
+        for path in change.keys() - scales:
+            for axis, label in enumerate(leaves[path].axes):
+                change[path] = map_along(change[path], axis, label, unit, turned)
+        narrow = {path: a.astype(np.float32) for path, a in change.items()}
+        net = on_devices(self.net, narrow)
+        net = dataclasses.replace(net, cores={**net.cores, **cores})
+        if (off := self.trials.difference(net)) > TOLERANCE:
+            return (
+                f"{_mixing(self.found, unit)}, and outputs would change by {off:.1e} of the largest"
+            )
+        self.net = net
+        self.done.append(group.name)
+        return ""
+
+    def _fold_scales(
+        self,
+        group: Group,
+        leaves: Mapping[str, Leaf],
+        change: dict[str, np.ndarray],
+        matrix: np.ndarray,
+    ) -> tuple[set[str], dict[str, tuple[Wrapper, ...]]]:
+        """Takes what scales channels into the kernels that read them.
+
+        Args:
+          group: Group of the channels.
+          leaves: Axes of all parameters and buffers.
+          change: Those of the group; scales become ones, and kernels take them.
+          matrix: The matrix that channels are to be turned by.
+
+        Returns:
+          Paths of the scales, and the cores of sites that take one by themselves.
+        """
+        unit = self.found.units[group.name]
+        kernels = {m.path for m in group.members if m.role == "in"}
+        sites = [s for s in self.net.sites if s.multiplies and f"params/{s.param}" in kernels]
+        vectors = [
+            m.path
+            for m in group.members
+            if m.role == "" and symbols(leaves[m.path].axes[-1]) == [unit]
+        ]
+        scales, cores = set[str](), dict[str, tuple[Wrapper, ...]]()
+        readers = Readers(self.net, self.data) if vectors else None
+        for path in vectors:
+            into = [] if readers is None else readers.of([path], sites)
+            if not into:
+                continue  # added, not multiplied: it is turned as channels are
+            scale, names = change[path], {site.name for site in into}
+            scales.add(path)
+            change[path] = np.ones_like(scale)
+            for kernel in dict.fromkeys(f"params/{site.param}" for site in into):
+                own = [site for site in into if f"params/{site.param}" == kernel]
+                if all(names.issuperset(site.shared) for site in own):
+                    for axis, (label, role) in enumerate(
+                        zip(leaves[kernel].axes, leaves[kernel].roles, strict=True)
+                    ):
+                        if role == "in":
+                            times = partial(_scaled, scale)
+                            change[kernel] = map_along(change[kernel], axis, label, unit, times)
+                elif not np.all(scale == 1):
+                    both = (matrix.T * scale[..., None, :]) @ matrix
+                    wrapper = Wrapper.of(mixed_rows, matrix=jnp.asarray(both, jnp.float32))
+                    cores |= {site.name: (wrapper,) for site in own}
+        return scales, cores
+
+
+def _scaled(scale: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """An array times [*stack, C], its first axes those of the stack and its last that of C."""
+    between = (1,) * (a.ndim - scale.ndim)
+    return a * scale.reshape(*scale.shape[:-1], *between, scale.shape[-1])
+
+
+_MOVES = {
+    *("add", "add_any", "broadcast_in_dim", "concatenate", "cond", "convert_element_type", "copy"),
+    *("custom_jvp_call", "custom_vjp_call", "div", "dot_general", "dynamic_slice", "gather"),
+    *("dynamic_update_slice", "integer_pow", "jit", "mul", "neg", "pad", "pjit", "reduce_sum"),
+    *("remat", "reshape", "scan", "select_n", "slice", "split", "square", "squeeze"),
+    *("stop_gradient", "sub", "transpose", "while"),
+}
+"""Primitives that are linear, or may be part of something that is, such as a norm."""
+
+
+def _mixing(found: Dependencies, unit: Symbol) -> str:
+    """What is done to channels that a matrix could not follow, in words."""
+    for eqn, axes in zip(_results(found.jaxpr), found.made, strict=True):
+        if eqn.primitive.name not in _MOVES and any(unit in symbols(a) for a in axes):
+            return f"{describe_place(eqn)} is not linear in them"
+    return "what reads them is not linear in them, such as a norm that takes off their mean"
+
+
+def _results(jaxpr: jex.Jaxpr) -> Iterator[jex.JaxprEqn]:
+    """The equation of each result, those inside others first."""
+    for eqn in jaxpr.eqns:
+        for inner, _ in inner_jaxprs(eqn):
+            yield from _results(inner)
+        yield from (eqn for _ in eqn.outvars)
