@@ -1,4 +1,4 @@
-"""Caches in codes: what each call reads, that codes stay, memory, and what is refused."""
+"""Caches in codes, of stacked layers: what calls read, that codes stay, memory, refusals."""
 
 import functools
 import re

@@ -97,6 +97,7 @@ ELSEWHERE = {
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
     "search_blocked": "tests/search/test_blocks.py",
     "learn_ranges": "tests/transforms/test_learn_ranges.py",
+    "code_cache": "tests/transforms/test_code_cache.py",
     "BlockGrid, mx, nvfp4": "tests/formats/test_block_grid.py",
 }
 """Where other tests have stacks."""
@@ -105,7 +106,7 @@ NOT_OF_LAYERS = {
     *("IntegerNetwork", "compare", "classify", "measure_break_even", "storage", "storage_bits"),
     *("parameter_efficiency", "hardness_normalized", "rounding", "sparsity", "tokens", "Pyramid"),
     *("Encoder", "Rule", "Exits", "Buckets", "adc", "cells", "wires", "fpg_bits", "Floating"),
-    *("clipping", "Format", "Core", "Op", "Wrapper", "float_core", "role"),
+    *("language", "clipping", "Format", "Core", "Op", "Wrapper", "float_core", "role"),
 }
 """What looks at outputs, numbers or one core, and not at how layers are written."""
 
