@@ -2,6 +2,7 @@
 
 from jaxsim.models.llama.cache import Cache
 from jaxsim.models.llama.decoder import Llama, tiny
+from jaxsim.models.llama.depth import with_layers
 from jaxsim.models.llama.gguf import from_gguf, gguf_codes, gguf_grids
 from jaxsim.models.llama.hugging_face import from_hugging_face
 from jaxsim.models.llama.pretrained import Pretrained
@@ -15,4 +16,5 @@ __all__ = [
     "gguf_codes",
     "gguf_grids",
     "tiny",
+    "with_layers",
 ]
