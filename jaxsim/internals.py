@@ -407,6 +407,46 @@ def source_line(eqn: jex.JaxprEqn) -> str:
     return source_info_util.summarize(eqn.source_info).strip()
 
 
+def live_operands(jaxpr: jex.Jaxpr, outputs: Sequence[bool] | None = None) -> list[bool]:
+    """Whether each operand of a jaxpr is read for its outputs, in loops and calls too.
+
+    A `while`, a `cond` and what is opaque read all of theirs.
+
+    Args:
+      jaxpr: Jaxpr without effects.
+      outputs: Which of its outputs count; None for all.
+    """
+    wanted = [True] * len(jaxpr.outvars) if outputs is None else outputs
+    live = {
+        v for v, one in zip(jaxpr.outvars, wanted, strict=True) if one and isinstance(v, jex.Var)
+    }
+    for eqn in reversed(jaxpr.eqns):
+        used = [v in live for v in eqn.outvars]
+        if any(used):
+            read = _live_operands(eqn, used)
+            operands = zip(eqn.invars, read, strict=True)
+            live |= {v for v, one in operands if one and isinstance(v, jex.Var)}
+    return [v in live for v in jaxpr.invars]
+
+
+def _live_operands(eqn: jex.JaxprEqn, used: list[bool]) -> list[bool]:
+    """Whether each operand of an equation is read for those of its results."""
+    inner = inner_jaxprs(eqn)
+    if len(inner) != 1 or len(inner[0][0].invars) != len(eqn.invars):
+        return [True] * len(eqn.invars)
+    jaxpr = inner[0][0]
+    if eqn.primitive is not prims.scan_p:
+        return live_operands(jaxpr, used)
+    told = scan(eqn)
+    carried = slice(told.consts, told.first_slice)
+    while True:  # what a turn reads of the carry, the turn before has to make
+        read = live_operands(jaxpr, used)
+        again = [a or b for a, b in zip(read[carried], used[: told.carry], strict=True)]
+        if again == used[: told.carry]:
+            return [*read[: told.consts], *again, *read[told.first_slice :]]
+        used = [*again, *used[told.carry :]]
+
+
 def compile_count(*jitted: Callable[..., Any]) -> int:
     """How many programs jitted functions have compiled."""
     return sum(function._cache_size() for function in jitted)  # pyright: ignore

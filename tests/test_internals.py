@@ -126,6 +126,29 @@ def test_a_jaxpr_of_some_equations_keeps_its_constants():
     np.testing.assert_array_equal(y, table * table)
 
 
+def test_operands_that_outputs_depend_on_are_found_in_loops_and_calls():
+    @jax.custom_jvp
+    def first(a, b):
+        return a + 0 * b
+
+    first.defjvps(None, None)
+    unread = jax.jit(lambda a, b, c: (a * 2, b * c))
+
+    def model(a, b, c, d, e, f):
+        def turn(carry, x):
+            one, other, count = carry
+            return (one + other, other, count + d), x * one + 0 * e
+
+        (one, _, _), ys = jax.lax.scan(turn, (a, b, c), jnp.arange(3.0))
+        return unread(one, f, c)[0], first(ys[0], f)
+
+    ones = (jnp.ones(()),) * 6
+    jaxpr = jax.make_jaxpr(model)(*ones).jaxpr
+    # b reaches one through the carry; c and d reach only a count that nothing reads
+    assert internals.live_operands(jaxpr) == [True, True, False, False, True, True]
+    assert internals.live_operands(jaxpr, [True, False]) == [True, True, False, False, False, False]
+
+
 def test_programs_are_counted():
     double = jax.jit(lambda x: x * 2)
     triple = jax.jit(lambda x: x * 3)

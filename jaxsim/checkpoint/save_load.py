@@ -26,7 +26,7 @@ from jaxsim.checkpoint.leaves import (
 )
 from jaxsim.checkpoint.packing import Form, pack, unpack
 from jaxsim.files import atomic
-from jaxsim.network.deployment import find_read_params
+from jaxsim.network.deployment import find_read_params, without_unread_settings
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, data_fields
 from jaxsim.network.params import param_names, with_params
@@ -210,16 +210,22 @@ def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> N
     kept = found.pop("params")
     unheld = tuple(name for name in param_names(like) if name not in kept)
     params = with_params(like, kept).params
-    return dataclasses.replace(
+    chip = dataclasses.replace(
         like, **found, params=without_values(params, unheld), absent=Absent(unheld)
     )
+    return without_unread_settings(chip)
 
 
 def _stored_fields(net: Network) -> dict[str, Any]:
-    """The fields of a deployed network without the parameters that it does not read."""
-    read = find_read_params(net)
+    """The fields of a deployed network, of what it reads: other parameters are left out.
+
+    Settings of cores that it does not read keep their places, as numbers that pack to nothing.
+    """
+    read, fields = find_read_params(net), data_fields(net)
     leaves = zip(param_names(net), jax.tree.leaves(net.params), strict=True)
-    return {**data_fields(net), "params": {name: leaf for name, leaf in leaves if name in read}}
+    if net.states and not isinstance(jax.tree.leaves(net.states)[0], jax.ShapeDtypeStruct):
+        fields["cores"] = without_unread_settings(net).cores
+    return {**fields, "params": {name: leaf for name, leaf in leaves if name in read}}
 
 
 def _check(content: bytes, metadata: dict[str, Any]) -> int:

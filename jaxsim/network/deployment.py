@@ -14,6 +14,7 @@ from jaxsim.cores.core import State
 from jaxsim.cores.partition import Partitioned
 from jaxsim.formats.grid import Range
 from jaxsim.inputs.batches import batches
+from jaxsim.internals import live_operands
 from jaxsim.network.arguments import call_arguments, check_key
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import check_params
@@ -22,7 +23,7 @@ from jaxsim.network.params import param_names
 from jaxsim.network.plan import Traced
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.stepwise import Stepwise, mostly_alike
-from jaxsim.network.unheld import Absent, live_inputs, without_values
+from jaxsim.network.unheld import Absent, live_inputs, without_value, without_values
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.checks import is_traced
 
@@ -97,12 +98,52 @@ def deploy(
 
 
 def _without_floats(chip: Network) -> Network:
-    """A network without the parameters that its calls do not read."""
+    """A network without the parameters and settings that its calls do not read."""
     read = find_read_params(chip)
     names = tuple(name for name in param_names(chip) if name not in read)
     return dataclasses.replace(
-        chip, params=without_values(chip.params, names), absent=Absent(names)
+        without_unread_settings(chip),
+        params=without_values(chip.params, names),
+        absent=Absent(names),
     )
+
+
+def without_unread_settings(chip: Network) -> Network:
+    """Replaces arrays of cores that neither calls nor calibration read by ones without memory.
+
+    Such are ranges and scales by which weights were written, and that their states hold too.
+
+    Args:
+      chip: Deployed network.
+    """
+    settings, structure = jax.tree.flatten(chip.cores)
+    if all(np.size(setting) == 1 for setting in settings):
+        return chip
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(lambda: (chip.states, chip.params, chip.buffers, chip.masks))
+
+    def read(settings: list[Any], held: Any, key: Any) -> Any:
+        states, params, buffers, masks = held
+        net = dataclasses.replace(
+            chip,
+            cores=jax.tree.unflatten(structure, settings),
+            states=states,
+            params=params,
+            buffers=buffers,
+            masks=masks,
+        )
+        traced = trace_call(net, net.example)
+        walk = Walk(net.cores, "stored", None, calibrating=True)
+        seen = walk.run(traced.plan, traced.values, net.states, ()) if chip.calibrated else ()
+        return run_network(net, net.example, key), seen
+
+    arguments = jax.eval_shape(lambda: settings), shapes, key
+    live = live_operands(jax.make_jaxpr(read)(*arguments).jaxpr)
+    kept = [
+        setting if used else without_value(setting)
+        for setting, used in zip(settings, live, strict=False)
+    ]
+    return dataclasses.replace(chip, cores=jax.tree.unflatten(structure, kept))
 
 
 def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:

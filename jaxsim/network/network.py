@@ -35,7 +35,7 @@ from jaxsim.network.plan import Plan, Traced, contractions
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.site import Site, matching_names
 from jaxsim.network.tables import sites_table
-from jaxsim.network.unheld import Absent, require_held
+from jaxsim.network.unheld import Absent, memory_of, require_held
 from jaxsim.numerics.checks import is_traced
 from jaxsim.values.value import PytreeValue
 
@@ -117,15 +117,7 @@ class Network(PytreeValue):
           >>> net.nbytes
           36
         """
-        leaves = jax.tree_util.tree_leaves_with_path({f: getattr(self, f) for f in DATA})
-        unheld = {f"params/{name}" for name in self.unheld}
-        return sum(
-            {
-                id(leaf): leaf.nbytes
-                for path, leaf in leaves
-                if path_name(path) not in unheld and isinstance(leaf, jax.Array | np.ndarray)
-            }.values()
-        )
+        return sum({id(leaf): memory_of(leaf) for leaf in jax.tree.leaves(self)}.values())
 
     def __call__(self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any) -> Any:
         """Runs the model on its hardware.

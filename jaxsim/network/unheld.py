@@ -94,8 +94,19 @@ def without_values(params: PyTree, names: Collection[str]) -> PyTree:
       names: Paths of those to replace.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, p: _one_for_all(p) if path_name(path) in names else p, params
+        lambda path, p: without_value(p) if path_name(path) in names else p, params
     )
+
+
+def memory_of(leaf: Any) -> int:
+    """Bytes that an array takes: one entry's where one stands for all; none of what is no array.
+
+    Args:
+      leaf: Leaf of a network.
+    """
+    if isinstance(leaf, np.ndarray):
+        return leaf.nbytes if any(leaf.strides) else leaf.itemsize * bool(leaf.size)
+    return leaf.nbytes if isinstance(leaf, jax.Array) else 0
 
 
 def require_held(unheld: Collection[str], names: Sequence[str], plan: Plan, written: Any) -> None:
@@ -119,7 +130,12 @@ def require_held(unheld: Collection[str], names: Sequence[str], plan: Plan, writ
         )
 
 
-def _one_for_all(p: Any) -> np.ndarray:
+def without_value(p: Any) -> np.ndarray:
+    """An array of another's shape that takes no memory: NaN, or zero of integers.
+
+    Args:
+      p: Array, or its shape and dtype.
+    """
     dtype: Any = np.dtype(jnp.result_type(p))
     fill = np.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
     return np.broadcast_to(np.asarray(fill, dtype), np.shape(p))

@@ -121,6 +121,51 @@ def test_floats_that_nothing_reads_are_not_held():
     assert whole(X, more=True).shape == (2, 4)
 
 
+def test_settings_that_only_writing_reads_are_not_held(tmp_path):
+    """Ranges of groups and scales of a file; what calls or calibration read stays as it was."""
+    params = {"up": normal(64, 96), "down": normal(96, 64)}
+    net = js.trace(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, normal(2, 64))
+    given = js.BlockGrid("Q4_0", scale=np.linspace(0.1, 0.2, 2 * 96).reshape(2, 96))
+    ranges = js.clipping.fixed(-jnp.ones(64), jnp.ones(64))
+    coded = js.rules(
+        {
+            "up": js.quantize(given, None),
+            "down": js.quantize(js.Grid(4, per="channel", clip=ranges), 8),
+        }
+    )(net)
+    x = normal(8, 64)
+    whole = js.deploy(coded, calibrate=x)
+    chip = js.deploy(coded, calibrate=x, keep_floats=False)
+    assert not any(map(small_memory, jax.tree.leaves(whole.cores)))
+    left = [a for a in jax.tree.leaves(chip.cores) if np.size(a) > 1]
+    assert left
+    assert all(map(small_memory, left))
+    weights, scales, ends = 4 * (2 * 64 * 96), 2 * (2 * 96), 4 * (2 * 64)
+    one_of_each = 2 * 4 + 2 + 2 * 4
+    assert whole.nbytes - chip.nbytes == weights + scales + ends - one_of_each
+    js.save(tmp_path / "chip", whole)
+    js.save(tmp_path / "small", chip)
+    call = jax.jit(lambda net, x: net(x))
+    for name in ("chip", "small"):
+        again = js.load(tmp_path / name, coded)
+        assert again.nbytes == chip.nbytes
+        np.testing.assert_array_equal(call(again, x), call(whole, x))
+    wide = [js.widen_ranges(net, 3 * x) for net in (whole, chip)]
+    np.testing.assert_array_equal(call(wide[0], x), call(wide[1], x))
+    assert call._cache_size() == 2
+
+
+def test_a_setting_that_calls_read_stays():
+    gains = jnp.linspace(1, 2, 96)
+
+    def scaled(core, gains):
+        return core._replace(read=lambda *args: gains * core.read(*args))
+
+    net = js.trace(lambda p, x: x @ p["up"], {"up": normal(64, 96)}, normal(2, 64))
+    chip = js.deploy(js.wrap(scaled, gains=gains)(net), keep_floats=False)
+    assert not any(map(small_memory, jax.tree.leaves(chip.cores)))
+
+
 def test_a_model_of_groups_of_four_bits_takes_five_bits_a_weight():
     """In arrays that are held, codes, scales and all; a known-wrong control is a byte a code."""
     params = {"up": normal(64, 96), "down": normal(96, 64)}

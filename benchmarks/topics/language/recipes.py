@@ -58,8 +58,8 @@ def rounded(weights: Any, inputs: Any = None) -> Callable[[Batches, Decoder], An
 
 
 def turned(then: Any) -> Callable[[Batches, Decoder], Any]:
-    """Channels of the residual stream and of values turned first."""
-    return lambda seen, _: js.compose(js.rotate(seen[0], KEY), then)
+    """Channels of the residual stream and of values turned, and at each read what gates make."""
+    return lambda seen, _: js.compose(js.rotate(seen[0], KEY, online="*down/kernel"), then)
 
 
 def plain(transform: Any) -> Callable[[Batches, Decoder], Any]:
