@@ -111,7 +111,8 @@ def _without_floats(chip: Network) -> Network:
 def without_unread_settings(chip: Network) -> Network:
     """Replaces arrays of cores that neither calls nor calibration read by ones without memory.
 
-    Such are ranges and scales by which weights were written, and that their states hold too.
+    Such are ranges and scales by which weights were written, and that their states hold too. A
+    single number stays.
 
     Args:
       chip: Deployed network.
@@ -140,7 +141,7 @@ def without_unread_settings(chip: Network) -> Network:
     arguments = jax.eval_shape(lambda: settings), shapes, key
     live = live_operands(jax.make_jaxpr(read)(*arguments).jaxpr)
     kept = [
-        setting if used else without_value(setting)
+        setting if used or np.size(setting) == 1 else without_value(setting)
         for setting, used in zip(settings, live, strict=False)
     ]
     return dataclasses.replace(chip, cores=jax.tree.unflatten(structure, kept))
