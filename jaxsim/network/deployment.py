@@ -27,6 +27,10 @@ from jaxsim.network.unheld import Absent, live_inputs, without_value, without_va
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.checks import is_traced
 
+NUMBERS = 64
+"""Entries of a core's setting up to which it is held whether or not it is read: it says what the
+hardware is."""
+
 FEW = 8
 """Transformed sites below which one program calibrates all of them."""
 
@@ -112,13 +116,13 @@ def without_unread_settings(chip: Network) -> Network:
     """Replaces arrays of cores that neither calls nor calibration read by ones without memory.
 
     Such are ranges and scales by which weights were written, and that their states hold too. A
-    single number stays.
+    few numbers stay.
 
     Args:
       chip: Deployed network.
     """
     settings, structure = jax.tree.flatten(chip.cores)
-    if all(np.size(setting) == 1 for setting in settings):
+    if all(np.size(setting) <= NUMBERS for setting in settings):
         return chip
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.eval_shape(lambda: (chip.states, chip.params, chip.buffers, chip.masks))
@@ -141,7 +145,7 @@ def without_unread_settings(chip: Network) -> Network:
     arguments = jax.eval_shape(lambda: settings), shapes, key
     live = live_operands(jax.make_jaxpr(read)(*arguments).jaxpr)
     kept = [
-        setting if used or np.size(setting) == 1 else without_value(setting)
+        setting if used or np.size(setting) <= NUMBERS else without_value(setting)
         for setting, used in zip(settings, live, strict=False)
     ]
     return dataclasses.replace(chip, cores=jax.tree.unflatten(structure, kept))
