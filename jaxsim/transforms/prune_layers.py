@@ -102,7 +102,7 @@ def prune_layers(
         share = jnp.float32(0 if sparsity is None else sparsity)
         for name, state in states.items():
             site = next(s for s in chosen if s.name == name)
-            require_run(site, "they are pruned by magnitude", state.seen, state.gram)
+            require_run(site, state.seen, state.gram, idle="they are pruned by magnitude")
             K, N = state.w.shape[-2:]
             if keep is not None and K % keep[1]:
                 raise ValueError(

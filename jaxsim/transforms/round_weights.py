@@ -99,7 +99,7 @@ def round_weights(
         states: dict[str, Moments] = observe_sites(net, probes, data)
         for site in chosen:
             state, idle = states[site.name], "their weights are rounded to nearest"
-            require_run(site, idle, state.seen, state.gram)
+            require_run(site, state.seen, state.gram, idle=idle)
         params = params_of(net, chosen)
         of = partial(site_matrices, net, probes)
         units = of(jax.tree.map(jnp.ones_like, params))
