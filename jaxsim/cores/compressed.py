@@ -158,5 +158,5 @@ def _by_rows(matmul: Matmul, held: Array, index: Array, begins: Array, x: Array)
     from jax.experimental.sparse import BCSR
 
     _, K, N = matmul.geometry.w_shape
-    begins = begins.at[-1].set(index.size)  # zeros behind the last output are products of it
+    # what a slice holds behind its last output is of no output: JAX takes it for padding
     return (BCSR((held, index, begins), shape=(N, K)) @ x.T).T

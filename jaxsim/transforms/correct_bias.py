@@ -88,7 +88,7 @@ def correct_bias(
         targets = dict[str, Array]()
         for site in chosen:
             state = floats[site.name]
-            require_run(site, "they are not corrected", state.seen, state.total)
+            require_run(site, state.seen, state.total, idle="they are not corrected")
             targets[site.name] = jnp.where(state.seen > 0, state.mean, jnp.nan)
         probes = {
             name: (Wrapper.of(outputs, target=target), *net.cores[name])

@@ -39,14 +39,14 @@ def observe_sites(
     return deploy(probed, calibrate=batches(inputs)).states
 
 
-def require_run(site: Site, idle: str, seen: Array, *sums: Array) -> None:
+def require_run(site: Site, seen: Array, *sums: Array, idle: str) -> None:
     """Checks that a measured site has run, on finite values; experts that did not are named.
 
     Args:
       site: that was measured.
-      idle: what becomes of experts that no row chose, for the warning.
       seen: how much, behind the axes of the site's stack.
       *sums: over what was seen.
+      idle: what becomes of experts that no row chose, for the warning.
 
     Raises:
       ValueError: it has seen nothing, or NaN or infinite values.

@@ -129,7 +129,7 @@ def prune_layers(
             states: dict[str, Moments] = observe_sites(net, probes, data)
             for site in chosen:
                 state = states[site.name]
-                require_run(site, "they are pruned by magnitude", state.seen, state.gram)
+                require_run(site, state.seen, state.gram, idle="they are pruned by magnitude")
                 targets[site.name], stay[site.name] = solve(site, None, state)
             warn_of_few(fewest(states), "prune_layers")
         else:

@@ -172,7 +172,7 @@ def _rounded_together(
     states: dict[str, Moments] = observe_sites(net, probes, data)
     for site in chosen:
         state, idle = states[site.name], "their weights are rounded to nearest"
-        require_run(site, idle, state.seen, state.gram)
+        require_run(site, state.seen, state.gram, idle=idle)
     warn_of_few(fewest(states), "round_weights")
     units = site_matrices(net, probes, jax.tree.map(jnp.ones_like, params_of(net, chosen)))
     layers = {s.name: _layer(states[s.name], grids[s.name], units[s.name]) for s in chosen}

@@ -80,7 +80,7 @@ def smooth(
         cores = dict(net.cores)
         for site in chosen:
             _, w, x, seen = found[site.name]
-            require_run(site, "their channels stay as they are", seen, x)
+            require_run(site, seen, x, idle="their channels stay as they are")
             channels = channel_scales(x, w, alpha)
             cores[site.name] = (Wrapper.of(smooth_scaling, channels=channels), *cores[site.name])
         return dataclasses.replace(net, cores=cores)

@@ -157,3 +157,29 @@ def test_rows_that_choose_no_expert_are_zero():
     _, taken = js.integer_only(chip)(X[:3], sizes)
     assert (np.asarray(taken)[1] == 0).all()
     assert np.isnan(chip(X[:3], sizes)[1][1]).all()
+
+
+def test_slices_of_integers_are_taken_along_rows_and_channels():
+    """Channels have scales and shifts of their own; what is not there is zero."""
+
+    def fn(p, x, rows, channels):
+        h = x @ p["w"] + p["b"]
+        taken = (jnp.take(h, ids, axis=at, fill_value=0) for at, ids in ((0, rows), (1, channels)))
+        return *taken, jnp.maximum(h, 1.0)[rows]
+
+    params = {"w": normal(D, 4, seed=7) * jnp.array([1.0, 0.1, 4.0, 0.5]), "b": normal(4, seed=8)}
+    rows, channels = jnp.array([3, 0, 3]), jnp.array([2, 0, 1, 1])
+    net = js.trace(fn, params, X, rows, channels)
+    chip = js.deploy(js.quantize(8, 8)(net), calibrate=(X, rows, channels))
+    integers = js.integer_only(chip)
+    for found, expected in zip(integers(X, rows, channels), chip(X, rows, channels), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2.0**-14 * np.abs(expected).max())
+    some_rows, some_channels, _ = map(
+        np.asarray, integers(X, rows.at[1].set(99), channels.at[1].set(99))
+    )
+    for absent, present in (
+        (some_rows[1], some_rows[0]),
+        (some_channels[:, 1], some_channels[:, 0]),
+    ):
+        assert (absent == 0).all()
+        assert (present != 0).all()

@@ -198,3 +198,20 @@ def test_channel_scores_are_those_of_an_experts_rows():
         own = [criterion(jnp.maximum(jnp.asarray(rows_of("index", g)), 0)) for g in range(G)]
         expected = [c.score(alone(g), ())["w"] for g, c in enumerate(own)]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_expert_that_only_one_of_two_networks_chooses_is_not_corrected():
+    """A router behind quantized layers may choose others than the network in floats does."""
+
+    def fn(p, x):
+        return jnp.einsum("td,tdf->tf", x, p["w"][(p["ids"] + 0 * x[:, 0]).astype(int)])
+
+    def of(ids):
+        return js.trace(fn, {"w": STACK, "ids": ids.astype(jnp.float32)}, X)
+
+    floats, other = of(jnp.where(IDS == 1, 0, IDS)), of(jnp.where(IDS == 2, 0, IDS))
+    with pytest.warns(UserWarning, match=r"\(numbers 1\)"):
+        net = js.correct_bias(X, reference=floats, sites="w")(js.quantize(3, None)(other))
+    bias = np.asarray(net.cores["w"][0].settings["bias"])
+    assert (bias[1:] == 0).all()
+    assert (bias[0] != 0).any()

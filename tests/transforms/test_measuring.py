@@ -102,13 +102,26 @@ X = normal(2, 3)
 
 def test_a_site_has_to_run_on_finite_values():
     site = types.SimpleNamespace(name="w", stack=(), chosen=False)
-    require_run(site, "", jnp.array([1.0, 2.0]), jnp.array([0.0]), jnp.array([3.0]))
+    require_run(site, jnp.array([1.0, 2.0]), jnp.array([0.0]), jnp.array([3.0]), idle="")
     for seen in ([0.0, 0.0], [1.0, 0.0]):
         with pytest.raises(ValueError, match="inputs: w did not run on them, so nothing is known"):
-            require_run(site, "", jnp.array(seen), jnp.array([1.0]))
+            require_run(site, jnp.array(seen), jnp.array([1.0]), idle="")
     for sums in ([[jnp.nan]], [[1.0], [jnp.inf]], [[1.0, jnp.nan], [2.0, 3.0]]):
         with pytest.raises(ValueError, match="inputs: NaN or infinite values reach w"):
-            require_run(site, "", jnp.array([1.0]), *map(jnp.array, sums))
+            require_run(site, jnp.array([1.0]), *map(jnp.array, sums), idle="")
+
+
+def test_an_expert_that_did_not_run_is_named_unless_none_did():
+    site = types.SimpleNamespace(name="w", stack=(2, 3), chosen=True)
+    seen = jnp.array([[1.0, 0.0, 2.0], [1.0, 1.0, 1.0]])
+    told = r"chooses 1 of the 6 experts of w \(numbers 0,1\): they stay"
+    with pytest.warns(UserWarning, match=told):
+        require_run(site, seen, idle="they stay")
+    with pytest.raises(ValueError, match="inputs: w did not run"):  # one layer's experts, all
+        require_run(site, seen.at[1].set(0), idle="they stay")
+    site.stack = (12,)
+    with pytest.warns(UserWarning, match=r"11 of the 12 .*\(numbers 0, 1, 2, 3, 4, 5, 6, 7, …\)"):
+        require_run(site, jnp.arange(12) == 11, idle="they stay")
 
 
 @pytest.mark.parametrize(
