@@ -93,14 +93,14 @@ def rotate(
 
     def apply(net: Network) -> Network:
         transformable(net, "rotate", "*")
-        if net.cores:
-            raise ValueError(
-                f"rotate cannot follow the cores at {next(iter(net.cores))}: put it before quantize"
-            )
         if net.masks:
             raise ValueError(
                 f"rotate: {next(iter(net.masks))} is pruned, and turned weights have no zeros "
                 "where it has; put it before prune"
+            )
+        if net.cores:
+            raise ValueError(
+                f"rotate cannot follow the cores at {next(iter(net.cores))}: put it before quantize"
             )
         live = _online_sites(net, online)
         turning = _Turning(net, data, key)
