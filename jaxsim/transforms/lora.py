@@ -26,7 +26,8 @@ def lora(rank: int, key: Key[Array, ""], *, sites: str | Sequence[str] = "*") ->
     """Adds to each site a product of low rank that begins at zero: LoRA, or over codes QLoRA.
 
     A site's output becomes that of its weight, however it is stored, plus x · down · up in floats.
-    `down` is drawn with variance 1 / inputs, `up` is zero, so the network computes what it did.
+    `down` is drawn with variance 1 / inputs, `up` is zero, so the network computes what it did (in
+    floats up to the order in which XLA sums).
     Adapters belong to the network's cores: `adapters` lists them, and `jaxsim.train.fit` trains
     them, beside the parameters (see `jaxsim.train.adapter_marks` for adapters alone) or, of a
     deployed network, while its codes stay as they were written.

@@ -25,9 +25,12 @@ def walk(net, sites, xs, change=lambda w: w, what="walk"):
 def test_all_batches_reach_a_slice_of_a_scan_before_any_goes_on():
     xs = [normal(5, 4, seed=i) for i in (1, 2)]
     visits = walk(stack(), {"w", "head"}, xs, lambda w: 0.5 * w)
-    assert [(name, at) for name, at, _ in visits] == [*(("w", (i,)) for i in range(3)), ("head", ())]
+    assert [(name, at) for name, at, _ in visits] == [
+        *(("w", (i,)) for i in range(3)),
+        ("head", ()),
+    ]
     hidden = [np.asarray(x) for x in xs]
-    for (name, at, inputs), w in zip(visits, [*stack().params["w"], None], strict=True):
+    for (name, _, inputs), w in zip(visits, [*stack().params["w"], None], strict=True):
         np.testing.assert_allclose(inputs, hidden, rtol=1e-5, atol=1e-6)
         if name == "w":
             hidden = [np.tanh(h @ np.asarray(0.5 * w)) for h in hidden]

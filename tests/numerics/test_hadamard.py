@@ -32,4 +32,5 @@ def test_every_size_is_mixed_by_two_orthogonal_matrices(size, orders):
 def test_signs_are_random_and_those_of_the_key():
     one, same, other = (random_signs(jax.random.key(i), 64) for i in (0, 0, 1))
     assert set(one) == {-1.0, 1.0}
-    assert (one == same).all() and (one != other).any()
+    assert (one == same).all()
+    assert (one != other).any()

@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ def test_the_exponent_is_the_one_that_changes_the_outputs_least():
         costs.append(np.square(x @ (held - w)).sum())
         factors.append(by)
     best = int(np.argmin(costs))
-    assert 0 < best
+    assert best > 0
     channels = found.cores["w"][0].settings["channels"]
     np.testing.assert_allclose(channels[0], factors[best], rtol=1e-4)
     error = np.square(run(found, x) - x @ w).sum()
@@ -108,9 +107,7 @@ def test_it_composes_with_pruning_rounding_and_arrays():
         (lambda: js.awq(X)(js.quantize(None, 8)(cnn())), "its weights are floats"),
         (lambda: js.awq(X)(js.smooth(X)(js.quantize(8, 8)(cnn()))), "cannot follow smooth_scaling"),
         (
-            lambda: js.awq(X)(
-                js.round_weights(js.rounding.gptq(), X)(js.quantize(4, None)(cnn()))
-            ),
+            lambda: js.awq(X)(js.round_weights(js.rounding.gptq(), X)(js.quantize(4, None)(cnn()))),
             "range of its weights is set",
         ),
     ],

@@ -73,7 +73,9 @@ def test_the_moments_of_one_slice_are_in_memory():
 
     def solve(site, op, state):
         squares = {
-            a.unsafe_buffer_pointer() for a in jax.live_arrays() if a.shape in {(1, 4, 4), (1, 6, 6)}
+            a.unsafe_buffer_pointer()
+            for a in jax.live_arrays()
+            if a.shape in {(1, 4, 4), (1, 6, 6)}
         }
         held.append(len(squares))
         return state.w, ()
