@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxsim.cores.adapted import adapted
+from jaxsim.cores.op import Op
 from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.site_weight import shifted
 from jaxsim.cores.wrapper import Wrapper
-from jaxsim.network.arguments import check_key
+from jaxsim.network.arguments import require_key
 from jaxsim.network.network import Network, trace_call
 from jaxsim.network.plan import contractions
 from jaxsim.network.transform import Transform, require_network, transformable
@@ -55,9 +57,7 @@ def lora(rank: int, key: Key[Array, ""], *, sites: str | Sequence[str] = "*") ->
     codes.
     """
     rank = checked_int("rank", rank, 1)
-    check_key(key)
-    if key is None:
-        raise ValueError("key=None: adapters are drawn; give a key, such as jax.random.key(0)")
+    require_key(key, "adapters")
 
     def apply(net: Network) -> Network:
         chosen = transformable(net, "lora", sites)
@@ -175,16 +175,17 @@ def merge_adapters(net: Network) -> Network:
             )
         down, up = (chain[place].settings[which] for which in ("down", "up"))
         shift = (down @ up).astype(jnp.float32)
-        matmul, shape = ops[name].geometry.as_matmul(), ops[name].geometry.w_shape
-
-        def as_weight(matrix: Array, matmul=matmul, shape=shape) -> Array:
-            # a matrix is the weight's entries in another order, so the transpose is the inverse
-            return jax.linear_transpose(matmul.w, jnp.zeros(shape))(matrix)[0]
-
+        as_weight = partial(_as_weight, ops[name])
         for _ in range(shift.ndim - 3):
             as_weight = jax.vmap(as_weight)
         cores[name] = (*rest, Wrapper.of(shifted, shift=as_weight(shift)))
     return dataclasses.replace(net, cores=cores)
+
+
+def _as_weight(op: Op, matrix: Array) -> Array:
+    """A batch of matrices in the shape of the weight, whose entries they are in another order."""
+    shape = jax.ShapeDtypeStruct(op.geometry.w_shape, matrix.dtype)
+    return jax.linear_transpose(op.geometry.as_matmul().w, shape)(matrix)[0]
 
 
 def _place(chain: Sequence[Wrapper]) -> int | None:

@@ -120,7 +120,8 @@ def centered():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: js.rotate(IDS, 3), "key"),
+        (lambda: js.rotate(IDS, 3), "key=3"),
+        (lambda: js.rotate(IDS, None), "key=None: signs are drawn"),
         (lambda: js.rotate(IDS, KEY, groups="layers/gate:2")(residual()), "logistic"),
         (lambda: js.rotate(IDS, KEY, groups="nowhere")(residual()), "matches no group"),
         (lambda: js.rotate(IDS, KEY, online="nowhere")(residual()), "matches no site"),
