@@ -93,6 +93,11 @@ def rotate(
 
     def apply(net: Network) -> Network:
         transformable(net, "rotate", "*")
+        if net.focus is not None:
+            raise ValueError(
+                "rotate inside rules: channels run through sites that the rule leaves out; choose "
+                "them by groups="
+            )
         if net.masks:
             raise ValueError(
                 f"rotate: {next(iter(net.masks))} is pruned, and turned weights have no zeros "

@@ -11,7 +11,7 @@ from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.rounding import Layer, gptq, rounded
 from jaxsim.transforms.by_site import solve_by_site
 from tests.support.models import normal
-from tests.support.networks import stack
+from tests.support.networks import X, cnn, stack
 
 XS = [normal(20, 4, seed=4), normal(20, 4, seed=5)]
 
@@ -24,6 +24,13 @@ def rounding(by_site, xs=XS, net=None):
 def test_on_float_inputs_the_result_is_that_of_all_sites_at_once():
     together, apart = rounding(None), rounding("float")
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_convolutions_are_walked_as_they_are_measured_at_once():
+    net = js.quantize(3, None)(cnn())
+    together, apart = (js.round_weights(gptq(), X, by_site=by)(net) for by in (None, "float"))
+    for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(apart.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 

@@ -100,6 +100,19 @@ def test_quantizing_behind_adapters_leaves_them_floats_and_so_do_arrays():
         np.testing.assert_allclose(run(chip, ROWS), run(filled(stacked()), ROWS), atol=0.2)
 
 
+def test_adapters_of_other_numbers_share_a_program():
+    traced = []
+
+    @jax.jit
+    def call(net, x):
+        traced.append(1)
+        return net(x)
+
+    answers = [call(filled(stacked(), seed), ROWS) for seed in (3, 5, 7)]
+    assert len(traced) == 1
+    assert np.abs(answers[0] - answers[1]).max() > 0.01
+
+
 def test_pruning_and_gptq_compose_with_adapters():
     net = js.round_weights(js.rounding.gptq(), normal(20, 4))(
         js.quantize(4, None)(js.prune(0.25)(stacked()))

@@ -123,6 +123,7 @@ def centered():
         (lambda: js.rotate(IDS, 3), "key=3"),
         (lambda: js.rotate(IDS, None), "key=None: signs are drawn"),
         (lambda: js.rotate(IDS, KEY, groups="layers/gate:2")(residual()), "logistic"),
+        (lambda: js.rules({"*": js.rotate(IDS, KEY)})(residual()), "rotate inside rules"),
         (lambda: js.rotate(IDS, KEY, groups="nowhere")(residual()), "matches no group"),
         (lambda: js.rotate(IDS, KEY, online="nowhere")(residual()), "matches no site"),
         (lambda: js.rotate(IDS, KEY)(js.prune(0.5)(residual())), "is pruned"),
