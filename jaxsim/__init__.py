@@ -51,6 +51,7 @@ from jaxsim.transforms.equalize import equalize
 from jaxsim.transforms.exit_early import distill_exits, exit_early
 from jaxsim.transforms.fold_norms import fold_norms
 from jaxsim.transforms.learn_ranges import learn_ranges
+from jaxsim.transforms.lora import adapters, lora, merge_adapters, with_adapters
 from jaxsim.transforms.magic_pyramid import magic_pyramid
 from jaxsim.transforms.pipeline_shard import pipeline_shard
 from jaxsim.transforms.prune import prune
@@ -106,6 +107,10 @@ __all__ = [
     "awq",
     "round_weights",
     "correct_bias",
+    "lora",
+    "adapters",
+    "with_adapters",
+    "merge_adapters",
     "synthesize_inputs",
     "rounding",
     "sparsity",

@@ -137,6 +137,12 @@ ANSWERS = {
     ("pipeline_value_and_grad", "reduction"): lambda reduction: js.pipeline_value_and_grad(
         piped(), lambda y, t: jnp.mean((y - t) ** 2), reduction=reduction
     )(net().params, (inputs(), inputs()[:, :4]))[0],
+    ("round_weights", "by_site"): lambda by_site: js.round_weights(
+        js.rounding.gptq(), inputs(), by_site=by_site
+    )(js.quantize(2, None)(net())).params["b"],
+    ("prune_layers", "by_site"): lambda by_site: js.prune_layers(inputs(), 0.5, by_site=by_site)(
+        net()
+    ).params["b"],
     ("run_sparse", "layout"): lambda layout: str(
         js.compose(js.prune(0.75), js.run_sparse(layout, block=(2, 2), break_even=0.0))(net())
     ),

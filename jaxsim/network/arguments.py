@@ -68,6 +68,21 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key={key!r}: must come from jax.random.key")
 
 
+def require_key(key: Any, drawn: str) -> None:
+    """Checks that a random key is there and comes from JAX.
+
+    Args:
+      key: Value given as `key`.
+      drawn: What is drawn by it, for the error.
+
+    Raises:
+      ValueError: It is None or something else.
+    """
+    if key is None:
+        raise ValueError(f"key=None: {drawn} are drawn; give a key, such as jax.random.key(0)")
+    check_key(key)
+
+
 @contextlib.contextmanager
 def explained_call(example: Partitioned, arguments: Partitioned) -> Generator[None]:
     """Adds to an error that the model raises how these arguments differ from the traced ones.

@@ -27,16 +27,23 @@ from jaxsim.sparsity.obs import prune_layer
 from jaxsim.sparsity.optimizers.growth import momentum_growth, rigl, sparse_evolution
 from jaxsim.sparsity.optimizers.lottery import lottery
 from jaxsim.sparsity.optimizers.masked import SparseState, fixed, gradual, masks_of
-from jaxsim.sparsity.pattern import Pattern, block, channel, head, n_of_m, unstructured
+from jaxsim.sparsity.pattern import Pattern, block, channel, head, n_of_m, per_output, unstructured
 from jaxsim.sparsity.schedule import Schedule, cubic, iterative, one_shot
 from jaxsim.sparsity.second_order import fisher, obd, wood_fisher
-from jaxsim.sparsity.structured import activation_variance, activity, batch_norm_scale, redundancy
+from jaxsim.sparsity.structured import (
+    activation_variance,
+    activity,
+    batch_norm_scale,
+    redundancy,
+    wanda,
+)
 
 __all__ = [
     # patterns
     "Pattern",
     "unstructured",
     "n_of_m",
+    "per_output",
     "block",
     "channel",
     "head",
@@ -58,6 +65,7 @@ __all__ = [
     "batch_norm_scale",
     "redundancy",
     "activation_variance",
+    "wanda",
     "activity",
     # distributions
     "Distribution",

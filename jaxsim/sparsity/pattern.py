@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.numerics.checks import checked_int
+from jaxsim.numerics.checks import check_share, checked_int
 
 
 class Layout(NamedTuple):
@@ -140,6 +140,37 @@ def n_of_m(n: int, m: int, *, axis: int | None = None) -> Pattern:
         return Layout(shape, split, (*others, at + 1), math.prod(shape) // m, m, 1)
 
     return Pattern(layout, sparsity=1 - n / m, needs_axes=axis is None)
+
+
+def per_output(sparsity: float) -> Pattern:
+    """Prunes weights for themselves, each output the same fraction of its own.
+
+    Args:
+      sparsity: Fraction that goes, in [0, 1): round(sparsity · n) of the n weights that an output
+        sums over.
+
+    Raises:
+      ValueError: `sparsity` out of range.
+
+    Source: Sun et al. (2024), arXiv 2306.11695, section 3 (comparison groups).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> w = jnp.array([[1.0, 8.0], [2.0, 9.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": w}, jnp.ones((1, 2)))
+      >>> js.prune(pattern=js.sparsity.per_output(0.5))(net).masks["w"].tolist()
+      [[False, False], [True, True]]
+    """
+    check_share("sparsity", sparsity)
+    sparsity = float(sparsity)
+
+    def layout(name: str, shape: tuple[int, ...], contracted: tuple[int, ...]) -> Layout:
+        outputs = tuple(i for i in range(len(shape)) if i not in contracted)
+        units = math.prod(shape[i] for i in contracted)
+        return Layout(shape, shape, (*outputs, *contracted), math.prod(shape) // units, units, 1)
+
+    return Pattern(layout, sparsity=sparsity, needs_axes=True)
 
 
 def block(rows: int, columns: int) -> Pattern:

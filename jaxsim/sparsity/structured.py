@@ -151,6 +151,34 @@ def activity(inputs: Any) -> Criterion:
     return _input_criterion(inputs, lambda m: m.mean(m.nonzero))
 
 
+def wanda(inputs: Any) -> Criterion:
+    """Scores weights by |w| · ‖x‖, with the norm of the input channel that a weight meets.
+
+    The paper compares within each output: `js.prune(criterion=wanda(x), pattern=per_output(0.5))`,
+    or `pattern=n_of_m(2, 4)`.
+
+    Args:
+      inputs: Batch or iterable of batches, as `activation_variance` takes it.
+
+    Source: Sun et al. (2024), arXiv 2306.11695, eq. 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.array([[3.0, 0.0], [4.0, 1.0]])
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.array([[1.0], [-2.0]])}, x)
+      >>> js.sparsity.wanda(x).score(net, ())["w"].ravel().tolist()
+      [5.0, 2.0]
+    """
+    norms = _input_criterion(inputs, lambda m: jnp.sqrt(m.squares))
+
+    def score(net: Network, memory: Any) -> Tree:
+        found = norms.score(net, memory)
+        return jax.tree.map(lambda w, x: jnp.abs(w) * x, net.masked_params(), found)
+
+    return Criterion(score)
+
+
 class ChannelSums(NamedTuple):
     """State of a site whose input channels are measured.
 

@@ -1,11 +1,12 @@
 """Losses and loops that train networks and pyramids."""
 
-from jaxsim.train.loop import fit, only
+from jaxsim.train.loop import adapter_marks, fit, only
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
 from jaxsim.train.pyramid import Soft, train_pyramid
 
 __all__ = [
     "Soft",
+    "adapter_marks",
     "cross_entropy",
     "distillation",
     "distillation_targets",

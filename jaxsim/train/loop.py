@@ -33,6 +33,7 @@ from jaxsim.train.step import (
     under_masks_of,
     with_values,
 )
+from jaxsim.transforms.lora import adapters
 
 
 def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.GradientTransformation:
@@ -81,6 +82,33 @@ def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.Gradien
 
 
 @own_promotion()
+def adapter_marks(net: Network) -> Any:
+    """Marks the adapters of a network as what trains, for `only`; all else stays.
+
+    Args:
+      net: Network with adapters (`js.lora`).
+
+    Raises:
+      ValueError: It has none.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> from jaxsim.train import adapter_marks
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(3)}, jnp.ones((2, 3)))
+      >>> marks = adapter_marks(js.lora(1, jax.random.key(0))(net))
+      >>> float(marks["params"]["w"]), float(marks["adapters"]["w up"])
+      (0.0, 1.0)
+    """
+    if not adapters(net):
+        raise ValueError("net: has no adapters; js.lora adds some")
+    values = trained_values(net)
+    return {
+        kind: jax.tree.map(lambda _, kind=kind: np.float32(kind == "adapters"), value)
+        for kind, value in values.items()
+    }
+
+
 def fit(
     net: Network,
     images: Any,
@@ -103,7 +131,8 @@ def fit(
     an interrupted run that goes on from its checkpoint ends where the whole run would have.
 
     Args:
-      net: Network to train, not deployed; its cores say what the training is aware of. A pipeline
+      net: Network to train, deployed only with adapters (`js.lora`), which are then all that trains
+        while its codes stay; its cores say what the training is aware of. A pipeline
         trains as a pipeline, one with exits together with their classifiers, on the loss of all.
       images: Inputs: a batch of N rows (an array [N, ...], a tuple of positional arguments, or a
         dict of keyword arguments) or an iterable of batches. All is read once, into memory.
@@ -112,7 +141,8 @@ def fit(
         pair `(batch, labels)` or an iterable of pairs.
       epochs: Passes over the data, at least 1.
       optimizer: An optax transformation; it sees `net.params`, or after `js.learn_ranges` or
-        `js.exit_early` `{"params": net.params, "ranges": …, "heads": …}`, what there is of them.
+        `js.exit_early` or `js.lora` `{"params": net.params, "ranges": …, "heads": …,
+        "adapters": …}`, what there is of them.
         Where its state has masks (`js.sparsity.rigl`), those of `net` make way for them: all
         weights have gradients, and the network ends with the masks.
       key: Random key of the shuffling and of the cores.
@@ -134,9 +164,9 @@ def fit(
       The network with trained parameters and buffers.
 
     Raises:
-      ValueError: A deployed network, lengths that differ, images that are not finite, labels that
-        are no classes of the cross-entropy, epochs or batch_size out of range, or checkpoints of
-        another run.
+      ValueError: A deployed network without adapters, lengths that differ, images that are not
+        finite, labels that are no classes of the cross-entropy, epochs or batch_size out of range,
+        or checkpoints of another run.
 
     Examples:
       >>> import jax
@@ -249,8 +279,11 @@ def _checked_data(net: Network, images: Any, labels: Any, epochs: int, batch_siz
     Raises:
       ValueError: As `fit` says, the labels apart.
     """
-    if net.deployed:
-        raise ValueError("net is deployed: train the composed network, then deploy it")
+    if net.deployed and not adapters(net):
+        raise ValueError(
+            "net is deployed: train the composed network, then deploy it; js.lora gives it what "
+            "trains over its codes"
+        )
     inputs, labels = split_labels(images, labels, "images")
     count = row_count(inputs, "images")
     if len(labels) != count:

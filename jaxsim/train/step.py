@@ -20,6 +20,7 @@ from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.staged.gradient import pipeline_value_and_grad
 from jaxsim.staged.network import Staged
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
+from jaxsim.transforms.lora import adapters, with_adapters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,14 +89,14 @@ def compile_step(
       the digest and whether that covers everything.
 
     Raises:
-      ValueError: A pipeline with learned ranges.
+      ValueError: A pipeline with learned ranges or adapters.
     """
     if not is_pipeline(net):
         # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
         step = jax.jit(descent.step)
         return step, lambda *at: program_digest(step, *at)
-    if ranges(net):
-        raise ValueError("net: a pipeline with learned ranges; train them, then shard")
+    if ranges(net) or adapters(net):
+        raise ValueError("net: a pipeline with learned ranges or adapters; train, then shard")
     update = jax.jit(descent.update)
 
     def pipelined(net: Network, state: optax.OptState, x: Partitioned, y: Any, key: Any) -> Any:
@@ -144,19 +145,24 @@ def is_pipeline(net: Network) -> bool:
 
 
 def trained_values(net: Network) -> Any:
-    """Collects what an optimizer trains: the parameters, classifiers of exits, learned ranges.
+    """Collects what an optimizer trains: parameters, classifiers, learned ranges, adapters.
 
     Args:
       net: The network.
 
     Returns:
-      `net.params`, or where there is more `{"params": …, "heads": …, "ranges": …}`.
+      `net.params`, or where there is more `{"params": …, "heads": …, "ranges": …, "adapters": …}`;
+      of a deployed network its adapters alone, `{"adapters": …}`.
     """
+    if net.deployed:
+        return {"adapters": adapters(net)}
     more: dict[str, Any] = {}
     if has_exits(net):
         more["heads"] = net.heads
     if learned := ranges(net):
         more["ranges"] = learned
+    if added := adapters(net):
+        more["adapters"] = added
     return {"params": net.params, **more} if more else net.params
 
 
@@ -167,11 +173,13 @@ def with_values(net: Network, values: Any) -> Network:
       net: The network.
       values: A tree like that of `trained_values`.
     """
-    if not (has_exits(net) or ranges(net)):
+    if not (net.deployed or has_exits(net) or ranges(net) or adapters(net)):
         return dataclasses.replace(net, params=values)
-    found = {name: value for name, value in values.items() if name != "ranges"}
-    net = dataclasses.replace(net, **found)
-    return with_ranges(net, values["ranges"]) if "ranges" in values else net
+    fields = {name: values[name] for name in ("params", "heads") if name in values}
+    net = dataclasses.replace(net, **fields)
+    if "ranges" in values:
+        net = with_ranges(net, values["ranges"])
+    return with_adapters(net, values["adapters"]) if "adapters" in values else net
 
 
 def _merge(buffers: Any, updates: Any) -> Any:

@@ -73,7 +73,9 @@ def quantize(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "quantize", sites, lookups="all", tell_rest=True)
         for site in chosen:
-            before = [w for w in hardware_chain(net, site) if w.role not in ("scale", "sparse")]
+            before = [
+                w for w in hardware_chain(net, site) if w.role not in ("scale", "digital", "sparse")
+            ]
             if before:
                 raise ValueError(
                     f"quantize cannot follow {before[-1].name} at {site.name}: codes must be "
@@ -93,6 +95,10 @@ def quantize(
         return _before_sparse(net, sparse, wrappers)
 
     return apply
+
+
+_OUTSIDE = ("scale", "digital", "sparse")
+"""Roles of what may be around a site before its weights are stored as codes."""
 
 
 def _before_sparse(net: Network, names: Sequence[str], wrappers: Sequence[Wrapper]) -> Network:

@@ -18,7 +18,7 @@ from jaxsim.cores.rotated import mixed_rows, rotated_inputs
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.inputs.batches import reusable_batches
 from jaxsim.internals import inner_jaxprs
-from jaxsim.network.arguments import check_key
+from jaxsim.network.arguments import require_key
 from jaxsim.network.network import Network, trace_call
 from jaxsim.network.plan import contractions
 from jaxsim.network.site import Site
@@ -88,19 +88,24 @@ def rotate(
     Source: Ashkboos et al. (2024), arXiv 2404.00456; Ashkboos et al. (2024), arXiv 2401.15024, for
     the scale of a norm.
     """
-    check_key(key)
+    require_key(key, "signs")
     data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
         transformable(net, "rotate", "*")
-        if net.cores:
+        if net.focus is not None:
             raise ValueError(
-                f"rotate cannot follow the cores at {next(iter(net.cores))}: put it before quantize"
+                "rotate inside rules: channels run through sites that the rule leaves out; choose "
+                "them by groups="
             )
         if net.masks:
             raise ValueError(
                 f"rotate: {next(iter(net.masks))} is pruned, and turned weights have no zeros "
                 "where it has; put it before prune"
+            )
+        if net.cores:
+            raise ValueError(
+                f"rotate cannot follow the cores at {next(iter(net.cores))}: put it before quantize"
             )
         live = _online_sites(net, online)
         turning = _Turning(net, data, key)

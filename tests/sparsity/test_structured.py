@@ -11,7 +11,7 @@ import pytest
 import jaxsim as js
 from jaxsim.network.params import by_name
 from tests.support.models import normal, resnet
-from tests.support.networks import X, cnn
+from tests.support.networks import X, cnn, stack
 
 sp = js.sparsity
 
@@ -79,3 +79,40 @@ def test_dead_inputs_are_the_first_to_go():
     pruned = js.prune(1 / 3, criterion=sp.activity(x), pattern=sp.channel(-2))(net)
     np.testing.assert_array_equal(pruned.masks["w"][:, 0], [1, 0, 1, 1, 0, 1])
     np.testing.assert_array_equal(pruned(x), net(x))
+
+
+@pytest.mark.parametrize("scanned", [True, False])
+def test_wanda_is_the_weight_times_the_norm_of_its_input(scanned):
+    x = normal(9, 4, seed=2) * np.asarray([1.0, 5.0, 1.0, 0.2])
+    if scanned:
+        net = stack()
+        found = js.sparsity.wanda([x[:4], x[4:]]).score(net, ())["w"]
+        hidden = np.asarray(x)
+        for i, w in enumerate(np.asarray(net.params["w"])):
+            expected = np.abs(w) * np.linalg.norm(hidden, axis=0)[:, None]
+            np.testing.assert_allclose(found[i], expected, rtol=1e-4)
+            hidden = np.tanh(hidden @ w)
+        return
+    net = js.trace(lambda p, x: x @ p["w"], {"w": normal(4, 6)}, x)
+    sparse = js.prune(pattern=js.sparsity.per_output(0.5), criterion=js.sparsity.wanda(x))(net)
+    scores = np.abs(net.params["w"]) * np.linalg.norm(x, axis=0)[:, None]
+    np.testing.assert_array_equal(sparse.masks["w"], np.argsort(np.argsort(scores, 0), 0) >= 2)
+    pairs = js.prune(pattern=js.sparsity.n_of_m(1, 2), criterion=js.sparsity.wanda(x))(net)
+    halves = scores.reshape(2, 2, 6)
+    np.testing.assert_array_equal(
+        pairs.masks["w"].reshape(2, 2, 6), halves == halves.max(1)[:, None]
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
+def test_each_output_loses_the_same_share(share):
+    w = normal(10, 3) * np.asarray([1.0, 10.0, 100.0])
+    net = js.trace(lambda p, x: x @ p["w"], {"w": w}, normal(2, 10))
+    mask = js.prune(pattern=js.sparsity.per_output(share))(net).masks["w"]
+    np.testing.assert_array_equal(mask.sum(0), 10 - round(share * 10))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_shares_of_an_output_are_below_one(share):
+    with pytest.raises(ValueError, match="sparsity="):
+        js.sparsity.per_output(share)

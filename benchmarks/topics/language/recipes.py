@@ -87,6 +87,14 @@ RECIPES: dict[str, Recipe] = {
     "4 in groups of 32, symmetric": Recipe(plain(stored(js.Grid(4, per="group", rows=32)))),
     "4 in groups of 32, affine": Recipe(plain(stored(GROUPS))),
     "4 in groups of 32, affine, GPTQ": Recipe(rounded(GROUPS)),
+    "4 in groups of 32, affine, AWQ": Recipe(
+        lambda seen, _: js.compose(js.awq(seen, sites=LAYERS), stored(GROUPS))
+    ),
+    "4 in groups of 32, affine, rotated, GPTQ": Recipe(
+        lambda seen, decoder: js.compose(
+            js.rotate(seen[0], KEY, online="*down/kernel"), rounded(GROUPS)(seen, decoder)
+        )
+    ),
     "Q4_0": Recipe(plain(stored(js.BlockGrid("Q4_0")))),
     "NF4 in groups of 32": Recipe(plain(stored(js.nf4(per="group", rows=32)))),
     "MX e4m3, inputs too": Recipe(plain(stored(js.mx("e4m3"), js.mx("e4m3")))),
@@ -96,6 +104,18 @@ RECIPES: dict[str, Recipe] = {
     "NVFP4, inputs too, rotated": Recipe(turned(stored(js.nvfp4(), js.nvfp4()))),
     "half pruned by magnitude": Recipe(
         plain(js.prune(0.5, distribution=js.sparsity.uniform(), sites=LAYERS))
+    ),
+    "half pruned, Wanda": Recipe(
+        lambda seen, _: js.prune(
+            criterion=js.sparsity.wanda(seen),
+            pattern=js.sparsity.per_output(0.5),
+            sites=LAYERS,
+        )
+    ),
+    "2 of 4, Wanda": Recipe(
+        lambda seen, _: js.prune(
+            criterion=js.sparsity.wanda(seen), pattern=js.sparsity.n_of_m(2, 4), sites=LAYERS
+        )
     ),
     "half pruned, SparseGPT": Recipe(
         lambda seen, _: js.prune_layers(seen, 0.5, by_site="pruned", sites=LAYERS)

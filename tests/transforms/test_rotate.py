@@ -1,0 +1,136 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsim as js
+from jaxsim.models.llama import tiny
+from tests.support.models import normal
+from tests.support.networks import run
+from tests.support.residual import HIDDEN, IDS, WIDTH, residual
+
+KEY = jax.random.key(5)
+STREAM = "layers/down:2"
+
+
+@functools.cache
+def turned(*, tied=True):
+    return js.rotate(IDS[:1], KEY)(residual(tied=tied))
+
+
+def close(a, b):
+    assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_turned_network_computes_the_same(tied):
+    close(run(turned(tied=tied), IDS), run(residual(tied=tied), IDS))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_takes_one_orthogonal_matrix(tied):
+    """The matrix is read off the table; what the others are to be follows in numpy."""
+    before, after = residual(tied=tied).params, turned(tied=tied).params
+    q = np.linalg.lstsq(np.float64(before["table"]), np.float64(after["table"]), rcond=None)[0]
+    np.testing.assert_allclose(q @ q.T, np.eye(WIDTH), atol=1e-5)
+    np.testing.assert_allclose(np.abs(q), WIDTH**-0.5, rtol=1e-4)  # Hadamard's
+    old, new = before["layers"], after["layers"]
+    np.testing.assert_array_equal(new["scale"], 1)
+    for name in ("gate", "up"):
+        expected = np.einsum("lk,lkn,kj->ljn", old["scale"], old[name], q)
+        np.testing.assert_allclose(new[name], expected, atol=1e-5)
+    np.testing.assert_allclose(new["down"], old["down"] @ q, atol=1e-5)
+    np.testing.assert_array_equal(after["last"], 1)
+    if tied:
+        (wrapper,) = turned().cores["table"]
+        expected = q.T * np.asarray(before["last"]) @ q
+        np.testing.assert_allclose(wrapper.settings["matrix"], expected, atol=1e-5)
+    else:
+        expected = q.T @ (np.asarray(before["last"])[:, None] * before["head"])
+        np.testing.assert_allclose(after["head"], expected, atol=1e-5)
+        assert not turned(tied=False).cores
+
+
+def test_without_the_scales_in_the_kernels_it_would_not():
+    """The known wrong way, which the tolerance must see."""
+    net = residual(tied=False)
+    p, new = dict(net.params), turned(tied=False).params
+    q = np.linalg.lstsq(np.float64(p["table"]), np.float64(new["table"]), rcond=None)[0]
+    layers = {n: np.einsum("lkn,kj->ljn", p["layers"][n], q) for n in ("gate", "up")}
+    layers |= {"down": p["layers"]["down"] @ q, "scale": p["layers"]["scale"]}
+    wrong = {**p, "table": p["table"] @ q, "head": q.T @ p["head"], "layers": layers}
+    off = net.fn(jax.tree.map(jnp.float32, wrong), {}, IDS) - run(net, IDS)
+    assert np.abs(off).max() > 0.01
+
+
+def test_a_decoder_is_turned_and_so_are_its_values():
+    model, ids = tiny(), np.arange(24).reshape(2, 12)
+    net = js.trace(model, jax.jit(model.init)(jax.random.key(0), ids), ids)
+    found = js.rotate(ids[:1], KEY, online="*down*")(net)
+    close(run(found, ids), run(net, ids))
+    value, was = (n.params["layers"]["attention"]["value"]["kernel"] for n in (found, net))
+    heads, before = (np.asarray(a).reshape(2, 32, 2, 8) for a in (value, was))
+    rows = [np.linalg.norm(a, axis=(1, 3)) for a in (heads, before)]
+    np.testing.assert_allclose(*rows, rtol=1e-5)  # a head's values are turned among themselves
+    assert np.abs(heads - before).max() > 0.01
+    (wrapper,) = found.cores["layers/feed_forward/down/kernel"]
+    assert wrapper.name == "rotated_inputs"
+
+
+def test_inputs_of_a_site_are_turned_at_each_read():
+    net = js.rotate(IDS[:1], KEY, online="layers/down")(residual())
+    close(run(net, IDS), run(residual(), IDS))
+    settings = net.cores["layers/down"][0].settings
+    whole = settings["signs"][:, None] * np.kron(settings["outer"], settings["inner"])
+    written = js.deploy(js.quantize(8, None, sites="layers/down")(net)).states["layers/down"]
+    expected = np.einsum("kn,lkm->lnm", whole, net.params["layers"]["down"])
+    np.testing.assert_allclose(written.inner * written.scale, expected, atol=0.02)
+    assert whole.shape == (HIDDEN, HIDDEN)
+
+
+def test_static_ranges_of_inputs_lose_less():
+    """Outliers of a few channels are what a range for a tensor cannot hold."""
+    wide = residual(tied=False)
+    exact = run(wide, IDS)
+    errors = []
+    for net in (wide, js.rotate(IDS[:1], KEY, online="layers/down")(wide)):
+        chip = js.quantize(None, js.Grid(4, per="tensor"), sites=["layers/*", "head"])(net)
+        errors.append(np.square(run(js.deploy(chip, calibrate=IDS), IDS) - exact).mean())
+    assert errors[1] < 0.8 * errors[0]
+
+
+class Centered(nn.Module):
+    """A residual stream whose norm takes off the mean."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8)(x)
+        x = x + nn.Dense(8)(nn.tanh(nn.Dense(6)(nn.LayerNorm()(x))))
+        return nn.Dense(3)(x)
+
+
+def centered():
+    x = normal(4, 5)
+    return js.trace(Centered(), jax.jit(Centered().init)(jax.random.key(0), x), x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: js.rotate(IDS, 3), "key=3"),
+        (lambda: js.rotate(IDS, None), "key=None: signs are drawn"),
+        (lambda: js.rotate(IDS, KEY, groups="layers/gate:2")(residual()), "logistic"),
+        (lambda: js.rules({"*": js.rotate(IDS, KEY)})(residual()), "rotate inside rules"),
+        (lambda: js.rotate(IDS, KEY, groups="nowhere")(residual()), "matches no group"),
+        (lambda: js.rotate(IDS, KEY, online="nowhere")(residual()), "matches no site"),
+        (lambda: js.rotate(IDS, KEY)(js.prune(0.5)(residual())), "is pruned"),
+        (lambda: js.rotate(IDS, KEY)(js.quantize(8, 8)(residual())), "put it before quantize"),
+        (lambda: js.rotate(normal(4, 5), KEY)(centered()), "takes off their mean|not linear"),
+    ],
+)
+def test_what_cannot_be_turned_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
