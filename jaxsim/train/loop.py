@@ -81,7 +81,6 @@ def only(optimizer: optax.GradientTransformation, trained: Any) -> optax.Gradien
     return optax.GradientTransformation(init, update)
 
 
-@own_promotion()
 def adapter_marks(net: Network) -> Any:
     """Marks the adapters of a network as what trains, for `only`; all else stays.
 
@@ -109,6 +108,7 @@ def adapter_marks(net: Network) -> Any:
     }
 
 
+@own_promotion()
 def fit(
     net: Network,
     images: Any,

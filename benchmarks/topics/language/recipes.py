@@ -88,7 +88,7 @@ RECIPES: dict[str, Recipe] = {
     "4 in groups of 32, affine": Recipe(plain(stored(GROUPS))),
     "4 in groups of 32, affine, GPTQ": Recipe(rounded(GROUPS)),
     "4 in groups of 32, affine, AWQ": Recipe(
-        lambda seen, _: js.compose(js.awq(seen, sites=LAYERS), stored(GROUPS))
+        lambda seen, _: js.compose(stored(GROUPS), js.awq(seen, sites=LAYERS))
     ),
     "4 in groups of 32, affine, rotated, GPTQ": Recipe(
         lambda seen, decoder: js.compose(
