@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.files import atomic
+from jaxsim.numerics.arrays import whole_on_host
 from jaxsim.numerics.renamed import old_names
 
 
@@ -44,7 +45,7 @@ def run_digest(arrays: Any, *facts: Any) -> str:
 def _numbers(leaf: Any) -> np.ndarray:
     dtype = getattr(leaf, "dtype", None)
     is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return whole_on_host(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def program_digest(compiled: Any, *args: Any) -> tuple[str, bool]:

@@ -22,6 +22,7 @@ def main(port: str, processes: str, index: str, folder: str, kill: str) -> None:
 
     import jaxsim as js
     from jaxsim.checkpoint.resumable import resumable
+    from jaxsim.train.loop import fit
 
     mesh = Mesh(np.array(jax.devices()), ("m",))
     rng = np.random.default_rng(0)
@@ -58,8 +59,20 @@ def main(port: str, processes: str, index: str, folder: str, kill: str) -> None:
     start = (params, jax.jit(adam.init)(params), jax.random.key(7))
     options = {"steps": 6, "folder": folder, "every": 2, "label": "step", "quiet": True}
     trained, _, _ = resumable(step, start, lambda done: range(done, 6), run={"seed": 1}, **options)
-    whole = {n: multihost_utils.process_allgather(p, tiled=True) for n, p in trained.items()}
-    report(0, whole)
+    images, labels = rng.normal(size=(12, 8)).astype(np.float32), rng.integers(0, 8, 12)
+    fitted = fit(
+        net.with_params(trained),
+        images,
+        labels,
+        optimizer=adam,
+        key=jax.random.key(0),
+        epochs=1,
+        batch_size=4,
+        checkpoints=f"{folder}/fit",
+        quiet=True,
+    )
+    both = {"a": trained, "b": fitted.params}
+    report(0, jax.tree.map(lambda p: multihost_utils.process_allgather(p, tiled=True), both))
     refused = ""
     try:
         resumable(step, start, range, run={"seed": 2}, **options)
