@@ -1,8 +1,9 @@
-"""Losses and loops that train networks and pyramids."""
+"""Losses and the loop that train networks."""
 
 from jaxsim.train.loop import fit, only
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
-from jaxsim.train.pyramid import Soft, train_pyramid
+from jaxsim.train.pyramid import train_pyramid
+from jaxsim.train.soft import Soft
 
 __all__ = [
     "Soft",

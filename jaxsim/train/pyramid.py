@@ -23,25 +23,7 @@ from jaxsim.inputs.samples import check_finite, check_labels
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.train.losses import cross_entropy
-
-
-class Soft(NamedTuple):
-    """Settings of soft masks, by which thresholds of tokens are learned.
-
-    Attributes:
-      weight: Weight in the loss of the mean share of tokens that the masks leave, at least 0.
-      temperature: Temperatures of the masks at the first step and at the last, above 0; between
-        them it falls geometrically. A score is about one over the length: temperatures have to be
-        below that.
-
-    Examples:
-      >>> from jaxsim.train import Soft
-      >>> Soft(weight=0.5)
-      Soft(weight=0.5, temperature=(0.005, 0.0005))
-    """
-
-    weight: float = 0.1
-    temperature: tuple[float, float] = (5e-3, 5e-4)
+from jaxsim.train.soft import Soft
 
 
 @own_promotion()
