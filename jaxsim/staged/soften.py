@@ -136,8 +136,17 @@ class SoftWalk(TokenWalk):
             added.
           tokens: Which are there, if known.
         """
-        settings = {"rule": rule, "marks": plan.marks, "leave": None, "layer": len(masks)}
-        super().__init__(cores, ranges, key, part=part, tokens=tokens, **settings)
+        super().__init__(
+            cores,
+            ranges,
+            key,
+            part=part,
+            rule=rule,
+            marks=plan.marks,
+            leave=None,
+            layer=len(masks),
+            tokens=tokens,
+        )
         self.scaled, self.temperature, self.masks = plan.scaled, temperature, masks
 
     def decide(self, mark: Values, attention: Float[Array, "..."]) -> None:
@@ -195,7 +204,7 @@ def soften(net: Staged, arguments: Partitioned, temperature: Any, key: Any) -> S
     """
     require_soft(net)
     check_range("temperature", temperature, 0, above=True)
-    return _soften(with_array_threshold(net), arguments, temperature, key)
+    return _soften(with_array_threshold(net), arguments, jnp.float32(temperature), key)
 
 
 def require_soft(net: Staged) -> TokenRule:
@@ -242,22 +251,22 @@ def _soften(net: Staged, arguments: Partitioned, temperature: Any, key: Any) -> 
         if number is None:
             logits.append(outputs[plan.cut.outputs[0][1]])
         else:
-            logits.append(_read(net, plan, at, [known[v] for v in plan.read[at]], tokens))
+            rows = [known[v] for v in plan.read[at]]
+            logits.append(apply_head(net.heads[number], _feature(net, plan, at, rows, tokens)))
     assert tokens is not None
     dtype, there = jnp.dtype(plan.layout.dtype), jnp.sum(tokens.present)
     shares = jnp.stack([jnp.sum(mask * tokens.present) / there for mask in masks])
     return Softened(jnp.stack([y.astype(dtype) for y in logits], 1), shares)
 
 
-def _read(
+def _feature(
     net: Staged, plan: SoftPlan, at: int, live: list[Array], tokens: TokenState | None
 ) -> Array:
-    """What the classifier behind a stage says."""
+    """What the classifier behind a stage reads."""
     found = plan.layout
     assert found.tokens is not None
     rows = computed_rows(live, found.axes[at], found.tokens.known[at])
-    feature = net.feature(rows) if tokens is None else net.feature(rows, tokens.present)
-    return apply_head(net.heads[found.exits[at] or 0], feature)
+    return net.feature(rows) if tokens is None else net.feature(rows, tokens.present)
 
 
 def soft_plan(net: Staged, arguments: Partitioned) -> SoftPlan:
@@ -317,7 +326,7 @@ class _Softened(NamedTuple):
         """Number of active equations before a place, from what it was."""
         return self.line.active.index(self.moved[self.before.active[before]])
 
-    def name(self, v: jex.Var, before: int) -> jex.Var:
+    def name(self, v: Any, before: int) -> jex.Var:
         """What a value is called at a place, by the number of active equations before it."""
         here = self.before.active[before]
         for position in sorted(self.names):

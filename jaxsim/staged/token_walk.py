@@ -68,7 +68,7 @@ class TokenWalk(Walk):
         """
         super().__init__(cores, ranges, key, part=part)
         self.rule, self.marks, self.leave, self.layer = rule, marks, leave, layer
-        self.tokens = tokens
+        self.tokens: TokenState | None = tokens
         self.kept: list[Int[Array, " B"]] = []
 
     def step(

@@ -2,7 +2,6 @@
 
 from jaxsim.train.loop import fit, only
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
-from jaxsim.train.pyramid import train_pyramid
 from jaxsim.train.soft import Soft
 
 __all__ = [
@@ -13,5 +12,4 @@ __all__ = [
     "fit",
     "only",
     "over_exits",
-    "train_pyramid",
 ]

@@ -169,7 +169,9 @@ def fit(
     lengths = None
     if pad_to is not None:
         multiple = checked_int("pad_to", pad_to, 1)
-        lengths = short_rows(net, data.arguments(descent.call), multiple, "pad_to")
+        said = {**net.defaults.combine(), **descent.call, **data.inputs.kwargs}
+        data = data._replace(inputs=Batch(data.inputs.args, said))  # as tokens are counted from
+        lengths = short_rows(net, call_arguments(*data.inputs), multiple, "pad_to")
     advance, digest = compile_step(descent, net)
     state = optimizer.init(descent.values(net))
     start = under_masks_of(state, net)
@@ -188,8 +190,8 @@ def fit(
         rest = digest(start, state, *data.take(slice(0, batch_size)), key, *hot)
         run = _identity(net, data, batch_size, key, rest)
         # only where they are said: runs from before they could be go on
-        said = {"soft": soft, "pad_to": pad_to}
-        run |= {name: str(value) for name, value in said.items() if value is not None}
+        more = {"soft": soft, "pad_to": pad_to}
+        run |= {name: str(value) for name, value in more.items() if value is not None}
 
     def step(at: tuple[Network, Any], batch: tuple[Any, ...]) -> Any:
         net, state, value = advance(*at, *batch)
@@ -228,10 +230,6 @@ class _Data(NamedTuple):
     inputs: Batch
     labels: Any
     rows: int
-
-    def arguments(self, call: Mapping[str, Any]) -> Partitioned:
-        """Arguments of a call with all rows."""
-        return call_arguments(self.inputs.args, {**call, **self.inputs.kwargs})
 
     def take(self, rows: Any) -> tuple[Partitioned, Any]:
         """Arguments of a call with some rows, and their labels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxsim.sparsity.masks import select_kept
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.staged.gradient import pipeline_value_and_grad
 from jaxsim.staged.network import Staged
+from jaxsim.staged.soften import require_soft
 from jaxsim.train.soft import Soft
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 
@@ -81,7 +82,7 @@ class Descent:
     def update(self, net: Network, state: optax.OptState, grads: Any, updates: Any) -> Any:
         """The network and the optimizer's state after a step along gradients."""
         changes, state = self.optimizer.update(grads, state, self.values(net))
-        values = optax.apply_updates(self.values(net), changes)
+        values: Any = optax.apply_updates(self.values(net), changes)
         if self.soft is not None:
             values = {**values, "level": jnp.maximum(values["level"], 0)}
         net = self.with_values(net, values)
@@ -187,7 +188,7 @@ def trained_values(net: Network, *, levels: bool = False) -> Any:
     if has_exits(net):
         more["heads"] = net.heads
     if levels:
-        more["level"] = getattr(net, "tokens").level  # noqa: B009
+        more["level"] = require_soft(cast("Staged", net)).level
     if learned := ranges(net):
         more["ranges"] = learned
     return {"params": net.params, **more} if more else net.params
@@ -205,8 +206,8 @@ def with_values(net: Network, values: Any, *, levels: bool = False) -> Network:
         return dataclasses.replace(net, params=values)
     found = {name: value for name, value in values.items() if name not in ("ranges", "level")}
     if levels:
-        tokens = getattr(net, "tokens")  # noqa: B009
-        found["tokens"] = dataclasses.replace(tokens, level=values["level"])
+        rule = require_soft(cast("Staged", net))
+        found["tokens"] = dataclasses.replace(rule, level=values["level"])
     net = dataclasses.replace(net, **found)
     return with_ranges(net, values["ranges"]) if "ranges" in values else net
 
