@@ -199,7 +199,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         is not split by rows, or a stage that cannot run with fewer tokens.
     """
     check_buckets(buckets)
-    check_rows(net, "js.deploy(net, calibrate=…)")
+    check_rows(net)
     rows, batched = find_rows(arguments)
     others = () if net.layout is None else net.layout.cuts
     found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
