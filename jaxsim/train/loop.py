@@ -318,7 +318,8 @@ def _check_labels(data: _Data, descent: Descent, net: Network, key: Any) -> None
     if loss is not cross_entropy:
         check_finite("labels", data.labels)
         return
-    few = take_rows(data.inputs, slice(0, 1))
+    # two, as some models run other equations for a single row, of which tokens are not followed
+    few = take_rows(data.inputs, slice(0, 2))
     options = {**descent.call, **few.kwargs, **descent.streams(key)}
     check_labels("labels", data.labels, _classes(net, few.args, key, options))
 

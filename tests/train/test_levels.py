@@ -14,6 +14,7 @@ from jaxsim.checkpoint.resume import RunCheckpointer
 from jaxsim.network.network import base_network
 from jaxsim.staged.exits import exit_outputs
 from jaxsim.train import Soft, distillation, distillation_targets, fit, over_exits
+from tests.support import transformers
 from tests.support.transformers import TOKENS, network, present
 
 rng = np.random.default_rng(0)
@@ -70,6 +71,24 @@ def test_rows_of_like_lengths_learn_as_well_at_their_length():
     # at the full length the same rows in the same order are the same steps
     whole, cut = (trained(net, 1, pad_to=n) for n in (TOKENS, 10**6))
     assert equal(whole, cut)
+
+
+def test_rows_are_counted_from_all_arguments_of_a_call():
+    """Those that the network was traced with and those of each call among them."""
+
+    def scaled(p, ids, lengths, by):
+        return by * transformers.apply(transformers.KINDS["bert"], p, ids, lengths)
+
+    def told(ids, lengths, by):
+        assert np.shape(by) == ()
+        return present(ids, lengths)
+
+    few = (IDS[:2], LENGTHS[:2])
+    whole = js.trace(scaled, network("bert").params, *few, by=np.float32(1))
+    net = js.prune_tokens(0.05, present=told)(whole)
+    once, twice = (trained(net, 1, pad_to=3, call=call) for call in ({}, {"by": np.float32(2)}))
+    assert not equal(once.params, net.params)
+    assert not equal(once.params, twice.params)
 
 
 def test_a_teacher_draws_what_is_trained_as_much_as_its_weight_says():
