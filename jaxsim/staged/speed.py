@@ -16,6 +16,7 @@ from jaxsim.inputs.batches import row_count, split_labels
 from jaxsim.inputs.samples import check_batch, check_labels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
+from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range
 from jaxsim.staged.exits import ExitOutputs, exit_outputs, require_exits, take_exits
 from jaxsim.staged.network import Staged
@@ -46,6 +47,7 @@ class Speed(NamedTuple):
     layer: float
 
 
+@own_promotion()
 def sweep(
     net: Network,
     inputs: Any,
