@@ -74,7 +74,7 @@ def test_rows_of_like_lengths_learn_as_well_at_their_length():
 
 
 def test_rows_are_counted_from_all_arguments_of_a_call():
-    """Those that the network was traced with and those of each call among them."""
+    """Those that are the same in each call among them."""
 
     def scaled(p, ids, lengths, by):
         return by * transformers.apply(transformers.KINDS["bert"], p, ids, lengths)
@@ -86,7 +86,7 @@ def test_rows_are_counted_from_all_arguments_of_a_call():
     few = (IDS[:2], LENGTHS[:2])
     whole = js.trace(scaled, network("bert").params, *few, by=np.float32(1))
     net = js.prune_tokens(0.05, present=told)(whole)
-    once, twice = (trained(net, 1, pad_to=3, call=call) for call in ({}, {"by": np.float32(2)}))
+    once, twice = (trained(net, 1, pad_to=3, call={"by": np.float32(n)}) for n in (1, 2))
     assert not equal(once.params, net.params)
     assert not equal(once.params, twice.params)
 
