@@ -4,8 +4,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jaxsim import sparsity
 from jaxsim.adaptive import tokens
-from jaxsim.adaptive.encoder import Encoder, deploy_layers, over_layers
-from jaxsim.adaptive.pyramid import Pyramid
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
 from jaxsim.checkpoint.save_load import load, save
 from jaxsim.cores import adc, cells, wires
@@ -124,10 +122,6 @@ __all__ = [
     "prune_tokens",
     "magic_pyramid",
     "tokens",
-    "Pyramid",
-    "Encoder",
-    "over_layers",
-    "deploy_layers",
     "Rule",
     "Exits",
     "Buckets",

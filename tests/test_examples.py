@@ -18,10 +18,8 @@ FACES = [
 ]
 
 
-# Made by other calls, of a trained pyramid, or drawing to a file; examples are still to be written.
+# Made by other calls, or drawing to a file; examples are still to be written.
 WITHOUT = {
-    *("jaxsim.adaptive.at_speed", "jaxsim.adaptive.distill_students", "jaxsim.adaptive.sweep"),
-    *("jaxsim.adaptive.flops_layer", "jaxsim.adaptive.mean_token", "jaxsim.adaptive.pass_all"),
     *("jaxsim.evaluate.Comparison", "jaxsim.evaluate.accuracy_bars"),
     *("jaxsim.evaluate.accuracy_curves", "jaxsim.network.Cost", "jaxsim.network.SiteCost"),
 }

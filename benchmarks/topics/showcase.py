@@ -26,7 +26,6 @@ from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import tiled
 from jaxsim.data import fashion_mnist
-from jaxsim.models.bert import params_of
 from jaxsim.models.hugging_face import load_bert
 from jaxsim.network.network import base_network
 from jaxsim.staged.network import Staged
@@ -181,7 +180,6 @@ def bert(settings: ShowcaseSettings) -> Case:
     corpus = corpus_of("sst2", chosen.texts)
     tuned = network(chosen, "sst2", 0, "dense")
     model, _ = load_bert(minilm(), classes=2, key=jax.random.key(0))
-    params = params_of(tuned.encoder)
     train, held, test = (
         ((part.ids[:n], part.lengths[:n]), part.labels[:n])
         for part, n in (
@@ -191,7 +189,7 @@ def bert(settings: ShowcaseSettings) -> Case:
         )
     )
     one = corpus.train.ids[:1, :24], np.full(1, 24, np.int32)
-    net = js.trace(model, {"params": params}, *one)
+    net = js.trace(model, {"params": tuned.params}, *one)
     return Case(net, js.prune(0.3)(net), 8, first_token, 3, train[0], held, test, one)
 
 

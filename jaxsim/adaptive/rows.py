@@ -5,12 +5,11 @@ from __future__ import annotations
 from jaxsim.network.network import Network
 
 
-def check_rows(net: Network, deploy: str) -> None:
+def check_rows(net: Network) -> None:
     """Checks that what a network returns for a row does not depend on the others in its batch.
 
     Args:
-      net: Network, or a piece of one.
-      deploy: Call that would deploy it, for the error.
+      net: Network.
 
     Raises:
       ValueError: A core takes its ranges from a batch.
@@ -18,7 +17,7 @@ def check_rows(net: Network, deploy: str) -> None:
     if net.cores and not net.deployed:
         raise ValueError(
             f"run: the core at {next(iter(net.cores))} is not deployed, and may take its ranges "
-            f"from whatever is in a batch; {deploy} first"
+            "from whatever is in a batch; js.deploy(net, calibrate=…) first"
         )
     for site in net.sites:
         if site.kind == "dynamic" and site.name in net.cores:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,43 +110,6 @@ class Buckets(NamedTuple):
     batch: int = 8
     token: int = 16
     max_batch: int = 64
-
-
-@runtime_checkable
-class AdaptiveModel(Protocol):
-    """Model whose rows leave by a rule: what `Staged` and `Pyramid` have in common.
-
-    The arguments of its functions are those of the model.
-
-    Attributes:
-      threshold: Uncertainty below which a row leaves; traced.
-      patience: Number of consecutive exits that must agree; 0 goes by uncertainty.
-      first: Earliest exit that a row may take, counted from 1.
-    """
-
-    threshold: Any
-    patience: int
-    first: int
-
-    @property
-    def rule(self) -> Rule:
-        """Rule by which a row leaves."""
-        ...
-
-    @property
-    def simulate(self) -> Callable[..., Exits]:
-        """Computes every row to the end, and the exit it would have taken: a pure function."""
-        ...
-
-    @property
-    def run(self) -> Callable[..., Exits]:
-        """Computes what `simulate` returns, on the host, without what no row needs."""
-        ...
-
-    @property
-    def warm_up(self) -> Callable[..., int]:
-        """Compiles what `run` can meet; returns the number of programs compiled."""
-        ...
 
 
 def initial_patience(rows: int) -> PatienceState:

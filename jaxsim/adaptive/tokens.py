@@ -245,10 +245,24 @@ def keep_tokens(
       >>> js.tokens.keep_tokens(js.tokens.above, 0.3, received, valid, protect=1).tolist()
       [[True, False, True]]
     """
+    fixed = always_kept(valid, protect, protect_last)
+    return valid & (fixed | keeps(level, received, valid))
+
+
+def always_kept(
+    valid: Bool[Array, "B n"], protect: int, protect_last: int = 0
+) -> Bool[Array, "B n"] | Bool[Array, " n"]:
+    """Marks the tokens that stay whatever they receive.
+
+    Args:
+      valid: True where a token is present, [B, n].
+      protect: Number of first tokens that always stay.
+      protect_last: Number of last tokens, of those present, that always stay.
+    """
     fixed = jnp.arange(valid.shape[-1]) < protect
     if protect_last:
         fixed |= jnp.cumsum(valid[..., ::-1], -1)[..., ::-1] <= protect_last
-    return valid & (fixed | keeps(level, received, valid))
+    return fixed
 
 
 @own_promotion()

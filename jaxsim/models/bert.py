@@ -1,9 +1,8 @@
-"""BERT, its layers in two halves so that tokens can be left out between them."""
+"""BERT, a classifier of sequences of word pieces."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,14 +11,37 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxsim.adaptive.encoder import Encoder, Pool, mean_token
-from jaxsim.adaptive.tokens import prefix_mask, token_importance
-from jaxsim.network.calls import LinenCall
-from jaxsim.network.network import Network
-from jaxsim.network.tracing import trace
+from jaxsim.adaptive.tokens import prefix_mask
+from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import checked_int
 
+Pool = Callable[[Array, Array], Array]
+"""(tokens [B, n, d], which are there [B, n]) -> features [B, d]."""
+
 _NO = -1e9  # added to scores of keys that are not there; float32 only
+
+
+@own_promotion()
+def first_token(x: Float[Array, "B n d"], valid: Bool[Array, "B n"]) -> Float[Array, "B d"]:
+    """Selects the first token, a class token.
+
+    Args:
+      x: Tokens [B, n, d].
+      valid: True where a token is present, [B, n]; not used.
+    """
+    return x[:, 0]
+
+
+@own_promotion()
+def mean_token(x: Float[Array, "B n d"], valid: Bool[Array, "B n"]) -> Float[Array, "B d"]:
+    """Averages the tokens that are present.
+
+    Args:
+      x: Tokens [B, n, d].
+      valid: True where a token is present, [B, n].
+    """
+    share = valid / jnp.sum(valid, -1, keepdims=True)
+    return jnp.einsum("bnd,bn->bd", x, share.astype(x.dtype))
 
 
 class Embedding(nn.Module):
@@ -62,8 +84,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "B n d"], valid: Bool[Array, "B n"]
-    ) -> tuple[Float[Array, "B n d"], Float[Array, "B n"]]:
-        """The tokens, and the attention that each receives."""
+    ) -> Float[Array, "B n d"]:
+        """The tokens."""
         B, n, width = x.shape
         H = self.heads
         q, k, v = (
@@ -76,8 +98,7 @@ class Attention(nn.Module):
         shares = jax.nn.softmax(scores + jnp.where(valid, 0, _NO)[:, None, None])
         mixed = jnp.einsum("bhnm,bmhk->bnhk", shares, v).reshape(B, n, width)
         mixed = nn.Dense(width, kernel_init=nn.initializers.normal(0.02), name="mix")(mixed)
-        y = nn.LayerNorm(self.epsilon, name="norm")(x + mixed)
-        return y, token_importance(shares, valid)
+        return nn.LayerNorm(self.epsilon, name="norm")(x + mixed)
 
 
 class FeedForward(nn.Module):
@@ -112,7 +133,7 @@ class Bert(nn.Module):
       layers: Number of layers.
       hidden: Width of the perceptrons.
       classes: Number of logits.
-      pool: Pooling that the classifier reads, `encoder.mean_token` or `encoder.first_token`.
+      pool: Pooling that the classifier reads, `mean_token` or `first_token`.
       epsilon: Number added to variances by the normalizations.
 
     Source: Devlin et al. (2019), arXiv 1810.04805; gelu is the exact one.
@@ -160,54 +181,8 @@ class Bert(nn.Module):
         valid = prefix_mask(lengths, ids.shape[1])
         states = [self.embedding(ids)]
         for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
-            states.append(feed_forward(attention(states[-1], valid)[0]))
+            states.append(feed_forward(attention(states[-1], valid)))
         return states
-
-
-def encoder(model: Bert, params: Mapping[str, Any]) -> Encoder:
-    """Takes a BERT apart into the pieces that a pyramid runs, each half of a layer a network.
-
-    Args:
-      model: The model.
-      params: Parameters of the model, `model.init(…)["params"]`.
-    """
-    x, valid = jnp.zeros((1, 2, model.width)), jnp.ones((1, 2), bool)
-    embedding = Embedding(model.vocabulary, model.positions, model.width, model.epsilon)
-    halves = (
-        ("attention", Attention(model.heads, model.epsilon), (x, valid)),
-        ("feed_forward", FeedForward(model.hidden, model.epsilon), (x,)),
-    )
-    networks: dict[str, Any] = {}
-    for name, half, inputs in halves:
-        # Traced once: layers that share a function share what is compiled of it.
-        net = trace(half, {"params": params[f"{name}_0"]}, *inputs)
-        networks[name] = tuple(
-            dataclasses.replace(net, params=params[f"{name}_{i}"]) for i in range(model.layers)
-        )
-    return Encoder(
-        embed=jax.tree_util.Partial(LinenCall(embedding), params["embedding"], {}),
-        **networks,
-        head=params["head"],
-        pool=model.pool,
-        vocabulary=model.vocabulary,
-        positions=model.positions,
-        width=model.width,
-        hidden=model.hidden,
-    )
-
-
-def params_of(pieces: Encoder) -> dict[str, Any]:
-    """Puts together the parameters that `encoder` took apart, for the model to take again.
-
-    Args:
-      pieces: Pieces from `encoder`, trained since or not; their cores and masks are left behind.
-    """
-    embedding, _ = pieces.embed.args
-    params = {"embedding": embedding, "head": pieces.head}
-    for name in ("attention", "feed_forward"):
-        halves: tuple[Network, ...] = getattr(pieces, name)
-        params |= {f"{name}_{i}": half.params for i, half in enumerate(halves)}
-    return params
 
 
 def from_hugging_face(

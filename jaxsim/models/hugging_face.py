@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Key
 
-from jaxsim.adaptive.encoder import Pool, mean_token
 from jaxsim.data.safetensors import read_safetensors
 from jaxsim.files.text import read_text
-from jaxsim.models.bert import Bert, from_hugging_face
+from jaxsim.models.bert import Bert, Pool, from_hugging_face, mean_token
 from jaxsim.numerics.checks import checked_int
 
 

@@ -105,6 +105,7 @@ class Attention:
       at: For each of the names the position of its equation among those of the call.
       degrees: For sites, along how many of their axes tokens run.
       tokens: What an axis of tokens runs over.
+      rows: What an axis of rows runs over.
       axes: Axis groups of the values of the call.
       first: Number of tokens that have to stay in front for what the model reads of them by number.
       last: Number that have to stay at the end.
@@ -115,6 +116,7 @@ class Attention:
     at: tuple[int, ...]
     degrees: Mapping[str, int]
     tokens: AxisGroup
+    rows: AxisGroup
     axes: Mapping[jex.Var, tuple[AxisGroup, ...]]
     first: int
     last: int
@@ -125,8 +127,28 @@ class Attention:
         Args:
           value: Variable of the call, or a literal.
         """
+        return self._axes(value, self.tokens)
+
+    def row_axes(self, value: Any) -> tuple[int, ...]:
+        """Finds the axes of a value that hold rows.
+
+        Args:
+          value: Variable of the call, or a literal.
+        """
+        return self._axes(value, self.rows)
+
+    def _axes(self, value: Any, wanted: AxisGroup) -> tuple[int, ...]:
         groups = self.axes.get(value, ()) if isinstance(value, jex.Var) else ()
-        return tuple(i for i, group in enumerate(groups) if same(group, self.tokens))
+        return tuple(i for i, group in enumerate(groups) if same(group, wanted))
+
+    def holds_tokens(self, value: Any) -> bool:
+        """Tells if tokens are a factor of an axis of a value.
+
+        Args:
+          value: Variable of the call, or a literal.
+        """
+        groups = self.axes.get(value, ()) if isinstance(value, jex.Var) else ()
+        return any(factor_count(group, self.tokens) for group in groups)
 
     def in_call(self, own: Equations, other: Equations) -> Attention:
         """Says the same of a call of another number of rows.
@@ -233,10 +255,25 @@ def find_attention(line: Equations, rowed: Sequence[bool]) -> Attention:
         at=tuple((*f.scope.path, f.values)[0] for f in own),
         degrees=follow.degrees,
         tokens=tokens,
+        rows=firsts[0],
         axes=values,
         first=follow.first,
         last=follow.last,
     )
+
+
+def factor_count(group: AxisGroup, wanted: AxisGroup) -> int:
+    """Counts how often what one axis runs over is a factor of another.
+
+    Args:
+      group: What the other axis runs over.
+      wanted: What the one runs over.
+    """
+    group = resolve(group)
+    if same(group, wanted):
+        return 1
+    parts = group.parts if isinstance(group, Product) else ()
+    return sum(factor_count(part, wanted) for part in parts)
 
 
 class Marks(NamedTuple):
@@ -539,10 +576,7 @@ class _Follow:
 
     def share(self, group: AxisGroup) -> int:
         """How often tokens are a factor of an axis."""
-        group = resolve(group)
-        if same(group, self.tokens):
-            return 1
-        return sum(map(self.share, group.parts)) if isinstance(group, Product) else 0
+        return factor_count(group, self.tokens)
 
     def other(
         self, path: Path, eqn: jex.JaxprEqn, own: EquationAxes, *, whole: bool = True

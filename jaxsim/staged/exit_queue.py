@@ -39,7 +39,8 @@ from jaxsim.staged.exit_step import (
     prepared,
 )
 from jaxsim.staged.exits import flops_and_kept, tokens_given
-from jaxsim.staged.rows import ExitLayout, TokenLayout, exit_layout, find_rows, with_batch_size
+from jaxsim.staged.lengths import can_be_short, first_tokens, token_counts
+from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows, with_batch_size
 from jaxsim.staged.token_walk import TokenState
 from jaxsim.staged.waiting import (
     Axes,
@@ -120,7 +121,7 @@ def stepper(net: Staged, arguments: Partitioned, key: Any) -> Callable[..., Exit
         given: list[Any] = [arrays[i][which] if batched[i] else arrays[i] for i in read]
         if at == 0 and count is not None and plan.layout.tokens is not None:
             along = plan.layout.tokens.arguments
-            given = [_first_tokens(a, along[i], count) for a, i in zip(given, read, strict=True)]
+            given = [first_tokens(a, along[i], count) for a, i in zip(given, read, strict=True)]
         if where is not None:
             given, live = [*map(where.move, given)], [*map(where.move, live)]
             streak, tokens = jax.tree.map(where.move, (streak, tokens))
@@ -171,10 +172,6 @@ def cut_short(
     return dataclasses.replace(few, arrays=tuple(arrays))
 
 
-def _first_tokens(a: Any, along: Sequence[int], count: int) -> Any:
-    return a[tuple(slice(count) if i in along else slice(None) for i in range(np.ndim(a)))]
-
-
 def stage_devices(net: Staged, places: Sequence[str]) -> list[StageDevices | None]:
     """Finds the devices of each stage; None where the network is on one device.
 
@@ -202,7 +199,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         is not split by rows, or a stage that cannot run with fewer tokens.
     """
     check_buckets(buckets)
-    check_rows(net, "js.deploy(net, calibrate=…)")
+    check_rows(net)
     rows, batched = find_rows(arguments)
     others = () if net.layout is None else net.layout.cuts
     found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
@@ -337,9 +334,9 @@ def _tokens_at_first(
     if state is None:
         return _Tokens(counts, None, none, kept)
     present = np.asarray(state.present)
-    length = present.sum(1)
-    if _can_be_short(net, found.tokens) and (present == (np.arange(n) < length[:, None])).all():
-        counts = np.minimum(n, [round_up(int(k), buckets.token) for k in length])
+    if can_be_short(net, found.tokens):
+        short = token_counts(present, buckets.token)
+        counts = counts if short is None else short
     return _Tokens(counts, present, none, kept)
 
 
@@ -383,7 +380,7 @@ def warm_up(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> 
             for at in range(len(axes)):
                 live = [*map(np.asarray, step(at, none, live, streak).live)]
             continue
-        length, short = found.tokens.length, _can_be_short(net, found.tokens)
+        length, short = found.tokens.length, can_be_short(net, found.tokens)
         counts = [*range(buckets.token, length, buckets.token), length]
         for count in counts:
             first = count if short else length
@@ -412,8 +409,3 @@ def _behind(at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axe
 
 def _all_there(rows: int, count: int) -> TokenState:
     return TokenState(jnp.ones((rows, count), bool), jnp.full(rows, count, jnp.int32))
-
-
-def _can_be_short(net: Staged, tokens: TokenLayout) -> bool:
-    """Tells if rows of few tokens can be computed at their length from the first stage on."""
-    return net.tokens is not None and net.tokens.present is not None and any(tokens.arguments)

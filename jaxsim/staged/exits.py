@@ -62,12 +62,50 @@ def _simulate(net: Staged, arguments: Partitioned, key: Any) -> Exits:
     out = _outputs(net, arguments, key)
     _, batched = find_rows(arguments)
     layout = exit_layout(net, arguments, batched, net.exits, net.feature)
-    taken, layer, uncertainty = pick_exits(net.rule, out.logits)
-    if out.tokens is None:
+    there = None if out.tokens is None else out.tokens.there
+    return take_exits(net.rule, layout, ExitOutputs(out.logits, there, out.kept))
+
+
+class ExitOutputs(NamedTuple):
+    """Outputs of every exit, no row leaving.
+
+    Attributes:
+      logits: Logits [B, C] of each exit, the network's own last.
+      there: How many tokens there were, [B]; None where all stay.
+      kept: How many each attention kept, [B] each.
+    """
+
+    logits: list[Float[Array, "B C"]]
+    there: Int[Array, " B"] | None
+    kept: list[Int[Array, " B"]]
+
+
+@jax.jit
+def exit_outputs(net: Staged, arguments: Partitioned, key: Any) -> ExitOutputs:
+    """Computes what every exit returns of every row, and the tokens that are kept.
+
+    Args:
+      net: Network with exits, or whose tokens leave.
+      arguments: Arguments of the call.
+      key: Random key of the call, or None.
+    """
+    out = _outputs(net, arguments, key)
+    return ExitOutputs(out.logits, None if out.tokens is None else out.tokens.there, out.kept)
+
+
+def take_exits(rule: Rule, layout: ExitLayout, outputs: ExitOutputs) -> Exits:
+    """Finds the exits that rows take from the outputs of every exit; cheap, to try thresholds.
+
+    Args:
+      rule: When a row leaves.
+      layout: Costs of the stages.
+      outputs: Outputs of its exits.
+    """
+    taken, layer, uncertainty = pick_exits(rule, outputs.logits)
+    if outputs.there is None:
         return Exits(taken, layer, uncertainty, jnp.asarray(layout.flops, jnp.float32)[layer - 1])
-    return Exits(
-        taken, layer, uncertainty, *flops_and_kept(layout, layer, out.tokens.there, out.kept)
-    )
+    spent = flops_and_kept(layout, layer, outputs.there, outputs.kept)
+    return Exits(taken, layer, uncertainty, *spent)
 
 
 def flops_and_kept(
@@ -129,32 +167,15 @@ def exit_logits(net: Staged, arguments: Partitioned, key: Any) -> Float[Array, "
     return jnp.stack(_outputs(net, arguments, key).logits, 1)
 
 
-def at_exits(net: Staged, arguments: Partitioned, batch_size: int, key: Any) -> list[Array]:
-    """Computes what each classifier reads, [n, d], and the network's logits, [n, C].
+@jax.jit
+def features_and_logits(net: Staged, arguments: Partitioned, key: Any) -> list[Array]:
+    """Computes what each classifier reads, [B, d], and the network's logits, [B, C].
 
     Args:
       net: Network with exits.
-      arguments: Arguments of a call, with any number of rows.
-      batch_size: Number of rows computed at once.
-      key: Random key for cores that draw.
+      arguments: Arguments of a call.
+      key: Random key of the call, or None.
     """
-    rows, batched = find_rows(arguments)
-    parts: list[list[np.ndarray]] = []
-    for start in range(0, rows, batch_size):
-        which = np.arange(start, start + min(batch_size, rows)) % rows
-        few = dataclasses.replace(
-            arguments,
-            arrays=tuple(
-                a[which] if own else a for a, own in zip(arguments.arrays, batched, strict=True)
-            ),
-        )
-        found = _read(with_array_threshold(net), few, jax.random.fold_in(key, start))
-        parts.append([np.asarray(a)[: rows - start] for a in found])
-    return [jnp.asarray(np.concatenate(column)) for column in zip(*parts, strict=True)]
-
-
-@jax.jit
-def _read(net: Staged, arguments: Partitioned, key: Any) -> list[Array]:
     out = _outputs(net, arguments, key)
     return [*out.features, out.logits[-1]]
 

@@ -19,10 +19,11 @@ from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import is_traced
 from jaxsim.pipeline.memory import MemoryTable, StageTable
-from jaxsim.staged import exit_queue, exits, pipeline
+from jaxsim.staged import exit_queue, exits, pipeline, soften
 from jaxsim.staged.exits import attentions_of
 from jaxsim.staged.plan import Layout, example_of
 from jaxsim.staged.rows import cut_names
+from jaxsim.staged.soften import Softened
 from jaxsim.values.memo import Memo, Memoizing
 
 
@@ -144,6 +145,41 @@ class Staged(Memoizing, Network):
         if self.layout is None:
             return exits.exit_logits(self, arguments, key)
         return jnp.stack(pipeline.exit_logits(self, arguments, key), 1)
+
+    @own_promotion()
+    def soften(
+        self,
+        *args: Any,
+        temperature: Float[Array, ""] | float,
+        key: Key[Array, ""] | None = None,
+        **kwargs: Any,
+    ) -> Softened:
+        """Scales the tokens of each layer's output by a soft mask, to learn levels by its gradient.
+
+        Nothing leaves, so attention sees all tokens: each layer's output is multiplied by
+        σ((score − level) / temperature), of protected tokens by 1, where `simulate` lets a token
+        leave that is below the level. Scores are about one over the length: temperatures have to
+        be well below that.
+
+        Args:
+          *args: Inputs of the model; the leading axis of the first array is the batch.
+          temperature: Temperature of the masks, above 0; traced.
+          key: Random key, needed where cores draw at every call.
+          **kwargs: Keyword arguments of the model.
+
+        Returns:
+          Logits of every exit, the network's own last, and the share of the tokens that each
+          attention leaves.
+
+        Raises:
+          ValueError: All tokens stay, or leave by another rule than `tokens.above`; a temperature
+            that is not above 0; tokens that lie along two axes where a layer ends; or what
+            `simulate` raises.
+
+        Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910, equation 5.
+        """
+        exits.require_exits(self)
+        return soften.soften(self, self.arguments(args, kwargs, key), temperature, key)
 
     @own_promotion()
     def run(

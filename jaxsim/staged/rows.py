@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsim.adaptive.features import Feature
+from jaxsim.adaptive.tokens import check_level_count
 from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import shape_of
 from jaxsim.network.arguments import abstract_arguments
@@ -174,8 +175,12 @@ def cuts_of(tokens: TokenLayout, leave: Sequence[bool] | None) -> tuple[str, ...
     Args:
       tokens: Where they can.
       leave: For each attention, False where none does; None where any may.
+
+    Raises:
+      ValueError: It is of another number of attentions, as the levels are that it comes from.
     """
     chosen = [True] * len(tokens.cuts) if leave is None else leave
+    check_level_count(chosen, len(tokens.cuts))
     pairs = zip(tokens.cuts, chosen, strict=True)
     return tuple(name for name, own in pairs if name is not None and own)
 

@@ -68,7 +68,7 @@ class TokenWalk(Walk):
         """
         super().__init__(cores, ranges, key, part=part)
         self.rule, self.marks, self.leave, self.layer = rule, marks, leave, layer
-        self.tokens = tokens
+        self.tokens: TokenState | None = tokens
         self.kept: list[Int[Array, " B"]] = []
 
     def step(
@@ -99,12 +99,12 @@ class TokenWalk(Walk):
             return [_last(mark, self.tokens.present, ins[0])]
         if isinstance(mark, Pool):
             x = ins[mark.operand]
-            here = _along(self.tokens.present, x.ndim, mark.rows, mark.tokens)
+            here = along_tokens(self.tokens.present, x.ndim, mark.rows, mark.tokens)
             ins = [*ins]
             ins[mark.operand] = jnp.where(here, x, _nothing(mark.how, x.dtype))
         (y,) = super().step(eqn, entry, ins, states, indices)
         if isinstance(mark, Scores):
-            here = _along(self.tokens.present, y.ndim, mark.rows, mark.keys)
+            here = along_tokens(self.tokens.present, y.ndim, mark.rows, mark.keys)
             # Far below any score, and not so far that a mask of the model on top overflows.
             return [jnp.where(here, y, jnp.asarray(jnp.finfo(y.dtype).min / 4, y.dtype))]
         if mark.how == "sum" and jnp.issubdtype(y.dtype, jnp.floating):
@@ -120,18 +120,13 @@ class TokenWalk(Walk):
           mark: What the axes of the probabilities hold.
           attention: Probabilities.
         """
-        n = attention.shape[mark.keys]
-        given = jnp.moveaxis(attention, (mark.rows, mark.queries, mark.keys), (0, -2, -1))
-        given = given.reshape(given.shape[0], -1, n, n)
-        if self.tokens is None:
-            # A token that no other attends to is padding.
-            valid = jnp.any(given > 0, (1, 2))
-            self.tokens = TokenState(valid, jnp.sum(valid, -1))
+        given = by_rows(mark, attention)
+        tokens = tokens_attended(given) if self.tokens is None else self.tokens
         if self.leave is None or self.leave[self.layer]:
-            received = token_importance(given.astype(jnp.float32), self.tokens.present)
-            present = self.rule.keep(self.layer, received, self.tokens.present)
-            self.tokens = self.tokens._replace(present=present)
-        self.kept.append(jnp.sum(self.tokens.present, -1))
+            present = self.rule.keep(self.layer, importance(given, tokens), tokens.present)
+            tokens = tokens._replace(present=present)
+        self.tokens = tokens
+        self.kept.append(jnp.sum(tokens.present, -1))
         self.layer += 1
 
     def in_place(
@@ -175,8 +170,48 @@ class TokenWalk(Walk):
         return [*carry, *(jnp.stack(column) for column in columns)]
 
 
-def _along(present: Array, ndim: int, rows: int, tokens: int) -> Array:
-    """Presence [B, n] as it broadcasts to a value."""
+def by_rows(mark: Values, attention: Float[Array, "..."]) -> Float[Array, "B H n n"]:
+    """Brings probabilities into the order of rows, heads, queries and keys.
+
+    Args:
+      mark: What their axes hold.
+      attention: Probabilities.
+    """
+    n = attention.shape[mark.keys]
+    given = jnp.moveaxis(attention, (mark.rows, mark.queries, mark.keys), (0, -2, -1))
+    return given.reshape(given.shape[0], -1, n, n)
+
+
+def tokens_attended(attention: Float[Array, "B H n n"]) -> TokenState:
+    """Finds the tokens that any other attends to: the others are padding.
+
+    Args:
+      attention: Probabilities.
+    """
+    valid = jnp.any(attention > 0, (1, 2))
+    return TokenState(valid, jnp.sum(valid, -1))
+
+
+def importance(attention: Float[Array, "B H n n"], tokens: TokenState) -> Float[Array, "B n"]:
+    """Computes the attention that each token receives, in float32 or finer.
+
+    Args:
+      attention: Probabilities.
+      tokens: Which are there.
+    """
+    fine = jnp.promote_types(attention.dtype, jnp.float32)
+    return token_importance(attention.astype(fine), tokens.present)
+
+
+def along_tokens(present: Array, ndim: int, rows: int, tokens: int) -> Array:
+    """Shapes what there is of each token, [B, n], to broadcast to a value.
+
+    Args:
+      present: Truth or number of each token.
+      ndim: Number of axes of the value.
+      rows: Its axis that holds the rows of the batch.
+      tokens: Its axis that holds the tokens.
+    """
     here = present if rows < tokens else present.T
     return jnp.expand_dims(here, tuple(i for i in range(ndim) if i not in (rows, tokens)))
 

@@ -1,8 +1,8 @@
-"""Losses and loops that train networks and pyramids."""
+"""Losses and the loop that train networks."""
 
 from jaxsim.train.loop import adapter_marks, fit, only
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
-from jaxsim.train.pyramid import Soft, train_pyramid
+from jaxsim.train.soft import Soft
 
 __all__ = [
     "Soft",
@@ -13,5 +13,4 @@ __all__ = [
     "fit",
     "only",
     "over_exits",
-    "train_pyramid",
 ]

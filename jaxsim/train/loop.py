@@ -22,8 +22,11 @@ from jaxsim.inputs.samples import check_batch, check_finite, check_labels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
+from jaxsim.numerics.checks import checked_int
 from jaxsim.sparsity.optimizers.masked import masks_of
+from jaxsim.staged.lengths import ShortRows, short_rows
 from jaxsim.train.losses import OverExits, cross_entropy, over_exits
+from jaxsim.train.soft import Soft, check_soft
 from jaxsim.train.step import (
     Descent,
     compile_step,
@@ -31,7 +34,6 @@ from jaxsim.train.step import (
     is_pipeline,
     trained_values,
     under_masks_of,
-    with_values,
 )
 from jaxsim.transforms.lora import adapters
 
@@ -121,6 +123,8 @@ def fit(
     call: Mapping[str, Any] | None = None,
     rngs: Sequence[str] = (),
     loss: Callable[[Array, Array], Array] = cross_entropy,
+    soft: Soft | None = None,
+    pad_to: int | None = None,
     checkpoints: str | Path | None = None,
     label: str = "training",
     quiet: bool = False,
@@ -132,17 +136,18 @@ def fit(
 
     Args:
       net: Network to train, deployed only with adapters (`js.lora`), which are then all that trains
-        while its codes stay; its cores say what the training is aware of. A pipeline
-        trains as a pipeline, one with exits together with their classifiers, on the loss of all.
+        while its codes stay; its cores say what the training is aware of. A pipeline trains as a
+        pipeline, one with exits together with their classifiers, on the loss of all, and one whose
+        tokens leave with these left out.
       images: Inputs: a batch of N rows (an array [N, ...], a tuple of positional arguments, or a
         dict of keyword arguments) or an iterable of batches. All is read once, into memory.
       labels: Classes [N], or whatever `loss` compares with, an entry an image; where `images` is an
         iterable also an iterable of arrays, one a batch. None where `images` is labeled already: a
         pair `(batch, labels)` or an iterable of pairs.
       epochs: Passes over the data, at least 1.
-      optimizer: An optax transformation; it sees `net.params`, or after `js.learn_ranges` or
-        `js.exit_early` or `js.lora` `{"params": net.params, "ranges": …, "heads": …,
-        "adapters": …}`, what there is of them.
+      optimizer: An optax transformation; it sees `net.params`, or `{"params": net.params}` and
+        what there is beside them: "ranges" after `js.learn_ranges`, "heads" after `js.exit_early`,
+        "adapters" after `js.lora`, "level" with `soft`; of a deployed network "adapters" alone.
         Where its state has masks (`js.sparsity.rigl`), those of `net` make way for them: all
         weights have gradients, and the network ends with the masks.
       key: Random key of the shuffling and of the cores.
@@ -153,6 +158,13 @@ def fit(
       loss: Mean over a batch of `(logits, labels)`, for instance `distillation(…)`. Of a network
         with exits it is that of one, and the mean over them is minimized; `over_exits(…)` weighs
         them.
+      soft: Settings of soft masks, to learn the levels at which tokens leave beside the weights:
+        tokens are scaled instead (`Staged.soften`), and what is left of them is part of the loss.
+        None leaves the levels as they are.
+      pad_to: Rows of about equal numbers of tokens make a batch and are computed with so many,
+        rounded up to a multiple of this: a program each. It is for networks whose tokens leave by
+        a rule that says which are there (`prune_tokens(present=…)`), at level 0 too. None computes
+        all rows with all tokens of the inputs, in batches that are shuffled alone.
       checkpoints: Folder to write to after each epoch and to resume from; of this run only, which
         is known by the bits of the network, the data and the key, and by the program of a step:
         its loss, optimizer and call. Not seen are what host callbacks do and the loss of a
@@ -165,8 +177,8 @@ def fit(
 
     Raises:
       ValueError: A deployed network without adapters, lengths that differ, images that are not
-        finite, labels that are no classes of the cross-entropy, epochs or batch_size out of range,
-        or checkpoints of another run.
+        finite, labels that are no classes of the cross-entropy, epochs, batch_size, soft or pad_to
+        out of range or for a network whose tokens all stay, or checkpoints of another run.
 
     Examples:
       >>> import jax
@@ -186,36 +198,56 @@ def fit(
     """
     if has_exits(net) and not isinstance(loss, OverExits):
         loss = over_exits(loss)
-    descent = Descent(optimizer, loss, dict(call or {}), rngs)
+    if soft is not None:
+        check_soft(net, soft)
+    descent = Descent(optimizer, loss, dict(call or {}), rngs, soft)
     data = _checked_data(net, images, labels, epochs, batch_size)
     _check_labels(data, descent, net, key)
+    lengths = None
+    if pad_to is not None:
+        multiple = checked_int("pad_to", pad_to, 1)
+        said = {**net.defaults.combine(), **descent.call, **data.inputs.kwargs}
+        data = data._replace(inputs=Batch(data.inputs.args, said))  # as tokens are counted from
+        lengths = short_rows(net, call_arguments(*data.inputs), multiple, "pad_to")
     advance, digest = compile_step(descent, net)
-    state = optimizer.init(trained_values(net))
+    state = optimizer.init(descent.values(net))
     start = under_masks_of(state, net)
+    per_epoch = data.rows // batch_size
+    steps = epochs * per_epoch
+
+    def batches(done: int) -> Iterator[tuple[Any, ...]]:
+        numbers = range(done // per_epoch, epochs)
+        found = data.epochs(numbers, key, batch_size, lengths)
+        for at, batch in enumerate(found, numbers.start * per_epoch):
+            yield batch if soft is None else (*batch, soft.at(at, steps))
+
     run: Mapping[str, Any] = {}
     if checkpoints is not None:
-        rest = digest(start, state, *data.take(slice(0, batch_size)), key)
+        hot = () if soft is None else (soft.at(0, steps),)
+        rest = digest(start, state, *data.take(slice(0, batch_size)), key, *hot)
         run = _identity(net, data, batch_size, key, rest)
+        # only where they are said: runs from before they could be go on
+        more = {"soft": soft, "pad_to": pad_to}
+        run |= {name: str(value) for name, value in more.items() if value is not None}
 
-    def step(at: tuple[Network, Any], batch: tuple[Partitioned, Any, Any]) -> Any:
+    def step(at: tuple[Network, Any], batch: tuple[Any, ...]) -> Any:
         net, state, value = advance(*at, *batch)
         return (net, state), value
 
     def with_content(at: tuple[Network, Any], content: Any) -> tuple[Network, Any]:
         values, buffers, state = content
-        return dataclasses.replace(with_values(at[0], values), buffers=buffers), state
+        return dataclasses.replace(descent.with_values(at[0], values), buffers=buffers), state
 
-    per_epoch = data.rows // batch_size
     end, state = resumable(
         step,
         (start, state),
-        lambda done: data.epochs(range(done // per_epoch, epochs), key, batch_size),
-        steps=epochs * per_epoch,
+        batches,
+        steps=steps,
         folder=checkpoints,
         run=run,
         every=per_epoch,
         steps_per_number=per_epoch,
-        content=lambda at: (trained_values(at[0]), at[0].buffers, at[1]),
+        content=lambda at: (descent.values(at[0]), at[0].buffers, at[1]),
         with_content=with_content,
         label=label,
         quiet=quiet,
@@ -241,15 +273,39 @@ class _Data(NamedTuple):
         return call_arguments(*take_rows(self.inputs, rows)), self.labels[rows]
 
     def epochs(
-        self, numbers: range, key: Any, batch_size: int
+        self, numbers: range, key: Any, batch_size: int, lengths: ShortRows | None = None
     ) -> Iterator[tuple[Partitioned, Any, Any]]:
         """Shuffled batches of epochs: arguments, labels and the key of the step."""
         for epoch in numbers:
             epoch_key = jax.random.fold_in(key, epoch)
             order = np.asarray(jax.random.permutation(epoch_key, self.rows))
-            for i in range(self.rows // batch_size):
-                rows = order[i * batch_size : (i + 1) * batch_size]
-                yield *self.take(rows), jax.random.fold_in(epoch_key, i)
+            order = order[: self.rows // batch_size * batch_size].reshape(-1, batch_size)
+            if lengths is not None:
+                order = like_lengths(
+                    order, lengths.counts, jax.random.fold_in(epoch_key, len(order))
+                )
+            for i, rows in enumerate(order):
+                x, y = self.take(rows)
+                x = x if lengths is None else lengths.cut(x, rows)
+                yield x, y, jax.random.fold_in(epoch_key, i)
+
+
+def like_lengths(order: np.ndarray, counts: np.ndarray, key: Any) -> np.ndarray:
+    """Regroups shuffled rows so that those of a batch have about equal numbers of tokens.
+
+    Within each sixteen batches rows are sorted by their tokens; then batches are shuffled.
+
+    Args:
+      order: Rows of each batch, [batches, rows].
+      counts: Number of tokens of each row.
+      key: Random key of the order of the batches.
+    """
+    pools = [order[i : i + 16] for i in range(0, len(order), 16)]
+    found = [
+        pool.ravel()[np.argsort(counts[pool.ravel()], kind="stable")].reshape(pool.shape)
+        for pool in pools
+    ]
+    return np.concatenate(found)[np.asarray(jax.random.permutation(key, len(order)))]
 
 
 def _identity(
@@ -302,7 +358,8 @@ def _check_labels(data: _Data, descent: Descent, net: Network, key: Any) -> None
     if loss is not cross_entropy:
         check_finite("labels", data.labels)
         return
-    few = take_rows(data.inputs, slice(0, 1))
+    # two, as some models run other equations for a single row, of which tokens are not followed
+    few = take_rows(data.inputs, slice(0, 2))
     options = {**descent.call, **few.kwargs, **descent.streams(key)}
     check_labels("labels", data.labels, _classes(net, few.args, key, options))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array
@@ -19,6 +20,8 @@ from jaxsim.sparsity.masks import select_kept
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.staged.gradient import pipeline_value_and_grad
 from jaxsim.staged.network import Staged
+from jaxsim.staged.soften import require_soft
+from jaxsim.train.soft import Soft
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 from jaxsim.transforms.lora import adapters, with_adapters
 
@@ -32,12 +35,14 @@ class Descent:
       loss: Mean over a batch of `(logits, labels)`.
       call: Keyword arguments of each call.
       rngs: Names of Linen's random streams.
+      soft: Soft masks by which levels of tokens are learned too; None where they stay.
     """
 
     optimizer: optax.GradientTransformation
     loss: Callable[[Array, Array], Array]
     call: dict[str, Any]
     rngs: Sequence[str]
+    soft: Soft | None = None
 
     def streams(self, key: Any) -> dict[str, Any]:
         """Makes a key for each random stream, as keyword arguments of a call.
@@ -52,25 +57,50 @@ class Descent:
         """Takes apart what a call returned: outputs, and updates of the buffers."""
         return out if "mutable" in self.call else (out, {})
 
-    def loss_of(self, values: Any, net: Network, x: Partitioned, y: Array, key: Any) -> Any:
+    def values(self, net: Network) -> Any:
+        """What the optimizer trains of a network, as `trained_values`."""
+        return trained_values(net, levels=self.soft is not None)
+
+    def with_values(self, net: Network, values: Any) -> Network:
+        """The network with other such values."""
+        return with_values(net, values, levels=self.soft is not None)
+
+    def loss_of(
+        self, values: Any, net: Network, x: Partitioned, y: Array, key: Any, temperature: Any = None
+    ) -> Any:
         """The loss of a batch, and updates of the buffers."""
         args, kwargs = x.combine()
-        changed = with_values(net, values)
+        changed = self.with_values(net, values)
+        options = {"key": key, **self.call, **kwargs, **self.streams(key)}
+        if self.soft is not None and isinstance(changed, Staged):
+            found = changed.soften(*args, temperature=temperature, **options)
+            logits = found.logits if has_exits(changed) else found.logits[:, -1]
+            return self.loss(logits, y) + self.soft.weight * jnp.mean(found.shares), {}
         run = changed.exit_logits if has_exits(changed) else changed
-        out = run(*args, key=key, **{**self.call, **kwargs}, **self.streams(key))
-        logits, updates = self.outputs(out)
+        logits, updates = self.outputs(run(*args, **options))
         return self.loss(logits, y), updates
 
     def update(self, net: Network, state: optax.OptState, grads: Any, updates: Any) -> Any:
         """The network and the optimizer's state after a step along gradients."""
-        changes, state = self.optimizer.update(grads, state, trained_values(net))
-        net = with_values(net, optax.apply_updates(trained_values(net), changes))
+        changes, state = self.optimizer.update(grads, state, self.values(net))
+        values: Any = optax.apply_updates(self.values(net), changes)
+        if self.soft is not None:
+            values = {**values, "level": jnp.maximum(values["level"], 0)}
+        net = self.with_values(net, values)
         return dataclasses.replace(net, buffers=_merge(net.buffers, updates)), state
 
-    def step(self, net: Network, state: optax.OptState, x: Partitioned, y: Array, key: Any) -> Any:
+    def step(
+        self,
+        net: Network,
+        state: optax.OptState,
+        x: Partitioned,
+        y: Array,
+        key: Any,
+        temperature: Any = None,
+    ) -> Any:
         """The network, the optimizer's state and the loss after a step on a batch."""
         (value, updates), grads = jax.value_and_grad(self.loss_of, has_aux=True)(
-            trained_values(net), net, x, y, key
+            self.values(net), net, x, y, key, temperature
         )
         return *self.update(net, state, grads, updates), value
 
@@ -85,8 +115,8 @@ def compile_step(
       net: Network that it trains.
 
     Returns:
-      `(net, state, x, labels, key) -> (net, state, loss)`, and a function of the same arguments to
-      the digest and whether that covers everything.
+      `(net, state, x, labels, key) -> (net, state, loss)`, with soft masks their temperature behind
+      the key, and a function of the same arguments to the digest and whether it covers everything.
 
     Raises:
       ValueError: A pipeline with learned ranges or adapters.
@@ -144,21 +174,25 @@ def is_pipeline(net: Network) -> bool:
     return isinstance(net, Staged) and net.layout is not None
 
 
-def trained_values(net: Network) -> Any:
+def trained_values(net: Network, *, levels: bool = False) -> Any:
     """Collects what an optimizer trains: parameters, classifiers, learned ranges, adapters.
 
     Args:
       net: The network.
+      levels: True if the levels of tokens are trained too.
 
     Returns:
-      `net.params`, or where there is more `{"params": …, "heads": …, "ranges": …, "adapters": …}`;
-      of a deployed network its adapters alone, `{"adapters": …}`.
+      `net.params`, or where there is more
+      `{"params": …, "heads": …, "level": …, "ranges": …, "adapters": …}`, what there is of them; of
+      a deployed network its adapters alone, `{"adapters": …}`.
     """
     if net.deployed:
         return {"adapters": adapters(net)}
     more: dict[str, Any] = {}
     if has_exits(net):
         more["heads"] = net.heads
+    if levels:
+        more["level"] = require_soft(cast("Staged", net)).level
     if learned := ranges(net):
         more["ranges"] = learned
     if added := adapters(net):
@@ -166,16 +200,20 @@ def trained_values(net: Network) -> Any:
     return {"params": net.params, **more} if more else net.params
 
 
-def with_values(net: Network, values: Any) -> Network:
+def with_values(net: Network, values: Any, *, levels: bool = False) -> Network:
     """Puts other values of `trained_values` in a network.
 
     Args:
       net: The network.
       values: A tree like that of `trained_values`.
+      levels: True if the levels of tokens are among them.
     """
-    if not (net.deployed or has_exits(net) or ranges(net) or adapters(net)):
+    if not (net.deployed or has_exits(net) or ranges(net) or adapters(net) or levels):
         return dataclasses.replace(net, params=values)
     fields = {name: values[name] for name in ("params", "heads") if name in values}
+    if levels:
+        rule = require_soft(cast("Staged", net))
+        fields["tokens"] = dataclasses.replace(rule, level=values["level"])
     net = dataclasses.replace(net, **fields)
     if "ranges" in values:
         net = with_ranges(net, values["ranges"])

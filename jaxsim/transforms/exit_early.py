@@ -21,8 +21,8 @@ from jaxsim.network.cuts import Cut, balance_blocks, blocks, flops
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_called, checked_int
-from jaxsim.staged.exits import at_exits
 from jaxsim.staged.network import Staged
+from jaxsim.staged.passes import at_exits
 from jaxsim.staged.rows import (
     BatchPair,
     exit_layout,

@@ -8,10 +8,8 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from jaxsim.adaptive.encoder import Encoder
 from jaxsim.adaptive.features import Feature, pooled
 from jaxsim.adaptive.heads import Head
-from jaxsim.adaptive.pyramid import Pyramid
 from jaxsim.adaptive.rule import Rule
 from jaxsim.adaptive.tokens import Keeps, above
 from jaxsim.network.network import Network, require_uncut
@@ -20,7 +18,7 @@ from jaxsim.numerics.checks import check_called
 from jaxsim.staged.exits import attentions_of
 from jaxsim.staged.network import Staged
 from jaxsim.transforms.exit_early import exit_early
-from jaxsim.transforms.prune_tokens import prune_tokens, pyramid_of
+from jaxsim.transforms.prune_tokens import prune_tokens
 from jaxsim.values.calls import shown_as_called
 
 
@@ -36,7 +34,7 @@ def magic_pyramid(
     present: Callable[..., Array] | None = None,
     feature: Feature = pooled,
     output: Callable[[Any], Any] | None = None,
-) -> Callable[[Any], Any]:
+) -> Callable[[Network], Staged]:
     """Leaves out tokens within layers, and layers after the one that is sure enough.
 
     It is `prune_tokens` and then `exit_early` with an exit after every layer.
@@ -75,9 +73,7 @@ def magic_pyramid(
         output=output,
     )
 
-    def pyramid(net: Network | Encoder) -> Staged | Pyramid:
-        if isinstance(net, Encoder):
-            return pyramid_of(net, level, exit, heads, keeps=keeps, protect=protect)
+    def pyramid(net: Network) -> Staged:
         require_network(net, "magic_pyramid")
         require_uncut(net, "magic_pyramid", reason="it makes the stages itself")
         pruned = prune(net)

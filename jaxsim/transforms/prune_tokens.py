@@ -9,14 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxsim.adaptive.encoder import Encoder
-from jaxsim.adaptive.heads import Head
-from jaxsim.adaptive.pyramid import Pyramid
-from jaxsim.adaptive.rule import Rule, check_rule
 from jaxsim.adaptive.tokens import Keeps, TokenRule, above, check_levels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.calls import OutputCall
-from jaxsim.network.network import require_uncut
+from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import checked_int
 from jaxsim.staged.network import Staged
@@ -33,7 +29,7 @@ def prune_tokens(
     protect_last: int = 0,
     present: Callable[..., Array] | None = None,
     output: Callable[[Any], Any] | None = None,
-) -> Callable[[Any], Any]:
+) -> Callable[[Network], Staged]:
     """Leaves out the tokens that receive little attention, layer by layer, of any transformer.
 
     The model stays as it is. Where it attends is found among its equations: a product of an
@@ -84,9 +80,7 @@ def prune_tokens(
         if function is not None and not callable(function):
             raise ValueError(f"{name}={function!r}: must be a function or None")
 
-    def apply(net: Any) -> Any:
-        if isinstance(net, Encoder):
-            return pyramid_of(net, level, Rule(), None, keeps=keeps, protect=protect)
+    def apply(net: Network) -> Staged:
         require_network(net, "prune_tokens")
         require_uncut(
             net,
@@ -124,45 +118,3 @@ def prune_tokens(
         return dataclasses.replace(staged, tokens=dataclasses.replace(rule, level=levels))
 
     return apply
-
-
-def pyramid_of(
-    encoder: Encoder,
-    level: Float[Array, " L"] | Sequence[float] | float,
-    exit: Rule,
-    heads: Sequence[Head] | None,
-    *,
-    keeps: Keeps,
-    protect: int,
-) -> Pyramid:
-    """Makes a pyramid of an encoder in pieces.
-
-    Args:
-      encoder: in pieces.
-      level: as of `prune_tokens`.
-      exit: when a row leaves.
-      heads: as of `magic_pyramid`.
-      keeps: as of `prune_tokens`.
-      protect: as of `prune_tokens`.
-
-    Raises:
-      ValueError: as `magic_pyramid` raises.
-    """
-    L = len(encoder.attention)
-    levels = jnp.asarray(level, jnp.float32)
-    levels = jnp.full(L, levels) if levels.ndim == 0 else levels
-    check_levels(levels, L)
-    check_rule(exit, L)
-    if heads is not None and len(heads) != L - 1:
-        raise ValueError(f"heads: {len(heads)} of them; must be {L - 1}, of all layers but one")
-    zero: Any = {name: jnp.zeros_like(w) for name, w in encoder.head.items()}
-    return Pyramid(
-        encoder=encoder,
-        heads=(zero,) * (L - 1) if heads is None else tuple(heads),
-        level=levels,
-        threshold=jnp.float32(exit.threshold),
-        keeps=keeps,
-        protect=protect,
-        patience=exit.patience,
-        first=exit.first,
-    )

@@ -9,18 +9,18 @@ import pytest
 import jaxsim as js
 from jaxsim import collaborative as jcol
 from jaxsim.adaptive.heads import fit_students
-from jaxsim.adaptive.rule import Buckets
-from jaxsim.adaptive.speed import sweep
 from jaxsim.evaluate.comparison import classify, compare
 from jaxsim.inputs.samples import check_finite, check_labels
+from jaxsim.staged.speed import sweep
 from jaxsim.train.loop import fit
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets
-from jaxsim.train.pyramid import train_pyramid
 
 N, C = 8, 4
 X = np.asarray(np.random.default_rng(0).normal(size=(N, 5)), np.float32)
 Y = np.arange(N) % C
 NET = js.trace(lambda p, x: x @ p["w"], {"w": np.ones((5, C), "f")}, X)
+TWO = js.trace(lambda p, x: x @ p["v"] @ p["w"], {"v": np.eye(5), "w": np.ones((5, C), "f")}, X)
+TWO_EXITS = js.exit_early(["w"])(TWO)
 
 
 def changed(array, value, at=2):
@@ -38,27 +38,11 @@ def stage(x=X, y=Y):
     return jcol.fit_stages([jcol.Stage(x, y, None, None, steps=1, learning_rate=0.1)], None)
 
 
-class Seen:
-    """A pyramid as far as its labels are looked at."""
-
-    class encoder:  # noqa: N801
-        head = {"bias": np.zeros(C)}  # noqa: RUF012
-
-    level = np.zeros(1)
-
-
-def pyramid(y):
-    ids = np.ones((N, 3), int)
-    more = {"steps": 1, "optimizer": None, "key": None, "buckets": Buckets(max_batch=8)}
-    return train_pyramid(Seen, ids, np.full(N, 3), y, **more)
-
-
 LOGITS = np.zeros((N, C), "f")
 
 OF_LABELS = {
     "fit": ("labels", lambda y: trained(y=y)),
-    "train_pyramid": ("labels", pyramid),
-    "sweep": ("labels", lambda y: sweep(Seen, np.ones((N, 3), int), np.full(N, 3), y)),
+    "sweep": ("labels", lambda y: sweep(TWO_EXITS, X, y)),
     "cross_entropy": ("labels", lambda y: cross_entropy(LOGITS, y)),
     "taught": ("labels", lambda y: distillation_targets(LOGITS, y)),
     "compare": (r"data\[1\]", lambda y: compare(NET, {}, (X, y))),

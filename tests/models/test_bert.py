@@ -1,4 +1,4 @@
-"""BERT beside a float64 one, its pieces beside the whole, and weights under other names."""
+"""BERT beside a float64 one, and weights under other names."""
 
 import json
 
@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsim.adaptive.encoder import first_token
-from jaxsim.models.bert import Bert, encoder, from_hugging_face, params_of
+from jaxsim.models.bert import Bert, first_token, from_hugging_face, mean_token
 from jaxsim.models.hugging_face import load_bert
 from tests.oracles.pyramid import climb
-from tests.support.encoders import MODEL, params, pieces, sequences
+from tests.support.encoders import MODEL, params, sequences
 
 CONFIG = {
     "vocab_size": 50,
@@ -63,7 +62,7 @@ def written(folder, arrays, config=CONFIG):
     return folder
 
 
-def test_the_model_and_its_pieces_are_the_float64_one():
+def test_the_model_is_the_float64_one():
     ids, lengths = sequences(5)
     heads = [params()["head"]] * 3
     expected = [
@@ -71,23 +70,13 @@ def test_the_model_and_its_pieces_are_the_float64_one():
     ]
     found = jax.jit(MODEL.apply)({"params": params()}, ids, lengths)
     np.testing.assert_allclose(found, expected, atol=2e-4)
-    np.testing.assert_allclose(pieces()(ids, lengths), found, atol=1e-6)
 
 
-def test_the_pieces_are_put_together_again():
-    whole = params_of(pieces())
-    assert jax.tree.structure(whole) == jax.tree.structure(params())
-    assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(params())))
-
-
-def test_pieces_of_layers_share_what_is_compiled():
-    run = jax.jit(lambda half, x: half(x))
-    for half in pieces().feed_forward:
-        run(half, jnp.zeros((1, 4, 16)))
-    assert run._cache_size() == 1
-    assert [s.name for s in pieces().attention[0].sites if s.kind != "dynamic"] == [
-        f"{name}/kernel" for name in ("query", "key", "value", "mix")
-    ]
+def test_pools_read_the_first_token_or_the_mean_of_those_present():
+    x = jnp.arange(2 * 3 * 2.0).reshape(2, 3, 2)
+    valid = jnp.array([[True, True, False], [True, True, True]])
+    assert first_token(x, valid).tolist() == [[0, 1], [6, 7]]
+    np.testing.assert_allclose(mean_token(x, valid), [[1, 2], [8, 9]])
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
@@ -153,9 +142,3 @@ def test_hidden_states_are_those_of_hugging_face(tmp_path):
     states = model.apply({"params": found}, ids, lengths, method="hidden_states")
     for ours, state in zip(states, expected, strict=True):
         np.testing.assert_allclose(np.asarray(ours)[valid], state.numpy()[valid], atol=2e-5)
-
-
-def test_an_encoder_takes_its_sizes_from_the_model():
-    made = encoder(MODEL, params())
-    assert (made.vocabulary, made.positions, made.width, made.hidden) == (50, 40, 16, 32)
-    assert len(made.attention) == len(made.feed_forward) == 3

@@ -43,7 +43,11 @@ def fed(p, x):
 
 
 def climb(params, heads, ids, classifiers, levels, threshold, *, protect=1):
-    """Logits, exit, tokens kept, uncertainties and the least distance of a score to its level."""
+    """Logits, exit, tokens kept, uncertainties, least distance of a score to its level, and FLOPs.
+
+    These are of products, a multiply-accumulate as 2: of the mean over tokens and the classifier
+    behind each layer too, but for the mean that the last but no exit of the network's own reads.
+    """
     params = _double(params)
     x, kept, doubts, margin, flops = embedded(params, ids), [], [], np.inf, 0.0
     d, hidden = x.shape[1], params["feed_forward_0"]["hidden"]["bias"].shape[0]
@@ -61,6 +65,19 @@ def climb(params, heads, ids, classifiers, levels, threshold, *, protect=1):
         if i + 1 == len(levels) or doubts[-1] < threshold:
             return logits, i + 1, kept, doubts, margin, flops
     raise AssertionError
+
+
+def soften(params, heads, ids, levels, temperature, *, protect=1):
+    """Logits of the mean over tokens, and masks [L, n]: outputs of layers are scaled by these."""
+    params = _double(params)
+    x, masks = embedded(params, ids), []
+    for i, level in enumerate(levels):
+        y, received = attended(params[f"attention_{i}"], x, heads)
+        mask = 1 / (1 + np.exp(-(received - level) / temperature))
+        mask[:protect] = 1
+        x = fed(params[f"feed_forward_{i}"], y) * mask[:, None]
+        masks.append(mask)
+    return dense(x.mean(0), params["head"]), masks
 
 
 def _double(tree):

@@ -27,30 +27,11 @@ class Row(NamedTuple):
 def row(kind, p, ids, level, *, keeps="above", protect=1, protect_last=0, length=None):
     """Runs one row: tokens that leave are not in the arrays any more."""
     p = {k: _float64(v) for k, v in p.items()}
-    ids = np.asarray(ids)[: length if length is not None else None]
-    at = np.arange(len(ids))
-    x = p["embed"][ids]
-    if kind.positions == "learned":
-        x = x + p["places"][at]
+    x, at = _embedded(kind, p, np.asarray(ids)[: length if length is not None else None])
     kept, margin, states = [], np.inf, []
     for i in range(LAYERS):
         own = {name: a[i] for name, a in p["layers"].items()}
-        normed = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
-        received, seen = np.zeros(len(at)), np.zeros_like(x)
-        for h in range(HEADS):
-            g = h * kind.groups // HEADS
-            q, k, v = normed @ own["q"][:, h], normed @ own["k"][:, g], normed @ own["v"][:, g]
-            if kind.positions == "rotary":
-                q, k = _turn(q, at), _turn(k, at)
-            scores = q @ k.T / np.sqrt(HEAD)
-            if kind.positions == "bias":
-                scores += p["bias"][at[:, None] - at + TOKENS - 1, h]
-            if kind.causal:
-                scores = np.where(at[:, None] >= at, scores, -np.inf)
-            shares = softmax(scores, -1)
-            received += shares.mean(0) / HEADS
-            seen += shares @ v @ own["mix"][h]
-        x = x + seen
+        x, received = _attended(kind, p, own, x, at)
         if keeps == "above":
             stay = received >= level[i]
             free = (np.arange(len(at)) >= protect) & (np.arange(len(at)) < len(at) - protect_last)
@@ -65,11 +46,68 @@ def row(kind, p, ids, level, *, keeps="above", protect=1, protect_last=0, length
         stay[len(at) - protect_last :] |= protect_last > 0
         at, x = at[stay], x[stay]
         kept.append(len(at))
-        hidden = x @ own["up"]
-        x = x + _gelu(hidden) @ own["down"]
+        x = _fed(own, x)
         states.append(x)
-    pooled = {"first": x[0], "last": x[-1], "mean": x.mean(0), "max": x.max(0)}[kind.pool]
-    return Row(pooled @ p["head"], kept, margin, states)
+    return Row(_pooled(kind, x) @ p["head"], kept, margin, states)
+
+
+def soft_row(
+    kind, p, ids, level, temperature, *, protect=1, protect_last=0, length=None, early=False
+):
+    """Runs one row whose tokens are scaled by σ((s - θ) / T) where a layer ends.
+
+    Returns logits [C], how much each layer leaves of each token [L, n], and tokens behind each
+    layer. `early` scales in front of the perceptron: wrong, as a control.
+    """
+    p = {k: _float64(v) for k, v in p.items()}
+    x, at = _embedded(kind, p, np.asarray(ids)[: length if length is not None else None])
+    masks, states = [], []
+    for i in range(LAYERS):
+        own = {name: a[i] for name, a in p["layers"].items()}
+        x, received = _attended(kind, p, own, x, at)
+        mask = 1 / (1 + np.exp(-(received - level[i]) / temperature))
+        mask[:protect] = 1
+        mask[len(at) - protect_last :] = 1 if protect_last else mask[len(at) :]
+        masks.append(mask)
+        x = _fed(own, x * mask[:, None]) if early else _fed(own, x) * mask[:, None]
+        states.append(x)
+    return _pooled(kind, x) @ p["head"], masks, states
+
+
+def _embedded(kind, p, ids):
+    """Tokens, and where they stand."""
+    at = np.arange(len(ids))
+    x = p["embed"][ids]
+    return (x + p["places"][at] if kind.positions == "learned" else x), at
+
+
+def _attended(kind, p, own, x, at):
+    """Tokens behind the attention of a layer, and what each receives."""
+    normed = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
+    received, seen = np.zeros(len(at)), np.zeros_like(x)
+    for h in range(HEADS):
+        g = h * kind.groups // HEADS
+        q, k, v = normed @ own["q"][:, h], normed @ own["k"][:, g], normed @ own["v"][:, g]
+        if kind.positions == "rotary":
+            q, k = _turn(q, at), _turn(k, at)
+        scores = q @ k.T / np.sqrt(HEAD)
+        if kind.positions == "bias":
+            scores += p["bias"][at[:, None] - at + TOKENS - 1, h]
+        if kind.causal:
+            scores = np.where(at[:, None] >= at, scores, -np.inf)
+        shares = softmax(scores, -1)
+        received += shares.mean(0) / HEADS
+        seen += shares @ v @ own["mix"][h]
+    return x + seen, received
+
+
+def _fed(own, x):
+    """Tokens behind the perceptron of a layer."""
+    return x + _gelu(x @ own["up"]) @ own["down"]
+
+
+def _pooled(kind, x):
+    return {"first": x[0], "last": x[-1], "mean": x.mean(0), "max": x.max(0)}[kind.pool]
 
 
 def _float64(v):

@@ -9,7 +9,7 @@ import numpy as np
 import jaxsim as js
 from jaxsim.network.arguments import call_arguments
 from jaxsim.staged import exit_queue
-from jaxsim.staged.exits import at_exits
+from jaxsim.staged.passes import at_exits
 
 
 def net():

@@ -22,7 +22,7 @@ from jaxsim.models.transformer import Transformer
 from jaxsim.models.vision import Vision
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import base_network
-from jaxsim.staged import exits
+from jaxsim.staged import exits, passes
 from jaxsim.staged.exit_step import count_programs
 from tests.support.networks import run
 from tests.support.variables import filled
@@ -98,7 +98,7 @@ head_of = jax.jit(apply_head)
 
 def at_every_exit(net, x):
     """Logits at every exit, [L, B, C], in float64."""
-    *features, logits = exits.at_exits(net, call_arguments((x,), {}), 64, jax.random.key(0))
+    *features, logits = passes.at_exits(net, call_arguments((x,), {}), 64, jax.random.key(0))
     heads = [np.asarray(head_of(h, f)) for h, f in zip(net.heads, features, strict=True)]
     return np.float64([*heads, np.asarray(logits)])
 
@@ -367,7 +367,7 @@ def test_rows_may_lie_along_any_axis():
 
 def test_first_token_reads_the_class_token():
     net = with_exits("vit", feature=first_token)
-    *features, _ = exits.at_exits(net, call_arguments((images(),), {}), 64, jax.random.key(0))
+    *features, _ = passes.at_exits(net, call_arguments((images(),), {}), 64, jax.random.key(0))
     see = jax.jit(lambda p, x: MODELS["vit"].apply({"params": p}, x, capture_intermediates=True))
     _, state = see(network("vit").params, images())
     layers = state["intermediates"]["body"]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.models.bert import Bert, encoder
+import jaxsim as js
+from jaxsim.models.bert import Bert
 
 MODEL = Bert(vocabulary=50, positions=40, width=16, heads=2, layers=3, hidden=32, classes=3)
 
@@ -22,8 +23,13 @@ def params(layers=3):
 
 
 @functools.cache
-def pieces(layers=3):
-    return encoder(MODEL.clone(layers=layers), params(layers))
+def network(layers=3):
+    return js.trace(MODEL.clone(layers=layers), {"params": params(layers)}, *sequences(2))
+
+
+def present(ids, lengths):
+    """Which tokens there are."""
+    return jnp.arange(ids.shape[1]) < lengths[:, None]
 
 
 @functools.cache

@@ -25,12 +25,10 @@ import jaxsim.collaborative as jcol  # noqa: E402
 import jaxsim.games as jg  # noqa: E402
 import jaxsim.quantum as jq  # noqa: E402
 import jaxsim.solvers as jsol  # noqa: E402
-from jaxsim.adaptive import tokens  # noqa: E402
 from jaxsim.formats import clipping  # noqa: E402
 from jaxsim.search.blocks import configs  # noqa: E402
-from jaxsim.train.loop import fit  # noqa: E402
-from jaxsim.train.losses import cross_entropy  # noqa: E402
-from jaxsim.train.pyramid import Soft, train_pyramid  # noqa: E402
+from jaxsim.staged import sweep  # noqa: E402
+from jaxsim.train import Soft, cross_entropy, fit  # noqa: E402
 from tests.support import encoders  # noqa: E402
 
 KEY = jax.random.key(0)
@@ -252,27 +250,28 @@ def pipelined(**settings):
 
 
 def pyramids():
-    ids, lengths = encoders.sequences(2)
-    net = js.magic_pyramid(0.02, js.Rule(0.5), heads=encoders.heads())(encoders.pieces())
-    jax.eval_shape(net, ids, lengths)
-    jax.eval_shape(net.soften, ids, lengths, 1e-3)
-    jax.eval_shape(net.exit_outputs, ids, lengths)
-    net.run(ids, lengths)
+    given = encoders.sequences(2)
+    make = js.magic_pyramid(0.02, js.Rule(0.5), heads=encoders.heads(), present=encoders.present)
+    net = make(encoders.network())
+    jax.eval_shape(net, *given)
+    jax.eval_shape(functools.partial(net.soften, temperature=1e-3), *given)
+    net.run(*given)
+    sweep(net, given, np.arange(2), thresholds=(0.0, 0.5))
 
 
 def levels():
-    """Thresholds of a pyramid, learned."""
-    ids, lengths = encoders.sequences(2)
-    train_pyramid(
-        js.prune_tokens(tokens.linear_thresholds(0.02, 3))(encoders.pieces()),
-        ids,
-        lengths,
+    """Levels at which tokens leave, learned."""
+    make = js.prune_tokens(js.tokens.linear_thresholds(0.02, 3), present=encoders.present)
+    fit(
+        make(encoders.network()),
+        encoders.sequences(2),
         np.arange(2),
-        steps=1,
+        epochs=1,
+        batch_size=2,
         optimizer=optax.adam(0.1),
         key=KEY,
         soft=Soft(),
-        buckets=js.Buckets(batch=2, max_batch=2),
+        pad_to=8,
         quiet=True,
     )
 

@@ -11,12 +11,6 @@ DEFAULTS = {
     train.Soft: {"weight": 0.1, "temperature": (5e-3, 5e-4)},
     train.distillation: {"temperature": 4.0, "weight": 0.9},
     train.fit: {"batch_size": 128, "rngs": (), "label": "training", "quiet": False},
-    train.train_pyramid: {
-        "buckets": (8, 16, 32),
-        "every": 50,
-        "label": "training",
-        "quiet": False,
-    },
     trained: {"quiet": False},
     resumable: {"every": 1, "steps_per_number": 1, "value": "loss", "quiet": False},
     run_checkpoints: {"read_only": False},

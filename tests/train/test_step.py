@@ -2,7 +2,6 @@
 
 import dataclasses
 import types
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsim.adaptive.rule import Buckets
+import jaxsim as js
+from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import Batch
-from jaxsim.train import pyramid
-from jaxsim.train.loop import _Data, only
-from jaxsim.train.pyramid import Soft, _compile_step, _endless, train_pyramid
-from jaxsim.train.step import Descent, _merge
-from tests.support.encoders import sequences
+from jaxsim.network.leaves import is_array
+from jaxsim.staged.lengths import ShortRows
+from jaxsim.staged.network import Staged
+from jaxsim.train.loop import _Data, like_lengths, only
+from jaxsim.train.soft import Soft
+from jaxsim.train.step import Descent, _merge, compile_step, trained_values, with_values
+from tests.support.transformers import KINDS, inputs, network
 
 KEY = jax.random.key(3)
 
@@ -98,112 +100,74 @@ def test_marks_of_other_parameters_are_refused():
         only(optax.sgd(1.0), {"w": 1.0}).init({"w": 1.0, "b": 1.0})
 
 
-@dataclasses.dataclass(frozen=True)
-class Straight:
-    """A pyramid of one number a layer, whose outputs are products."""
+def softened(logits, shares):
+    """A step's network, whose soft masks give products of its parameter, level and temperature."""
+    net = js.prune_tokens(np.float32([0.5, 4.0, 1.0]))(network("vit"))
+    net = dataclasses.replace(net, params=jnp.float32(1.5))
 
-    encoder: Any
-    level: np.ndarray
+    def soften(self, x, *, temperature, key=None):
+        del key
+        return types.SimpleNamespace(
+            logits=jnp.stack([99 * x, logits(self.params, x)], 1)[:, :, None],
+            shares=shares(self.tokens.level, temperature),
+        )
 
-    def soften(self, x, n, temperature):
-        return types.SimpleNamespace(logits=self.encoder * x, shares=temperature * n * self.level)
-
-    def exit_outputs(self, x, n):
-        return types.SimpleNamespace(logits=jnp.stack([99 * x, 98 * x, self.encoder * n], 1))
+    return net, soften
 
 
-X, N, Y = np.float32([2.0, 3.0]), np.float32([5.0, 7.0]), np.float32([11.0, 13.0])
+X, Y = np.float32([2.0, 3.0]), np.float32([[11.0], [13.0]])
 
 
 def product(logits, y):
     return jnp.sum(logits * y)
 
 
-def test_a_step_with_soft_masks_weighs_what_is_left_and_keeps_levels_from_falling_below_zero():
-    """By hand: 11 · 2 + 13 · 3 = 61; a share's slope is weight · temperature · n / 2."""
-    step = _compile_step(Straight(1.0, N), optax.sgd(0.5), Soft(3.0), product)
-    values = {"encoder": jnp.float32(1.5), "level": jnp.float32([0.5, 4.0])}
-    after, _, lost = step(values, optax.sgd(0.5).init(values), (X, N, Y), np.float32(0.25))
-    assert float(lost) == 1.5 * 61 + 3 * 0.25 * (5 * 0.5 + 7 * 4) / 2
-    assert float(after["encoder"]) == 1.5 - 0.5 * 61
-    np.testing.assert_allclose(after["level"], [0, 4 - 0.5 * 3 * 0.25 * 7 / 2])
+def test_a_step_with_soft_masks_weighs_what_is_left_and_keeps_levels_from_falling_below_zero(
+    monkeypatch,
+):
+    """By hand: 11 · 2 + 13 · 3 = 61; a share's slope is weight · temperature · n / 3."""
+    n = np.float32([5, 7, 0])
+    net, soften = softened(lambda p, x: p * x, lambda level, t: t * n * level)
+    monkeypatch.setattr(Staged, "soften", soften)
+    descent = Descent(optax.sgd(0.5), product, {}, (), Soft(3.0))
+    state = descent.optimizer.init(descent.values(net))
+    step, _ = compile_step(descent, net)
+    after, _, lost = step(
+        net, state, Partitioned.of(((X,), {}), is_array), Y, KEY, np.float32(0.25)
+    )
+    assert float(lost) == 1.5 * 61 + 3 * 0.25 * (5 * 0.5 + 7 * 4) / 3
+    assert float(after.params) == 1.5 - 0.5 * 61
+    np.testing.assert_allclose(after.tokens.level, [0, 4 - 0.5 * 3 * 0.25 * 7 / 3, 1], rtol=1e-6)
 
 
-def test_a_step_without_them_reads_the_last_classifier():
-    step = _compile_step(Straight(1.0, N), optax.sgd(0.5), None, product)
-    values = {"encoder": jnp.float32(1.5)}
-    after, _, lost = step(values, optax.sgd(0.5).init(values), (X, N, Y), np.float32(1))
-    assert float(lost) == 1.5 * (5 * 11 + 7 * 13)
-    assert float(after["encoder"]) == 1.5 - 0.5 * 146
+def test_levels_are_trained_where_it_is_said_alone():
+    net = js.prune_tokens(0.1)(network("vit"))
+    assert trained_values(net) is net.params
+    values = trained_values(net, levels=True)
+    assert list(values) == ["params", "level"]
+    changed = with_values(net, {**values, "level": values["level"] + 1}, levels=True)
+    np.testing.assert_allclose(changed.tokens.level, [1.1] * 3)
+    pyramid = js.magic_pyramid(0.1, js.Rule())(network("vit"))
+    assert list(trained_values(pyramid, levels=True)) == ["params", "heads", "level"]
 
 
 @pytest.mark.parametrize(
     ("steps", "soft", "expected"),
-    [
-        (3, Soft(1.0, (0.4, 0.1)), [0.4, 0.2, 0.1]),
-        (1, Soft(1.0, (0.4, 0.1)), [0.4]),
-        (2, None, [1, 1]),
-    ],
+    [(3, Soft(1.0, (0.4, 0.1)), [0.4, 0.2, 0.1]), (1, Soft(1.0, (0.4, 0.1)), [0.4])],
 )
-def test_temperatures_fall_geometrically(monkeypatch, steps, soft, expected):
-    seen = []
-
-    def compiled(*_):
-        def update(values, state, batch, temperature):
-            seen.append(temperature)
-            return values, state, jnp.float32(0)
-
-        return update
-
-    monkeypatch.setattr(pyramid, "_compile_step", compiled)
-    bounded = Straight(types.SimpleNamespace(positions=24), np.zeros(2))
-    train_pyramid(
-        bounded,
-        *sequences(8),
-        np.zeros(8),
-        steps=steps,
-        optimizer=optax.sgd(1.0),
-        key=KEY,
-        soft=soft,
-        loss=product,
-        buckets=Buckets(batch=4, token=24, max_batch=8),
-        quiet=True,
-    )
+def test_temperatures_fall_geometrically(steps, soft, expected):
+    seen = [soft.at(i, steps) for i in range(steps)]
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
-    assert {a.dtype for a in seen} == {np.dtype("float32")}
+    assert {type(a) for a in seen} == {np.float32}
 
 
-@pytest.mark.parametrize(
-    ("labels", "rows", "said"),
-    [
-        (np.full(8, np.nan), 8, "labels"),
-        (np.zeros(7), 8, "ids, lengths, labels: 8, 8, 7 rows"),
-        (np.zeros(7), 7, "ids: 7 rows; must be 8, a batch, or more"),
-    ],
-)
-def test_rows_and_labels_that_do_not_fit_are_refused(labels, rows, said):
-    ids, lengths = sequences(rows)
-    bounded = Straight(types.SimpleNamespace(positions=24), np.zeros(2))
-    with pytest.raises(ValueError, match=said):
-        train_pyramid(
-            bounded,
-            ids,
-            lengths,
-            labels,
-            steps=1,
-            optimizer=optax.sgd(1.0),
-            key=KEY,
-            loss=product,
-            buckets=Buckets(batch=4, token=24, max_batch=8),
-            quiet=True,
-        )
-
-
-def batches(count, size, epochs=1):
-    """Lengths of rows: their own numbers, shuffled."""
-    lengths = np.random.default_rng(0).permutation(count)
-    endless = _endless(lengths, KEY, size)
-    return [lengths[next(endless)] for _ in range(epochs * (count // size))]
+def batches(count, size, epoch=0):
+    """Numbers of tokens of rows, their own numbers, shuffled, in batches."""
+    data = _Data(Batch((np.arange(count),), {}), np.arange(count), count)
+    lengths = ShortRows(np.random.default_rng(0).permutation(count), ((),))
+    return [
+        lengths.counts[y] for _, y, _ in data.epochs(range(epoch, epoch + 1), KEY, size, lengths)
+    ]
 
 
 def are_like(found):
@@ -212,9 +176,10 @@ def are_like(found):
 
 def test_rows_of_like_lengths_make_a_batch_within_a_pool_of_sixteen():
     """Of 32 rows all pairs are neighbors; of 34, two are a pool of their own."""
-    found = batches(32, 2, epochs=2)
+    found, other = batches(32, 2), batches(32, 2, epoch=1)
     assert are_like(found)
-    first, second = (np.concatenate(found[i : i + 16]).tolist() for i in (0, 16))
+    assert are_like(other)
+    first, second = (np.concatenate(each).tolist() for each in (found, other))
     assert sorted(first) == sorted(second) == list(range(32))
     assert first != second
     assert first[::2] != sorted(first[::2])
@@ -222,7 +187,24 @@ def test_rows_of_like_lengths_make_a_batch_within_a_pool_of_sixteen():
     assert not are_like(batches(34, 2))
 
 
-def test_a_batch_that_is_not_full_is_left_out():
-    found = batches(7, 3, epochs=2)
-    assert {len(b) for b in found} == {3}
-    assert len(set(np.concatenate(found[:2]).tolist())) == 6
+def test_rows_that_fill_no_batch_are_left_out_by_chance_and_not_by_their_length():
+    left = [set(range(7)) - set(np.concatenate(batches(7, 3, epoch=i)).tolist()) for i in range(9)]
+    assert {len(rows) for rows in left} == {1}
+    assert len(set.union(*left)) > 2
+
+
+def test_batches_are_shuffled_and_sorted_within_by_the_key_alone():
+    order, counts = np.arange(12).reshape(6, 2), np.arange(12)[::-1]
+    found, again, other = (like_lengths(order, counts, jax.random.key(i)) for i in (0, 0, 1))
+    np.testing.assert_array_equal(found, again)
+    assert found.tolist() != other.tolist()
+    assert sorted(map(tuple, found.tolist())) == [(i + 1, i) for i in range(0, 12, 2)]
+
+
+def test_rows_are_cut_where_all_of_a_batch_are_short():
+    ids, lengths = inputs(KINDS["bert"])
+    short = ShortRows(np.array([9, 4, 8, 4, 8]), ((1,), ()))
+    data = _Data(Batch((np.asarray(ids), np.asarray(lengths)), {}), np.arange(5), 5)
+    for x, y, _ in data.epochs(range(2), KEY, 1, short):
+        assert [np.shape(a) for a in x.arrays] == [(1, short.counts[y[0]]), (1,)]
+        np.testing.assert_array_equal(x.arrays[0][0], ids[y[0], : short.counts[y[0]]])

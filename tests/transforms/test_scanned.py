@@ -68,11 +68,6 @@ REFUSED = {
     ),
     "prune_tokens": (js.prune_tokens(0.1), "the network has no attention"),
     "magic_pyramid": (js.magic_pyramid(0.1, js.Rule(0.2)), "the network has no attention"),
-    "over_layers": (js.over_layers(q(8, 8)), "over_layers takes an Encoder, not Network"),
-    "deploy_layers": (
-        lambda net: js.deploy_layers(net, X, X),
-        "deploy_layers takes an Encoder, not Network",
-    ),
 }
 
 HERE = {
@@ -104,8 +99,8 @@ ELSEWHERE = {
 
 NOT_OF_LAYERS = {
     *("IntegerNetwork", "compare", "classify", "measure_break_even", "storage", "storage_bits"),
-    *("parameter_efficiency", "hardness_normalized", "rounding", "sparsity", "tokens", "Pyramid"),
-    *("Encoder", "Rule", "Exits", "Buckets", "adc", "cells", "wires", "fpg_bits", "Floating"),
+    *("parameter_efficiency", "hardness_normalized", "rounding", "sparsity", "tokens"),
+    *("Rule", "Exits", "Buckets", "adc", "cells", "wires", "fpg_bits", "Floating"),
     *("language", "clipping", "Format", "Core", "Op", "Wrapper", "float_core", "role"),
 }
 """What looks at outputs, numbers or one core, and not at how layers are written."""

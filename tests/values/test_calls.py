@@ -9,7 +9,6 @@ import pytest
 
 import jaxsim as js
 from jaxsim import sparsity as sp
-from jaxsim.adaptive.encoder import over_layers
 from tests.support.networks import DEEP_SITES, SITES, X, cnn, deep_cnn
 
 
@@ -33,7 +32,7 @@ SHOWN = {
     ),
     "smooth(inputs=float32[8, 6, 6, 3], alpha=0.5)": lambda: js.smooth(X, 0.5),
     "smooth(inputs={'x': float32[8, 6, 6, 3]})": lambda: js.smooth({"x": X}),
-    "over_layers(transform=quantize(weights=8))": lambda: over_layers(js.quantize(weights=8)),
+    "prune_tokens(level=0.1, protect_last=1)": lambda: js.prune_tokens(0.1, protect_last=1),
     "exit_early(exits=2)": lambda: js.exit_early(2),
     "pipeline_shard(stages=2, microbatches=2)": lambda: js.pipeline_shard(2, 2),
     "shrink(sparsity=0.5)": lambda: js.shrink(0.5),

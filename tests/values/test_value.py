@@ -72,7 +72,7 @@ KINDS = {
     "shrunk": lambda: (js.shrink(0.5)(cnn()), (X,)),
     "shrunk nnx": lambda: (js.shrink(0.5, exact=False)(KINDS["nnx"]()[0]), (IMAGES,)),
     "pyramid": lambda: (
-        js.magic_pyramid(0.02, Rule(0.5), heads=encoders.heads())(encoders.pieces()),
+        js.magic_pyramid(0.02, Rule(0.5), heads=encoders.heads())(encoders.network()),
         encoders.sequences(4),
     ),
 }

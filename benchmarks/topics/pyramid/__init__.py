@@ -7,7 +7,7 @@ from benchmarks.common.texts import DATA
 from benchmarks.topics.pyramid import accuracy, check, flops, int8, timing
 from benchmarks.topics.pyramid.settings import PyramidSettings
 
-SHORT = ("--only flops", "--only accuracy --data sst2 --seeds 1 --texts 128")
+SHORT = ("--only flops", "--only accuracy --data sst2 --seeds 1 --texts 64")
 
 
 def main(args: list[str]) -> None:

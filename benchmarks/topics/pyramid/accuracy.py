@@ -17,8 +17,8 @@ from benchmarks.topics.pyramid.sweeps import (
     chosen_setting,
     sweeps_of,
 )
-from jaxsim.adaptive.speed import Speed
 from jaxsim.checkpoint.log import ScoreCache
+from jaxsim.staged.speed import Speed
 
 
 def accuracy(settings: PyramidSettings) -> None:
@@ -66,7 +66,7 @@ def accuracy(settings: PyramidSettings) -> None:
         "both drawn to what the whole says as well; students by self-distillation with tokens left "
         "out. A factor of the levels and the threshold are chosen, one pair for all seeds: the "
         "fewest FLOPs that cost so much on the validation rows on average over seeds. "
-        f"{settings.seeds} seeds, mean ± standard error; FLOPs by the formula.",
+        f"{settings.seeds} seeds, mean ± standard error; FLOPs as `simulate` counts them.",
         settings={"seeds": settings.seeds},
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -16,7 +15,6 @@ from benchmarks.topics.pyramid.sweeps import (
     chosen_networks,
     timed_rows,
 )
-from jaxsim.adaptive.encoder import deploy_layers, over_layers
 from jaxsim.console.timing import alternate
 
 
@@ -26,12 +24,10 @@ def int8(settings: PyramidSettings) -> None:
     for name in data_sets(settings):
         plain = chosen_networks(settings, name)["pruning and exit"]
         corpus, rows = corpus_of(name, settings.texts), timed_rows(settings, name)
-        coded = deploy_layers(
-            over_layers(js.quantize(8, 8))(plain.encoder),
-            corpus.validation.ids[:64],
-            corpus.validation.lengths[:64],
-        )
-        nets = {"float32": plain, "int8": dataclasses.replace(plain, encoder=coded)}
+        shown = corpus.validation.ids[:64], corpus.validation.lengths[:64]
+        layers = ["attention_*", "feed_forward_*"]
+        coded = js.deploy(js.quantize(8, 8, sites=layers)(plain), calibrate=shown)
+        nets = {"float32": plain, "int8": coded}
         times = alternate(
             {kind: functools.partial(n.run, rows.ids, rows.lengths) for kind, n in nets.items()},
             runs=settings.runs,
@@ -56,7 +52,7 @@ def int8(settings: PyramidSettings) -> None:
         Table([*columns, "times faster"], body),
         question="Does a pyramid compose with int8 layers?",
         baseline="the same pyramid in float32",
-        notes="Seed 0, weights and inputs of both halves in 8 bits, ranges from 64 validation "
+        notes="Seed 0, weights and inputs of all layers in 8 bits, ranges from 64 validation "
         f"rows; times on {settings.rows} test rows.",
         settings={"runs": settings.runs, "rows": settings.rows},
     )

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.common.settings import Checkpointed, Timed
+from benchmarks.common.settings import CACHE, Checkpointed, Timed
 
 NAMES = {"ag": "AG News", "sst2": "SST-2"}
 
@@ -24,8 +24,8 @@ class PyramidSettings(Timed, Checkpointed):
     """Rows timed."""
     texts: int = 7000
     """Of each part of a data set, at most."""
-    log: Path = Path("~/.cache/jaxsim/pyramid/log.json")
-    checkpoints: Path = Path("~/.cache/jaxsim/pyramid")
+    log: Path = CACHE / "pyramid_levels.json"
+    checkpoints: Path = CACHE / "pyramid_levels"
 
 
 def data_sets(settings: PyramidSettings) -> tuple[str, ...]:

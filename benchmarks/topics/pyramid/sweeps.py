@@ -10,9 +10,9 @@ import numpy as np
 from benchmarks.common.texts import Part, corpus_of
 from benchmarks.topics.pyramid.networks import network
 from benchmarks.topics.pyramid.settings import PyramidSettings
-from jaxsim.adaptive.pyramid import Pyramid
-from jaxsim.adaptive.speed import Speed, at_speed, fastest, sweep
 from jaxsim.checkpoint.log import ScoreCache
+from jaxsim.staged.network import Staged
+from jaxsim.staged.speed import Speed, at_speed, fastest, sweep
 
 SCALES = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 THRESHOLDS = tuple(np.round(np.arange(0, 1.0, 0.05), 2).tolist())
@@ -40,7 +40,9 @@ def sweeps_of(
                 net = network(settings, name, seed, kind)
                 rows: Part = getattr(corpus_of(name, settings.texts), part)
                 scales = SCALES if kind == "pyramid" else (0.0,)
-                return [list(s) for s in sweep(net, *rows, scales=scales, thresholds=THRESHOLDS)]
+                ids, lengths, labels = rows
+                settings_of = {"scales": scales, "thresholds": THRESHOLDS}
+                return [list(s) for s in sweep(net, (ids, lengths), labels, **settings_of)]
 
             made = log.get(f"{name} {seed} {kind} {part}", measure)
             found[f"{kind} {part}"] = [Speed(*values) for values in made]
@@ -65,7 +67,7 @@ def at_setting(found: list[Speed], scale: float, threshold: float) -> Speed:
     return next(s for s in found if (s.scale, s.threshold) == (scale, threshold))
 
 
-def chosen_networks(settings: PyramidSettings, name: str) -> dict[str, Pyramid]:
+def chosen_networks(settings: PyramidSettings, name: str) -> dict[str, Staged]:
     """Of seed 0, each family at the setting that validation rows choose for half a point."""
     log = ScoreCache(settings.log)
     sweeps = [sweeps_of(log, settings, name, seed) for seed in range(settings.seeds)]

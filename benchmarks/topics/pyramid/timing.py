@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common.record import Table, record
+from benchmarks.topics.pyramid.batches import like_lengths
 from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
 from benchmarks.topics.pyramid.sweeps import (
     chosen_networks,
     timed_rows,
 )
-from jaxsim.adaptive.encoder import Encoder
-from jaxsim.adaptive.pyramid import count_programs
-from jaxsim.adaptive.rule import round_up
 from jaxsim.console.timing import alternate
+from jaxsim.network.network import Network, base_network
+from jaxsim.staged.exit_step import count_programs
 
 
 def timing(settings: PyramidSettings) -> None:
@@ -29,13 +29,15 @@ def timing(settings: PyramidSettings) -> None:
     for name in data_sets(settings):
         nets, rows = chosen_networks(settings, name), timed_rows(settings, name)
         pyramid = nets["pruning and exit"]
-        zero = dataclasses.replace(pyramid, level=0 * pyramid.level, threshold=jnp.float32(0))
+        rule = dataclasses.replace(pyramid.tokens, level=0 * pyramid.tokens.level)
+        zero = dataclasses.replace(pyramid, tokens=rule, threshold=jnp.float32(0))
+        whole = functools.partial(_whole, base_network(pyramid))
         nets = {"pyramid that leaves out nothing": zero, **nets}
         ids, lengths = rows.ids, rows.lengths
         longest = np.full_like(lengths, 128)
         runs: dict[str, Callable[[], Any]] = {
-            "whole, sorted by length": functools.partial(_dense, zero.encoder, ids, lengths),
-            "whole, padded to 128": functools.partial(_dense, zero.encoder, ids, longest),
+            "whole, sorted by length": functools.partial(like_lengths, whole, ids, lengths),
+            "whole, padded to 128": functools.partial(like_lengths, whole, ids, longest),
             **{family: functools.partial(net.run, ids, lengths) for family, net in nets.items()},
         }
         before = count_programs()
@@ -68,18 +70,6 @@ def timing(settings: PyramidSettings) -> None:
     )
 
 
-def _dense(pieces: Encoder, ids: np.ndarray, lengths: np.ndarray) -> list[Any]:
-    """The whole encoder over batches of like lengths, in the shapes that `run` has."""
-    order, found = np.argsort(lengths, kind="stable"), []
-    for start in range(0, len(order), 64):
-        rows = order[start : start + 64]
-        rows = np.resize(rows, round_up(len(rows), 8))
-        n = round_up(int(lengths[rows].max()), 16)
-        padded = np.pad(ids[rows], ((0, 0), (0, max(0, n - ids.shape[1]))))[:, :n]
-        found.append(_whole(pieces, padded, lengths[rows]))
-    return found
-
-
 @jax.jit
-def _whole(pieces: Encoder, ids: Any, lengths: Any) -> Any:
-    return pieces(ids, lengths)
+def _whole(net: Network, ids: Any, lengths: Any) -> Any:
+    return net(ids, lengths)
