@@ -1,3 +1,5 @@
+"""Channels scaled before rounding, of stacked layers too: exponents, folds, refusals."""
+
 import dataclasses
 import functools
 

@@ -1,3 +1,5 @@
+"""Channels turned, of a stack of layers: the same outputs, one matrix, outliers, refusals."""
+
 import functools
 
 import flax.linen as nn

@@ -92,6 +92,9 @@ ELSEWHERE = {
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
     "search_blocked": "tests/search/test_blocks.py",
     "learn_ranges": "tests/transforms/test_learn_ranges.py",
+    "awq": "tests/transforms/test_awq.py",
+    "rotate": "tests/transforms/test_rotate.py",
+    "lora, adapters, with_adapters, merge_adapters": "tests/transforms/test_lora.py",
     "code_cache": "tests/transforms/test_code_cache.py",
     "BlockGrid, mx, nvfp4": "tests/formats/test_block_grid.py",
 }
