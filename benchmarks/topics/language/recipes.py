@@ -82,6 +82,17 @@ RECIPES: dict[str, Recipe] = {
         )
     ),
     "the same, rotated": Recipe(turned(stored(js.Grid(8, per="channel"), 8))),
+    "the same, rotated, down per token": Recipe(
+        turned(
+            js.rules(
+                {
+                    "*down/kernel": js.quantize(js.Grid(8, per="channel"), TOKEN),
+                    LAYERS: js.quantize(js.Grid(8, per="channel"), 8),
+                    "embedding*": js.quantize(js.BlockGrid("Q8_0"), None),
+                }
+            )
+        )
+    ),
     "4 per channel": Recipe(plain(stored(js.Grid(4, per="channel")))),
     "4 per channel, GPTQ": Recipe(rounded(js.Grid(4, per="channel"))),
     "4 in groups of 32, symmetric": Recipe(plain(stored(js.Grid(4, per="group", rows=32)))),
