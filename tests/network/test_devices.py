@@ -1,5 +1,6 @@
 """What each device of a mesh is to a plan: a slice of a loop. Without any device but one."""
 
+import dataclasses
 import types
 
 import jax
@@ -173,11 +174,24 @@ def test_inputs_of_all_devices_are_collected_in_their_order():
     np.testing.assert_array_equal(both, np.broadcast_to(both[0, 0], both.shape))
 
 
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """Stands for a contraction: a number, and how often rows count."""
+
+    by: float
+    rows: jax.Array | None = None
+
+
 def test_inputs_of_a_shared_weight_calibrate_it_one_after_the_other():
     """As a number: 2 · (2 · (2 · 1 + 3) + 5) + 7, and one alone without a loop."""
-    core = types.SimpleNamespace(calibrate=lambda op, state, x: op * state + x)
-    xs = jnp.array([3.0, 5.0, 7.0])
-    assert float(calibrated(core, 2.0, jnp.float32(1), xs)) == 2 * (2 * (2 + 3) + 5) + 7
-    assert float(calibrated(core, 2.0, jnp.float32(1), xs[1:2])) == 7
-    loops = str(jax.make_jaxpr(lambda s, x: calibrated(core, 2.0, s, x))(1.0, xs[:1]))
+
+    def calibrate(op, state, x):
+        return op.by * state + (x if op.rows is None else op.rows * x)
+
+    core, op = types.SimpleNamespace(calibrate=calibrate), Gain(2.0)
+    xs, counts = jnp.array([3.0, 5.0, 7.0]), jnp.array([1.0, 0.0, 2.0])
+    assert float(calibrated(core, op, jnp.float32(1), xs)) == 2 * (2 * (2 + 3) + 5) + 7
+    assert float(calibrated(core, op, jnp.float32(1), xs, counts)) == 2 * (2 * (2 + 3)) + 14
+    assert float(calibrated(core, op, jnp.float32(1), xs[1:2])) == 7
+    loops = str(jax.make_jaxpr(lambda s, x: calibrated(core, op, s, x))(1.0, xs[:1]))
     assert "scan" not in loops

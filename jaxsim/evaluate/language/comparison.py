@@ -31,6 +31,13 @@ class LanguageRow(NamedTuple):
       conversions: Number of ADC conversions.
       transformed: Fraction of the parameters that transforms have reached, in [0, 1]; see
         `Network.coverage`.
+
+    Examples:
+      >>> from jaxsim.evaluate.language import Estimate, LanguageRow
+      >>> one, loss = Estimate(1.0, 0.0, 1.0, 1.0), Estimate(32.0, 2.0, 28.0, 36.0)
+      >>> row = LanguageRow("float", loss, one, one, 100, 100, 3200.0, 400, 100.0, 0.0, 0.0)
+      >>> row.name, row.perplexity.value, row.held
+      ('float', 32.0, 400)
     """
 
     name: str
@@ -51,6 +58,14 @@ class LanguageComparison(NamedTuple):
 
     Attributes:
       rows: A row for each network.
+
+    Examples:
+      >>> from jaxsim.evaluate.language import LanguageComparison
+      >>> from jaxsim.evaluate.language import Estimate, LanguageRow
+      >>> one, loss = Estimate(1.0, 0.0, 1.0, 1.0), Estimate(32.0, 2.0, 28.0, 36.0)
+      >>> row = LanguageRow("float", loss, one, one, 100, 100, 3200.0, 400, 100.0, 0.0, 0.0)
+      >>> "32±2" in str(LanguageComparison((row,)))
+      True
     """
 
     rows: tuple[LanguageRow, ...]

@@ -21,6 +21,11 @@ class Estimate(NamedTuple):
       error: Its standard error.
       low: Lower end of the interval that holds 95 % of the resampled values.
       high: Upper end.
+
+    Examples:
+      >>> from jaxsim.evaluate.language import Estimate
+      >>> print(Estimate(value=31.7, error=2.1, low=27.9, high=36.0))
+      31.7 ± 2.1
     """
 
     value: float

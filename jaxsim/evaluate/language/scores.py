@@ -36,6 +36,12 @@ class Scores(NamedTuple):
     Attributes:
       losses: Negative logarithm of the probability that each token had, [W, n - 1].
       choices: The most probable token at each place, [W, n - 1].
+
+    Examples:
+      >>> import numpy as np
+      >>> from jaxsim.evaluate.language import Scores
+      >>> Scores(np.zeros((2, 3)), np.zeros((2, 3), int)).losses.shape
+      (2, 3)
     """
 
     losses: Float[np.ndarray, "W m"]

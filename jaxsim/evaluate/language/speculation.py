@@ -28,6 +28,12 @@ class Speculation(NamedTuple):
       tokens: Tokens, [B, count].
       checks: Number of calls of the network behind the prompt.
       accepted: Mean number of drafted tokens that a check let stand.
+
+    Examples:
+      >>> import numpy as np
+      >>> from jaxsim.evaluate.language import Speculation
+      >>> Speculation(np.array([[5, 9, 1, 2]]), checks=1, accepted=2.0).tokens.shape
+      (1, 4)
     """
 
     tokens: Int[np.ndarray, "B count"]

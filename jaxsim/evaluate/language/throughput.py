@@ -22,6 +22,11 @@ class Speed(NamedTuple):
       read: Tokens of the prompt a second, with the first token written.
       written: Tokens a second that are written one after the other behind it, in all rows.
       first: Seconds of the first call that reads the prompt and writes all, compilation included.
+
+    Examples:
+      >>> from jaxsim.evaluate.language import Speed
+      >>> Speed(read=900.0, written=25.0, first=3.1).written
+      25.0
     """
 
     read: float
