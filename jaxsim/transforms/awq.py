@@ -225,7 +225,9 @@ def _best(steps: int, kept: Sequence[_Tried]) -> Float[np.ndarray, "*stack B C"]
     """The factors of the exponent that costs the sites of one input least together."""
     costs = sum(np.asarray(one.costs, np.float64) for one in kept)
     exponents = np.argmin(costs, -1)[..., None, None] / steps
-    return np.asarray(channel_factors(jnp.asarray(kept[0].size), exponents), np.float32)
+    return np.asarray(
+        channel_factors(jnp.asarray(kept[0].size), jnp.asarray(exponents)), np.float32
+    )
 
 
 def _producers(
