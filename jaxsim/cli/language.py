@@ -34,8 +34,8 @@ class Language:
     """A .gguf file, or a folder with config.json, tokenizer.json and safetensors."""
     text: Path
     """Text file to score."""
-    recipe: tuple[Path, ...] = ()
-    """TOML files of transforms; docs/cli.md shows one. Each is a line of the table."""
+    recipe: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """TOML file of transforms; docs/cli.md shows one. A line of the table for each --recipe."""
     calibrate: Path | None = None
     """Text file that ranges and roundings are set by; not the one that is scored."""
     calibration_windows: int = 8

@@ -137,15 +137,19 @@ def test_windows_are_read_through_a_cache(folder, run):
 
 def test_the_command_prints_a_table_and_what_is_written(folder, run, capsys):
     words = ["language", folder / "model.gguf", "--text", folder / "test.txt", "--window", 20]
-    words += ["--recipe", folder / "pruned.toml", "--prompt", "er", "--count", 5]
+    for name in ("again", "pruned"):
+        words += ["--recipe", folder / f"{name}.toml"]
+    words += ["--prompt", "er", "--count", 5]
+    (folder / "again.toml").write_text("")
     cli.main([str(w) for w in (*words, "--json", folder / "all.json")])
     shown = capsys.readouterr().out
     assert "language models, cost per token" in shown
     assert re.search(r"pruned .*±", shown)
     assert "tokens a second read" in shown
     numbers = json.loads((folder / "all.json").read_text())
-    assert [row["name"] for row in numbers["rows"]] == ["float", "pruned"]
-    assert numbers["rows"][1]["ratio"]["value"] == run.rows[3].ratio.value
+    assert [row["name"] for row in numbers["rows"]] == ["float", "again", "pruned"]
+    assert numbers["rows"][1]["ratio"]["value"] == 1
+    assert numbers["rows"][2]["ratio"]["value"] == run.rows[3].ratio.value
     model, params, tokenizer = from_gguf(folder / "model.gguf")
     prompt = np.array([tokenizer.encode("er").ids])
     net = js.trace(model, {"params": params}, prompt)
