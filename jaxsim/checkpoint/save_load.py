@@ -223,7 +223,7 @@ def _stored_fields(net: Network) -> dict[str, Any]:
     """
     read, fields = find_read_params(net), data_fields(net)
     leaves = zip(param_names(net), jax.tree.leaves(net.params), strict=True)
-    if net.states and not isinstance(jax.tree.leaves(net.states)[0], jax.ShapeDtypeStruct):
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(net.states)):
         fields["cores"] = without_unread_settings(net).cores
     return {**fields, "params": {name: leaf for name, leaf in leaves if name in read}}
 

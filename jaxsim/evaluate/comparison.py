@@ -136,12 +136,9 @@ def compare(
             f"data[1]: labels {list(np.shape(labels))} of logits "
             f"{[count, *logits.shape[1:]]}; expected {[count, *logits.shape[1:-1]]}"
         )
-    if isinstance(networks, Network):
-        networks = {"transformed": networks}
-    if not isinstance(networks, Mapping) or "reference" in networks:
-        raise ValueError("networks: must be a network, or a dict without the name 'reference'")
+    named = named_networks(reference, networks)
     expected, rows, one = None, list[ComparisonRow](), take_rows(inputs, slice(1))
-    for name, net in {"reference": reference, **networks}.items():
+    for name, net in named.items():
         answers = classify(net, inputs, key=key, batch_size=batch_size, output=output)
         expected = answers if expected is None else expected
         right = (answers == labels).reshape(count, -1).mean(1)
@@ -161,6 +158,25 @@ def compare(
             )
         )
     return Comparison(tuple(rows))
+
+
+def named_networks(
+    reference: Network, networks: Network | Mapping[str, Network]
+) -> dict[str, Network]:
+    """Names the networks of a comparison, the reference first.
+
+    Args:
+      reference: Network that the others are compared with.
+      networks: One network, or several by name.
+
+    Raises:
+      ValueError: Something else, or one that is named "reference".
+    """
+    if isinstance(networks, Network):
+        networks = {"transformed": networks}
+    if not isinstance(networks, Mapping) or "reference" in networks:
+        raise ValueError("networks: must be a network, or a dict without the name 'reference'")
+    return {"reference": reference, **networks}
 
 
 def classify(

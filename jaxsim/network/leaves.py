@@ -80,6 +80,15 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
 
 
+def is_whole_number(leaf: Any) -> bool:
+    """Tells a single integer, such as the length of a cache, from other leaves.
+
+    Args:
+      leaf: Leaf of a tree.
+    """
+    return jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+
+
 def path_name(path: Sequence[Any]) -> str:
     """Writes a path of a pytree as `layer/kernel`.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsim.formats.grid import Grid
 from jaxsim.formats.vectors import VectorForm, vector_form
-from jaxsim.network.leaves import PyTree, path_name
+from jaxsim.network.leaves import PyTree, is_whole_number, path_name
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_called, checked_int
@@ -68,6 +68,8 @@ class CodedCall(Value):
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
         """Calls the model with the vectors that the codes stand for; without a cache as it is."""
+        if len(args) == 1 and "cache" in kwargs:
+            args = (*args, kwargs.pop("cache"))
         if len(args) < 2 or args[1] is None:
             return self.call(params, buffers, *args, **kwargs)
         ids, cache, *rest = args
@@ -129,9 +131,9 @@ class CodedCall(Value):
 def code_cache(form: Any, *, first: int = 4, latest: int = 32, axis: int = 2) -> Transform:
     """Stores keys and values of a cache in few bits between the calls of a decoder.
 
-    The network takes a cache as it did, such as an empty one, and returns one whose keys and values
-    are codes, which it takes too. A token's vector becomes codes once, when it is no longer among
-    the latest, and keeps them. Calls without a cache are what they were.
+    The network takes a cache as it did, behind the tokens or as `cache=`, and returns one whose
+    keys and values are codes, which it takes too. A token's vector becomes codes once, when it is
+    no longer among the latest, and keeps them. Calls without a cache are what they were.
 
     Args:
       form: Format in which each vector has its own scale: an int for `Grid(bits, per="token")`, a
@@ -187,11 +189,7 @@ def _is_coded(leaf: Any) -> bool:
 
 def _length(cache: Any) -> Array:
     """Number of tokens of a cache: the one whole number in it."""
-    found = [
-        leaf
-        for leaf in jax.tree.leaves(cache)
-        if jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
-    ]
+    found = list(filter(is_whole_number, jax.tree.leaves(cache)))
     if len(found) != 1:
         raise ValueError(
             f"code_cache: the cache has {len(found)} whole numbers; must have one, its length"

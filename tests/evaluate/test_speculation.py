@@ -107,6 +107,14 @@ def test_a_chip_checks_what_another_drafts():
             lambda: run(net(), (llama_files.tiny(vocabulary=9), other_words())),
             "draft: logits of 9 tokens; must be of the network's 96",
         ),
+        (
+            lambda: run(js.code_cache(4, latest=2)(net()), draft(0)),
+            "cache: has 3 whole numbers; must have one, its length",
+        ),
+        (
+            lambda: run(net(), (draft(0)[0], js.code_cache(4, latest=2)(draft(0)[1]))),
+            "draft_cache: has 3 whole numbers",
+        ),
         (lambda: with_layers(MODEL, llama_files.params(MODEL), []), "keep=[]"),
         (lambda: with_layers(MODEL, llama_files.params(MODEL), [0, 0]), "keep=[0, 0]"),
         (lambda: with_layers(MODEL, llama_files.params(MODEL), [3]), "keep=3"),

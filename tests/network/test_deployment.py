@@ -150,6 +150,12 @@ def test_settings_that_only_writing_reads_are_not_held(tmp_path):
         again = js.load(tmp_path / name, coded)
         assert again.nbytes == chip.nbytes
         np.testing.assert_array_equal(call(again, x), call(whole, x))
+    slopes = [
+        jax.grad(lambda net, x: jnp.sum(net(x) ** 2), (0, 1), allow_int=True)(net, x)
+        for net in (whole, chip)
+    ]
+    np.testing.assert_array_equal(slopes[0][1], slopes[1][1])
+    assert np.isfinite(slopes[1][1]).all()
     wide = [js.widen_ranges(net, 3 * x) for net in (whole, chip)]
     np.testing.assert_array_equal(call(wide[0], x), call(wide[1], x))
     assert call._cache_size() == 2

@@ -130,6 +130,13 @@ def test_a_cache_takes_the_bits_of_its_format():
     assert after.keys.shape == cache.keys.shape
 
 
+def test_a_cache_by_its_name_is_coded_too():
+    chip = js.code_cache(4, latest=2)(net())
+    place, name = call(chip, IDS, MODEL.cache(2, 14)), chip(IDS, cache=MODEL.cache(2, 14))
+    assert isinstance(name[1].keys, CodedLeaf)
+    np.testing.assert_allclose(name[0], place[0], rtol=1e-5, atol=1e-5)
+
+
 def test_it_composes_and_compiles_once():
     chip = js.deploy(js.compose(js.quantize(8, None), js.code_cache(4, latest=2))(net()))
     other = js.deploy(js.compose(js.code_cache(4, latest=2), js.quantize(8, None))(net()))

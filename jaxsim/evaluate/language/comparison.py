@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Array, Key
 
 from jaxsim.console.table import render, si
+from jaxsim.evaluate.comparison import named_networks
 from jaxsim.evaluate.language.estimate import Estimate, agreement, perplexity
 from jaxsim.evaluate.language.scores import Scores, score
 from jaxsim.evaluate.language.window import Reader, checked_rows
@@ -131,12 +132,8 @@ def compare(
       >>> [row.name for row in found.rows], abs(found.rows[1].ratio.value - 1) < 0.01
       (['reference', '8 bits'], True)
     """
-    if isinstance(networks, Network):
-        networks = {"transformed": networks}
-    if not isinstance(networks, Mapping) or "reference" in networks:
-        raise ValueError("networks: must be a network, or a dict without the name 'reference'")
     rows, first = list[LanguageRow](), None
-    for i, (name, net) in enumerate({"reference": reference, **networks}.items()):
+    for i, (name, net) in enumerate(named_networks(reference, networks).items()):
         folder = None if checkpoints is None else Path(checkpoints).expanduser() / str(i)
         scores = score(
             net,

@@ -17,6 +17,7 @@ from jaxsim.evaluate.language.window import (
     logits_and_cache,
     vocabulary_of,
 )
+from jaxsim.network.leaves import is_whole_number
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import checked_int
 
@@ -73,8 +74,8 @@ def speculate(
       key: Random key for cores that draw at every call.
 
     Raises:
-      ValueError: As `generate` raises; networks of different vocabularies, or a cache without one
-        whole number.
+      ValueError: As `generate` raises; networks of different vocabularies, or one that returns a
+        cache without one whole number, such as that of `js.code_cache`.
 
     Examples:
       >>> import jax
@@ -101,8 +102,6 @@ def speculate(
         raise ValueError(f"draft: logits of {other} tokens; must be of the network's {V}")
     rows = in_vocabulary("prompt", rows, V)
     last = -1 if end is None else checked_int("end", end, 0, V - 1)
-    for name, held in (("cache", cache), ("draft_cache", draft_cache)):
-        _check_length(name, held)
     written, made, checks, finite = _speculate(
         net, draft, jnp.asarray(rows), cache, draft_cache, last, key, count=steps, ahead=k
     )
@@ -173,6 +172,9 @@ def _speculate(
 
     first, cache, finite = call(net, 2 * count, prompt, cache)
     _, draft_cache, fine = call(draft, 2 * count + 1, prompt, draft_cache)
+    # A network may return another form of cache than it was given, such as one in codes.
+    _check_length("cache", cache)
+    _check_length("draft_cache", draft_cache)
     first = first[:, -1:]
     written = jnp.full((B, count + ahead + 1), end, jnp.int32).at[:, :1].set(first)
     state = (
@@ -193,16 +195,12 @@ def _with_end(said: Array, ended: Array, end: Array) -> tuple[Array, Array]:
     return jnp.where(ended_at, end, said), ended_at
 
 
-def _is_length(leaf: Any) -> bool:
-    return jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
-
-
 def _set_back(cache: Any, by: Array) -> Any:
     """A cache of fewer tokens; what lies behind them is written over."""
-    return jax.tree.map(lambda leaf: leaf - by if _is_length(leaf) else leaf, cache)
+    return jax.tree.map(lambda leaf: leaf - by if is_whole_number(leaf) else leaf, cache)
 
 
 def _check_length(name: str, cache: Any) -> None:
-    found = sum(map(_is_length, jax.tree.leaves(cache)))
+    found = sum(map(is_whole_number, jax.tree.leaves(cache)))
     if found != 1:
         raise ValueError(f"{name}: has {found} whole numbers; must have one, its length")
