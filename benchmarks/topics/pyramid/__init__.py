@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.common.parts import run_parts
 from benchmarks.common.texts import DATA
-from benchmarks.topics.pyramid import accuracy, check, flops, int8, timing
+from benchmarks.topics.pyramid import accuracy, check, flops, int8, lengths, timing
 from benchmarks.topics.pyramid.settings import PyramidSettings
 
 SHORT = ("--only flops", "--only accuracy --data sst2 --seeds 1 --texts 64")
@@ -17,6 +17,7 @@ def main(args: list[str]) -> None:
         "flops": flops.flops,
         "check": check.check,
         "accuracy": accuracy.accuracy,
+        "lengths": lengths.lengths,
         "timing": timing.timing,
         "int8": int8.int8,
     }

@@ -13,25 +13,19 @@ from benchmarks.topics.pyramid.sweeps import (
     ALL,
     FAMILIES,
     LOSSES,
+    all_sweeps,
     at_setting,
     chosen_setting,
-    sweeps_of,
 )
-from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.staged.speed import Speed
 
 
 def accuracy(settings: PyramidSettings) -> None:
     """Test accuracy beside FLOPs: both, exit alone, pruning alone."""
-    log = ScoreCache(settings.log)
-    found = {
-        (seed, name): sweeps_of(log, settings, name, seed)
-        for seed in range(settings.seeds)
-        for name in data_sets(settings)
-    }
+    found = all_sweeps(settings)
     tables: list[Table] = []
     for name in data_sets(settings):
-        sweeps = [found[seed, name] for seed in range(settings.seeds)]
+        sweeps = found[name]
         whole = [at_setting(s["exits test"], *ALL) for s in sweeps]
         reached = mean_and_error(100 * np.array([w.accuracy for w in whole]))
         rows: list[list[Any]] = [["nothing", "", reached, "", "1", f"{whole[0].layer:.2f}"]]

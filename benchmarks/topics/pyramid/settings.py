@@ -8,16 +8,16 @@ from typing import Literal
 
 from benchmarks.common.settings import CACHE, Checkpointed, Timed
 
-NAMES = {"ag": "AG News", "sst2": "SST-2"}
+NAMES = {"ag": "AG News", "sst2": "SST-2", "joined": "AG News, joined"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PyramidSettings(Timed, Checkpointed):
     """Settings of the run."""
 
-    only: Literal["all", "flops", "check", "accuracy", "timing", "int8"] = "all"
+    only: Literal["all", "flops", "check", "accuracy", "lengths", "timing", "int8"] = "all"
     """Which part."""
-    data: Literal["both", "ag", "sst2"] = "both"
+    data: Literal["all", "ag", "sst2", "joined"] = "all"
     """Which texts to learn."""
     runs: int = 7
     rows: int = 512
@@ -29,4 +29,4 @@ class PyramidSettings(Timed, Checkpointed):
 
 
 def data_sets(settings: PyramidSettings) -> tuple[str, ...]:
-    return ("ag", "sst2") if settings.data == "both" else (settings.data,)
+    return tuple(NAMES) if settings.data == "all" else (settings.data,)

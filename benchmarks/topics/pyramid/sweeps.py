@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.common.texts import Part, corpus_of
 from benchmarks.topics.pyramid.networks import network
-from benchmarks.topics.pyramid.settings import PyramidSettings
+from benchmarks.topics.pyramid.settings import PyramidSettings, data_sets
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.staged.network import Staged
 from jaxsim.staged.speed import Speed, at_speed, fastest, sweep
@@ -28,33 +28,66 @@ FAMILIES: dict[str, tuple[str, Callable[[Speed], bool]]] = {
 """Which network, and which of its settings."""
 
 
+QUARTERS = 4
+"""Parts of the rows, from the shortest to the longest."""
+
+
+def all_sweeps(settings: PyramidSettings) -> dict[str, list[dict[str, list[Speed]]]]:
+    """Sweeps of each seed by data set; the first seed of all sets comes first."""
+    log = ScoreCache(settings.log)
+    names = data_sets(settings)
+    found: dict[str, list[dict[str, list[Speed]]]] = {name: [] for name in names}
+    for seed in range(settings.seeds):
+        for name in names:
+            found[name].append(sweeps_of(log, settings, name, seed))
+    return found
+
+
 def sweeps_of(
     log: ScoreCache, settings: PyramidSettings, name: str, seed: int
 ) -> dict[str, list[Speed]]:
-    """Sweeps of one seed on validation and test rows: {"validation": …, "test": …} by network."""
+    """Sweeps of one seed on validation and test rows: {"exits test": …} by network and rows.
+
+    Each also of its quarters by length: {"exits test 0": …} of the shortest.
+    """
     found: dict[str, list[Speed]] = {}
     for kind in ("exits", "pyramid"):
         for part in ("validation", "test"):
+            rows: Part = getattr(corpus_of(name, settings.texts), part)
+            quarters = np.array_split(np.argsort(rows.lengths, kind="stable"), QUARTERS)
+            each: list[list[Speed]] = []
+            for i, places in enumerate(quarters):
 
-            def measure(kind: str = kind, part: str = part) -> Any:
-                net = network(settings, name, seed, kind)
-                rows: Part = getattr(corpus_of(name, settings.texts), part)
-                scales = SCALES if kind == "pyramid" else (0.0,)
-                ids, lengths, labels = rows
-                settings_of = {"scales": scales, "thresholds": THRESHOLDS}
-                return [list(s) for s in sweep(net, (ids, lengths), labels, **settings_of)]
+                def measure(
+                    kind: str = kind, rows: Part = rows, places: np.ndarray = places
+                ) -> Any:
+                    net = network(settings, name, seed, kind)
+                    scales = SCALES if kind == "pyramid" else (0.0,)
+                    ids, lengths, labels = (column[places] for column in rows)
+                    settings_of = {"scales": scales, "thresholds": THRESHOLDS}
+                    return [list(s) for s in sweep(net, (ids, lengths), labels, **settings_of)]
 
-            made = log.get(f"{name} {seed} {kind} {part}", measure)
-            found[f"{kind} {part}"] = [Speed(*values) for values in made]
+                made = log.get(f"{name} {seed} {kind} {part} {i}", measure)
+                each.append([Speed(*values) for values in made])
+                found[f"{kind} {part} {i}"] = each[-1]
+            weights = [len(places) for places in quarters]
+            found[f"{kind} {part}"] = [
+                Speed(*same[0][:2], *np.average([s[2:] for s in same], 0, weights).tolist())
+                for same in zip(*each, strict=True)
+            ]
     return found
 
 
 def chosen_setting(
-    sweeps: list[dict[str, list[Speed]]], kind: str, fits: Any, loss: float
+    sweeps: list[dict[str, list[Speed]]], kind: str, fits: Any, loss: float, rows: str = ""
 ) -> tuple[float, float]:
-    """The scale and the threshold that validation rows choose, means over seeds."""
-    whole = np.mean([at_setting(s["exits validation"], *ALL).accuracy for s in sweeps])
-    columns = zip(*(s[f"{kind} validation"] for s in sweeps), strict=True)
+    """The scale and the threshold that validation rows choose, means over seeds.
+
+    `rows` names a quarter of them, " 0" to " 3".
+    """
+    shown = f"validation{rows}"
+    whole = np.mean([at_setting(s[f"exits {shown}"], *ALL).accuracy for s in sweeps])
+    columns = zip(*(s[f"{kind} {shown}"] for s in sweeps), strict=True)
     # Of equal numbers the mean need not be that number.
     means = [Speed(*column[0][:2], *np.mean(column, 0)[2:].tolist()) for column in columns]
     candidates = [s for s in means if fits(s)]

@@ -34,10 +34,10 @@ def timing(settings: PyramidSettings) -> None:
         whole = functools.partial(_whole, base_network(pyramid))
         nets = {"pyramid that leaves out nothing": zero, **nets}
         ids, lengths = rows.ids, rows.lengths
-        longest = np.full_like(lengths, 128)
+        longest = np.full_like(lengths, ids.shape[1])
         runs: dict[str, Callable[[], Any]] = {
             "whole, sorted by length": functools.partial(like_lengths, whole, ids, lengths),
-            "whole, padded to 128": functools.partial(like_lengths, whole, ids, longest),
+            "whole, padded to the longest": functools.partial(like_lengths, whole, ids, longest),
             **{family: functools.partial(net.run, ids, lengths) for family, net in nets.items()},
         }
         before = count_programs()
