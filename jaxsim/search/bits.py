@@ -22,6 +22,7 @@ from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, require_network, rules
 from jaxsim.network.writer import write_states
 from jaxsim.numerics.checks import check_range, checked_int
+from jaxsim.search.allocation import allocate
 from jaxsim.transforms.quantize import quantize
 
 
@@ -206,33 +207,15 @@ def assign_bits(
       >>> found.bits, found.loss, round(found.cost, 6)
       ({'a': 8, 'b': 2}, 1.0, 5.0)
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     if weigh not in ("weights", "macs"):
         raise ValueError(f"weigh={weigh!r}: must be 'weights' or 'macs'")
     check_range("mean_bits", mean_bits, min(sensitivity.bits))
     size = getattr(sensitivity, weigh).astype(float)
-    S, B = sensitivity.loss.shape
-    cost = (size[:, None] * np.asarray(sensitivity.bits) / size.sum()).ravel()
-    once = np.kron(np.eye(S), np.ones(B))
-    # The solver's tolerances are absolute: losses of one size keep them harmless.
-    most = max(np.abs(sensitivity.loss).max(), np.finfo(float).tiny)
-    found = milp(
-        sensitivity.loss.ravel() / most,
-        constraints=[
-            LinearConstraint(once, 1, 1),
-            LinearConstraint(cost[None], -np.inf, float(mean_bits)),
-        ],
-        integrality=np.ones(S * B),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
-    )
-    if found.x is None:
-        raise ValueError(f"mean_bits={mean_bits}: {found.message}")
-    chosen = np.round(found.x).reshape(S, B).argmax(1)
+    cost = size[:, None] * np.asarray(sensitivity.bits) / size.sum()
+    chosen = allocate(sensitivity.loss, {"mean_bits": cost}, {"mean_bits": float(mean_bits)})
     bits = {name: sensitivity.bits[b] for name, b in zip(sensitivity.sites, chosen, strict=True)}
-    at = (np.arange(S), chosen)
-    return Assignment(bits, float(sensitivity.loss[at].sum()), float(cost.reshape(S, B)[at].sum()))
+    at = (np.arange(len(size)), chosen)
+    return Assignment(bits, float(sensitivity.loss[at].sum()), float(cost[at].sum()))
 
 
 def rounding_errors(net: Network, bits: Sequence[int]) -> dict[str, Float[np.ndarray, " bits"]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from jaxsim.checkpoint.log import ScoreCache, run_digest
 from jaxsim.checkpoint.save_load import describe
@@ -18,6 +18,7 @@ from jaxsim.inputs.batches import batches, one_batch
 from jaxsim.network.deployment import deploy
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range
+from jaxsim.search.allocation import allocate
 from jaxsim.search.config import Choice, Config, configs, configure
 from jaxsim.search.sensitivity import site_sensitivity
 
@@ -267,7 +268,8 @@ def _bisect_budget(
     for step in range(steps if low < high else 0):
         advance(f"layers: K={K}, step {step + 1} of {steps}")
         budget = (low + high) / 2
-        picked = assign(errors[:, of_k], table.energy[:, of_k], budget)
+        spent = {"energy": table.energy[:, of_k]}
+        picked = allocate(errors[:, of_k], spent, {"energy": budget})
         choice = choose(of_k[c] for c in picked)
         if choice.accuracy >= accuracy:
             found.append(choice)
@@ -291,44 +293,6 @@ def _summarize(
         tried=tried,
         evaluations=1 + len(tried),
     )
-
-
-def assign(
-    errors: Float[np.ndarray, "sites options"],
-    cost: Float[np.ndarray, "sites options"],
-    budget: float,
-) -> Int[np.ndarray, " sites"]:
-    """Chooses for each site the options of least summed error within a summed cost, exactly.
-
-    Args:
-      errors: Error of each option at each site, at least 0.
-      cost: Cost of each, in any unit.
-      budget: Cost that may be spent, in the same unit.
-
-    Returns:
-      The number of the option of each site.
-
-    Raises:
-      ValueError: No choice is within the budget.
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    sites, options = errors.shape
-    one_each = np.kron(np.eye(sites), np.ones(options))
-    scale = cost.max()  # the solver's tolerances are absolute
-    result = milp(
-        errors.ravel() / max(errors.max(), 1e-30),
-        integrality=np.ones(sites * options),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(cost.reshape(1, -1) / scale, -np.inf, budget / scale),
-        ],
-        options={"mip_rel_gap": 0.0},
-    )
-    if result.x is None:
-        raise ValueError(f"budget={budget}: the cheapest choice costs {cost.min(1).sum()}")
-    return result.x.reshape(sites, options).argmax(1)
 
 
 def _model_sites(

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -20,6 +19,7 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.deployment import deploy
 from jaxsim.network.network import Network
 from jaxsim.search.config import Config, configure
+from jaxsim.search.output_errors import flat_outputs
 
 
 def site_sensitivity(
@@ -105,12 +105,5 @@ def with_error(core: Core, *, reference: tuple[Wrapper, ...]) -> Core:
     return Core(write, calibrate, read)
 
 
-@jax.jit
-def _flat_outputs(net: Network, arguments: Partitioned) -> Array:
-    args, kwargs = arguments.combine()
-    leaves = jax.tree.leaves(net(*args, **kwargs))
-    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves])
-
-
 def _outputs(net: Network, calls: Sequence[Partitioned]) -> Float[np.ndarray, " n"]:
-    return np.concatenate([_flat_outputs(net, arguments) for arguments in calls])
+    return np.concatenate([flat_outputs(net, arguments, None) for arguments in calls])

@@ -34,10 +34,22 @@ def at_sites(net: Network, sites: Iterable[Site], before: Masks) -> Network:
     moving = [s for s in sites if not names.issuperset(s.shared) or _corrections(net, s)]
     # A parameter that one of its sites reads through a core is left to the cores of all of them.
     parts = {part for s in moving for part in s.parts}
-    moving = [s for s in sites if not parts.isdisjoint(s.parts)]
+    return moved_to_sites(net, [s for s in sites if not parts.isdisjoint(s.parts)], before)
+
+
+def moved_to_sites(net: Network, sites: Iterable[Site], before: Masks) -> Network:
+    """A network in which the masks of some sites' parameters stand at these sites.
+
+    Args:
+      net: With masks of parameters.
+      sites: Those the masks are moved to; those without stay as they are.
+      before: Masks of parameters that were there already, which they keep.
+    """
+    moving = [s for s in sites if any(part in net.masks for part in s.parts)]
     if not moving:
         return net
     weights = _weights(net, net.masks, moving)
+    parts = {part for s in moving for part in s.parts}
     cores = dict(net.cores)
     for site in moving:
         chain, place = cores.get(site.name, ()), _corrections(net, site)

@@ -1,5 +1,3 @@
-import itertools
-
 import flax.linen as nn
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from jaxsim.search.blocks import (
     _drop_expensive,
     _summarize,
     _Table,
-    assign,
     pareto_fronts,
     search_blocked,
 )
@@ -51,27 +48,6 @@ def found(expected):
     compiled = run._cache_size()
     result = search_blocked(eight(), X, evaluate, drop=0.2, candidates=FEW, quiet=True)
     return result, len(calls), run._cache_size() - compiled
-
-
-def test_the_assignment_is_the_best_of_all():
-    """Against every assignment of 4 options to 5 sites."""
-    for seed in range(10):
-        rng = np.random.default_rng(seed)
-        harm, cost = rng.exponential(size=(2, 5, 4))
-        budget = cost.min(1).sum() + rng.uniform(0, 3)
-        best = min(
-            sum(harm[range(5), choice])
-            for choice in itertools.product(range(4), repeat=5)
-            if sum(cost[range(5), choice]) <= budget
-        )
-        chosen = assign(harm, cost, budget)
-        assert cost[range(5), chosen].sum() <= budget * (1 + 1e-9)
-        assert harm[range(5), chosen].sum() == pytest.approx(best, rel=1e-9)
-
-
-def test_no_assignment_below_the_cheapest():
-    with pytest.raises(ValueError, match=r"budget=1\.5: the cheapest choice costs 2\.0"):
-        assign(np.ones((2, 3)), np.ones((2, 3)), 1.5)
 
 
 def test_candidates_are_every_choice_of_both_operands():
@@ -221,17 +197,6 @@ def test_sensitivity_at_one_site_grows_with_the_error_there():
 
 def _first_layer():
     return {"params": {"kernel": cnn().params["Conv_0"]["kernel"]}}
-
-
-def test_the_best_assignment_is_not_the_greedy_one():
-    """Of 10 to spend: the dear option of the first site gains most and leaves nothing."""
-    errors = np.array([[9.0, 4.0, 0.0], [9.0, 1.0, 0.5], [9.0, 1.0, 0.5]])
-    cost = np.array([[1.0, 4.0, 8.0], [1.0, 3.0, 4.0], [1.0, 3.0, 4.0]])
-    assert assign(errors, cost, 10).tolist() == [1, 1, 1]
-    assert assign(errors * 1e-9, cost * 1e9, 10e9).tolist() == [1, 1, 1]
-    assert assign(0 * errors, cost, 3).tolist() == [0, 0, 0]  # the last of the budget
-    with pytest.raises(ValueError, match=r"budget=2\.9: the cheapest choice costs 3\.0"):
-        assign(errors, cost, 2.9)
 
 
 DEAR, CHEAP = Config(3, 2, 2, ("static", "static")), Config(4, 1, 1, ("static", "static"))
