@@ -20,6 +20,7 @@ from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range
 from jaxsim.search.allocation import allocate
 from jaxsim.search.config import Choice, Config, configs, configure
+from jaxsim.search.front import is_non_dominated
 from jaxsim.search.sensitivity import site_sensitivity
 
 
@@ -284,7 +285,7 @@ def _summarize(
 ) -> Search:
     """The result of a search from all choices that were evaluated."""
     points = np.array([[c.energy, -c.accuracy] for c in tried])
-    pareto = [c for i, c in enumerate(tried) if _is_non_dominated(points, i)]
+    pareto = [c for i, c in enumerate(tried) if is_non_dominated(points, i)]
     return Search(
         exact=exact,
         network=network,
@@ -333,17 +334,10 @@ def pareto_fronts(points: Float[np.ndarray, "n 2"]) -> list[int]:
     Returns:
       Their indices, in order of the first cost.
     """
-    first = [i for i in range(len(points)) if _is_non_dominated(points, i)]
+    first = [i for i in range(len(points)) if is_non_dominated(points, i)]
     rest = [i for i in range(len(points)) if i not in first]
-    second = [i for j, i in enumerate(rest) if _is_non_dominated(points[rest], j)]
+    second = [i for j, i in enumerate(rest) if is_non_dominated(points[rest], j)]
     return sorted(first + second, key=lambda i: points[i, 0])
-
-
-def _is_non_dominated(points: Float[np.ndarray, "n 2"], i: int) -> bool:
-    """Whether no other point is at least as low in both, and lower or earlier in one."""
-    at_least = (points <= points[i]).all(1)
-    better = (points < points[i]).any(1) | (np.arange(len(points)) < i)
-    return not np.any(at_least & better)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import Bool
 
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
@@ -60,6 +62,10 @@ class Fit(NamedTuple):
     options: tuple[str, ...]
     refused: dict[tuple[str, str], str]
     fits: tuple[frozenset[str], ...]
+
+    def table(self) -> Bool[np.ndarray, "places options"]:
+        """Tells for each place and option whether it can be chosen."""
+        return np.array([[name in fits for name in self.options] for fits in self.fits])
 
 
 class _OtherModelError(ValueError):
@@ -119,7 +125,7 @@ def fit_options(net: Network, options: Mapping[str, Option]) -> Fit:
     fits: dict[str, set[str]] = {place.name: set() for place in places}
     refused: dict[tuple[str, str], str] = {}
     for name, option in options.items():
-        meant = {site.name for site in net.select(option.sites, lookups=option.sites == "*")}
+        meant = _meant(net, option)
         here = [place for place in places if not meant.isdisjoint(place.sites)]
         for place, why in zip(here, _refusals(net, name, option, here, meant), strict=True):
             if why:
@@ -146,11 +152,31 @@ def apply_options(
     """
     made = net
     for name, option in options.items():
-        sites = [s for place, chosen in by_place.items() if chosen == name for s in place.sites]
+        sites = option_sites(net, option, by_place, name)
         if sites and option.transform is not None:
-            meant = {s.name for s in net.select(option.sites, lookups=option.sites == "*")}
-            made = _applied(made, option.transform, [s for s in sites if s in meant])
+            made = _applied(made, option.transform, sites)
     return made
+
+
+def option_sites(
+    net: Network, option: Option, by_place: Mapping[Place, str], name: str
+) -> tuple[str, ...]:
+    """Lists the sites that an option changes where it is chosen.
+
+    Args:
+      net: Network, not deployed.
+      option: The option.
+      by_place: Name of an option by place.
+      name: Name of this one.
+    """
+    meant = _meant(net, option)
+    return tuple(
+        site
+        for place, chosen in by_place.items()
+        if chosen == name
+        for site in place.sites
+        if site in meant
+    )
 
 
 def site_parts(options: Mapping[str, Option], by_place: Mapping[Place, str]) -> dict[str, str]:
@@ -166,6 +192,11 @@ def site_parts(options: Mapping[str, Option], by_place: Mapping[Place, str]) -> 
         for site in place.sites
         if (part := options[name].part) is not None
     }
+
+
+def _meant(net: Network, option: Option) -> set[str]:
+    """The sites that an option's patterns name, of "*" lookups too."""
+    return {site.name for site in net.select(option.sites, lookups=option.sites == "*")}
 
 
 def _applied(net: Network, transform: Transform, sites: Sequence[str]) -> Network:

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxsim.search.allocation import Shares, allocate, total_cost
+from jaxsim.search.allocation import allocate
 
 PLACES = range(5)
 
@@ -69,27 +69,3 @@ def test_limits_that_nothing_meets_say_the_least():
         allocate(np.zeros((1, 2)), either, {"energy": 2.0, "area": 2.0})
     with pytest.raises(ValueError, match="place 1 has no option"):
         allocate(np.array([[1.0], [np.inf]]), {}, {})
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_a_part_is_paid_once_however_many_places_use_it(seed):
-    """Against all 1024 choices: three parts, the third of which only one option needs."""
-    rng = np.random.default_rng(seed)
-    errors, area = rng.exponential(size=(2, 5, 4))
-    shares = Shares(np.tile([0, 1, 1, 2], (5, 1)), {"area": np.array([1.0, 4.0, 0.5])})
-
-    def total(choice):
-        used = set(shares.parts[PLACES, choice])
-        return area[PLACES, choice].sum() + sum(shares.costs["area"][k] for k in used)
-
-    every = list(itertools.product(range(4), repeat=5))
-    least = min(map(total, every))
-    most = least + rng.uniform(0, 4)
-    chosen = allocate(errors, {"area": area}, {"area": most}, shares)
-    assert total(chosen) <= most * (1 + 1e-6)
-    assert total_cost(chosen, area, shares, "area") == pytest.approx(total(chosen))
-    best = min(errors[PLACES, c].sum() for c in every if total(c) <= most)
-    assert errors[PLACES, chosen].sum() == pytest.approx(best, rel=1e-9)
-    with pytest.raises(ValueError, match="the cheapest choice costs") as refused:
-        allocate(errors, {"area": area}, {"area": 0.9 * least}, shares)
-    assert float(str(refused.value).split()[-1]) == pytest.approx(least, rel=1e-4)

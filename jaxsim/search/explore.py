@@ -1,0 +1,479 @@
+"""Exploration: which hardware each site should have, by modeled cost and measured accuracy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jaxsim.accelerators.accelerator import Accelerator
+from jaxsim.accelerators.estimate import estimate
+from jaxsim.checkpoint.log import ScoreCache, run_digest
+from jaxsim.checkpoint.save_load import describe
+from jaxsim.inputs.batches import batches, one_batch
+from jaxsim.network.arguments import check_key
+from jaxsim.network.deployment import deploy
+from jaxsim.network.network import Network
+from jaxsim.network.transform import Transform
+from jaxsim.numerics.checks import check_range, checked_int
+from jaxsim.search.allocation import allocate
+from jaxsim.search.front import Front, Point, non_dominated
+from jaxsim.search.options import (
+    Fit,
+    Option,
+    Place,
+    apply_options,
+    fit_options,
+    named_options,
+    site_parts,
+)
+from jaxsim.search.output_errors import OutputErrors
+from jaxsim.search.part_costs import PartCosts, part_costs
+
+Quantity = Literal["energy", "latency", "area"]
+"""What a choice spends."""
+
+Proposer = Literal["uniform", "program", "greedy", "random"]
+"""What proposes choices to evaluate."""
+
+
+def explore(
+    net: Network,
+    accelerator: Accelerator,
+    options: Mapping[str, Transform | Option | None],
+    calibrate: Any,
+    evaluate: Callable[[Network], float],
+    *,
+    minimize: Quantity = "energy",
+    limits: Mapping[Quantity, float] | None = None,
+    drop: float = 0.01,
+    points: int = 6,
+    steps: int = 4,
+    baselines: Sequence[Literal["greedy", "random"]] = (),
+    draws: int = 1,
+    key: Key[Array, ""] | None = None,
+    executor: Executor | None = None,
+    log: str | Path | None = None,
+    quiet: bool = False,
+) -> Front:
+    """Finds what each site of a network should become on an accelerator.
+
+    1. The error that each option makes at the outputs when one place alone becomes it is measured
+       on the calibration inputs, by one program an option.
+    2. Each option at all places is evaluated, or where it does not fit the option of least error.
+    3. For budgets from the cheapest choice to the one of least error, an integer program chooses an
+       option for each place, the least summed error within the budget and the limits; each choice
+       is evaluated.
+    4. Bisection on the budget, with real evaluations, finds the cheapest choice that loses at most
+       `drop`.
+
+    Sites that share a parameter are one place. An option is applied once to all its places, so
+    pruning by a global distribution sees them together.
+
+    Args:
+      net: Network to explore, not deployed; transforms that it has already stay.
+      accelerator: Hardware that runs it.
+      options: What may become of a site, by name: a transform of cores and masks, an `Option` that
+        names sites and a part of the accelerator, or None for what is left as it is.
+      calibrate: Inputs that set ranges and on which errors are measured, as `deploy` takes them;
+        batches are kept in memory.
+      evaluate: Measures the accuracy of a deployed network, on data that is not reported.
+      minimize: What budgets are of.
+      limits: Most that a choice may spend, by name: energy in pJ, latency in s, area in mm².
+      drop: Accuracy that may be lost, in the units of `evaluate`, at least 0.
+      points: Number of budgets, spaced evenly by their logarithm, at least 2.
+      steps: Bisection steps, at least 0.
+      baselines: Other ways to choose within the same budgets, for comparison: "greedy" takes away
+        accuracy where it saves most, "random" draws a choice for each.
+      draws: How often weights are written anew, with other keys, for each error and accuracy, at
+        least 1; more than 1 needs `key`.
+      key: Random key for options that draw, and for random choices.
+      executor: Where evaluations that do not wait for one another run at once, such as that of a
+        cluster; None for here, one by one. It has to be able to send `evaluate` away.
+      log: File of scores to write to and resume from; of this exploration only.
+      quiet: Show no progress bar.
+
+    Returns:
+      The points found, with the errors and costs that they were chosen by.
+
+    Raises:
+      ValueError: An argument out of range, an option that fits nowhere or that no part runs, limits
+        that nothing meets, or another exploration's log.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.linspace(-1, 1, 32).reshape(8, 4)
+      >>> params = {"a": jnp.linspace(-1, 1, 16).reshape(4, 4), "b": jnp.eye(4)}
+      >>> net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, x)
+      >>> front = js.explore(
+      ...     net,
+      ...     js.accelerators.systolic_45nm(),
+      ...     {"8": js.quantize(8, 8), "4": js.quantize(4, 8), "2": js.quantize(2, 8)},
+      ...     x,
+      ...     lambda chip: -float(jnp.abs(chip(x) - net(x)).max()),
+      ...     drop=0.05,
+      ...     points=2,
+      ...     quiet=True,
+      ... )
+      >>> front.within(0.05).accuracy >= -0.05
+      True
+    """
+    named = named_options(options)
+    _check_settings(minimize, limits or {}, drop, points, steps, draws, key)
+    inputs = calibrate if one_batch(calibrate) else list(batches(calibrate, "calibrate"))
+    fit = fit_options(net, named)
+    scores = _open_scores(log, net, named, fit, inputs, (draws, _key_data(key)))
+    costs = part_costs(net, accelerator, named, fit)
+    keys = [None] if key is None else [jax.random.fold_in(key, i) for i in range(draws)]
+    steps_to_show = len(keys) * sum(map(len, fit.fits))
+    steps_to_show += len(named) + points * (1 + len(baselines)) + steps
+    with _progress(steps_to_show, quiet) as advance:
+        errors = _measure_errors(scores, net, named, fit, inputs, keys, advance)
+        search = _Exploration(
+            _Setting(net, named, fit.places, inputs, evaluate, tuple(keys)),
+            accelerator,
+            costs,
+            np.where(costs.fit.table(), errors, np.inf),
+            {name: most - costs.fixed[name] for name, most in (limits or {}).items()},
+            minimize,
+            scores,
+            executor,
+            advance,
+        )
+        exact = scores.get("exact", lambda: float(evaluate(net)))
+        search.try_all(search.uniform(fit.options), "uniform")
+        budgets = search.budgets(points)
+        search.try_all([search.program(b) for b in budgets], "program")
+        if "greedy" in baselines:
+            search.try_all([search.greedy(b) for b in budgets], "greedy")
+        if "random" in baselines:
+            rng = np.random.default_rng(np.asarray(_key_data(key) or 0, np.uint32))
+            search.try_all([search.random(b, rng) for b in budgets], "random")
+        search.bisect(budgets, exact - drop, steps)
+    return _front(search, net, named, costs.fit, exact)
+
+
+class _Setting(NamedTuple):
+    """What an evaluation needs to know beside the choice."""
+
+    net: Network
+    options: dict[str, Option]
+    places: tuple[Place, ...]
+    inputs: Any
+    evaluate: Callable[[Network], float]
+    keys: tuple[Any, ...]
+
+
+def _accuracies(setting: _Setting, names: tuple[str, ...]) -> list[float]:
+    """The accuracy of a choice by draw."""
+    made = apply_options(
+        setting.net, setting.options, dict(zip(setting.places, names, strict=True))
+    )
+    if not made.cores:
+        return [float(setting.evaluate(made))] * len(setting.keys)
+    return [
+        float(setting.evaluate(deploy(made, calibrate=setting.inputs, key=key)))
+        for key in setting.keys
+    ]
+
+
+class _Exploration:
+    """Proposes choices and evaluates each of them once."""
+
+    def __init__(
+        self,
+        setting: _Setting,
+        accelerator: Accelerator,
+        costs: PartCosts,
+        errors: Float[np.ndarray, "places options"],
+        limits: Mapping[str, float],
+        minimize: str,
+        scores: ScoreCache,
+        executor: Executor | None,
+        advance: Callable[[str], None],
+    ):
+        """Has evaluated none."""
+        self.setting, self.accelerator, self.costs = setting, accelerator, costs
+        self.errors, self.limits, self.minimize = errors, limits, minimize
+        self.scores, self.executor, self.advance = scores, executor, advance
+        self.options = tuple(setting.options)
+        self.tried: dict[tuple[int, ...], Point] = {}
+        least = allocate(errors, costs.spent, limits)
+        self.least = tuple(least.tolist())
+
+    def cost(self, choice: Sequence[int]) -> float:
+        """What the sites of a choice spend of what is minimized."""
+        return self._total(choice, self.minimize)
+
+    def meets(self, choice: Sequence[int], limits: Mapping[str, float]) -> bool:
+        """Whether a choice can be made and keeps to limits."""
+        chosen = np.asarray(choice)
+        if not np.isfinite(self.errors[np.arange(len(chosen)), chosen]).all():
+            return False
+        return all(self._total(choice, name) <= most * (1 + 1e-9) for name, most in limits.items())
+
+    def uniform(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """Each option at all places that it fits, the best other one elsewhere."""
+        found: list[tuple[int, ...]] = []
+        for o in range(len(options)):
+            fits = np.isfinite(self.errors[:, o])
+            choice = tuple(np.where(fits, o, np.argmin(self.errors, 1)).tolist())
+            if self.meets(choice, self.limits):
+                found.append(choice)
+        return found
+
+    def budgets(self, points: int) -> list[float]:
+        """Budgets from the cheapest choice to that of least error."""
+        spent = np.where(np.isfinite(self.errors), self.costs.spent[self.minimize], np.inf)
+        cheapest = allocate(spent, self.costs.spent, self.limits)
+        low, high = self.cost(cheapest), self.cost(self.least)
+        return np.geomspace(low, max(low, high), points).tolist() if low > 0 else [high]
+
+    def program(self, budget: float) -> tuple[int, ...]:
+        """The choice of least summed error within a budget."""
+        limits = {**self.limits, self.minimize: self._most(budget)}
+        found = allocate(self.errors, self.costs.spent, limits)
+        return tuple(found.tolist())
+
+    def greedy(self, budget: float) -> tuple[int, ...]:
+        """From the choice of least error, the exchange that loses least for what it saves."""
+        choice = list(self.least)
+        while self.cost(choice) > budget * (1 + 1e-9):
+            moves: list[tuple[float, int, int]] = []
+            for place, option in enumerate(choice):
+                for other in np.flatnonzero(np.isfinite(self.errors[place])):
+                    moved = [*choice[:place], int(other), *choice[place + 1 :]]
+                    saved = self.cost(choice) - self.cost(moved)
+                    if saved > 0 and self.meets(moved, self.limits):
+                        lost = self.errors[place, other] - self.errors[place, option]
+                        moves.append((float(lost / saved), place, int(other)))
+            if not moves:
+                break
+            _, place, other = min(moves)
+            choice[place] = other
+        return tuple(choice)
+
+    def random(self, budget: float, rng: np.random.Generator) -> tuple[int, ...]:
+        """A drawn choice, place after place drawn again until the budget holds it."""
+        spent = self.costs.spent[self.minimize]
+        choice = [int(rng.choice(np.flatnonzero(np.isfinite(row)))) for row in self.errors]
+        limits = {**self.limits, self.minimize: budget}
+        order: list[int] = []
+        while not self.meets(choice, limits):
+            if not order:
+                order = rng.permutation(len(choice)).tolist()
+                if all(self._cheapest(p) == choice[p] for p in order):
+                    break
+            place = order.pop()
+            fits = np.flatnonzero(np.isfinite(self.errors[place]))
+            cheaper = fits[spent[place, fits] <= spent[place, choice[place]]]
+            choice[place] = int(rng.choice(cheaper))
+        return tuple(choice)
+
+    def try_all(self, choices: Iterable[tuple[int, ...]], found_by: Proposer) -> list[Point]:
+        """Evaluates choices, at once where there is an executor."""
+        listed = list(choices)
+        new = [c for c in dict.fromkeys(listed) if c not in self.tried]
+        missing = [c for c in new if self._name(c) not in self.scores.scores]
+        waiting: dict[tuple[int, ...], Any] = {}
+        if self.executor is not None:
+            waiting = {
+                c: self.executor.submit(_accuracies, self.setting, self._names(c)) for c in missing
+            }
+        for choice in new:
+            self.advance(f"{found_by}: {len(self.tried) + 1} evaluated")
+
+            def measure(choice: tuple[int, ...] = choice) -> list[float]:
+                if choice in waiting:
+                    return waiting[choice].result()
+                return _accuracies(self.setting, self._names(choice))
+
+            accuracies = np.asarray(self.scores.get(self._name(choice), measure))
+            self.tried[choice] = self._point(choice, accuracies, found_by)
+        return [self.tried[c] for c in listed]
+
+    def bisect(self, budgets: Sequence[float], accuracy: float, steps: int) -> None:
+        """Halves the span of budgets within which choices begin to be accurate enough."""
+        good = [p for p in self.tried.values() if p.accuracy >= accuracy]
+        if not good:
+            return
+        by_cost = {self.cost(c): p.accuracy >= accuracy for c, p in self.tried.items()}
+        high = min(cost for cost, enough in by_cost.items() if enough)
+        low = max((c for c, enough in by_cost.items() if not enough and c < high), default=None)
+        if low is None:
+            return
+        for step in range(steps):
+            self.advance(f"bisection: step {step + 1} of {steps}")
+            budget = (low * high) ** 0.5
+            if budget < min(budgets):
+                return
+            choice = self.program(budget)
+            (point,) = self.try_all([choice], "program")
+            if point.accuracy >= accuracy:
+                high = min(budget, self.cost(choice))
+            else:
+                low = budget
+
+    def _total(self, choice: Sequence[int], name: str) -> float:
+        return float(self.costs.spent[name][np.arange(len(choice)), list(choice)].sum())
+
+    def _cheapest(self, place: int) -> int:
+        spent = np.where(
+            np.isfinite(self.errors[place]), self.costs.spent[self.minimize][place], np.inf
+        )
+        return int(np.argmin(spent))
+
+    def _most(self, budget: float) -> float:
+        """A budget with room for rounding, within the limit of what is minimized."""
+        return min(budget * (1 + 1e-9), self.limits.get(self.minimize, np.inf))
+
+    def _names(self, choice: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.options[o] for o in choice)
+
+    def _name(self, choice: Sequence[int]) -> str:
+        return "; ".join(
+            f"{place.name}: {name}"
+            for place, name in zip(self.setting.places, self._names(choice), strict=True)
+        )
+
+    def _point(
+        self, choice: tuple[int, ...], accuracies: Float[np.ndarray, " draws"], found_by: str
+    ) -> Point:
+        setting, names = self.setting, self._names(choice)
+        by_place = dict(zip(setting.places, names, strict=True))
+        made = apply_options(setting.net, setting.options, by_place)
+        spent = estimate(made, self.accelerator, parts=site_parts(setting.options, by_place))
+        count = len(accuracies)
+        return Point(
+            by_place={place.name: name for place, name in by_place.items()},
+            accuracy=float(accuracies.mean()),
+            deviation=float(accuracies.std(ddof=1) / count**0.5) if count > 1 else 0.0,
+            energy=spent.energy,
+            latency=spent.latency,
+            area=spent.area,
+            predicted=float(self.errors[np.arange(len(choice)), list(choice)].sum()),
+            found_by=found_by,
+        )
+
+
+def _check_settings(
+    minimize: str,
+    limits: Mapping[Quantity, float],
+    drop: float,
+    points: int,
+    steps: int,
+    draws: int,
+    key: Key[Array, ""] | None,
+) -> None:
+    """Checks the settings of an exploration.
+
+    Raises:
+      ValueError: One is out of range.
+    """
+    known = ("energy", "latency", "area")
+    for name in (minimize, *limits):
+        if name not in known:
+            what = "minimize" if name == minimize else "limits"
+            raise ValueError(f"{what}={name!r}: must be one of {', '.join(map(repr, known))}")
+    for name, most in limits.items():
+        check_range(f"limits[{name!r}]", most, 0)
+    check_range("drop", drop, 0)
+    checked_int("points", points, 2)
+    checked_int("steps", steps, 0)
+    check_key(key)
+    if checked_int("draws", draws, 1) > 1 and key is None:
+        raise ValueError(f"draws={draws}: weights are written anew with other keys; give key=")
+
+
+def _key_data(key: Key[Array, ""] | None) -> list[int] | None:
+    return None if key is None else np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+
+def _open_scores(
+    log: str | Path | None,
+    net: Network,
+    options: Mapping[str, Option],
+    fit: Fit,
+    inputs: Any,
+    settings: Any,
+) -> ScoreCache:
+    """The scores of this exploration that are known.
+
+    Raises:
+      ValueError: They are of another one.
+    """
+    arrays: list[Any] = [net.params, net.buffers, net.masks, net.cores, inputs]
+    facts: list[Any] = [describe(net), settings]
+    for name, option in options.items():
+        places = [p for p, fits in zip(fit.places, fit.fits, strict=True) if name in fits]
+        made = apply_options(net, options, dict.fromkeys(places, name))
+        arrays += [made.masks, made.cores]
+        facts += [name, option.part, describe(made), [p.name for p in places]]
+    scores, run = ScoreCache(log), run_digest(arrays, *facts)
+    if scores.get("run", lambda: run) != run:
+        raise ValueError(f"log={str(log)!r} is of another network, inputs or options")
+    return scores
+
+
+def _measure_errors(
+    scores: ScoreCache,
+    net: Network,
+    options: Mapping[str, Option],
+    fit: Fit,
+    inputs: Any,
+    keys: Sequence[Key[Array, ""] | None],
+    advance: Callable[[str], None],
+) -> Float[np.ndarray, "places options"]:
+    """The error of each option at each place alone, infinite where it does not fit."""
+    measure = OutputErrors(net, inputs, keys)
+    errors = np.full((len(fit.places), len(fit.options)), np.inf)
+    for o, (name, option) in enumerate(options.items()):
+        here = np.flatnonzero(fit.table()[:, o])
+        places = [fit.places[i] for i in here]
+
+        def told(place: Place, name: str = name) -> None:
+            advance(f"errors of {name}: {place.name}")
+
+        def measured(option: Option = option, places: Any = places, told: Any = told) -> Any:
+            return measure(option, places, told).tolist()
+
+        found = scores.get(f"errors of {name}", measured)
+        errors[here, o] = np.mean(found, 0)
+    return errors
+
+
+def _front(
+    search: _Exploration, net: Network, options: dict[str, Option], fit: Fit, exact: float
+) -> Front:
+    tried = tuple(search.tried.values())
+    costs = np.array([[getattr(p, search.minimize), -p.accuracy] for p in tried])
+    return Front(
+        points=tuple(tried[i] for i in non_dominated(costs)),
+        tried=tried,
+        exact=exact,
+        minimize=search.minimize,
+        net=net,
+        options=options,
+        fit=fit,
+        errors=search.errors,
+        spent=search.costs.spent,
+        evaluations=1 + len(tried) * len(search.setting.keys),
+    )
+
+
+@contextlib.contextmanager
+def _progress(total: int, quiet: bool) -> Generator[Callable[[str], None]]:
+    """A bar that says what is being measured, and how long it may take."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=quiet) as bar:
+        task = bar.add_task("exploring", total=total)
+        yield lambda what: bar.update(task, description=what, advance=1)
