@@ -2,7 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from jaxsim import sparsity
+from jaxsim import accelerators, sparsity
+from jaxsim.accelerators.accelerator import Accelerator
+from jaxsim.accelerators.estimate import estimate
 from jaxsim.adaptive import tokens
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
 from jaxsim.checkpoint.save_load import load, save
@@ -131,6 +133,9 @@ __all__ = [
     "adc",
     "cells",
     "wires",
+    "Accelerator",
+    "accelerators",
+    "estimate",
     "Hardware",
     "Crossbar",
     "search_blocked",

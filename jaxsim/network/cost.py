@@ -70,33 +70,62 @@ class Cost(NamedTuple):
         return sum(site.spent.get(what, 0.0) for site in self.sites)
 
 
-def site_cost(
+class Counted(NamedTuple):
+    """Counts of one site, from shapes.
+
+    Attributes:
+      written, read: Counts by name, of writing one weight and of one execution.
+      matmul: Sizes (B, M, K, N) of one execution, as `SiteCost.matmul`.
+    """
+
+    written: Meter
+    read: Meter
+    matmul: tuple[int, int, int, int]
+
+
+class SiteCounts:
+    """Counts sites by their cores, those that are alike once: layers of a model mostly are."""
+
+    def __init__(self) -> None:
+        """Has counted none."""
+        self.known: dict[tuple[Any, ...], list[tuple[Sequence[Wrapper], Counted]]] = {}
+
+    def __call__(
+        self,
+        op: Op,
+        wrappers: Sequence[Wrapper],
+        x: jax.ShapeDtypeStruct,
+        w: jax.ShapeDtypeStruct,
+        *,
+        looks_up: bool,
+    ) -> Counted:
+        """Counts one site from shapes, without running it.
+
+        Args:
+          op: Contraction of the site.
+          wrappers: Wrappers of its core, outermost first.
+          x: Shape and dtype of the input of one execution.
+          w: Shape and dtype of the weight of one execution.
+          looks_up: If True, rows are taken out of the weight, and nothing is multiplied.
+        """
+        static = tuple(wrapper.signature() for wrapper in wrappers)
+        key = (op, static, x.shape, x.dtype, w.shape, w.dtype, looks_up)
+        alike = self.known.setdefault(key, [])
+        for others, counted in alike:
+            if tuple(others) == tuple(wrappers):
+                return counted
+        found = _counted(op, wrappers, x, w, looks_up)
+        alike.append((wrappers, found))
+        return found
+
+
+def _counted(
     op: Op,
     wrappers: Sequence[Wrapper],
     x: jax.ShapeDtypeStruct,
     w: jax.ShapeDtypeStruct,
-    *,
-    name: str,
-    params: int,
-    nonzero: int,
-    copies: int,
-    runs: int,
     looks_up: bool,
-) -> SiteCost:
-    """Computes the cost of one site from shapes, without running it.
-
-    Args:
-      op: Contraction of the site.
-      wrappers: Wrappers of its core, outermost first.
-      x: Shape and dtype of the input of one execution.
-      w: Shape and dtype of the weight of one execution.
-      name: Name of the site.
-      params: Number of entries of its parameter.
-      nonzero: Number of entries that pruning left.
-      copies: Number of weights that scans stack; 0 for a dynamic site.
-      runs: Number of executions in one call.
-      looks_up: If True, rows are taken out of the weight, and nothing is multiplied.
-    """
+) -> Counted:
     written, read = Meter(), Meter()
     core = build(wrappers)
 
@@ -108,9 +137,25 @@ def site_cost(
         return core.read(dataclasses.replace(op, integer=True, meter=read), state, x, key)
 
     jax.eval_shape(once, w, x, jax.eval_shape(lambda: jax.random.key(0)))
-    spent = {what: amount * copies for what, amount in written.items()}
-    for what, amount in read.items():
-        spent[what] = spent.get(what, 0.0) + amount * runs
     B, K, N = op.geometry.as_matmul().geometry.w_shape
     outputs = 0 if looks_up else jax.eval_shape(op.contract, x, w).size
-    return SiteCost(name, params, nonzero, spent, (B, outputs // max(B * N, 1), K, N), runs)
+    return Counted(written, read, (B, outputs // max(B * N, 1), K, N))
+
+
+def site_cost(
+    counted: Counted, *, name: str, params: int, nonzero: int, copies: int, runs: int
+) -> SiteCost:
+    """Computes the cost of one site.
+
+    Args:
+      counted: Counts of one execution.
+      name: Name of the site.
+      params: Number of entries of its parameter.
+      nonzero: Number of entries that pruning left.
+      copies: Number of weights that scans stack; 0 for a dynamic site.
+      runs: Number of executions in one call.
+    """
+    spent = {what: amount * copies for what, amount in counted.written.items()}
+    for what, amount in counted.read.items():
+        spent[what] = spent.get(what, 0.0) + amount * runs
+    return SiteCost(name, params, nonzero, spent, counted.matmul, runs)

@@ -27,7 +27,7 @@ from jaxsim.network.arguments import (
 )
 from jaxsim.network.calls import NnxCall, OutputCall
 from jaxsim.network.changes import update_buffers
-from jaxsim.network.cost import Cost, SiteCost, site_cost
+from jaxsim.network.cost import Cost, SiteCost, SiteCounts, site_cost
 from jaxsim.network.coverage import Coverage, cover
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import PyTree, check_like, is_array, path_name
@@ -299,13 +299,32 @@ class Network(PytreeValue):
           Parameters, stored bits, multiply-accumulates and whatever the cores count. Loops of
           unknown length count once, and traced masks as if nothing were pruned.
         """
+        return self.cost_of(self.traced(*args, **kwargs))
+
+    def traced(self, *args: Any, **kwargs: Any) -> Traced:
+        """Traces and plans a call, from shapes alone; the masks of the call are traced as kept.
+
+        Args:
+          *args: Inputs (only shapes count); without any array, those of the traced example.
+          **kwargs: Keyword arguments, as in a call.
+
+        Raises:
+          ValueError: The model rejects the arguments.
+        """
         defaults = self.defaults.combine()
         if not any(map(is_array, jax.tree.leaves((args, kwargs)))):
             args, defaults = self.example.combine()
         arguments = abstract_arguments(call_arguments(args, {**defaults, **kwargs}))
         params, buffers = jax.eval_shape(lambda net: (net.params, net.buffers), self)
         more = (self.example, self.weights, self.masks)
-        traced = trace_plan(self.fn, params, buffers, arguments, *more)
+        return trace_plan(self.fn, params, buffers, arguments, *more)
+
+    def cost_of(self, traced: Traced) -> Cost:
+        """Counts what one call spends, by site; see `cost`.
+
+        Args:
+          traced: The call, as `traced` gives it.
+        """
         flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
         total = sum(int(np.prod(p.shape)) for p in flat.values())
         for path, b in jax.tree_util.tree_leaves_with_path(self.buffers):
@@ -314,6 +333,7 @@ class Network(PytreeValue):
         rows: list[SiteCost] = []
         counted, planned = set[str](), list(contractions(traced.plan))
         multiplied = {p for c in planned if c.site.kind != "lookup" for p in c.site.sources}
+        counts = SiteCounts()
         for contraction in planned:
             site = contraction.site
             elsewhere = counted | multiplied if site.kind == "lookup" else counted
@@ -323,18 +343,21 @@ class Network(PytreeValue):
             zeros = (
                 sum(mask.size - _count_kept(mask) for mask in self.site_masks(site)) if size else 0
             )
+            counted_once = counts(
+                dataclasses.replace(contraction.op, scan_index=(0,) * len(site.stack)),
+                self.cores.get(site.name, ()),
+                contraction.x,
+                contraction.w,
+                looks_up=site.kind == "lookup",
+            )
             rows.append(
                 site_cost(
-                    dataclasses.replace(contraction.op, scan_index=(0,) * len(site.stack)),
-                    self.cores.get(site.name, ()),
-                    contraction.x,
-                    contraction.w,
+                    counted_once,
                     name=site.name,
                     params=size,
                     nonzero=size - zeros,
                     copies=0 if site.kind == "dynamic" else math.prod(site.stack),
                     runs=contraction.runs,
-                    looks_up=site.kind == "lookup",
                 )
             )
         pruned = sum(mask.size - _count_kept(mask) for mask in self.masks.values())

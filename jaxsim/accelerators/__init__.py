@@ -1,0 +1,25 @@
+"""Accelerators: parts, memory and links of a chip, and what a network spends there."""
+
+from jaxsim.accelerators.analog import AnalogArray
+from jaxsim.accelerators.digital import DigitalArray
+from jaxsim.accelerators.memory import Link, Memory
+from jaxsim.accelerators.part import Part
+from jaxsim.accelerators.presets import ax_bxp, isaac_like, mixed, paper_design, systolic_45nm
+from jaxsim.accelerators.simd import SimdUnit
+from jaxsim.accelerators.work import Spent, Work
+
+__all__ = [
+    "AnalogArray",
+    "DigitalArray",
+    "Link",
+    "Memory",
+    "Part",
+    "SimdUnit",
+    "Spent",
+    "Work",
+    "ax_bxp",
+    "isaac_like",
+    "mixed",
+    "paper_design",
+    "systolic_45nm",
+]

@@ -1,0 +1,122 @@
+"""Work of the sites of a network, read off their chains of cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxsim.accelerators.work import Arithmetic, Work
+from jaxsim.cores.wrapper import Wrapper, first_of
+from jaxsim.network.cost import SiteCost
+from jaxsim.network.network import Network
+from jaxsim.network.plan import Contraction, Traced, contractions
+
+
+def site_work(net: Network, traced: Traced, activations: int | None) -> dict[str, Work]:
+    """Collects the work of each site in one call, lookups included.
+
+    Args:
+      net: Network.
+      traced: Its call.
+      activations: Bits in which floats lie in memory between equations; None for their own.
+
+    Raises:
+      ValueError: A mask is traced.
+    """
+    costs = net.cost_of(traced).sites
+    found: dict[str, Work] = {}
+    for contraction, cost in zip(contractions(traced.plan), costs, strict=True):
+        found[cost.name] = _work(net, contraction, cost, activations)
+    return found
+
+
+def float_bits(dtype: Any, activations: int | None) -> int:
+    """Bits that an entry takes in memory.
+
+    Args:
+      dtype: Its dtype.
+      activations: Bits in which floats lie there; None for their own.
+    """
+    bits = 8 * dtype.itemsize
+    return bits if activations is None or dtype.kind not in "fV" else min(bits, activations)
+
+
+def _work(net: Network, c: Contraction, cost: SiteCost, activations: int | None) -> Work:
+    site, chain = c.site, net.cores.get(c.site.name, ())
+    density = net.density(site)
+    if density is None:
+        raise ValueError(f"net: the mask of {site.name} is traced; call it outside jit")
+    B, M, _, N = cost.matmul
+    x_bits, result = float_bits(c.x.dtype, activations), float_bits(c.w.dtype, activations)
+    copies = _copies(c)
+    if site.kind == "lookup":
+        width = c.w.shape[-1]
+        bits = cost.spent["weight_bits"] / max(copies * c.w.size, 1)
+        sizes = (c.x.size, c.x.size * width, c.x.size * width)
+        return Work(
+            site.name,
+            "elements",
+            runs=cost.runs,
+            copies=copies,
+            bits=(8 * c.x.dtype.itemsize, bits, result),
+            sizes=sizes,
+            chain=chain,
+            counts=cost.spent,
+        )
+    own = (x_bits, x_bits if not copies else 8 * c.w.dtype.itemsize)
+    stored = cost.spent.get("weight_bits", 0.0) / max(copies * c.w.size, 1) if copies else None
+    arithmetic, (x_width, w_width) = _widths(chain, own, stored)
+    blocks = next((w.settings["blocks"] for w in chain if w.role == "blocks"), None)
+    if blocks is not None:
+        x_width, w_width = int(blocks.x_bits), int(blocks.w_bits)
+    groups = first_of(chain, "groups")
+    depth = cost.matmul[2]
+    return Work(
+        site.name,
+        arithmetic,
+        cost.matmul,
+        cost.runs,
+        copies,
+        density,
+        (x_width, w_width, result),
+        (c.x.size, c.w.size, B * M * N),
+        1 if groups is None else -(-depth // groups.settings["rows"]),
+        blocks,
+        chain,
+        cost.spent,
+    )
+
+
+def _copies(c: Contraction) -> int:
+    """Number of weights that hardware holds for a site."""
+    if c.site.kind == "dynamic":
+        return 0
+    copies = 1
+    for size in c.site.stack:
+        copies *= size
+    return copies
+
+
+def _widths(
+    chain: tuple[Wrapper, ...], own: tuple[int, int], stored: float | None
+) -> tuple[Arithmetic, tuple[float, float]]:
+    """What a chain multiplies, and the widths of a stored input and weight.
+
+    Args:
+      chain: Wrappers of a site's core, outermost first.
+      own: Widths of either operand as a float.
+      stored: Bits that a weight takes as its core counts them; None where it is an activation.
+    """
+    coded, array = first_of(chain, "codes"), first_of(chain, "array")
+    weights, inputs = (None, None) if coded is None else coded.formats
+    if array is not None:
+        bits = own[0] if inputs is None else inputs.bits
+        return "analog", (bits, own[1] if weights is None else weights.bits)
+    floats = [w for w in chain if w.role == "floats"]
+    if weights is not None and inputs is not None and not floats:
+        return "codes", (inputs.bits, weights.bits)
+    x = inputs
+    for wrapper in floats:
+        x = wrapper.settings.get("inputs") or x
+    x_bits = own[0] if x is None else getattr(x, "bits", own[0])
+    w_bits = own[1] if weights is None else weights.bits
+    return "floats", (x_bits, w_bits if not floats or stored is None else stored)
