@@ -34,6 +34,8 @@ from jaxsim.network.transform import compose, rules, wrap
 from jaxsim.numerics.renamed import old_names
 from jaxsim.search.bits import ablation_sensitivity, assign_bits, hessian_sensitivity
 from jaxsim.search.blocks import search_blocked
+from jaxsim.search.explore import explore
+from jaxsim.search.options import Option
 from jaxsim.sparsity import storage
 from jaxsim.sparsity.channels.groups import dependencies
 from jaxsim.sparsity.efficiency import hardness_normalized, parameter_efficiency
@@ -138,6 +140,8 @@ __all__ = [
     "estimate",
     "Hardware",
     "Crossbar",
+    "explore",
+    "Option",
     "search_blocked",
     "hessian_sensitivity",
     "ablation_sensitivity",

@@ -19,12 +19,44 @@ from jaxsim.internals import inner_jaxprs, parameters, shape_of
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Traced
 
 FREE = frozenset(
-    ["reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "stop_gradient", "copy", "copy_p", "device_put", "sharding_constraint", "bitcast_convert_type", "optimization_barrier", "reshard", "pvary", "name", "reduce_precision"]
+    [
+        "reshape",
+        "squeeze",
+        "expand_dims",
+        "broadcast_in_dim",
+        "convert_element_type",
+        "stop_gradient",
+        "copy",
+        "copy_p",
+        "device_put",
+        "sharding_constraint",
+        "bitcast_convert_type",
+        "optimization_barrier",
+        "reshard",
+        "pvary",
+        "name",
+        "reduce_precision",
+    ]
 )
 """Primitives that name their first operand anew: nothing is computed and nothing moves."""
 
 MOVES = frozenset(
-    ["transpose", "slice", "dynamic_slice", "gather", "concatenate", "pad", "rev", "split", "stack", "iota", "all_gather", "all_gather_invariant", "ppermute", "all_to_all"]
+    [
+        "transpose",
+        "slice",
+        "dynamic_slice",
+        "gather",
+        "concatenate",
+        "pad",
+        "rev",
+        "split",
+        "stack",
+        "iota",
+        "all_gather",
+        "all_gather_invariant",
+        "ppermute",
+        "all_to_all",
+    ]
 )
 """Primitives that read as many entries as they write, and compute nothing."""
 
@@ -32,15 +64,90 @@ UPDATES = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2, "scatter_a
 """Primitives that write part of their first operand in place: position of what is written."""
 
 ADDS = frozenset(
-    ["add", "sub", "max", "min", "neg", "abs", "sign", "floor", "ceil", "round", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "select_n", "clamp", "shift_left", "shift_right_logical", "shift_right_arithmetic", "is_finite", "add_any", "population_count", "real", "imag", "eq_to", "le_to", "lt_to", "psum", "psum_invariant", "pmax", "pmin", "clz"]
+    [
+        "add",
+        "sub",
+        "max",
+        "min",
+        "neg",
+        "abs",
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "and",
+        "or",
+        "xor",
+        "not",
+        "select_n",
+        "clamp",
+        "shift_left",
+        "shift_right_logical",
+        "shift_right_arithmetic",
+        "is_finite",
+        "add_any",
+        "population_count",
+        "real",
+        "imag",
+        "eq_to",
+        "le_to",
+        "lt_to",
+        "psum",
+        "psum_invariant",
+        "pmax",
+        "pmin",
+        "clz",
+    ]
 )
 MULTIPLIES = frozenset(["mul", "square"])
 DIVIDES = frozenset(["div", "rem", "sqrt", "rsqrt", "cbrt"])
 FUNCTIONS = frozenset(
-    ["exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erfc", "erf_inv", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "pow", "lgamma", "digamma"]
+    [
+        "exp",
+        "exp2",
+        "log",
+        "log1p",
+        "expm1",
+        "tanh",
+        "logistic",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "atan2",
+        "sinh",
+        "cosh",
+        "pow",
+        "lgamma",
+        "digamma",
+    ]
 )
 REDUCES = frozenset(
-    ["reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin", "cumsum", "cummax", "cummin", "cumlogsumexp"]
+    [
+        "reduce_sum",
+        "reduce_max",
+        "reduce_min",
+        "reduce_and",
+        "reduce_or",
+        "reduce_xor",
+        "argmax",
+        "argmin",
+        "cumsum",
+        "cummax",
+        "cummin",
+        "cumlogsumexp",
+    ]
 )
 WINDOWS = frozenset(["reduce_window_sum", "reduce_window_max", "reduce_window_min"])
 

@@ -147,6 +147,40 @@ class Estimate(NamedTuple):
         return estimate_table(self)
 
 
+class Trial(NamedTuple):
+    """An estimate of the sites that some part runs.
+
+    Attributes:
+      sites: What each of them spends.
+      refused: Why no part runs the others, by name.
+      rest: What the other equations spend, by primitive.
+    """
+
+    sites: dict[str, SiteEstimate]
+    refused: dict[str, str]
+    rest: dict[str, SiteEstimate]
+
+
+def estimate_sites(
+    net: Network, accelerator: Accelerator, *, parts: Mapping[str, str] | None = None
+) -> Trial:
+    """Estimates the sites of a network that a part runs, and tells of each other why none does.
+
+    Args:
+      net: Network.
+      accelerator: Parts, memory and links.
+      parts: Name of the part for sites by pattern, as of `estimate`.
+
+    Raises:
+      ValueError: A part or a pattern that is unknown, or a network that is cut.
+    """
+    traced, asked = _prepared(net, (), {}, accelerator.activations)
+    works = site_work(net, traced, accelerator.activations)
+    chosen, refused = try_parts(net, accelerator, works, parts or {})
+    sites = {name: _spent(accelerator, part, works[name]) for name, part in chosen.items()}
+    return Trial(sites, refused, _rest(accelerator, asked)[0])
+
+
 def estimate(
     net: Network,
     accelerator: Accelerator,
@@ -221,6 +255,27 @@ def assign_parts(
     Raises:
       ValueError: No part runs some sites, or the one that is asked for does not.
     """
+    chosen, refused = try_parts(net, accelerator, works, asked)
+    if refused:
+        said = ", ".join(f"{name} ({why})" for name, why in refused.items())
+        raise ValueError(f"net: no part of the accelerator runs {said}")
+    return chosen
+
+
+def try_parts(
+    net: Network, accelerator: Accelerator, works: Mapping[str, Work], asked: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Finds the part of each site that one runs, and why none runs the others.
+
+    Args:
+      net: Network of the sites.
+      accelerator: Its parts.
+      works: Work of each site.
+      asked: Name of a part by pattern of sites.
+
+    Raises:
+      ValueError: A part or a pattern that is unknown.
+    """
     given: dict[str, str] = {}
     for pattern, part in asked.items():
         if part not in accelerator.parts:
@@ -233,19 +288,16 @@ def assign_parts(
         for name in names:
             given.setdefault(name, part)
     chosen: dict[str, str] = {}
-    refused: list[str] = []
+    refused: dict[str, str] = {}
     for name, work in works.items():
         options = [given[name]] if name in given else list(accelerator.parts)
         why = {part: accelerator.parts[part].accepts(work) for part in options}
         part = next((part for part, reason in why.items() if not reason), None)
         if part is None:
-            reasons = "; ".join(f"{part} {reason}" for part, reason in why.items())
-            refused.append(f"{name} ({reasons})")
+            refused[name] = "; ".join(f"{part} {reason}" for part, reason in why.items())
         else:
             chosen[name] = part
-    if refused:
-        raise ValueError(f"net: no part of the accelerator runs {', '.join(refused)}")
-    return chosen
+    return chosen, refused
 
 
 def _spent(accelerator: Accelerator, name: str, work: Work) -> SiteEstimate:

@@ -1,11 +1,12 @@
-"""Hardware that can be switched off at a site, by a number that is traced."""
+"""Several chains of cores at one site, of which a traced number chooses the one that reads."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
@@ -13,46 +14,35 @@ from jaxsim.cores.role import role
 from jaxsim.cores.wrapper import Wrapper, build
 
 
-class SwitchedState(NamedTuple):
-    """State of a site whose hardware can be switched off.
-
-    Attributes:
-      off: State of the core that reads while it is off.
-      on: State of the core that reads while it is on.
-    """
-
-    off: State
-    on: State
-
-
 @role("observer")
-def switched(core: Core, *, reference: tuple[Wrapper, ...], on: float | Array) -> Core:
-    """Reads what `core` does where `on` is not 0, and else what a reference does.
+def switched(
+    core: Core, *, chains: tuple[tuple[Wrapper, ...], ...], choice: Int[Array, ""]
+) -> Core:
+    """Holds the weight as each of several chains does, and reads as one of them.
 
-    Both are written and calibrated; only one of them computes. So one program tells what each of
-    many sites does alone.
+    All are written and calibrated, and only the chosen one computes, so one program serves every
+    choice. The result has the dtype of the first chain's.
 
     Args:
-      core: Core that can be switched on.
-      reference: Chain of the core that reads while it is off.
-      on: Number that is 0 where it is off; traced.
+      core: Not read: each chain ends in its own.
+      chains: Chains to choose from, wrappers outermost first.
+      choice: Number of the one that reads; traced.
     """
-    other = build(reference)
+    del core
+    cores = [build(chain) for chain in chains]
 
-    def write(op: Op, w: Array, key: Any) -> SwitchedState:
-        return SwitchedState(other.write(op, w, key), core.write(op, w, key))
+    def write(op: Op, w: Array, key: Any) -> tuple[State, ...]:
+        return tuple(each.write(op, w, key) for each in cores)
 
-    def calibrate(op: Op, state: SwitchedState, x: Array) -> SwitchedState:
-        return SwitchedState(other.calibrate(op, state.off, x), core.calibrate(op, state.on, x))
+    def calibrate(op: Op, state: tuple[State, ...], x: Array) -> tuple[State, ...]:
+        return tuple(c.calibrate(op, s, x) for c, s in zip(cores, state, strict=True))
 
-    def read(op: Op, state: SwitchedState, x: Array, key: Any) -> Array:
-        dtype = jax.eval_shape(lambda s, x: other.read(op, s, x, key), state.off, x).dtype
-        return jax.lax.cond(
-            on != 0,
-            lambda s, x: core.read(op, s.on, x, key).astype(dtype),
-            lambda s, x: other.read(op, s.off, x, key).astype(dtype),
-            state,
-            x,
-        )
+    def read(op: Op, state: tuple[State, ...], x: Array, key: Any) -> Array:
+        def one(i: int, state: tuple[State, ...], x: Array) -> Array:
+            return cores[i].read(op, state[i], x, key)
+
+        dtype = jax.eval_shape(partial(one, 0), state, x).dtype
+        branches = [lambda state, x, i=i: one(i, state, x).astype(dtype) for i in range(len(cores))]
+        return jax.lax.switch(choice, branches, state, x)
 
     return Core(write, calibrate, read)

@@ -90,15 +90,28 @@ def deploy(
         )
     check_key(key)
     inputs = None if calibrate is None else batches(calibrate, "calibrate")
-    check_params(net.params)
-    states = shard_like_weights(net, write_states(net, key, layout="lean"), jax.device_put)
-    chip = dataclasses.replace(net, states=states, deployed=True)
+    chip = write_chip(net, key)
     if inputs is None:
         any_key = jax.eval_shape(lambda: jax.random.key(0))
         jax.eval_shape(run_network, chip, net.example, any_key)
     else:
         chip = widen_ranges(chip, inputs, **kwargs)
     return chip if keep_floats else _without_floats(chip)
+
+
+def write_chip(net: Network, key: Key[Array, ""] | None) -> Network:
+    """Writes the weights of a network that is not deployed; ranges are not set.
+
+    Args:
+      net: Network with transformed sites.
+      key: Random key for cores that draw when they write, or None.
+
+    Raises:
+      ValueError: Weights that are or become NaN or infinite, or a core that needs `key`.
+    """
+    check_params(net.params)
+    states = shard_like_weights(net, write_states(net, key, layout="lean"), jax.device_put)
+    return dataclasses.replace(net, states=states, deployed=True)
 
 
 def _without_floats(chip: Network) -> Network:

@@ -18,7 +18,6 @@ from jaxsim.checkpoint.log import ScoreCache, run_digest
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.inputs.batches import batches, one_batch
 from jaxsim.network.arguments import check_key
-from jaxsim.network.deployment import deploy
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform
 from jaxsim.numerics.checks import check_range, checked_int
@@ -27,14 +26,13 @@ from jaxsim.search.front import Front, Point, non_dominated
 from jaxsim.search.options import (
     Fit,
     Option,
-    Place,
     apply_options,
     fit_options,
     named_options,
     site_parts,
 )
-from jaxsim.search.output_errors import OutputErrors
 from jaxsim.search.part_costs import PartCosts, part_costs
+from jaxsim.search.switchboard import Switchboard
 
 Quantity = Literal["energy", "latency", "area"]
 """What a choice spends."""
@@ -65,7 +63,7 @@ def explore(
     """Finds what each site of a network should become on an accelerator.
 
     1. The error that each option makes at the outputs when one place alone becomes it is measured
-       on the calibration inputs, by one program an option.
+       on the calibration inputs.
     2. Each option at all places is evaluated, or where it does not fit the option of least error.
     3. For budgets from the cheapest choice to the one of least error, an integer program chooses an
        option for each place, the least summed error within the budget and the limits; each choice
@@ -73,8 +71,8 @@ def explore(
     4. Bisection on the budget, with real evaluations, finds the cheapest choice that loses at most
        `drop`.
 
-    Sites that share a parameter are one place. An option is applied once to all its places, so
-    pruning by a global distribution sees them together.
+    Sites that share a parameter are one place. All choices run as one program, in which each site
+    holds its weight in the way of every option and a number says which one reads.
 
     Args:
       net: Network to explore, not deployed; transforms that it has already stay.
@@ -126,22 +124,24 @@ def explore(
       True
     """
     named = named_options(options)
-    _check_settings(minimize, limits or {}, drop, points, steps, draws, key)
+    _check_settings(minimize, limits or {}, baselines, drop, points, steps, draws, key)
     inputs = calibrate if one_batch(calibrate) else list(batches(calibrate, "calibrate"))
     fit = fit_options(net, named)
     scores = _open_scores(log, net, named, fit, inputs, (draws, _key_data(key)))
     costs = part_costs(net, accelerator, named, fit)
+    board = Switchboard(net, named, fit, inputs)
     keys = [None] if key is None else [jax.random.fold_in(key, i) for i in range(draws)]
-    steps_to_show = len(keys) * sum(map(len, fit.fits))
+    steps_to_show = len(keys) * len(named)
     steps_to_show += len(named) + points * (1 + len(baselines)) + steps
     with _progress(steps_to_show, quiet) as advance:
-        errors = _measure_errors(scores, net, named, fit, inputs, keys, advance)
+        errors = _measure_errors(scores, board, keys, advance)
         search = _Exploration(
-            _Setting(net, named, fit.places, inputs, evaluate, tuple(keys)),
+            _Task(board, evaluate, tuple(keys)),
+            named,
             accelerator,
             costs,
             np.where(costs.fit.table(), errors, np.inf),
-            {name: most - costs.fixed[name] for name, most in (limits or {}).items()},
+            _site_limits(costs, limits or {}),
             minimize,
             scores,
             executor,
@@ -160,28 +160,17 @@ def explore(
     return _front(search, net, named, costs.fit, exact)
 
 
-class _Setting(NamedTuple):
+class _Task(NamedTuple):
     """What an evaluation needs to know beside the choice."""
 
-    net: Network
-    options: dict[str, Option]
-    places: tuple[Place, ...]
-    inputs: Any
+    board: Switchboard
     evaluate: Callable[[Network], float]
     keys: tuple[Any, ...]
 
 
-def _accuracies(setting: _Setting, names: tuple[str, ...]) -> list[float]:
+def _accuracies(task: _Task, choice: Sequence[int]) -> list[float]:
     """The accuracy of a choice by draw."""
-    made = apply_options(
-        setting.net, setting.options, dict(zip(setting.places, names, strict=True))
-    )
-    if not made.cores:
-        return [float(setting.evaluate(made))] * len(setting.keys)
-    return [
-        float(setting.evaluate(deploy(made, calibrate=setting.inputs, key=key)))
-        for key in setting.keys
-    ]
+    return [float(task.evaluate(task.board.deploy(choice, key))) for key in task.keys]
 
 
 class _Exploration:
@@ -189,7 +178,8 @@ class _Exploration:
 
     def __init__(
         self,
-        setting: _Setting,
+        task: _Task,
+        options: Mapping[str, Option],
         accelerator: Accelerator,
         costs: PartCosts,
         errors: Float[np.ndarray, "places options"],
@@ -200,10 +190,10 @@ class _Exploration:
         advance: Callable[[str], None],
     ):
         """Has evaluated none."""
-        self.setting, self.accelerator, self.costs = setting, accelerator, costs
+        self.task, self.accelerator, self.costs = task, accelerator, costs
         self.errors, self.limits, self.minimize = errors, limits, minimize
         self.scores, self.executor, self.advance = scores, executor, advance
-        self.options = tuple(setting.options)
+        self.options, self.names = options, tuple(options)
         self.tried: dict[tuple[int, ...], Point] = {}
         least = allocate(errors, costs.spent, limits)
         self.least = tuple(least.tolist())
@@ -284,16 +274,18 @@ class _Exploration:
         missing = [c for c in new if self._name(c) not in self.scores.scores]
         waiting: dict[tuple[int, ...], Any] = {}
         if self.executor is not None:
-            waiting = {
-                c: self.executor.submit(_accuracies, self.setting, self._names(c)) for c in missing
-            }
+            waiting = {c: self.executor.submit(_accuracies, self.task, c) for c in missing}
+        for choice in set(listed) & self.tried.keys():
+            point = self.tried[choice]
+            if found_by not in point.found_by:
+                self.tried[choice] = point._replace(found_by=(*point.found_by, found_by))
         for choice in new:
             self.advance(f"{found_by}: {len(self.tried) + 1} evaluated")
 
             def measure(choice: tuple[int, ...] = choice) -> list[float]:
                 if choice in waiting:
                     return waiting[choice].result()
-                return _accuracies(self.setting, self._names(choice))
+                return _accuracies(self.task, choice)
 
             accuracies = np.asarray(self.scores.get(self._name(choice), measure))
             self.tried[choice] = self._point(choice, accuracies, found_by)
@@ -335,21 +327,20 @@ class _Exploration:
         return min(budget * (1 + 1e-9), self.limits.get(self.minimize, np.inf))
 
     def _names(self, choice: Sequence[int]) -> tuple[str, ...]:
-        return tuple(self.options[o] for o in choice)
+        return tuple(self.names[o] for o in choice)
 
     def _name(self, choice: Sequence[int]) -> str:
         return "; ".join(
             f"{place.name}: {name}"
-            for place, name in zip(self.setting.places, self._names(choice), strict=True)
+            for place, name in zip(self.costs.fit.places, self._names(choice), strict=True)
         )
 
     def _point(
         self, choice: tuple[int, ...], accuracies: Float[np.ndarray, " draws"], found_by: str
     ) -> Point:
-        setting, names = self.setting, self._names(choice)
-        by_place = dict(zip(setting.places, names, strict=True))
-        made = apply_options(setting.net, setting.options, by_place)
-        spent = estimate(made, self.accelerator, parts=site_parts(setting.options, by_place))
+        by_place = dict(zip(self.costs.fit.places, self._names(choice), strict=True))
+        made = apply_options(self.task.board.net, self.options, by_place)
+        spent = estimate(made, self.accelerator, parts=site_parts(self.options, by_place))
         count = len(accuracies)
         return Point(
             by_place={place.name: name for place, name in by_place.items()},
@@ -359,13 +350,14 @@ class _Exploration:
             latency=spent.latency,
             area=spent.area,
             predicted=float(self.errors[np.arange(len(choice)), list(choice)].sum()),
-            found_by=found_by,
+            found_by=(found_by,),
         )
 
 
 def _check_settings(
     minimize: str,
     limits: Mapping[Quantity, float],
+    baselines: Sequence[str],
     drop: float,
     points: int,
     steps: int,
@@ -384,12 +376,34 @@ def _check_settings(
             raise ValueError(f"{what}={name!r}: must be one of {', '.join(map(repr, known))}")
     for name, most in limits.items():
         check_range(f"limits[{name!r}]", most, 0)
+    for name in baselines:
+        if name not in ("greedy", "random"):
+            raise ValueError(f"baselines: {name!r} is none of 'greedy', 'random'")
     check_range("drop", drop, 0)
     checked_int("points", points, 2)
     checked_int("steps", steps, 0)
     check_key(key)
     if checked_int("draws", draws, 1) > 1 and key is None:
         raise ValueError(f"draws={draws}: weights are written anew with other keys; give key=")
+
+
+def _site_limits(costs: PartCosts, limits: Mapping[Quantity, float]) -> dict[str, float]:
+    """What limits leave for the places.
+
+    Raises:
+      ValueError: Less than the least that can be spent.
+    """
+    left: dict[str, float] = {}
+    for name, most in limits.items():
+        spent = np.where(costs.fit.table(), costs.spent[name], np.inf)
+        least = float(spent.min(1).sum()) + costs.fixed[name]
+        if least > most:
+            raise ValueError(
+                f"limits[{name!r}]={most:g}: the cheapest choice spends {least:g}, of which "
+                f"{costs.fixed[name]:g} are spent whatever is chosen"
+            )
+        left[name] = most - costs.fixed[name]
+    return left
 
 
 def _key_data(key: Key[Array, ""] | None) -> list[int] | None:
@@ -424,28 +438,33 @@ def _open_scores(
 
 def _measure_errors(
     scores: ScoreCache,
-    net: Network,
-    options: Mapping[str, Option],
-    fit: Fit,
-    inputs: Any,
+    board: Switchboard,
     keys: Sequence[Key[Array, ""] | None],
     advance: Callable[[str], None],
 ) -> Float[np.ndarray, "places options"]:
-    """The error of each option at each place alone, infinite where it does not fit."""
-    measure = OutputErrors(net, inputs, keys)
-    errors = np.full((len(fit.places), len(fit.options)), np.inf)
-    for o, (name, option) in enumerate(options.items()):
+    """The error of each option at each place alone, infinite where it does not fit.
+
+    Raises:
+      ValueError: An error that is not finite.
+    """
+    fit = board.fit
+    errors = np.where(fit.table(), 0.0, np.inf)
+    for o, name in enumerate(fit.options):
         here = np.flatnonzero(fit.table()[:, o])
-        places = [fit.places[i] for i in here]
 
-        def told(place: Place, name: str = name) -> None:
-            advance(f"errors of {name}: {place.name}")
+        def measure(o: int = o, name: str = name, here: Any = here) -> Any:
+            alone = [[o if p == place else None for p in range(len(fit.places))] for place in here]
+            found: list[list[float]] = []
+            for key in keys:
+                advance(f"errors of {name}")
+                found.append(board.errors(alone, key).tolist())
+            return found
 
-        def measured(option: Option = option, places: Any = places, told: Any = told) -> Any:
-            return measure(option, places, told).tolist()
-
-        found = scores.get(f"errors of {name}", measured)
-        errors[here, o] = np.mean(found, 0)
+        errors[here, o] = np.mean(scores.get(f"errors of {name}", measure), 0)
+        for place in here[~np.isfinite(errors[here, o])]:
+            raise ValueError(
+                f"options: {name!r} at {fit.places[place].name} makes outputs that are not finite"
+            )
     return errors
 
 
@@ -464,7 +483,7 @@ def _front(
         fit=fit,
         errors=search.errors,
         spent=search.costs.spent,
-        evaluations=1 + len(tried) * len(search.setting.keys),
+        evaluations=1 + len(tried) * len(search.task.keys),
     )
 
 

@@ -26,7 +26,7 @@ class Point(NamedTuple):
       latency: Time of one call, in s, by the model.
       area: Area, in mm², by the model.
       predicted: Sum of the errors that its options make alone.
-      found_by: What proposed it: "uniform", "program", "greedy" or "random".
+      found_by: What proposed it, of "uniform", "program", "greedy" and "random".
     """
 
     by_place: dict[str, str]
@@ -36,7 +36,7 @@ class Point(NamedTuple):
     latency: float
     area: float
     predicted: float
-    found_by: str
+    found_by: tuple[str, ...]
 
 
 class Reason(NamedTuple):
@@ -177,7 +177,9 @@ class Front(NamedTuple):
         cost = np.array([getattr(p, self.minimize) for p in self.tried])
         accuracy = np.array([p.accuracy for p in self.tried])
         low = accuracy.min()
-        counted = np.array([found_by is None or p.found_by in found_by for p in self.tried])
+        counted = np.array(
+            [found_by is None or not set(found_by).isdisjoint(p.found_by) for p in self.tried]
+        )
         saved = 1 - cost[counted] / cost.max()
         gained = (accuracy[counted] - low) / max(self.exact - low, np.finfo(float).tiny)
         return dominated_area(np.stack([saved, gained], 1))
@@ -211,7 +213,7 @@ class Front(NamedTuple):
                 str(i),
                 f"{point.accuracy:.4f}{error}",
                 *(si(value) for value in (point.energy, point.latency, point.area)),
-                point.found_by,
+                ", ".join(point.found_by),
                 ", ".join(f"{count} {name}" for name, count in counts.items() if count),
             )
         return table

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
@@ -132,8 +134,10 @@ def fit_options(net: Network, options: Mapping[str, Option]) -> Fit:
                 refused[place.name, name] = why
             else:
                 fits[place.name].add(name)
-        if not any(name in f for f in fits.values()):
+        fitting = [place for place in here if name in fits[place.name]]
+        if not fitting:
             raise ValueError(f"options: {name!r} fits no site: {refused[here[0].name, name]}")
+        _require_local(net, name, option, fitting)
     kept = tuple(place for place in places if fits[place.name])
     return Fit(kept, tuple(options), refused, tuple(frozenset(fits[p.name]) for p in kept))
 
@@ -142,8 +146,6 @@ def apply_options(
     net: Network, options: Mapping[str, Option], by_place: Mapping[Place, str]
 ) -> Network:
     """Applies to each place the option that was chosen for it.
-
-    An option is applied once, to all of its places together.
 
     Args:
       net: Network, not deployed.
@@ -180,14 +182,14 @@ def option_sites(
 
 
 def site_parts(options: Mapping[str, Option], by_place: Mapping[Place, str]) -> dict[str, str]:
-    """Collects the parts of an accelerator that options ask for, by site.
+    """Collects the parts of an accelerator that options ask for, by pattern of one site.
 
     Args:
       options: Options by name.
       by_place: Name of an option by place.
     """
     return {
-        site: part
+        f"re:{re.escape(site)}": part
         for place, name in by_place.items()
         for site in place.sites
         if (part := options[name].part) is not None
@@ -240,6 +242,33 @@ def _checked(net: Network, name: str, transform: Transform, sites: Sequence[str]
                 "option changes cores and masks, so apply it before explore"
             )
     return made
+
+
+def _require_local(net: Network, name: str, option: Option, places: Sequence[Place]) -> None:
+    """Checks that an option does to a place what it would do to it alone.
+
+    Raises:
+      ValueError: It does not.
+    """
+    options = {name: option}
+    together = apply_options(net, options, dict.fromkeys(places, name))
+    sites = {site.name: site for site in net.sites}
+    for place in places:
+        parts = {part for site in place.sites for part in sites[site].parts}
+        held = [together.cores.get(site, ()) for site in place.sites]
+        numbers = any(np.size(leaf) > 1 for leaf in jax.tree.leaves(held))
+        if not numbers and all(together.masks.get(p) is net.masks.get(p) for p in parts):
+            continue
+        alone = apply_options(net, options, {place: name})
+        same = held == [alone.cores.get(site, ()) for site in place.sites]
+        for part in parts & together.masks.keys():
+            same = same and bool(jnp.all(together.masks[part] == alone.masks[part]))
+        if not same:
+            raise ValueError(
+                f"options: {name!r} does something else to {place.name} alone than to all its "
+                "sites together, and each chooses for itself: apply it before explore, or, if it "
+                "prunes, with distribution=js.sparsity.uniform()"
+            )
 
 
 def _unchanged(net: Network, made: Network, places: Sequence[Place]) -> list[str]:

@@ -62,7 +62,7 @@ def part_costs(
                 refused[place.name, name] = why[0]
                 continue
             fits[i].add(name)
-            each = [found.sites[site] for site in place.sites]
+            each = [found.sites[s] for s in place.sites if s in found.sites]  # lookups are none
             for quantity, table in spent.items():
                 table[i, o] = sum(getattr(site, quantity) for site in each)
         if not fixed:

@@ -19,7 +19,7 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.deployment import deploy
 from jaxsim.network.network import Network
 from jaxsim.search.config import Config, configure
-from jaxsim.search.output_errors import flat_outputs
+from jaxsim.search.switchboard import flat_outputs
 
 
 def site_sensitivity(

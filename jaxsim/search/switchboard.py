@@ -1,0 +1,142 @@
+"""A network that holds every option at every place, and reads those that are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jaxsim.cores.partition import Partitioned
+from jaxsim.cores.switched import switched
+from jaxsim.cores.wrapper import Wrapper
+from jaxsim.inputs.batches import batches
+from jaxsim.network.arguments import call_arguments
+from jaxsim.network.deployment import widen_ranges, write_chip
+from jaxsim.network.network import Network
+from jaxsim.search.options import Fit, Option, apply_options
+from jaxsim.transforms.site_masks import moved_to_sites
+
+
+class Switchboard:
+    """Deploys any choice of options without compiling anything anew.
+
+    Weights are written once for each key, in the way of every option; choosing is a number at each
+    site. What a choice computes is what its own network computes.
+
+    Attributes:
+      net: Network as it was given.
+      fit: Places, and the options that fit them.
+      inputs: Inputs that set ranges.
+      switched: The network with every option at every place.
+    """
+
+    def __init__(self, net: Network, options: Mapping[str, Option], fit: Fit, inputs: Any):
+        """Writes nothing yet."""
+        self.net, self.fit, self.inputs = net, fit, inputs
+        self.switched = _switched_network(net, options, fit)
+        self._written: dict[bytes, Network] = {}
+        self._expected: list[Array] = []
+
+    def deploy(self, choice: Sequence[int | None], key: Key[Array, ""] | None) -> Network:
+        """Deploys a choice, ranges set by what reaches each site then.
+
+        Args:
+          choice: Number of the option of each place; None for what it was.
+          key: Random key of the cores that draw when they write, or None.
+        """
+        return widen_ranges(self._choose(self._write(key), choice), self.inputs)
+
+    def errors(
+        self, choices: Sequence[Sequence[int | None]], key: Key[Array, ""] | None
+    ) -> Float[np.ndarray, " choices"]:
+        """Measures how far the outputs are off, ranges set by the network as it was given.
+
+        Args:
+          choices: Numbers of the options, as `deploy` takes them.
+          key: Random key of the cores that draw, or None.
+
+        Returns:
+          The mean of |y - ŷ|² over that of |y|² for each choice.
+        """
+        whole = [None] * len(self.fit.places)
+        chip = widen_ranges(self._choose(self._write(key), whole), self.inputs)
+        return np.array([self._error(self._choose(chip, choice), key) for choice in choices])
+
+    def _write(self, key: Key[Array, ""] | None) -> Network:
+        named = b"" if key is None else np.asarray(jax.random.key_data(key)).tobytes()
+        if named not in self._written:
+            self._written[named] = write_chip(self.switched, key)
+        return self._written[named]
+
+    def _choose(self, chip: Network, choice: Sequence[int | None]) -> Network:
+        cores = dict(chip.cores)
+        for place, option in zip(self.fit.places, choice, strict=True):
+            number = np.array(0 if option is None else option + 1, np.int32)
+            for site in place.sites:
+                if site in cores:
+                    settings = cores[site][0].settings
+                    cores[site] = (Wrapper.of(switched, **{**settings, "choice": number}),)
+        return dataclasses.replace(chip, cores=cores)
+
+    def _error(self, chip: Network, key: Key[Array, ""] | None) -> float:
+        fixed = self.net.defaults.combine()
+        calls = [
+            call_arguments(batch.args, {**fixed, **batch.kwargs})
+            for batch in batches(self.inputs, "calibrate")
+        ]
+        if not self._expected:
+            self._expected = [flat_outputs(self.net, arguments, None) for arguments in calls]
+        sums = np.zeros(2)
+        for arguments, expected in zip(calls, self._expected, strict=True):
+            sums += np.asarray(_distance(chip, arguments, expected, key), np.float64)
+        return float(sums[0] / max(sums[1], np.finfo(float).tiny))
+
+
+def _switched_network(net: Network, options: Mapping[str, Option], fit: Fit) -> Network:
+    """The network in which each site of a place holds what it was and every option."""
+    sites = {name for place in fit.places for name in place.sites}
+    before = {name: net.cores.get(name, ()) for name in sites}
+    chains = {name: [chain] for name, chain in before.items()}
+    for name in fit.options:
+        here = [p for p, fits in zip(fit.places, fit.fits, strict=True) if name in fits]
+        made = apply_options(net, options, dict.fromkeys(here, name))
+        inside = {site for place in here for site in place.sites}
+        made = moved_to_sites(made, [s for s in net.sites if s.name in inside], net.masks)
+        for site in sites:
+            chains[site].append(made.cores.get(site, ()) if site in inside else before[site])
+    none = np.array(0, np.int32)
+    cores = {
+        name: (Wrapper.of(switched, chains=tuple(every), choice=none),)
+        for name, every in chains.items()
+        if any(chain != before[name] for chain in every)
+    }
+    return dataclasses.replace(net, cores={**net.cores, **cores})
+
+
+@jax.jit
+def flat_outputs(
+    net: Network, arguments: Partitioned, key: Key[Array, ""] | None
+) -> Float[Array, " n"]:
+    """Runs a network and puts all of its outputs in one array.
+
+    Args:
+      net: Network.
+      arguments: Arguments of the call.
+      key: Random key of the call, or None.
+    """
+    args, kwargs = arguments.combine()
+    leaves = jax.tree.leaves(net(*args, key=key, **kwargs))
+    return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves])
+
+
+@jax.jit
+def _distance(
+    chip: Network, arguments: Partitioned, expected: Array, key: Key[Array, ""] | None
+) -> tuple[Array, Array]:
+    off = flat_outputs(chip, arguments, key) - expected
+    return jnp.sum(off**2), jnp.sum(expected**2)

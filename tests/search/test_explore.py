@@ -1,0 +1,269 @@
+import dataclasses
+import itertools
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+import jaxsim as js
+from jaxsim.search.explore import explore
+from jaxsim.search.front import dominated_area, non_dominated
+from tests.support.networks import X, deep_cnn
+from tests.support.printed import header
+
+CHIP = js.accelerators.mixed()
+OPTIONS = {
+    "8": js.quantize(8, 8),
+    "4": js.quantize(4, 8),
+    "2": js.quantize(2, 8),
+    "analog": js.Option(
+        js.compose(js.quantize(8, 8), js.slice_bits(2), js.analog(rows=128, adc=6)),
+        sites=["Conv*"],
+        part="analog",
+    ),
+}
+SETTING = {"drop": 0.02, "points": 4, "steps": 3, "quiet": True}
+
+
+@jax.jit
+def outputs(net):
+    return net(X)
+
+
+def closeness(calls):
+    """A stand-in for accuracy: 1 where outputs are those of the network as it was given."""
+    y = np.asarray(outputs(deep_cnn()))
+
+    def evaluate(net):
+        calls.append(net)
+        return 1 - float(np.sum((np.asarray(outputs(net)) - y) ** 2) / np.sum(y**2))
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def found():
+    calls, compiled = [], outputs._cache_size()
+    front = explore(
+        deep_cnn(),
+        CHIP,
+        OPTIONS,
+        X,
+        closeness(calls),
+        baselines=("greedy", "random"),
+        key=jax.random.key(0),
+        **SETTING,
+    )
+    return front, len(calls), outputs._cache_size() - compiled
+
+
+def test_all_choices_are_one_program(found):
+    front, calls, compiled = found
+    assert calls == front.evaluations == 1 + len(front.tried)
+    assert compiled <= 2  # the network as it was given, and every choice
+
+
+def test_points_are_the_networks_that_they_say(found):
+    """Accuracy and cost of each are those of its network, deployed and estimated by itself."""
+    front, _, _ = found
+    evaluate = closeness([])
+    for i, point in enumerate(front.points):
+        net = front.network(i)
+        parts = {n: "analog" for n, o in point.by_place.items() if o == "analog"}
+        spent = js.estimate(net, CHIP, parts=parts)
+        assert (point.energy, point.latency, point.area) == pytest.approx(
+            (spent.energy, spent.latency, spent.area), rel=1e-9
+        )
+        chip = js.deploy(net, calibrate=X, key=jax.random.fold_in(jax.random.key(0), 0))
+        assert evaluate(chip) == pytest.approx(point.accuracy, abs=1e-5)
+
+
+def test_costs_of_places_sum_to_that_of_the_network(found):
+    front, _, _ = found
+    rows, names = np.arange(len(front.fit.places)), front.fit.options
+    for name in ("energy", "latency", "area"):
+        rest = [
+            getattr(p, name)
+            - front.spent[name][rows, [names.index(o) for o in p.by_place.values()]].sum()
+            for p in front.tried
+        ]
+        assert rest == pytest.approx([rest[0]] * len(rest), rel=1e-6, abs=1e-12)
+
+
+def test_the_program_chooses_as_trying_every_choice_does(found):
+    front, _, _ = found
+    rows, names = np.arange(len(front.fit.places)), front.fit.options
+    energy = front.spent["energy"]
+    for point in front.tried:
+        if "program" not in point.found_by:
+            continue
+        choice = [names.index(o) for o in point.by_place.values()]
+        budget = energy[rows, choice].sum()
+        best = min(
+            front.errors[rows, other].sum()
+            for other in itertools.product(range(len(names)), repeat=len(rows))
+            if energy[rows, other].sum() <= budget * (1 + 1e-9)
+        )
+        assert point.predicted == pytest.approx(best, rel=1e-6)
+
+
+def test_the_program_beats_uniform_choices_and_the_front_is_what_nothing_beats(found):
+    front, _, _ = found
+    costs = np.array([[p.energy, -p.accuracy] for p in front.tried])
+    for point in front.points:
+        own = np.array([point.energy, -point.accuracy])
+        assert not ((costs <= own).all(1) & (costs < own).any(1)).any()
+    assert {p.energy for p in front.points} == {costs[i, 0] for i in non_dominated(costs)}
+    everything = front.hypervolume()
+    assert everything >= front.hypervolume(["program", "uniform"]) > front.hypervolume(["uniform"])
+    assert front.within(0.02).energy < min(
+        p.energy for p in front.tried if "uniform" in p.found_by and p.accuracy >= 0.98
+    )
+    assert front.within(-1.0) is None
+
+
+def test_why_says_what_the_next_option_would_gain(found):
+    front, _, _ = found
+    energy, names = front.spent["energy"], front.fit.options
+    for i, reason in enumerate(front.why(0)):
+        o = names.index(reason.option)
+        assert (reason.error, reason.spent) == (front.errors[i, o], energy[i, o])
+        better = [
+            k
+            for k in range(len(names))
+            if energy[i, k] > energy[i, o] and front.errors[i, k] < front.errors[i, o]
+        ]
+        if better:
+            best = min(better, key=lambda k: front.errors[i, k])
+            assert reason.next == names[best]
+            gain = (front.errors[i, o] - front.errors[i, best]) / (energy[i, best] - energy[i, o])
+            assert reason.gain == pytest.approx(gain)
+        else:
+            assert reason.next == ""
+
+
+def test_a_recipe_makes_the_network(found):
+    front, _, _ = found
+    names = {"js": js, "compose": js.compose, "quantize": js.quantize}
+    names |= {"slice_bits": js.slice_bits, "analog": js.analog}
+    for i in range(len(front.points)):
+        made = eval(front.recipe(i), names)(deep_cnn())
+        assert made.cores == front.network(i).cores
+
+
+def test_a_front_prints(found):
+    front, _, _ = found
+    assert header(front)[1:] == ["accuracy", "pJ", "s", "mm²", "found by", "places"]
+    assert repr(front) == f"Front({len(front.points)} points, {front.evaluations} evaluations)"
+
+
+def test_a_stopped_exploration_goes_on_to_the_same_front(found, tmp_path):
+    """Stopped in the middle of evaluations: what was measured is not measured again."""
+    front, calls, _ = found
+    log, seen = tmp_path / "log.json", []
+    evaluate = closeness(seen)
+
+    def stopping(net):
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return evaluate(net)
+
+    setting = {**SETTING, "baselines": ("greedy", "random"), "key": jax.random.key(0), "log": log}
+    with pytest.raises(KeyboardInterrupt):
+        explore(deep_cnn(), CHIP, OPTIONS, X, stopping, **setting)
+    again = explore(deep_cnn(), CHIP, OPTIONS, X, evaluate, **setting)
+    assert len(seen) == calls
+    assert again.points == front.points
+    with pytest.raises(ValueError, match="another network, inputs or options"):
+        explore(deep_cnn(), CHIP, {"8": js.quantize(8, 8)}, X, evaluate, **setting)
+    assert json.loads(log.read_text())["exact"] == 1.0
+
+
+def test_evaluations_may_run_at_once(found):
+    front, _, _ = found
+    with ThreadPoolExecutor(2) as pool:
+        again = explore(
+            *(deep_cnn(), CHIP, OPTIONS, X, closeness([])),
+            **{**SETTING, "baselines": ("greedy", "random"), "key": jax.random.key(0)},
+            executor=pool,
+        )
+    assert again.points == front.points
+
+
+def test_limits_hold_and_what_is_minimized_may_be_another():
+    evaluate = closeness([])
+    options = {name: OPTIONS[name] for name in ("8", "analog")}
+    free = explore(deep_cnn(), CHIP, options, X, evaluate, **SETTING)
+    digital = min(p.latency for p in free.tried)
+    most = digital + 1e-5  # one convolution in cells takes 0.7e-5, the other 2.8e-5
+    assert max(p.latency for p in free.tried) > most
+    found = explore(deep_cnn(), CHIP, options, X, evaluate, limits={"latency": most}, **SETTING)
+    assert all(p.latency <= most for p in found.tried)
+    assert len({p.energy for p in found.tried}) > 1
+    fast = explore(deep_cnn(), CHIP, options, X, evaluate, minimize="latency", **SETTING)
+    assert fast.points[0].latency == pytest.approx(digital)
+
+
+def test_draws_are_other_chips_of_one_program():
+    cells = js.compose(
+        js.quantize(8, 8), js.slice_bits(2), js.analog(rows=128, cells=js.cells.proportional(0.2))
+    )
+    evaluate, compiled = closeness([]), outputs._cache_size()
+    options = {"8": js.quantize(8, 8), "cells": cells}
+    setting = {**SETTING, "points": 2, "steps": 0, "key": jax.random.key(1)}
+    front = explore(deep_cnn(), CHIP, options, X, evaluate, draws=3, **setting)
+    assert outputs._cache_size() - compiled <= 1
+    drawn = {tuple(p.by_place.values()): p.deviation for p in front.tried}
+    assert drawn[("8",) * 4] == 0 < drawn[("cells",) * 4]
+    chips = [
+        js.deploy(cells(deep_cnn()), calibrate=X, key=jax.random.fold_in(jax.random.key(1), i))
+        for i in range(3)
+    ]
+    each = np.array([evaluate(chip) for chip in chips])
+    point = next(p for p in front.tried if set(p.by_place.values()) == {"cells"})
+    assert point.accuracy == pytest.approx(each.mean(), abs=1e-5)
+    assert point.deviation == pytest.approx(each.std(ddof=1) / 3**0.5, rel=1e-2)
+
+
+def test_areas_between_points():
+    assert dominated_area(np.array([[0.5, 1.0], [1.0, 0.5], [0.4, 0.9]])) == 0.75
+    assert dominated_area(np.array([[-1.0, 2.0]])) == 0
+    assert non_dominated(np.array([[2, 1], [1, 2], [2, 2], [1, 2]])) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"minimize": "power"}, r"minimize='power': must be one of 'energy', 'latency', 'area'"),
+        ({"limits": {"power": 1.0}}, r"limits='power': must be one of"),
+        ({"limits": {"energy": 1.0}}, r"limits\['energy'\]=1: the cheapest choice spends"),
+        ({"limits": {"area": 0.1}}, r"limits\['area'\]=0\.1: .* spent whatever is chosen"),
+        ({"drop": -1}, r"drop=-1"),
+        ({"points": 1}, r"points=1"),
+        ({"steps": -1}, r"steps=-1"),
+        ({"draws": 2}, r"draws=2: .*give key="),
+        ({"draws": 0}, r"draws=0"),
+        ({"baselines": ("best",)}, r"baselines: 'best' is none of 'greedy', 'random'"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        explore(
+            deep_cnn(), CHIP, {"8": js.quantize(8, 8)}, X, closeness([]), **{**SETTING, **change}
+        )
+
+
+def test_an_option_that_no_part_runs_is_refused_by_name():
+    digital = js.accelerators.systolic_45nm()
+    options = {"analog": OPTIONS["analog"].transform}
+    with pytest.raises(ValueError, match=r"options: none can be chosen at .*: analog: array "):
+        explore(deep_cnn(), digital, options, X, closeness([]), **SETTING)
+    part = js.Option(js.quantize(8, 8), part="gpu")
+    with pytest.raises(ValueError, match="'gpu': must be one of array, simd"):
+        explore(deep_cnn(), digital, {"8": part}, X, closeness([]), **SETTING)
+    floats = dataclasses.replace(digital, parts={"array": digital.parts["array"]})
+    convolutions = js.Option(js.quantize(8, 8), sites=["Conv*"])
+    with pytest.raises(ValueError, match=r"no part runs Dense_0/kernel .*no option changes it"):
+        explore(deep_cnn(), floats, {"8": convolutions}, X, closeness([]), **SETTING)
