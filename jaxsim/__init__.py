@@ -36,6 +36,7 @@ from jaxsim.search.bits import ablation_sensitivity, assign_bits, hessian_sensit
 from jaxsim.search.blocks import search_blocked
 from jaxsim.search.explore import explore
 from jaxsim.search.options import Option
+from jaxsim.search.report import report
 from jaxsim.sparsity import storage
 from jaxsim.sparsity.channels.groups import dependencies
 from jaxsim.sparsity.efficiency import hardness_normalized, parameter_efficiency
@@ -142,6 +143,7 @@ __all__ = [
     "Crossbar",
     "explore",
     "Option",
+    "report",
     "search_blocked",
     "hessian_sensitivity",
     "ablation_sensitivity",

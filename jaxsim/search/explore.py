@@ -479,6 +479,7 @@ def _front(
         exact=exact,
         minimize=search.minimize,
         net=net,
+        accelerator=search.accelerator,
         options=options,
         fit=fit,
         errors=search.errors,

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxsim.accelerators.accelerator import Accelerator
+from jaxsim.accelerators.estimate import Estimate, estimate
 from jaxsim.console.table import html, render, si
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform
-from jaxsim.search.options import Fit, Option, Place, apply_options, option_sites
+from jaxsim.search.options import Fit, Option, Place, apply_options, option_sites, site_parts
 
 
 class Point(NamedTuple):
@@ -71,6 +73,7 @@ class Front(NamedTuple):
       exact: Accuracy of the network as it was given.
       minimize: What is minimized, "energy", "latency" or "area".
       net: Network as it was given.
+      accelerator: Hardware that runs it.
       options: Options by name.
       fit: Which of them can be chosen where.
       errors: Relative squared error of the outputs by each option at each place alone; infinite
@@ -85,6 +88,7 @@ class Front(NamedTuple):
     exact: float
     minimize: str
     net: Network
+    accelerator: Accelerator
     options: dict[str, Option]
     fit: Fit
     errors: Float[np.ndarray, "places options"]
@@ -119,6 +123,16 @@ class Front(NamedTuple):
           point: A point, or its number in `points`.
         """
         return self.transform(point)(self.net)
+
+    def estimate(self, point: int | Point) -> Estimate:
+        """Estimates a point on the accelerator, site by site.
+
+        Args:
+          point: A point, or its number in `points`.
+        """
+        chosen = self._chosen(point)
+        parts = site_parts(self.options, chosen)
+        return estimate(self.network(point), self.accelerator, parts=parts)
 
     def recipe(self, point: int | Point) -> str:
         """Writes a point as the call that makes its transform.
