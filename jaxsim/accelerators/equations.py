@@ -1,4 +1,4 @@
-"""Work of the equations that are no sites: what is added, what functions are taken of, what moves."""
+"""Work of the equations that are no sites: additions, functions, moves."""
 
 from __future__ import annotations
 
@@ -18,31 +18,46 @@ from jaxsim.accelerators.work import Work
 from jaxsim.internals import inner_jaxprs, parameters, shape_of
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Traced
 
-FREE = frozenset(
-    ["reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "stop_gradient", "copy", "copy_p", "device_put", "sharding_constraint", "bitcast_convert_type", "optimization_barrier", "reshard", "pvary", "name", "reduce_precision"]
-)
-"""Primitives that name their first operand anew: nothing is computed and nothing moves."""
+FREE = {
+    *("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy"),
+    *("copy_p", "stop_gradient", "device_put", "sharding_constraint", "bitcast_convert_type"),
+    *("optimization_barrier", "reshard", "pvary", "name", "reduce_precision"),
+}
+"""Primitives that name their operands anew: nothing is computed and nothing moves."""
 
-MOVES = frozenset(
-    ["transpose", "slice", "dynamic_slice", "gather", "concatenate", "pad", "rev", "split", "stack", "iota", "all_gather", "all_gather_invariant", "ppermute", "all_to_all"]
-)
+MOVES = {
+    *("transpose", "slice", "dynamic_slice", "gather", "concatenate", "pad", "rev", "split"),
+    *("stack", "all_gather", "all_gather_invariant", "ppermute", "all_to_all"),
+}
 """Primitives that read as many entries as they write, and compute nothing."""
 
-UPDATES = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2, "scatter_add": 2}
+UPDATES = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2}
 """Primitives that write part of their first operand in place: position of what is written."""
 
-ADDS = frozenset(
-    ["add", "sub", "max", "min", "neg", "abs", "sign", "floor", "ceil", "round", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "select_n", "clamp", "shift_left", "shift_right_logical", "shift_right_arithmetic", "is_finite", "add_any", "population_count", "real", "imag", "eq_to", "le_to", "lt_to", "psum", "psum_invariant", "pmax", "pmin", "clz"]
-)
-MULTIPLIES = frozenset(["mul", "square"])
-DIVIDES = frozenset(["div", "rem", "sqrt", "rsqrt", "cbrt"])
-FUNCTIONS = frozenset(
-    ["exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erfc", "erf_inv", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "pow", "lgamma", "digamma"]
-)
-REDUCES = frozenset(
-    ["reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin", "cumsum", "cummax", "cummin", "cumlogsumexp"]
-)
-WINDOWS = frozenset(["reduce_window_sum", "reduce_window_max", "reduce_window_min"])
+KINDS = {
+    "add": {
+        *("add", "sub", "max", "min", "neg", "abs", "sign", "floor", "ceil", "round", "eq", "ne"),
+        *("lt", "le", "gt", "ge", "eq_to", "le_to", "lt_to", "and", "or", "xor", "not", "clamp"),
+        *("select_n", "shift_left", "shift_right_logical", "shift_right_arithmetic", "is_finite"),
+        *("add_any", "population_count", "clz", "psum", "psum_invariant", "pmax", "pmin"),
+    },
+    "multiply": {"mul", "square"},
+    "divide": {"div", "rem", "sqrt", "rsqrt", "cbrt"},
+    "function": {
+        *("exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "erf", "erfc", "erf_inv"),
+        *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "pow", "lgamma"),
+    },
+}
+"""Primitives that compute each entry of their result by one operation, by its kind."""
+
+REDUCES = {
+    *("reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_xor"),
+    *("argmax", "argmin", "cumsum", "cummax", "cummin"),
+}
+"""Primitives that take one addition for each entry of their operand."""
+
+WINDOWS = {"reduce_window_sum", "reduce_window_max", "reduce_window_min"}
+"""Primitives that take one addition for each entry of each window."""
 
 
 class Asked(NamedTuple):
@@ -283,18 +298,13 @@ def _operations(eqn: jex.JaxprEqn, ins: list[_Value]) -> tuple[tuple[str, float]
     made = float(sum(math.prod(shape_of(v).shape) for v in eqn.outvars))
     if name in MOVES:
         return ()
-    if name in ADDS:
-        return (("add", made),)
-    if name in MULTIPLIES:
-        return (("multiply", made),)
+    kind = next((kind for kind, names in KINDS.items() if name in names), None)
+    if kind is not None:
+        return ((kind, made),)
     if name == "integer_pow":
         power = abs(parameters(eqn)["y"])
         steps = max(power.bit_length() + power.bit_count() - 2, 0)
         return (("multiply", steps * made),)
-    if name in DIVIDES:
-        return (("divide", made),)
-    if name in FUNCTIONS:
-        return (("function", made),)
     if name in REDUCES:
         return (("add", float(ins[0].size)),)
     if name == "reduce_prod":

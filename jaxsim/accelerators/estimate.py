@@ -359,7 +359,7 @@ _LIMIT = 8
 def _prepared(
     net: Network, args: tuple[Any, ...], kwargs: dict[str, Any], activations: int | None
 ) -> tuple[Traced, Asked]:
-    """A call of a network, traced once for all networks of the model, and what its equations ask."""
+    """A call, traced once for all networks of the model, and what its equations ask."""
     shapes = jax.tree.map(
         lambda a: (a.shape, a.dtype) if hasattr(a, "shape") else a, (args, kwargs)
     )

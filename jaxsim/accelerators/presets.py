@@ -25,7 +25,8 @@ def systolic_45nm(rows: int = 32, columns: int = 32) -> Accelerator:
     Energies are Horowitz's of 45 nm; sizes, clocks and the SRAM's area are own choices.
 
     Args:
-      rows, columns: Elements along each side, at least 1.
+      rows: Elements along one side, at least 1.
+      columns: Elements along the other, at least 1.
 
     Examples:
       >>> import jaxsim as js
@@ -47,7 +48,8 @@ def ax_bxp(K: int = 3, rows: int = 32, columns: int = 32) -> Accelerator:
 
     Args:
       K: Bits of a block, 1 to 7.
-      rows, columns: Elements along each side, at least 1.
+      rows: Elements along one side, at least 1.
+      columns: Elements along the other, at least 1.
 
     Examples:
       >>> import jaxsim as js
