@@ -11,9 +11,9 @@ from jaxsim.accelerators.memory import Memory
 from jaxsim.accelerators.simd import SimdUnit
 from jaxsim.numerics.checks import checked_int
 
-SRAM = Memory(read=20 / 64, size=8 * 2**18, area=8 * 2**18 * 0.5e-6)
-"""256 KB at the energy of 32 KB (Horowitz, ISSCC 2014: 20 pJ for 64 bits), as of eight banks;
-0.5 µm² a bit, an own assumption."""
+SRAM = Memory(read=20 / 64, size=8 * 2**18, bandwidth=1024 * 500e6, area=8 * 2**18 * 0.5e-6)
+"""256 KB at the energy of 32 KB (Horowitz, ISSCC 2014: 20 pJ for 64 bits), as of eight banks; 1024
+bits a cycle at 500 MHz, an own choice; 0.5 µm² a bit, an own assumption."""
 
 DRAM = Memory(read=1300 / 64, bandwidth=64 * 1600e6)
 """The lower of Horowitz's 1.3 to 2.6 nJ for 64 bits; one channel of DDR3-1600 (JEDEC)."""
