@@ -56,9 +56,9 @@ def ax_bxp(K: int = 3, rows: int = 32, columns: int = 32) -> Accelerator:
       >>> js.accelerators.ax_bxp(2).parts["array"].block
       2
     """
-    K = checked_int("K", K, 1, 7)
+    block = checked_int("K", K, 1, 7)
     plain = systolic_45nm()
-    parts = {"array": DigitalArray(rows, columns, block=K), "simd": plain.parts["simd"]}
+    parts = {"array": DigitalArray(rows, columns, block=block), "simd": plain.parts["simd"]}
     return Accelerator(parts, plain.memory, activations=8)
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxsim as js
-from jaxsim.accelerators import SimdUnit, Work
+from jaxsim.accelerators import SimdUnit, Work, primitives
 from jaxsim.accelerators.equations import equation_work
 
 
@@ -141,10 +141,8 @@ def test_what_is_not_known_is_named():
 
 
 def test_every_primitive_is_of_one_kind():
-    from jaxsim.accelerators import equations
-
-    names = [*equations.KINDS.values(), equations.FREE, equations.MOVES, equations.REDUCES]
-    names += [equations.WINDOWS, set(equations.UPDATES)]
+    names = [*primitives.KINDS.values(), primitives.FREE, primitives.MOVES, primitives.REDUCES]
+    names += [primitives.WINDOWS, set(primitives.UPDATES)]
     assert sum(map(len, names)) == len(set().union(*names))
 
 

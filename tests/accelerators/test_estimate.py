@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxsim as js
-from jaxsim.accelerators import AnalogArray, DigitalArray, Link, Memory, Part, SimdUnit, Spent
-from jaxsim.accelerators import estimate as module
+from jaxsim.accelerators import (
+    AnalogArray,
+    DigitalArray,
+    Link,
+    Memory,
+    Part,
+    SimdUnit,
+    Spent,
+    calls,
+)
 from jaxsim.accelerators.sites import site_work
 from jaxsim.network import cost
 from tests.support.printed import rows
@@ -315,12 +323,12 @@ def test_what_was_traced_goes_with_the_model():
 
     net = js.trace(own, {"w": jnp.ones((3, 4))}, jnp.ones((2, 3)))
     js.estimate(net, CHIP)
-    before, gone = len(module._calls), weakref.ref(net.fn)
+    before, gone = len(calls._calls), weakref.ref(net.fn)
     del net, own
     jax.clear_caches()
     gc.collect()
     assert gone() is None
-    assert len(module._calls) < before
+    assert len(calls._calls) < before
 
 
 def test_sites_that_are_alike_are_counted_once(monkeypatch):
