@@ -30,6 +30,7 @@ PAGES = (
     "rounding",
     "sparsity",
     "shrink",
+    "accelerator",
     "analog",
     "parasitics",
     "pipeline",

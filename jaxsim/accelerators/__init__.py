@@ -2,6 +2,7 @@
 
 from jaxsim.accelerators.analog import AnalogArray
 from jaxsim.accelerators.digital import DigitalArray
+from jaxsim.accelerators.files import load, save
 from jaxsim.accelerators.memory import Link, Memory
 from jaxsim.accelerators.part import Part
 from jaxsim.accelerators.presets import ax_bxp, isaac_like, mixed, paper_design, systolic_45nm
@@ -19,7 +20,9 @@ __all__ = [
     "Work",
     "ax_bxp",
     "isaac_like",
+    "load",
     "mixed",
     "paper_design",
+    "save",
     "systolic_45nm",
 ]

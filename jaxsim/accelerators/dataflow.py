@@ -35,12 +35,13 @@ def tile(matmul: tuple[int, int, int, int], rows: int, columns: int, dataflow: D
     Sums that stay (output-stationary): rows of the array are rows of the result, columns its
     columns; a tile takes K steps and, as operands enter askew at two edges, R + C - 2 more.
     Weights that stay: rows are the K summed products, columns are columns of the result; a tile
-    takes R cycles to be loaded, M steps, and R + C - 2 more. Inputs that stay: likewise, the columns
-    being rows of the result, with N steps.
+    takes R cycles to be loaded, M steps, and R + C - 2 more. Inputs that stay: likewise, with
+    rows of the result along the columns and N steps.
 
     Args:
       matmul: Sizes (B, M, K, N).
-      rows, columns: Elements R and C along each side.
+      rows: Elements R along the first side, at least 1.
+      columns: Elements C along the other, at least 1.
       dataflow: What stays in the elements.
 
     Raises:

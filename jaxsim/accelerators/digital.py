@@ -144,6 +144,24 @@ class DigitalArray:
             return Multiplied(products, self.block, max(1, self.width**2 // self.block**2), False)
         return Multiplied(1, self.width, 1, False)
 
+    def busy(self, work: Work) -> float:
+        """Computes the cycles of a site where tiles follow one another without a gap.
+
+        Args:
+          work: Work of the site.
+        """
+        return self._cycles(work, fill=0)
+
+    def _cycles(self, work: Work, fill: int) -> float:
+        """Cycles in which operands pass, or enter through the ports where these are slower."""
+        tiles = tile(work.matmul, self.rows, self.columns, self.dataflow)
+        found = self.multiplied(work)
+        folds = work.runs * -(-tiles.folds // self.count)
+        operands = work.runs * (tiles.inputs * work.bits[0] + tiles.weights * work.stored_bits)
+        ports = self.count * self.port * (self.rows + self.columns)
+        passing = folds * tiles.steps * found.products / found.multipliers
+        return max(passing + folds * fill, operands / ports)
+
     def spend(self, work: Work) -> Spent:
         """Computes energy, cycles and traffic of a site.
 
@@ -153,23 +171,13 @@ class DigitalArray:
         B, M, K, N = work.matmul
         tiles = tile(work.matmul, self.rows, self.columns, self.dataflow)
         products, width, multipliers, shifted = self.multiplied(work)
-        x_bits, w_bits = work.bits[0], work.stored_bits
         macs, outputs = work.runs * B * M * K * N * work.kept, work.runs * B * M * N
-        inputs, weights = work.runs * tiles.inputs * x_bits, work.runs * tiles.weights * w_bits
-        sums = work.runs * tiles.sums * self.accumulator
-        steps = tiles.steps * products / multipliers
-        folds = work.runs * -(-tiles.folds // self.count)
-        computing = folds * (steps + tiles.fill)
-        ports = self.count * self.port * (self.rows + self.columns)
-        cycles = float(max(computing, (inputs + weights) / ports))
+        cycles = float(self._cycles(work, tiles.fill))
+        cut = 8 * outputs if work.blocks is not None else 0
         energy = {
             "multiply": macs * products * self.multiply * width**2,
             "add": macs * self.add * ((products - 1) * 2 * width + self.accumulator),
-            "shift": self.add
-            * (
-                (macs * self.shifter if shifted else 0)
-                + (8 * outputs if work.blocks is not None else 0)
-            ),
+            "shift": self.add * ((macs * self.shifter if shifted else 0) + cut),
         }
         if work.groups > 1:  # each group's sum is multiplied by a scale as wide as an operand
             scaling = self.multiply * self.width * self.accumulator + self.add * self.accumulator
@@ -179,10 +187,10 @@ class DigitalArray:
             energy,
             cycles,
             cycles / self.clock,
-            inputs,
-            weights,
-            sums,
-            outputs * work.bits[2],
+            inputs=work.runs * tiles.inputs * work.bits[0],
+            weights=work.runs * tiles.weights * work.stored_bits,
+            sums=work.runs * tiles.sums * self.accumulator,
+            results=outputs * work.bits[2],
             utilization=work.runs * B * M * K * N * products / slots if slots else 0.0,
         )
 

@@ -1,155 +1,23 @@
-"""Work of the equations that are no sites: what is added, what functions are taken of, what moves."""
+"""Work of the equations that are no sites: additions, functions, moves."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsim import internals
+from jaxsim.accelerators.primitives import FREE, MOVES, UPDATES, operations_of
 from jaxsim.accelerators.sites import float_bits
 from jaxsim.accelerators.work import Work
-from jaxsim.internals import inner_jaxprs, parameters, shape_of
+from jaxsim.internals import inner_jaxprs, shape_of
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Traced
-
-FREE = frozenset(
-    [
-        "reshape",
-        "squeeze",
-        "expand_dims",
-        "broadcast_in_dim",
-        "convert_element_type",
-        "stop_gradient",
-        "copy",
-        "copy_p",
-        "device_put",
-        "sharding_constraint",
-        "bitcast_convert_type",
-        "optimization_barrier",
-        "reshard",
-        "pvary",
-        "name",
-        "reduce_precision",
-    ]
-)
-"""Primitives that name their first operand anew: nothing is computed and nothing moves."""
-
-MOVES = frozenset(
-    [
-        "transpose",
-        "slice",
-        "dynamic_slice",
-        "gather",
-        "concatenate",
-        "pad",
-        "rev",
-        "split",
-        "stack",
-        "iota",
-        "all_gather",
-        "all_gather_invariant",
-        "ppermute",
-        "all_to_all",
-    ]
-)
-"""Primitives that read as many entries as they write, and compute nothing."""
-
-UPDATES = {"dynamic_update_slice": 1, "scatter": 2, "scatter-add": 2, "scatter_add": 2}
-"""Primitives that write part of their first operand in place: position of what is written."""
-
-ADDS = frozenset(
-    [
-        "add",
-        "sub",
-        "max",
-        "min",
-        "neg",
-        "abs",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and",
-        "or",
-        "xor",
-        "not",
-        "select_n",
-        "clamp",
-        "shift_left",
-        "shift_right_logical",
-        "shift_right_arithmetic",
-        "is_finite",
-        "add_any",
-        "population_count",
-        "real",
-        "imag",
-        "eq_to",
-        "le_to",
-        "lt_to",
-        "psum",
-        "psum_invariant",
-        "pmax",
-        "pmin",
-        "clz",
-    ]
-)
-MULTIPLIES = frozenset(["mul", "square"])
-DIVIDES = frozenset(["div", "rem", "sqrt", "rsqrt", "cbrt"])
-FUNCTIONS = frozenset(
-    [
-        "exp",
-        "exp2",
-        "log",
-        "log1p",
-        "expm1",
-        "tanh",
-        "logistic",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "atan2",
-        "sinh",
-        "cosh",
-        "pow",
-        "lgamma",
-        "digamma",
-    ]
-)
-REDUCES = frozenset(
-    [
-        "reduce_sum",
-        "reduce_max",
-        "reduce_min",
-        "reduce_and",
-        "reduce_or",
-        "reduce_xor",
-        "argmax",
-        "argmin",
-        "cumsum",
-        "cummax",
-        "cummin",
-        "cumlogsumexp",
-    ]
-)
-WINDOWS = frozenset(["reduce_window_sum", "reduce_window_max", "reduce_window_min"])
 
 
 class Asked(NamedTuple):
@@ -211,13 +79,14 @@ def equation_work(traced: Traced, fixed: int, activations: int | None) -> Asked:
     ins = [_new(v, known=i < fixed) for i, v in enumerate(plan.jaxpr.invars)]
     for out in walk.run(plan, ins, 1.0):
         out.readers += 2
-    found: Counter[tuple[Any, ...]] = Counter()
+    found: dict[tuple[Any, ...], float] = {}
     for event in walk.events:
         read, written = (
             sum(n * float_bits(v.dtype, activations) for v, n in moved if v.in_memory)
             for moved in (event.read, event.written)
         )
-        found[event.primitive, event.operations, read, written] += event.times
+        key = (event.primitive, event.operations, read, written)
+        found[key] = found.get(key, 0) + event.times
     work = (
         (
             Work(
@@ -231,7 +100,7 @@ def equation_work(traced: Traced, fixed: int, activations: int | None) -> Asked:
         )
         for (name, operations, read, written), times in found.items()
     )
-    return Asked(tuple(work), dict(walk.uncounted), walk.loops)
+    return Asked(tuple(work), walk.uncounted, walk.loops)
 
 
 class _Walk:
@@ -239,7 +108,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.events: list[_Event] = []
-        self.uncounted: Counter[str] = Counter()
+        self.uncounted: dict[str, float] = {}
         self.loops = 0
 
     def run(self, plan: Plan, ins: Sequence[_Value], times: float) -> list[_Value]:
@@ -359,12 +228,12 @@ class _Walk:
             ins[0].readers += 2
             out = outs[0]
             out.registers = False
-            read = tuple((v, v.size) for v in ins[1:])
-            self.events.append(_Event(name, times, adds, read, ((out, update.size),)))
+            given = tuple((v, v.size) for v in ins[1:])
+            self.events.append(_Event(name, times, adds, given, ((out, update.size),)))
             return outs
-        operations = _operations(eqn, ins)
+        operations = operations_of(eqn)
         if operations is None:
-            self.uncounted[name] += times
+            self.uncounted[name] = self.uncounted.get(name, 0) + times
             for v in ins:
                 v.readers += 2
             for v in outs:
@@ -384,42 +253,6 @@ class _Walk:
         return outs
 
 
-def _operations(eqn: jex.JaxprEqn, ins: list[_Value]) -> tuple[tuple[str, float], ...] | None:
-    """Element operations of an equation by kind; None where it is not known what it computes."""
-    name = eqn.primitive.name
-    made = float(sum(math.prod(shape_of(v).shape) for v in eqn.outvars))
-    if name in MOVES:
-        return ()
-    if name in ADDS:
-        return (("add", made),)
-    if name in MULTIPLIES:
-        return (("multiply", made),)
-    if name == "integer_pow":
-        power = abs(parameters(eqn)["y"])
-        steps = max(power.bit_length() + power.bit_count() - 2, 0)
-        return (("multiply", steps * made),)
-    if name in DIVIDES:
-        return (("divide", made),)
-    if name in FUNCTIONS:
-        return (("function", made),)
-    if name in REDUCES:
-        return (("add", float(ins[0].size)),)
-    if name == "reduce_prod":
-        return (("multiply", float(ins[0].size)),)
-    if name in WINDOWS:
-        return (("add", made * math.prod(parameters(eqn)["window_dimensions"])),)
-    if name in ("sort", "top_k", "approx_top_k"):
-        shape = shape_of(eqn.invars[0]).shape
-        length = shape[parameters(eqn)["dimension"]] if name == "sort" else shape[-1]
-        return (("add", ins[0].size * max(1, math.ceil(math.log2(max(length, 2))))),)
-    if name == "dot_general":
-        contracted = parameters(eqn)["dimension_numbers"][0][0]
-        shape = shape_of(eqn.invars[0]).shape
-        products = made * math.prod(shape[a] for a in contracted)
-        return (("multiply", products), ("add", products))
-    return None
-
-
 def _new(atom: Any, *, known: bool = False, registers: bool = False) -> _Value:
     shape = shape_of(atom)
     return _Value(
@@ -429,4 +262,4 @@ def _new(atom: Any, *, known: bool = False, registers: bool = False) -> _Value:
 
 def _plain(dtype: Any) -> Any:
     """A dtype that numpy has; random keys are four bytes twice."""
-    return np.uint64 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else dtype
+    return np.uint64 if jnp.issubdtype(dtype, jax.dtypes.extended) else dtype

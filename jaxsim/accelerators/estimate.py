@@ -2,183 +2,18 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxsim.accelerators.accelerator import Accelerator
-from jaxsim.accelerators.equations import Asked, equation_work
+from jaxsim.accelerators.assignment import assign_parts, try_parts
+from jaxsim.accelerators.calls import prepared_call
+from jaxsim.accelerators.equations import Asked
 from jaxsim.accelerators.memory import moves, serving, slowest
+from jaxsim.accelerators.result import Estimate, SiteEstimate, summed
 from jaxsim.accelerators.sites import site_work
-from jaxsim.accelerators.table import estimate_table
-from jaxsim.accelerators.work import Work
-from jaxsim.console.table import render
+from jaxsim.accelerators.work import Spent, Work
 from jaxsim.network.network import Network
-from jaxsim.network.plan import Traced
-from jaxsim.network.site import matching_names
-
-
-class SiteEstimate(NamedTuple):
-    """What one site, or all equations of one primitive, spend in one call.
-
-    Attributes:
-      part: Name of the part that runs it.
-      components: Energy by component of the part, in pJ; "convert" is the SIMD unit's, for codes of
-        inputs and scales of results.
-      memory: Energy by level of memory, in pJ.
-      bits: Bits moved by level of memory, reads and writes together.
-      latency: Time, in s: of the slowest of the part, the conversions, the link and the levels.
-      area: Area that it alone takes, in mm²: of cells that hold its weight.
-      cycles: Cycles of the part.
-      utilization: Fraction of the part that is busy with it meanwhile, in [0, 1].
-      equations: Number of executions in one call.
-    """
-
-    part: str
-    components: dict[str, float]
-    memory: dict[str, float]
-    bits: dict[str, float]
-    latency: float
-    area: float
-    cycles: float
-    utilization: float
-    equations: float
-
-    @property
-    def energy(self) -> float:
-        """Sum of the energies, in pJ."""
-        return sum(self.components.values()) + sum(self.memory.values())
-
-
-class PartEstimate(NamedTuple):
-    """What runs on one part in one call.
-
-    Attributes:
-      energy: Energy of the part and of what it moves, in pJ.
-      latency: Time in which it is at work, in s.
-      area: Its area, and that of the cells of its sites, in mm².
-      utilization: Fraction of it that is busy while it is at work, in [0, 1].
-      sites: Names of its sites.
-    """
-
-    energy: float
-    latency: float
-    area: float
-    utilization: float
-    sites: tuple[str, ...]
-
-
-class Estimate(NamedTuple):
-    """An analytic estimate of one call of a network on an accelerator. It prints.
-
-    Attributes:
-      sites: What each site spends.
-      rest: What the other equations spend, by primitive.
-      uncounted: Number of equations that are not counted, by primitive.
-      notes: Sentences that say what the estimate leaves out.
-      accelerator: The accelerator.
-    """
-
-    sites: dict[str, SiteEstimate]
-    rest: dict[str, SiteEstimate]
-    uncounted: dict[str, float]
-    notes: tuple[str, ...]
-    accelerator: Accelerator
-
-    @property
-    def energy(self) -> float:
-        """Energy of the call, in pJ."""
-        return sum(s.energy for s in self._all)
-
-    @property
-    def latency(self) -> float:
-        """Time of the call, in s: of its equations one after the other."""
-        return sum(s.latency for s in self._all)
-
-    @property
-    def area(self) -> float:
-        """Area of the accelerator, with the cells that hold the network's weights, in mm²."""
-        return self.accelerator.area + sum(s.area for s in self.sites.values())
-
-    @property
-    def components(self) -> dict[str, float]:
-        """Energy by component of the parts, in pJ."""
-        return _summed(s.components for s in self._all)
-
-    @property
-    def memory(self) -> dict[str, float]:
-        """Energy by level of memory, in pJ."""
-        return _summed(s.memory for s in self._all)
-
-    @property
-    def bits(self) -> dict[str, float]:
-        """Bits moved by level of memory."""
-        return _summed(s.bits for s in self._all)
-
-    @property
-    def parts(self) -> dict[str, PartEstimate]:
-        """What runs on each part."""
-        found: dict[str, PartEstimate] = {}
-        for name, part in self.accelerator.parts.items():
-            sites = tuple(n for n, s in self.sites.items() if s.part == name)
-            own = [s for s in self._all if s.part == name]
-            time = sum(s.latency for s in own)
-            busy = sum(s.latency * s.utilization for s in own)
-            found[name] = PartEstimate(
-                sum(s.energy for s in own),
-                time,
-                part.area + sum(s.area for s in own),
-                busy / time if time else 0.0,
-                sites,
-            )
-        return found
-
-    @property
-    def _all(self) -> tuple[SiteEstimate, ...]:
-        return (*self.sites.values(), *self.rest.values())
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
-
-    def __rich__(self) -> Any:
-        return estimate_table(self)
-
-
-class Trial(NamedTuple):
-    """An estimate of the sites that some part runs.
-
-    Attributes:
-      sites: What each of them spends.
-      refused: Why no part runs the others, by name.
-      rest: What the other equations spend, by primitive.
-    """
-
-    sites: dict[str, SiteEstimate]
-    refused: dict[str, str]
-    rest: dict[str, SiteEstimate]
-
-
-def estimate_sites(
-    net: Network, accelerator: Accelerator, *, parts: Mapping[str, str] | None = None
-) -> Trial:
-    """Estimates the sites of a network that a part runs, and tells of each other why none does.
-
-    Args:
-      net: Network.
-      accelerator: Parts, memory and links.
-      parts: Name of the part for sites by pattern, as of `estimate`.
-
-    Raises:
-      ValueError: A part or a pattern that is unknown, or a network that is cut.
-    """
-    traced, asked = _prepared(net, (), {}, accelerator.activations)
-    works = site_work(net, traced, accelerator.activations)
-    chosen, refused = try_parts(net, accelerator, works, parts or {})
-    sites = {name: _spent(accelerator, part, works[name]) for name, part in chosen.items()}
-    return Trial(sites, refused, _rest(accelerator, asked)[0])
 
 
 def estimate(
@@ -229,7 +64,7 @@ def estimate(
         raise ValueError(
             f"net: is cut by {', '.join(net.cut_by)}; an estimate is of a network that runs whole"
         )
-    traced, asked = _prepared(net, args, kwargs, accelerator.activations)
+    traced, asked = prepared_call(net, args, kwargs, accelerator.activations)
     works = site_work(net, traced, accelerator.activations)
     chosen = assign_parts(net, accelerator, works, parts or {})
     _check_room(accelerator, works)
@@ -241,63 +76,38 @@ def estimate(
     return Estimate(sites, rest, uncounted, tuple(notes), accelerator)
 
 
-def assign_parts(
-    net: Network, accelerator: Accelerator, works: Mapping[str, Work], asked: Mapping[str, str]
-) -> dict[str, str]:
-    """Chooses the part of each site: the one that is asked for, or the first that accepts it.
+class Trial(NamedTuple):
+    """An estimate of the sites that some part runs.
 
-    Args:
-      net: Network of the sites.
-      accelerator: Its parts.
-      works: Work of each site.
-      asked: Name of a part by pattern of sites.
-
-    Raises:
-      ValueError: No part runs some sites, or the one that is asked for does not.
+    Attributes:
+      sites: What each of them spends.
+      refused: Why no part runs the others, by name.
+      rest: What the other equations spend, by primitive.
     """
-    chosen, refused = try_parts(net, accelerator, works, asked)
-    if refused:
-        said = ", ".join(f"{name} ({why})" for name, why in refused.items())
-        raise ValueError(f"net: no part of the accelerator runs {said}")
-    return chosen
+
+    sites: dict[str, SiteEstimate]
+    refused: dict[str, str]
+    rest: dict[str, SiteEstimate]
 
 
-def try_parts(
-    net: Network, accelerator: Accelerator, works: Mapping[str, Work], asked: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Finds the part of each site that one runs, and why none runs the others.
+def estimate_sites(
+    net: Network, accelerator: Accelerator, *, parts: Mapping[str, str] | None = None
+) -> Trial:
+    """Estimates the sites of a network that a part runs, and tells of each other why none does.
 
     Args:
-      net: Network of the sites.
-      accelerator: Its parts.
-      works: Work of each site.
-      asked: Name of a part by pattern of sites.
+      net: Network.
+      accelerator: Parts, memory and links.
+      parts: Name of the part for sites by pattern, as of `estimate`.
 
     Raises:
       ValueError: A part or a pattern that is unknown.
     """
-    given: dict[str, str] = {}
-    for pattern, part in asked.items():
-        if part not in accelerator.parts:
-            known = ", ".join(accelerator.parts)
-            raise ValueError(f"parts[{pattern!r}]={part!r}: must be one of {known}")
-        names = matching_names(net.sites, pattern, dynamic=pattern == "*", lookups=False)
-        if not names:
-            known = ", ".join(s.name for s in net.sites)
-            raise ValueError(f"parts[{pattern!r}]: matches no site; the sites are: {known}")
-        for name in names:
-            given.setdefault(name, part)
-    chosen: dict[str, str] = {}
-    refused: dict[str, str] = {}
-    for name, work in works.items():
-        options = [given[name]] if name in given else list(accelerator.parts)
-        why = {part: accelerator.parts[part].accepts(work) for part in options}
-        part = next((part for part, reason in why.items() if not reason), None)
-        if part is None:
-            refused[name] = "; ".join(f"{part} {reason}" for part, reason in why.items())
-        else:
-            chosen[name] = part
-    return chosen, refused
+    traced, asked = prepared_call(net, (), {}, accelerator.activations)
+    works = site_work(net, traced, accelerator.activations)
+    chosen, refused = try_parts(net, accelerator, works, parts or {})
+    sites = {name: _spent(accelerator, part, works[name]) for name, part in chosen.items()}
+    return Trial(sites, refused, _rest(accelerator, asked)[0])
 
 
 def _spent(accelerator: Accelerator, name: str, work: Work) -> SiteEstimate:
@@ -331,7 +141,7 @@ def _spent(accelerator: Accelerator, name: str, work: Work) -> SiteEstimate:
     )
 
 
-def _converted(accelerator: Accelerator, work: Work) -> Any:
+def _converted(accelerator: Accelerator, work: Work) -> Spent | None:
     """What the first part for elements spends on codes of inputs and on scales of results."""
     x, _, y = work.sizes
     asked = Work("convert", "elements", runs=work.runs, operations={"multiply": x + y, "add": x})
@@ -348,15 +158,15 @@ def _rest(
 ) -> tuple[dict[str, SiteEstimate], dict[str, float]]:
     """What equations that are no sites spend, by primitive, and those that are not counted."""
     found: dict[str, SiteEstimate] = {}
-    uncounted = Counter(asked.uncounted)
+    uncounted = dict(asked.uncounted)
     for work, times in asked.work:
         part = _elements_part(accelerator, work)
         if part is None:
-            uncounted[work.name] += times
+            uncounted[work.name] = uncounted.get(work.name, 0) + times
             continue
         spent = _spent(accelerator, part, work._replace(runs=times))
         found[work.name] = _joined(found[work.name], spent) if work.name in found else spent
-    return found, dict(uncounted)
+    return found, uncounted
 
 
 def _joined(a: SiteEstimate, b: SiteEstimate) -> SiteEstimate:
@@ -364,9 +174,9 @@ def _joined(a: SiteEstimate, b: SiteEstimate) -> SiteEstimate:
     busy = a.latency * a.utilization + b.latency * b.utilization
     return SiteEstimate(
         a.part,
-        _summed((a.components, b.components)),
-        _summed((a.memory, b.memory)),
-        _summed((a.bits, b.bits)),
+        summed((a.components, b.components)),
+        summed((a.memory, b.memory)),
+        summed((a.bits, b.bits)),
         latency,
         a.area + b.area,
         a.cycles + b.cycles,
@@ -391,50 +201,3 @@ def _check_room(accelerator: Accelerator, works: Mapping[str, Work]) -> None:
         raise ValueError(
             f"weights={level!r}: the weights take {bits:.3g} bits, and it holds {room:.3g}"
         )
-
-
-def _summed(tables: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for table in tables:
-        for name, amount in table.items():
-            found[name] = found.get(name, 0.0) + amount
-    return found
-
-
-_calls: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Traced, dict[Any, Asked]]]] = (
-    weakref.WeakKeyDictionary()
-)
-"""Traced calls of models that live, the last few of each."""
-_LIMIT = 8
-
-
-def _prepared(
-    net: Network, args: tuple[Any, ...], kwargs: dict[str, Any], activations: int | None
-) -> tuple[Traced, Asked]:
-    """A call of a network, traced once for all networks of the model, and what its equations ask."""
-    shapes = jax.tree.map(
-        lambda a: (a.shape, a.dtype) if hasattr(a, "shape") else a, (args, kwargs)
-    )
-    leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda a: a is None)
-    held = jax.tree.map(lambda a: (a.shape, a.dtype), (net.params, net.buffers))
-    key = (
-        repr(leaves),
-        structure,
-        repr(held),
-        repr((net.example, net.defaults)),
-        net.weights,
-        tuple(sorted(net.masks)),
-    )
-    try:
-        known = _calls.setdefault(net.fn, {})
-    except TypeError:  # a function that cannot be referred to weakly
-        known = {}
-    if key not in known:
-        if len(known) >= _LIMIT:
-            known.clear()
-        known[key] = (net.traced(*args, **kwargs), {})
-    traced, by_width = known[key]
-    if activations not in by_width:
-        fixed = len(jax.tree.leaves((net.params, net.buffers)))
-        by_width[activations] = equation_work(traced, fixed, activations)
-    return traced, by_width[activations]

@@ -11,9 +11,9 @@ from jaxsim.accelerators.memory import Memory
 from jaxsim.accelerators.simd import SimdUnit
 from jaxsim.numerics.checks import checked_int
 
-SRAM = Memory(read=20 / 64, size=8 * 2**18, area=8 * 2**18 * 0.5e-6)
-"""256 KB at the energy of 32 KB (Horowitz, ISSCC 2014: 20 pJ for 64 bits), as of eight banks;
-0.5 µm² a bit, an own assumption."""
+SRAM = Memory(read=20 / 64, size=8 * 2**18, bandwidth=1024 * 500e6, area=8 * 2**18 * 0.5e-6)
+"""256 KB at the energy of 32 KB (Horowitz, ISSCC 2014: 20 pJ for 64 bits), as of eight banks; 1024
+bits a cycle at 500 MHz, an own choice; 0.5 µm² a bit, an own assumption."""
 
 DRAM = Memory(read=1300 / 64, bandwidth=64 * 1600e6)
 """The lower of Horowitz's 1.3 to 2.6 nJ for 64 bits; one channel of DDR3-1600 (JEDEC)."""
@@ -25,7 +25,8 @@ def systolic_45nm(rows: int = 32, columns: int = 32) -> Accelerator:
     Energies are Horowitz's of 45 nm; sizes, clocks and the SRAM's area are own choices.
 
     Args:
-      rows, columns: Elements along each side, at least 1.
+      rows: Elements along one side, at least 1.
+      columns: Elements along the other, at least 1.
 
     Examples:
       >>> import jaxsim as js
@@ -47,16 +48,17 @@ def ax_bxp(K: int = 3, rows: int = 32, columns: int = 32) -> Accelerator:
 
     Args:
       K: Bits of a block, 1 to 7.
-      rows, columns: Elements along each side, at least 1.
+      rows: Elements along one side, at least 1.
+      columns: Elements along the other, at least 1.
 
     Examples:
       >>> import jaxsim as js
       >>> js.accelerators.ax_bxp(2).parts["array"].block
       2
     """
-    K = checked_int("K", K, 1, 7)
+    block = checked_int("K", K, 1, 7)
     plain = systolic_45nm()
-    parts = {"array": DigitalArray(rows, columns, block=K), "simd": plain.parts["simd"]}
+    parts = {"array": DigitalArray(rows, columns, block=block), "simd": plain.parts["simd"]}
     return Accelerator(parts, plain.memory, activations=8)
 
 

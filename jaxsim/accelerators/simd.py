@@ -13,15 +13,15 @@ KINDS = ("add", "multiply", "divide", "function")
 
 @dataclasses.dataclass(frozen=True)
 class SimdUnit:
-    """Lanes of 32-bit floats that run whatever is no contraction, and products of floats if need be.
+    """Lanes of 32-bit floats for whatever is no contraction, and for products that no array takes.
 
     Energies are of 45 nm CMOS at 0.9 V; registers, control and leakage are not in the model.
 
     Attributes:
       lanes: Number of lanes. Own choice.
       contracts: True if contractions of floats, and of codes that no other part takes, run here.
-      add: Energy of an addition, in pJ; comparisons, selections and logic are taken to cost as much.
-        Source: Horowitz, "Computing's energy problem", ISSCC 2014: 0.9 pJ in 32-bit floats.
+      add: Energy of an addition, in pJ; comparisons, selections and logic are taken to cost as
+        much. Source: Horowitz, "Computing's energy problem", ISSCC 2014: 0.9 pJ in 32-bit floats.
       multiply: Energy of a multiplication, in pJ. Source: Horowitz: 3.7 pJ.
       divide: Energy of a division or a root, in pJ: 26.3 pJ, 7.1 multiplications. Source: measured
         on a Cortex M4F, table 3 of PMC8934428.

@@ -33,6 +33,12 @@ class Work(NamedTuple):
       counts: What the core counts in one call, by name, as `SiteCost.spent`.
       operations: Number of element operations of one execution, by kind: "add", "multiply",
         "divide", "function".
+
+    Examples:
+      >>> from jaxsim.accelerators import Work
+      >>> work = Work("w", "codes", (1, 4, 64, 32), copies=1, kept=0.5, bits=(8, 8, 8))
+      >>> work.stored_bits  # of a weight, half of which are pruned
+      5.0
     """
 
     name: str
@@ -68,6 +74,11 @@ class Spent(NamedTuple):
       area: Area that this work alone takes, in mm²: of cells that hold its weight. The area of what
         all share is the part's.
       utilization: Fraction of the part that is busy with it meanwhile, in [0, 1].
+
+    Examples:
+      >>> from jaxsim.accelerators import Spent
+      >>> Spent({"laser": 2.5}, cycles=10, seconds=1e-9, inputs=64).energy["laser"]
+      2.5
     """
 
     energy: Mapping[str, float]

@@ -10,11 +10,12 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from jaxsim.accelerators.analog import AnalogArray
+from jaxsim.accelerators.work import Work
 from jaxsim.console.table import render, si
-from jaxsim.cores.wrapper import Wrapper, first_of, place_of
+from jaxsim.cores.wrapper import first_of
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range, checked_int
-from jaxsim.numerics.digits import digit_count
 
 
 class ArrayEnergy(NamedTuple):
@@ -127,6 +128,11 @@ class Crossbar:
         for name in ("adc", "adc_area", "dac", "dac_area", "cell", "cell_area"):
             check_range(name, getattr(self, name), 0)
 
+    @property
+    def arrays(self) -> AnalogArray:
+        """The part of an accelerator that this is: arrays as large as what they hold."""
+        return AnalogArray(**dataclasses.asdict(self))
+
     def estimate(self, net: Network, *args: Any, **kwargs: Any) -> ArrayEstimate:
         """Estimates one call of a network in arrays; sites that are not analog are left out.
 
@@ -139,37 +145,23 @@ class Crossbar:
           ValueError: No site is analog.
         """
         copies = {site.name: math.prod(site.stack) for site in net.sites}
-        found: dict[str, ArrayEnergy] = {}
+        arrays, found = self.arrays, dict[str, ArrayEnergy]()
         for site in net.cost(*args, **kwargs).sites:
             chain = net.cores.get(site.name, ())
-            array, serial = place_of(chain, "array"), place_of(chain, "serial")
-            if array == len(chain):
+            if first_of(chain, "array") is None:
                 continue
-            (B, M, K, _), spent, digits = site.matmul, site.spent, _digits(chain)
-            apart = serial < array
-            conversions = spent.get("conversions", 0.0)
-            columns = conversions / (site.runs * max(M, 1) * (digits if apart else 1))
-            drives = float(site.runs * B * M * K * digits)
-            shared = columns / self.columns_per_adc * self.adc_area + B * K * self.dac_area
+            work = Work(
+                *(site.name, "analog", site.matmul, site.runs, copies[site.name]),
+                chain=chain,
+                counts=site.spent,
+            )
+            reads, energy = arrays.reads(work), arrays.spend(work).energy
             found[site.name] = ArrayEnergy(
-                conversions=conversions,
-                drives=drives,
-                adc=spent.get("conversion_steps", 0.0) * self.adc / 2**self.adc_bits,
-                dac=drives * self.dac,
-                cells=spent["macs"] * self.cell,
-                area=spent["cells"] * self.cell_area + copies[site.name] * shared,
+                reads.conversions,
+                reads.drives,
+                *(energy[part] for part in ("adc", "dac", "cells")),
+                area=arrays.used_area(reads, work.copies),
             )
         if not found:
             raise ValueError("net: none of its sites is analog; put analog(adc=…) on some")
         return ArrayEstimate(tuple(found), tuple(found.values()))
-
-
-def _digits(chain: tuple[Wrapper, ...]) -> int:
-    """Counts the digits that drive the rows for one input."""
-    coded = first_of(chain, "codes")
-    for wrapper in chain:
-        if wrapper.role == "serial" and coded is not None:
-            _, grid = coded.formats
-            lo, hi = grid.code_range
-            return digit_count(hi if grid.symmetric else hi - lo, wrapper.settings["bits"])
-    return 1

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+from jaxsim.accelerators.digital import DigitalArray
+from jaxsim.accelerators.work import Work
 from jaxsim.console.table import render, si
 from jaxsim.cores.blocked import Blocks
 from jaxsim.cores.role import DIGITAL
@@ -184,6 +186,12 @@ class Hardware:
             check_range(name, getattr(self, name), 0)
         check_range("port", self.port, 0, above=True)
 
+    @property
+    def array(self) -> DigitalArray:
+        """The part of an accelerator that this is: sums that stay, blocks of any size."""
+        fields = ("rows", "columns", "multiply", "add", "accumulator", "shifter", "port")
+        return DigitalArray(block=0, **{name: getattr(self, name) for name in fields})
+
     def estimate(self, net: Network, *args: Any, **kwargs: Any) -> Estimate:
         """Estimates one call of a network on the array.
 
@@ -237,31 +245,25 @@ class Hardware:
         Args:
           load: Work of the site.
         """
-        B, M, K, N = load.matmul
-        row_tiles, column_tiles = -(-M // self.rows), -(-N // self.columns)
+        B, _, K, N = load.matmul
         blocks, (x_bits, w_bits) = load.blocks, load.bits
-        width, products, shifted = 8, 1, False
         if blocks is not None:
-            width, products = int(blocks.width), int(blocks.products)
-            shifted = bool(blocks.x_dynamic) or bool(blocks.w_dynamic)
             x_bits, w_bits = int(blocks.x_bits), int(blocks.w_bits)
-        stored = w_bits if load.kept == 1 else min(w_bits, 1 + load.kept * w_bits)
-        macs, outputs = load.runs * B * M * K * N * load.kept, load.runs * B * M * N
-        x_read = load.runs * B * M * K * column_tiles * x_bits
-        w_read = load.runs * B * K * N * row_tiles * stored
-        moved = x_read + w_read + outputs * 8  # results leave the array as 8-bit codes
-        steps = load.runs * B * row_tiles * column_tiles * K * products
-        cycles = steps / max(1, 64 // width**2)
-        ports = self.port * (self.rows + self.columns)
+        work = Work(
+            *("", "codes", load.matmul, load.runs, 1, load.kept),
+            (x_bits, w_bits, 8),  # results leave the array as 8-bit codes
+            blocks=blocks,
+        )
+        array = self.array
+        spent = array.spend(work)
+        bits = spent.inputs + spent.weights + spent.results
+        stored = load.runs * B * K * N * work.stored_bits
         return EnergyBreakdown(
-            multiply=macs * products * self.multiply * width**2,
-            add=macs * self.add * ((products - 1) * 2 * width + self.accumulator),
-            shift=self.add
-            * ((macs * self.shifter if shifted else 0) + (8 * outputs if blocks else 0)),
-            sram=moved * self.sram,
-            dram=self.weight_loads * load.runs * B * K * N * stored * self.dram,
-            cycles=max(cycles, (x_read + w_read) / ports),
-            bits=moved,
+            *(spent.energy[part] for part in ("multiply", "add", "shift")),
+            sram=bits * self.sram,
+            dram=self.weight_loads * stored * self.dram,
+            cycles=array.busy(work),
+            bits=bits,
         )
 
 

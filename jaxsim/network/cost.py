@@ -108,8 +108,8 @@ class SiteCounts:
           w: Shape and dtype of the weight of one execution.
           looks_up: If True, rows are taken out of the weight, and nothing is multiplied.
         """
-        static = tuple(wrapper.signature() for wrapper in wrappers)
-        key = (op, static, x.shape, x.dtype, w.shape, w.dtype, looks_up)
+        names = tuple(wrapper.name for wrapper in wrappers)
+        key = (op, names, x.shape, x.dtype, w.shape, w.dtype, looks_up)
         alike = self.known.setdefault(key, [])
         for others, counted in alike:
             if tuple(others) == tuple(wrappers):

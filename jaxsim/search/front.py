@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxsim.accelerators.accelerator import Accelerator
-from jaxsim.accelerators.estimate import Estimate, estimate
+from jaxsim.accelerators.estimate import estimate
+from jaxsim.accelerators.result import Estimate
 from jaxsim.console.table import html, render, si
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform

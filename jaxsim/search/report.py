@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxsim.accelerators.accelerator import Accelerator
-from jaxsim.accelerators.estimate import Estimate, estimate
+from jaxsim.accelerators.estimate import estimate
+from jaxsim.accelerators.result import Estimate
 from jaxsim.files import atomic
 from jaxsim.network.network import Network
 from jaxsim.search.front import Front, Point

@@ -1,0 +1,160 @@
+import dataclasses
+
+import pytest
+
+import jaxsim as js
+from jaxsim.accelerators import AnalogArray, Work
+from jaxsim.accelerators.sites import site_work
+from tests.support.scans import MATMUL, RUNS, grouped_scan
+
+# every field above one, no two equal, and none as published
+OWN = AnalogArray(
+    rows=4,
+    columns=20,
+    adc=3.5,
+    adc_bits=6,
+    adc_clock=2.0,
+    adc_area=7.25,
+    columns_per_adc=12,
+    dac=2.75,
+    dac_area=4.5,
+    cell=1.25,
+    cell_area=1.75,
+    read=11.0,
+)
+
+
+def work_of(*cut, **array):
+    """The one site of five layers: nine products [26, 22] @ [22, 11] each."""
+    net = js.compose(js.quantize(8, 8), *cut, js.analog(**array))(grouped_scan())
+    (work,) = site_work(net, net.traced(), None).values()
+    assert (work.matmul, work.runs, work.copies) == (MATMUL, RUNS, RUNS)
+    return work
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Three slices, six tiles of four rows, pairs, seven digits."""
+    return work_of(js.slice_bits(3), adc=4, rows=4, input_bits=1)
+
+
+def test_a_site_is_counted_by_hand(digits):
+    spent = OWN.spend(digits)
+    conversions, drives = 5 * 26 * 7 * (9 * 6 * 3 * 11), 5 * 26 * 7 * 9 * 22
+    cells = 9 * 6 * 3 * 2 * 4 * 11
+    assert spent.energy == {
+        "adc": conversions * 3.5 / 4,  # 4 of the 6 bits that 3.5 pJ are the energy of
+        "dac": drives * 2.75,
+        "cells": 5 * 26 * 7 * cells * 1.25,
+    }
+    # each digit is driven in 11 s, and its 12 columns are converted in 12 / 2 s meanwhile
+    assert spent.seconds == 5 * 26 * 7 * 11
+    # a tile has 11 columns, in three slices of two signs 66 wires: four arrays of 20
+    arrays = 5 * 9 * 6 * 4
+    assert OWN.arrays(digits) == arrays
+    one = 4 * 20 * 1.75 + 4 * 4.5 + 2 * 7.25
+    assert spent.area == pytest.approx(1e-6 * arrays * one)
+    assert spent.utilization == pytest.approx(5 * cells / (arrays * 80))
+    assert (spent.inputs, spent.weights) == (5 * 9 * 26 * 22 * 8, 0)
+    assert spent.results == 5 * 9 * 26 * 11 * 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "digit"),
+    [
+        ({"adc_clock": 1.0}, 12),  # slower than a read: twelve columns share
+        ({"adc_kind": "sar"}, 12 * 4 / 2),
+        ({"adc_kind": "ramp"}, 11),  # all columns at once, 16 / 2 s
+        ({"adc_kind": "ramp", "adc_clock": 0.5}, 16 / 0.5),
+        ({"columns_per_adc": 3, "adc_kind": "sar"}, 11),
+    ],
+)
+def test_a_digit_takes_what_is_slower_reading_or_converting(digits, changes, digit):
+    assert dataclasses.replace(OWN, **changes).spend(digits).seconds == 5 * 26 * 7 * digit
+
+
+def test_digits_that_are_added_as_charge_are_converted_once():
+    work = work_of(js.slice_bits(3), adc=4, rows=4, input_bits=1, accumulate="analog")
+    assert OWN.spend(work).seconds == 5 * 26 * 7 * 11
+    slow = dataclasses.replace(OWN, adc_clock=0.1)
+    assert slow.spend(work).seconds == pytest.approx(5 * 26 * 12 / 0.1)
+
+
+def test_arrays_that_there_are_do_not_grow_with_the_weights(digits):
+    built = dataclasses.replace(OWN, count=7)
+    assert built.area == pytest.approx(1e-6 * 7 * OWN.array_area)
+    assert (OWN.area, built.spend(digits).area) == (0, 0)
+
+
+def test_without_a_size_arrays_are_as_large_as_what_they_hold(digits):
+    spent = dataclasses.replace(OWN, rows=None, columns=None).spend(digits)
+    cells = 9 * 6 * 3 * 2 * 4 * 11
+    one = cells * 1.75 + 9 * 22 * 4.5 + 9 * 6 * 3 * 11 / 12 * 7.25
+    assert spent.area == pytest.approx(1e-6 * 5 * one)
+    assert spent.utilization == 1
+
+
+@pytest.mark.parametrize(
+    ("array", "work", "why"),
+    [
+        (OWN, Work("w", "codes"), "js.analog"),
+        (OWN, Work("w", "floats"), "holds cells"),
+        (OWN, Work("exp", "elements"), "contracts nothing"),
+    ],
+)
+def test_what_is_not_in_cells_is_told(array, work, why):
+    assert why in array.accepts(work)
+
+
+def test_what_does_not_fit_is_told(digits):
+    assert OWN.accepts(digits) == ""
+    assert "has 3 rows, not 4" in dataclasses.replace(OWN, rows=3).accepts(digits)
+    assert dataclasses.replace(OWN, cell_bits=3).accepts(digits) == ""
+    assert "2 bits a cell, not 3" in dataclasses.replace(OWN, cell_bits=2).accepts(digits)
+
+
+@pytest.mark.parametrize(
+    ("cut", "array", "bits"),
+    [
+        ((), {}, 7),  # a pair holds magnitudes
+        ((), {"mapping": "offset"}, 8),
+        ((js.slice_bits(2),), {"mapping": "offset"}, 2),
+        ((js.slice_bits(7),), {}, 7),
+    ],
+)
+def test_bits_of_a_cell(cut, array, bits):
+    work = work_of(*cut, rows=4, **array)
+    assert dataclasses.replace(OWN, cell_bits=bits).accepts(work) == ""
+    if bits > 1:
+        assert f"not {bits}" in dataclasses.replace(OWN, cell_bits=bits - 1).accepts(work)
+
+
+def test_rows_count_only_where_the_sum_is_as_long(digits):
+    """1152 rows are asked for, and 22 are driven."""
+    work = work_of()
+    assert dataclasses.replace(OWN, rows=22).accepts(work) == ""
+    assert "rows=21" in dataclasses.replace(OWN, rows=21).accepts(work)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: 0} for name in ("rows", "columns", "count", "cell_bits", "adc_bits")),
+        *({name: 0} for name in ("columns_per_adc", "adc_clock")),
+        *({name: -1} for name in ("adc", "adc_area", "dac", "dac_area", "cell", "cell_area")),
+        {"read": -1},
+        {"adc_kind": "dual"},
+    ],
+)
+def test_settings_out_of_range_are_named(changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=name):
+        AnalogArray(**{"rows": 4, "columns": 4, **changes})
+    assert name in AnalogArray.__doc__
+
+
+def test_sizes_come_together():
+    with pytest.raises(ValueError, match="rows=4, columns=None"):
+        AnalogArray(rows=4)
+    with pytest.raises(ValueError, match="count=2: needs rows"):
+        AnalogArray(count=2)
