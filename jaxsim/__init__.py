@@ -35,6 +35,7 @@ from jaxsim.numerics.renamed import old_names
 from jaxsim.search.bits import ablation_sensitivity, assign_bits, hessian_sensitivity
 from jaxsim.search.blocks import search_blocked
 from jaxsim.search.explore import explore
+from jaxsim.search.front import Front
 from jaxsim.search.options import Option
 from jaxsim.search.report import report
 from jaxsim.sparsity import storage
@@ -143,6 +144,7 @@ __all__ = [
     "Crossbar",
     "explore",
     "Option",
+    "Front",
     "report",
     "search_blocked",
     "hessian_sensitivity",

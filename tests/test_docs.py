@@ -33,6 +33,7 @@ PAGES = (
     "accelerator",
     "analog",
     "parasitics",
+    "explore",
     "pipeline",
     "exits",
     "pyramid",

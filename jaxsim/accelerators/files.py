@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxsim.accelerators.memory import Link, Memory
 from jaxsim.accelerators.simd import SimdUnit
 from jaxsim.files.atomic import write_text
 from jaxsim.files.text import read_text
+from jaxsim.files.toml import toml_key, toml_value
 
 KINDS = {kind.__name__: kind for kind in (DigitalArray, AnalogArray, SimdUnit)}
 """Parts that a file can hold, by the name of their class."""
@@ -99,7 +99,7 @@ def save(accelerator: Accelerator, path: str | Path) -> None:
     """
     lines: list[str] = []
     if accelerator.weights is not None:
-        lines.append(f"weights = {_value(accelerator.weights)}")
+        lines.append(f"weights = {toml_value(accelerator.weights)}")
     if accelerator.activations is not None:
         lines.append(f"activations = {accelerator.activations}")
     for name, part in accelerator.parts.items():
@@ -107,11 +107,11 @@ def save(accelerator: Accelerator, path: str | Path) -> None:
             raise ValueError(
                 f"parts[{name!r}]: is of functions of one's own, which no file can hold"
             )
-        lines += ["", f"[parts.{_key(name)}]", f"kind = {_value(type(part).__name__)}"]
+        lines += ["", f"[parts.{toml_key(name)}]", f"kind = {toml_value(type(part).__name__)}"]
         lines += _fields(part)
     for field in _TABLES:
         for name, entry in getattr(accelerator, field).items():
-            lines += ["", f"[{field}.{_key(name)}]", *_fields(entry)]
+            lines += ["", f"[{field}.{toml_key(name)}]", *_fields(entry)]
     write_text(path, "\n".join(lines).lstrip("\n") + "\n")
 
 
@@ -135,19 +135,4 @@ def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> N
 def _fields(value: Any) -> list[str]:
     """A line for each field that is not None."""
     pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-    return [f"{name} = {_value(field)}" for name, field in pairs if field is not None]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return repr(value)
-
-
-def _key(name: str) -> str:
-    bare = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
-    return name if bare else _value(name)
+    return [f"{name} = {toml_value(field)}" for name, field in pairs if field is not None]

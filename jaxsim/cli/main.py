@@ -5,6 +5,8 @@ Examples:
   jaxsim trace jaxsim.models.resnet:ResNet --input 1 28 28 1
   jaxsim transform chip.toml --out chip
   jaxsim bench chip.toml --batch 256
+  jaxsim estimate chip.toml --accelerator mixed
+  jaxsim explore chip.toml --accelerator mixed --out found
   jaxsim language model.gguf --text wiki.txt --recipe four_bits.toml --prompt "Once upon"
   jaxsim rpm --configuration grid_2 --out train.npz --picture some.png
   jaxsim nac train skill --out run
@@ -29,6 +31,8 @@ import tyro
 import jaxsim
 from jaxsim.cli import demo, nac
 from jaxsim.cli.bench import Bench, bench
+from jaxsim.cli.estimate import Estimate, estimate
+from jaxsim.cli.explore import Explore, explore
 from jaxsim.cli.influence import Influence, influence
 from jaxsim.cli.language import Language, language
 from jaxsim.cli.rpm import Rpm, rpm
@@ -101,6 +105,8 @@ def _run(args: list[str]) -> None:
             "trace": Trace,
             "transform": Transform,
             "bench": Bench,
+            "estimate": Estimate,
+            "explore": Explore,
             "language": Language,
             "nac": nac.Nac,
             "influence": Influence,
@@ -121,6 +127,10 @@ def _run(args: list[str]) -> None:
             transform(chosen)
         case Bench():
             bench(chosen)
+        case Estimate():
+            estimate(chosen)
+        case Explore():
+            explore(chosen)
         case Language():
             language(chosen)
         case nac.Nac():

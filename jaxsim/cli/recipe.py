@@ -89,6 +89,22 @@ def build(recipe: Mapping[str, Any], folder: Path, *, trust: bool = False) -> Bu
     return Built(net, chip, arrays)
 
 
+def chip_of(recipe: Mapping[str, Any], folder: Path, *, trust: bool = False) -> js.Network:
+    """Builds the network of a recipe and transforms it; it is not deployed.
+
+    Args:
+      recipe: Recipe, from `read_recipe`.
+      folder: Folder that relative paths start from.
+      trust: Whether a model outside `jaxsim.models` may be imported, which runs its code.
+
+    Raises:
+      ValueError: The recipe says what cannot be done.
+    """
+    given = Given(lambda: data_of(recipe, folder).inputs, deploy_key(recipe))
+    steps = compose_steps(recipe["transform"], given)
+    return steps(model_of(recipe["model"], folder, trust=trust))
+
+
 def data_of(recipe: Mapping[str, Any], folder: Path) -> Data:
     """Reads the data that a recipe names.
 

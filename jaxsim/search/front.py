@@ -135,19 +135,32 @@ class Front(NamedTuple):
         parts = site_parts(self.options, chosen)
         return estimate(self.network(point), self.accelerator, parts=parts)
 
+    def patterns(self, point: int | Point) -> dict[str, str]:
+        """Lists the patterns of the sites that each option changes.
+
+        Args:
+          point: A point, or its number in `points`.
+
+        Returns:
+          A pattern by name of an option; none for one that changes nothing.
+        """
+        chosen, found = self._chosen(point), dict[str, str]()
+        for name, option in self.options.items():
+            sites = option_sites(self.net, option, chosen, name)
+            if sites and option.transform is not None:
+                found[name] = "re:" + "|".join(map(re.escape, sites))
+        return found
+
     def recipe(self, point: int | Point) -> str:
         """Writes a point as the call that makes its transform.
 
         Args:
           point: A point, or its number in `points`.
         """
-        lines: list[str] = []
-        chosen = self._chosen(point)
-        for name, option in self.options.items():
-            sites = option_sites(self.net, option, chosen, name)
-            if sites and option.transform is not None:
-                pattern = "|".join(map(re.escape, sites))
-                lines.append(f"    {f're:{pattern}'!r}: {option.transform!r},")
+        lines = [
+            f"    {pattern!r}: {self.options[name].transform!r},"
+            for name, pattern in self.patterns(point).items()
+        ]
         return "\n".join(["js.rules({", *lines, "})"])
 
     def why(self, point: int | Point) -> tuple[Reason, ...]:

@@ -1,0 +1,154 @@
+"""Networks to explore, with rows that set ranges, rows that choose, and rows that report."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Key
+
+import jaxsim as js
+from benchmarks.common import paths
+from benchmarks.common.cifar import pictures, resnet
+from benchmarks.common.efficientnet import lite0
+from benchmarks.topics.language.decoder import random_decoder, smollm2
+
+PICTURES = paths.DATA / "imagenet" / "imagenet1000_256.zip"
+
+
+class Subject(NamedTuple):
+    """A network and what may become of it.
+
+    Attributes:
+      net: The network.
+      options: What its sites may become.
+      calibrate: Inputs that set ranges.
+      choose: Fraction right of the rows that choose, of a deployed network.
+      report: Which of the other rows are right.
+    """
+
+    net: js.Network
+    options: dict[str, Any]
+    calibrate: Any
+    choose: Callable[[js.Network], float]
+    report: Callable[[js.Network], Bool[np.ndarray, " N"]]
+
+
+def cells(spread: float) -> Any:
+    """8-bit codes in 2-bit cells of 128 rows, converted to 8 bits, with proportional errors."""
+    return js.compose(
+        js.quantize(8, 8),
+        js.slice_bits(2),
+        js.analog(rows=128, adc=8, cells=js.cells.proportional(spread)),
+    )
+
+
+def resnet14(seed: int, rows: int) -> Subject:
+    """ResNet-14 on CIFAR-10: 64 images set ranges, 436 choose and 500 report."""
+    held = pictures()
+    options = {
+        "int8": js.quantize(8, 8),
+        "int4": js.quantize(4, 8),
+        "MXFP4": js.quantize(js.mx("e2m1"), 8),
+        "cells 3 %": cells(0.03),
+    }
+    return _classifier(resnet(14), options, held.images, held.labels, seed, (64, 436), rows)
+
+
+def efficientnet(seed: int, rows: int) -> Subject:
+    """EfficientNet-lite0 on pictures of ImageNet: 32 set ranges, 218 choose and 750 report.
+
+    Depthwise kernels stay digital: an array of cells holds one column of each.
+    """
+    images, labels = _imagenet()
+    net = lite0()
+    full = [s.name for s in net.sites if "depthwise" not in s.name]
+    options = {
+        "int8": js.quantize(8, js.Grid(8, symmetric=False)),
+        "int6": js.quantize(6, js.Grid(8, symmetric=False)),
+        "cells 1 %": js.Option(cells(0.01), sites=full, part="analog"),
+    }
+    return _classifier(net, options, images, labels, seed, (32, 218), rows)
+
+
+def decoder(seed: int, rows: int) -> Subject:
+    """SmolLM2 on WikiText-2: right is the token that the float decoder writes next.
+
+    Windows of 128 tokens: 2 of the validation text set ranges, 8 choose, 16 of the test text
+    report.
+    """
+    return _decoder(smollm2(), 128, seed, rows)
+
+
+def tiny_decoder(seed: int, rows: int) -> Subject:
+    """A random decoder of two layers and random text, to see that everything runs."""
+    return _decoder(random_decoder(), 32, seed, rows)
+
+
+def _decoder(held: Any, window: int, seed: int, rows: int) -> Subject:
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(js.language.windows(held.valid, window, 10))
+    reported = js.language.windows(held.test, window, min(16, rows))
+    net = js.trace(held.model, {"params": held.params}, chosen[:1])
+    options = {
+        "int8": js.quantize(8, js.Grid(8, per="token")),
+        "int4, groups of 32": js.quantize(js.Grid(4, per="group", rows=32), js.Grid(8, per="token")),
+        "MXFP4": js.quantize(js.mx("e2m1"), js.Grid(8, per="token")),
+    }
+    said: dict[bytes, np.ndarray] = {}
+
+    def right(chip: js.Network, windows: np.ndarray) -> np.ndarray:
+        if windows.tobytes() not in said:
+            said[windows.tobytes()] = js.classify(net, windows, batch_size=4)
+        return (js.classify(chip, windows, batch_size=4) == said[windows.tobytes()]).ravel()
+
+    few = chosen[2 : 2 + min(8, rows)]
+    return Subject(
+        net,
+        options,
+        (chosen[:2],),
+        lambda chip: float(right(chip, few).mean()),
+        lambda chip: right(chip, reported),
+    )
+
+
+def _classifier(
+    net: js.Network,
+    options: dict[str, Any],
+    images: Float[np.ndarray, "N ..."],
+    labels: np.ndarray,
+    seed: int,
+    sizes: tuple[int, int],
+    rows: int,
+) -> Subject:
+    order = np.random.default_rng(seed).permutation(len(images))
+    first, second, third = np.split(order, np.cumsum(sizes))
+    reads: Key[Any, ""] = jax.random.fold_in(jax.random.key(seed), 1)
+
+    def right(chip: js.Network, places: np.ndarray) -> np.ndarray:
+        return js.classify(chip, images[places], key=reads, batch_size=109) == labels[places]
+
+    return Subject(
+        net,
+        options,
+        images[first],
+        lambda chip: float(right(chip, second[:rows]).mean()),
+        lambda chip: right(chip, third[:rows]),
+    )
+
+
+def _imagenet() -> tuple[Float[np.ndarray, "1000 224 224 3"], np.ndarray]:
+    """A thousand pictures, the middle of each, and their classes."""
+    from PIL import Image
+
+    images, labels = list[np.ndarray](), list[int]()
+    with zipfile.ZipFile(PICTURES) as archive:
+        for name in sorted(archive.namelist()):
+            picture = np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
+            images.append((picture[16:240, 16:240].astype(np.float32) - 127) / 128)
+            labels.append(int(name.split("/")[-1].split("_")[0]))
+    return np.stack(images), np.array(labels)
