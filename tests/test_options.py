@@ -30,6 +30,10 @@ SAME_ANSWER = {
     ("pipeline_shard", "remat"): "what is kept: tests/transforms/test_pipeline_shard.py",
     ("prune", "allow_collapse"): "refuses or not: tests/sparsity/test_masks.py",
     ("shrink", "exact"): "refuses or not: tests/transforms/test_shrink.py",
+    ("explore", "baselines"): "what it is compared with: tests/search/test_explore.py",
+    ("explore", "limits"): "names of what is limited: tests/search/test_explore.py",
+    ("explore", "minimize"): "a search each: tests/search/test_explore.py",
+    ("explore", "quiet"): "prints or not: tests/cli/test_explore.py",
     ("search_blocked", "quiet"): "prints or not: tests/search/test_blocks.py",
 }
 # Values that a user reads and does not set.

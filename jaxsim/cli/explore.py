@@ -14,12 +14,12 @@ import tyro
 
 import jaxsim as js
 from jaxsim.cli.hardware import accelerator_of
-from jaxsim.cli.recipe import chip_of, data_of, deploy_key, read_recipe, with_seed
+from jaxsim.cli.recipe import check_keys, chip_of, data_of, deploy_key, read_recipe, with_seed
 from jaxsim.cli.steps import Given, compose_steps
 from jaxsim.files import atomic
 from jaxsim.files.toml import toml_value
 
-_SETTINGS = ("minimize", "limits", "drop", "points", "steps", "baselines", "draws")
+_SETTINGS = {"minimize", "limits", "drop", "points", "steps", "baselines", "draws"}
 _OPTION = {"name", "transform", "sites", "part"}
 
 
@@ -73,8 +73,7 @@ def explore(args: Explore) -> Any:
     if arrays is None:
         raise ValueError("[deploy]: data is missing; choices are measured on its images")
     settings = recipe.get("explore", {})
-    if not isinstance(settings, dict) or (unknown := settings.keys() - {*_SETTINGS}):
-        raise ValueError(f"[explore]: {min(unknown)!r} is unknown; it may have {_SETTINGS}")
+    check_keys("[explore]", settings, _SETTINGS)
     accelerator = accelerator_of(args.accelerator)
     options = options_of(recipe, Given(lambda: inputs, key))
     net = chip_of(recipe, folder, trust=args.trust_model)
@@ -138,9 +137,9 @@ def options_of(recipe: Mapping[str, Any], given: Given) -> dict[str, js.Option]:
         raise ValueError("recipe: has no [[option]]; give at least one")
     found: dict[str, js.Option] = {}
     for i, table in enumerate(listed, 1):
-        if not isinstance(table, dict) or "name" not in table or table.keys() - _OPTION:
-            known = ", ".join(sorted(_OPTION))
-            raise ValueError(f"option {i}: must have a name, and of {known} no other than these")
+        check_keys(f"option {i}", table, _OPTION)
+        if "name" not in table:
+            raise ValueError(f"option {i}: has no name")
         name, steps = str(table["name"]), table.get("transform", [])
         if name in found:
             raise ValueError(f"option {i}: {name!r} is there already")

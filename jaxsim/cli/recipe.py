@@ -142,13 +142,13 @@ def read_recipe(path: str | Path, parts: Iterable[str] = _PARTS) -> dict[str, An
         recipe = tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"recipe={str(path)!r}: not TOML: {error}") from None
-    _check_keys("recipe", recipe, {*parts})
+    check_keys("recipe", recipe, {*parts})
     if "model" in parts and "model" not in recipe:
         raise ValueError(f"recipe={str(path)!r}: has no [model]")
     steps = recipe.setdefault("transform", [])
     recipe.setdefault("deploy", {})
     for name, allowed in (("model", _MODEL), ("deploy", _DEPLOY)):
-        _check_keys(f"[{name}]", recipe.get(name, {}), allowed)
+        check_keys(f"[{name}]", recipe.get(name, {}), allowed)
     if not isinstance(steps, list) or not all(isinstance(s, dict) and "name" in s for s in steps):
         raise ValueError(f"recipe={str(path)!r}: each [[transform]] is a table with a name")
     return recipe
@@ -236,7 +236,17 @@ def cost_numbers(cost: Cost) -> dict[str, Any]:
     return {"params": cost.params, "nonzero": cost.nonzero, "sites": sites}
 
 
-def _check_keys(what: str, table: Any, allowed: set[str]) -> None:
+def check_keys(what: str, table: Any, allowed: set[str]) -> None:
+    """Checks that a table has no other keys than some.
+
+    Args:
+      what: The table, for the error.
+      table: Value of TOML.
+      allowed: Keys that it may have.
+
+    Raises:
+      ValueError: It has another, or is no table.
+    """
     if not isinstance(table, dict):
         raise ValueError(f"{what}={table!r}: must be a table")
     for key in table.keys() - allowed:

@@ -52,7 +52,7 @@ def allocate(
     found = milp(
         known.ravel() / max(np.abs(known).max(), np.finfo(float).tiny) * WIDE,
         integrality=np.ones(places * options),
-        bounds=Bounds(0, possible.ravel().astype(float)),
+        bounds=Bounds(np.zeros(places * options), possible.ravel().astype(float)),
         constraints=rules,
         options={"mip_rel_gap": 0.0},
     )

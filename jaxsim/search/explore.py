@@ -223,7 +223,7 @@ class _Exploration:
         """Budgets from the cheapest choice to that of least error."""
         spent = np.where(np.isfinite(self.errors), self.costs.spent[self.minimize], np.inf)
         cheapest = allocate(spent, self.costs.spent, self.limits)
-        low, high = self.cost(cheapest), self.cost(self.least)
+        low, high = self.cost(cheapest.tolist()), self.cost(self.least)
         return np.geomspace(low, max(low, high), points).tolist() if low > 0 else [high]
 
     def program(self, budget: float) -> tuple[int, ...]:

@@ -82,6 +82,23 @@ class Front(NamedTuple):
       spent: What each option spends at each place: "energy" in pJ, "latency" in s, "area" in mm²
         without what places share.
       evaluations: How often `evaluate` was called, an earlier run's calls included.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x, w = jnp.linspace(-1, 1, 32).reshape(8, 4), jnp.sin(jnp.arange(16.0)).reshape(4, 4)
+      >>> net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], {"a": w, "b": w}, x)
+      >>> options = {"8": js.quantize(8, 8), "2": js.quantize(2, 8)}
+      >>> hardware = js.accelerators.systolic_45nm()
+      >>> def evaluate(chip):
+      ...     return -float(jnp.abs(chip(x) - net(x)).max())
+      >>> front = js.explore(net, hardware, options, x, evaluate, points=2, quiet=True)
+      >>> front.points[-1].by_place
+      {'a': '8', 'b': '8'}
+      >>> front.network(-1)
+      Network(2 sites, 2 transformed, 0 pruned, 32 parameters)
+      >>> front.why(-1)[0].option
+      '8'
     """
 
     points: tuple[Point, ...]

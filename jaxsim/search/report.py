@@ -47,7 +47,17 @@ def report(
         what `js.estimate` raises.
 
     Examples:
-      >>> js.report(front, "report.html")  # doctest: +SKIP
+      >>> import pathlib, tempfile
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.eye(8)}, jnp.ones((4, 8)))
+      >>> nets = {"8": js.quantize(8, 8)(net), "4": js.quantize(4, 8)(net)}
+      >>> folder = tempfile.TemporaryDirectory()
+      >>> path = pathlib.Path(folder.name, "report.html")
+      >>> js.report(nets, path, accelerator=js.accelerators.systolic_45nm())
+      >>> path.stat().st_size > 1e6
+      True
+      >>> folder.cleanup()
     """
     from plotly.offline import get_plotlyjs
 

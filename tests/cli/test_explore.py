@@ -123,7 +123,7 @@ def test_a_run_goes_on_from_its_folder(folder, found, monkeypatch):
         ('data = "data.npz"\ncalibrate = 8', "", r"\[deploy\]: data is missing"),
         ("[explore]", "[explore]\nspeed = 1", r"\[explore\]: 'speed' is unknown"),
         ('name = "2"', 'name = "8"', "option 2: '8' is there already"),
-        ('name = "2"', 'title = "2"', "option 2: must have a name"),
+        ('name = "2"', 'title = "2"', "option 2: 'title' is unknown; it may have"),
         ('part = "analog"', 'part = "gpu"', "'gpu': must be one of analog, array, simd"),
         ("quantize", "quantise", "transform 1: name='quantise'"),
         (OPTIONS, "", r"recipe: has no \[\[option\]\]"),

@@ -1,6 +1,10 @@
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -267,3 +271,30 @@ def test_an_option_that_no_part_runs_is_refused_by_name():
     convolutions = js.Option(js.quantize(8, 8), sites=["Conv*"])
     with pytest.raises(ValueError, match=r"no part runs Dense_0/kernel .*no option changes it"):
         explore(deep_cnn(), floats, {"8": convolutions}, X, closeness([]), **SETTING)
+
+
+def test_a_cluster_serves_evaluations_though_a_worker_is_killed():
+    """Two processes, one of which goes in the middle: its evaluations go to another."""
+    distributed = pytest.importorskip("distributed", reason="no cluster: distributed is absent")
+    y, x = np.asarray(outputs(deep_cnn())), np.asarray(X)
+
+    def evaluate(net):
+        time.sleep(0.2)  # long enough to be killed in
+        return 1 - float(np.sum((np.asarray(net(x)) - y) ** 2) / np.sum(y**2))
+
+    options = {name: OPTIONS[name] for name in ("8", "4", "2")}
+    setting = {**SETTING, "steps": 0}
+    here = explore(deep_cnn(), CHIP, options, X, evaluate, **setting)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as two,
+        distributed.Client(two) as client,
+    ):
+        before = set(client.run(os.getpid).values())
+        threading.Timer(1.0, os.kill, (min(before), signal.SIGKILL)).start()
+        executor = client.get_executor()
+        there = explore(deep_cnn(), CHIP, options, X, evaluate, executor=executor, **setting)
+        after = set(client.run(os.getpid).values())
+    assert after != before
+    assert [p.by_place for p in there.tried] == [p.by_place for p in here.tried]
+    close = [p.accuracy for p in here.tried]
+    assert [p.accuracy for p in there.tried] == pytest.approx(close, abs=1e-5)
