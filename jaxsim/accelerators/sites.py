@@ -70,20 +70,39 @@ def _work(net: Network, c: Contraction, cost: SiteCost, activations: int | None)
         x_width, w_width = int(blocks.x_bits), int(blocks.w_bits)
     groups = first_of(chain, "groups")
     depth = cost.matmul[2]
+    matmul, runs, sizes = cost.matmul, cost.runs, (c.x.size, c.w.size, B * M * N)
+    if site.chosen and arithmetic != "analog":
+        matmul, runs, sizes = _experts(c, cost)
     return Work(
         site.name,
         arithmetic,
-        cost.matmul,
-        cost.runs,
+        matmul,
+        runs,
         copies,
         density,
         (x_width, w_width, result),
-        (c.x.size, c.w.size, B * M * N),
+        sizes,
         1 if groups is None else -(-depth // groups.settings["rows"]),
         blocks,
         chain,
         cost.spent,
     )
+
+
+def _experts(
+    c: Contraction, cost: SiteCost
+) -> tuple[tuple[int, int, int, int], int, tuple[int, int, int]]:
+    """Product, runs and sizes where integers choose the weight of each row.
+
+    As many experts as rows choose, all of them if there are no more, take their even part each.
+    """
+    B, M, K, N = cost.matmul
+    outer = max(c.site.runs, 1)
+    rows = M * cost.runs // outer
+    experts = max(min(c.site.lengths[-1], rows), 1)
+    each = -(-rows // experts)
+    sizes = (B * rows * K, experts * c.w.size, B * rows * N)
+    return (B * experts, each, K, N), outer, sizes
 
 
 def _copies(c: Contraction) -> int:

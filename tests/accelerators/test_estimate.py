@@ -364,3 +364,17 @@ def test_the_table_says_each_number_in_its_column(hybrid):
     assert shown["second"][3] == f"{site.latency:.3g} s"
     assert {"first", "tanh", "all", "near", "far", "multiply"} < set(shown)
     assert "analytic model, not a measurement" in str(found)
+
+
+@pytest.mark.parametrize(("rows", "experts", "each"), [(2, 4, 1), (3, 6, 1), (11, 7, 4)])
+def test_experts_are_as_many_as_rows_choose(rows, experts, each):
+    """Of seven experts each row chooses two: so many are loaded, and rows are spread evenly."""
+
+    def fn(p, x, which):
+        return jnp.einsum("bi,bkio->bko", x, p["w"][which])
+
+    x, which = jnp.ones((rows, 5)), jnp.zeros((rows, 2), jnp.int32)
+    net = js.quantize(8, 8)(js.trace(fn, {"w": jnp.ones((7, 5, 3))}, x, which))
+    work = site_work(net, net.traced(), None)["w"]
+    assert (work.matmul, work.runs, work.copies) == ((experts, each, 5, 3), 1, 7)
+    assert work.sizes == (2 * rows * 5, experts * 15, 2 * rows * 3)
