@@ -14,6 +14,7 @@ from jaxsim.accelerators.result import Estimate, SiteEstimate, summed
 from jaxsim.accelerators.sites import site_work
 from jaxsim.accelerators.work import Spent, Work
 from jaxsim.network.network import Network
+from jaxsim.numerics.checks import check_range
 
 
 def estimate(
@@ -21,6 +22,7 @@ def estimate(
     accelerator: Accelerator,
     *args: Any,
     parts: Mapping[str, str] | None = None,
+    drive: Mapping[str, float] | None = None,
     **kwargs: Any,
 ) -> Estimate:
     """Estimates energy, latency and area of one call of a network on an accelerator.
@@ -38,6 +40,8 @@ def estimate(
       *args: Inputs (only shapes count); without any, those of the traced example.
       parts: Name of the part for sites by pattern, as `Network.select` takes them; the first
         pattern that matches a site wins.
+      drive: Mean of G · V² of the cells of analog sites by name, from `measure_drive`; None for 1
+        everywhere, the fixed figures, which need no inputs and are the most that cells can draw.
       **kwargs: Keyword arguments, as in a call.
 
     Returns:
@@ -45,7 +49,8 @@ def estimate(
 
     Raises:
       ValueError: Sites that no part runs, by name; a part that cannot run a site it is given;
-        weights that do not fit in their level; a network that is cut.
+        weights that do not fit in their level; a drive of a site that is not analog; a network that
+        is cut.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -66,6 +71,11 @@ def estimate(
         )
     traced, asked = prepared_call(net, args, kwargs, accelerator.activations)
     works = site_work(net, traced, accelerator.activations)
+    for name, mean in (drive or {}).items():
+        if name not in works or works[name].arithmetic != "analog":
+            raise ValueError(f"drive[{name!r}]={mean}: net has no analog site of this name")
+        check_range(f"drive[{name!r}]", mean, 0)
+        works[name] = works[name]._replace(drive=mean)
     chosen = assign_parts(net, accelerator, works, parts or {})
     _check_room(accelerator, works)
     sites = {name: _spent(accelerator, chosen[name], work) for name, work in works.items()}
