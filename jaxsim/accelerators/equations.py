@@ -17,7 +17,8 @@ from jaxsim.accelerators.primitives import FREE, MOVES, UPDATES, operations_of
 from jaxsim.accelerators.sites import float_bits
 from jaxsim.accelerators.work import Work
 from jaxsim.internals import inner_jaxprs, shape_of
-from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Traced
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan
+from jaxsim.network.portions import Portion
 
 
 class Asked(NamedTuple):
@@ -65,20 +66,19 @@ class _Event(NamedTuple):
     written: tuple[tuple[_Value, int], ...]
 
 
-def equation_work(traced: Traced, fixed: int, activations: int | None) -> Asked:
-    """Collects the work of all equations that are no sites, in one call.
+def equation_work(portion: Portion, activations: int | None) -> Asked:
+    """Collects the work of all equations that are no sites, in a portion of a call.
 
     A value that one equation makes and one other reads, both on the SIMD unit, stays in its
     registers; every other one is written to memory once, and read from there by each reader. What
     no input reaches is computed once and for all, and not counted. Branches are all counted.
 
     Args:
-      traced: The call.
-      fixed: Number of its first values that no input reaches: parameters and buffers.
+      portion: Portion of the call.
       activations: Bits in which floats lie in memory; None for their own.
     """
-    walk, plan = _Walk(), traced.plan
-    ins = [_new(v, known=i < fixed) for i, v in enumerate(plan.jaxpr.invars)]
+    walk, plan = _Walk(), portion.plan
+    ins = [_new(v, known=i < portion.fixed) for i, v in enumerate(plan.jaxpr.invars)]
     for out in walk.run(plan, ins, 1.0):
         out.readers += 2
     found: dict[tuple[Any, ...], float] = {}

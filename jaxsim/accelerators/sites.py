@@ -4,28 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from jaxsim.accelerators.work import Arithmetic, Work
 from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.cost import SiteCost
 from jaxsim.network.network import Network
-from jaxsim.network.plan import Contraction, Traced, contractions
+from jaxsim.network.plan import Contraction, contractions
+from jaxsim.network.portions import Portion
 
 
-def site_work(net: Network, traced: Traced, activations: int | None) -> dict[str, Work]:
-    """Collects the work of each site in one call, lookups included.
+def site_work(net: Network, portion: Portion, activations: int | None) -> dict[str, Work]:
+    """Collects the work of each site in a portion of a call, lookups included.
 
     Args:
       net: Network.
-      traced: Its call.
+      portion: Portion of its call.
       activations: Bits in which floats lie in memory between equations; None for their own.
 
     Raises:
       ValueError: A mask is traced.
     """
-    costs = net.cost_of(traced).sites
+    costs = net.cost_of(portion.plan).sites
     found: dict[str, Work] = {}
-    for contraction, cost in zip(contractions(traced.plan), costs, strict=True):
-        found[cost.name] = _work(net, contraction, cost, activations)
+    for contraction, cost in zip(contractions(portion.plan), costs, strict=True):
+        work = _work(net, contraction, cost, activations)
+        part = portion.slices.get(cost.name, 1)
+        if part != 1:
+            counts = {name: amount * part for name, amount in work.counts.items()}
+            copies = round(work.copies * part)
+            work = work._replace(runs=work.runs * part, copies=copies, counts=counts)
+        found[cost.name] = work
+    if portion.classifier is not None:
+        features, classes = portion.classifier
+        rows = portion.rows or 0
+        found[portion.exit] = Work(
+            portion.exit,
+            "floats",
+            (1, rows, features, classes),
+            copies=1,
+            bits=(float_bits(np.dtype(np.float32), activations), 32, 32),
+            sizes=(rows * features, features * classes, rows * classes),
+        )
     return found
 
 

@@ -15,7 +15,7 @@ def asked(fn, *args, params=None, activations=None):
         return fn(p, *xs), y @ p["site"]
 
     net = js.trace(model, params, jnp.ones((1, 2)), *args)
-    found = equation_work(net.traced(), len(jax.tree.leaves(params)), activations)
+    found = equation_work(net.portions()[0], activations)
     table = {}
     for work, times in found.work:
         operations, read, written = table.get(work.name, ({}, 0, 0))
