@@ -2,6 +2,7 @@
 
 from jaxsim.accelerators.analog import AnalogArray
 from jaxsim.accelerators.digital import DigitalArray
+from jaxsim.accelerators.drive import measure_drive
 from jaxsim.accelerators.files import load, save
 from jaxsim.accelerators.memory import Link, Memory
 from jaxsim.accelerators.part import Part
@@ -21,6 +22,7 @@ __all__ = [
     "ax_bxp",
     "isaac_like",
     "load",
+    "measure_drive",
     "mixed",
     "paper_design",
     "save",

@@ -63,7 +63,8 @@ class AnalogArray:
       columns_per_adc: Number of columns that share a converter.
       dac: Energy of driving one row with one digit, in pJ; 3.9 µW for 100 ns.
       dac_area: Area of a row's driver, in µm².
-      cell: Energy of reading one cell, in pJ; 0.3 mW for 100 ns over 128² cells.
+      cell: Energy of reading one cell, in pJ; 0.3 mW for 100 ns over 128² cells. Taken to be
+        that of a full cell under full drive, which the source does not say: own assumption.
       cell_area: Area of a cell, in µm².
       read: Time of driving rows with one digit, in s; 100 ns.
 
@@ -208,7 +209,7 @@ class AnalogArray:
             {
                 "adc": found.steps * self.adc / 2**self.adc_bits,
                 "dac": found.drives * self.dac,
-                "cells": found.reads * self.cell,
+                "cells": found.reads * self.cell * work.drive,
             },
             found.windows * found.digits,
             seconds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.work import Work
@@ -11,14 +11,17 @@ from jaxsim.network.site import matching_names
 
 
 def assign_parts(
-    net: Network, accelerator: Accelerator, works: Mapping[str, Work], asked: Mapping[str, str]
+    net: Network,
+    accelerator: Accelerator,
+    works: Sequence[Mapping[str, Work]],
+    asked: Mapping[str, str],
 ) -> dict[str, str]:
     """Chooses the part of each site: the one that is asked for, or the first that accepts it.
 
     Args:
       net: Network of the sites.
       accelerator: Its parts.
-      works: Work of each site.
+      works: Work of each site, by portion of the call.
       asked: Name of a part by pattern of sites.
 
     Raises:
@@ -32,7 +35,10 @@ def assign_parts(
 
 
 def try_parts(
-    net: Network, accelerator: Accelerator, works: Mapping[str, Work], asked: Mapping[str, str]
+    net: Network,
+    accelerator: Accelerator,
+    works: Sequence[Mapping[str, Work]],
+    asked: Mapping[str, str],
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Finds the part of each site that one runs, and why none runs the others.
 
@@ -58,7 +64,7 @@ def try_parts(
             given.setdefault(name, part)
     chosen: dict[str, str] = {}
     refused: dict[str, str] = {}
-    for name, work in works.items():
+    for name, work in {name: work for own in works for name, work in own.items()}.items():
         options = [given[name]] if name in given else list(accelerator.parts)
         why = {part: accelerator.parts[part].accepts(work) for part in options}
         part = next((part for part, reason in why.items() if not reason), None)

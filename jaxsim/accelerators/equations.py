@@ -17,7 +17,8 @@ from jaxsim.accelerators.primitives import FREE, MOVES, UPDATES, operations_of
 from jaxsim.accelerators.sites import float_bits
 from jaxsim.accelerators.work import Work
 from jaxsim.internals import inner_jaxprs, shape_of
-from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Traced
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan
+from jaxsim.network.portions import Portion
 
 
 class Asked(NamedTuple):
@@ -42,12 +43,14 @@ class _Value:
       known: True if no input reaches it, so that it is computed once and for all.
       registers: True if an equation of the SIMD unit makes it.
       readers: Number of equations that read it; those that need it in memory count for two.
+      taken: Event that took it out of parameters by integers; None for any other value.
     """
 
     def __init__(self, size: int, dtype: Any, *, known: bool = False, registers: bool = False):
         """Is not read yet."""
         self.size, self.dtype, self.known, self.registers = size, dtype, known, registers
         self.readers = 0
+        self.taken: int | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -63,24 +66,23 @@ class _Event(NamedTuple):
     written: tuple[tuple[_Value, int], ...]
 
 
-def equation_work(traced: Traced, fixed: int, activations: int | None) -> Asked:
-    """Collects the work of all equations that are no sites, in one call.
+def equation_work(portion: Portion, activations: int | None) -> Asked:
+    """Collects the work of all equations that are no sites, in a portion of a call.
 
     A value that one equation makes and one other reads, both on the SIMD unit, stays in its
     registers; every other one is written to memory once, and read from there by each reader. What
     no input reaches is computed once and for all, and not counted. Branches are all counted.
 
     Args:
-      traced: The call.
-      fixed: Number of its first values that no input reaches: parameters and buffers.
+      portion: Portion of the call.
       activations: Bits in which floats lie in memory; None for their own.
     """
-    walk, plan = _Walk(), traced.plan
-    ins = [_new(v, known=i < fixed) for i, v in enumerate(plan.jaxpr.invars)]
+    walk, plan = _Walk(), portion.plan
+    ins = [_new(v, known=i < portion.fixed) for i, v in enumerate(plan.jaxpr.invars)]
     for out in walk.run(plan, ins, 1.0):
         out.readers += 2
     found: dict[tuple[Any, ...], float] = {}
-    for event in walk.events:
+    for event in walk.events.values():
         read, written = (
             sum(n * float_bits(v.dtype, activations) for v, n in moved if v.in_memory)
             for moved in (event.read, event.written)
@@ -107,9 +109,15 @@ class _Walk:
     """Follows the values of a call through its equations."""
 
     def __init__(self) -> None:
-        self.events: list[_Event] = []
+        self.events: dict[int, _Event] = {}
         self.uncounted: dict[str, float] = {}
         self.loops = 0
+
+    def add(self, event: _Event) -> int:
+        """Notes an event; gives its number."""
+        number = next(reversed(self.events), -1) + 1
+        self.events[number] = event
+        return number
 
     def run(self, plan: Plan, ins: Sequence[_Value], times: float) -> list[_Value]:
         """Walks through a plan; gives the values of its outputs."""
@@ -139,6 +147,8 @@ class _Walk:
         if isinstance(entry, Contraction) or (isinstance(entry, Inner) and entry.rewritten):
             for v in ins:
                 v.readers += 2  # a site's part reads it from memory
+                if v.taken is not None:  # weights that integers choose are read where they lie
+                    self.events.pop(v.taken, None)
             return [_new(v) for v in eqn.outvars]
         if isinstance(entry, Inner):
             inner = [(plan.jaxpr, plan.entries) for plan in entry.plans]
@@ -229,7 +239,7 @@ class _Walk:
             out = outs[0]
             out.registers = False
             given = tuple((v, v.size) for v in ins[1:])
-            self.events.append(_Event(name, times, adds, given, ((out, update.size),)))
+            self.add(_Event(name, times, adds, given, ((out, update.size),)))
             return outs
         operations = operations_of(eqn)
         if operations is None:
@@ -247,9 +257,10 @@ class _Walk:
             v.readers += 1
             # what moves takes out of an operand no more than it writes
             read.append((v, min(v.size, made) if name in MOVES else v.size))
-        self.events.append(
-            _Event(name, times, operations, tuple(read), tuple((v, v.size) for v in outs))
-        )
+        written = tuple((v, v.size) for v in outs)
+        number = self.add(_Event(name, times, operations, tuple(read), written))
+        if name in ("gather", "dynamic_slice") and ins[0].known:
+            outs[0].taken = number
         return outs
 
 

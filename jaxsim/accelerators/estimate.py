@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from jaxtyping import Array, Key
 
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.assignment import assign_parts, try_parts
@@ -14,6 +16,7 @@ from jaxsim.accelerators.result import Estimate, SiteEstimate, summed
 from jaxsim.accelerators.sites import site_work
 from jaxsim.accelerators.work import Spent, Work
 from jaxsim.network.network import Network
+from jaxsim.numerics.checks import check_range
 
 
 def estimate(
@@ -21,6 +24,8 @@ def estimate(
     accelerator: Accelerator,
     *args: Any,
     parts: Mapping[str, str] | None = None,
+    drive: Mapping[str, float] | None = None,
+    key: Key[Array, ""] | None = None,
     **kwargs: Any,
 ) -> Estimate:
     """Estimates energy, latency and area of one call of a network on an accelerator.
@@ -32,12 +37,17 @@ def estimate(
     link and the levels of memory work at once. Turns of a while loop count once, and all branches
     of a choice. Nothing is measured.
 
+    Of a network with exits each stage is estimated for the rows that reach it on these inputs.
+
     Args:
       net: Network; its cores say what each site is computed with.
       accelerator: Parts, memory and links.
-      *args: Inputs (only shapes count); without any, those of the traced example.
+      *args: Inputs (only shapes count, but with exits); without any, those of the traced example.
       parts: Name of the part for sites by pattern, as `Network.select` takes them; the first
         pattern that matches a site wins.
+      drive: Mean of G · V² of the cells of analog sites by name, from `measure_drive`; None for 1
+        everywhere, the fixed figures, which need no inputs and are the most that cells can draw.
+      key: Random key, needed where exits are decided by cores that draw at every call.
       **kwargs: Keyword arguments, as in a call.
 
     Returns:
@@ -45,7 +55,8 @@ def estimate(
 
     Raises:
       ValueError: Sites that no part runs, by name; a part that cannot run a site it is given;
-        weights that do not fit in their level; a network that is cut.
+        weights that do not fit in their level; a drive of a site that is not analog; a network cut
+        for devices, or whose tokens leave.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -60,20 +71,55 @@ def estimate(
         raise ValueError(f"net: expected a jaxsim.Network (make one with js.trace), got {net!r}")
     if not isinstance(accelerator, Accelerator):
         raise ValueError(f"accelerator={accelerator!r}: must be a jaxsim.Accelerator")
-    if net.cut_by:
-        raise ValueError(
-            f"net: is cut by {', '.join(net.cut_by)}; an estimate is of a network that runs whole"
-        )
-    traced, asked = prepared_call(net, args, kwargs, accelerator.activations)
-    works = site_work(net, traced, accelerator.activations)
+    prepared = prepared_call(net, args, kwargs, key, accelerator.activations)
+    works = [site_work(net, p.portion, accelerator.activations) for p in prepared]
+    _check_drive(drive or {}, works)
     chosen = assign_parts(net, accelerator, works, parts or {})
     _check_room(accelerator, works)
-    sites = {name: _spent(accelerator, chosen[name], work) for name, work in works.items()}
-    rest, uncounted = _rest(accelerator, asked)
+    found: list[dict[str, SiteEstimate]] = []
+    rest: list[dict[str, SiteEstimate]] = []
+    uncounted: list[dict[str, float]] = []
+    for (portion, asked), own in zip(prepared, works, strict=True):
+        spent = {
+            name: _spent(accelerator, chosen[name], work._replace(drive=(drive or {}).get(name, 1)))
+            for name, work in own.items()
+        }
+        others, left = _rest(accelerator, asked)
+        if portion.rows == 0:
+            spent, others = {n: s.idle() for n, s in spent.items()}, {}
+        found.append(spent)
+        rest.append(others)
+        uncounted.append(left)
     notes = ["registers, control, clock and leakage are not counted"]
-    if asked.loops:
-        notes.append(f"turns of {asked.loops} while loops are counted once")
-    return Estimate(sites, rest, uncounted, tuple(notes), accelerator)
+    if loops := sum(p.asked.loops for p in prepared):
+        notes.append(f"turns of {loops} while loops are counted once")
+    rows = [p.portion.rows for p in prepared]
+    if rows[0] is not None:
+        notes.append(f"rows in each stage: {', '.join(map(str, rows))}")
+        notes.append("what exits read features and uncertainties by is not counted")
+    return Estimate(_together(found), _together(rest), summed(uncounted), tuple(notes), accelerator)
+
+
+def _check_drive(drive: Mapping[str, float], works: Sequence[Mapping[str, Work]]) -> None:
+    """Checks that drives are of analog sites.
+
+    Raises:
+      ValueError: One is not, or is negative.
+    """
+    analog = {n for own in works for n, work in own.items() if work.arithmetic == "analog"}
+    for name, mean in drive.items():
+        if name not in analog:
+            raise ValueError(f"drive[{name!r}]={mean}: net has no analog site of this name")
+        check_range(f"drive[{name!r}]", mean, 0)
+
+
+def _together(tables: Sequence[Mapping[str, SiteEstimate]]) -> dict[str, SiteEstimate]:
+    """Estimates by name, those of one name added."""
+    found: dict[str, SiteEstimate] = {}
+    for table in tables:
+        for name, spent in table.items():
+            found[name] = found[name].joined(spent) if name in found else spent
+    return found
 
 
 class Trial(NamedTuple):
@@ -96,16 +142,16 @@ def estimate_sites(
     """Estimates the sites of a network that a part runs, and tells of each other why none does.
 
     Args:
-      net: Network.
+      net: Network that is not cut.
       accelerator: Parts, memory and links.
       parts: Name of the part for sites by pattern, as of `estimate`.
 
     Raises:
       ValueError: A part or a pattern that is unknown.
     """
-    traced, asked = prepared_call(net, (), {}, accelerator.activations)
-    works = site_work(net, traced, accelerator.activations)
-    chosen, refused = try_parts(net, accelerator, works, parts or {})
+    ((portion, asked),) = prepared_call(net, (), {}, None, accelerator.activations)
+    works = site_work(net, portion, accelerator.activations)
+    chosen, refused = try_parts(net, accelerator, [works], parts or {})
     sites = {name: _spent(accelerator, part, works[name]) for name, part in chosen.items()}
     return Trial(sites, refused, _rest(accelerator, asked)[0])
 
@@ -165,27 +211,11 @@ def _rest(
             uncounted[work.name] = uncounted.get(work.name, 0) + times
             continue
         spent = _spent(accelerator, part, work._replace(runs=times))
-        found[work.name] = _joined(found[work.name], spent) if work.name in found else spent
+        found[work.name] = found[work.name].joined(spent) if work.name in found else spent
     return found, uncounted
 
 
-def _joined(a: SiteEstimate, b: SiteEstimate) -> SiteEstimate:
-    latency = a.latency + b.latency
-    busy = a.latency * a.utilization + b.latency * b.utilization
-    return SiteEstimate(
-        a.part,
-        summed((a.components, b.components)),
-        summed((a.memory, b.memory)),
-        summed((a.bits, b.bits)),
-        latency,
-        a.area + b.area,
-        a.cycles + b.cycles,
-        busy / latency if latency else 0.0,
-        a.equations + b.equations,
-    )
-
-
-def _check_room(accelerator: Accelerator, works: Mapping[str, Work]) -> None:
+def _check_room(accelerator: Accelerator, works: Sequence[Mapping[str, Work]]) -> None:
     """Checks that the weights fit in the level in which they lie.
 
     Raises:
@@ -195,7 +225,7 @@ def _check_room(accelerator: Accelerator, works: Mapping[str, Work]) -> None:
     room = accelerator.memory[level].size if level else None
     if room is None:
         return
-    held = (w for w in works.values() if w.arithmetic != "analog" and w.copies)
+    held = (w for own in works for w in own.values() if w.arithmetic != "analog" and w.copies)
     bits = sum(w.counts.get("weight_bits", 0.0) for w in held)
     if bits > room:
         raise ValueError(

@@ -41,6 +41,31 @@ class SiteEstimate(NamedTuple):
         """Sum of the energies, in pJ."""
         return sum(self.components.values()) + sum(self.memory.values())
 
+    def joined(self, other: SiteEstimate) -> SiteEstimate:
+        """Adds what is spent elsewhere in the call, one after the other.
+
+        Args:
+          other: What is spent there, on the same part.
+        """
+        latency = self.latency + other.latency
+        busy = self.latency * self.utilization + other.latency * other.utilization
+        return SiteEstimate(
+            self.part,
+            summed((self.components, other.components)),
+            summed((self.memory, other.memory)),
+            summed((self.bits, other.bits)),
+            latency,
+            self.area + other.area,
+            self.cycles + other.cycles,
+            busy / latency if latency else 0.0,
+            self.equations + other.equations,
+        )
+
+    def idle(self) -> SiteEstimate:
+        """Leaves of it the area alone: nothing runs."""
+        nothing = dict.fromkeys(self.memory, 0.0)
+        return SiteEstimate(self.part, {}, nothing, nothing, 0.0, self.area, 0.0, 0.0, 0.0)
+
 
 class PartEstimate(NamedTuple):
     """What runs on one part in one call.

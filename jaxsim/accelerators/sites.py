@@ -4,28 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from jaxsim.accelerators.work import Arithmetic, Work
 from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.cost import SiteCost
 from jaxsim.network.network import Network
-from jaxsim.network.plan import Contraction, Traced, contractions
+from jaxsim.network.plan import Contraction, contractions
+from jaxsim.network.portions import Portion
 
 
-def site_work(net: Network, traced: Traced, activations: int | None) -> dict[str, Work]:
-    """Collects the work of each site in one call, lookups included.
+def site_work(net: Network, portion: Portion, activations: int | None) -> dict[str, Work]:
+    """Collects the work of each site in a portion of a call, lookups included.
 
     Args:
       net: Network.
-      traced: Its call.
+      portion: Portion of its call.
       activations: Bits in which floats lie in memory between equations; None for their own.
 
     Raises:
       ValueError: A mask is traced.
     """
-    costs = net.cost_of(traced).sites
+    costs = net.cost_of(portion.plan).sites
     found: dict[str, Work] = {}
-    for contraction, cost in zip(contractions(traced.plan), costs, strict=True):
-        found[cost.name] = _work(net, contraction, cost, activations)
+    for contraction, cost in zip(contractions(portion.plan), costs, strict=True):
+        work = _work(net, contraction, cost, activations)
+        part = portion.slices.get(cost.name, 1)
+        if part != 1:
+            counts = {name: amount * part for name, amount in work.counts.items()}
+            copies = round(work.copies * part)
+            work = work._replace(runs=work.runs * part, copies=copies, counts=counts)
+        found[cost.name] = work
+    if portion.classifier is not None:
+        features, classes = portion.classifier
+        rows = portion.rows or 0
+        found[portion.exit] = Work(
+            portion.exit,
+            "floats",
+            (1, rows, features, classes),
+            copies=1,
+            bits=(float_bits(np.dtype(np.float32), activations), 32, 32),
+            sizes=(rows * features, features * classes, rows * classes),
+        )
     return found
 
 
@@ -70,20 +90,39 @@ def _work(net: Network, c: Contraction, cost: SiteCost, activations: int | None)
         x_width, w_width = int(blocks.x_bits), int(blocks.w_bits)
     groups = first_of(chain, "groups")
     depth = cost.matmul[2]
+    matmul, runs, sizes = cost.matmul, cost.runs, (c.x.size, c.w.size, B * M * N)
+    if site.chosen and arithmetic != "analog":
+        matmul, runs, sizes = _experts(c, cost)
     return Work(
         site.name,
         arithmetic,
-        cost.matmul,
-        cost.runs,
+        matmul,
+        runs,
         copies,
         density,
         (x_width, w_width, result),
-        (c.x.size, c.w.size, B * M * N),
+        sizes,
         1 if groups is None else -(-depth // groups.settings["rows"]),
         blocks,
         chain,
         cost.spent,
     )
+
+
+def _experts(
+    c: Contraction, cost: SiteCost
+) -> tuple[tuple[int, int, int, int], int, tuple[int, int, int]]:
+    """Product, runs and sizes where integers choose the weight of each row.
+
+    As many experts as rows choose, all of them if there are no more, take their even part each.
+    """
+    B, M, K, N = cost.matmul
+    outer = max(c.site.runs, 1)
+    rows = M * cost.runs // outer
+    experts = max(min(c.site.lengths[-1], rows), 1)
+    each = -(-rows // experts)
+    sizes = (B * rows * K, experts * c.w.size, B * rows * N)
+    return (B * experts, each, K, N), outer, sizes
 
 
 def _copies(c: Contraction) -> int:

@@ -33,6 +33,8 @@ class Work(NamedTuple):
       counts: What the core counts in one call, by name, as `SiteCost.spent`.
       operations: Number of element operations of one execution, by kind: "add", "multiply",
         "divide", "function".
+      drive: Mean of conductance times squared drive over the reads of cells, in [0, 1]; 1 where
+        every cell is taken to be full and driven fully.
 
     Examples:
       >>> from jaxsim.accelerators import Work
@@ -54,6 +56,7 @@ class Work(NamedTuple):
     chain: tuple[Wrapper, ...] = ()
     counts: Mapping[str, float] = NOTHING
     operations: Mapping[str, float] = NOTHING
+    drive: float = 1.0
 
     @property
     def stored_bits(self) -> float:

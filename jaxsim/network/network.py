@@ -33,6 +33,7 @@ from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import PyTree, check_like, is_array, path_name
 from jaxsim.network.plan import Plan, Traced, contractions
 from jaxsim.network.planner import trace_plan
+from jaxsim.network.portions import Portion
 from jaxsim.network.site import Site, matching_names
 from jaxsim.network.tables import sites_table
 from jaxsim.network.unheld import Absent, memory_of, require_held
@@ -299,7 +300,7 @@ class Network(PytreeValue):
           Parameters, stored bits, multiply-accumulates and whatever the cores count. Loops of
           unknown length count once, and traced masks as if nothing were pruned.
         """
-        return self.cost_of(self.traced(*args, **kwargs))
+        return self.cost_of(self.traced(*args, **kwargs).plan)
 
     def traced(self, *args: Any, **kwargs: Any) -> Traced:
         """Traces and plans a call, from shapes alone; the masks of the call are traced as kept.
@@ -319,11 +320,25 @@ class Network(PytreeValue):
         more = (self.example, self.weights, self.masks)
         return trace_plan(self.fn, params, buffers, arguments, *more)
 
-    def cost_of(self, traced: Traced) -> Cost:
-        """Counts what one call spends, by site; see `cost`.
+    def portions(
+        self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any
+    ) -> tuple[Portion, ...]:
+        """Finds the equations that a call runs for the same rows: all of them, in a network uncut.
 
         Args:
-          traced: The call, as `traced` gives it.
+          *args: Inputs (only shapes count); without any array, those of the traced example.
+          key: Random key; without effect where all rows run to the end.
+          **kwargs: Keyword arguments, as in a call.
+        """
+        del key
+        fixed = len(jax.tree.leaves((self.params, self.buffers)))
+        return (Portion(self.traced(*args, **kwargs).plan, fixed),)
+
+    def cost_of(self, plan: Plan) -> Cost:
+        """Counts what the sites of one call spend; see `cost`.
+
+        Args:
+          plan: Equations of the call, or some of them.
         """
         flat = {path_name(path): p for path, p in jax.tree_util.tree_leaves_with_path(self.params)}
         total = sum(int(np.prod(p.shape)) for p in flat.values())
@@ -331,7 +346,7 @@ class Network(PytreeValue):
             if path_name(path) in self.weights:
                 flat[path_name(path)] = b
         rows: list[SiteCost] = []
-        counted, planned = set[str](), list(contractions(traced.plan))
+        counted, planned = set[str](), list(contractions(plan))
         multiplied = {p for c in planned if c.site.kind != "lookup" for p in c.site.sources}
         counts = SiteCounts()
         for contraction in planned:

@@ -45,6 +45,7 @@ def allocate(
         raise ValueError(f"errors: place {int(np.argmin(possible.any(1)))} has no option")
     known = np.where(possible, errors, 0.0)
     rules = [LinearConstraint(np.kron(np.eye(places), np.ones(options)), 1, 1)]
+    rules.append(LinearConstraint(~possible.reshape(1, -1), 0, 0))
     for name, most in limits.items():
         cost = np.where(possible, spent[name], 0.0)
         scale = max(cost.max(), np.finfo(float).tiny)  # tolerances of the solver are absolute
@@ -52,7 +53,7 @@ def allocate(
     found = milp(
         known.ravel() / max(np.abs(known).max(), np.finfo(float).tiny) * WIDE,
         integrality=np.ones(places * options),
-        bounds=Bounds(np.zeros(places * options), possible.ravel().astype(float)),
+        bounds=Bounds(0, 1),
         constraints=rules,
         options={"mip_rel_gap": 0.0},
     )

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxsim.network.leaves import path_name
-from jaxsim.network.network import Network
+from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_called
 
@@ -121,6 +121,7 @@ def fit_options(net: Network, options: Mapping[str, Option]) -> Fit:
         cores and masks, or one that fits nowhere.
     """
     require_network(net, "explore")
+    require_uncut(net, "explore", reason="explore the whole network and cut what was found")
     if net.deployed:
         raise ValueError("net is deployed: its weights are written; explore the network before")
     places = find_places(net)

@@ -15,11 +15,12 @@ from jaxsim.adaptive.heads import Head
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
 from jaxsim.adaptive.tokens import TokenRule
 from jaxsim.network.network import DATA, META, Network
+from jaxsim.network.portions import Portion
 from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import is_traced
 from jaxsim.pipeline.memory import MemoryTable, StageTable
-from jaxsim.staged import exit_queue, exits, pipeline, soften
+from jaxsim.staged import exit_queue, exits, pipeline, portions, soften
 from jaxsim.staged.exits import attentions_of
 from jaxsim.staged.plan import Layout, example_of
 from jaxsim.staged.rows import cut_names
@@ -251,6 +252,21 @@ class Staged(Memoizing, Network):
           ValueError: The network is on one device.
         """
         return pipeline.placed(self)
+
+    def portions(
+        self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any
+    ) -> tuple[Portion, ...]:
+        """Finds what a call runs of each stage, for the rows that reach it.
+
+        Args:
+          *args: Inputs; which rows leave at an exit depends on their values.
+          key: Random key, needed where cores draw at every call.
+          **kwargs: Keyword arguments of the network.
+
+        Raises:
+          ValueError: Tokens leave or stages are on several devices, or what `simulate` raises.
+        """
+        return portions.portions(self, args, kwargs, key)
 
     @property
     def stages(self) -> StageTable:

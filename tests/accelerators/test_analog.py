@@ -27,7 +27,7 @@ OWN = AnalogArray(
 def work_of(*cut, **array):
     """The one site of five layers: nine products [26, 22] @ [22, 11] each."""
     net = js.compose(js.quantize(8, 8), *cut, js.analog(**array))(grouped_scan())
-    (work,) = site_work(net, net.traced(), None).values()
+    (work,) = site_work(net, net.portions()[0], None).values()
     assert (work.matmul, work.runs, work.copies) == (MATMUL, RUNS, RUNS)
     return work
 

@@ -15,7 +15,7 @@ def asked(fn, *args, params=None, activations=None):
         return fn(p, *xs), y @ p["site"]
 
     net = js.trace(model, params, jnp.ones((1, 2)), *args)
-    found = equation_work(net.traced(), len(jax.tree.leaves(params)), activations)
+    found = equation_work(net.portions()[0], activations)
     table = {}
     for work, times in found.work:
         operations, read, written = table.get(work.name, ({}, 0, 0))
@@ -199,3 +199,15 @@ def test_settings_of_the_unit_out_of_range_are_named(changes):
     with pytest.raises(ValueError, match=name):
         SimdUnit(**changes)
     assert name in SimdUnit.__doc__
+
+
+def test_weights_that_integers_choose_are_the_sites_affair():
+    """What takes them out of a stack is no equation of its own."""
+
+    def fn(p, x, which):
+        return jnp.einsum("bi,bio->bo", x, p["w"][which])
+
+    table, _ = asked(fn, X, jnp.array([1, 0, 1]), params={"w": jnp.ones((4, 5, 2))})
+    assert "gather" not in table
+    table, _ = asked(lambda p, i: -p["w"][i], jnp.array([1, 0]), params={"w": jnp.ones((4, 5))})
+    assert "neg" in table

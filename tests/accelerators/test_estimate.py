@@ -165,7 +165,7 @@ def test_pruned_weights_save_energy():
 
 def test_groups_of_a_scan_ask_what_they_are():
     chip = js.quantize(6, 5)(grouped_scan())
-    (work,) = site_work(chip, chip.traced(), 8).values()
+    (work,) = site_work(chip, chip.portions()[0], 8).values()
     assert (work.matmul, work.runs, work.copies) == (MATMUL, RUNS, RUNS)
     assert work.bits == (5, 6, 8)
     assert work.sizes == (2 * 13 * 99, 2 * 11 * 99, 2 * 13 * 99)
@@ -184,7 +184,7 @@ def test_groups_of_a_scan_ask_what_they_are():
 )
 def test_chains_say_what_is_multiplied(net, transform, arithmetic, bits, groups):
     made = net if transform is None else js.rules({"first": transform})(net)
-    work = site_work(made, made.traced(), None)["first"]
+    work = site_work(made, made.portions()[0], None)["first"]
     assert (work.arithmetic, work.groups) == (arithmetic, groups)
     assert work.bits[0] == bits[0]
     assert bits[1] <= work.bits[1] < bits[1] + 1  # scales of blocks among them
@@ -294,16 +294,6 @@ def test_a_part_of_ones_own_runs_what_it_accepts(hybrid):
     assert found.area == pytest.approx(CHIP.area + 13 + 11 + found.sites["first"].area)
 
 
-def test_networks_that_are_cut_are_refused():
-    net = js.trace(
-        lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"],
-        {"a": jnp.eye(3), "b": jnp.eye(3)},
-        jnp.ones((2, 3)),
-    )
-    with pytest.raises(ValueError, match="is cut by exit_early"):
-        js.estimate(js.exit_early(["b"], js.Rule(threshold=2.0))(net), CHIP)
-
-
 def test_deployed_networks_are_estimated_alike(net, hybrid):
     chip = js.deploy(hybrid, key=jax.random.key(0), calibrate=jnp.ones((2, 16)))
     assert js.estimate(chip, CHIP) == js.estimate(hybrid, CHIP)
@@ -311,7 +301,7 @@ def test_deployed_networks_are_estimated_alike(net, hybrid):
 
 def test_the_call_is_traced_once_for_all_networks_of_a_model(net, hybrid, monkeypatch):
     js.estimate(hybrid, CHIP)
-    monkeypatch.setattr(js.Network, "traced", None)
+    monkeypatch.setattr(js.Network, "portions", None)
     js.estimate(js.quantize(3, 8)(net), CHIP)
     with pytest.raises(TypeError):
         js.estimate(hybrid, CHIP, jnp.ones((7, 16)))
@@ -364,3 +354,17 @@ def test_the_table_says_each_number_in_its_column(hybrid):
     assert shown["second"][3] == f"{site.latency:.3g} s"
     assert {"first", "tanh", "all", "near", "far", "multiply"} < set(shown)
     assert "analytic model, not a measurement" in str(found)
+
+
+@pytest.mark.parametrize(("rows", "experts", "each"), [(2, 4, 1), (3, 6, 1), (11, 7, 4)])
+def test_experts_are_as_many_as_rows_choose(rows, experts, each):
+    """Of seven experts each row chooses two: so many are loaded, and rows are spread evenly."""
+
+    def fn(p, x, which):
+        return jnp.einsum("bi,bkio->bko", x, p["w"][which])
+
+    x, which = jnp.ones((rows, 5)), jnp.zeros((rows, 2), jnp.int32)
+    net = js.quantize(8, 8)(js.trace(fn, {"w": jnp.ones((7, 5, 3))}, x, which))
+    work = site_work(net, net.portions()[0], None)["w"]
+    assert (work.matmul, work.runs, work.copies) == ((experts, each, 5, 3), 1, 7)
+    assert work.sizes == (2 * rows * 5, experts * 15, 2 * rows * 3)

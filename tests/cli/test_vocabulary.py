@@ -97,6 +97,7 @@ def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
     assert set(js.__all__) - found.keys() == {
         *("save", "load", "search_blocked"),  # of files
         *("adc", "cells", "wires", "tokens", "storage", "clipping", "rounding", "sparsity"),
+        "accelerators",
         "language",
         "float_core",
     }

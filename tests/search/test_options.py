@@ -81,3 +81,9 @@ def test_a_deployed_network_is_refused():
     chip = js.deploy(js.quantize(8, 8)(cnn()), calibrate=X)
     with pytest.raises(ValueError, match="net is deployed"):
         fitted(chip, {"8": js.quantize(8, 8)})
+
+
+def test_a_network_with_exits_is_refused():
+    net = js.exit_early(["Conv_1/kernel"])(deep_cnn())
+    with pytest.raises(ValueError, match="explore cannot follow exit_early: explore the whole"):
+        fitted(net, {"8": js.quantize(8, 8)})
