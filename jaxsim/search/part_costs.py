@@ -42,7 +42,7 @@ def part_costs(
       fit: Where they can be chosen.
 
     Raises:
-      ValueError: A place whose options no part runs, or another site that none does.
+      ValueError: An option, or a place, for which there is no part, or another site that none runs.
     """
     shape = len(fit.places), len(fit.options)
     spent = {name: np.zeros(shape) for name in ("energy", "latency", "area")}
@@ -65,6 +65,9 @@ def part_costs(
             each = [found.sites[s] for s in place.sites if s in found.sites]  # lookups are none
             for quantity, table in spent.items():
                 table[i, o] = sum(getattr(site, quantity) for site in each)
+        if here and not any(name in fits[i] for i in here):
+            why = refused[fit.places[here[0]].name, name]
+            raise ValueError(f"options: no part runs {name!r} anywhere: {why}")
         if not fixed:
             if left := [s for s in found.refused if s not in placed]:
                 raise ValueError(

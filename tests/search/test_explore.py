@@ -262,11 +262,18 @@ def test_bad_settings_are_refused(change, message):
 def test_an_option_that_no_part_runs_is_refused_by_name():
     digital = js.accelerators.systolic_45nm()
     options = {"analog": OPTIONS["analog"].transform}
-    with pytest.raises(ValueError, match=r"options: none can be chosen at .*: analog: array "):
-        explore(deep_cnn(), digital, options, X, closeness([]), **SETTING)
+    with pytest.raises(ValueError, match=r"options: no part runs 'analog' anywhere: array "):
+        explore(deep_cnn(), digital, {**options, "8": OPTIONS["8"]}, X, closeness([]), **SETTING)
     part = js.Option(js.quantize(8, 8), part="gpu")
     with pytest.raises(ValueError, match="'gpu': must be one of array, simd"):
         explore(deep_cnn(), digital, {"8": part}, X, closeness([]), **SETTING)
+    some = {
+        "8": js.Option(js.quantize(8, 8), sites=["Conv*"]),
+        "b": js.Option(None, sites=["Dense_0*"]),
+    }
+    array = dataclasses.replace(digital, parts={"array": digital.parts["array"]})
+    with pytest.raises(ValueError, match="no part runs 'b' anywhere: array "):
+        explore(deep_cnn(), array, some, X, closeness([]), **SETTING)
     floats = dataclasses.replace(digital, parts={"array": digital.parts["array"]})
     convolutions = js.Option(js.quantize(8, 8), sites=["Conv*"])
     with pytest.raises(ValueError, match=r"no part runs Dense_0/kernel .*no option changes it"):
