@@ -267,17 +267,12 @@ def test_an_option_that_no_part_runs_is_refused_by_name():
     part = js.Option(js.quantize(8, 8), part="gpu")
     with pytest.raises(ValueError, match="'gpu': must be one of array, simd"):
         explore(deep_cnn(), digital, {"8": part}, X, closeness([]), **SETTING)
-    some = {
-        "8": js.Option(js.quantize(8, 8), sites=["Conv*"]),
-        "b": js.Option(None, sites=["Dense_0*"]),
-    }
     array = dataclasses.replace(digital, parts={"array": digital.parts["array"]})
-    with pytest.raises(ValueError, match="no part runs 'b' anywhere: array "):
-        explore(deep_cnn(), array, some, X, closeness([]), **SETTING)
-    floats = dataclasses.replace(digital, parts={"array": digital.parts["array"]})
+    with pytest.raises(ValueError, match="no part runs 'float' anywhere: array holds floats"):
+        explore(deep_cnn(), array, {"8": OPTIONS["8"], "float": None}, X, closeness([]), **SETTING)
     convolutions = js.Option(js.quantize(8, 8), sites=["Conv*"])
     with pytest.raises(ValueError, match=r"no part runs Dense_0/kernel .*no option changes it"):
-        explore(deep_cnn(), floats, {"8": convolutions}, X, closeness([]), **SETTING)
+        explore(deep_cnn(), array, {"8": convolutions}, X, closeness([]), **SETTING)
 
 
 def test_a_cluster_serves_evaluations_though_a_worker_is_killed():
