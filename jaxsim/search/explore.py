@@ -152,10 +152,10 @@ def explore(
         budgets = search.budgets(points)
         search.try_all([search.program(b) for b in budgets], "program")
         if "greedy" in baselines:
-            search.try_all([search.greedy(b) for b in budgets], "greedy")
+            search.try_all(filter(None, map(search.greedy, budgets)), "greedy")
         if "random" in baselines:
             rng = np.random.default_rng(np.asarray(_key_data(key) or 0, np.uint32))
-            search.try_all([search.random(b, rng) for b in budgets], "random")
+            search.try_all(filter(None, (search.random(b, rng) for b in budgets)), "random")
         search.bisect(budgets, exact - drop, steps)
     return _front(search, net, named, costs.fit, exact)
 
@@ -169,8 +169,15 @@ class _Task(NamedTuple):
 
 
 def _accuracies(task: _Task, choice: Sequence[int]) -> list[float]:
-    """The accuracy of a choice by draw."""
-    return [float(task.evaluate(task.board.deploy(choice, key))) for key in task.keys]
+    """The accuracy of a choice by draw.
+
+    Raises:
+      ValueError: One is not finite.
+    """
+    found = [float(task.evaluate(task.board.deploy(choice, key))) for key in task.keys]
+    if not np.isfinite(found).all():
+        raise ValueError(f"evaluate: returned {found}; expected finite numbers")
+    return found
 
 
 class _Exploration:
@@ -232,38 +239,45 @@ class _Exploration:
         found = allocate(self.errors, self.costs.spent, limits)
         return tuple(found.tolist())
 
-    def greedy(self, budget: float) -> tuple[int, ...]:
-        """From the choice of least error, the exchange that loses least for what it saves."""
-        choice = list(self.least)
-        while self.cost(choice) > budget * (1 + 1e-9):
-            moves: list[tuple[float, int, int]] = []
-            for place, option in enumerate(choice):
-                for other in np.flatnonzero(np.isfinite(self.errors[place])):
-                    moved = [*choice[:place], int(other), *choice[place + 1 :]]
-                    saved = self.cost(choice) - self.cost(moved)
-                    if saved > 0 and self.meets(moved, self.limits):
-                        lost = self.errors[place, other] - self.errors[place, option]
-                        moves.append((float(lost / saved), place, int(other)))
-            if not moves:
-                break
-            _, place, other = min(moves)
-            choice[place] = other
-        return tuple(choice)
+    def greedy(self, budget: float) -> tuple[int, ...] | None:
+        """From the choice of least error, the exchange that loses least for what it saves.
 
-    def random(self, budget: float, rng: np.random.Generator) -> tuple[int, ...]:
-        """A drawn choice, place after place drawn again until the budget holds it."""
-        spent = self.costs.spent[self.minimize]
+        None where none is left before the budget is met.
+        """
+        spent, choice = self.costs.spent[self.minimize], np.array(self.least)
+        rows = np.arange(len(choice))
+        while self.cost(choice.tolist()) > budget * (1 + 1e-9):
+            saved = spent[rows, choice][:, None] - spent
+            lost = self.errors - self.errors[rows, choice][:, None]
+            rate = np.where(
+                (saved > 0) & np.isfinite(lost), lost / np.where(saved, saved, 1), np.inf
+            )
+            for move in np.argsort(rate, axis=None, kind="stable"):
+                place, other = np.unravel_index(move, rate.shape)
+                if not np.isfinite(rate[place, other]):
+                    return None
+                moved = choice.copy()
+                moved[place] = other
+                if self.meets(moved.tolist(), self.limits):
+                    choice = moved
+                    break
+        return tuple(choice.tolist())
+
+    def random(self, budget: float, rng: np.random.Generator) -> tuple[int, ...] | None:
+        """A drawn choice, places drawn again among what is cheaper until the budget holds it.
+
+        None where limits are not met at the cheapest.
+        """
+        spent = np.where(np.isfinite(self.errors), self.costs.spent[self.minimize], np.inf)
         choice = [int(rng.choice(np.flatnonzero(np.isfinite(row)))) for row in self.errors]
         limits = {**self.limits, self.minimize: budget}
         order: list[int] = []
         while not self.meets(choice, limits):
-            if not order:
-                order = rng.permutation(len(choice)).tolist()
-                if all(self._cheapest(p) == choice[p] for p in order):
-                    break
+            if (spent[np.arange(len(choice)), choice] == spent.min(1)).all():
+                return None
+            order = order or rng.permutation(len(choice)).tolist()
             place = order.pop()
-            fits = np.flatnonzero(np.isfinite(self.errors[place]))
-            cheaper = fits[spent[place, fits] <= spent[place, choice[place]]]
+            cheaper = np.flatnonzero(spent[place] <= spent[place, choice[place]])
             choice[place] = int(rng.choice(cheaper))
         return tuple(choice)
 
@@ -315,12 +329,6 @@ class _Exploration:
 
     def _total(self, choice: Sequence[int], name: str) -> float:
         return float(self.costs.spent[name][np.arange(len(choice)), list(choice)].sum())
-
-    def _cheapest(self, place: int) -> int:
-        spent = np.where(
-            np.isfinite(self.errors[place]), self.costs.spent[self.minimize][place], np.inf
-        )
-        return int(np.argmin(spent))
 
     def _most(self, budget: float) -> float:
         """A budget with room for rounding, within the limit of what is minimized."""

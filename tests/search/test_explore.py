@@ -259,6 +259,36 @@ def test_bad_settings_are_refused(change, message):
         )
 
 
+def test_greedy_exchanges_what_loses_least_for_what_it_saves(found):
+    """Replayed step by step from the tables, with plain loops."""
+    front, _, _ = found
+    energy, errors = front.spent["energy"], front.errors
+    rows = range(len(errors))
+    ends = set()
+    choice = [int(np.argmin(errors[i])) for i in rows]
+    while True:
+        ends.add(tuple(choice))
+        moves = [
+            ((errors[i, o] - errors[i, choice[i]]) / (energy[i, choice[i]] - energy[i, o]), i, o)
+            for i in rows
+            for o in range(errors.shape[1])
+            if energy[i, o] < energy[i, choice[i]] and np.isfinite(errors[i, o])
+        ]
+        if not moves:
+            break
+        _, i, o = min(moves)
+        choice[i] = o
+    greedy = [p for p in front.tried if "greedy" in p.found_by]
+    assert len(greedy) >= 2
+    for point in greedy:
+        assert tuple(front.fit.options.index(o) for o in point.by_place.values()) in ends
+
+
+def test_accuracies_must_be_finite():
+    with pytest.raises(ValueError, match=r"evaluate: returned \[nan\]; expected finite"):
+        explore(deep_cnn(), CHIP, {"8": OPTIONS["8"]}, X, lambda net: np.nan, **SETTING)
+
+
 def test_an_option_that_no_part_runs_is_refused_by_name():
     digital = js.accelerators.systolic_45nm()
     options = {"analog": OPTIONS["analog"].transform}
