@@ -76,7 +76,7 @@ def efficientnet(seed: int, rows: int) -> Subject:
 
 
 def decoder(seed: int, rows: int) -> Subject:
-    """SmolLM2 on WikiText-2: right is the token that the float decoder writes next.
+    """SmolLM2, rotated, on WikiText-2: right is the token that the float decoder writes next.
 
     Windows of 128 tokens: 2 of the validation text set ranges, 8 choose, 16 of the test text
     report.
@@ -94,10 +94,12 @@ def _decoder(held: Any, window: int, seed: int, rows: int) -> Subject:
     chosen = rng.permutation(js.language.windows(held.valid, window, 10))
     reported = js.language.windows(held.test, window, min(16, rows))
     net = js.trace(held.model, {"params": held.params}, chosen[:1])
+    net = js.rotate(chosen[:2], jax.random.key(seed))(net)
+    tokens, groups = js.Grid(8, per="token"), js.Grid(4, symmetric=False, per="group", rows=32)
     options = {
-        "int8": js.quantize(8, js.Grid(8, per="token")),
-        "int4, groups of 32": js.quantize(js.Grid(4, per="group", rows=32), js.Grid(8, per="token")),
-        "MXFP4": js.quantize(js.mx("e2m1"), js.Grid(8, per="token")),
+        "float": None,
+        "int8": js.quantize(js.Grid(8, per="channel"), tokens),
+        "int4, groups of 32": js.quantize(groups, tokens),
     }
     said: dict[bytes, np.ndarray] = {}
 
