@@ -17,6 +17,7 @@ from jaxsim.cores.quantized import Quantized, quantized
 from jaxsim.cores.role import role
 from jaxsim.cores.tiled import tiled
 from jaxsim.formats.grid import Grid
+from jaxsim.formats.microscaling import Microscaled, micro_scales
 from jaxsim.numerics import memory
 from jaxsim.numerics.nibbles import unpacked
 
@@ -29,7 +30,8 @@ class Moments(NamedTuple):
       w: weights [B, K, N].
       scale: step of the grid at each weight, [B, K, N].
       zero: code of zero at each weight, [B, K, N].
-      ends: values of the smallest and the largest code, for each output or one for all.
+      ends: values of the smallest and the largest code, for each output or one for all; of short
+        elements the scales of blocks and of the tensor.
       gram: sum of the outer products of the inputs, [B, K, K]; of an expert those of its rows.
         Where they are sketched, rows whose outer products sum up to that in the mean, [B, m, K].
       size: sum of the magnitudes of the inputs, [B, K].
@@ -77,13 +79,13 @@ def rows_seen(op: Op, x: Array) -> Float[Array, "B M K"]:
 
 @role("observer")
 def moments(
-    core: Core, *, weights: Grid, rows: int | None = None, sketch: int | None = None
+    core: Core, *, weights: Grid | Microscaled, rows: int | None = None, sketch: int | None = None
 ) -> Core:
     """Sums the outer products of what flows in at calibration, and notes the weights' grid.
 
     Args:
       core: contracts.
-      weights: grid that the weights are to be rounded to.
+      weights: grid or short elements that the weights are to be rounded to.
       rows: products of a group, each of which has a grid of its own; None where a site has one.
       sketch: number of rows, each the sum of all inputs by random signs, to hold in place of the
         moments of more inputs than these; None for the moments.
@@ -149,7 +151,12 @@ class _Noted(NamedTuple):
     ends: tuple[Array, Array]
 
 
-def _note_grid(weights: Grid, op: Op, w: Array, key: Any) -> _Noted:
+def _note_grid(weights: Grid | Microscaled, op: Op, w: Array, key: Any) -> _Noted:
+    if isinstance(weights, Microscaled):
+        scale, tensor = micro_scales(weights, w, op.geometry.contracted)
+        tensor = jnp.ones(()) if tensor is None else tensor
+        step = jnp.broadcast_to(scale * tensor, w.shape)
+        return _Noted(step, jnp.zeros(w.shape), (scale, tensor))
     on = quantized(float_core, weights=weights, inputs=None).write(op, w, key)
     scale, zero = (jnp.broadcast_to(a, w.shape) for a in (on.scale, on.zero))
     return _Noted(scale, zero, _ends_of(op, weights, on))

@@ -21,6 +21,7 @@ from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.formats.block_grid import BlockGrid
 from jaxsim.formats.clipping import is_set
 from jaxsim.formats.grid import Grid
+from jaxsim.formats.microscaling import Microscaled
 from jaxsim.inputs.batches import Batch, batches, reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.params import by_name, with_params
@@ -120,6 +121,11 @@ def _check(net: Network, site: Site) -> None:
         raise ValueError(
             f"awq at {site.name}: the range of its weights is set, by round_weights or otherwise, "
             "and scaling changes the weights"
+        )
+    if isinstance(form, Microscaled) and form.steps is not None:
+        raise ValueError(
+            f"awq at {site.name}: the scales of its blocks are set by round_weights, and scaling "
+            "changes the weights"
         )
     if isinstance(form, BlockGrid) and form.scale is not None:
         raise ValueError(
