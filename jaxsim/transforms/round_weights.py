@@ -34,7 +34,7 @@ from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.checks import check_called
 from jaxsim.transforms.by_site import fewest, solve_by_site, warn_of_few
-from jaxsim.transforms.codes import require_grid
+from jaxsim.transforms.codes import require_grid, short_elements
 from jaxsim.transforms.observe import observe_sites, require_run
 from jaxsim.transforms.site_weights import site_matrices, solve_params
 from jaxsim.values.calls import shown_as_called
@@ -154,9 +154,9 @@ def round_weights(
 
 def _form(net: Network, site: Site) -> Form:
     """What a site's weights are stored in, where they can be rounded to it."""
-    held = first_of(net.cores.get(site.name, ()), "floats")
-    if held is not None and isinstance(form := held.settings.get("weights"), Microscaled):
-        return dataclasses.replace(form, steps=None, tensor=None)
+    elements = short_elements(net, site)
+    if elements is not None:
+        return dataclasses.replace(elements, steps=None, tensor=None)
     grid = require_grid(net, site, "round_weights")
     if grid.bits == 1 or grid.spacing != "even" or grid.rounding != "nearest":
         raise ValueError(

@@ -98,9 +98,7 @@ def test_scales_of_blocks_are_of_their_format_and_serve_better_than_those_of_the
     found = js.round_weights(to_nearest, X, by_site="float")(js.quantize(js.nvfp4(), None)(net()))
     form = found.cores["w"][-1].settings["weights"]
     scales = np.asarray(form.steps)
-    np.testing.assert_array_equal(
-        scales, scales.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    )
+    np.testing.assert_array_equal(scales, scales.astype(ml_dtypes.float8_e4m3fn).astype(np.float32))
     w = np.asarray(net().params["w"])[0].reshape(4, 16, 64)
     steps = scales[0].reshape(4, 1, 64) * float(form.tensor[0])
     size = np.square(X).mean(0).reshape(4, 16, 1)
@@ -116,6 +114,19 @@ def test_scales_of_blocks_are_of_their_format_and_serve_better_than_those_of_the
     assert costs(steps).sum() < 0.9 * costs(plain).sum()
 
 
+def test_smoothed_inputs_lose_less_and_weights_are_rounded_behind():
+    """Channels of other sizes side by side in a block; what smooths is at the site."""
+    wide = X * jnp.where(jnp.arange(64) % 9 == 0, 40.0, 1.0)
+    exact = run(net(), wide)
+    plain = js.quantize(js.nvfp4(), js.nvfp4(), sites="w")(net())
+    smooth = js.smooth(wide, 0.8, sites="w")(plain)
+    found = js.round_weights(gptq(), wide, by_site="rounded", sites="w")(smooth)
+    plain, smooth, error = (np.square(run(n, wide) - exact).mean() for n in (plain, smooth, found))
+    assert error < 0.8 * smooth < 0.8 * plain
+    chip = js.deploy(found, keep_floats=False)
+    np.testing.assert_allclose(run(chip, wide), run(found, wide), rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_rounded_is_saved_and_not_scaled_any_more(tmp_path):
     plain = js.quantize(js.nvfp4(), js.nvfp4())(net())
     found = js.deploy(js.round_weights(gptq(), X)(plain))
@@ -124,3 +135,5 @@ def test_what_is_rounded_is_saved_and_not_scaled_any_more(tmp_path):
     np.testing.assert_array_equal(run(again, X), run(found, X))
     with pytest.raises(ValueError, match="scales of its blocks are set by round_weights"):
         js.awq(X)(js.round_weights(gptq(), X)(plain))
+    with pytest.raises(ValueError, match=r"scales of its blocks are set .* and smoothing"):
+        js.smooth(X)(js.round_weights(gptq(), X)(plain))
