@@ -59,6 +59,9 @@ def round_weights(
     which the weight is computed in a way that cannot be undone stays as it is: what rounding moves
     is then added at the site, and nothing else sees it.
 
+    Weights may be codes of an even grid, or elements of `js.mx` and `js.nvfp4`; scales of their
+    blocks are first fitted, by least squares weighed by the inputs' sizes, and then set likewise.
+
     What flows into a site is taken from the network with float inputs, and with float weights
     unless `by_site="rounded"`. Pruned weights stay zero. Each of several experts is rounded for
     the rows that choose it; one that no row chooses is rounded to nearest, with a warning that
