@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -65,7 +66,9 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
         if weights is None:
             return core.write(op, w, key)
         w = w.astype(jnp.float32)
-        held = encode_micro(weights, lax.stop_gradient(w), op.geometry.contracted)
+        held = encode_micro(
+            weights, lax.stop_gradient(w), op.geometry.contracted, _given(op, weights)
+        )
         elements = stored_elements(weights, held.elements)
         if weights.kind.bits == 4 and op.layout != "plain":
             elements = Nibbles.of(elements, op.geometry.contracted[-1] - w.ndim)
@@ -111,3 +114,16 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
         return core.read(op, written(op, state), rounded(op, x), key)
 
     return Core(write, lambda op, state, x: state, read)
+
+
+def _given(op: Op, weights: Microscaled) -> tuple[Array, Array | None] | None:
+    """Scales that the blocks of this slice are given, of the weight's rank."""
+    if weights.steps is None:
+        return None
+    steps, shape = op.slice_for_layer(weights.steps), op.channel_shape()
+    if steps.size != math.prod(shape):
+        raise ValueError(
+            f"weights: scales {list(steps.shape)} for a weight of {math.prod(shape)} blocks"
+        )
+    tensor = None if weights.tensor is None else op.slice_for_layer(weights.tensor)
+    return steps.reshape(shape), tensor

@@ -17,6 +17,7 @@ from jaxsim.cores.quantized import Quantized, quantized
 from jaxsim.cores.role import role
 from jaxsim.cores.tiled import tiled
 from jaxsim.formats.grid import Grid
+from jaxsim.formats.microscaling import Microscaled, micro_scales
 from jaxsim.numerics import memory
 from jaxsim.numerics.nibbles import unpacked
 
@@ -29,8 +30,10 @@ class Moments(NamedTuple):
       w: weights [B, K, N].
       scale: step of the grid at each weight, [B, K, N].
       zero: code of zero at each weight, [B, K, N].
-      ends: values of the smallest and the largest code, for each output or one for all.
+      ends: values of the smallest and the largest code, for each output or one for all; of short
+        elements the scales of blocks and of the tensor.
       gram: sum of the outer products of the inputs, [B, K, K]; of an expert those of its rows.
+        Where they are sketched, rows whose outer products sum up to that in the mean, [B, m, K].
       size: sum of the magnitudes of the inputs, [B, K].
       seen: how many inputs that were, [B].
     """
@@ -40,7 +43,7 @@ class Moments(NamedTuple):
     scale: Float[Array, "B K N"]
     zero: Float[Array, "B K N"]
     ends: tuple[Float[Array, "..."], Float[Array, "..."]]
-    gram: Float[Array, "B K K"]
+    gram: Float[Array, "B _ K"]
     size: Float[Array, "B K"]
     seen: Float[Array, " B"]
 
@@ -75,13 +78,17 @@ def rows_seen(op: Op, x: Array) -> Float[Array, "B M K"]:
 
 
 @role("observer")
-def moments(core: Core, *, weights: Grid, rows: int | None = None) -> Core:
+def moments(
+    core: Core, *, weights: Grid | Microscaled, rows: int | None = None, sketch: int | None = None
+) -> Core:
     """Sums the outer products of what flows in at calibration, and notes the weights' grid.
 
     Args:
       core: contracts.
-      weights: grid that the weights are to be rounded to.
+      weights: grid or short elements that the weights are to be rounded to.
       rows: products of a group, each of which has a grid of its own; None where a site has one.
+      sketch: number of rows, each the sum of all inputs by random signs, to hold in place of the
+        moments of more inputs than these; None for the moments.
 
     Raises:
       MemoryError: when written, a site with too many inputs for their moments to be held.
@@ -91,7 +98,8 @@ def moments(core: Core, *, weights: Grid, rows: int | None = None) -> Core:
         matmul = op.geometry.as_matmul()
         B, K, _ = matmul.geometry.w_shape
         what = f"second moments of {K} inputs" + (f", {B} times" if B > 1 else "")
-        memory.check(what, 4 * B * K**2, "leave such a site out with sites=")
+        height = K if sketch is None else min(K, sketch)
+        memory.check(what, 4 * B * height * K, "leave such a site out with sites=")
         w = w.astype(jnp.float32)
         plain = dataclasses.replace(op, layout="plain")
         grid = Core(partial(_note_grid, weights), float_core.calibrate, float_core.read)
@@ -108,7 +116,7 @@ def moments(core: Core, *, weights: Grid, rows: int | None = None) -> Core:
             scale=spread(on.scale),
             zero=spread(on.zero),
             ends=on.ends,
-            gram=jnp.zeros((B, K, K)),
+            gram=jnp.zeros((B, height, K)),
             size=jnp.zeros((B, K)),
             seen=jnp.zeros(B),
         )
@@ -116,7 +124,12 @@ def moments(core: Core, *, weights: Grid, rows: int | None = None) -> Core:
     def calibrate(op: Op, state: Moments, x: Array) -> Moments:
         rows, counts = rows_seen(op, x), row_counts(op, x)
         often = rows if op.rows is None else rows * counts[..., None]
-        gram = jnp.einsum("bmk,bml->bkl", often, rows, precision=lax.Precision.HIGHEST)
+        left, height = often, state.gram.shape[1]
+        if height < rows.shape[-1]:
+            key = jax.random.fold_in(jax.random.key(0), jnp.sum(state.seen).astype(jnp.int32))
+            signs = jax.random.rademacher(key, (*rows.shape[:2], height), jnp.float32)
+            left, rows = signs * height**-0.5, rows * jnp.sqrt(counts)[..., None]
+        gram = jnp.einsum("bmk,bml->bkl", left, rows, precision=lax.Precision.HIGHEST)
         return state._replace(
             inner=core.calibrate(op, state.inner, x),
             gram=state.gram + gram,
@@ -138,7 +151,12 @@ class _Noted(NamedTuple):
     ends: tuple[Array, Array]
 
 
-def _note_grid(weights: Grid, op: Op, w: Array, key: Any) -> _Noted:
+def _note_grid(weights: Grid | Microscaled, op: Op, w: Array, key: Any) -> _Noted:
+    if isinstance(weights, Microscaled):
+        scale, tensor = micro_scales(weights, w, op.geometry.contracted)
+        tensor = jnp.ones(()) if tensor is None else tensor
+        step = jnp.broadcast_to(scale * tensor, w.shape)
+        return _Noted(step, jnp.zeros(w.shape), (scale, tensor))
     on = quantized(float_core, weights=weights, inputs=None).write(op, w, key)
     scale, zero = (jnp.broadcast_to(a, w.shape) for a in (on.scale, on.zero))
     return _Noted(scale, zero, _ends_of(op, weights, on))

@@ -97,7 +97,16 @@ def read_gguf(path: str | os.PathLike[str]) -> Gguf:
     try:
         return _parse(np.memmap(path, np.uint8, "r"))
     except ValueError as error:
-        raise ValueError(f"{str(path)!r}: {error}") from None
+        raise ValueError(f"{str(path)!r}: {shortened(str(error))}") from None
+
+
+def shortened(text: str) -> str:
+    """The beginning and the end of a long message: names in a damaged file may be whole pages.
+
+    Args:
+      text: The message.
+    """
+    return text if len(text) <= 300 else f"{text[:150]} … {text[-120:]}"
 
 
 def dequantize(tensor: GgufTensor) -> np.ndarray:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Num, UInt8
 
@@ -43,6 +46,11 @@ ELEMENTS: dict[str, ElementKind] = {
 }
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["steps", "tensor"],
+    meta_fields=["element", "rows", "scale"],
+)
 @dataclass(frozen=True)
 class Microscaled:
     """Blocks of short elements with a scale each; made by `mx` and `nvfp4`.
@@ -52,14 +60,20 @@ class Microscaled:
       rows: Elements of a block, along the products that an output sums.
       scale: "e8m0", a power of two; or "e4m3", a float of eight bits times a scale of the tensor
         in float32.
+      steps: Scales that the blocks of weights have, [*stack, K / rows, N], set by
+        `js.round_weights`; None for scales from the weights. Traced.
+      tensor: Scales of the tensors, [*stack], likewise.
     """
 
     element: Element
     rows: int
     scale: Literal["e8m0", "e4m3"]
+    steps: Float[Array, "..."] | None = None
+    tensor: Float[Array, "..."] | None = None
 
     def __str__(self) -> str:
-        return f"{self.element} in blocks of {self.rows}, scales {self.scale}"
+        given = "" if self.steps is None else ", given"
+        return f"{self.element} in blocks of {self.rows}, scales {self.scale}{given}"
 
     def checked(self, side: Literal["weights", "inputs"]) -> Microscaled:
         """This format, of elements and scales that there are.
@@ -78,6 +92,8 @@ class Microscaled:
                 f"{side}: rows={self.rows} with scale={self.scale!r}: blocks are of 32 with "
                 "'e8m0' (js.mx) or of 16 with 'e4m3' (js.nvfp4)"
             )
+        if side == "inputs" and self.steps is not None:
+            raise ValueError("inputs: scales are given for weights alone")
         return self
 
     @property
@@ -135,26 +151,64 @@ class MicroCodes(NamedTuple):
     tensor: Float[Array, ""] | None
 
 
-def encode_micro(form: Microscaled, x: Float[Array, "..."], axes: tuple[int, ...]) -> MicroCodes:
+def encode_micro(
+    form: Microscaled,
+    x: Float[Array, "..."],
+    axes: tuple[int, ...],
+    given: tuple[Array, Array | None] | None = None,
+) -> MicroCodes:
     """Rounds numbers to blocks of elements, half to even.
 
     Args:
       form: The format.
       x: Numbers in float32.
       axes: Axes that the numbers of a block are along.
+      given: Scale of each block and of all; None for those of the numbers.
+    """
+    kind = form.kind
+    scale, tensor = micro_scales(form, x, axes) if given is None else given
+    step = scale if tensor is None else scale * tensor
+    elements = round_element(kind, divide(x, jnp.where(step > 0, step, 1.0)))
+    return MicroCodes(jnp.where(step > 0, elements, 0.0), scale, tensor)
+
+
+def micro_scales(
+    form: Microscaled, x: Float[Array, "..."], axes: tuple[int, ...], times: float | Array = 1.0
+) -> tuple[Array, Array | None]:
+    """Scales of blocks and of all numbers, by the largest of each.
+
+    Args:
+      form: The format.
+      x: Numbers in float32.
+      axes: Axes that the numbers of a block are along.
+      times: What scales of blocks are multiplied by before they are rounded.
+
+    Returns:
+      The scale of each block, and that of all; None where there is none.
     """
     kind = form.kind
     most = jnp.max(jnp.abs(x), axes, keepdims=True)
     if form.scale == "e8m0":
-        scale = jnp.maximum(power_below(most), 2.0 ** (kind.most - 126)) * 2.0**-kind.most
-        return MicroCodes(round_element(kind, divide(x, scale)), scale, None)
+        least = 2.0 ** (kind.most - 126)
+        return jnp.maximum(power_below(most * times), least) * 2.0**-kind.most, None
     scales = ELEMENTS["e4m3"]
     tensor = jnp.max(most) / (kind.largest * scales.largest)
     tensor = jnp.where(tensor > 0, tensor, 1.0)
-    scale = round_element(scales, divide(divide(most, kind.largest), tensor))
-    step = scale * tensor
-    elements = round_element(kind, divide(x, jnp.where(step > 0, step, 1.0)))
-    return MicroCodes(jnp.where(step > 0, elements, 0.0), scale, tensor)
+    return round_element(scales, divide(divide(most, kind.largest), tensor) * times), tensor
+
+
+def element_levels(kind: ElementKind) -> Float[np.ndarray, " n"]:
+    """All numbers that an element can be, rising.
+
+    Args:
+      kind: Kind of the elements.
+    """
+    binades = 2.0 ** np.arange(kind.least, kind.most + 1)[:, None]
+    digits = 1 + np.arange(2**kind.mantissa) * 2.0**-kind.mantissa
+    small = np.arange(2**kind.mantissa) * 2.0 ** (kind.least - kind.mantissa)
+    sizes = np.concatenate([small, (binades * digits).ravel()])
+    sizes = np.unique(sizes[sizes <= kind.largest])
+    return np.unique(np.concatenate([-sizes, sizes])).astype(np.float32)
 
 
 def decode_micro(held: MicroCodes) -> Float[Array, "..."]:

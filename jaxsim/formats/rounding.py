@@ -46,6 +46,7 @@ class Layer(NamedTuple):
       zero: code of zero, at each weight.
       free: which weights are to be rounded; the others keep their value.
       lo, hi: smallest and largest code.
+      levels: numbers that codes stand for, in steps, rising; None where they are evenly spaced.
 
     Examples:
       >>> import jax
@@ -66,6 +67,7 @@ class Layer(NamedTuple):
     free: Bool[Array, "B K N"]
     lo: float | Float[Array, ""]
     hi: float | Float[Array, ""]
+    levels: Float[Array, " n"] | None = None
 
 
 Rounding = Callable[[Layer], Float[Array, "B K N"]]
@@ -170,8 +172,7 @@ def nearest(layer: Layer) -> Float[Array, "B K N"]:
       >>> bool(jnp.all(js.rounding.nearest(layer) % 0.5 == 0))
       True
     """
-    w, _, scale, zero, free, lo, hi = layer
-    return _on_grid(w, w, scale, zero, free, lo, hi)
+    return _on_grid(layer, layer.w, layer.w, layer.scale, layer.zero, layer.free)
 
 
 @own_promotion()
@@ -193,12 +194,24 @@ def cost(layer: Layer, q: Float[Array, "B K N"]) -> Float[Array, "B N"]:
     return jnp.sum(error * _matmul(layer.gram, error), -2)
 
 
-def _on_grid(
-    at: Array, w: Array, scale: Array, zero: Array, free: Array, lo: Any, hi: Any
-) -> Array:
+def _on_grid(layer: Layer, at: Array, w: Array, scale: Array, zero: Array, free: Array) -> Array:
     """Where `at` is rounded to; where not free, `w`."""
-    code = jnp.clip(jnp.round(at / scale) + zero, lo, hi)
-    return jnp.where(free, (code - zero) * scale, w)
+    if layer.levels is None:
+        code = jnp.clip(jnp.round(at / scale) + zero, layer.lo, layer.hi)
+        return jnp.where(free, (code - zero) * scale, w)
+    between = (layer.levels[1:] + layer.levels[:-1]) / 2
+    steps = at / jnp.where(scale > 0, scale, 1)
+    return jnp.where(free, layer.levels[jnp.searchsorted(between, steps)] * scale, w)
+
+
+def _neighbors(layer: Layer) -> tuple[Array, Array]:
+    """What each weight may be rounded down and up to, in steps."""
+    if layer.levels is None:
+        down = jnp.floor(layer.w / layer.scale)
+        return down, down + 1
+    steps = layer.w / jnp.where(layer.scale > 0, layer.scale, 1)
+    at = jnp.searchsorted(layer.levels[1:-1], steps, side="right")
+    return layer.levels[at], layer.levels[at + 1]
 
 
 _matmul = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -240,7 +253,7 @@ def _gptq(layer: Layer, *, damping: Array, by_activation: Array) -> Array:
                     done, error = carry
                     w, scale, zero, free = (a[i] for a in own)
                     near = w + owed[i] + _matmul(among[:, i], error)
-                    code = _on_grid(near, w, scale, zero, free, layer.lo, layer.hi)
+                    code = _on_grid(layer, near, w, scale, zero, free)
                     return done.at[i].set(code), error.at[i].set(w - code)
 
                 none = jnp.zeros((few, N), q.dtype)
@@ -267,8 +280,9 @@ def _adaround(layer: Layer, *, steps: Array, rate: Array, pull: Array) -> Array:
     import optax
 
     lo, hi = _STRETCH
-    down = jnp.floor(layer.w / layer.scale)
-    start = (layer.w / layer.scale - down - lo) / (hi - lo)  # between 1/12 and 11/12
+    down, up = _neighbors(layer)
+    wide, steps_up = jnp.where(layer.scale > 0, layer.scale, 1), up - down
+    start = (jnp.clip((layer.w / wide - down) / steps_up, 0, 1) - lo) / (hi - lo)  # in 1/12 … 11/12
     unit = cost(layer, nearest(layer))
     unit = jnp.where(unit > 0, unit, 1)
     adam = optax.adam(rate)
@@ -277,6 +291,9 @@ def _adaround(layer: Layer, *, steps: Array, rate: Array, pull: Array) -> Array:
         return jnp.clip(jax.nn.sigmoid(v) * (hi - lo) + lo, 0, 1)
 
     def values(h: Array) -> Array:
+        if layer.levels is not None:
+            held = jnp.where(h == 1, up, down + h * steps_up)
+            return jnp.where(layer.free, held * layer.scale, layer.w)
         code = jnp.clip(down + h + layer.zero, layer.lo, layer.hi)
         return jnp.where(layer.free, (code - layer.zero) * layer.scale, layer.w)
 

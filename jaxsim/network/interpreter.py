@@ -490,7 +490,8 @@ class Walk:
                 (*indices, index),
             )
             changed = {k: after[k] for k in stacked} if self.calibrating else {}
-            return (outs[:carried], {k: after[k] for k in fixed_now}), (outs[carried:], changed)
+            kept = self.handed_on(entry, values, outs[:carried])
+            return (kept, {k: after[k] for k in fixed_now}), (outs[carried:], changed)
 
         (carry, fixed_after), (ys, stacked_after) = lax.scan(
             body,
@@ -501,6 +502,16 @@ class Walk:
             unroll=loop.unroll,
         )
         return [*carry, *ys], {**states, **fixed_after, **stacked_after}
+
+    def handed_on(self, entry: Inner, before: Sequence[Any], after: list[Any]) -> list[Any]:
+        """Chooses what one iteration of a scan hands to the next: what it made.
+
+        Args:
+          entry: Meaning of the scan.
+          before: What the iteration was given.
+          after: What it made of it.
+        """
+        return after
 
     def loop(
         self,

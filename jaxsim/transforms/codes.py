@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.wrapper import Wrapper, first_of
+from jaxsim.formats.clipping import is_set
 from jaxsim.formats.grid import Grid
+from jaxsim.formats.microscaling import Microscaled
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
 from jaxsim.network.transform import hardware_chain
@@ -49,6 +51,39 @@ def require_grid(net: Network, site: Site, transform: str) -> Grid:
     if not isinstance(form, Grid):
         raise ValueError(f"{transform} at {site.name}: its weights are on {form}, expected a Grid")
     return form
+
+
+def short_elements(net: Network, site: Site) -> Microscaled | None:
+    """The format of a site's weights where they are short elements in blocks, None elsewhere."""
+    held = first_of(net.cores.get(site.name, ()), "floats")
+    form = None if held is None else held.settings.get("weights")
+    return form if isinstance(form, Microscaled) else None
+
+
+def require_unset(net: Network, site: Site, transform: str, doing: str) -> None:
+    """Checks that the weights of a site are rounded, and neither range nor scales are set.
+
+    Args:
+      net: Network.
+      site: Site of it.
+      transform: Name of the transform, for the error.
+      doing: What it does to weights, in one word.
+
+    Raises:
+      ValueError: they are no codes or elements, or are set.
+    """
+    elements = short_elements(net, site)
+    if elements is not None:
+        if elements.steps is not None:
+            raise ValueError(
+                f"{transform} at {site.name}: the scales of its blocks are set by round_weights, "
+                f"and {doing} changes the weights"
+            )
+    elif is_set(require_grid(net, site, transform).clip):
+        raise ValueError(
+            f"{transform} at {site.name}: the range of its weights is set, by round_weights or "
+            f"otherwise, and {doing} changes the weights"
+        )
 
 
 def require_zeros(what: str, chain: Sequence[Wrapper]) -> None:

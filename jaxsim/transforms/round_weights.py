@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jaxsim.cores.observers import Moments, moments
@@ -17,19 +18,29 @@ from jaxsim.cores.site_weight import shifted
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.clipping import fixed
 from jaxsim.formats.grid import Grid
+from jaxsim.formats.microscaling import (
+    ELEMENTS,
+    Element,
+    Microscaled,
+    element_levels,
+    round_element,
+)
 from jaxsim.formats.rounding import Layer, Rounding, rounded
 from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.params import params_of, with_params
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
-from jaxsim.numerics.arrays import in_auto_axes
+from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.checks import check_called
 from jaxsim.transforms.by_site import fewest, solve_by_site, warn_of_few
-from jaxsim.transforms.codes import require_grid
+from jaxsim.transforms.codes import require_grid, short_elements
 from jaxsim.transforms.observe import observe_sites, require_run
 from jaxsim.transforms.site_weights import site_matrices, solve_params
 from jaxsim.values.calls import shown_as_called
+
+Form = Grid | Microscaled
+"""What weights are rounded to."""
 
 
 @shown_as_called
@@ -47,6 +58,9 @@ def round_weights(
     (the lookup of an embedding whose table is also the head, another site, another layout) or from
     which the weight is computed in a way that cannot be undone stays as it is: what rounding moves
     is then added at the site, and nothing else sees it.
+
+    Weights may be codes of an even grid, or elements of `js.mx` and `js.nvfp4`; scales of their
+    blocks are first fitted, by least squares weighed by the inputs' sizes, and then set likewise.
 
     What flows into a site is taken from the network with float inputs, and with float weights
     unless `by_site="rounded"`. Pruned weights stay zero. Each of several experts is rounded for
@@ -101,14 +115,9 @@ def round_weights(
     data = reusable_batches(inputs)
 
     def apply(net: Network) -> Network:
-        chosen, grids = transformable(net, "round_weights", sites), dict[str, Grid]()
+        chosen, grids = transformable(net, "round_weights", sites), dict[str, Form]()
         for site in chosen:
-            grid = require_grid(net, site, "round_weights")
-            if grid.bits == 1 or grid.spacing != "even" or grid.rounding != "nearest":
-                raise ValueError(
-                    f"round_weights at {site.name}: its weights are on {grid}; it rounds to the "
-                    "nearest of evenly spaced codes of at least 2 bits"
-                )
+            grid = _form(net, site)
             if first_of(net.cores[site.name], "bias") is not None:
                 raise ValueError(
                     f"round_weights cannot follow correct_bias at {site.name}: the correction is "
@@ -146,13 +155,27 @@ def round_weights(
     return apply
 
 
+def _form(net: Network, site: Site) -> Form:
+    """What a site's weights are stored in, where they can be rounded to it."""
+    elements = short_elements(net, site)
+    if elements is not None:
+        return dataclasses.replace(elements, steps=None, tensor=None)
+    grid = require_grid(net, site, "round_weights")
+    if grid.bits == 1 or grid.spacing != "even" or grid.rounding != "nearest":
+        raise ValueError(
+            f"round_weights at {site.name}: its weights are on {grid}; it rounds to the nearest of "
+            "evenly spaced codes of at least 2 bits, or to the elements of js.mx and js.nvfp4"
+        )
+    return grid
+
+
 class _Rounded(NamedTuple):
     """What is known of a site once its weights are rounded, behind the axes of its stack.
 
     Attributes:
       w: Rounded weights [B, K, N]; sites of one weight have the same array.
       scale: Step of the grid at each weight, or at a few of them.
-      ends: Values of the smallest and the largest code.
+      ends: Values of the smallest and the largest code, or scales of blocks.
     """
 
     w: Array
@@ -164,12 +187,13 @@ def _rounded_together(
     net: Network,
     chosen: Sequence[Site],
     rounding: Rounding,
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, Form],
     probes: Mapping[str, tuple[Wrapper, ...]],
     data: Any,
 ) -> dict[str, _Rounded]:
     """Rounds the weights of all sites, once all of them have been measured."""
-    states: dict[str, Moments] = observe_sites(net, probes, data)
+    measured: dict[str, Moments] = observe_sites(net, probes, data)
+    states = {name: _fitted(state, grids[name]) for name, state in measured.items()}
     for site in chosen:
         state, idle = states[site.name], "their weights are rounded to nearest"
         require_run(site, state.seen, state.gram, idle=idle)
@@ -186,18 +210,57 @@ def _rounded_together(
 
 
 def _rounded_slice(
-    net: Network, rounding: Rounding, grids: Mapping[str, Grid], site: Site, _: Op, state: Moments
+    net: Network, rounding: Rounding, grids: Mapping[str, Form], site: Site, _: Op, state: Moments
 ) -> tuple[Array, Any]:
     """Rounds a slice of a site, and notes the least step of its grid, and what that reaches."""
+    state = _fitted(state, grids[site.name])
     free = state.w != 0 if net.site_masks(site) else jnp.ones(state.w.shape)
     layer = _layer(state, grids[site.name], free)
-    return in_auto_axes(rounded, rounding, layer), (state.scale.min(), state.ends)
+    least = jnp.min(jnp.where(state.scale > 0, state.scale, jnp.inf))
+    return in_auto_axes(rounded, rounding, layer), (least, state.ends)
+
+
+_TIMES = (0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.07, 1.15, 1.25, 1.35, 1.5, 2.0)
+"""What the largest weight's scale of a block is multiplied by, to look for a better one."""
+
+
+def _fitted(state: Moments, form: Form) -> Moments:
+    """Moments with scales of blocks by least squares, errors weighed by sizes of inputs."""
+    if not isinstance(form, Microscaled):
+        return state
+    return _with_best_scales(form.element, form.rows, form.scale, state)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+@own_promotion()
+def _with_best_scales(element: Element, rows: int, scale: Any, state: Moments) -> Moments:
+    kind, (first, tensor) = ELEMENTS[element], state.ends
+    *stack, B, K, N = state.w.shape
+    blocks = state.w.reshape(*stack, B, K // rows, rows, N)
+    sizes = jnp.diagonal(state.gram, axis1=-2, axis2=-1).reshape(*stack, B, K // rows, rows, 1)
+    all_ = tensor.reshape(*stack, 1, 1, 1, 1)
+    start = first.reshape(*stack, B, K // rows, 1, N)
+
+    def cost(scales: Array) -> Array:
+        step = scales * all_
+        held = round_element(kind, blocks / jnp.where(step > 0, step, 1)) * step
+        return jnp.sum((held - blocks) ** 2 * sizes, -2, keepdims=True)
+
+    best, least = start, cost(start)
+    for times in (0.5, 2.0) if scale == "e8m0" else _TIMES:
+        scales = start * times
+        if scale == "e4m3":
+            scales = round_element(ELEMENTS["e4m3"], scales)
+        new = cost(scales)
+        best, least = jnp.where(new < least, scales, best), jnp.minimum(new, least)
+    step = jnp.broadcast_to(best * all_, blocks.shape).reshape(state.w.shape)
+    return state._replace(scale=step, ends=(best.reshape(first.shape), tensor))
 
 
 def _placed(
     net: Network,
     chosen: Sequence[Site],
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, Form],
     probes: Mapping[str, tuple[Wrapper, ...]],
     found: Mapping[str, _Rounded],
 ) -> Network:
@@ -212,7 +275,7 @@ def _placed(
     cores = {n: _fixed(net.cores[n], grids[n], found[n].ends) for n in probes}
     rounded_net = with_params(net, moved)
     off = {
-        name: not jnp.all(jnp.abs(w - targets[name]) < 0.4 * found[name].scale)
+        name: not jnp.all(_near(w, targets[name], found[name].scale, grids[name]))
         for name, w in of(moved).items()
     }
     restored = {s.param for s in chosen if off[s.name]}
@@ -222,6 +285,14 @@ def _placed(
             shift = _shift(rounded_net, site, probes[site.name], targets[site.name])
             cores[site.name] = _with_shift(cores[site.name], shift)
     return dataclasses.replace(rounded_net, cores={**net.cores, **cores})
+
+
+def _near(w: Array, target: Array, scale: Array, form: Form) -> Array:
+    """Which weights are nearer to their target than to another code."""
+    if isinstance(form, Microscaled):
+        gap = float(np.diff(element_levels(form.kind)).min())
+        return jnp.abs(w - target) <= 0.4 * gap * scale
+    return jnp.abs(w - target) < 0.4 * scale
 
 
 def _alone(site: Site, found: Mapping[str, _Rounded], chosen: Sequence[Site]) -> bool:
@@ -253,26 +324,38 @@ def _first_coded(chain: tuple[Wrapper, ...]) -> int:
     return min(place_of(chain, "groups"), place_of(chain, "codes"))
 
 
-def _probe(chain: tuple[Wrapper, ...], grid: Grid) -> tuple[Wrapper, ...]:
+def _probe(chain: tuple[Wrapper, ...], grid: Form) -> tuple[Wrapper, ...]:
     """A chain that measures what the quantizer of another sees, all groups of a sum together."""
     groups = first_of(chain, "groups")
     rows = None if groups is None else groups.settings["rows"]
     return (*chain[: _first_coded(chain)], Wrapper.of(moments, weights=grid, rows=rows))
 
 
-def _fixed(chain: tuple[Wrapper, ...], grid: Grid, ends: Any) -> tuple[Wrapper, ...]:
+def _fixed(chain: tuple[Wrapper, ...], grid: Form, ends: Any) -> tuple[Wrapper, ...]:
     """A chain whose weights' grid has the range it is measured to have, whatever the weights."""
+    if isinstance(grid, Microscaled):
+        at = place_of(chain, "floats")
+        steps, tensor = ends
+        tensor = tensor if grid.scale == "e4m3" else None
+        form = dataclasses.replace(grid, steps=steps, tensor=tensor)
+        settings = {**chain[at].settings, "weights": form}
+        return (*chain[:at], Wrapper.of(chain[at].factory, **settings), *chain[at + 1 :])
     at = place_of(chain, "codes")
     settings = {**chain[at].settings, "weights": dataclasses.replace(grid, clip=fixed(*ends))}
     return (*chain[:at], Wrapper.of(chain[at].factory, **settings), *chain[at + 1 :])
 
 
-def _layer(state: Moments, grid: Grid, unit: Array) -> Layer:
+def _layer(state: Moments, grid: Form, unit: Array) -> Layer:
     """What is to be rounded at a site, the slices of a stack side by side."""
-    lo, hi = grid.code_range
+    levels = None
+    if isinstance(grid, Microscaled):
+        levels = jnp.asarray(element_levels(grid.kind))
+        lo, hi = -grid.kind.largest, grid.kind.largest
+    else:
+        lo, hi = grid.code_range
     stacked = (state.w, state.mean, state.scale, state.zero, unit != 0)
     w, gram, scale, zero, free = (a.reshape(-1, *a.shape[-2:]) for a in stacked)
-    return Layer(w, gram, scale, zero, free, jnp.float32(lo), jnp.float32(hi))
+    return Layer(w, gram, scale, zero, free, jnp.float32(lo), jnp.float32(hi), levels)
 
 
 def _same(sites: Iterable[Site], layers: dict[str, Layer]) -> list[list[str]]:

@@ -14,12 +14,11 @@ from jaxsim.cores.observers import Peaks, peaks
 from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.scale_shift import smooth_scaling
 from jaxsim.cores.wrapper import Wrapper
-from jaxsim.formats.clipping import is_set
 from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import check_range
-from jaxsim.transforms.codes import require_grid
+from jaxsim.transforms.codes import require_unset
 from jaxsim.transforms.observe import observe_sites, require_run
 from jaxsim.values.calls import shown_as_called
 
@@ -67,11 +66,7 @@ def smooth(
     def apply(net: Network) -> Network:
         chosen = transformable(net, "smooth", sites)
         for site in chosen:
-            if is_set(require_grid(net, site, "smooth").clip):
-                raise ValueError(
-                    f"smooth at {site.name}: the range of its weights is set, by round_weights or "
-                    "otherwise, and smoothing changes the weights"
-                )
+            require_unset(net, site, "smooth", "smoothing")
             for other in hardware_chain(net, site):
                 if other.role in DIGITAL:
                     raise ValueError(f"smooth cannot follow {other.name} at {site.name}")

@@ -148,6 +148,7 @@ GOOD = gguf_file({"a": 1}, {"w": MATRIX[0]})
         ),
         (head(fields=1, rest=field("k", struct.pack("<IIQ", 9, 4, 2**62))), "'k' takes"),
         (head(fields=2, rest=2 * field("k", 1)), "says 'k' twice"),
+        (head(fields=1, rest=field("k" * 60_000, struct.pack("<I", 13))), "… kkk"),
         (head(fields=1, rest=field("general.alignment", 24)), "general.alignment is 24"),
         (head(fields=1, rest=field("general.alignment", "32")), "general.alignment is '32'"),
         (head(tensors=1, rest=described(axes=0)), "has 0 axes"),
@@ -165,3 +166,4 @@ def test_other_files_are_refused_in_a_sentence(read, content, said):
         read(content)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600

@@ -41,6 +41,25 @@ def test_the_exponent_is_the_one_that_changes_the_outputs_least():
     np.testing.assert_allclose(error, costs[best], rtol=1e-3)
 
 
+def test_sites_of_many_inputs_are_estimated_by_sums_of_them():
+    """The exponent by brute force, as above, of more inputs than rows are kept."""
+    spread = np.where(np.arange(300) % 50 == 0, 25.0, 1.0)
+    x, w = np.asarray(normal(500, 300, seed=2) * spread), np.asarray(normal(300, 40, seed=3))
+    net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.asarray(w)}, x[:4])
+    plain = js.quantize(3, None)(net)
+    size, costs = np.abs(x).mean(0), []
+    for exponent in np.arange(8) / 8:
+        by = size**exponent
+        by = by / np.sqrt(by.max() * by.min())
+        step = np.abs(w * by[:, None]).max(0) / 3
+        held = np.clip(np.rint(w * by[:, None] / step), -3, 3) * step / by[:, None]
+        costs.append(np.square(x @ (held - w)).sum())
+    found = js.awq([x[:250], x[250:]], steps=8)(plain)
+    error = np.square(run(found, x) - x @ w).sum()
+    assert error < 0.5 * costs[0]
+    assert error < 1.02 * min(costs)
+
+
 @functools.cache
 def coded(bits=3):
     return js.quantize(js.Grid(bits, per="channel"), None, sites=["layers/*", "head"])(

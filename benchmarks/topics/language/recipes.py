@@ -112,6 +112,15 @@ RECIPES: dict[str, Recipe] = {
     "MX e2m1, inputs too": Recipe(plain(stored(js.mx("e2m1"), js.mx("e2m1")))),
     "NVFP4": Recipe(plain(stored(js.nvfp4()))),
     "NVFP4, inputs too": Recipe(plain(stored(js.nvfp4(), js.nvfp4()))),
+    "NVFP4, GPTQ": Recipe(rounded(js.nvfp4())),
+    "NVFP4, inputs too, GPTQ": Recipe(rounded(js.nvfp4(), js.nvfp4())),
+    "NVFP4, inputs too, smooth, GPTQ": Recipe(
+        lambda seen, _: js.compose(
+            stored(js.nvfp4(), js.nvfp4()),
+            js.smooth(seen, 0.75, sites=LAYERS),
+            js.round_weights(js.rounding.gptq(), seen, by_site="rounded", sites=LAYERS),
+        )
+    ),
     "NVFP4, inputs too, rotated": Recipe(turned(stored(js.nvfp4(), js.nvfp4()))),
     "half pruned by magnitude": Recipe(
         plain(js.prune(0.5, distribution=js.sparsity.uniform(), sites=LAYERS))

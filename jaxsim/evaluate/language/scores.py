@@ -148,14 +148,14 @@ def _scores(
 ) -> tuple[Float[Array, "B m"], Int[Array, "B m"]]:
     if cache is None:
         logits = logits_of(net, key, output, rows)[:, :-1]
-        return _of_next(logits, rows[:, 1:])
+        return of_next(logits, rows[:, 1:])
 
     def step(cache: Any, at: tuple[Array, Array, Array]) -> Any:
         i, ids, following = at
         of_step = None if key is None else jax.random.fold_in(key, i)
         outputs = net(ids[:, None], cache, key=of_step)
         _, cache = outputs
-        return cache, _of_next(read(outputs)[:, 0], following)
+        return cache, of_next(read(outputs)[:, 0], following)
 
     read = output or logits_and_cache
     # The first call makes of a cache what the others take.
@@ -169,8 +169,13 @@ def _scores(
     return losses, choices
 
 
-def _of_next(logits: Array, following: Array) -> tuple[Array, Array]:
-    """Losses of the tokens that follow, and the most probable ones."""
+def of_next(logits: Array, following: Array) -> tuple[Array, Array]:
+    """Losses of the tokens that follow, and the most probable ones.
+
+    Args:
+      logits: Logits, [..., V].
+      following: The tokens, [...].
+    """
     logits = logits.astype(jnp.float32)
     own = jnp.take_along_axis(logits, following[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits, -1) - own, jnp.argmax(logits, -1).astype(jnp.int32)

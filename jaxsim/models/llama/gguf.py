@@ -9,7 +9,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.data.gguf import Codes, Gguf, GgufTensor, codes_of, dequantize, read_gguf
+from jaxsim.data.gguf import (
+    Codes,
+    Gguf,
+    GgufTensor,
+    codes_of,
+    dequantize,
+    read_gguf,
+    shortened,
+)
 from jaxsim.formats.block_grid import BlockGrid
 from jaxsim.models.llama.decoder import Llama, head_width
 from jaxsim.models.llama.pretrained import Pretrained
@@ -143,7 +151,9 @@ def _joined(weight: Weight, arrays: list[np.ndarray]) -> np.ndarray:
 
 def _named(path: str | os.PathLike[str], error: ValueError) -> ValueError:
     text = str(error)
-    return ValueError(text if text.startswith(repr(str(path))) else f"{str(path)!r}: {text}")
+    if text.startswith(repr(str(path))):
+        return ValueError(text)
+    return ValueError(f"{str(path)!r}: {shortened(text)}")
 
 
 def _model_of(file: Gguf) -> Llama:
