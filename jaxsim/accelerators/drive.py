@@ -59,7 +59,7 @@ def cell_power(core: Core, *, programmed: bool) -> Core:
             core.calibrate(op, state.inner, x),
             state.conductances,
             state.power + jnp.sum(drawn),
-            state.reads + drawn.size * op.depth,
+            state.reads + float(drawn.size * op.depth),  # more than an int32 holds
         )
 
     def read(op: Op, state: DriveState, x: Array, key: Any) -> Array:

@@ -74,6 +74,10 @@ class Link:
             check_range("bandwidth", self.bandwidth, 0, above=True)
 
 
+SUM = 32
+"""Bits of a sum that is held in memory before it is complete. Own choice."""
+
+
 class Moved(NamedTuple):
     """Bits that some work moves, by level of memory.
 
@@ -92,8 +96,10 @@ def moves(
 
     The part reads and writes the nearest level. Activations lie in the nearest level that has room
     for an execution's input and result together, weights in the level that is named; from there
-    they come through all levels between, once where one operand fits into half of the next level,
-    and otherwise as often as the other one has halves.
+    they come through all levels between: once where one operand fits into half of the next level.
+    Otherwise one operand is held in blocks of half that level, or the sums that it makes are, and
+    the other one comes once for each block; whichever moves fewer bits. Sums that are held are
+    taken up again for each slice of the operands that fits into the other half.
 
     Args:
       work: Work of a site or an equation.
@@ -116,13 +122,16 @@ def moves(
     weight_home = home if not work.copies else names.index(weights)
     for i in range(max(home, weight_home)):
         inner, outer = names[i], names[i + 1]
-        fetched = _fetched(
-            x if home > i else 0.0, w if weight_home > i else 0.0, levels[inner].size
+        fetched, spilled = _fetched(
+            x if home > i else 0.0,
+            w if weight_home > i else 0.0,
+            work.sizes[2] * SUM,
+            levels[inner].size,
         )
         results = y if home > i else 0.0
         read[outer] += work.runs * fetched
-        written[inner] += work.runs * fetched
-        read[inner] += work.runs * results
+        written[inner] += work.runs * (fetched + spilled)
+        read[inner] += work.runs * (results + spilled)
         written[outer] += work.runs * results
     return Moved(read, written)
 
@@ -135,12 +144,25 @@ def _home(levels: Mapping[str, Memory], bits: float) -> int:
     return len(levels) - 1
 
 
-def _fetched(x: float, w: float, size: float | None) -> float:
-    """Bits that come into a level of some size, of two operands that meet there."""
-    if size is None or min(x, w) <= size / 2:
-        return x + w
-    half = size / 2
-    return min(x * math.ceil(w / half) + w, w * math.ceil(x / half) + x)
+def _fetched(x: float, w: float, sums: float, size: float | None) -> tuple[float, float]:
+    """Bits of two operands that come into a level, and of sums that leave the part unfinished.
+
+    Args:
+      x: Bits of the input.
+      w: Bits of the weight.
+      sums: Bits of all sums that they make.
+      size: Bits that the level holds; None for any number.
+    """
+    half = math.inf if size is None else size / 2
+    if min(x, w) <= half:
+        return x + w, 0.0
+    options: list[tuple[float, float]] = []
+    for held, passing in ((x, w), (w, x)):
+        options.append((held + passing * math.ceil(held / half), 0.0))
+        blocks = max(math.ceil(sums / half), 1)
+        slices = math.ceil((held / blocks + passing) / half)
+        options.append((held + passing * blocks, (slices - 1) * sums))
+    return min(options)
 
 
 def serving(levels: Mapping[str, Memory], part: str) -> dict[str, Memory]:

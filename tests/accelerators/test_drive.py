@@ -97,3 +97,11 @@ def test_what_cannot_be_measured_is_refused():
         js.estimate(net, js.accelerators.mixed(), drive={"w": 1})
     with pytest.raises(ValueError, match=r"drive\['w'\]=-1"):
         js.estimate(analog, CHIP, drive={"w": -1})
+
+
+def test_more_reads_than_an_int32_counts():
+    """600 · 2048 · 1024 pairs of cells, of which one is full."""
+    x = jnp.ones((600, 2048))
+    net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((2048, 1024))}, x)
+    chip = js.compose(js.quantize(8, 8), js.analog(rows=2048))(net)
+    assert measure_drive(chip, x)["w"] == pytest.approx(0.5, rel=1e-5)

@@ -75,6 +75,24 @@ def test_a_scan_counts_its_turns():
     assert table == {"mul": ({"multiply": 7 * 15}, 7 * 30 * 32, 7 * 15 * 32)}
 
 
+def test_what_a_scan_carries_is_known_in_its_first_turn_alone():
+    def turns(p, x):
+        return jax.lax.scan(lambda c, row: (jnp.tanh(c) + row, None), jnp.zeros(5), x)[0]
+
+    table, _ = asked(turns, X)
+    assert table["tanh"] == ({"function": 3 * 5}, 3 * 5 * 32, 0)
+
+
+def test_what_a_site_and_another_equation_read_is_stored():
+    def both(p, x):
+        hidden = jnp.tanh(x)
+        return hidden @ p["w"], -hidden
+
+    table, _ = asked(both, X, params={"w": jnp.ones((5, 2))})
+    assert table["tanh"] == ({"function": 15}, 15 * 32, 15 * 32)
+    assert table["neg"] == ({"add": 15}, 15 * 32, 15 * 32)
+
+
 def test_calls_are_looked_into():
     table, _ = asked(lambda p, x: jax.nn.relu(jax.jit(jnp.sin)(x)), X)
     assert table == {"sin": ({"function": 15}, 480, 0), "max": ({"add": 15}, 0, 480)}

@@ -18,8 +18,10 @@ from jaxsim.accelerators import (
     Spent,
     calls,
 )
+from jaxsim.accelerators.result import SiteEstimate
 from jaxsim.accelerators.sites import site_work
 from jaxsim.network import cost
+from jaxsim.network.plan import contractions
 from tests.support.printed import rows
 from tests.support.scans import MATMUL, RUNS, grouped_scan
 
@@ -108,6 +110,25 @@ def test_a_site_is_the_sum_of_part_link_memory_and_conversion(hybrid):
     assert (site.area, site.equations) == (0, 1)
 
 
+def test_unfinished_sums_cross_the_link_twice(net):
+    """[6, 24] @ [24, 8]: weights stay, six tiles of four summed products, two of five columns."""
+    parts = {"array": DigitalArray(4, 5, dataflow="weight"), "simd": SimdUnit()}
+    chip = js.Accelerator(parts, links={"array": Link(energy=0.5)}, activations=8)
+    site = js.estimate(js.quantize(8, 4)(net), chip).sites["second"]
+    streamed = 2 * 6 * 24 * 4 + 24 * 8 * 8 + 6 * 8 * 8
+    assert site.components["link"] == 0.5 * (streamed + 2 * 5 * 6 * 8 * 32)
+
+
+def test_what_is_added_is_as_busy_as_its_parts_are_long():
+    one = SiteEstimate("a", {"x": 1.0}, {"m": 2.0}, {"m": 3.0}, 3.0, 5.0, 7.0, 0.5, 2)
+    two = SiteEstimate("a", {"x": 10.0, "y": 4.0}, {"m": 20.0}, {"m": 30.0}, 1.0, 6.0, 8.0, 0.1, 3)
+    assert one.joined(two) == SiteEstimate(
+        *("a", {"x": 11.0, "y": 4.0}, {"m": 22.0}, {"m": 33.0}, 4.0, 11.0, 15.0),
+        pytest.approx(0.4),
+        5,
+    )
+
+
 def test_totals_are_the_sums(hybrid):
     found = js.estimate(hybrid, CHIP)
     every = [*found.sites.values(), *found.rest.values()]
@@ -178,7 +199,7 @@ def test_groups_of_a_scan_ask_what_they_are():
         (js.quantize(5, 7), "codes", (7, 5), 1),
         (js.quantize(5, None), "floats", (32, 5), 1),
         (js.quantize(js.Floating("float8_e4m3fn"), None), "floats", (32, 8), 1),
-        (js.quantize(js.Grid(5, per="group", rows=8), 7), "codes", (7, 5), 2),
+        (js.quantize(js.Grid(5, per="group", rows=5), 7), "codes", (7, 5), 4),
         (js.compose(js.quantize(5, 7), js.analog(rows=16)), "analog", (7, 5), 1),
     ],
 )
@@ -305,6 +326,16 @@ def test_the_call_is_traced_once_for_all_networks_of_a_model(net, hybrid, monkey
     js.estimate(js.quantize(3, 8)(net), CHIP)
     with pytest.raises(TypeError):
         js.estimate(hybrid, CHIP, jnp.ones((7, 16)))
+
+
+def test_pruned_networks_are_traced_by_themselves(net):
+    """What is pruned an op says, which formats without a zero read."""
+    pruned = js.prune(0.5, distribution=js.sparsity.uniform())(net)
+    masked = [
+        [c.op.masked for c in contractions(calls.prepared_call(n, (), {}, None, 8)[0].portion.plan)]
+        for n in (net, pruned)
+    ]
+    assert masked == [[False] * 3, [True] * 3]
 
 
 def test_what_was_traced_goes_with_the_model():

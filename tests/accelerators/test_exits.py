@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.accelerators.sites import site_work
 from jaxsim.network.network import base_network
 from tests.accelerators.test_estimate import CHIP
 
@@ -117,11 +118,13 @@ def test_analog_stages_of_a_scan_take_the_area_of_the_whole():
     def deep(p, x):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["layers"])[0] @ p["head"]
 
-    params = {"layers": jnp.ones((5, 6, 6)), "head": jnp.ones((6, 3))}
+    params, x = {"layers": jnp.ones((5, 4, 4)), "head": jnp.ones((4, 3))}, X[:, :4]
     analog = js.compose(js.quantize(8, 8), js.slice_bits(2), js.analog(adc=6, rows=16))
-    base = analog(js.trace(deep, params, X))
+    base = analog(js.trace(deep, params, x))
     cut = leaving(base, ["layers[2]"], 0.0)
-    assert js.estimate(cut, CHIP, X).area == pytest.approx(js.estimate(base, CHIP, X).area)
+    assert js.estimate(cut, CHIP, x).area == pytest.approx(js.estimate(base, CHIP, x).area)
+    works = [site_work(cut, portion, 8)["layers"] for portion in cut.portions(x)]
+    assert [(w.runs, w.copies) for w in works] == [(2, 2), (3, 3)]
 
 
 def test_networks_that_are_cut_otherwise_are_refused(exits):

@@ -28,12 +28,27 @@ def test_moves_are_counted_by_hand():
 
 
 def test_what_does_not_fit_into_half_a_level_comes_again_and_again():
-    """Input 900 and weight 420 bits meet in a level of 500: one of them is in blocks of 250."""
-    work = Work("w", "codes", runs=1, copies=3, bits=(9, 6, 7), sizes=(100, 70, 20))
+    """Input 900 and weight 420 bits meet in a level of 500: one of them is in blocks of 250.
+
+    The sums would be six blocks of 250, so the weight is held: two blocks.
+    """
+    work = Work("w", "codes", runs=1, copies=3, bits=(9, 6, 7), sizes=(100, 70, 40))
     read, written = moves(work, SPENT, LEVELS, "middle", held=False)
     fetched = min(900 * 2 + 420, 420 * 4 + 900)
-    assert read == {"near": 900 + 700 + 110 + 140, "middle": fetched, "far": 0}
-    assert written == {"near": 110 + 130 + fetched, "middle": 140, "far": 0}
+    assert read == {"near": 900 + 700 + 110 + 280, "middle": fetched, "far": 0}
+    assert written == {"near": 110 + 130 + fetched, "middle": 280, "far": 0}
+
+
+def test_sums_are_held_where_they_are_fewest():
+    """Input 2700 and weight 2400 bits meet in a level of 500, where eight sums are one block.
+
+    They come once, in 21 slices of 250 bits, between which the sums are written and read.
+    """
+    work = Work("w", "codes", runs=2, copies=3, bits=(9, 6, 7), sizes=(300, 400, 7))
+    read, written = moves(work, SPENT, LEVELS, "middle", held=False)
+    spilled = 2 * 20 * 7 * 32
+    assert read == {"near": 1710 + 2 * 49 + spilled, "middle": 2 * 5100, "far": 0}
+    assert written == {"near": 240 + 2 * 5100 + spilled, "middle": 2 * 49, "far": 0}
 
 
 def test_weights_that_arrays_hold_do_not_move():
@@ -62,7 +77,10 @@ def test_moves_are_those_of_loading_block_by_block(sizes, runs, copies, weights)
     bits = dict(zip("xwy", (5 * sizes[0], 6 * sizes[1], 7 * sizes[2]), strict=True))
     spent = {name: getattr(SPENT, name) for name in ("inputs", "weights", "sums", "results")}
     expected = memory_levels.moves(
-        {**bits, "runs": runs, "copies": copies}, spent, [500, 4000, None], weights
+        {**bits, "sums": 32 * sizes[2], "runs": runs, "copies": copies},
+        spent,
+        [500, 4000, None],
+        weights,
     )
     for name, level in zip(LEVELS, expected, strict=True):
         assert (read[name], written[name]) == pytest.approx(level)
