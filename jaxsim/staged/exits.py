@@ -24,7 +24,7 @@ from jaxsim.network.stages import stage_params
 from jaxsim.staged.exit_step import advance, features_of, prepared
 from jaxsim.staged.plan import example_of
 from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows
-from jaxsim.staged.token_walk import TokenState
+from jaxsim.staged.token_walk import TokenState, given_tokens
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged
@@ -213,16 +213,7 @@ def tokens_given(net: Staged, arguments: Partitioned) -> TokenState | None:
       net: Network in stages.
       arguments: Arguments of the call.
     """
-    if net.tokens is None or net.tokens.present is None:
-        return None
-    args, kwargs = arguments.combine()
-    present = jnp.asarray(net.tokens.present(*args, **kwargs))
-    if present.ndim != 2 or present.dtype != bool:
-        raise ValueError(
-            f"present: gives {present.dtype}{list(present.shape)}; must be which tokens there are, "
-            "bool [B, n]"
-        )
-    return TokenState(present, jnp.sum(present, -1))
+    return None if net.tokens is None else given_tokens(net.tokens, arguments)
 
 
 class Attentions(NamedTuple):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxsim import internals
 from jaxsim.adaptive.tokens import TokenRule, token_importance
 from jaxsim.cores.core import State
+from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.plan import Entry, Inner, contractions
@@ -189,7 +190,38 @@ def tokens_attended(attention: Float[Array, "B H n n"]) -> TokenState:
       attention: Probabilities.
     """
     valid = jnp.any(attention > 0, (1, 2))
-    return TokenState(valid, jnp.sum(valid, -1))
+    return state_of(valid)
+
+
+def state_of(present: Bool[Array, "B n"]) -> TokenState:
+    """Counts the tokens that are there before any has left.
+
+    Args:
+      present: Which there are.
+    """
+    return TokenState(present, jnp.sum(present, -1))
+
+
+def given_tokens(rule: TokenRule, arguments: Partitioned) -> TokenState | None:
+    """Computes which tokens there are, where the rule says so.
+
+    Args:
+      rule: When a token leaves.
+      arguments: Arguments of the call.
+
+    Raises:
+      ValueError: What it says is no mask of tokens.
+    """
+    if rule.present is None:
+        return None
+    args, kwargs = arguments.combine()
+    present = jnp.asarray(rule.present(*args, **kwargs))
+    if present.ndim != 2 or present.dtype != bool:
+        raise ValueError(
+            f"present: gives {present.dtype}{list(present.shape)}; must be which tokens there are, "
+            "bool [B, n]"
+        )
+    return state_of(present)
 
 
 def importance(attention: Float[Array, "B H n n"], tokens: TokenState) -> Float[Array, "B n"]:

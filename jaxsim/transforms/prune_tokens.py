@@ -53,7 +53,7 @@ def prune_tokens(
     Raises:
       ValueError: a level that is negative or not a number, a number out of range, or, when applied,
         not one level an attention, a network in which nothing attends or something else mixes
-        tokens, or that is cut by `pipeline_shard`.
+        tokens, or a pipeline of engine "spmd".
 
     Examples:
       >>> import jax
@@ -85,10 +85,15 @@ def prune_tokens(
         require_uncut(
             net,
             "prune_tokens",
-            allowed=("exit_early",),
+            allowed=("exit_early", "pipeline_shard"),
             reason="tokens leave it already",
-            pipeline_shard="which tokens are there is known on one device",
         )
+        layout = getattr(net, "layout", None)
+        if layout is not None and layout.engine == "spmd":
+            raise ValueError(
+                "prune_tokens cannot follow pipeline_shard(engine='spmd'): that runs equal blocks, "
+                "and which tokens are there crosses no cut of it; engine='mpmd' hands it on"
+            )
         if output is not None:
             if net.cut_by:
                 raise ValueError("output: what came before has made logits already")
@@ -96,12 +101,14 @@ def prune_tokens(
         rule = TokenRule(jnp.asarray(level, jnp.float32), keeps, protect, protect_last, present)
         fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(type(net))}
         fields["tokens"] = rule
-        fields.setdefault("threshold", jnp.float32(0))
+        if fields.get("threshold") is None:
+            fields["threshold"] = jnp.float32(0)
         staged = Staged(**fields)
         args, kwargs = net.example.combine()
         arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
         _, rowed = find_rows(arguments)
-        found = exit_layout(staged, arguments, rowed, staged.exits, staged.feature).tokens
+        places = () if layout is None else layout.cuts
+        found = exit_layout(staged, arguments, rowed, staged.exits, staged.feature, places).tokens
         assert found is not None
         count = len(found.attention.names)
         levels = jnp.full(count, rule.level) if rule.level.ndim == 0 else rule.level

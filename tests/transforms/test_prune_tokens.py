@@ -286,8 +286,6 @@ def test_what_cannot_lose_tokens_is_refused_by_name(net, rule, said):
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        (js.prune_tokens(0.1), js.pipeline_shard(1, 1), "known on one device"),
-        (js.pipeline_shard(1, 1), js.prune_tokens(0.1), "known on one device"),
         (js.prune_tokens(0.1), js.prune_tokens(0.1), "tokens leave it already"),
         (js.prune_tokens(0.1), js.integer_only, "integer_only cannot follow prune_tokens"),
         (js.exit_early(2), js.prune_tokens(0.1, output=lambda y: y), "output: what came before"),
