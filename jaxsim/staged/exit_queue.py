@@ -228,7 +228,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         if found.tokens is not None:
             if at:
                 *brought, present, there = brought
-                state = TokenState(jnp.asarray(present), jnp.asarray(there))
+                state = _state_before(net, found, at, present, there)
             else:
                 state = tokens.of(which, count)
         early = jax.tree.map(lambda a: a[which], streak)
@@ -255,7 +255,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         if at == last or not len(stay):
             return
         own = axes[at + 1]
-        waiting = _behind(at, out, ids, stay, own)
+        waiting = _behind(at, out, ids, stay, own, found)
         for count, some in _by_tokens(waiting, buckets.token, own, found.tokens is not None):
             queues.setdefault((at + 1, count), []).append(some)
 
@@ -387,16 +387,22 @@ def warm_up(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> 
             state = _all_there(rows, first) if net.tokens and net.tokens.present else None
             out = step(0, none, [], streak, state, first)
             for at in range(1, len(axes)):
-                queue = _behind(at - 1, out, none, np.arange(rows), axes[at])
-                *live, present, there = leave_out(queue, count, axes[at]).live
-                state = TokenState(jnp.asarray(present), jnp.asarray(there))
-                out = step(at, none, live, streak, state, count)
+                queue = _behind(at - 1, out, none, np.arange(rows), axes[at], found)
+                own = count if _are_known(net, found, at) else length
+                *live, present, there = leave_out(queue, own, axes[at]).live
+                state = _state_before(net, found, at, present, there)
+                out = step(at, none, live, streak, state, own)
     return count_programs() - before
 
 
-def _behind(at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axes) -> Queue:
+def _behind(
+    at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axes, found: ExitLayout
+) -> Queue:
     """Rows that wait behind a stage, of those it computed."""
-    pairs = zip([*out.live, *(out.tokens or ())], axes.rows, axes.tables, strict=True)
+    tokens: TokenState | tuple[()] = out.tokens or ()
+    if found.tokens is not None and out.tokens is None:  # nothing has attended yet
+        tokens = _all_there(int(stay.max()) + 1, found.tokens.length)
+    pairs = zip([*out.live, *tokens], axes.rows, axes.tables, strict=True)
     live: list[np.ndarray] = []
     for a, axis, table in pairs:
         held = np.asarray(a)
@@ -405,6 +411,22 @@ def _behind(at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axe
         else:
             live.append(rows_along(held, stay, axis))
     return Queue(ids[stay], live)
+
+
+def _are_known(net: Staged, found: ExitLayout, at: int) -> bool:
+    """Whether a rule or an attention before a stage says which tokens are there."""
+    assert found.tokens is not None
+    assert net.tokens is not None
+    return net.tokens.present is not None or found.tokens.layers[at] > 0
+
+
+def _state_before(
+    net: Staged, found: ExitLayout, at: int, present: np.ndarray, there: np.ndarray
+) -> TokenState | None:
+    """Which tokens are there before a stage, if it is known."""
+    if not _are_known(net, found, at):
+        return None
+    return TokenState(jnp.asarray(present), jnp.asarray(there))
 
 
 def _all_there(rows: int, count: int) -> TokenState:

@@ -94,6 +94,19 @@ def test_tokens_alone_leave_in_stages(name):
     assert close(ran.logits, expected.logits)
 
 
+def test_a_stage_before_any_attention_lets_padding_be_found_behind_it():
+    """No token is known to be there then, and none to be padding."""
+    args = inputs(KINDS["bert"], rows=4)
+    one = js.prune_tokens(LEVEL)(network("bert"))
+    pipe = js.pipeline_shard(2, 2, devices=PAIR, balance=["layers/0/q"])(one)
+    expected = simulate(one, *args)
+    assert close(pipe(*args), expected.logits)
+    assert pipe.warm_up(*args, buckets=BUCKETS) > 0
+    ran = pipe.run(*args, buckets=BUCKETS)
+    np.testing.assert_array_equal(ran.kept, expected.kept)
+    assert close(ran.logits, expected.logits)
+
+
 def squared(logits, targets):
     return jnp.mean((logits - targets) ** 2)
 
