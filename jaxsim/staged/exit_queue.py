@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -95,7 +96,7 @@ def stepper(net: Staged, arguments: Partitioned, key: Any) -> Callable[..., Exit
         if (rows, count) not in plans:
             few = with_batch_size(arguments, batched, rows)
             if count is not None:
-                few = cut_short(net, few, arguments, batched, count)
+                few = cut_short(net, few, arguments, count)
             plans[rows, count] = prepared(net, few, batched, others, leaving(net))
         return plans[rows, count]
 
@@ -146,7 +147,6 @@ def cut_short(
     net: Staged,
     few: Partitioned,
     arguments: Partitioned,
-    batched: tuple[bool, ...],
     count: int,
 ) -> Partitioned:
     """Replaces arguments by shapes with fewer tokens.
@@ -155,13 +155,9 @@ def cut_short(
       net: Network whose tokens leave.
       few: Shapes of the arguments.
       arguments: Arguments of the call, with all rows.
-      batched: True for each of their arrays that holds rows.
       count: Number of tokens.
     """
-    others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(
-        net, arguments, batched, net.exits, net.feature, others, leaving(net)
-    ).tokens
+    found = run_layout(net, arguments).tokens
     assert found is not None
     arrays = [
         jax.ShapeDtypeStruct(
@@ -200,9 +196,8 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
     """
     check_buckets(buckets)
     check_rows(net)
-    rows, batched = find_rows(arguments)
-    others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
+    rows, _ = find_rows(arguments)
+    found = run_layout(net, arguments)
     axes, last = waiting_axes(found), len(found.places)
     devices = stage_devices(net, found.places)
     exits: list[Any] = [*found.exits, len(net.heads)]
@@ -369,30 +364,95 @@ def warm_up(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> 
     check_buckets(buckets)
     steps = live_steps()
     before = compile_count(*steps)
+    for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):
+        for _ in stage_calls(net, arguments, buckets, key, rows):
+            pass
+    return count_programs() - before
+
+
+class StageCall(NamedTuple):
+    """A stage for a batch, as `run` calls it.
+
+    Attributes:
+      at: Index of the stage.
+      tokens: Number of tokens that the rows hold; 0 where all stay.
+      again: Computes the stage, and what waits behind it.
+    """
+
+    at: int
+    tokens: int
+    again: Callable[[], Any]
+
+
+def stage_calls(
+    net: Staged, arguments: Partitioned, buckets: Buckets, key: Any, rows: int
+) -> Iterator[StageCall]:
+    """Calls each stage for each number of tokens that `run` can meet, with some number of rows.
+
+    Args:
+      net: Network with exits, or whose tokens leave.
+      arguments: Arguments of a call; their first row is taken for all.
+      buckets: Numbers of tokens.
+      key: Random key of the call, or None.
+      rows: Number of rows.
+    """
+    found = run_layout(net, arguments)
+    step, axes, last = stepper(net, arguments, key), waiting_axes(found), len(found.places)
+    same, streak = np.zeros(rows, int), jax.tree.map(np.array, initial_patience(rows))
+
+    def wait_behind(at: int, out: ExitStep) -> Queue | None:
+        if at == last:
+            return None
+        return _behind(at, out, same, np.arange(rows), axes[at + 1], found)
+
+    for count in run_tokens(found, buckets):
+        queue: Queue | None = None
+        for at in range(last + 1):
+            live, state, own = list[Any](), None, None
+            if found.tokens is not None:
+                short = can_be_short(net, found.tokens) if at == 0 else _are_known(net, found, at)
+                own = count if short else found.tokens.length
+                if at == 0 and _are_known(net, found, 0):
+                    state = _all_there(rows, own)
+            if queue is not None:
+                live = queue.live if own is None else leave_out(queue, own, axes[at]).live
+                if own is not None:
+                    *live, present, there = live
+                    state = _state_before(net, found, at, present, there)
+            call = partial(step, at, same, live, streak, state, own)
+            queue = wait_behind(at, call())
+
+            def again(at: int = at, call: Any = call, own: int | None = own) -> None:
+                waiting = wait_behind(at, jax.block_until_ready(call()))
+                if waiting is not None:
+                    _by_tokens(waiting, buckets.token, axes[at + 1], own is not None)
+
+            yield StageCall(at, own or 0, again)
+
+
+def run_layout(net: Staged, arguments: Partitioned) -> ExitLayout:
+    """Finds the batch axes, widths and costs of the stages that `run` computes.
+
+    Args:
+      net: Network with exits, or whose tokens leave.
+      arguments: Arguments of a call.
+    """
     _, batched = find_rows(arguments)
     others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
-    step, axes = stepper(net, arguments, key), waiting_axes(found)
-    for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):
-        none, streak = np.zeros(rows, int), jax.tree.map(np.array, initial_patience(rows))
-        if found.tokens is None:
-            live: list[Any] = []
-            for at in range(len(axes)):
-                live = [*map(np.asarray, step(at, none, live, streak).live)]
-            continue
-        length, short = found.tokens.length, can_be_short(net, found.tokens)
-        counts = [*range(buckets.token, length, buckets.token), length]
-        for count in counts:
-            first = count if short else length
-            state = _all_there(rows, first) if net.tokens and net.tokens.present else None
-            out = step(0, none, [], streak, state, first)
-            for at in range(1, len(axes)):
-                queue = _behind(at - 1, out, none, np.arange(rows), axes[at], found)
-                own = count if _are_known(net, found, at) else length
-                *live, present, there = leave_out(queue, own, axes[at]).live
-                state = _state_before(net, found, at, present, there)
-                out = step(at, none, live, streak, state, own)
-    return count_programs() - before
+    return exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
+
+
+def run_tokens(found: ExitLayout, buckets: Buckets) -> tuple[int, ...]:
+    """Lists the numbers of tokens that stages are computed for; (0,) where all stay.
+
+    Args:
+      found: Stages of a network.
+      buckets: What numbers are rounded up to.
+    """
+    if found.tokens is None:
+        return (0,)
+    length = found.tokens.length
+    return (*range(buckets.token, length, buckets.token), length)
 
 
 def _behind(
