@@ -475,8 +475,13 @@ def _axis_of_scores(
     scope: _Scope, seen: set[int], scores: int, value: jex.Var, axis: int
 ) -> int | None:
     """Finds the axis of scores that an axis of probabilities comes from."""
-    inside = [scope.eqns[i] for i in sorted(seen)]
     (start,) = scope.eqns[scores].outvars
+    inside, reached = list[jex.JaxprEqn](), {start}
+    for eqn in (scope.eqns[i] for i in sorted(seen)):
+        # without what makes a mask of pairs of them, by which they would be the same
+        if not reached.isdisjoint(variables_of(eqn.invars)):
+            inside.append(eqn)
+            reached.update(eqn.outvars)
     made = {v for eqn in inside for v in eqn.outvars}
     read = dict.fromkeys(v for eqn in inside for v in variables_of(eqn.invars))
     given = [v for v in read if v not in made]

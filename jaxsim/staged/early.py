@@ -35,7 +35,7 @@ def known_first(line: Equations, attention: Attention) -> Equations:
     told = set(roots)
     for eqn in eqns:
         if computed.isdisjoint(eqn.outvars) and (
-            _counts(eqn, attention) or not told.isdisjoint(variables_of(eqn.invars))
+            counts_tokens(eqn, attention) or not told.isdisjoint(variables_of(eqn.invars))
         ):
             told.update(eqn.outvars)
     # a loop that attends reads what it is told again in each slice
@@ -71,8 +71,13 @@ def known_first(line: Equations, attention: Attention) -> Equations:
     )
 
 
-def _counts(eqn: jex.JaxprEqn, attention: Attention) -> bool:
-    """Tells if an equation counts tokens."""
+def counts_tokens(eqn: jex.JaxprEqn, attention: Attention) -> bool:
+    """Tells if an equation counts tokens.
+
+    Args:
+      eqn: Equation.
+      attention: Where its call attends.
+    """
     if eqn.primitive.name != "iota":
         return False
     return parameters(eqn)["dimension"] in attention.token_axes(eqn.outvars[0])

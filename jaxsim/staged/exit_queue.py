@@ -198,7 +198,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
     check_rows(net)
     rows, _ = find_rows(arguments)
     found = run_layout(net, arguments)
-    axes, last = waiting_axes(found), len(found.places)
+    axes, last = waiting_axes(found, sized=_are_merged(net)), len(found.places)
     devices = stage_devices(net, found.places)
     exits: list[Any] = [*found.exits, len(net.heads)]
     step = stepper(net, arguments, key)
@@ -222,8 +222,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         which, state = ids[rows_of], None
         if found.tokens is not None:
             if at:
-                *brought, present, there = brought
-                state = _state_before(net, found, at, present, there)
+                brought, state = _state_before(net, found, at, brought)
             else:
                 state = tokens.of(which, count)
         early = jax.tree.map(lambda a: a[which], streak)
@@ -397,7 +396,8 @@ def stage_calls(
       rows: Number of rows.
     """
     found = run_layout(net, arguments)
-    step, axes, last = stepper(net, arguments, key), waiting_axes(found), len(found.places)
+    step, last = stepper(net, arguments, key), len(found.places)
+    axes = waiting_axes(found, sized=_are_merged(net))
     same, streak = np.zeros(rows, int), jax.tree.map(np.array, initial_patience(rows))
 
     def wait_behind(at: int, out: ExitStep) -> Queue | None:
@@ -417,8 +417,7 @@ def stage_calls(
             if queue is not None:
                 live = queue.live if own is None else leave_out(queue, own, axes[at]).live
                 if own is not None:
-                    *live, present, there = live
-                    state = _state_before(net, found, at, present, there)
+                    live, state = _state_before(net, found, at, live)
             call = partial(step, at, same, live, streak, state, own)
             queue = wait_behind(at, call())
 
@@ -459,10 +458,13 @@ def _behind(
     at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axes, found: ExitLayout
 ) -> Queue:
     """Rows that wait behind a stage, of those it computed."""
-    tokens: TokenState | tuple[()] = out.tokens or ()
-    if found.tokens is not None and out.tokens is None:  # nothing has attended yet
+    tokens, sizes = out.tokens, list[Any]()
+    if found.tokens is not None and tokens is None:  # nothing has attended yet
         tokens = _all_there(int(stay.max()) + 1, found.tokens.length)
-    pairs = zip([*out.live, *tokens], axes.rows, axes.tables, strict=True)
+    counted = [] if tokens is None else [tokens.present, tokens.there]
+    if tokens is not None and len(axes.rows) > len(out.live) + len(counted):
+        sizes = [np.ones(tokens.present.shape, np.float32) if tokens.size is None else tokens.size]
+    pairs = zip([*out.live, *sizes, *counted], axes.rows, axes.tables, strict=True)
     live: list[np.ndarray] = []
     for a, axis, table in pairs:
         held = np.asarray(a)
@@ -480,13 +482,20 @@ def _are_known(net: Staged, found: ExitLayout, at: int) -> bool:
     return net.tokens.present is not None or found.tokens.layers[at] > 0
 
 
+def _are_merged(net: Staged) -> bool:
+    """Whether tokens that leave are merged into others."""
+    return net.tokens is not None and net.tokens.merges
+
+
 def _state_before(
-    net: Staged, found: ExitLayout, at: int, present: np.ndarray, there: np.ndarray
-) -> TokenState | None:
-    """Which tokens are there before a stage, if it is known."""
+    net: Staged, found: ExitLayout, at: int, waiting: list[Any]
+) -> tuple[list[Any], TokenState | None]:
+    """What waits before a stage: activations, and which tokens are there, if it is known."""
+    *live, present, there = waiting
+    size = jnp.asarray(live.pop()) if _are_merged(net) else None
     if not _are_known(net, found, at):
-        return None
-    return TokenState(jnp.asarray(present), jnp.asarray(there))
+        return live, None
+    return live, TokenState(jnp.asarray(present), jnp.asarray(there), size)
 
 
 def _all_there(rows: int, count: int) -> TokenState:

@@ -23,6 +23,7 @@ from jaxsim.network.interpreter import Walk
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
 from jaxsim.sparsity.channels.axes import Symbol
 from jaxsim.staged.attention import Mark, Marks, marks_of
+from jaxsim.staged.merging import merged, merged_state, merging_leave
 from jaxsim.staged.resize import resize
 from jaxsim.staged.rows import (
     ExitLayout,
@@ -159,7 +160,8 @@ def _prepared(
         check_level_count(net.tokens.level, len(found.tokens.attention.names))
         line, attention = known_tokens(found.tokens, line)
         others = (*others, *cuts_of(found.tokens, leave))
-        tokens = TokenPlan(marks_of(line, attention), batched, leave)
+        own = merging_leave(found.tokens, found.places, leave) if net.tokens.merges else leave
+        tokens = TokenPlan(marks_of(line, attention), batched, own)
     cut = split(line, select_union(cuts(line), net.exits, others))
     plan = Prepared(
         cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges, tokens
@@ -266,11 +268,13 @@ class Advanced(NamedTuple):
       live: What crosses the cut behind it, or the logits.
       tokens: Which tokens are there, if it is known.
       kept: How many each attention of the stage has kept, [B] each.
+      into: For each token the one that it is to be merged into, [B, n]; None where none is.
     """
 
     live: list[Array]
     tokens: TokenState | None = None
     kept: tuple[Array, ...] = ()
+    into: Array | None = None
 
 
 def advance(
@@ -297,9 +301,24 @@ def advance(
       rule: When a token leaves; None where all stay.
       tokens: Which are there, if it is known.
     """
-    if plan.tokens is not None and at in plan.tokens.row_by_row:
-        return _row_by_row(plan, at, own, arguments, live, key, part, rule, tokens)
-    return _advance(plan, at, own, arguments, live, key, part, rule, tokens)
+    alone = plan.tokens is not None and at in plan.tokens.row_by_row
+    run = _row_by_row if alone else _advance
+    return _merged(plan, at, run(plan, at, own, arguments, live, key, part, rule, tokens))
+
+
+def _merged(plan: Prepared, at: int, out: Advanced) -> Advanced:
+    """What a stage leaves once its tokens are merged; what is known of one stays its own."""
+    if out.into is None:
+        return out
+    found, tokens, into = plan.layout, out.tokens, out.into
+    assert found.tokens is not None
+    assert tokens is not None
+    axes = zip(found.axes[at], found.tokens.axes[at], found.tokens.known[at], strict=True)
+    live = [
+        a if rows is None or known or not along else merged(a, rows, along[0], tokens, into)
+        for a, (rows, along, known) in zip(out.live, axes, strict=True)
+    ]
+    return Advanced(live, merged_state(tokens, into), out.kept)
 
 
 def _advance(
@@ -346,7 +365,7 @@ def _advance(
     known.update({(at, i): y for i, y in enumerate(outputs)})
     after = [known[source] for source in (plan.boundary[at] if at < last else plan.cut.outputs)]
     for made in walks:
-        return Advanced(after, made.tokens, tuple(made.kept))
+        return Advanced(after, made.tokens, tuple(made.kept), made.into)
     return Advanced(after)
 
 
@@ -378,7 +397,7 @@ def _row_by_row(
             plan, at, own, given, live, own_key, part, rule, jax.tree.map(lambda a: a[None], tokens)
         )
         left = [a if i is None else jnp.squeeze(a, i) for a, i in zip(out.live, after, strict=True)]
-        return Advanced(left, *jax.tree.map(lambda a: a[0], (out.tokens, out.kept)))
+        return Advanced(left, *jax.tree.map(lambda a: a[0], (out.tokens, out.kept, out.into)))
 
     rows = [a if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(live, before, strict=True)]
     rowed = [plan.tokens.rowed[i] for i in plan.cut.stages[at].arguments]
@@ -386,7 +405,7 @@ def _row_by_row(
     split = [0 if own else None for own in rowed]
     out = jax.vmap(one, in_axes=(0, split, 0, 0))(row, given, rows, tokens)
     left = [a if i is None else jnp.moveaxis(a, 0, i) for a, i in zip(out.live, after, strict=True)]
-    return Advanced(left, out.tokens, out.kept)
+    return Advanced(left, out.tokens, out.kept, out.into)
 
 
 def features_of(plan: Prepared, at: int, live: Sequence[Array], tokens: TokenState | None) -> Array:
@@ -435,7 +454,7 @@ def stage_and_exit(
       rule: When a token leaves; None where all stay.
       tokens: Which are there, if it is known.
     """
-    after, tokens, kept = advance(plan, at, own, arguments, live, key, part, rule, tokens)
+    after, tokens, kept, _ = advance(plan, at, own, arguments, live, key, part, rule, tokens)
     number = (*plan.layout.exits, len(plan.layout.widths))[at]
     if number is None:
         return ExitStep(after, None, streak, tokens, kept)

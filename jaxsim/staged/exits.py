@@ -196,7 +196,7 @@ def _outputs(net: Staged, arguments: Partitioned, key: Any) -> _Outputs:
     for at, stage in enumerate(plan.cut.stages):
         own = stage_params(net, plan.cut, stage)
         given = [arguments.arrays[i] for i in stage.arguments]
-        live, tokens, more = advance(plan, at, own, given, live, key, None, net.tokens, tokens)
+        live, tokens, more, _ = advance(plan, at, own, given, live, key, None, net.tokens, tokens)
         kept += more
         number = (*plan.layout.exits, None)[at]
         if number is not None:

@@ -36,6 +36,7 @@ from jaxsim.pipeline.microbatch import batch_split
 from jaxsim.pipeline.programs import Remat, TaskInputs, stage_programs
 from jaxsim.pipeline.schedule import Schedule
 from jaxsim.staged import spmd
+from jaxsim.staged.merging import MERGED
 from jaxsim.staged.network import Staged
 from jaxsim.staged.plan import Layout, example_of
 from jaxsim.staged.rows import exit_layout, find_rows
@@ -145,6 +146,8 @@ def pipeline_shard(
             allowed=("exit_early", "prune_tokens"),
             reason="it is a pipeline already",
         )
+        if (tokens := getattr(net, "tokens", None)) is not None and tokens.merges:
+            raise ValueError(MERGED)
         where = _stage_devices(devices, stages, chunks)
         process = jax.process_index()
         local = all(d.process_index == process for stage in where for d in stage.devices)
