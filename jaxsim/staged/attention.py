@@ -162,18 +162,30 @@ class Attention:
         """
         if own is other:
             return self
-        mine, others = own.plan.jaxpr, other.plan.jaxpr
-        names = [[eqn.primitive.name for eqn in jaxpr.eqns] for jaxpr in (mine, others)]
-        if names[0] != names[1]:
+        if not alike(own, other):
             raise ValueError(
-                "prune_tokens: the model runs other equations for another number of rows"
+                "prune_tokens: the model runs other equations for so many rows than for two, as "
+                "many do for one row; give it two at least"
             )
+        mine, others = own.plan.jaxpr, other.plan.jaxpr
         pairs = [*zip(mine.invars, others.invars, strict=True)]
         pairs += zip(mine.constvars, others.constvars, strict=False)
         for one, same_one in zip(mine.eqns, others.eqns, strict=True):
             pairs += zip(one.outvars, same_one.outvars, strict=True)
         axes = {twin: self.axes[v] for v, twin in pairs if v in self.axes}
         return dataclasses.replace(self, axes=axes)
+
+
+def alike(own: Equations, other: Equations) -> bool:
+    """Tells if a call of another number of rows runs the same equations.
+
+    Args:
+      own: Equations of a call.
+      other: Equations of the other call.
+    """
+    pair = own.plan.jaxpr, other.plan.jaxpr
+    names = [[eqn.primitive.name for eqn in jaxpr.eqns] for jaxpr in pair]
+    return names[0] == names[1]
 
 
 class _Scope(NamedTuple):

@@ -34,6 +34,7 @@ from jaxsim.pipeline.devices import StageDevices
 from jaxsim.staged.exit_step import (
     ExitStep,
     Prepared,
+    StageInputs,
     count_programs,
     live_steps,
     of_tokens,
@@ -127,9 +128,8 @@ def stepper(net: Staged, arguments: Partitioned, key: Any) -> Callable[..., Exit
             given, live = [*map(where.move, given)], [*map(where.move, live)]
             streak, tokens = jax.tree.map(where.move, (streak, tokens))
         own, head, (limit, seed, rule) = owned[at]
-        return plan.step(
-            at, own, head, limit, given, live, streak, seed, np.int32(next(batches)), rule, tokens
-        )
+        read_by = StageInputs(own, given, live, seed, np.int32(next(batches)), rule, tokens)
+        return plan.step(at, read_by, head, limit, streak)
 
     return step
 

@@ -21,7 +21,7 @@ from jaxsim.adaptive.rule import Exits, Rule, check_rule, pick_exits
 from jaxsim.adaptive.tokens import check_levels
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
-from jaxsim.staged.exit_step import advance, features_of, prepared
+from jaxsim.staged.exit_step import StageInputs, advance, features_of, prepared
 from jaxsim.staged.plan import example_of
 from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows
 from jaxsim.staged.token_walk import TokenState, given_tokens
@@ -196,7 +196,8 @@ def _outputs(net: Staged, arguments: Partitioned, key: Any) -> _Outputs:
     for at, stage in enumerate(plan.cut.stages):
         own = stage_params(net, plan.cut, stage)
         given = [arguments.arrays[i] for i in stage.arguments]
-        live, tokens, more, _ = advance(plan, at, own, given, live, key, None, net.tokens, tokens)
+        read = StageInputs(own, given, live, key, rule=net.tokens, tokens=tokens)
+        live, tokens, more, _ = advance(plan, at, read)
         kept += more
         number = (*plan.layout.exits, None)[at]
         if number is not None:
