@@ -23,7 +23,7 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
 from jaxsim.staged.exit_step import StageInputs, advance, features_of, prepared
 from jaxsim.staged.plan import example_of
-from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows
+from jaxsim.staged.rows import ExitLayout, TokenLayout, exit_layout, find_rows
 from jaxsim.staged.token_walk import TokenState, given_tokens
 
 if TYPE_CHECKING:
@@ -217,21 +217,7 @@ def tokens_given(net: Staged, arguments: Partitioned) -> TokenState | None:
     return None if net.tokens is None else given_tokens(net.tokens, arguments)
 
 
-class Attentions(NamedTuple):
-    """Where a network attends.
-
-    Attributes:
-      names: Names of the products of values, in order of execution.
-      cuts: For each the site before which tokens leave; None where none follows.
-      ends: For each but the last the site with which the next layer begins.
-    """
-
-    names: tuple[str, ...]
-    cuts: tuple[str | None, ...]
-    ends: tuple[str, ...]
-
-
-def attentions_of(net: Staged) -> Attentions:
+def attentions_of(net: Staged) -> TokenLayout:
     """Finds where a network attends and where its tokens leave.
 
     Args:
@@ -244,7 +230,7 @@ def attentions_of(net: Staged) -> Attentions:
     tokens = exit_layout(net, arguments, find_rows(arguments)[1], net.exits, net.feature).tokens
     if tokens is None:
         raise ValueError("net: all its tokens stay; js.prune_tokens(…)(net) lets some leave")
-    return Attentions(tokens.attention.names, tokens.cuts, tokens.ends)
+    return tokens
 
 
 def with_array_threshold(net: Staged) -> Staged:
