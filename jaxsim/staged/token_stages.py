@@ -117,7 +117,7 @@ class StageWalk(TokenWalk):
                 return []
             case Leave():
                 assert self.tokens is not None
-                return [*self.tokens]
+                return [self.tokens.present, self.tokens.there]
             case ReadExit() as reading:
                 bias, kernel, *live = ins
                 there = () if self.tokens is None else (self.tokens.present,)
@@ -179,7 +179,8 @@ def hand_on_tokens(
         (made,) = [eqn for eqn in jaxpr.eqns if jaxpr.outvars[i] in eqn.outvars]
         found[id(made)] = reading
     rows = find_rows(arguments)[0]
-    told = jax.eval_shape(state_of, jax.ShapeDtypeStruct((rows, length), bool))
+    state = jax.eval_shape(state_of, jax.ShapeDtypeStruct((rows, length), bool))
+    told = state.present, state.there
     stages, layer = list[Stage](), 0
     sources: tuple[tuple[int, int], ...] = ()
     for at, stage in enumerate(cut.stages):
@@ -187,7 +188,7 @@ def hand_on_tokens(
         begin = Enter(layer, count > 0, arguments if at == 0 and rule.present else None)
         layer += count
         last = at + 1 == len(cut.stages)
-        gives = () if last or not (layer or rule.present) else tuple(told)
+        gives = () if last or not (layer or rule.present) else told
         ends = _Ends(begin, sources, gives, told, rule.level, len(cut.paths))
         made, marked = ends.added_to(stage, cut)
         found.update(marked)
