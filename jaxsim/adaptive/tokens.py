@@ -22,6 +22,7 @@ __all__ = [
     "token_importance",
     "above",
     "top",
+    "merge",
     "soft_mask",
     "linear_thresholds",
     "pruning_ratios",
@@ -31,8 +32,9 @@ __all__ = [
     "TokenRule",
 ]
 
-Keeps = Callable[[Array, Array, Array], Array]
-"""(level [], received [B, n], valid [B, n]) -> which tokens stay, [B, n]; at level 0 all do."""
+Keeps = Callable[..., Array]
+"""(level [], received [B, n], valid [B, n]) -> which tokens stay, [B, n]; at level 0 all do. Or
+`merge`."""
 
 
 @own_promotion()
@@ -103,12 +105,59 @@ def top(
       [[True, False]]
     """
     score = jnp.where(valid, received, -jnp.inf)
+    count = jnp.sum(valid, -1, keepdims=True)
+    return valid & (_rank(score) < jnp.ceil((1 - level) * count))
+
+
+def _rank(score: Float[Array, "B n"]) -> Int[Array, "B n"]:
+    """How many of a row come before each; earlier ones win ties."""
     place = jnp.arange(score.shape[-1])
     mine, other = score[:, :, None], score[:, None, :]
-    ahead = (other > mine) | ((other == mine) & (place < place[:, None]))
-    rank = jnp.sum(ahead, -1)
-    count = jnp.sum(valid, -1, keepdims=True)
-    return valid & (rank < jnp.ceil((1 - level) * count))
+    return jnp.sum((other > mine) | ((other == mine) & (place < place[:, None])), -1)
+
+
+@own_promotion()
+def merge(
+    level: Float[Array, ""],
+    keys: Float[Array, "B n d"],
+    valid: Bool[Array, "B n"],
+    fixed: Bool[Array, "B n"] | Bool[Array, " n"],
+) -> Int[Array, "B n"]:
+    """Matches tokens with others that are alike, which they are merged into.
+
+    Of the tokens that are present every second one may be merged into one of the rest, that whose
+    key is most alike by the cosine. The most alike pairs are; earlier tokens win ties.
+
+    Args:
+      level: Number of tokens that are merged into others at most, rounded down.
+      keys: Keys of each token, averaged over heads, [B, n, d].
+      valid: True where a token is present, [B, n].
+      fixed: True for tokens that neither merge nor are merged into, [B, n] or [n].
+
+    Returns:
+      For each token the one that it is merged into, or itself, [B, n].
+
+    Source: Bolya et al. (2023), Token Merging: Your ViT But Faster, arXiv 2210.09461, section 3.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> keys = jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [1.0, 0.2]]])
+      >>> there = jnp.ones((1, 4), bool)
+      >>> js.tokens.merge(1, keys, there, jnp.arange(4) < 0).tolist()
+      [[0, 1, 1, 3]]
+      >>> js.tokens.merge(2, keys, there, jnp.arange(4) < 0).tolist()
+      [[3, 1, 1, 3]]
+    """
+    place, free = jnp.arange(keys.shape[1]), valid & ~fixed
+    second = jnp.cumsum(valid, -1) % 2 == 0
+    length = jnp.linalg.norm(keys, axis=-1, keepdims=True)
+    unit = keys / jnp.where(length > 0, length, 1)
+    alike = jnp.einsum("bnd,bmd->bnm", unit, unit)
+    alike = jnp.where((free & second)[:, None, :], alike, -jnp.inf)
+    score = jnp.where(free & ~second, jnp.max(alike, -1), -jnp.inf)
+    gone = (score > -jnp.inf) & (_rank(score) < jnp.floor(level))
+    return jnp.where(gone, jnp.argmax(alike, -1), place)
 
 
 @own_promotion()
@@ -293,7 +342,7 @@ class TokenRule(PytreeValue):
 
     Attributes:
       level: Amount that each attention leaves out, [L], as `keeps` understands it; traced.
-      keeps: Rule by which tokens stay.
+      keeps: Rule by which tokens stay; `merge` for tokens that are merged into others.
       protect: Number of first tokens that always stay.
       protect_last: Number of last tokens, of those present, that always stay.
       present: Function from the arguments of the model to which tokens there are, [B, n]; None
@@ -312,6 +361,24 @@ class TokenRule(PytreeValue):
     protect: int = 1
     protect_last: int = 0
     present: Callable[..., Array] | None = None
+
+    @property
+    def merges(self) -> bool:
+        """True if tokens that leave are merged into others."""
+        return self.keeps is merge
+
+    def match(
+        self, layer: int, keys: Float[Array, "B n d"], valid: Bool[Array, "B n"]
+    ) -> Int[Array, "B n"]:
+        """Decides after one attention which token each is merged into; itself if it stays.
+
+        Args:
+          layer: Number of the attention, from 0.
+          keys: Keys of each token, averaged over heads, [B, n, d].
+          valid: True where a token is present, [B, n].
+        """
+        fixed = always_kept(valid, self.protect, self.protect_last)
+        return merge(self.level[layer], keys, valid, fixed)
 
     def keep(
         self, layer: int, received: Float[Array, "B n"], valid: Bool[Array, "B n"]

@@ -81,9 +81,12 @@ def equal_blocks(line: Equations, stages: int) -> Blocks:
     places = [cut for cut in cuts(line) if cut.minimal]
     run = _longest_run(line, places, stages)
     if not run.number:
+        most = max(_longest_run(line, places, 1).number, 1)
         raise ValueError(
-            f"engine='spmd': the network has no run of equal blocks for stages={stages}; use "
-            "engine='mpmd'"
+            f"engine='spmd': the network has no run of equal blocks for stages={stages}: as one "
+            f"program for all devices it needs {stages} blocks or a multiple of that in a row, of "
+            f"the same equations, shapes and dtypes, and here are {most} at most; unequal stages "
+            "are programs of their own, which engine='mpmd' runs in one process"
         )
     known = {place.at: place for place in places}
     begins = [run.begin + i * run.length for i in range(run.number + 1)]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsim.network.interpreter import Walk
 from jaxsim.network.stages import Stage, StageParams, Stages, run_stage
 from jaxsim.pipeline.devices import StageDevices
 from jaxsim.pipeline.halves import Halves, halves
@@ -76,6 +77,7 @@ def stage_programs(
     ranges: Ranges,
     microbatches: int,
     loss_outputs: Sequence[int],
+    walk: Callable[..., Walk] = Walk,
 ) -> tuple[StageProgram, ...]:
     """Makes the programs of all stages; none is compiled before it is called.
 
@@ -86,6 +88,7 @@ def stage_programs(
       ranges: Where cores take ranges from, as `Network.ranges`.
       microbatches: Number of micro-batches; only whether there are several counts.
       loss_outputs: Which of the network's outputs the loss reads.
+      walk: What evaluates equations, made from cores, ranges and key.
     """
     read = {source for stage in cut.stages for source in stage.sources}
     read |= {cut.outputs[i] for i in loss_outputs}
@@ -94,7 +97,7 @@ def stage_programs(
         differentiated = tuple(
             i for i, y in enumerate(stage.outputs) if (k, i) in read and is_inexact(y)
         )
-        functions = _StageFunctions(stage, differentiated, remat, ranges, microbatches > 1)
+        functions = _StageFunctions(stage, differentiated, remat, ranges, microbatches > 1, walk)
         made.append(functions.compiled(where))
     return tuple(made)
 
@@ -118,6 +121,7 @@ class _StageFunctions:
       remat: What is kept for the backward.
       ranges: Where cores take ranges from.
       several: Whether there are several micro-batches, so that each draws its own numbers.
+      walk: What evaluates the stage's equations, made from cores, ranges and key.
       structure: How residuals were taken apart when `keep_residuals` was traced.
     """
 
@@ -126,6 +130,7 @@ class _StageFunctions:
     remat: Remat
     ranges: Ranges
     several: bool
+    walk: Callable[..., Walk] = Walk
     structure: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def compiled(self, devices: StageDevices) -> StageProgram:
@@ -160,6 +165,7 @@ class _StageFunctions:
             ranges=self.ranges,
             key=inputs.key,
             part=part,
+            walk=self.walk,
         )
 
     def differentiable(

@@ -162,18 +162,30 @@ class Attention:
         """
         if own is other:
             return self
-        mine, others = own.plan.jaxpr, other.plan.jaxpr
-        names = [[eqn.primitive.name for eqn in jaxpr.eqns] for jaxpr in (mine, others)]
-        if names[0] != names[1]:
+        if not alike(own, other):
             raise ValueError(
-                "prune_tokens: the model runs other equations for another number of rows"
+                "prune_tokens: the model runs other equations for so many rows than for two, as "
+                "many do for one row; give it two at least"
             )
+        mine, others = own.plan.jaxpr, other.plan.jaxpr
         pairs = [*zip(mine.invars, others.invars, strict=True)]
         pairs += zip(mine.constvars, others.constvars, strict=False)
         for one, same_one in zip(mine.eqns, others.eqns, strict=True):
             pairs += zip(one.outvars, same_one.outvars, strict=True)
         axes = {twin: self.axes[v] for v, twin in pairs if v in self.axes}
         return dataclasses.replace(self, axes=axes)
+
+
+def alike(own: Equations, other: Equations) -> bool:
+    """Tells if a call of another number of rows runs the same equations.
+
+    Args:
+      own: Equations of a call.
+      other: Equations of the other call.
+    """
+    pair = own.plan.jaxpr, other.plan.jaxpr
+    names = [[eqn.primitive.name for eqn in jaxpr.eqns] for jaxpr in pair]
+    return names[0] == names[1]
 
 
 class _Scope(NamedTuple):
@@ -475,8 +487,13 @@ def _axis_of_scores(
     scope: _Scope, seen: set[int], scores: int, value: jex.Var, axis: int
 ) -> int | None:
     """Finds the axis of scores that an axis of probabilities comes from."""
-    inside = [scope.eqns[i] for i in sorted(seen)]
     (start,) = scope.eqns[scores].outvars
+    inside, reached = list[jex.JaxprEqn](), {start}
+    for eqn in (scope.eqns[i] for i in sorted(seen)):
+        # without what makes a mask of pairs of them, by which they would be the same
+        if not reached.isdisjoint(variables_of(eqn.invars)):
+            inside.append(eqn)
+            reached.update(eqn.outvars)
     made = {v for eqn in inside for v in eqn.outvars}
     read = dict.fromkeys(v for eqn in inside for v in variables_of(eqn.invars))
     given = [v for v in read if v not in made]

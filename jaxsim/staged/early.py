@@ -35,10 +35,11 @@ def known_first(line: Equations, attention: Attention) -> Equations:
     told = set(roots)
     for eqn in eqns:
         if computed.isdisjoint(eqn.outvars) and (
-            _counts(eqn, attention) or not told.isdisjoint(variables_of(eqn.invars))
+            counts_tokens(eqn, attention) or not told.isdisjoint(variables_of(eqn.invars))
         ):
             told.update(eqn.outvars)
-    readers = [i for i in range(begin + 1, len(eqns)) if not computed.isdisjoint(eqns[i].outvars)]
+    # a loop that attends reads what it is told again in each slice
+    readers = [i for i in range(begin, len(eqns)) if not computed.isdisjoint(eqns[i].outvars)]
     wanted = {v for i in readers for v in variables_of(eqns[i].invars) if v in told}
     copies = {v: _copy(v) for v in jaxpr.invars + jaxpr.constvars if v in wanted & roots}
     early, queue = set[int](), [v for v in wanted if v in maker]
@@ -70,8 +71,13 @@ def known_first(line: Equations, attention: Attention) -> Equations:
     )
 
 
-def _counts(eqn: jex.JaxprEqn, attention: Attention) -> bool:
-    """Tells if an equation counts tokens."""
+def counts_tokens(eqn: jex.JaxprEqn, attention: Attention) -> bool:
+    """Tells if an equation counts tokens.
+
+    Args:
+      eqn: Equation.
+      attention: Where its call attends.
+    """
     if eqn.primitive.name != "iota":
         return False
     return parameters(eqn)["dimension"] in attention.token_axes(eqn.outvars[0])

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ from jaxsim.pipeline.devices import StageDevices
 from jaxsim.staged.exit_step import (
     ExitStep,
     Prepared,
+    StageInputs,
     count_programs,
     live_steps,
     of_tokens,
@@ -95,7 +97,7 @@ def stepper(net: Staged, arguments: Partitioned, key: Any) -> Callable[..., Exit
         if (rows, count) not in plans:
             few = with_batch_size(arguments, batched, rows)
             if count is not None:
-                few = cut_short(net, few, arguments, batched, count)
+                few = cut_short(net, few, arguments, count)
             plans[rows, count] = prepared(net, few, batched, others, leaving(net))
         return plans[rows, count]
 
@@ -126,9 +128,8 @@ def stepper(net: Staged, arguments: Partitioned, key: Any) -> Callable[..., Exit
             given, live = [*map(where.move, given)], [*map(where.move, live)]
             streak, tokens = jax.tree.map(where.move, (streak, tokens))
         own, head, (limit, seed, rule) = owned[at]
-        return plan.step(
-            at, own, head, limit, given, live, streak, seed, np.int32(next(batches)), rule, tokens
-        )
+        read_by = StageInputs(own, given, live, seed, np.int32(next(batches)), rule, tokens)
+        return plan.step(at, read_by, head, limit, streak)
 
     return step
 
@@ -146,7 +147,6 @@ def cut_short(
     net: Staged,
     few: Partitioned,
     arguments: Partitioned,
-    batched: tuple[bool, ...],
     count: int,
 ) -> Partitioned:
     """Replaces arguments by shapes with fewer tokens.
@@ -155,13 +155,9 @@ def cut_short(
       net: Network whose tokens leave.
       few: Shapes of the arguments.
       arguments: Arguments of the call, with all rows.
-      batched: True for each of their arrays that holds rows.
       count: Number of tokens.
     """
-    others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(
-        net, arguments, batched, net.exits, net.feature, others, leaving(net)
-    ).tokens
+    found = run_layout(net, arguments).tokens
     assert found is not None
     arrays = [
         jax.ShapeDtypeStruct(
@@ -200,10 +196,9 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
     """
     check_buckets(buckets)
     check_rows(net)
-    rows, batched = find_rows(arguments)
-    others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
-    axes, last = waiting_axes(found), len(found.places)
+    rows, _ = find_rows(arguments)
+    found = run_layout(net, arguments)
+    axes, last = waiting_axes(found, sized=_are_merged(net)), len(found.places)
     devices = stage_devices(net, found.places)
     exits: list[Any] = [*found.exits, len(net.heads)]
     step = stepper(net, arguments, key)
@@ -227,8 +222,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         which, state = ids[rows_of], None
         if found.tokens is not None:
             if at:
-                *brought, present, there = brought
-                state = TokenState(jnp.asarray(present), jnp.asarray(there))
+                brought, state = _state_before(net, found, at, brought)
             else:
                 state = tokens.of(which, count)
         early = jax.tree.map(lambda a: a[which], streak)
@@ -255,7 +249,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
         if at == last or not len(stay):
             return
         own = axes[at + 1]
-        waiting = _behind(at, out, ids, stay, own)
+        waiting = _behind(at, out, ids, stay, own, found)
         for count, some in _by_tokens(waiting, buckets.token, own, found.tokens is not None):
             queues.setdefault((at + 1, count), []).append(some)
 
@@ -369,34 +363,108 @@ def warm_up(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> 
     check_buckets(buckets)
     steps = live_steps()
     before = compile_count(*steps)
-    _, batched = find_rows(arguments)
-    others = () if net.layout is None else net.layout.cuts
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
-    step, axes = stepper(net, arguments, key), waiting_axes(found)
     for rows in range(buckets.batch, buckets.max_batch + 1, buckets.batch):
-        none, streak = np.zeros(rows, int), jax.tree.map(np.array, initial_patience(rows))
-        if found.tokens is None:
-            live: list[Any] = []
-            for at in range(len(axes)):
-                live = [*map(np.asarray, step(at, none, live, streak).live)]
-            continue
-        length, short = found.tokens.length, can_be_short(net, found.tokens)
-        counts = [*range(buckets.token, length, buckets.token), length]
-        for count in counts:
-            first = count if short else length
-            state = _all_there(rows, first) if net.tokens and net.tokens.present else None
-            out = step(0, none, [], streak, state, first)
-            for at in range(1, len(axes)):
-                queue = _behind(at - 1, out, none, np.arange(rows), axes[at])
-                *live, present, there = leave_out(queue, count, axes[at]).live
-                state = TokenState(jnp.asarray(present), jnp.asarray(there))
-                out = step(at, none, live, streak, state, count)
+        for _ in stage_calls(net, arguments, buckets, key, rows):
+            pass
     return count_programs() - before
 
 
-def _behind(at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axes) -> Queue:
+class StageCall(NamedTuple):
+    """A stage for a batch, as `run` calls it.
+
+    Attributes:
+      at: Index of the stage.
+      tokens: Number of tokens that the rows hold; 0 where all stay.
+      again: Computes the stage, and what waits behind it.
+    """
+
+    at: int
+    tokens: int
+    again: Callable[[], Any]
+
+
+def stage_calls(
+    net: Staged, arguments: Partitioned, buckets: Buckets, key: Any, rows: int
+) -> Iterator[StageCall]:
+    """Calls each stage for each number of tokens that `run` can meet, with some number of rows.
+
+    Args:
+      net: Network with exits, or whose tokens leave.
+      arguments: Arguments of a call; their first row is taken for all.
+      buckets: Numbers of tokens.
+      key: Random key of the call, or None.
+      rows: Number of rows.
+    """
+    found = run_layout(net, arguments)
+    step, last = stepper(net, arguments, key), len(found.places)
+    axes = waiting_axes(found, sized=_are_merged(net))
+    same, streak = np.zeros(rows, int), jax.tree.map(np.array, initial_patience(rows))
+
+    def wait_behind(at: int, out: ExitStep) -> Queue | None:
+        if at == last:
+            return None
+        return _behind(at, out, same, np.arange(rows), axes[at + 1], found)
+
+    for count in run_tokens(found, buckets):
+        queue: Queue | None = None
+        for at in range(last + 1):
+            live, state, own = list[Any](), None, None
+            if found.tokens is not None:
+                short = can_be_short(net, found.tokens) if at == 0 else _are_known(net, found, at)
+                own = count if short else found.tokens.length
+                if at == 0 and _are_known(net, found, 0):
+                    state = _all_there(rows, own)
+            if queue is not None:
+                live = queue.live if own is None else leave_out(queue, own, axes[at]).live
+                if own is not None:
+                    live, state = _state_before(net, found, at, live)
+            call = partial(step, at, same, live, streak, state, own)
+            queue = wait_behind(at, call())
+
+            def again(at: int = at, call: Any = call, own: int | None = own) -> None:
+                waiting = wait_behind(at, jax.block_until_ready(call()))
+                if waiting is not None:
+                    _by_tokens(waiting, buckets.token, axes[at + 1], own is not None)
+
+            yield StageCall(at, own or 0, again)
+
+
+def run_layout(net: Staged, arguments: Partitioned) -> ExitLayout:
+    """Finds the batch axes, widths and costs of the stages that `run` computes.
+
+    Args:
+      net: Network with exits, or whose tokens leave.
+      arguments: Arguments of a call.
+    """
+    _, batched = find_rows(arguments)
+    others = () if net.layout is None else net.layout.cuts
+    return exit_layout(net, arguments, batched, net.exits, net.feature, others, leaving(net))
+
+
+def run_tokens(found: ExitLayout, buckets: Buckets) -> tuple[int, ...]:
+    """Lists the numbers of tokens that stages are computed for; (0,) where all stay.
+
+    Args:
+      found: Stages of a network.
+      buckets: What numbers are rounded up to.
+    """
+    if found.tokens is None:
+        return (0,)
+    length = found.tokens.length
+    return (*range(buckets.token, length, buckets.token), length)
+
+
+def _behind(
+    at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axes, found: ExitLayout
+) -> Queue:
     """Rows that wait behind a stage, of those it computed."""
-    pairs = zip([*out.live, *(out.tokens or ())], axes.rows, axes.tables, strict=True)
+    tokens, sizes = out.tokens, list[Any]()
+    if found.tokens is not None and tokens is None:  # nothing has attended yet
+        tokens = _all_there(int(stay.max()) + 1, found.tokens.length)
+    counted = [] if tokens is None else [tokens.present, tokens.there]
+    if tokens is not None and len(axes.rows) > len(out.live) + len(counted):
+        sizes = [np.ones(tokens.present.shape, np.float32) if tokens.size is None else tokens.size]
+    pairs = zip([*out.live, *sizes, *counted], axes.rows, axes.tables, strict=True)
     live: list[np.ndarray] = []
     for a, axis, table in pairs:
         held = np.asarray(a)
@@ -405,6 +473,29 @@ def _behind(at: int, out: ExitStep, ids: np.ndarray, stay: np.ndarray, axes: Axe
         else:
             live.append(rows_along(held, stay, axis))
     return Queue(ids[stay], live)
+
+
+def _are_known(net: Staged, found: ExitLayout, at: int) -> bool:
+    """Whether a rule or an attention before a stage says which tokens are there."""
+    assert found.tokens is not None
+    assert net.tokens is not None
+    return net.tokens.present is not None or found.tokens.layers[at] > 0
+
+
+def _are_merged(net: Staged) -> bool:
+    """Whether tokens that leave are merged into others."""
+    return net.tokens is not None and net.tokens.merges
+
+
+def _state_before(
+    net: Staged, found: ExitLayout, at: int, waiting: list[Any]
+) -> tuple[list[Any], TokenState | None]:
+    """What waits before a stage: activations, and which tokens are there, if it is known."""
+    *live, present, there = waiting
+    size = jnp.asarray(live.pop()) if _are_merged(net) else None
+    if not _are_known(net, found, at):
+        return live, None
+    return live, TokenState(jnp.asarray(present), jnp.asarray(there), size)
 
 
 def _all_there(rows: int, count: int) -> TokenState:

@@ -23,6 +23,7 @@ from jaxsim.network.interpreter import Walk
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
 from jaxsim.sparsity.channels.axes import Symbol
 from jaxsim.staged.attention import Mark, Marks, marks_of
+from jaxsim.staged.merging import merged, merged_state, merging_leave
 from jaxsim.staged.resize import resize
 from jaxsim.staged.rows import (
     ExitLayout,
@@ -32,8 +33,11 @@ from jaxsim.staged.rows import (
     computed_rows,
     cuts_of,
     exit_layout,
+    find_rows,
     known_tokens,
+    runs_alike,
     select_union,
+    with_batch_size,
     without_exits,
 )
 from jaxsim.staged.token_walk import TokenState, TokenWalk
@@ -56,6 +60,7 @@ class Prepared:
       patience, first: Static part of the rule.
       ranges: Where cores take ranges from, as `Network.ranges`.
       tokens: Where tokens leave its stages; None where all stay.
+      twice: True if its equations are of two rows, and one is run beside a copy of itself.
       step: `(at, …) -> ExitStep`, `stage_and_exit` of this plan, compiled for each stage.
       sized: Plans of fewer tokens, by their number.
     """
@@ -68,6 +73,7 @@ class Prepared:
     first: int
     ranges: Literal["batch", "stored", "missing"]
     tokens: TokenPlan | None = None
+    twice: bool = False
     step: Any = None
     sized: dict[int, Prepared] = dataclasses.field(default_factory=dict)
 
@@ -154,17 +160,30 @@ def _prepared(
     net, arguments = jax.tree.unflatten(treedef, shapes)
     found = exit_layout(net, arguments, batched, net.exits, net.feature, others, leave)
     check_heads(net, found)
-    line, tokens = equations(without_exits(net), arguments), None
+    line, tokens, twice = equations(without_exits(net), arguments), None, False
     if found.tokens is not None:
+        if find_rows(arguments)[0] == 1 and not runs_alike(found.tokens, line):
+            arguments, twice = with_batch_size(arguments, batched, 2), True
+            line = equations(without_exits(net), arguments)
         check_level_count(net.tokens.level, len(found.tokens.attention.names))
         line, attention = known_tokens(found.tokens, line)
         others = (*others, *cuts_of(found.tokens, leave))
-        tokens = TokenPlan(marks_of(line, attention), batched, leave)
+        own = merging_leave(found.tokens, found.places, leave) if net.tokens.merges else leave
+        tokens = TokenPlan(marks_of(line, attention), batched, own)
     cut = split(line, select_union(cuts(line), net.exits, others))
-    plan = Prepared(
-        cut, boundary_values(cut), found, net.feature, net.patience, net.first, net.ranges, tokens
+    return with_step(
+        Prepared(
+            cut=cut,
+            boundary=boundary_values(cut),
+            layout=found,
+            feature=net.feature,
+            patience=net.patience,
+            first=net.first,
+            ranges=net.ranges,
+            tokens=tokens,
+            twice=twice,
+        )
     )
-    return with_step(plan)
 
 
 def with_step(plan: Prepared) -> Prepared:
@@ -266,29 +285,19 @@ class Advanced(NamedTuple):
       live: What crosses the cut behind it, or the logits.
       tokens: Which tokens are there, if it is known.
       kept: How many each attention of the stage has kept, [B] each.
+      into: For each token the one that it is to be merged into, [B, n]; None where none is.
     """
 
     live: list[Array]
     tokens: TokenState | None = None
     kept: tuple[Array, ...] = ()
+    into: Array | None = None
 
 
-def advance(
-    plan: Prepared,
-    at: int,
-    own: StageParams,
-    arguments: Sequence[Any],
-    live: Sequence[Array],
-    key: Any,
-    part: Any,
-    rule: TokenRule | None = None,
-    tokens: TokenState | None = None,
-) -> Advanced:
-    """Runs one stage: returns what crosses the cut behind it, or the logits.
+class StageInputs(NamedTuple):
+    """What a stage is given for some rows; a pytree.
 
-    Args:
-      plan: Stages of the call.
-      at: Index of the stage.
+    Attributes:
       own: Parameters and states that it reads.
       arguments: Arguments that it reads.
       live: Boundary activations before it.
@@ -297,96 +306,139 @@ def advance(
       rule: When a token leaves; None where all stay.
       tokens: Which are there, if it is known.
     """
+
+    own: StageParams
+    arguments: Sequence[Any]
+    live: Sequence[Array]
+    key: Any
+    part: Any = None
+    rule: TokenRule | None = None
+    tokens: TokenState | None = None
+
+
+def advance(plan: Prepared, at: int, given: StageInputs) -> Advanced:
+    """Runs one stage: returns what crosses the cut behind it, or the logits.
+
+    Args:
+      plan: Stages of the call.
+      at: Index of the stage.
+      given: What it is given.
+    """
+    run = _twice if plan.twice else _advance
     if plan.tokens is not None and at in plan.tokens.row_by_row:
-        return _row_by_row(plan, at, own, arguments, live, key, part, rule, tokens)
-    return _advance(plan, at, own, arguments, live, key, part, rule, tokens)
+        run = _row_by_row
+    return _merged(plan, at, run(plan, at, given))
 
 
-def _advance(
-    plan: Prepared,
-    at: int,
-    own: StageParams,
-    arguments: Sequence[Any],
-    live: Sequence[Array],
-    key: Any,
-    part: Any,
-    rule: TokenRule | None,
-    tokens: TokenState | None,
-) -> Advanced:
+def _merged(plan: Prepared, at: int, out: Advanced) -> Advanced:
+    """What a stage leaves once its tokens are merged; what is known of one stays its own."""
+    if out.into is None:
+        return out
+    found, tokens, into = plan.layout, out.tokens, out.into
+    assert found.tokens is not None
+    assert tokens is not None
+    axes = zip(found.axes[at], found.tokens.axes[at], found.tokens.known[at], strict=True)
+    live = [
+        a if rows is None or known or not along else merged(a, rows, along[0], tokens, into)
+        for a, (rows, along, known) in zip(out.live, axes, strict=True)
+    ]
+    return Advanced(live, merged_state(tokens, into), out.kept)
+
+
+def _advance(plan: Prepared, at: int, given: StageInputs) -> Advanced:
     stage, last = plan.cut.stages[at], len(plan.boundary)
-    known = dict(zip(plan.boundary[at - 1] if at else (), live, strict=True))
+    known = dict(zip(plan.boundary[at - 1] if at else (), given.live, strict=True))
     walks: list[TokenWalk] = []
 
     def walk(*settings: Any, part: Any) -> TokenWalk:
         assert plan.tokens is not None
-        assert rule is not None
+        assert given.rule is not None
         assert plan.layout.tokens is not None
         made = TokenWalk(
             *settings,
             part=part,
-            rule=rule,
+            rule=given.rule,
             marks=plan.tokens.marks,
             leave=plan.tokens.leave,
             layer=plan.layout.tokens.layers[at],
-            tokens=tokens,
+            tokens=given.tokens,
         )
         walks.append(made)
         return made
 
     outputs = run_stage(
         stage,
-        own,
-        [jnp.asarray(a) for a in arguments],
+        given.own,
+        [jnp.asarray(a) for a in given.arguments],
         [known[source] for source in stage.sources],
         ranges=plan.ranges,
-        key=key,
-        part=part,
+        key=given.key,
+        part=given.part,
         walk=Walk if plan.tokens is None else walk,
     )
     known.update({(at, i): y for i, y in enumerate(outputs)})
     after = [known[source] for source in (plan.boundary[at] if at < last else plan.cut.outputs)]
     for made in walks:
-        return Advanced(after, made.tokens, tuple(made.kept))
+        return Advanced(after, made.tokens, tuple(made.kept), made.into)
     return Advanced(after)
 
 
-def _row_by_row(
-    plan: Prepared,
-    at: int,
-    own: StageParams,
-    arguments: Sequence[Any],
-    live: Sequence[Array],
-    key: Any,
-    part: Any,
-    rule: TokenRule | None,
-    tokens: TokenState | None,
-) -> Advanced:
-    """Runs a stage one row at a time, as what is known of its tokens differs by row."""
-    found = plan.layout
+def _rowed(plan: Prepared, at: int) -> list[bool]:
+    """Which of the arguments that a stage reads hold rows."""
     assert plan.tokens is not None
-    assert tokens is not None
-    before, after = found.axes[at - 1], (*found.axes, (0,))[at]
-    row = jnp.arange(len(tokens.there))
+    return [plan.tokens.rowed[i] for i in plan.cut.stages[at].arguments]
 
-    def one(row: Array, given: list[Any], live: list[Any], tokens: TokenState) -> Advanced:
-        own_key = None if key is None else jax.random.fold_in(key, row)
+
+def _ends(plan: Prepared, at: int) -> tuple[Sequence[int | None], Sequence[int | None]]:
+    """Axes that hold the rows of what a stage takes, and of what it gives."""
+    axes = plan.layout.axes
+    return axes[at - 1] if at else (), (*axes, (0,))[at]
+
+
+def _twice(plan: Prepared, at: int, given: StageInputs) -> Advanced:
+    """Runs a stage for one row beside a copy of it, as its equations are of two."""
+    before, after = _ends(plan, at)
+    pairs = zip(given.arguments, _rowed(plan, at), strict=True)
+    arguments = [jnp.repeat(jnp.asarray(a), 2, 0) if own else a for a, own in pairs]
+    live = [
+        a if i is None else jnp.repeat(a, 2, i) for a, i in zip(given.live, before, strict=True)
+    ]
+    tokens = jax.tree.map(lambda a: jnp.repeat(a, 2, 0), given.tokens)
+    out = _advance(plan, at, given._replace(arguments=arguments, live=live, tokens=tokens))
+    left = [
+        a if i is None else jax.lax.slice_in_dim(a, 0, 1, axis=i)
+        for a, i in zip(out.live, after, strict=True)
+    ]
+    return Advanced(left, *jax.tree.map(lambda a: a[:1], (out.tokens, out.kept, out.into)))
+
+
+def _row_by_row(plan: Prepared, at: int, given: StageInputs) -> Advanced:
+    """Runs a stage one row at a time, as what is known of its tokens differs by row."""
+    assert given.tokens is not None
+    before, after = _ends(plan, at)
+    row = jnp.arange(len(given.tokens.there))
+
+    def one(row: Array, arguments: list[Any], live: list[Any], tokens: TokenState) -> Advanced:
+        key = None if given.key is None else jax.random.fold_in(given.key, row)
         live = [a if i is None else a[None] for a, i in zip(live, before, strict=True)]
         live = [
             a if i is None else jnp.moveaxis(a, 0, i) for a, i in zip(live, before, strict=True)
         ]
-        out = _advance(
-            plan, at, own, given, live, own_key, part, rule, jax.tree.map(lambda a: a[None], tokens)
-        )
+        tokens = jax.tree.map(lambda a: a[None], tokens)
+        own = given._replace(arguments=arguments, live=live, key=key, tokens=tokens)
+        out = _advance(plan, at, own)
         left = [a if i is None else jnp.squeeze(a, i) for a, i in zip(out.live, after, strict=True)]
-        return Advanced(left, *jax.tree.map(lambda a: a[0], (out.tokens, out.kept)))
+        return Advanced(left, *jax.tree.map(lambda a: a[0], (out.tokens, out.kept, out.into)))
 
-    rows = [a if i is None else jnp.moveaxis(a, i, 0) for a, i in zip(live, before, strict=True)]
-    rowed = [plan.tokens.rowed[i] for i in plan.cut.stages[at].arguments]
-    given = [jnp.asarray(a)[:, None] if own else a for a, own in zip(arguments, rowed, strict=True)]
+    live = zip(given.live, before, strict=True)
+    rows = [a if i is None else jnp.moveaxis(a, i, 0) for a, i in live]
+    rowed = _rowed(plan, at)
+    pairs = zip(given.arguments, rowed, strict=True)
+    arguments = [jnp.asarray(a)[:, None] if own else a for a, own in pairs]
     split = [0 if own else None for own in rowed]
-    out = jax.vmap(one, in_axes=(0, split, 0, 0))(row, given, rows, tokens)
+    out = jax.vmap(one, in_axes=(0, split, 0, 0))(row, arguments, rows, given.tokens)
     left = [a if i is None else jnp.moveaxis(a, 0, i) for a, i in zip(out.live, after, strict=True)]
-    return Advanced(left, out.tokens, out.kept)
+    return Advanced(left, out.tokens, out.kept, out.into)
 
 
 def features_of(plan: Prepared, at: int, live: Sequence[Array], tokens: TokenState | None) -> Array:
@@ -408,34 +460,22 @@ def features_of(plan: Prepared, at: int, live: Sequence[Array], tokens: TokenSta
 def stage_and_exit(
     plan: Prepared,
     at: int,
-    own: StageParams,
+    given: StageInputs,
     head: Head | None,
     threshold: Any,
-    arguments: Sequence[Any],
-    live: Sequence[Array],
     streak: PatienceState,
-    key: Any,
-    part: Any,
-    rule: TokenRule | None = None,
-    tokens: TokenState | None = None,
 ) -> ExitStep:
     """Runs one stage, and decides at its end where an exit stands there.
 
     Args:
       plan: Stages of the call.
       at: Index of the stage.
-      own: Parameters and states that it reads.
+      given: What the stage is given.
       head: Classifier of this exit; None for the last, which is the network's, and where none is.
       threshold: Uncertainty below which rows leave.
-      arguments: Arguments that it reads.
-      live: Boundary activations before it.
       streak: State of patience.
-      key: Random key of the call, or None.
-      part: Tells apart the read noise of batches.
-      rule: When a token leaves; None where all stay.
-      tokens: Which are there, if it is known.
     """
-    after, tokens, kept = advance(plan, at, own, arguments, live, key, part, rule, tokens)
+    after, tokens, kept, _ = advance(plan, at, given)
     number = (*plan.layout.exits, len(plan.layout.widths))[at]
     if number is None:
         return ExitStep(after, None, streak, tokens, kept)

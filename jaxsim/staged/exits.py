@@ -21,10 +21,10 @@ from jaxsim.adaptive.rule import Exits, Rule, check_rule, pick_exits
 from jaxsim.adaptive.tokens import check_levels
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
-from jaxsim.staged.exit_step import advance, features_of, prepared
+from jaxsim.staged.exit_step import StageInputs, advance, features_of, prepared
 from jaxsim.staged.plan import example_of
-from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows
-from jaxsim.staged.token_walk import TokenState
+from jaxsim.staged.rows import ExitLayout, TokenLayout, exit_layout, find_rows
+from jaxsim.staged.token_walk import TokenState, given_tokens
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged
@@ -196,7 +196,8 @@ def _outputs(net: Staged, arguments: Partitioned, key: Any) -> _Outputs:
     for at, stage in enumerate(plan.cut.stages):
         own = stage_params(net, plan.cut, stage)
         given = [arguments.arrays[i] for i in stage.arguments]
-        live, tokens, more = advance(plan, at, own, given, live, key, None, net.tokens, tokens)
+        read = StageInputs(own, given, live, key, rule=net.tokens, tokens=tokens)
+        live, tokens, more, _ = advance(plan, at, read)
         kept += more
         number = (*plan.layout.exits, None)[at]
         if number is not None:
@@ -213,33 +214,10 @@ def tokens_given(net: Staged, arguments: Partitioned) -> TokenState | None:
       net: Network in stages.
       arguments: Arguments of the call.
     """
-    if net.tokens is None or net.tokens.present is None:
-        return None
-    args, kwargs = arguments.combine()
-    present = jnp.asarray(net.tokens.present(*args, **kwargs))
-    if present.ndim != 2 or present.dtype != bool:
-        raise ValueError(
-            f"present: gives {present.dtype}{list(present.shape)}; must be which tokens there are, "
-            "bool [B, n]"
-        )
-    return TokenState(present, jnp.sum(present, -1))
+    return None if net.tokens is None else given_tokens(net.tokens, arguments)
 
 
-class Attentions(NamedTuple):
-    """Where a network attends.
-
-    Attributes:
-      names: Names of the products of values, in order of execution.
-      cuts: For each the site before which tokens leave; None where none follows.
-      ends: For each but the last the site with which the next layer begins.
-    """
-
-    names: tuple[str, ...]
-    cuts: tuple[str | None, ...]
-    ends: tuple[str, ...]
-
-
-def attentions_of(net: Staged) -> Attentions:
+def attentions_of(net: Staged) -> TokenLayout:
     """Finds where a network attends and where its tokens leave.
 
     Args:
@@ -252,7 +230,7 @@ def attentions_of(net: Staged) -> Attentions:
     tokens = exit_layout(net, arguments, find_rows(arguments)[1], net.exits, net.feature).tokens
     if tokens is None:
         raise ValueError("net: all its tokens stay; js.prune_tokens(…)(net) lets some leave")
-    return Attentions(tokens.attention.names, tokens.cuts, tokens.ends)
+    return tokens
 
 
 def with_array_threshold(net: Staged) -> Staged:

@@ -20,7 +20,13 @@ from jaxsim.pipeline.programs import is_inexact
 from jaxsim.staged import mpmd, spmd
 from jaxsim.staged.network import Staged
 from jaxsim.staged.pipeline import check_spmd, run_everywhere
-from jaxsim.staged.plan import PipelinePlan, layout_of, pipeline_plan, require_layout
+from jaxsim.staged.plan import (
+    PipelinePlan,
+    layout_of,
+    pipeline_plan,
+    require_layout,
+    tap_params,
+)
 
 
 def pipeline_value_and_grad(
@@ -98,8 +104,8 @@ def pipeline_value_and_grad(
         loss, grads, parts = mpmd.value_and_grad(
             current, plan, arguments, key, aims.arrays, loss_of
         )
-        leaves, treedef = jax.tree.flatten((current.params, current.heads))
-        slopes, heads = jax.tree.unflatten(
+        leaves, treedef = jax.tree.flatten((current.params, tap_params(current)))
+        slopes, (heads, _) = jax.tree.unflatten(
             treedef, [_gradient(g, p) for g, p in zip(grads, leaves, strict=True)]
         )
         found: Any = {"params": slopes, "heads": heads} if exits else slopes

@@ -19,7 +19,7 @@ from jaxsim.network.plan import Rows
 from jaxsim.network.stages import stage_params
 from jaxsim.pipeline.programs import TaskInputs, is_inexact
 from jaxsim.pipeline.schedule import Durations, Part, run_through
-from jaxsim.staged.plan import PipelinePlan, layout_of
+from jaxsim.staged.plan import PipelinePlan, layout_of, tap_params
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged
@@ -61,7 +61,7 @@ def value_and_grad(
         of the outputs that the loss reads.
 
     Returns:
-      The loss, the gradient of each leaf of the parameters and then of the exits' classifiers (None
+      The loss, the gradient of each leaf of the parameters and then of `tap_params` (None
       where no stage reads it), and the outputs of each micro-batch.
     """
     executor, count = _Executor(net, plan, arguments, key), len(plan.programs)
@@ -97,7 +97,8 @@ class _Executor:
         self.cut, self.programs = plan.cut, plan.programs
         self.tensors = [
             jax.device_put(
-                stage_params(net, plan.cut, program.stage, net.heads), program.devices.replicated
+                stage_params(net, plan.cut, program.stage, tap_params(net)),
+                program.devices.replicated,
             )
             for program in plan.programs
         ]

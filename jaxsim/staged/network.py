@@ -341,9 +341,11 @@ def _exits_table(net: Staged) -> Any:
 def _tokens_table(net: Staged) -> Any:
     rule, found = net.tokens, attentions_of(net)
     assert rule is not None
-    held = [None] * len(found.names) if is_traced(rule.level) else rule.level.tolist()
+    held = [None] * len(found.cuts) if is_traced(rule.level) else rule.level.tolist()
     levels = ["traced" if level is None else f"{level:.3g}" for level in held]
-    rows = zip(found.names, [name or "no cut" for name in found.cuts], levels, strict=True)
+    rows = zip(
+        found.attention.names, [name or "no cut" for name in found.cuts], levels, strict=True
+    )
     kept = f"first {rule.protect} and last {rule.protect_last} always stay"
     title = f"tokens · {rule.keeps.__name__}, {kept}"
     return cuts_table(title, ("attention", "they leave before", "level"), rows)

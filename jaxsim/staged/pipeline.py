@@ -36,6 +36,7 @@ from jaxsim.staged.plan import (
     layout_of,
     pipeline_plan,
     require_layout,
+    tap_params,
 )
 
 if TYPE_CHECKING:
@@ -68,14 +69,15 @@ def exit_logits(net: Staged, arguments: Partitioned, key: Any) -> list[Float[Arr
     """Computes what every exit says of every row, each in the stage that it stands in.
 
     Args:
-      net: Network with a layout and exits.
+      net: Network with a layout, and exits or tokens that leave.
       arguments: Arguments of the call.
       key: Random key of the call, or None.
 
     Returns:
-      Logits of each exit, on the last stage's devices.
+      Logits of each exit, the network's own last, on the last stage's devices.
     """
-    logits = call(net, arguments, key)
+    out = call(net, arguments, key)
+    logits: list[Any] = out if net.exits else jax.tree.leaves(out)
     if not any(map(is_traced, logits)):
         logits = [*map(layout_of(net).devices[-1].move, logits)]
     return logits
@@ -89,7 +91,7 @@ def stage_table(net: Staged) -> StageTable:
     """
     plan = pipeline_plan(net, _example(net))
     own = jax.eval_shape(
-        lambda: [stage_params(net, plan.cut, s, net.heads) for s in plan.cut.stages]
+        lambda: [stage_params(net, plan.cut, s, tap_params(net)) for s in plan.cut.stages]
     )
     rows = tuple(
         StageRow(
@@ -112,7 +114,7 @@ def placed(net: Staged) -> Staged:
       net: Network with a layout.
     """
     plan = pipeline_plan(net, _example(net))
-    params, treedef = jax.tree.flatten((net.params, net.heads))
+    params, treedef = jax.tree.flatten((net.params, tap_params(net)))
     buffers, structure = jax.tree.flatten(net.buffers)
     states = dict(net.states)
     for stage, where in reversed(list(zip(plan.cut.stages, layout_of(net).devices, strict=True))):
@@ -122,7 +124,7 @@ def placed(net: Staged) -> Staged:
         for name in stage.sites:
             if name in states:
                 states[name] = jax.device_put(states[name], where.replicated)
-    moved, heads = jax.tree.unflatten(treedef, params)
+    moved, (heads, _) = jax.tree.unflatten(treedef, params)
     return dataclasses.replace(
         net,
         params=moved,
@@ -155,7 +157,7 @@ def memory_table(net: Staged, args: Sequence[Any], kwargs: Any) -> MemoryTable:
         named = (stage.sites, stage.params) if net.cores or net.masks else ()
         alike = (signature(stage), program.differentiated, bool(stage.sources), named)
         if alike not in seen:
-            seen[alike] = stage_memory(net, plan.cut, program, n, net.heads)
+            seen[alike] = stage_memory(net, plan.cut, program, n, tap_params(net))
         rows.append(seen[alike]._replace(in_flight=n))
     return MemoryTable(tuple(rows), layout.microbatches, plan.batch.microbatch_size)
 
@@ -196,7 +198,7 @@ def simulate_schedule(net: Network, *args: Any, **kwargs: Any) -> Timeline:
     kept: list[int] = []
     inside: list[int] = []
     for program in plan.programs:
-        shapes = input_shapes(pipe, plan.cut, program, pipe.heads)
+        shapes = input_shapes(pipe, plan.cut, program, tap_params(pipe))
         more = sum(map(nbytes, program.residual_shapes(*shapes)))
         entering = sum(map(nbytes, (*shapes[1].live, *shapes[1].arguments)))
         kept.append(entering if layout.remat == "boundary" else entering + more)
@@ -232,7 +234,7 @@ def _given(net: Staged, args: Sequence[Any], kwargs: Any) -> Partitioned:
 def _inline(net: Staged, plan: PipelinePlan, arguments: Partitioned, key: Any) -> list[list[Array]]:
     """Every micro-batch through every stage, as part of the program that is being traced."""
     layout, cut = layout_of(net), plan.cut
-    owned = [stage_params(net, cut, stage, net.heads) for stage in cut.stages]
+    owned = [stage_params(net, cut, stage, tap_params(net)) for stage in cut.stages]
     results: list[list[Array]] = []
     for m, row in enumerate(plan.batch.parts(arguments.arrays)):
         outputs: list[list[Array]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.adaptive.features import Feature
-from jaxsim.adaptive.heads import Head, apply_head
+from jaxsim.adaptive.tokens import check_level_count
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.cuts import Equations, cuts, equations, select_cuts
+from jaxsim.network.interpreter import Walk
 from jaxsim.network.network import Network
 from jaxsim.network.stages import Stages, split
 from jaxsim.network.taps import Tap
@@ -31,8 +31,10 @@ from jaxsim.pipeline.microbatch import (
 )
 from jaxsim.pipeline.programs import Remat, StageProgram, stage_programs
 from jaxsim.pipeline.schedule import Schedule
+from jaxsim.staged.attention import marks_of
 from jaxsim.staged.exit_step import check_heads
-from jaxsim.staged.rows import batch_first, exit_layout, find_rows
+from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows, known_tokens
+from jaxsim.staged.token_stages import ReadExit, hand_on_tokens
 from jaxsim.values.memo import memoized
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class PipelinePlan(NamedTuple):
     """The stages of a pipeline for arguments of certain shapes.
 
     Attributes:
-      cut: Its stages; classifiers of exits are taps of them.
+      cut: Its stages; classifiers of exits are taps of them, and tokens are handed on.
       out_tree: Structure of what they return: the network's outputs, or the logits of each exit.
       batch: How arguments divide.
       join: How outputs join.
@@ -167,9 +169,8 @@ def _join(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> OutputJoin:
 def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
     """The part of a plan that is the same for any order of the micro-batches."""
     net, micro = jax.tree.unflatten(treedef, shapes)
-    layout = layout_of(net)
-    line = equations(net, micro)
-    cut = split(line, select_cuts(cuts(line), layout.cuts), exit_taps(net, line, micro))
+    layout, line = layout_of(net), equations(net, micro)
+    cut, walk = _cut(net, line, micro)
     out_tree = jax.tree.structure([0] * len(cut.outputs)) if net.exits else line.out_tree
     numbered = jax.tree.unflatten(out_tree, range(out_tree.num_leaves))
     losses, tree = jax.tree.flatten(numbered[0] if updates_buffers(micro) else numbered)
@@ -185,46 +186,86 @@ def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str,
             ranges=net.ranges,
             microbatches=layout.microbatches,
             loss_outputs=losses,
+            walk=walk,
         ),
         "blocks": equal_blocks(line, len(layout.devices)) if layout.engine == "spmd" else None,
         "compiled": {},
     }
 
 
-def exit_taps(net: Staged, line: Equations, arguments: Partitioned) -> tuple[Tap, ...]:
+def _cut(
+    net: Staged, line: Equations, arguments: Partitioned
+) -> tuple[Stages, Callable[..., Walk]]:
+    """The stages of a call, classifiers and tokens among them, and what evaluates them.
+
+    Raises:
+      ValueError: Classifiers or levels that do not fit, or a cut that is no more.
+    """
+    places, rule = layout_of(net).cuts, net.tokens
+    if not net.exits and rule is None:
+        return split(line, select_cuts(cuts(line), places)), Walk
+    rows, batched = find_rows(arguments)
+    # masked tokens leave at no cut of their own
+    stay = None if rule is None else (False,) * len(rule.level)
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, places, stay)
+    check_heads(net, found)
+    if rule is None or found.tokens is None:
+        taps = exit_taps(net, found, line, [reading.of for reading in exit_reads(net, found)])
+        return split(line, select_cuts(cuts(line), places), taps), Walk
+    check_level_count(rule.level, len(found.tokens.attention.names))
+    line, attention = known_tokens(found.tokens, line)
+    reads, length = exit_reads(net, found), found.tokens.length
+    taps = exit_taps(
+        net, found, line, [partial(reading.of_all, (rows, length)) for reading in reads]
+    )
+    cut = split(line, select_cuts(cuts(line), places), taps)
+    return hand_on_tokens(cut, marks_of(line, attention), rule, arguments, reads, length)
+
+
+def exit_reads(net: Staged, found: ExitLayout) -> list[ReadExit]:
+    """Lists what the classifiers of a network's exits read.
+
+    Args:
+      net: Network in stages.
+      found: Batch axes of what crosses its cuts.
+    """
+    told = tuple((False,) * len(axes) for axes in found.axes)
+    known = told if found.tokens is None else found.tokens.known
+    return [
+        ReadExit(net.feature, axes, own, found.dtype)
+        for number, axes, own in zip(found.exits, found.axes, known, strict=True)
+        if number is not None
+    ]
+
+
+def exit_taps(
+    net: Staged, found: ExitLayout, line: Equations, reads: Sequence[Callable[..., Array]]
+) -> tuple[Tap, ...]:
     """Makes the classifiers of a network's exits taps of its equations.
 
     Args:
       net: Network in stages.
+      found: Where its exits stand.
       line: Equations of its call.
-      arguments: Arguments of that call; they may be shapes.
-
-    Raises:
-      ValueError: Classifiers that do not fit the features.
+      reads: For each exit `(head, live) -> logits`.
     """
-    if not net.exits:
-        return ()
-    others = layout_of(net).cuts
-    _, batched = find_rows(arguments)
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, others)
-    check_heads(net, found)
     named = {cut.name: cut for cut in cuts(line)}
+    exits = [
+        name for name, number in zip(found.places, found.exits, strict=True) if number is not None
+    ]
     return tuple(
-        Tap(
-            named[name],
-            f"exit at {name}",
-            net.heads[number],
-            partial(_read_exit, net.feature, axes, found.dtype),
-        )
-        for name, number, axes in zip(found.places, found.exits, found.axes, strict=True)
-        if number is not None
+        Tap(named[name], f"exit at {name}", head, read)
+        for name, head, read in zip(exits, net.heads, reads, strict=True)
     )
 
 
-def _read_exit(
-    feature: Feature, axes: tuple[int | None, ...], dtype: str, head: Head, live: list[Any]
-) -> Array:
-    return apply_head(head, feature(batch_first(live, axes))).astype(jnp.dtype(dtype))
+def tap_params(net: Staged) -> Any:
+    """Collects what stages read beside the network's parameters: classifiers, levels of tokens.
+
+    Args:
+      net: Network in stages.
+    """
+    return net.heads, None if net.tokens is None else net.tokens.level
 
 
 def example_of(net: Network, parts: int) -> Partitioned:

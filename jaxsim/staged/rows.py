@@ -26,7 +26,7 @@ from jaxsim.network.cuts import Cut, Equations, cuts, equations, select_cuts
 from jaxsim.network.network import Network, base_network
 from jaxsim.network.stages import Stages, split
 from jaxsim.network.taps import live_at
-from jaxsim.staged.attention import Attention, find_attention, marks_of
+from jaxsim.staged.attention import Attention, alike, find_attention, marks_of
 from jaxsim.staged.early import known_first
 from jaxsim.values.memo import Memoizing, memoized
 
@@ -167,6 +167,16 @@ def known_tokens(tokens: TokenLayout, line: Equations) -> tuple[Equations, Atten
     before = tokens.attention_before.in_call(tokens.before, line)
     early = known_first(line, before)
     return early, tokens.attention.in_call(tokens.line, early)
+
+
+def runs_alike(tokens: TokenLayout, line: Equations) -> bool:
+    """Tells if a call runs the same equations as one of two rows.
+
+    Args:
+      tokens: Where tokens leave.
+      line: Equations of the call.
+    """
+    return alike(tokens.before, line)
 
 
 def cuts_of(tokens: TokenLayout, leave: Sequence[bool] | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,12 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range
+from jaxsim.staged.exit_queue import run_layout
 from jaxsim.staged.exits import ExitOutputs, exit_outputs, require_exits, take_exits
 from jaxsim.staged.network import Staged
 from jaxsim.staged.passes import pass_all
 from jaxsim.staged.rows import exit_layout, find_rows
+from jaxsim.staged.seconds import StageSeconds, check_seconds, row_seconds
 
 
 class Speed(NamedTuple):
@@ -33,6 +35,7 @@ class Speed(NamedTuple):
       accuracy: Fraction of rows classified right, in [0, 1].
       flops: Mean floating-point operations of a row.
       layer: Mean exit.
+      seconds: Mean seconds of a row by times of stages; None where none were given.
 
     Examples:
       >>> from jaxsim.staged import Speed
@@ -45,6 +48,7 @@ class Speed(NamedTuple):
     accuracy: float
     flops: float
     layer: float
+    seconds: float | None = None
 
 
 @own_promotion()
@@ -56,6 +60,7 @@ def sweep(
     scales: Sequence[float] = (1.0,),
     thresholds: Sequence[float] | Float[np.ndarray, " k"] = (0.0,),
     buckets: Buckets = Buckets(max_batch=256),  # noqa: B008
+    seconds: StageSeconds | None = None,
     key: Key[Array, ""] | None = None,
     **kwargs: Any,
 ) -> list[Speed]:
@@ -73,6 +78,9 @@ def sweep(
       thresholds: Thresholds of uncertainty, at least 0.
       buckets: Its `max_batch` is the rows computed at once, and its `token` what numbers of tokens
         are rounded up to where rows are computed at their length, as in `Staged.run`.
+      seconds: How long stages take, from `stage_seconds` at levels of which the same are above 0;
+        rows are taken to be in batches as full as those of a long run, each number of tokens
+        rounded up to one that was measured.
       key: Random key, needed where cores draw at every call.
       **kwargs: Keyword arguments of the network.
 
@@ -81,8 +89,8 @@ def sweep(
       `Staged.simulate`.
 
     Raises:
-      ValueError: Labels or numbers of rows that do not fit, scales or thresholds out of range, or
-        what `Staged.simulate` raises.
+      ValueError: Labels or numbers of rows that do not fit, scales or thresholds out of range,
+        seconds of other stages, or what `Staged.simulate` raises.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -114,31 +122,42 @@ def sweep(
     _, batched = find_rows(arguments)
     layout = exit_layout(staged, arguments, batched, staged.exits, staged.feature)
     check_labels("labels", labels, layout.classes)
+    stages = None if seconds is None else run_layout(staged, arguments)
+    if seconds is not None and stages is not None:
+        check_seconds(seconds, stages)
 
     @jax.jit
-    def take(threshold: Array, outputs: ExitOutputs) -> Exits:
-        return take_exits(staged.rule._replace(threshold=threshold), layout, outputs)
+    def take(threshold: Array, outputs: ExitOutputs) -> tuple[Exits, Array | None]:
+        out = take_exits(staged.rule._replace(threshold=threshold), layout, outputs)
+        if seconds is None or stages is None:
+            return out, None
+        spent = row_seconds(staged, stages, seconds, out.layer, outputs.there, outputs.kept)
+        return out, jnp.mean(spent)
 
     found: list[Speed] = []
     for scale in scales:
         outputs = pass_all(_scaled(staged, scale), arguments, exit_outputs, buckets, key)
         for threshold in thresholds:
-            out = take(jnp.float32(threshold), outputs)
+            out, time = take(jnp.float32(threshold), outputs)
             right = np.mean(np.argmax(out.logits, -1) == np.asarray(labels))
             spent = float(jnp.mean(out.flops)), float(jnp.mean(out.layer))
-            found.append(Speed(float(scale), float(threshold), float(right), *spent))
+            took = None if time is None else float(time)
+            found.append(Speed(float(scale), float(threshold), float(right), *spent, took))
     return found
 
 
-def fastest(found: Sequence[Speed], accuracy: float) -> Speed:
-    """Selects the setting of fewest FLOPs that is accurate enough.
+def fastest(
+    found: Sequence[Speed], accuracy: float, by: Literal["flops", "seconds"] = "flops"
+) -> Speed:
+    """Selects the setting of fewest FLOPs, or of fewest seconds, that is accurate enough.
 
     Args:
       found: Settings from `sweep`, on rows that will not be reported.
       accuracy: Least fraction of rows classified right, in [0, 1].
+      by: What is to be least; seconds are those of settings that were swept with times of stages.
 
     Raises:
-      ValueError: No setting is accurate enough.
+      ValueError: No setting is accurate enough, another `by`, or settings without seconds.
 
     Examples:
       >>> from jaxsim.staged import Speed, fastest
@@ -146,11 +165,15 @@ def fastest(found: Sequence[Speed], accuracy: float) -> Speed:
       >>> fastest(found, accuracy=0.9).threshold
       0.3
     """
+    if by not in ("flops", "seconds"):
+        raise ValueError(f"by={by!r}: must be 'flops' or 'seconds'")
+    if by == "seconds" and any(speed.seconds is None for speed in found):
+        raise ValueError("by='seconds': settings have none; sweep(seconds=stage_seconds(net, …))")
     enough = [speed for speed in found if speed.accuracy >= accuracy]
     if not enough:
         best = max((speed.accuracy for speed in found), default=0.0)
         raise ValueError(f"accuracy={accuracy}: the best of the settings reaches {best}")
-    return min(enough, key=lambda speed: speed.flops)
+    return min(enough, key=lambda speed: getattr(speed, by))
 
 
 def at_speed(net: Network, speed: Speed) -> Staged:

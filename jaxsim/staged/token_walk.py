@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxsim import internals
 from jaxsim.adaptive.tokens import TokenRule, token_importance
 from jaxsim.cores.core import State
+from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.wrapper import Wrapper
+from jaxsim.internals import parameters
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.plan import Entry, Inner, contractions
 from jaxsim.staged.attention import Last, Marks, Pool, Scores, Values
@@ -26,10 +28,12 @@ class TokenState(NamedTuple):
     Attributes:
       present: True for each that has not left, [B, n].
       there: How many there were before any left, [B].
+      size: How many each stands for, [B, n], where tokens are merged; None where they leave.
     """
 
     present: Bool[Array, "B n"]
     there: Int[Array, " B"]
+    size: Float[Array, "B n"] | None = None
 
 
 class TokenWalk(Walk):
@@ -38,6 +42,7 @@ class TokenWalk(Walk):
     Attributes:
       tokens: Which are there, None as long as it is not known.
       kept: How many each attention has kept, [B] each.
+      into: For each token the one that it is to be merged into at the next cut, [B, n].
     """
 
     def __init__(
@@ -70,6 +75,8 @@ class TokenWalk(Walk):
         self.rule, self.marks, self.leave, self.layer = rule, marks, leave, layer
         self.tokens: TokenState | None = tokens
         self.kept: list[Int[Array, " B"]] = []
+        self.into: Int[Array, "B n"] | None = None
+        self.keys: Float[Array, "B n d"] | None = None
 
     def step(
         self,
@@ -91,15 +98,21 @@ class TokenWalk(Walk):
         if isinstance(entry, Inner) and self.marks.holds(entry):
             return self.in_place(eqn, entry, ins, states, indices)
         mark = self.marks.of.get(id(eqn))
+        if isinstance(mark, Scores) and self.rule.merges:
+            self.keys = mean_keys(eqn, mark, ins)
         if isinstance(mark, Values):
+            ins = [*ins]
+            ins[mark.operand] = self.by_size(mark, ins[mark.operand])
             self.decide(mark, ins[mark.operand])
         if self.tokens is None or mark is None or isinstance(mark, Values):
             return super().step(eqn, entry, ins, states, indices)
         if isinstance(mark, Last):
             return [_last(mark, self.tokens.present, ins[0])]
         if isinstance(mark, Pool):
-            x = ins[mark.operand]
+            x, size = ins[mark.operand], self.tokens.size
             here = along_tokens(self.tokens.present, x.ndim, mark.rows, mark.tokens)
+            if mark.how == "sum" and size is not None:
+                x = x * along_tokens(size, x.ndim, mark.rows, mark.tokens).astype(x.dtype)
             ins = [*ins]
             ins[mark.operand] = jnp.where(here, x, _nothing(mark.how, x.dtype))
         (y,) = super().step(eqn, entry, ins, states, indices)
@@ -107,7 +120,8 @@ class TokenWalk(Walk):
             here = along_tokens(self.tokens.present, y.ndim, mark.rows, mark.keys)
             # Far below any score, and not so far that a mask of the model on top overflows.
             return [jnp.where(here, y, jnp.asarray(jnp.finfo(y.dtype).min / 4, y.dtype))]
-        if mark.how == "sum" and jnp.issubdtype(y.dtype, jnp.floating):
+        averaged = mark.how == "sum" and self.tokens.size is None
+        if averaged and jnp.issubdtype(y.dtype, jnp.floating):
             share = self.tokens.there / jnp.sum(self.tokens.present, -1)
             axes = tuple(i for i in range(y.ndim) if i != mark.rows_after)
             return [y * jnp.expand_dims(share, axes).astype(y.dtype)]
@@ -122,12 +136,35 @@ class TokenWalk(Walk):
         """
         given = by_rows(mark, attention)
         tokens = tokens_attended(given) if self.tokens is None else self.tokens
-        if self.leave is None or self.leave[self.layer]:
+        count = jnp.sum(tokens.present, -1)
+        leave = self.leave is None or self.leave[self.layer]
+        if self.rule.merges:
+            if tokens.size is None:
+                tokens = tokens._replace(size=jnp.ones(tokens.present.shape, jnp.float32))
+            if leave:
+                assert self.keys is not None
+                self.into = self.rule.match(self.layer, self.keys, tokens.present)
+                count = jnp.sum(self.into == jnp.arange(self.into.shape[1]), -1)
+                count -= jnp.sum(~tokens.present, -1)
+        elif leave:
             present = self.rule.keep(self.layer, importance(given, tokens), tokens.present)
-            tokens = tokens._replace(present=present)
+            tokens, count = tokens._replace(present=present), jnp.sum(present, -1)
         self.tokens = tokens
-        self.kept.append(jnp.sum(tokens.present, -1))
+        self.kept.append(count)
         self.layer += 1
+
+    def by_size(self, mark: Values, attention: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Gives each token as much attention as those that it stands for: log size in the scores.
+
+        Args:
+          mark: What the axes of the probabilities hold.
+          attention: Probabilities.
+        """
+        if self.tokens is None or self.tokens.size is None:
+            return attention
+        size = along_tokens(self.tokens.size, attention.ndim, mark.rows, mark.keys)
+        more = jnp.sum(attention * (size - 1), mark.keys, keepdims=True)
+        return (attention * size / (1 + more)).astype(attention.dtype)
 
     def in_place(
         self,
@@ -170,6 +207,31 @@ class TokenWalk(Walk):
         return [*carry, *(jnp.stack(column) for column in columns)]
 
 
+def mean_keys(eqn: jex.JaxprEqn, mark: Scores, operands: Sequence[Array]) -> Float[Array, "B n d"]:
+    """Averages the keys of a product of queries and keys over heads.
+
+    Args:
+      eqn: The product.
+      mark: What its axes hold.
+      operands: Its operands.
+    """
+    summed, batch = parameters(eqn)["dimension_numbers"]
+    free = [
+        [i for i in range(a.ndim) if i not in (*summed[side], *batch[side])]
+        for side, a in enumerate(operands)
+    ]
+    # a product's axes are those of the batch, then what is left of the first, and of the second
+    at = mark.keys - len(batch[0])
+    side = 0 if at < len(free[0]) else 1
+    keys = free[side][at - side * len(free[0])]
+    along = list(summed[side])
+    first = [batch[side][mark.rows], keys, *along]
+    x = jnp.moveaxis(operands[side], first, [0, 1, *range(-len(along), 0)])
+    fine = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    heads = jnp.mean(fine, tuple(range(2, x.ndim - len(along))))
+    return heads.reshape(*heads.shape[:2], -1)
+
+
 def by_rows(mark: Values, attention: Float[Array, "..."]) -> Float[Array, "B H n n"]:
     """Brings probabilities into the order of rows, heads, queries and keys.
 
@@ -189,7 +251,38 @@ def tokens_attended(attention: Float[Array, "B H n n"]) -> TokenState:
       attention: Probabilities.
     """
     valid = jnp.any(attention > 0, (1, 2))
-    return TokenState(valid, jnp.sum(valid, -1))
+    return state_of(valid)
+
+
+def state_of(present: Bool[Array, "B n"]) -> TokenState:
+    """Counts the tokens that are there before any has left.
+
+    Args:
+      present: Which there are.
+    """
+    return TokenState(present, jnp.sum(present, -1))
+
+
+def given_tokens(rule: TokenRule, arguments: Partitioned) -> TokenState | None:
+    """Computes which tokens there are, where the rule says so.
+
+    Args:
+      rule: When a token leaves.
+      arguments: Arguments of the call.
+
+    Raises:
+      ValueError: What it says is no mask of tokens.
+    """
+    if rule.present is None:
+        return None
+    args, kwargs = arguments.combine()
+    present = jnp.asarray(rule.present(*args, **kwargs))
+    if present.ndim != 2 or present.dtype != bool:
+        raise ValueError(
+            f"present: gives {present.dtype}{list(present.shape)}; must be which tokens there are, "
+            "bool [B, n]"
+        )
+    return state_of(present)
 
 
 def importance(attention: Float[Array, "B H n n"], tokens: TokenState) -> Float[Array, "B n"]:

@@ -31,18 +31,20 @@ class Queue(NamedTuple):
     Attributes:
       ids: Indices [n] of the rows.
       live: Their boundary activations, n along an axis of each; where tokens leave, which tokens
-        are there and how many there were, behind.
+        are there and how many there were, behind; where they are merged, how many each stands for
+        before these.
     """
 
     ids: np.ndarray
     live: list[np.ndarray]
 
 
-def waiting_axes(found: ExitLayout) -> tuple[Axes, ...]:
+def waiting_axes(found: ExitLayout, *, sized: bool = False) -> tuple[Axes, ...]:
     """Finds the axes of what waits before each stage.
 
     Args:
       found: Axes of what crosses each cut.
+      sized: True if how many tokens each stands for waits too.
 
     Raises:
       ValueError: A value between stages is not split by rows.
@@ -58,6 +60,8 @@ def waiting_axes(found: ExitLayout) -> tuple[Axes, ...]:
             for ts, table in zip(along, tables, strict=True)
         )
         held = tuple(0 if r is None else r for r in rows)
+        if sized:
+            held, along, tables = (*held, 0), (*along, (1,)), (*tables, False)
         if found.tokens is not None:
             held, along, tables = (*held, 0, 0), (*along, (1,), ()), (*tables, False, False)
         axes.append(Axes(held, along, tables))

@@ -49,8 +49,8 @@ def check_soft(net: Network, soft: Soft) -> None:
       soft: Settings of the masks.
 
     Raises:
-      ValueError: A setting out of range, or a network whose tokens all stay or leave by another
-        rule than a threshold.
+      ValueError: A setting out of range, a network whose tokens all stay or leave by another rule
+        than a threshold, or a pipeline.
     """
     check_range("weight", soft.weight, 0)
     for end in soft.temperature:
@@ -58,3 +58,8 @@ def check_soft(net: Network, soft: Soft) -> None:
     if not isinstance(net, Staged):
         raise ValueError("soft: all tokens of the network stay; js.prune_tokens(…)(net) first")
     require_soft(net)
+    if net.layout is not None:
+        raise ValueError(
+            "soft: stages of a pipeline hand on which tokens are there, and no soft masks; learn "
+            "the levels on one device, then js.pipeline_shard"
+        )

@@ -75,7 +75,12 @@ def magic_pyramid(
 
     def pyramid(net: Network) -> Staged:
         require_network(net, "magic_pyramid")
-        require_uncut(net, "magic_pyramid", reason="it makes the stages itself")
+        require_uncut(
+            net,
+            "magic_pyramid",
+            allowed=("pipeline_shard",),
+            reason="it makes the exits and the cuts of tokens itself",
+        )
         pruned = prune(net)
         ends = tuple(dict.fromkeys(attentions_of(pruned).ends))
         staged: Any = exit_early(ends, exit, feature=feature)(pruned)

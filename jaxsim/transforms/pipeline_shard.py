@@ -36,8 +36,10 @@ from jaxsim.pipeline.microbatch import batch_split
 from jaxsim.pipeline.programs import Remat, TaskInputs, stage_programs
 from jaxsim.pipeline.schedule import Schedule
 from jaxsim.staged import spmd
+from jaxsim.staged.merging import MERGED
 from jaxsim.staged.network import Staged
 from jaxsim.staged.plan import Layout, example_of
+from jaxsim.staged.rows import exit_layout, find_rows
 from jaxsim.values.calls import shown_as_called
 from jaxsim.values.memo import Memo
 
@@ -141,19 +143,20 @@ def pipeline_shard(
         require_uncut(
             net,
             "pipeline_shard",
-            allowed=("exit_early",),
+            allowed=("exit_early", "prune_tokens"),
             reason="it is a pipeline already",
-            prune_tokens="which tokens are there is known on one device",
         )
+        if (tokens := getattr(net, "tokens", None)) is not None and tokens.merges:
+            raise ValueError(MERGED)
         where = _stage_devices(devices, stages, chunks)
         process = jax.process_index()
         local = all(d.process_index == process for stage in where for d in stage.devices)
         chosen_engine = ("mpmd" if local else "spmd") if engine == "auto" else engine
         if chosen_engine == "spmd" and net.cut_by:
             raise ValueError(
-                "pipeline_shard(engine='spmd') cannot follow exit_early: it runs equal blocks, and "
-                "classifiers make them differ; engine='mpmd' runs unequal stages on the devices of "
-                "one process"
+                f"pipeline_shard(engine='spmd') cannot follow {net.cut_by[0]}: it runs equal "
+                "blocks, and classifiers and tokens that leave make them differ; engine='mpmd' "
+                "runs unequal stages on the devices of one process"
             )
         if chosen_engine == "mpmd" and not local:
             raise ValueError("engine='mpmd': devices of other processes need engine='spmd'")
@@ -169,6 +172,8 @@ def pipeline_shard(
             names = _balanced_cuts(net, line, stages, balance, where[0])
         layout = Layout(names, microbatches, schedule, remat, chosen_engine, where, chunks)
         if isinstance(net, Staged):
+            if net.tokens is not None:  # what is known of them comes first: no cut can be in it
+                exit_layout(net, example, find_rows(example)[1], net.exits, net.feature, names)
             return dataclasses.replace(net, layout=layout, memo=Memo())
         fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(Network)}
         return Staged(**fields, layout=layout)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsim.adaptive.tokens import Keeps, TokenRule, above, check_levels
@@ -15,6 +16,7 @@ from jaxsim.network.calls import OutputCall
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import checked_int
+from jaxsim.staged.merging import MERGED, check_merging
 from jaxsim.staged.network import Staged
 from jaxsim.staged.rows import exit_layout, find_rows
 from jaxsim.values.calls import shown_as_called
@@ -40,8 +42,10 @@ def prune_tokens(
     Args:
       level: of each attention, or of all. For `tokens.above`, the least attention that a token has
         to receive: learned, or `tokens.linear_thresholds`. For `tokens.top`, the share of tokens
-        that the layer leaves out, as from `tokens.pruning_ratios`. At level 0 all stay.
-      keeps: `tokens.above` or `tokens.top`.
+        that the layer leaves out, as from `tokens.pruning_ratios`. For `tokens.merge`, how many
+        tokens it merges into others, at most every second. At level 0 all stay.
+      keeps: `tokens.above`, `tokens.top`, or `tokens.merge`: tokens whose keys are alike become
+        one, their average by how many each stands for, and get as much attention as all of these.
       protect: so many first tokens stay whatever they receive, one at least, such as a class token.
       protect_last: so many last tokens, of those present, stay likewise: one for a decoder whose
         last token is read.
@@ -53,7 +57,8 @@ def prune_tokens(
     Raises:
       ValueError: a level that is negative or not a number, a number out of range, or, when applied,
         not one level an attention, a network in which nothing attends or something else mixes
-        tokens, or that is cut by `pipeline_shard`.
+        tokens, a pipeline of engine "spmd", or tokens to merge in a pipeline or a model that tells
+        pairs of places apart, as decoders do.
 
     Examples:
       >>> import jax
@@ -72,7 +77,7 @@ def prune_tokens(
       [[4], [3]]
 
     Source: Kim et al. (2022), Learned Token Pruning, arXiv 2107.00910; Wang, Zhang and Han (2021),
-    SpAtten, arXiv 2012.09852.
+    SpAtten, arXiv 2012.09852; Bolya et al. (2023), Token Merging, arXiv 2210.09461.
     """
     checked_int("protect", protect, 1)
     checked_int("protect_last", protect_last, 0)
@@ -85,10 +90,15 @@ def prune_tokens(
         require_uncut(
             net,
             "prune_tokens",
-            allowed=("exit_early",),
+            allowed=("exit_early", "pipeline_shard"),
             reason="tokens leave it already",
-            pipeline_shard="which tokens are there is known on one device",
         )
+        layout = getattr(net, "layout", None)
+        if layout is not None and layout.engine == "spmd":
+            raise ValueError(
+                "prune_tokens cannot follow pipeline_shard(engine='spmd'): that runs equal blocks, "
+                "and which tokens are there crosses no cut of it; engine='mpmd' hands it on"
+            )
         if output is not None:
             if net.cut_by:
                 raise ValueError("output: what came before has made logits already")
@@ -96,16 +106,31 @@ def prune_tokens(
         rule = TokenRule(jnp.asarray(level, jnp.float32), keeps, protect, protect_last, present)
         fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(type(net))}
         fields["tokens"] = rule
-        fields.setdefault("threshold", jnp.float32(0))
+        if fields.get("threshold") is None:
+            fields["threshold"] = jnp.float32(0)
         staged = Staged(**fields)
         args, kwargs = net.example.combine()
         arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
         _, rowed = find_rows(arguments)
-        found = exit_layout(staged, arguments, rowed, staged.exits, staged.feature).tokens
+        if rule.merges and layout is not None:
+            raise ValueError(MERGED)
+        places = () if layout is None else layout.cuts
+        found = exit_layout(staged, arguments, rowed, staged.exits, staged.feature, places).tokens
         assert found is not None
+        if rule.merges:
+            check_merging(found)
         count = len(found.attention.names)
         levels = jnp.full(count, rule.level) if rule.level.ndim == 0 else rule.level
         check_levels(levels, count)
+        if rule.merges:
+            cut = np.array([name is not None for name in found.cuts])
+            if rule.level.ndim == 0:
+                levels = levels * cut
+            elif np.any(lost := (np.asarray(levels) > 0) & ~cut):
+                raise ValueError(
+                    f"level: no cut follows {found.attention.names[int(np.argmax(lost))]} before "
+                    "its tokens are read; merge none there, by level 0"
+                )
         for name, given, least in (
             ("protect", protect, found.attention.first),
             ("protect_last", protect_last, found.attention.last),

@@ -30,6 +30,8 @@ from jaxsim.sparsity.channels.groups import (
     tied_sizes,
     zero_entries,
 )
+from jaxsim.staged.exit_channels import remaining_heads
+from jaxsim.staged.network import Staged
 from jaxsim.transforms.constants import emitted, read_through, watched
 from jaxsim.values.calls import shown_as_called
 
@@ -114,8 +116,7 @@ def shrink(
         require_uncut(
             net,
             "shrink",
-            allowed=("pipeline_shard", "prune_tokens"),
-            reason="its classifiers read the channels",
+            allowed=("exit_early", "pipeline_shard", "prune_tokens"),
         )
         if net.deployed or net.cores:
             after = "deploy" if net.deployed else f"the cores at {next(iter(net.cores))}"
@@ -153,6 +154,8 @@ def shrink(
                 stacklevel=3,
             )
         small = remove_entries(net, found, masks)
+        if isinstance(net, Staged) and isinstance(small, Staged) and net.exits:
+            small = dataclasses.replace(small, heads=remaining_heads(net, found, masks))
         if not any(found[name].renormalizing for name in masks):
             whole = given if sparsity is None and keep is None else zero_entries(net, found, masks)
             if (off := _difference(whole, small)) > TOLERANCE and exact:
@@ -408,4 +411,6 @@ def _difference(whole: Network, small: Network) -> float:
 @jax.jit
 def _run(net: Network, arguments: Partitioned) -> Any:
     args, kwargs = arguments.combine()
+    if isinstance(net, Staged) and net.exits:
+        return net.exit_logits(*args, **kwargs)
     return net(*args, **kwargs)

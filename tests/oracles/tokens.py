@@ -51,6 +51,56 @@ def row(kind, p, ids, level, *, keeps="above", protect=1, protect_last=0, length
     return Row(_pooled(kind, x) @ p["head"], kept, margin, states)
 
 
+def merged_row(kind, p, ids, level, *, protect=1, length=None, blind=False):
+    """Runs one row whose tokens are merged into those whose keys are most alike.
+
+    In a scan that is behind the perceptron, where its slices end. `blind` gives a merged token the
+    attention of one: wrong, as a control.
+    """
+    p = {k: _float64(v) for k, v in p.items()}
+    x, at = _embedded(kind, p, np.asarray(ids)[: length if length is not None else None])
+    size, kept, margin, states = np.ones(len(x)), [], np.inf, []
+    for i in range(LAYERS):
+        own = {name: a[i] for name, a in p["layers"].items()}
+        keys = _mean_keys(kind, own, x, at)
+        x, _ = _attended(kind, p, own, x, at, 0 if blind else np.log(size))
+        free = [j for j in range(len(x)) if j >= protect]
+        pairs = []
+        for a in (j for j in free if j % 2 == 0):
+            alike = {
+                b: keys[a] @ keys[b] / np.linalg.norm(keys[a]) / np.linalg.norm(keys[b])
+                for b in free
+                if b % 2
+            }
+            if alike:
+                best = max(alike, key=alike.get)
+                ordered = sorted(alike.values())
+                margin = min(margin, *np.diff(ordered[-2:]), np.inf)
+                pairs.append((alike[best], a, best))
+        pairs.sort(key=lambda pair: -pair[0])
+        count = int(level[i])
+        if 0 < count < len(pairs):
+            margin = min(margin, pairs[count - 1][0] - pairs[count][0])
+        groups = {j: [j] for j in range(len(x))}
+        for _, a, b in pairs[:count]:
+            groups[b] += groups.pop(a)
+        x = _fed(own, x) if kind.scanned else x
+        x = np.array([np.average(x[g], 0, size[g]) for g in groups.values()])
+        size = np.array([size[g].sum() for g in groups.values()])
+        at = at[list(groups)]
+        kept.append(len(x))
+        x = x if kind.scanned else _fed(own, x)
+        states.append(x)
+    pooled = np.average(x, 0, size) if kind.pool == "mean" else _pooled(kind, x)
+    return Row(pooled @ p["head"], kept, margin, states)
+
+
+def _mean_keys(kind, own, x, at):
+    normed = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
+    keys = [normed @ own["k"][:, h * kind.groups // HEADS] for h in range(HEADS)]
+    return np.mean([_turn(k, at) if kind.positions == "rotary" else k for k in keys], 0)
+
+
 def soft_row(
     kind, p, ids, level, temperature, *, protect=1, protect_last=0, length=None, early=False
 ):
@@ -81,8 +131,8 @@ def _embedded(kind, p, ids):
     return (x + p["places"][at] if kind.positions == "learned" else x), at
 
 
-def _attended(kind, p, own, x, at):
-    """Tokens behind the attention of a layer, and what each receives."""
+def _attended(kind, p, own, x, at, more=0):
+    """Tokens behind the attention of a layer, and what each receives; scores grow by `more`."""
     normed = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6)
     received, seen = np.zeros(len(at)), np.zeros_like(x)
     for h in range(HEADS):
@@ -95,7 +145,7 @@ def _attended(kind, p, own, x, at):
             scores += p["bias"][at[:, None] - at + TOKENS - 1, h]
         if kind.causal:
             scores = np.where(at[:, None] >= at, scores, -np.inf)
-        shares = softmax(scores, -1)
+        shares = softmax(scores + more, -1)
         received += shares.mean(0) / HEADS
         seen += shares @ v @ own["mix"][h]
     return x + seen, received

@@ -441,7 +441,6 @@ def test_errors_of_order():
         "exit_early cannot follow exit_early": (pipe(net), js.exit_early(2)),
         "pipeline_shard cannot follow pipeline_shard: it is a": (pipe(plain), pipe),
         "pipeline_shard cannot follow pipeline_shard": (pipe(net), pipe),
-        "shrink cannot follow exit_early": (net, js.shrink(0.5)),
         "integer_only cannot follow exit_early": (net, js.integer_only),
     }
     for message, (given_net, transform) in cases.items():

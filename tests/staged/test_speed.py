@@ -1,13 +1,17 @@
 """Which setting of a network in stages is chosen, what it sets, and what a sweep says of it."""
 
 import dataclasses
+import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.staged import exits
+from jaxsim.network.arguments import call_arguments
+from jaxsim.staged import exit_queue, exits
+from jaxsim.staged.seconds import StageSeconds, stage_seconds
 from jaxsim.staged.speed import Speed, at_speed, fastest, sweep
 from tests.support.encoders import heads, network, present, sequences
 
@@ -70,6 +74,83 @@ def test_a_sweep_says_what_each_setting_gives_and_compiles_once():
     assert np.all(np.diff(flops[:, 0]) < 0)
 
 
+TABLE = StageSeconds(
+    ("layers/0/up", "layers/1/query", "layers/1/up"),
+    4,
+    (12, 24),
+    np.array([[1.0, 7.0], [2.0, 13.0], [3.0, 17.0], [5.0, 29.0]]),
+)
+"""Seconds of attention and perceptron of two layers."""
+
+
+def test_seconds_of_a_setting_are_the_shares_that_its_rows_have_of_full_batches():
+    """Row by row from what `run` says was kept, where times are such that each stage tells."""
+    net, settings = pyramid(), {"scales": (0.0, 1.0, 1.5), "thresholds": (0.0, 0.6)}
+    places = exit_queue.run_layout(net, call_arguments((IDS, LENGTHS), {})).places
+    table = TABLE._replace(places=places)
+    found = sweep(net, (IDS, LENGTHS), LABELS, buckets=SMALL, seconds=table, **settings)
+    assert [s[:5] for s in found] == [
+        s[:5] for s in sweep(net, (IDS, LENGTHS), LABELS, buckets=SMALL, **settings)
+    ]
+    for speed in found:
+        out, total = at_speed(net, speed).run(IDS, LENGTHS, buckets=SMALL), 0.0
+        for length, layer, kept in zip(LENGTHS, out.layer, out.kept, strict=True):
+            held = [length, kept[0], kept[0], kept[1]][: 2 * int(layer)]
+            wide = [int(tokens > 12) for tokens in held]
+            total += sum(TABLE.seconds[at][i] for at, i in enumerate(wide)) / 4
+        np.testing.assert_allclose(speed.seconds, total / len(LENGTHS), rtol=1e-6)
+    assert len({speed.seconds for speed in found}) == len(found)
+
+
+def test_the_fastest_by_seconds_may_be_another():
+    timed = [s._replace(seconds=t) for s, t in zip(FOUND, (3.0, 4.0, 2.0, 1.0), strict=True)]
+    assert fastest(timed, 0.9, by="seconds") is timed[2]
+    assert fastest(timed, 0.9) is timed[1]
+    with pytest.raises(ValueError, match="by='seconds': settings have none"):
+        fastest([*timed, FOUND[0]], 0.9, by="seconds")
+    with pytest.raises(ValueError, match="by='time': must be 'flops' or 'seconds'"):
+        fastest(timed, 0.9, by="time")
+
+
+def test_measured_seconds_are_about_those_of_a_run():
+    """Within a factor of four, of full batches on a machine that others use too."""
+    net = pyramid()
+    table = stage_seconds(net, (IDS, LENGTHS), buckets=SMALL)
+    assert (table.rows, table.tokens, table.seconds.shape) == (8, (12, 24), (4, 2))
+    rows = np.arange(640) % 16  # so many that what a call costs by itself is little
+    args, labels = (IDS[rows], LENGTHS[rows]), LABELS[rows]
+    (speed,) = sweep(net, args, labels, buckets=SMALL, seconds=table)
+    net.run(*args, buckets=SMALL)
+    took = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        net.run(*args, buckets=SMALL)
+        took.append(time.perf_counter() - begin)
+    assert 0.25 < 640 * speed.seconds / np.median(took) < 4
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (TABLE._replace(places=("a",)), "seconds: of stages that begin at .'a'.; the network's"),
+        (TABLE._replace(seconds=np.ones((4, 3))), r"seconds\[4, 3\]: must be of each .*\[4, 2\]"),
+        (TABLE._replace(tokens=(6, 12)), "seconds: of 12 tokens at most; rows have 24"),
+    ],
+)
+def test_seconds_of_other_stages_are_refused(table, message):
+    net = pyramid()
+    places = exit_queue.run_layout(net, call_arguments((IDS, LENGTHS), {})).places
+    table = table._replace(places=places if len(table.places) > 1 else table.places)
+    with pytest.raises(ValueError, match=message):
+        sweep(net, (IDS, LENGTHS), LABELS, seconds=table)
+
+
+def test_stages_that_overlap_have_no_seconds():
+    pipe = js.pipeline_shard(1, 1, devices=jax.devices()[:1])(exit_net()[0])
+    with pytest.raises(ValueError, match="stages of a pipeline overlap in time"):
+        stage_seconds(pipe, exit_net()[1])
+
+
 def exit_net():
     params, x = {"a": 2 * jnp.eye(3), "b": jnp.eye(3)}, np.eye(3, dtype=np.float32)
     net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, x)
@@ -108,6 +189,10 @@ def test_settings_that_do_not_fit_are_refused_by_name(options, message):
 
 
 def test_networks_that_nothing_leaves_have_no_speed():
-    for call in (lambda net: sweep(net, IDS, LABELS), lambda net: at_speed(net, FOUND[0])):
+    for call in (
+        lambda net: sweep(net, IDS, LABELS),
+        lambda net: at_speed(net, FOUND[0]),
+        lambda net: stage_seconds(net, IDS),
+    ):
         with pytest.raises(ValueError, match="has no exits"):
             call(network(2))

@@ -42,6 +42,7 @@ KINDS = {
     "scanned bert": Kind(pool="mean", padded=True, scanned=True),
     "t5 encoder": Kind("bias", pool="mean"),
     "llama": Kind("rotary", causal=True, pool="last", groups=1),
+    "scanned llama": Kind("rotary", causal=True, pool="last", groups=1, scanned=True),
 }
 
 
@@ -78,20 +79,26 @@ def rotated(x, positions):
     return jnp.concatenate([one * cos - other * sin, one * sin + other * cos], -1)
 
 
-def _layer(kind, table, valid, x, p):
+def _places(n):
+    """Where tokens stand, and which of them each attends to in a decoder."""
+    return jnp.arange(n), jnp.tril(jnp.ones((n, n), bool))
+
+
+def _layer(kind, table, valid, places, x, p):
     n = x.shape[1]
+    at, earlier = places or _places(n)
     normed = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
     q, k, v = (jnp.einsum("bnd,dhe->bnhe", normed, p[name]) for name in "qkv")
     if kind.positions == "rotary":
-        q, k = (rotated(a, jnp.arange(n)) for a in (q, k))
+        q, k = (rotated(a, at) for a in (q, k))
     if kind.groups < HEADS:
         k, v = (jnp.repeat(a[:, :, : kind.groups], HEADS // kind.groups, 2) for a in (k, v))
     scores = jnp.einsum("bqhe,bkhe->bhqk", q, k) / jnp.sqrt(HEAD)
     if kind.positions == "bias":
-        apart = jnp.arange(n)[:, None] - jnp.arange(n) + TOKENS - 1
+        apart = at[:, None] - at + TOKENS - 1
         scores = scores + jnp.moveaxis(table[apart], -1, 0)
     if kind.causal:
-        scores = jnp.where(jnp.tril(jnp.ones((n, n), bool)), scores, -jnp.inf)
+        scores = jnp.where(earlier, scores, -jnp.inf)
     if valid is not None:
         scores = jnp.where(valid[:, None, None], scores, jnp.finfo(scores.dtype).min)
     x = x + jnp.einsum(
@@ -107,7 +114,8 @@ def apply(kind, p, ids, lengths=None):
     valid = None if lengths is None else jnp.arange(n) < lengths[:, None]
     if kind.positions == "learned":
         x = x + p["places"][:n]
-    layer = partial(_layer, kind, p["bias"], valid)
+    # a loop would count its tokens anew, which run cannot make of those that are left
+    layer = partial(_layer, kind, p["bias"], valid, _places(n) if kind.scanned else None)
     if kind.scanned:
         x, _ = lax.scan(lambda x, own: (layer(x, own), None), x, p["layers"])
     else:

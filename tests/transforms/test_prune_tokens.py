@@ -183,6 +183,32 @@ def test_models_of_either_library_as_they_are(name, library):
     assert np.min(found.kept) < attended
 
 
+@pytest.mark.parametrize("keeps", ["top", "merge"])
+def test_a_row_alone_is_computed_where_the_model_runs_other_equations_for_one(keeps):
+    """Flax drops the axis of a batch of one from products: such a row runs beside a copy."""
+    architecture = next(a for a in ARCHITECTURES if a.name == "bert")
+    args = architecture.inputs
+    net = js.trace(*kit.linen(architecture.build, args), *args)
+    level = 0.35 if keeps == "top" else 2
+    small = js.prune_tokens(level, keeps=getattr(js.tokens, keeps))(net)
+    one = [a[:1] for a in args]
+    names = [
+        [eqn.primitive.name for eqn in jax.make_jaxpr(net)(*given).eqns] for given in (args, one)
+    ]
+    assert names[0] != names[1]
+    expected, found = simulate(small, *args), simulate(small, *one)
+    ran = small.run(*args, buckets=js.Buckets(1, 1, 1))
+    np.testing.assert_array_equal(found.kept, expected.kept[:1])
+    np.testing.assert_array_equal(ran.kept, expected.kept)
+    most = np.abs(expected.logits).max()
+    np.testing.assert_allclose(found.logits, expected.logits[:1], rtol=0, atol=1e-5 * most)
+    np.testing.assert_allclose(ran.logits, expected.logits, rtol=0, atol=1e-5 * most)
+    pipe = js.pipeline_shard(2, 2, devices=jax.devices()[:1] * 2)
+    if keeps == "top":
+        with pytest.raises(ValueError, match="other equations for so many rows than for two"):
+            pipe(small)(*(a[:2] for a in args))
+
+
 def test_a_token_that_another_attention_reads_from_elsewhere_is_masked_there():
     """A decoder's attention to what an encoder read sees the tokens that are left."""
 
@@ -286,8 +312,6 @@ def test_what_cannot_lose_tokens_is_refused_by_name(net, rule, said):
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        (js.prune_tokens(0.1), js.pipeline_shard(1, 1), "known on one device"),
-        (js.pipeline_shard(1, 1), js.prune_tokens(0.1), "known on one device"),
         (js.prune_tokens(0.1), js.prune_tokens(0.1), "tokens leave it already"),
         (js.prune_tokens(0.1), js.integer_only, "integer_only cannot follow prune_tokens"),
         (js.exit_early(2), js.prune_tokens(0.1, output=lambda y: y), "output: what came before"),
