@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
+from jaxsim.network.cost import SiteCounts
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.plan import Plan, contractions
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_called
 
@@ -124,13 +126,15 @@ def fit_options(net: Network, options: Mapping[str, Option]) -> Fit:
     require_uncut(net, "explore", reason="explore the whole network and cut what was found")
     if net.deployed:
         raise ValueError("net is deployed: its weights are written; explore the network before")
-    places = find_places(net)
+    places, plan = find_places(net), net.traced().plan
     fits: dict[str, set[str]] = {place.name: set() for place in places}
     refused: dict[tuple[str, str], str] = {}
     for name, option in options.items():
         meant = _meant(net, option)
         here = [place for place in places if not meant.isdisjoint(place.sites)]
-        for place, why in zip(here, _refusals(net, name, option, here, meant), strict=True):
+        whys = _refusals(net, name, option, here, meant)
+        whys = _unwritable(net, plan, option, here, whys)
+        for place, why in zip(here, whys, strict=True):
             if why:
                 refused[place.name, name] = why
             else:
@@ -222,6 +226,30 @@ def _refusals(
         if len(places) == 1:
             return [str(error)]
     return [_refusals(net, name, option, [place], meant)[0] for place in places]
+
+
+def _unwritable(
+    net: Network, plan: Plan, option: Option, places: Sequence[Place], whys: Sequence[str]
+) -> list[str]:
+    """Why an option does not fit each of some places, weights of another form than it has told."""
+    fitting = [place for place, why in zip(places, whys, strict=True) if not why]
+    made = apply_options(net, {"": option}, dict.fromkeys(fitting, ""))
+    names, counts = {site for place in fitting for site in place.sites}, SiteCounts()
+    refused: dict[str, str] = {}
+    for contraction in contractions(plan):
+        site, chain = contraction.site, made.cores.get(contraction.site.name, ())
+        if site.name not in names or not chain:
+            continue
+        op = dataclasses.replace(contraction.op, scan_index=(0,) * len(site.stack))
+        try:
+            looks_up = site.kind == "lookup"
+            counts(op, chain, contraction.x, contraction.w, looks_up=looks_up)
+        except ValueError as error:
+            refused[site.name] = str(error)
+    return [
+        why or next((refused[site] for site in place.sites if site in refused), "")
+        for place, why in zip(places, whys, strict=True)
+    ]
 
 
 def _checked(net: Network, name: str, transform: Transform, sites: Sequence[str]) -> Network:

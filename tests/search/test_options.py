@@ -33,6 +33,15 @@ def test_options_fit_where_their_patterns_and_their_hardware_do():
     assert "dynamic/0" in fit.refused["dynamic/0", "analog"]
 
 
+def test_a_format_that_a_weight_has_no_form_for_does_not_fit_there():
+    """Blocks of 32 in sums of 6 and of 64: refused where a weight is written, found before."""
+    params = {"a": models.normal(6, 64), "b": models.normal(64, 3)}
+    net = js.trace(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, models.normal(5, 6))
+    fit = fitted(net, {"8": js.quantize(8, 8), "MX": js.quantize(js.mx("e2m1"), 8)})
+    assert fit.table().tolist() == [[1, 0], [1, 1]]
+    assert "no multiple of 32" in fit.refused["a", "MX"]
+
+
 def test_sites_that_no_option_is_for_are_no_places():
     fit = fitted(deep_cnn(), {"8": Option(js.quantize(8, 8), sites=["Conv*"])})
     assert {place.name for place in fit.places} == {"Conv_0/kernel", "Conv_1/kernel"}
