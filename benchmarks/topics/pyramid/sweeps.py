@@ -28,6 +28,8 @@ FAMILIES: dict[str, tuple[str, Callable[[Speed], bool]]] = {
 """Which network, and which of its settings."""
 
 
+MEASURED = 5
+"""Fields of a speed without seconds, which are not measured here."""
 QUARTERS = 4
 """Parts of the rows, from the shortest to the longest."""
 
@@ -65,14 +67,15 @@ def sweeps_of(
                     scales = SCALES if kind == "pyramid" else (0.0,)
                     ids, lengths, labels = (column[places] for column in rows)
                     settings_of = {"scales": scales, "thresholds": THRESHOLDS}
-                    return [list(s) for s in sweep(net, (ids, lengths), labels, **settings_of)]
+                    speeds = sweep(net, (ids, lengths), labels, **settings_of)
+                    return [list(s[:MEASURED]) for s in speeds]
 
                 made = log.get(f"{name} {seed} {kind} {part} {i}", measure)
                 each.append([Speed(*values) for values in made])
                 found[f"{kind} {part} {i}"] = each[-1]
             weights = [len(places) for places in quarters]
             found[f"{kind} {part}"] = [
-                Speed(*same[0][:2], *np.average([s[2:] for s in same], 0, weights).tolist())
+                Speed(*same[0][:2], *np.average([s[2:MEASURED] for s in same], 0, weights).tolist())
                 for same in zip(*each, strict=True)
             ]
     return found
@@ -89,7 +92,10 @@ def chosen_setting(
     whole = np.mean([at_setting(s[f"exits {shown}"], *ALL).accuracy for s in sweeps])
     columns = zip(*(s[f"{kind} {shown}"] for s in sweeps), strict=True)
     # Of equal numbers the mean need not be that number.
-    means = [Speed(*column[0][:2], *np.mean(column, 0)[2:].tolist()) for column in columns]
+    means = [
+        Speed(*column[0][:2], *np.mean([s[2:MEASURED] for s in column], 0).tolist())
+        for column in columns
+    ]
     candidates = [s for s in means if fits(s)]
     # A family that is nowhere good enough is taken at its best.
     best = fastest(candidates, min(float(whole) - loss, max(s.accuracy for s in candidates)))
