@@ -108,9 +108,8 @@ def exit_early(
         args, kwargs = net.example.combine()
         arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
         _, rowed = find_rows(arguments)
-        leaving = tokens is not None
         at = names or _balanced(
-            trace_batch_pair(net, arguments, rowed, leaving=leaving), count, feature
+            trace_batch_pair(net, arguments, rowed, leaving=False), count, feature
         )
         seen = exit_layout(net, arguments, rowed, at, feature)
         heads = tuple(

@@ -81,6 +81,15 @@ def test_any_order_is_one_network_that_computes_what_one_device_does(name):
     assert close(ran.logits, expected.logits)
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("count", [2, 3])
+def test_numbered_exits_and_stages_are_the_same_in_any_order(name, count):
+    prune = js.prune_tokens(LEVEL, **MODELS[name][0])
+    steps = prune, js.exit_early(count), js.pipeline_shard(2, 2, devices=PAIR)
+    made = [js.compose(*order)(network(name)) for order in itertools.permutations(steps)]
+    assert len({(net.exits, net.layout) for net in made}) == 1
+
+
 @pytest.mark.parametrize("name", ["bert", "scanned llama"])
 def test_tokens_alone_leave_in_stages(name):
     options, _ = MODELS[name]
