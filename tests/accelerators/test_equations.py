@@ -5,6 +5,7 @@ import pytest
 import jaxsim as js
 from jaxsim.accelerators import SimdUnit, Work, primitives
 from jaxsim.accelerators.equations import equation_work
+from tests.support.twins import twins
 
 
 def asked(fn, *args, params=None, activations=None):
@@ -229,3 +230,27 @@ def test_weights_that_integers_choose_are_the_sites_affair():
     assert "gather" not in table
     table, _ = asked(lambda p, i: -p["w"][i], jnp.array([1, 0]), params={"w": jnp.ones((4, 5))})
     assert "neg" in table
+
+
+@pytest.mark.parametrize("kind", ["linen", "plain"])
+@pytest.mark.parametrize(
+    ("hardware", "chip"),
+    [
+        (js.quantize(8, 8), js.accelerators.systolic_45nm()),
+        (
+            js.compose(js.quantize(8, 8), js.slice_bits(2), js.analog(rows=128, adc=8)),
+            js.accelerators.isaac_like(),
+        ),
+    ],
+)
+def test_a_stack_that_a_scan_runs_spends_what_its_layers_do_written_out(kind, hardware, chip):
+    pair = twins(kind)
+    scanned, unrolled = (js.estimate(hardware(net), chip) for net in pair[:2])
+    assert len(unrolled.sites) == pair.layers * len(scanned.sites)
+    for what in ("energy", "latency", "area", "cycles"):
+        stack, layers = (
+            sum(getattr(site, what) for site in found.sites.values())
+            for found in (scanned, unrolled)
+        )
+        assert stack == pytest.approx(layers, rel=1e-12)
+    assert scanned.energy == pytest.approx(unrolled.energy, rel=1e-12)
