@@ -77,7 +77,7 @@ def test_choices_share_one_program(board):
 
 
 def test_tables_that_are_also_heads_are_one_place():
-    """Rows of the table and products with it take the same format, with a stack that a scan runs."""
+    """Rows of the table and products with it take the same format; with a stack in a scan."""
     rng = np.random.default_rng(0)
     params = {
         "table": jnp.asarray(rng.normal(size=(11, 6)), jnp.float32),
