@@ -44,22 +44,40 @@ def allocate(
     if not possible.any(1).all():
         raise ValueError(f"errors: place {int(np.argmin(possible.any(1)))} has no option")
     known = np.where(possible, errors, 0.0)
-    rules = [LinearConstraint(np.kron(np.eye(places), np.ones(options)), 1, 1)]
-    rules.append(LinearConstraint(~possible.reshape(1, -1), 0, 0))
+    rules = [
+        LinearConstraint(np.kron(np.eye(places), np.ones(options)), 1, 1),
+        LinearConstraint(~possible.reshape(1, -1), 0, 0),
+    ]
     for name, most in limits.items():
-        cost = np.where(possible, spent[name], 0.0)
-        scale = max(cost.max(), np.finfo(float).tiny)  # tolerances of the solver are absolute
-        rules.append(LinearConstraint(cost.reshape(1, -1) / scale, -np.inf, most / scale))
-    found = milp(
-        known.ravel() / max(np.abs(known).max(), np.finfo(float).tiny) * WIDE,
-        integrality=np.ones(places * options),
-        bounds=Bounds(0, 1),
-        constraints=rules,
-        options={"mip_rel_gap": 0.0},
-    )
-    if found.x is None:
-        raise ValueError(_refusal(possible, spent, limits))
-    return np.round(found.x).reshape(places, options).argmax(1)
+        cost, scale = _scaled(possible, spent[name])
+        rules.append(LinearConstraint(cost, -np.inf, most / scale))
+    while True:
+        found = milp(
+            known.ravel() / max(np.abs(known).max(), np.finfo(float).tiny) * WIDE,
+            integrality=np.ones(places * options),
+            bounds=Bounds(0, 1),
+            constraints=rules,
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            raise ValueError(_refusal(possible, spent, limits))
+        chosen = np.round(found.x).reshape(places, options).argmax(1)
+        if all(_total(chosen, spent[n]) <= most * (1 + 1e-9) for n, most in limits.items()):
+            return chosen
+        # The solver takes 1e-6 more than a limit for no more: this choice is left out by itself.
+        same = np.eye(options)[chosen].reshape(1, -1)
+        rules.append(LinearConstraint(same, -np.inf, places - 1))
+
+
+def _scaled(possible: np.ndarray, spent: np.ndarray) -> tuple[np.ndarray, float]:
+    """Costs of at most 1 as one row, and their scale: tolerances of the solver are absolute."""
+    cost = np.where(possible, spent, 0.0)
+    scale = max(float(cost.max()), float(np.finfo(float).tiny))
+    return cost.reshape(1, -1) / scale, scale
+
+
+def _total(chosen: np.ndarray, spent: np.ndarray) -> float:
+    return float(spent[np.arange(len(chosen)), chosen].sum())
 
 
 def _refusal(

@@ -46,6 +46,16 @@ def test_small_losses_are_not_lost_beside_a_large_one(seed):
     assert found == pytest.approx(brute(errors, {"cost": cost}, limits), rel=1e-3)
 
 
+def test_a_limit_is_kept_to_the_last_digits():
+    """The better option costs a ten-millionth more than is allowed."""
+    errors, cost = np.array([[0.0, 1.0]]), np.array([[1.0, 0.5]])
+    assert allocate(errors, {"J": cost}, {"J": 1 - 1e-7}).tolist() == [1]
+    assert allocate(errors, {"J": cost}, {"J": 1.0}).tolist() == [0]
+    # Exactly at the limit, beside one that is a little above it and better.
+    errors, cost = np.array([[0.0, 1.0, 2.0]]), np.array([[1.0 + 1e-7, 1.0, 0.5]])
+    assert allocate(errors, {"J": cost}, {"J": 1.0}).tolist() == [1]
+
+
 def test_the_best_choice_is_not_the_greedy_one():
     """Of 10 to spend: the dear option of the first place gains most and leaves nothing."""
     errors = np.array([[9.0, 4.0, 0.0], [9.0, 1.0, 0.5], [9.0, 1.0, 0.5]])

@@ -206,6 +206,10 @@ def test_limits_hold_and_what_is_minimized_may_be_another():
     found = explore(deep_cnn(), CHIP, options, X, evaluate, limits={"latency": most}, **SETTING)
     assert all(p.latency <= most for p in found.tried)
     assert len({p.energy for p in found.tried}) > 1
+    exact = sorted({p.latency for p in found.tried})[1]
+    for most, allowed in ((exact * (1 + 1e-9), True), (exact * (1 - 1e-6), False)):
+        tight = explore(deep_cnn(), CHIP, options, X, evaluate, limits={"latency": most}, **SETTING)
+        assert (max(p.latency for p in tight.tried) == exact) is allowed
     fast = explore(deep_cnn(), CHIP, options, X, evaluate, minimize="latency", **SETTING)
     assert fast.points[0].latency == pytest.approx(digital)
 
@@ -257,6 +261,30 @@ def test_bad_settings_are_refused(change, message):
         explore(
             deep_cnn(), CHIP, {"8": js.quantize(8, 8)}, X, closeness([]), **{**SETTING, **change}
         )
+
+
+def test_bisection_finds_cheaper_choices_that_are_accurate_enough():
+    """Budgets halve, by their logarithm, between a choice that is enough and one that is not."""
+    options = {name: OPTIONS[name] for name in ("8", "4", "2")}
+    setting, evaluate = {**SETTING, "points": 2, "drop": 0.15}, closeness([])
+    before = explore(deep_cnn(), CHIP, options, X, evaluate, **{**setting, "steps": 0})
+    after = explore(deep_cnn(), CHIP, options, X, evaluate, **{**setting, "steps": 6})
+    assert after.within(0.15).energy < before.within(0.15).energy
+    assert 0 < after.evaluations - before.evaluations <= 6
+    added = [p for p in after.tried if p not in before.tried]
+    enough = min(p.energy for p in before.tried if p.accuracy >= 0.85)
+    assert all(p.energy <= enough * (1 + 1e-9) for p in added)
+    assert after.within(0.15) in added
+    for first, later in itertools.combinations(added, 2):  # never below what was not enough
+        assert first.accuracy >= 0.85 or later.energy >= first.energy * (1 - 1e-9)
+    rows, names = range(len(after.fit.places)), after.fit.options
+    best = min(
+        after.spent["energy"][rows, choice].sum()
+        for choice in itertools.product(range(len(names)), repeat=len(rows))
+        if after.errors[rows, choice].sum() <= 0.15
+    )
+    chosen = [names.index(o) for o in after.within(0.15).by_place.values()]
+    assert after.spent["energy"][rows, chosen].sum() <= 1.01 * best
 
 
 def test_greedy_exchanges_what_loses_least_for_what_it_saves(found):
