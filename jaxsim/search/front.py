@@ -211,13 +211,14 @@ class Front(NamedTuple):
         """Measures how much of accuracy and savings the points dominate together.
 
         Both are taken as fractions: of what is minimized from the dearest point that was tried to
-        none, and of accuracy from the least that was tried to that of the network as it was given.
+        none, and of accuracy from the least that was tried to that of the network as it was given,
+        above which it counts as no more: that is luck of the rows.
 
         Args:
           found_by: Proposers whose points count; None for all.
 
         Returns:
-          The area, in [0, 1] but for points more accurate than the network.
+          The area, in [0, 1].
         """
         cost = np.array([getattr(p, self.minimize) for p in self.tried])
         accuracy = np.array([p.accuracy for p in self.tried])
@@ -227,7 +228,7 @@ class Front(NamedTuple):
         )
         saved = 1 - cost[counted] / cost.max()
         gained = (accuracy[counted] - low) / max(self.exact - low, np.finfo(float).tiny)
-        return dominated_area(np.stack([saved, gained], 1))
+        return dominated_area(np.stack([saved, np.minimum(gained, 1)], 1))
 
     def __str__(self) -> str:
         return render(self.__rich__())

@@ -126,6 +126,10 @@ def test_the_program_beats_uniform_choices_and_the_front_is_what_nothing_beats(f
         p.energy for p in front.tried if "uniform" in p.found_by and p.accuracy >= 0.98
     )
     assert front.within(-1.0) is None
+    lucky = [front.tried[0]._replace(accuracy=3.0), *front.tried[1:]]
+    level = [front.tried[0]._replace(accuracy=front.exact), *front.tried[1:]]
+    areas = [front._replace(tried=tuple(points)).hypervolume() for points in (lucky, level)]
+    assert areas[0] == areas[1] <= 1
 
 
 def test_why_says_what_the_next_option_would_gain(found):

@@ -54,7 +54,7 @@ def resnet14(seed: int, rows: int) -> Subject:
         "int8": js.quantize(8, 8),
         "int4": js.quantize(4, 8),
         "MXFP4": js.quantize(js.mx("e2m1"), 8),
-        "cells 3 %": cells(0.03),
+        "cells 10 %": cells(0.1),
     }
     return _classifier(resnet(14), options, held.images, held.labels, seed, (64, 436), rows)
 
