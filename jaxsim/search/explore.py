@@ -94,7 +94,8 @@ def explore(
       key: Random key for options that draw, and for random choices.
       executor: Where evaluations that do not wait for one another run at once, such as that of a
         cluster; None for here, one by one. It has to be able to send `evaluate` away.
-      log: File of scores to write to and resume from; of this exploration only.
+      log: File of scores to write to and resume from; of this network, these options and inputs
+        and this `evaluate` only. The accelerator may be another.
       quiet: Show no progress bar.
 
     Returns:
@@ -147,7 +148,7 @@ def explore(
             executor,
             advance,
         )
-        exact = scores.get("exact", lambda: float(evaluate(net)))
+        exact = scores.get("exact", lambda: _finite([float(evaluate(net))]))[0]
         search.try_all(search.uniform(fit.options), "uniform")
         budgets = search.budgets(points)
         search.try_all([search.program(b) for b in budgets], "program")
@@ -169,12 +170,16 @@ class _Task(NamedTuple):
 
 
 def _accuracies(task: _Task, choice: Sequence[int]) -> list[float]:
-    """The accuracy of a choice by draw.
+    """The accuracy of a choice by draw."""
+    return _finite([float(task.evaluate(task.board.deploy(choice, key))) for key in task.keys])
+
+
+def _finite(found: list[float]) -> list[float]:
+    """Accuracies as they are.
 
     Raises:
       ValueError: One is not finite.
     """
-    found = [float(task.evaluate(task.board.deploy(choice, key))) for key in task.keys]
     if not np.isfinite(found).all():
         raise ValueError(f"evaluate: returned {found}; expected finite numbers")
     return found
