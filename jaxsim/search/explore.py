@@ -353,7 +353,9 @@ class _Exploration:
     ) -> Point:
         by_place = dict(zip(self.costs.fit.places, self._names(choice), strict=True))
         made = apply_options(self.task.board.net, self.options, by_place)
-        spent = estimate(made, self.accelerator, parts=site_parts(self.options, by_place))
+        spent = estimate(
+            made, self.accelerator, parts=site_parts(self.task.board.net, self.options, by_place)
+        )
         count = len(accuracies)
         return Point(
             by_place={place.name: name for place, name in by_place.items()},

@@ -149,7 +149,7 @@ class Front(NamedTuple):
           point: A point, or its number in `points`.
         """
         chosen = self._chosen(point)
-        parts = site_parts(self.options, chosen)
+        parts = site_parts(self.net, self.options, chosen)
         return estimate(self.network(point), self.accelerator, parts=parts)
 
     def patterns(self, point: int | Point) -> dict[str, str]:

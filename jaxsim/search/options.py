@@ -186,18 +186,25 @@ def option_sites(
     )
 
 
-def site_parts(options: Mapping[str, Option], by_place: Mapping[Place, str]) -> dict[str, str]:
+def site_parts(
+    net: Network, options: Mapping[str, Option], by_place: Mapping[Place, str]
+) -> dict[str, str]:
     """Collects the parts of an accelerator that options ask for, by pattern of one site.
 
+    Rows are looked up where other equations run, whatever multiplies by their table.
+
     Args:
+      net: Network, not deployed.
       options: Options by name.
       by_place: Name of an option by place.
     """
+    looked_up = {site.name for site in net.sites if site.kind == "lookup"}
     return {
-        f"re:{re.escape(site)}": part
-        for place, name in by_place.items()
-        for site in place.sites
-        if (part := options[name].part) is not None
+        f"re:{re.escape(site)}": option.part
+        for name, option in options.items()
+        if option.part is not None
+        for site in option_sites(net, option, by_place, name)
+        if site not in looked_up
     }
 
 

@@ -54,7 +54,7 @@ def part_costs(
         here = [i for i, options_here in enumerate(fit.fits) if name in options_here]
         chosen = dict.fromkeys((fit.places[i] for i in here), name)
         made = apply_options(net, options, chosen)
-        found = estimate_sites(made, accelerator, parts=site_parts(options, chosen))
+        found = estimate_sites(made, accelerator, parts=site_parts(net, options, chosen))
         for i in here:
             place = fit.places[i]
             why = [found.refused[s] for s in place.sites if s in found.refused]
@@ -62,7 +62,7 @@ def part_costs(
                 refused[place.name, name] = why[0]
                 continue
             fits[i].add(name)
-            each = [found.sites[s] for s in place.sites if s in found.sites]  # lookups are none
+            each = [found.sites[site] for site in place.sites]
             for quantity, table in spent.items():
                 table[i, o] = sum(getattr(site, quantity) for site in each)
         if here and not any(name in fits[i] for i in here):

@@ -14,6 +14,8 @@ import pytest
 import jaxsim as js
 from jaxsim.search.explore import explore
 from jaxsim.search.front import dominated_area, non_dominated
+from jaxsim.search.options import apply_options, fit_options, named_options
+from jaxsim.search.part_costs import part_costs
 from tests.support.networks import X, deep_cnn
 from tests.support.printed import header
 
@@ -292,6 +294,25 @@ def test_bisection_finds_cheaper_choices_that_are_accurate_enough():
     )
     chosen = [names.index(o) for o in after.within(0.15).by_place.values()]
     assert after.spent["energy"][rows, chosen].sum() <= 1.01 * best
+
+
+def test_a_table_that_is_also_a_head_may_be_multiplied_in_cells():
+    """Its rows are looked up elsewhere, and what that moves is a part of what the place spends."""
+    rng = np.random.default_rng(0)
+    params = {"table": rng.normal(size=(40, 16)).astype(np.float32)}
+    ids = rng.integers(0, 40, (3, 4))
+    net = js.trace(lambda p, i: jax.numpy.tanh(p["table"][i]) @ p["table"].T, params, ids)
+    named = named_options({"8": js.quantize(8, 8), "cells": OPTIONS["analog"]._replace(sites="*")})
+    costs = part_costs(net, CHIP, named, fit_options(net, named))
+    assert costs.fit.table().tolist() == [[True, True]]
+    (place,) = costs.fit.places
+    for o, name in enumerate(named):
+        made = apply_options(net, named, {place: name})
+        spent = js.estimate(made, CHIP)
+        assert spent.sites["table"].part == ("array", "analog")[o]
+        assert spent.sites["table:lookup"].part == "simd"
+        both = sum(spent.sites[site].energy for site in place.sites)
+        assert costs.spent["energy"][0, o] == pytest.approx(both)
 
 
 def test_greedy_exchanges_what_loses_least_for_what_it_saves(found):
