@@ -16,6 +16,9 @@ from jaxtyping import Array
 
 from jaxsim.cores.geometry import Dot, Matmul, leading_axes, other_axes, permute_last
 
+TAPPED = (jnp.int8, jnp.float32, jnp.float64)
+"""Types whose depthwise convolutions are summed over taps; halves would be rounded at each sum."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
@@ -86,15 +89,16 @@ class Conv:
         return y
 
     def _folded(self, x: Array, w: Array, dtype: Any) -> Array:
-        """The convolution without planes; of int8, by what XLA's CPU backend is fast at.
+        """The convolution without planes, by what XLA's CPU backend is fast at.
 
-        It runs depthwise convolutions 20 to 60 times slower than as a sum over taps, those of few
-        features up to 10 times slower than as a product of patches, and groups twice.
+        It runs depthwise convolutions 20 to 60 times slower than as a sum over taps, and of int8
+        those of few features up to 10 times slower than as a product of patches, and groups twice.
         """
         inputs, outputs = (self.w_shape[a] for a in (self.w_spec[1], self.w_spec[0]))
+        if inputs == 1 < self.groups and x.dtype == w.dtype and x.dtype in TAPPED:
+            asked = jnp.dtype(dtype or x.dtype)
+            return self._by_taps(x, w, jnp.promote_types(x.dtype, asked)).astype(asked)
         if x.dtype == w.dtype == jnp.int8:
-            if inputs == 1 < self.groups:
-                return self._by_taps(x, w, dtype)
             few = inputs <= 24 and inputs * outputs <= 256
             if few or self.groups > 1 or self._pointwise:
                 matmul = self.as_matmul()
