@@ -29,6 +29,7 @@ from jaxsim.integer.network import IntegerNetwork
 from jaxsim.network.deployment import deploy, widen_ranges
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
+from jaxsim.network.statistics import update_norms
 from jaxsim.network.tracing import trace
 from jaxsim.network.transform import compose, rules, wrap
 from jaxsim.numerics.renamed import old_names
@@ -80,6 +81,7 @@ __all__ = [
     "deploy",
     "integer_only",
     "widen_ranges",
+    "update_norms",
     "compare",
     "classify",
     "language",

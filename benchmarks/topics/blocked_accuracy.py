@@ -210,14 +210,13 @@ def pictures(settings: BlockedAccuracySettings) -> Table:
 @jax.jit
 def _settled(chip: js.Network, images: jax.Array, share: float) -> js.Network:
     """The network with batch-norm statistics moved a share of the way to those of images."""
-    _, updates = chip(images, train=True, mutable=["batch_stats"])
-    # an update keeps 0.9 of the old and takes 0.1 of the images'
+    new = js.update_norms(chip, images, train=True)
     moved = jax.tree.map(
-        lambda old, new: old + share * (new - old) / 0.1,
+        lambda old, new: old + share * (new - old),
         chip.buffers["batch_stats"],
-        updates["batch_stats"],
+        new.buffers["batch_stats"],
     )
-    return dataclasses.replace(chip, buffers=chip.buffers | {"batch_stats": moved})
+    return chip.with_state({"batch_stats": moved})
 
 
 def _accuracy(chip: js.Network, *, data: Images | cifar.Pictures) -> float:
