@@ -47,6 +47,7 @@ from jaxsim.sparsity.storage import storage_bits
 from jaxsim.staged.gradient import pipeline_value_and_grad
 from jaxsim.staged.network import Staged
 from jaxsim.staged.pipeline import simulate_schedule
+from jaxsim.transforms import designs
 from jaxsim.transforms.analog import analog
 from jaxsim.transforms.awq import awq
 from jaxsim.transforms.block import block
@@ -138,6 +139,7 @@ __all__ = [
     "simulate_schedule",
     "adc",
     "cells",
+    "designs",
     "wires",
     "Accelerator",
     "accelerators",

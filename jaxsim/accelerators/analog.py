@@ -18,7 +18,7 @@ class Reads(NamedTuple):
     Attributes:
       conversions: Number of ADC conversions.
       steps: Sum of 2^bits over them.
-      drives: Number of driven rows, each digit of an input counted.
+      drives: Number of driven rows, each digit of an input counted, and each array beside another.
       reads: Number of cells that are read, digits counted.
       digits: Digits that drive a row for one input.
       windows: Input vectors that arrays take one after the other, in all runs.
@@ -156,7 +156,7 @@ class AnalogArray:
         return Reads(
             conversions,
             counts.get("conversion_steps", 0.0),
-            drives=float(work.runs * B * M * K * digits),
+            drives=float(work.runs * B * M * K * digits * self.across(work)),
             reads=counts["macs"],
             digits=digits,
             windows=float(work.runs * M),
@@ -171,13 +171,25 @@ class AnalogArray:
         Args:
           work: Work of the site.
         """
-        if self.rows is None or self.columns is None:
+        if self.columns is None:
             return 0
+        return work.copies * work.matmul[0] * _tiles(work) * self.across(work)
+
+    def across(self, work: Work) -> int:
+        """Counts the arrays beside one another that hold the columns of one tile of rows.
+
+        Each of them drives the rows of its own.
+
+        Args:
+          work: Work of the site.
+        """
+        if self.columns is None:
+            return 1
         B, _, K, _ = work.matmul
-        tiles = -(-K // _setting(work.chain, "array", "rows", K))
+        tiles = _tiles(work)
         tall = -(-K // tiles)
-        across = work.counts["cells"] / max(work.copies * B * tiles * tall, 1)
-        return work.copies * B * tiles * math.ceil(across / self.columns)
+        columns = work.counts["cells"] / max(work.copies * B * tiles * tall, 1)
+        return max(math.ceil(columns / self.columns), 1)
 
     def spend(self, work: Work) -> Spent:
         """Computes energy, time and area of a site.
@@ -228,6 +240,12 @@ class AnalogArray:
         """
         shared = found.columns / self.columns_per_adc * self.adc_area + found.rows * self.dac_area
         return found.cells * self.cell_area + copies * shared
+
+
+def _tiles(work: Work) -> int:
+    """Counts the tiles of rows over which a product is split."""
+    K = work.matmul[2]
+    return -(-K // _setting(work.chain, "array", "rows", K))
 
 
 def digits_of(chain: tuple[Wrapper, ...]) -> int:

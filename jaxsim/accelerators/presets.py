@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.analog import AnalogArray
@@ -81,8 +81,45 @@ def isaac_like() -> Accelerator:
     )
 
 
-_DESIGNS = {"A": (1152, 7), "B": (1152, 1), "C": (144, 7), "D": (144, 1), "E": (72, 2)}
-"""Rows, and magnitude bits of a cell."""
+class Design(NamedTuple):
+    """How an array holds and reads 8-bit codes.
+
+    Attributes:
+      rows: Rows of an array.
+      cell_bits: Magnitude bits of a cell; fewer than 7 are slices.
+      mapping: How signs are held.
+      accumulate: Whether the digits of an input are added after the converter or before it.
+    """
+
+    rows: int
+    cell_bits: int
+    mapping: Literal["differential", "offset"]
+    accumulate: Literal["digital", "analog"]
+
+
+DESIGNS = {
+    "A": Design(1152, 7, "differential", "analog"),
+    "B": Design(1152, 1, "differential", "analog"),
+    "C": Design(144, 7, "differential", "analog"),
+    "D": Design(144, 1, "differential", "analog"),
+    "E": Design(72, 2, "offset", "digital"),
+}
+"""Five designs that Xiao et al. compare, as reported (arXiv 2109.01262). Of which of them sum the
+digits of an input before the converter only A's is; B to D are taken to, E not."""
+
+
+def find_design(name: str) -> Design:
+    """Finds one of the five designs.
+
+    Args:
+      name: "A", "B", "C", "D" or "E".
+
+    Raises:
+      ValueError: There is no such design.
+    """
+    if name not in DESIGNS:
+        raise ValueError(f"name={name!r}: must be one of {', '.join(DESIGNS)}")
+    return DESIGNS[name]
 
 
 def paper_design(name: Literal["A", "B", "C", "D", "E"]) -> Accelerator:
@@ -92,7 +129,7 @@ def paper_design(name: Literal["A", "B", "C", "D", "E"]) -> Accelerator:
     B pairs of 1-bit slices, C as A in 144 rows, D as B in 144 rows, E an offset in 2-bit cells and
     72 rows; arXiv 2109.01262). Energies and areas are those of `isaac_like`, and so are no results
     of the paper's; arrays are as wide as they are high, an own choice. The sites say how codes are
-    held: `js.analog(mapping=…, rows=…)` behind `js.slice_bits`.
+    held: `js.designs.xiao` with the same name.
 
     Args:
       name: "A", "B", "C", "D" or "E".
@@ -105,11 +142,9 @@ def paper_design(name: Literal["A", "B", "C", "D", "E"]) -> Accelerator:
       >>> js.accelerators.paper_design("E").parts["analog"].rows
       72
     """
-    if name not in _DESIGNS:
-        raise ValueError(f"name={name!r}: must be one of {', '.join(_DESIGNS)}")
-    rows, bits = _DESIGNS[name]
+    held = find_design(name)
     base = isaac_like()
-    arrays = AnalogArray(rows, rows, cell_bits=bits)
+    arrays = AnalogArray(held.rows, held.rows, cell_bits=held.cell_bits)
     parts = {"analog": arrays, "simd": base.parts["simd"]}
     return Accelerator(parts, base.memory, activations=8)
 

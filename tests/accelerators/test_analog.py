@@ -40,7 +40,8 @@ def digits():
 
 def test_a_site_is_counted_by_hand(digits):
     spent = OWN.spend(digits)
-    conversions, drives = 5 * 26 * 7 * (9 * 6 * 3 * 11), 5 * 26 * 7 * 9 * 22
+    conversions = 5 * 26 * 7 * (9 * 6 * 3 * 11)
+    drives = 5 * 26 * 7 * 9 * 22 * 4  # the rows of four arrays of 20 columns beside one another
     cells = 9 * 6 * 3 * 2 * 4 * 11
     assert spent.energy == {
         "adc": conversions * 3.5 / 4,  # 4 of the 6 bits that 3.5 pJ are the energy of

@@ -83,7 +83,9 @@ def test_what_is_not_public_cannot_be_named(name):
 
 def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
     spaces = {n: getattr(js, n).__all__ for n in js.__all__ if hasattr(getattr(js, n), "__path__")}
-    spaces |= {n: getattr(js, n).__all__ for n in ("adc", "cells", "wires", "tokens", "storage")}
+    spaces |= {
+        n: getattr(js, n).__all__ for n in ("adc", "cells", "designs", "wires", "tokens", "storage")
+    }
     spaces |= {n: getattr(js, n).__all__ for n in ("clipping", "rounding")}
     names = [*js.__all__, *(f"{s}.{n}" for s, held in spaces.items() for n in held)]
     found = {}
@@ -96,7 +98,17 @@ def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
     assert all(value.__module__.split(".")[0] == "jaxsim" for value in found.values())
     assert set(js.__all__) - found.keys() == {
         *("save", "load", "search_blocked", "explore", "report"),  # of files
-        *("adc", "cells", "wires", "tokens", "storage", "clipping", "rounding", "sparsity"),
+        *(
+            "adc",
+            "cells",
+            "designs",
+            "wires",
+            "tokens",
+            "storage",
+            "clipping",
+            "rounding",
+            "sparsity",
+        ),
         "accelerators",
         "language",
         "float_core",

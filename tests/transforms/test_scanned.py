@@ -90,6 +90,7 @@ ELSEWHERE = {
     "pipeline_value_and_grad, simulate_schedule": "tests/network/test_stacks.py",
     "save, load": "tests/network/test_stacks.py",
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
+    "designs": "tests/transforms/test_designs.py",
     "update_norms": "tests/network/test_statistics.py",
     "explore, Front, Option, report": "tests/search/test_switchboard.py",
     "Accelerator, accelerators, estimate": "tests/accelerators/test_equations.py",
