@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,12 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Key
 
 import jaxsim as js
-from benchmarks.common import paths
+from benchmarks.common import imagenet
 from benchmarks.common.cifar import pictures, resnet
 from benchmarks.common.efficientnet import lite0
 from benchmarks.topics.language.decoder import random_decoder, smollm2
-
-PICTURES = paths.DATA / "imagenet" / "imagenet1000_256.zip"
 
 
 class Subject(NamedTuple):
@@ -64,15 +60,14 @@ def efficientnet(seed: int, rows: int) -> Subject:
 
     Depthwise kernels stay digital: an array of cells holds one column of each.
     """
-    images, labels = _imagenet()
-    net = lite0()
+    held, net = imagenet.pictures(), lite0()
     full = [s.name for s in net.sites if "depthwise" not in s.name]
     options = {
         "int8": js.quantize(8, js.Grid(8, symmetric=False)),
         "int6": js.quantize(6, js.Grid(8, symmetric=False)),
         "cells 1 %": js.Option(cells(0.01), sites=full, part="analog"),
     }
-    return _classifier(net, options, images, labels, seed, (32, 218), rows)
+    return _classifier(net, options, held.images, held.labels, seed, (32, 218), rows)
 
 
 def decoder(seed: int, rows: int) -> Subject:
@@ -141,16 +136,3 @@ def _classifier(
         lambda chip: float(right(chip, second[:rows]).mean()),
         lambda chip: right(chip, third[:rows]),
     )
-
-
-def _imagenet() -> tuple[Float[np.ndarray, "1000 224 224 3"], np.ndarray]:
-    """A thousand pictures, the middle of each, and their classes."""
-    from PIL import Image
-
-    images, labels = list[np.ndarray](), list[int]()
-    with zipfile.ZipFile(PICTURES) as archive:
-        for name in sorted(archive.namelist()):
-            picture = np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
-            images.append((picture[16:240, 16:240].astype(np.float32) - 127) / 128)
-            labels.append(int(name.split("/")[-1].split("_")[0]))
-    return np.stack(images), np.array(labels)
