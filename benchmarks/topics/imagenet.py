@@ -259,8 +259,8 @@ def _chip(row: Row, net: js.Network, subject: Subject, number: int) -> Any:
     key = jax.random.key(number)
     if not row.moved:
         return row.finish(js.deploy(net, key=key, calibrate=subject.calibrate))
-    training = {"train": True, "mutable": "batch_stats"}
-    chip = js.deploy(net, key=key, calibrate=subject.calibrate, **training)
+    # in training mode norms already see what update_norms makes of them
+    chip = js.deploy(net, key=key, calibrate=subject.calibrate, train=True, mutable="batch_stats")
     reads = jax.random.fold_in(key, 2)
     return js.update_norms(chip, subject.batches, reference=subject.net, key=reads, train=True)
 
