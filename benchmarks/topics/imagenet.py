@@ -257,6 +257,8 @@ def measured(row: Row, subject: Subject, settings: ImagenetSettings) -> Measured
 
 def _chip(row: Row, net: js.Network, subject: Subject, number: int) -> Any:
     key = jax.random.key(number)
+    if not net.cores:
+        return net
     if not row.moved:
         return row.finish(js.deploy(net, key=key, calibrate=subject.calibrate))
     # in training mode norms already see what update_norms makes of them
