@@ -250,7 +250,11 @@ def take_rows(a: Any, rows: Rows | None) -> Any:
       a: Array.
       rows: Slices, or None.
     """
-    return a if rows is None else a[rows.first : rows.last]
+    if rows is None:
+        return a
+    if isinstance(a, jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda a: a[rows.first : rows.last], a)
+    return a[rows.first : rows.last]
 
 
 def signature(stage: Stage) -> tuple[Any, ...]:

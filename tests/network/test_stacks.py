@@ -216,3 +216,19 @@ def test_gradients_keep_the_order_of_parameters_whatever_their_names():
     _, grads = step(params, (jnp.ones((2, 2)), jnp.zeros((2, 2))))
     expected = jax.grad(lambda p: jnp.mean(fn(p, jnp.ones((2, 2)))))(params)
     assert_close(grads, expected)
+
+
+def test_a_stack_of_shapes_alone_is_cut_and_weighed_as_one_of_arrays():
+    """Models too large for this machine: a stage reads slices of a stack that is not there."""
+
+    def model(params, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params)[0]
+
+    x = jnp.ones((4, 6))
+    shapes = jax.ShapeDtypeStruct((5, 6, 6), jnp.float32)
+    tables = []
+    for params in (jnp.ones((5, 6, 6)), shapes):
+        shard = js.pipeline_shard(2, 2, devices=jax.devices()[:1] * 2)
+        tables.append(shard(js.trace(model, params, x)).memory())
+    assert tables[0] == tables[1]
+    assert sum(row.params for row in tables[1].rows) == 5 * 6 * 6 * 4
