@@ -29,7 +29,6 @@ from jaxsim.integer.network import IntegerNetwork
 from jaxsim.network.deployment import deploy, widen_ranges
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
-from jaxsim.network.statistics import update_norms
 from jaxsim.network.tracing import trace
 from jaxsim.network.transform import compose, rules, wrap
 from jaxsim.numerics.renamed import old_names
@@ -71,6 +70,7 @@ from jaxsim.transforms.shrink import shrink
 from jaxsim.transforms.slice_bits import slice_bits
 from jaxsim.transforms.smooth import smooth
 from jaxsim.transforms.synthesize import synthesize_inputs
+from jaxsim.transforms.update_norms import update_norms
 
 try:
     __version__ = version("jaxsim")
@@ -82,7 +82,6 @@ __all__ = [
     "deploy",
     "integer_only",
     "widen_ranges",
-    "update_norms",
     "compare",
     "classify",
     "language",
@@ -114,6 +113,7 @@ __all__ = [
     "awq",
     "round_weights",
     "correct_bias",
+    "update_norms",
     "lora",
     "adapters",
     "with_adapters",

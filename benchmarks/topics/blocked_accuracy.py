@@ -210,7 +210,7 @@ def pictures(settings: BlockedAccuracySettings) -> Table:
 @jax.jit
 def _settled(chip: js.Network, images: jax.Array, share: float) -> js.Network:
     """The network with batch-norm statistics moved a share of the way to those of images."""
-    new = js.update_norms(chip, images, train=True)
+    new = js.update_norms(images, train=True)(chip)
     moved = jax.tree.map(
         lambda old, new: old + share * (new - old),
         chip.buffers["batch_stats"],

@@ -91,7 +91,7 @@ ELSEWHERE = {
     "save, load": "tests/network/test_stacks.py",
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
     "designs": "tests/transforms/test_designs.py",
-    "update_norms": "tests/network/test_statistics.py",
+    "update_norms": "tests/transforms/test_update_norms.py",
     "explore, Front, Option, report": "tests/search/test_switchboard.py",
     "Accelerator, accelerators, estimate": "tests/accelerators/test_equations.py",
     "search_blocked": "tests/search/test_blocks.py",

@@ -15,18 +15,19 @@ from jaxsim.inputs.batches import batches, reusable_batches, row_count
 from jaxsim.network.arguments import call_arguments, check_key
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.network import Network
-from jaxsim.network.transform import require_network
+from jaxsim.network.transform import Transform, require_network
+from jaxsim.values.calls import shown_as_called
 
 
+@shown_as_called
 def update_norms(
-    net: Network,
     inputs: Any,
     *,
     reference: Network | None = None,
     mutable: str | Sequence[str] = "batch_stats",
     key: Key[Array, ""] | None = None,
     **kwargs: Any,
-) -> Network:
+) -> Transform:
     """Measures the running statistics of batch norms anew, as hardware has changed what they see.
 
     Rounded, pruned or misprogrammed weights shift the means and variances that reach a norm, and
@@ -40,23 +41,20 @@ def update_norms(
     this function makes of them: `js.deploy(net, calibrate=x, train=True, mutable="batch_stats")`.
 
     Args:
-      net: Network with batch norms, deployed or not.
-      inputs: One batch or an iterable of batches; means and variances of a batch are averaged over
+      inputs: one batch or an iterable of batches; means and variances of a batch are averaged over
         batches, so each should hold a hundred values a channel or more.
-      reference: Network that the statistics of `net` belong to, usually the untransformed one;
-        None to take those of the inputs.
-      mutable: Collections of a Linen model that hold the statistics, or types of an NNX module's
+      reference: network that the statistics belong to, usually the untransformed one, measured
+        here, once; None to take those of the inputs.
+      mutable: collections of a Linen model that hold the statistics, or types of an NNX module's
         variables ("BatchStat").
-      key: Random key for cores that draw at every call, or None.
-      **kwargs: Keyword arguments that put the model in training mode (`train=True`).
-
-    Returns:
-      The network with the new statistics.
+      key: random key for cores that draw at every call, or None.
+      **kwargs: keyword arguments that put the model in training mode (`train=True`).
 
     Raises:
-      ValueError: Not a network, no batch, no statistic that the calls change, one that is not a
-        running average, a reference with other statistics or names than `mean` and `var`, or
-        values that become NaN or infinite.
+      ValueError: no batch, or no network as a reference; when applied, and of the reference at
+        once, no statistic that the calls change, one that is not a running average, one of a
+        reference whose name is neither `mean` nor `var`, statistics that the other does not have,
+        or values that become NaN or infinite.
 
     Examples:
       >>> import flax.linen as nn
@@ -68,32 +66,39 @@ def update_norms(
       ...         return nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
       >>> x = jax.random.normal(jax.random.key(0), (256, 8))
       >>> net = js.trace(Model(), jax.jit(Model().init)(jax.random.key(1), x), x)
-      >>> net = js.update_norms(net, x, train=True)
-      >>> chip = js.update_norms(js.quantize(3, 8)(net), x, reference=net, train=True)
+      >>> net = js.update_norms(x, train=True)(net)
+      >>> chip = js.compose(js.quantize(3, 8), js.update_norms(x, reference=net, train=True))(net)
       >>> [bool(jnp.allclose(n(x).mean(0), 0, atol=1e-4)) for n in (net, chip)]
       [True, True]
 
     Source: Shomron and Weiser (2020), arXiv 2010.05625, for statistics of the inputs; moving them
       by a reference's is this project's.
     """
-    require_network(net, "update_norms")
     check_key(key)
-    fixed = {**net.defaults.combine(), **kwargs, "mutable": mutable}
-    data = inputs if reference is None else reusable_batches(inputs)
-    measured = _measured(net, data, fixed, key)
-    if reference is not None:
+    data = reusable_batches(inputs)
+    if reference is None:
+        exact = None
+    else:
         require_network(reference, "update_norms(reference=…)")
-        exact = _measured(reference, data, fixed, key)
-        if set(exact) != set(measured):
-            raise ValueError(
-                f"reference: its calls change {sorted(exact)}, those of net {sorted(measured)}"
-            )
-        held = _named(net.buffers)
-        measured = {
-            name: _moved(name, held[name], value, exact[name]) for name, value in measured.items()
-        }
-    _require_finite(measured)
-    return _with_buffers(net, measured)
+        exact = _measured(reference, data, mutable, kwargs, key)
+
+    def apply(net: Network) -> Network:
+        require_network(net, "update_norms")
+        measured = _measured(net, data, mutable, kwargs, key)
+        if exact is not None:
+            if set(exact) != set(measured):
+                raise ValueError(
+                    f"reference: its calls change {sorted(exact)}, those of net {sorted(measured)}"
+                )
+            held = _named(net.buffers)
+            measured = {
+                name: _moved(name, held[name], value, exact[name])
+                for name, value in measured.items()
+            }
+        _require_finite(measured)
+        return _with_buffers(net, measured)
+
+    return apply
 
 
 def _moved(name: str, held: Array, found: Array, exact: Array) -> Array:
@@ -109,9 +114,14 @@ def _moved(name: str, held: Array, found: Array, exact: Array) -> Array:
 
 
 def _measured(
-    net: Network, inputs: Any, fixed: Mapping[str, Any], key: Key[Array, ""] | None
+    net: Network,
+    inputs: Any,
+    mutable: str | Sequence[str],
+    kwargs: Mapping[str, Any],
+    key: Key[Array, ""] | None,
 ) -> dict[str, Array]:
     """The statistics that the batches have themselves, averaged over rows."""
+    fixed = {**net.defaults.combine(), **kwargs, "mutable": mutable}
     sums: dict[str, Array] = {}
     shares: dict[str, float] = {}
     zeroed, rows = net, 0

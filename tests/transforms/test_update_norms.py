@@ -66,7 +66,7 @@ def assert_close(found, expected):
 def test_statistics_become_the_mean_of_the_batches_moments(momentum):
     net = network(Model(momentum))
     batches = [X[:32], X[32:]]
-    found = js.update_norms(net, batches, train=True).buffers["batch_stats"]
+    found = js.update_norms(batches, train=True)(net).buffers["batch_stats"]
     assert_close(found, by_hand(net.params, batches))
     # one batch of all rows has another variance, so the test would tell
     assert not np.allclose(found["one"]["var"], by_hand(net.params, [X])["one"]["var"], rtol=1e-3)
@@ -78,7 +78,7 @@ def test_statistics_become_the_mean_of_the_batches_moments(momentum):
 def test_with_a_reference_they_move_as_the_moments_have():
     net = network()
     chip = js.deploy(js.quantize(2, None)(net))
-    moved = js.update_norms(chip, X, reference=net, train=True).buffers["batch_stats"]
+    moved = js.update_norms(X, reference=net, train=True)(chip).buffers["batch_stats"]
     held, exact = net.buffers["batch_stats"], by_hand(net.params, [X])
     rounded = {
         name: {**net.params[name], "kernel": js.quantize(2, None)(js.trace(
@@ -101,9 +101,9 @@ def test_with_a_reference_they_move_as_the_moments_have():
 
 def test_of_itself_as_the_reference_nothing_moves():
     net = network()
-    found = js.update_norms(net, X, reference=net, train=True)
+    found = js.update_norms(X, reference=net, train=True)(net)
     np.testing.assert_allclose(found(X), net(X), rtol=1e-5, atol=1e-5)
-    assert float(jnp.abs(js.update_norms(net, X, train=True)(X) - net(X)).max()) > 0.1
+    assert float(jnp.abs(js.update_norms(X, train=True)(net)(X) - net(X)).max()) > 0.1
 
 
 def test_a_channel_that_the_reference_never_moves_takes_the_variance_added():
@@ -112,7 +112,7 @@ def test_a_channel_that_the_reference_never_moves_takes_the_variance_added():
     kernel = net.params["first"]["kernel"].at[:, 2].set(0)
     empty = net.with_params({**net.params, "first": {**net.params["first"], "kernel": kernel}})
     chip = empty.with_params(net.params)
-    found = js.update_norms(chip, X, reference=empty, train=True).buffers["batch_stats"]["one"]
+    found = js.update_norms(X, reference=empty, train=True)(chip).buffers["batch_stats"]["one"]
     held = net.buffers["batch_stats"]["one"]["var"][2]
     expected = held + by_hand(net.params, [X])["one"]["var"][2]
     np.testing.assert_allclose(found["var"][2], expected, rtol=1e-4)
@@ -120,12 +120,12 @@ def test_a_channel_that_the_reference_never_moves_takes_the_variance_added():
 
 def test_an_error_of_programming_is_taken_off_at_every_norm():
     """The same chip, before and after: deviations of outputs, over keys."""
-    net = js.update_norms(network(), X, train=True)
+    net = js.update_norms(X, train=True)(network())
     made = js.compose(js.quantize(8, 8), js.analog(cells=js.cells.proportional(0.3)))(net)
 
     def error(key):
         chip = js.deploy(made, key=key, calibrate=X)
-        after = js.update_norms(chip, X, reference=net, train=True)
+        after = js.update_norms(X, reference=net, train=True)(chip)
         return [float(jnp.square(c(X) - net(X)).mean()) for c in (chip, after)]
 
     before, after = np.mean([error(jax.random.key(i)) for i in range(4)], 0)
@@ -142,7 +142,7 @@ def test_norms_of_nnx_modules():
             return self.norm(self.dense(x), use_running_average=not train)
 
     net = js.trace(Norms(nnx.Rngs(0)), X)
-    found = js.update_norms(net, X, mutable="BatchStat", train=True)
+    found = js.update_norms(X, mutable="BatchStat", train=True)(net)
     np.testing.assert_allclose(found(X).mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(found(X).var(0), 1, rtol=1e-3)
 
@@ -167,7 +167,7 @@ def test_stacked_norms_of_a_scan_each_have_their_own():
 
     model = Stack()
     net = js.trace(model, jax.jit(model.init)(jax.random.key(0), X), X)
-    found = js.update_norms(net, X, train=True)
+    found = js.update_norms(X, train=True)(net)
     mean = found.buffers["batch_stats"]["blocks"]["BatchNorm_0"]["mean"]
     assert mean.shape == (3, 4)
     np.testing.assert_allclose(found(X).mean(0), 0, atol=1e-5)
@@ -205,18 +205,18 @@ def traced(model):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: js.update_norms(network(), X), "change no statistics; give .* train=True"),
-        (lambda: js.update_norms(traced(Counting()), X, train=True), "count is no running average"),
-        (lambda: js.update_norms(traced(Counting(int)), X, train=True), "count is int32, so no"),
-        (lambda: js.update_norms(network(), [], train=True), "at least one batch"),
-        (lambda: js.update_norms(network(), X * np.nan, train=True), "inputs: .* NaN or infinite"),
-        (lambda: js.update_norms(lambda x: x, X), "update_norms takes a Network"),
+        (lambda: js.update_norms(X)(network()), "change no statistics; give .* train=True"),
+        (lambda: js.update_norms(X, train=True)(traced(Counting())), "count is no running average"),
+        (lambda: js.update_norms(X, train=True)(traced(Counting(int))), "count is int32, so no"),
+        (lambda: js.update_norms([], train=True)(network()), "at least one batch"),
+        (lambda: js.update_norms(X * np.nan, train=True)(network()), "inputs: .* NaN or infinite"),
+        (lambda: js.update_norms(X)(lambda x: x), "update_norms takes a Network"),
         (
-            lambda: js.update_norms(network(), X, reference=traced(Renamed()), train=True),
+            lambda: js.update_norms(X, reference=traced(Renamed()), train=True)(network()),
             "reference: its calls change",
         ),
         (
-            lambda: js.update_norms(traced(Renamed()), X, reference=traced(Renamed()), train=True),
+            lambda: js.update_norms(X, reference=traced(Renamed()), train=True)(traced(Renamed())),
             "level is neither a mean nor a var",
         ),
     ],
@@ -227,5 +227,5 @@ def test_what_it_refuses(call, said):
 
 
 def test_a_statistic_of_another_name_is_that_of_the_inputs():
-    found = js.update_norms(traced(Renamed()), X, train=True)
+    found = js.update_norms(X, train=True)(traced(Renamed()))
     np.testing.assert_allclose(found.buffers["batch_stats"]["level"], X.mean(0), rtol=1e-5)
