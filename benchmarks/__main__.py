@@ -1,6 +1,7 @@
 """`python -m benchmarks NAME [options]`: runs one benchmark, `all` or, in little time, `short`.
 
-`tables` writes the page of what was recorded, `figures` the figures that need no long run.
+`tables` writes the pages of what was recorded and of what papers claim, `figures` the figures that
+need no long run.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import importlib
 import sys
 
 from benchmarks.common import topics
-from benchmarks.common.record import write_tables
+from benchmarks.common.papers import write_page
+from benchmarks.common.record import SHORT, write_tables
 
 
 def main(args: list[str]) -> int:
@@ -24,6 +26,8 @@ def main(args: list[str]) -> int:
     for chosen in names if name == "all" else () if name == "tables" else (name,):
         topics.load(chosen).main(rest)
     print(f"wrote {write_tables()}")
+    if not SHORT:
+        print(f"wrote {write_page()}")
     return 0
 
 
