@@ -31,10 +31,25 @@ def retrained(net: js.Network, train: Images, *, epochs: int, seed: int, **more:
     )
 
 
-def programmed(net: js.Network, train: Images, test: Images, trials: int) -> float:
-    """Mean accuracy of a chip over several programmings."""
+def programmed(
+    net: js.Network, train: Images, test: Images, trials: int, *, norms: int = 0
+) -> float:
+    """Mean accuracy of a chip over several programmings.
+
+    Args:
+      net: What is programmed.
+      train: Images of which the first 256 set ranges.
+      test: Images that are classified.
+      trials: Programmings.
+      norms: Training images on which each chip's batch norms are measured anew; 0 for none.
+    """
+    seen = train.images[:256]
+    if not norms:
+        chips = (js.deploy(net, key=jax.random.key(k), calibrate=seen) for k in range(trials))
+        return float(np.mean([accuracy(chip, test) for chip in chips]))
+    update = js.update_norms([train.images[i : i + 256] for i in range(0, norms, 256)], train=True)
     chips = (
-        js.deploy(net, key=jax.random.key(k), calibrate=train.images[:256]) for k in range(trials)
+        update(js.deploy(net, key=jax.random.key(k), calibrate=seen, **CALL)) for k in range(trials)
     )
     return float(np.mean([accuracy(chip, test) for chip in chips]))
 
