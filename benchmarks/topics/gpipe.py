@@ -163,7 +163,8 @@ def simulated() -> Table:
             theirs = "Transformer" if model == "equal stages" else "AmoebaNet"
             reported = REPORTED_SPEED.get((theirs, microbatches), ("", "", ""))
             rows.append([model, microbatches, *(f"{s:.2f}" for s in speeds), theirs, *reported])
-    columns = ["model", "M", "K = 2", "4", "8", "theirs", "K = 2, as reported", "4", "8"]
+    columns = ["model", "M", "K = 2", "K = 4", "K = 8", "theirs"]
+    columns += [f"K = {stages}, as reported" for stages in (2, 4, 8)]
     return Table(columns, rows, "throughput, of one device")
 
 

@@ -174,6 +174,32 @@ def test_stacked_norms_of_a_scan_each_have_their_own():
     assert float(jnp.abs(mean[0] - mean[1]).max()) > 0.1
 
 
+def test_a_large_mean_does_not_blur_the_momentum():
+    """A tenth of 1e6 swallows a tenth of one; another channel tells how much is kept."""
+    net = network()
+    kernel = net.params["first"]["kernel"].at[:, 0].multiply(1e5)
+    bias = net.params["first"]["bias"].at[0].set(1e6)
+    large = net.with_params({**net.params, "first": {"kernel": kernel, "bias": bias}})
+    found = js.update_norms(X, train=True)(large).buffers["batch_stats"]["one"]["mean"]
+    expected = by_hand(large.params, [X])["one"]["mean"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_cells_that_are_noisy_at_each_read_ask_for_a_key():
+    cells = js.cells.sonos(days=1.0)
+    made = js.compose(js.quantize(8, 8), js.analog(cells=cells))(network())
+    chip = js.deploy(made, key=jax.random.key(0), calibrate=X)
+    key, other = jax.random.key(1), jax.random.key(2)
+    with pytest.raises(ValueError, match="key"):
+        js.update_norms(X, train=True)(chip)
+    with pytest.raises(ValueError, match="key"):
+        js.update_norms(X, reference=chip, train=True)
+    moved = js.update_norms(X, reference=chip, key=key, train=True)(chip)
+    assert_close(moved.buffers["batch_stats"], chip.buffers["batch_stats"])  # the same reads
+    one, two = (js.update_norms(X, key=k, train=True)(chip).buffers for k in (key, other))
+    assert not np.array_equal(one["batch_stats"]["one"]["mean"], two["batch_stats"]["one"]["mean"])
+
+
 class Counting(nn.Module):
     """Counts its calls as a float beside a norm."""
 
