@@ -43,7 +43,7 @@ def write_page(results: Results | None = None, path: Path = PAGE) -> Path:
         cells = (
             claim.says,
             f"**{verdict}**",
-            f"{measured}: [more]({claim.page})",
+            f"{measured} ([more]({claim.page}))",
             claim.rule,
             f"`{claim.command}`",
         )

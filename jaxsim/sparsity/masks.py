@@ -48,12 +48,15 @@ def select_kept(masks: Mapping[str, Array], tree: Any, other: Any) -> Any:
     )
 
 
-def stacks(net: Network, sites: str | Sequence[str]) -> dict[str, tuple[int, ...]]:
+def stacks(
+    net: Network, sites: str | Sequence[str], what: str = "prune"
+) -> dict[str, tuple[int, ...]]:
     """Finds the parameters whose zeros are zeros of chosen sites, and the axes that loops stack.
 
     Args:
       net: Network.
       sites: Patterns of sites.
+      what: Name of the function that would change the parameters.
 
     Returns:
       Sizes of the stacked axes by path: those of the parameter, whose layers a loop may read in any
@@ -67,17 +70,17 @@ def stacks(net: Network, sites: str | Sequence[str]) -> dict[str, tuple[int, ...
     shapes = {name: np.shape(p) for name, p in by_name(net.params).items()}
     for site in net.select(sites):
         if site.param is None:
-            raise ValueError(f"prune at {site.name}: it contracts two inputs, nothing to prune")
+            raise ValueError(f"{what} at {site.name}: it contracts two inputs, it has no weight")
         if not site.parts:
             raise ValueError(
-                f"prune at {site.name}: its weight is computed from {', '.join(site.sources)}, so "
-                "zeros there would be none in what is multiplied; leave it out by sites=…"
+                f"{what} at {site.name}: its weight is computed from {', '.join(site.sources)}, so "
+                "what is done there is not done to what is multiplied; leave it out by sites=…"
             )
         for part in site.parts:
             if part in net.weights:
                 raise ValueError(
-                    f"prune at {site.name}: {part} is a weight that trace(weights=…) named and no "
-                    "parameter, and masks are of parameters; leave it out by sites=…"
+                    f"{what} at {site.name}: {part} is a weight that trace(weights=…) named and no "
+                    "parameter; leave it out by sites=…"
                 )
             found.setdefault(part, _layers(shapes[part], site))
     return found

@@ -1,5 +1,6 @@
 """Losses and the loop that train networks."""
 
+from jaxsim.train.clip_weights import clip_weights
 from jaxsim.train.loop import adapter_marks, fit, only
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
 from jaxsim.train.soft import Soft
@@ -7,6 +8,7 @@ from jaxsim.train.soft import Soft
 __all__ = [
     "Soft",
     "adapter_marks",
+    "clip_weights",
     "cross_entropy",
     "distillation",
     "distillation_targets",

@@ -299,7 +299,7 @@ def test_contractions_of_two_activations_store_nothing(transform):
     net = Q(sites="dynamic*")(attention())
     with pytest.raises(ValueError, match="dynamic/0: it contracts two inputs"):
         transform(net)
-    with pytest.raises(ValueError, match="nothing to prune"):
+    with pytest.raises(ValueError, match="contracts two inputs, it has no weight"):
         js.prune(0.5, sites="dynamic*")(attention())
 
 
