@@ -8,7 +8,7 @@ from jaxsim.accelerators.estimate import estimate
 from jaxsim.adaptive import tokens
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
 from jaxsim.checkpoint.save_load import load, save
-from jaxsim.cores import adc, cells, wires
+from jaxsim.cores import adc, cells, dac, wires
 from jaxsim.cores.adc import fpg_bits
 from jaxsim.cores.core import Core, float_core
 from jaxsim.cores.op import Op
@@ -135,6 +135,7 @@ __all__ = [
     "pipeline_value_and_grad",
     "simulate_schedule",
     "adc",
+    "dac",
     "cells",
     "wires",
     "Accelerator",

@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 import jaxsim as js
 from jaxsim.cores import cells
-from jaxsim.cores.adc import uniform_adc
+from jaxsim.cores.adc.column import uniform_adc
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.conductance import conductance, offset_current
 from jaxsim.cores.geometry import Dot
