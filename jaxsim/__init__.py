@@ -26,6 +26,7 @@ from jaxsim.formats.grid import Grid
 from jaxsim.formats.microscaling import mx, nvfp4
 from jaxsim.integer.convert import integer_only
 from jaxsim.integer.network import IntegerNetwork
+from jaxsim.network.aging import age, count_pulses, recalibrate
 from jaxsim.network.deployment import deploy, widen_ranges
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
@@ -80,6 +81,9 @@ __all__ = [
     "deploy",
     "integer_only",
     "widen_ranges",
+    "age",
+    "recalibrate",
+    "count_pulses",
     "compare",
     "classify",
     "language",

@@ -256,7 +256,8 @@ def adc_kind_of(chain: tuple[Wrapper, ...]) -> str:
       chain: Wrappers of a site's core, outermost first.
     """
     wrapper = first_of(chain, "adc")
-    return "" if wrapper is None else getattr(wrapper.settings.get("adc"), "kind", "")
+    kind = None if wrapper is None else getattr(wrapper.settings.get("adc"), "kind", None)
+    return "" if kind is None else kind.name
 
 
 def cell_bits(chain: tuple[Wrapper, ...]) -> int:

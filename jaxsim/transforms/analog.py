@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.cores.adc.column import column_adc, uniform_adc
-from jaxsim.cores.adc.converter import ADC, KINDS, RangeRule
+from jaxsim.cores.adc.converter import ADC, Kind, RangeRule
 from jaxsim.cores.bit_serial import bit_serial, unsigned_inputs
-from jaxsim.cores.cells import Device
+from jaxsim.cores.cells.device import Device
+from jaxsim.cores.compensation import Readout, drift_compensation
 from jaxsim.cores.conductance import conductance, offset_current
 from jaxsim.cores.dac import DAC, drivers
 from jaxsim.cores.mapping import differential, offset, unit_column
@@ -39,6 +40,7 @@ def analog(
     accumulate: Literal["digital", "analog"] = "digital",
     dac: DAC | None = None,
     wires: Wires | None = None,
+    compensation: Readout | None = None,
     sites: str | Sequence[str] = "*",
 ) -> Transform:
     """Holds the codes in crossbar arrays and reads their columns through ADCs.
@@ -65,6 +67,9 @@ def analog(
       dac: what drives the rows, from `js.dac` or one's own; None for drivers that are linear.
       wires: resistance between the cells, from `js.wires`; None for none. Gated wires need
         `input_bits=1`.
+      compensation: scales outputs digitally by what drift has taken: "array" by a readout of each
+        array, "column" of each column, "reference" of one more column of cells; None for not at
+        all. Needs cells that age.
       sites: patterns of the sites to hold in arrays.
 
     Raises:
@@ -105,6 +110,13 @@ def analog(
         raise ValueError(f"cells={cells!r}: must be a device from js.cells, or None")
     if input_bits is not None:
         input_bits = checked_int("input_bits", input_bits, 1, 8)
+    if compensation is not None:
+        if compensation not in ("array", "column", "reference"):
+            raise ValueError(
+                f"compensation={compensation!r}: must be 'array', 'column' or 'reference', or None"
+            )
+        if cells is None or cells.aging is None:
+            raise ValueError(f"compensation={compensation!r}: has no effect, cells do not age")
     check_called("dac", dac)
     if dac is not None and not isinstance(dac, DAC):
         raise ValueError(f"dac={dac!r}: must be from js.dac, or None")
@@ -130,13 +142,17 @@ def analog(
         reading = [Wrapper.of(uniform_adc, **traced, signed=signed, rule=adc_range)]
     holding: list[Wrapper] = []
     if cells is not None:
-        redrawn = wires is not None and cells.noise is not None
-        holding = [Wrapper.of(conductance, device=cells, redraw=redrawn)]
+        noisy = wires is not None and cells.noise is not None
+        redrawn = noisy or cells.aging is not None
+        holding = [Wrapper.of(conductance, device=cells, redraw=noisy)]
         if wires is not None:
             holding.append(Wrapper.of(parasitic_resistance, wires=wires, redrawn=redrawn))
     if dac is not None:
         holding = [Wrapper.of(drivers, dac=dac), *holding]
     array = [*reading, *behind, *([Wrapper.of(sign)] if signed else []), *holding]
+    if compensation is not None and cells is not None:
+        kept = Wrapper.of(drift_compensation, per=compensation, device=cells, paired=signed)
+        array = [kept, *array]
     if cells is not None and mapping == "offset":
         array = [Wrapper.of(offset_current, device=cells), *array]
     array = [Wrapper.of(tiled, rows=rows), *array]
@@ -175,9 +191,8 @@ def _check_converter(
         )
     check_called("adc.bits", adc.bits)
     check_range("adc.bits", adc.bits, 2 if signed else 0, above=not signed)
-    if adc.kind and adc.kind not in KINDS:
-        kinds = ", ".join(map(repr, KINDS))
-        raise ValueError(f"adc.kind={adc.kind!r}: must be one of {kinds}, or ''")
+    if adc.kind is not None and not isinstance(adc.kind, Kind):
+        raise ValueError(f"adc.kind={adc.kind!r}: must be a js.adc.Kind, or None")
 
 
 def _check_wires(wires: Wires, cells: Device | None, mapping: str, input_bits: int | None) -> None:

@@ -96,7 +96,7 @@ def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
     assert all(value.__module__.split(".")[0] == "jaxsim" for value in found.values())
     assert set(js.__all__) - found.keys() == {
         *("save", "load", "search_blocked", "explore", "report"),  # of files
-        *("adc", "cells", "wires", "tokens", "storage", "clipping", "rounding", "sparsity"),
+        *("adc", "dac", "cells", "wires", "tokens", "storage", "clipping", "rounding", "sparsity"),
         "accelerators",
         "language",
         "float_core",

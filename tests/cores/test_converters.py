@@ -285,6 +285,19 @@ def test_a_sweep_over_any_error_compiles_once():
     assert outputs._cache_size() == 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_converter_may_be_an_argument_of_a_program(name):
+    @jax.jit
+    def outputs(adc, y):
+        return adc.convert(y, 0.0, 15.0, False)
+
+    for gain in (10.0, 30.0):
+        adc = getattr(js.adc, name)(4, amplifier=gain)
+        y = jnp.linspace(0, 15, 99)
+        np.testing.assert_array_equal(outputs(adc, y), adc.convert(y, 0.0, 15.0, False))
+    assert outputs._cache_size() == 1
+
+
 @pytest.mark.parametrize("mapping", ["differential", "offset", "unit_column"])
 def test_a_chip_keeps_its_converters(mapping, tmp_path):
     """Drawn at deployment, the same at each call, and from disk; cells do not change with them."""
@@ -368,7 +381,8 @@ def test_one_of_ones_own_has_parts_and_noise_too():
         (lambda: js.adc.ramp(8, percentile=0.0), "percentile=0.0"),
         (lambda: js.adc.uniform(8, gain_error=-1.0), "gain_error=-1.0"),
         (lambda: js.analog(adc=js.adc.sar(1)), "adc.bits=1"),
-        (lambda: js.analog(adc=js.adc.sar(8)._replace(kind="dual")), "adc.kind='dual': must be"),
+        (lambda: js.adc.Kind("dual"), "name='dual': must be one of 'flash', 'pipeline'"),
+        (lambda: js.analog(adc=js.adc.sar(8)._replace(kind="sar")), "adc.kind='sar': must be a"),
     ],
 )
 def test_what_no_converter_can_be_is_refused(make, said):

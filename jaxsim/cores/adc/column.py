@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsim.cores.adc.converter import ADC, Column, RangeRule, equal_steps_adc
-from jaxsim.cores.cells import normal
+from jaxsim.cores.cells.device import normal
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role

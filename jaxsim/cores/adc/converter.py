@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -23,6 +24,28 @@ RangeRule = Literal["calibrated", "max", "granular"]
 
 KINDS = ("flash", "pipeline", "sar", "cyclic", "ramp")
 """Ways to convert that the cost model tells apart."""
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """The way a converter converts, from which follows how many cycles a conversion takes.
+
+    Attributes:
+      name: "flash", "pipeline", "sar", "cyclic" or "ramp"; see `js.accelerators.AnalogArray`.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> js.adc.sar(8).kind
+      Kind(name='sar')
+    """
+
+    name: str
+
+    def __post_init__(self):
+        if self.name not in KINDS:
+            kinds = ", ".join(map(repr, KINDS))
+            raise ValueError(f"name={self.name!r}: must be one of {kinds}")
 
 
 class Column(NamedTuple):
@@ -67,8 +90,8 @@ class ADC(NamedTuple):
         converters are alike.
       noise: Standard deviation of what is added to each value before it is converted, as a share
         of hi - lo, drawn anew for each; None for none.
-      kind: "flash", "sar", "ramp", "pipeline" or "cyclic": how many cycles a conversion takes in
-        `js.accelerators.AnalogArray`; "" for what the array says.
+      kind: The way it converts, by which `js.accelerators.AnalogArray` knows how long that takes;
+        None for what the array says.
 
     Examples:
       >>> import jaxsim as js
@@ -82,7 +105,7 @@ class ADC(NamedTuple):
     bits: float | Array
     parts: Callable[[Key[Array, ""], int, int], Any] | None = None
     noise: float | Array | None = None
-    kind: str = ""
+    kind: Kind | None = None
 
     def __str__(self) -> str:
         name = _name_of(self.convert)
@@ -177,7 +200,9 @@ def circuit(
 ) -> ADC:
     """A converter that a circuit makes, over a range as `uniform` has it."""
     seen = Partial(_percentile, _checked(span, percentile))
-    return ADC(convert, seen, _SPANS[span], bits, parts, numbers(noise=noise).get("noise"), kind)
+    return ADC(
+        convert, seen, _SPANS[span], bits, parts, numbers(noise=noise).get("noise"), Kind(kind)
+    )
 
 
 def _checked(span: RangeRule, percentile: float | Array) -> Float[Array, ""]:

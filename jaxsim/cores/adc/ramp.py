@@ -21,7 +21,7 @@ from jaxsim.cores.adc.converter import (
     in_steps,
     numbers,
 )
-from jaxsim.numerics.checks import checked_int
+from jaxsim.numerics.checks import Count, checked_int
 
 
 def ramp(
@@ -73,19 +73,19 @@ def ramp(
     """
     bits = checked_int("bits", bits, 1, 16)
     errors = numbers(mismatch=mismatch, offset=offset)
-    convert = Partial(climbing_ramp, bits, amplifier=amplifier_gain(amplifier))
-    parts = Partial(_parts, bits, **errors) if errors else None
+    convert = Partial(climbing_ramp, Count(bits), amplifier=amplifier_gain(amplifier))
+    parts = Partial(_parts, Count(bits), **errors) if errors else None
     return circuit(convert, bits, span, percentile, parts, noise, "ramp")
 
 
 def _parts(
-    bits: int, key: Key[Array, ""], arrays: int, columns: int, **errors: Array
+    bits: Count, key: Key[Array, ""], arrays: int, columns: int, **errors: Array
 ) -> dict[str, Array]:
     """The capacitors of each array, and a comparator for each column."""
     found = {}
     if "mismatch" in errors:
         found["capacitors"] = unit_errors(
-            jax.random.fold_in(key, 0), bits, errors["mismatch"], arrays, 1
+            jax.random.fold_in(key, 0), len(bits), errors["mismatch"], arrays, 1
         )
     if "offset" in errors:
         shape = (arrays, columns)
@@ -94,7 +94,7 @@ def _parts(
 
 
 def climbing_ramp(
-    bits: int,
+    bits: Count,
     y: Array,
     lo: Array,
     hi: Array,
@@ -105,9 +105,9 @@ def climbing_ramp(
 ) -> Array:
     """`ADC.convert` of `ramp`."""
     parts = parts or {}
-    u, lsb, steps = in_steps(y, lo, hi, bits, signed)
+    u, lsb, steps = in_steps(y, lo, hi, len(bits), signed)
     seen = u + parts["offset"] * steps if "offset" in parts else u
-    count = bits - 1 if signed else bits
+    count = len(bits) - signed
     first = 1 - 2**count if signed else 0
     thresholds = _thresholds(parts.get("capacitors"), count, signed, amplifier)
     code = first + _passed(thresholds, seen, first)

@@ -20,7 +20,7 @@ from jaxsim.cores.adc.converter import (
     in_steps,
     numbers,
 )
-from jaxsim.numerics.checks import checked_int
+from jaxsim.numerics.checks import Count, checked_int
 
 
 def sar(
@@ -78,19 +78,21 @@ def sar(
     bits = checked_int("bits", bits, 1, 16)
     errors = numbers(mismatch=mismatch, offset=offset)
     gain = amplifier_gain(amplifier)
-    convert = Partial(successive_approximation, bits, amplifier=gain)
-    parts = drawn(Partial(_parts, bits, **errors), errors, columns_per_adc)
+    convert = Partial(successive_approximation, Count(bits), amplifier=gain)
+    parts = drawn(Partial(_parts, Count(bits), **errors), errors, columns_per_adc)
     return circuit(convert, bits, span, percentile, parts, noise, "sar")
 
 
 def _parts(
-    bits: int, key: Key[Array, ""], arrays: int, columns: int, **errors: Array
+    bits: Count, key: Key[Array, ""], arrays: int, columns: int, **errors: Array
 ) -> dict[str, Array]:
     """Capacitors and comparators of converters, one for each column."""
     found = {}
     if "mismatch" in errors:
         of_capacitors = jax.random.fold_in(key, 0)
-        found["capacitors"] = unit_errors(of_capacitors, bits, errors["mismatch"], arrays, columns)
+        found["capacitors"] = unit_errors(
+            of_capacitors, len(bits), errors["mismatch"], arrays, columns
+        )
     if "offset" in errors:
         shape = (arrays, columns)
         found["offset"] = errors["offset"] * jax.random.normal(jax.random.fold_in(key, 1), shape)
@@ -98,7 +100,7 @@ def _parts(
 
 
 def successive_approximation(
-    bits: int,
+    bits: Count,
     y: Array,
     lo: Array,
     hi: Array,
@@ -109,9 +111,9 @@ def successive_approximation(
 ) -> Array:
     """`ADC.convert` of `sar`."""
     parts = parts or {}
-    u, lsb, steps = in_steps(y, lo, hi, bits, signed)
+    u, lsb, steps = in_steps(y, lo, hi, len(bits), signed)
     seen = u + parts["offset"] * steps if "offset" in parts else u
-    count = bits - 1 if signed else bits
+    count = len(bits) - signed
     weights = bit_weights(parts.get("capacitors"), count)
     magnitude = jnp.abs(seen) if signed else seen
     charge: Any = jnp.zeros_like(seen)

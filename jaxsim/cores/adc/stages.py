@@ -19,7 +19,7 @@ from jaxsim.cores.adc.converter import (
     in_steps,
     numbers,
 )
-from jaxsim.numerics.checks import checked_int
+from jaxsim.numerics.checks import Count, checked_int
 
 
 def pipeline(
@@ -63,7 +63,7 @@ def pipeline(
       >>> import jax.numpy as jnp
       >>> import jaxsim as js
       >>> adc = js.adc.pipeline(4, offset=0.02)  # of 2 V: less than V / 4
-      >>> y = jnp.linspace(-7.0, 7.0, 15)[:, None]
+      >>> y = jnp.arange(-7.0, 8.0)[:, None]
       >>> parts = adc.parts(jax.random.key(0), 1, 1)
       >>> bool(jnp.all(adc.convert(y, -7.0, 7.0, True, parts) == y))
       True
@@ -137,22 +137,22 @@ def _staged(
     """A converter of so many stages, None for one that is used again."""
     kind, function = ("cyclic", cyclic_residues) if stages is None else ("pipeline", residues)
     errors = numbers(mismatch=mismatch, offset=offset)
-    convert = Partial(function, bits, amplifier=amplifier_gain(amplifier))
-    each = Partial(_parts, 1 if stages is None else stages, **errors)
+    convert = Partial(function, Count(bits), amplifier=amplifier_gain(amplifier))
+    each = Partial(_parts, Count(1 if stages is None else stages), **errors)
     parts = drawn(each, errors, columns_per_adc)
     return circuit(convert, bits, span, percentile, parts, noise, kind)
 
 
 def _parts(
-    stages: int, key: Key[Array, ""], arrays: int, columns: int, **errors: Array
+    stages: Count, key: Key[Array, ""], arrays: int, columns: int, **errors: Array
 ) -> dict[str, Array]:
     """Two capacitors and two comparators a stage, and two comparators at the end."""
     found = {}
     if "mismatch" in errors:
-        shape = (stages, 2, arrays, columns)
+        shape = (len(stages), 2, arrays, columns)
         found["capacitors"] = errors["mismatch"] * _normal(key, 0, shape)
     if "offset" in errors:
-        shape = (stages + 1, 2, arrays, columns)
+        shape = (len(stages) + 1, 2, arrays, columns)
         found["offset"] = errors["offset"] * _normal(key, 1, shape)
     return found
 
@@ -162,7 +162,7 @@ def _normal(key: Key[Array, ""], which: int, shape: tuple[int, ...]) -> Array:
 
 
 def residues(
-    bits: int,
+    bits: Count,
     y: Array,
     lo: Array,
     hi: Array,
@@ -177,12 +177,13 @@ def residues(
     what errors have added; so without errors nothing is rounded before the end.
     """
     parts = parts or {}
-    u, lsb, steps = in_steps(y, lo, hi, bits, signed)
-    V = 2.0 ** (bits - 1)  # of the range ±V, in steps around the middle code
+    u, lsb, steps = in_steps(y, lo, hi, len(bits), signed)
+    stages = len(bits) - 1
+    V = 2.0**stages  # of the range ±V, in steps around the middle code
     seen = jnp.clip(u, -steps / 2, steps / 2) if signed else jnp.clip(u, 0, steps)
     code = jnp.full_like(seen, 0.0 if signed else V)
     added = jnp.zeros_like(seen)
-    for stage in range(bits - 1):
+    for stage in range(stages):
         full = V / 2**stage  # V as the input sees it
         left = (seen - code) + added
         digit = _digit(left, full / 4, _offsets(parts, stage, False, 2 * full))
@@ -192,7 +193,7 @@ def residues(
         added = added + (gain - 1) * rest + gain * ratio * (left - digit * full) / 2
         code = code + digit * full / 2
     left = (seen - code) + added
-    offsets = _offsets(parts, bits - 1, True, 2 * V / 2 ** (bits - 1))
+    offsets = _offsets(parts, stages, True, 2.0)
     # at the threshold itself the even code is taken, as rounding does
     met = (code % 2).astype(bool)
     digit = _digit(left, 0.5, offsets, met=met)
