@@ -166,11 +166,13 @@ def analog(
             require_dense(net, site.name, "analog")
             coded = require_codes(net, site, "analog")
             _, inputs = coded.formats
-            if inputs is None and (steps or spanned or dac is not None):
-                asked = f"dac={dac}" if not spanned else _shown_span(adc, adc_range)
-                asked = f"input_bits={input_bits}" if steps else asked
+            asked = [f"input_bits={input_bits}"] if steps else []
+            asked += [_shown_span(adc, adc_range)] if spanned else []
+            asked += [] if dac is None else [f"dac={dac}"]
+            asked += [f"wires={wires}"] if wires is not None and wires.law is not None else []
+            if inputs is None and asked:
                 raise ValueError(
-                    f"analog({asked}) at {site.name}: its inputs are floats; put "
+                    f"analog({asked[0]}) at {site.name}: its inputs are floats; put "
                     "quantize(inputs=…) before it"
                 )
             lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(unsigned_inputs)]
