@@ -8,7 +8,7 @@ from jaxsim.accelerators.estimate import estimate
 from jaxsim.adaptive import tokens
 from jaxsim.adaptive.rule import Buckets, Exits, Rule
 from jaxsim.checkpoint.save_load import load, save
-from jaxsim.cores import adc, cells, wires
+from jaxsim.cores import adc, cells, dac, wires
 from jaxsim.cores.adc import fpg_bits
 from jaxsim.cores.core import Core, float_core
 from jaxsim.cores.op import Op
@@ -26,6 +26,7 @@ from jaxsim.formats.grid import Grid
 from jaxsim.formats.microscaling import mx, nvfp4
 from jaxsim.integer.convert import integer_only
 from jaxsim.integer.network import IntegerNetwork
+from jaxsim.network.aging import age, count_pulses, recalibrate
 from jaxsim.network.deployment import deploy, widen_ranges
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
@@ -82,6 +83,9 @@ __all__ = [
     "deploy",
     "integer_only",
     "widen_ranges",
+    "age",
+    "recalibrate",
+    "count_pulses",
     "compare",
     "classify",
     "language",
@@ -138,6 +142,7 @@ __all__ = [
     "pipeline_value_and_grad",
     "simulate_schedule",
     "adc",
+    "dac",
     "cells",
     "designs",
     "wires",

@@ -32,6 +32,7 @@ PAGES = (
     "shrink",
     "accelerator",
     "analog",
+    "devices",
     "parasitics",
     "explore",
     "pipeline",

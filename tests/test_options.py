@@ -97,6 +97,17 @@ def held(**options):
     return answer(js.quantize(4, 4), js.analog(6, cells, rows=4, input_bits=2, **options))
 
 
+def aged(**options):
+    cells = js.cells.drifting(js.cells.proportional(0.2), 0.1, spread=0.05)
+    array = js.analog(cells=cells, rows=4, **options)
+
+    def run(layer, x):
+        chip = js.deploy(js.compose(js.quantize(4, 4), array)(layer), calibrate=x, key=KEY)
+        return js.age(chip, 1e6)(x)
+
+    return run
+
+
 def blocked(**options):
     kept = (None, None) if options.get("mode") == "exact" else (2, 2)
     return answer(js.quantize(8, 8), js.block(2, *kept, **{"mode": "static", **options}))
@@ -135,6 +146,7 @@ ANSWERS = {
     ("analog", "accumulate"): lambda accumulate: held(accumulate=accumulate),
     ("analog", "adc_range"): lambda adc_range: held(adc_range=adc_range),
     ("analog", "mapping"): lambda mapping: held(mapping=mapping),
+    ("analog", "compensation"): lambda compensation: aged(compensation=compensation),
     ("block", "mode"): lambda mode: blocked(mode=mode),
     ("block", "rounding"): lambda rounding: blocked(rounding=rounding),
     ("pipeline_shard", "schedule"): pipelined,

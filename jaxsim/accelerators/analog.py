@@ -7,6 +7,7 @@ import math
 from typing import Literal, NamedTuple
 
 from jaxsim.accelerators.work import Spent, Work
+from jaxsim.cores.adc.converter import KINDS
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.digits import digit_count
@@ -53,11 +54,12 @@ class AnalogArray:
         hold.
       count: Number of arrays that there are; None for as many as the weights need.
       cell_bits: Most magnitude bits that a cell holds; None for any.
-      adc: Energy of a conversion of `adc_bits` bits, in pJ, doubling with each bit; 2 mW for 100 ns
-        over 128 columns.
+      adc: Energy of a conversion of `adc_bits` bits, in pJ, doubling with each bit whatever the
+        kind; 2 mW for 100 ns over 128 columns. Give that of the kind that is used.
       adc_bits: Number of bits that `adc` is the energy of.
-      adc_kind: "flash" converts in one cycle of the converter's clock, "sar" in one for each bit,
-        "ramp" in 2^bits. By definition of each.
+      adc_kind: Kind of converters that do not say theirs, as `js.adc`'s circuits do. "flash"
+        converts in one cycle of the converter's clock, "pipeline" too, once it is full, "sar" and
+        "cyclic" in one for each bit, "ramp" in 2^bits, all columns at once. By definition of each.
       adc_clock: Cycles a second of a converter; 1.28 GHz, at which one takes 128 columns in 100 ns.
       adc_area: Area of a converter, in µm².
       columns_per_adc: Number of columns that share a converter.
@@ -86,7 +88,7 @@ class AnalogArray:
     cell_bits: int | None = None
     adc: float = 2e-3 * 1e-7 / 128 * 1e12
     adc_bits: int = 8
-    adc_kind: Literal["flash", "sar", "ramp"] = "flash"
+    adc_kind: Literal["flash", "pipeline", "sar", "cyclic", "ramp"] = "flash"
     adc_clock: float = 128 / 1e-7
     adc_area: float = 1200.0
     columns_per_adc: int = 128
@@ -105,8 +107,9 @@ class AnalogArray:
         for name in ("adc", "adc_area", "dac", "dac_area", "cell", "cell_area", "read"):
             check_range(name, getattr(self, name), 0)
         check_range("adc_clock", self.adc_clock, 0, above=True)
-        if self.adc_kind not in ("flash", "sar", "ramp"):
-            raise ValueError(f"adc_kind={self.adc_kind!r}: must be 'flash', 'sar' or 'ramp'")
+        if self.adc_kind not in KINDS:
+            kinds = ", ".join(map(repr, KINDS))
+            raise ValueError(f"adc_kind={self.adc_kind!r}: must be one of {kinds}")
         if (self.rows is None) != (self.columns is None):
             raise ValueError(f"rows={self.rows}, columns={self.columns}: give both, or neither")
         if self.count is not None and self.rows is None:
@@ -200,9 +203,10 @@ class AnalogArray:
         found = self.reads(work)
         apart = place_of(work.chain, "serial") < place_of(work.chain, "array")
         bits = math.log2(found.steps / found.conversions) if found.conversions else 0.0
-        turns = {"flash": 1.0, "sar": bits, "ramp": 2.0**bits}[self.adc_kind]
+        kind = adc_kind_of(work.chain) or self.adc_kind
+        turns = {"flash": 1.0, "pipeline": 1.0, "ramp": 2.0**bits}.get(kind, bits)
         shared = min(self.columns_per_adc, found.columns) if found.conversions else 0
-        converting = turns / self.adc_clock * (1 if self.adc_kind == "ramp" else shared)
+        converting = turns / self.adc_clock * (1 if kind == "ramp" else shared)
         if apart:  # each digit is converted while the next is driven
             window = found.digits * max(self.read, converting)
         else:
@@ -261,6 +265,17 @@ def digits_of(chain: tuple[Wrapper, ...]) -> int:
             lo, hi = grid.code_range
             return digit_count(hi if grid.symmetric else hi - lo, wrapper.settings["bits"])
     return 1
+
+
+def adc_kind_of(chain: tuple[Wrapper, ...]) -> str:
+    """The kind that a site's converter says it is, "" where it says none.
+
+    Args:
+      chain: Wrappers of a site's core, outermost first.
+    """
+    wrapper = first_of(chain, "adc")
+    kind = None if wrapper is None else getattr(wrapper.settings.get("adc"), "kind", None)
+    return "" if kind is None else kind.name
 
 
 def cell_bits(chain: tuple[Wrapper, ...]) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsim.cores.cells import Device, normal
+from jaxsim.cores.cells.device import Device, normal
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
@@ -28,6 +28,34 @@ class ConductanceState(NamedTuple):
     cells: Float[Array, "..."]
 
 
+class AgingState(NamedTuple):
+    """State of cells that change after they were programmed.
+
+    Attributes:
+      inner: what the inner core wrote of the conductances at the first read.
+      cells: the conductances that programming reached.
+      fate: what `Aging.draw` decided about each cell.
+      time: seconds since the first read.
+    """
+
+    inner: State
+    cells: Float[Array, "..."]
+    fate: Any
+    time: Float[Array, ""]
+
+
+class ProgrammedState(NamedTuple):
+    """State of cells whose programming counts its pulses.
+
+    Attributes:
+      written: the state of the cells.
+      pulses: their total number.
+    """
+
+    written: State
+    pulses: Float[Array, ""]
+
+
 @role("cells", at_rest="held")
 def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
     """Holds each code as a conductance, from 1 / on_off for zero to 1 for the largest code.
@@ -38,6 +66,8 @@ def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
     Read noise is drawn anew for every product of an input vector with an array. Its sum over a
     column is Gaussian with variance Σ x² sigma(g)², so it is drawn at the outputs: the same
     distribution, without a copy of the array for each vector.
+
+    Cells that age are read as they are at the time in their state, which `js.age` sets.
 
     Args:
       core: contracts inputs with conductances.
@@ -53,37 +83,56 @@ def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
         low = smallest(device)
         if low is not None:
             g = low + (1 - low) * g
+        written = programmed(op, g, key)
+        if device.pulses is None:
+            return written
+        return ProgrammedState(written, jnp.sum(device.pulses.taken(g, key)))
+
+    def programmed(op: Op, g: Array, key: Any) -> State:
         cells = device.program(g, key)
+        if device.aging is not None:
+            fate, time = device.aging.draw(g, key), jnp.zeros(())
+            inner = core.write(op, device.aging.at(cells, fate, time), key)
+            return AgingState(inner, cells, fate, time)
         inner = core.write(op, cells, key)
         return inner if device.noise is None else ConductanceState(inner, cells)
 
     def calibrate(op: Op, state: State, x: Array) -> State:
         x = x.astype(jnp.float32)
-        if device.noise is None:
+        if isinstance(state, ProgrammedState):
+            return state._replace(written=calibrate(op, state.written, x))
+        if device.noise is None and device.aging is None:
             return core.calibrate(op, state, x)
         return state._replace(inner=core.calibrate(op, state.inner, x))
 
-    def noisy(op: Op, state: ConductanceState, x: Array, key: Any) -> Array:
+    def noisy(op: Op, inner: State, cells: Array, x: Array, key: Any) -> Array:
         if key is None:
             raise ValueError("key=None: cells with read noise need a key at every call")
-        sigma = cast(Any, device.noise)(state.cells)
-        if redraw:
-            cells = state.cells + sigma * normal(key, sigma.shape)
-            silent = dataclasses.replace(op, meter=None)
-            return core.read(op, core.write(silent, cells, key), x, key)
-        y = core.read(op, state.inner, x, key)
+        sigma = cast(Any, device.noise)(cells)
         silent = dataclasses.replace(op, meter=None)
+        if redraw:
+            cells = cells + sigma * normal(key, sigma.shape)
+            return core.read(op, core.write(silent, cells, key), x, key)
+        y = core.read(op, inner, x, key)
         variance = silent.contract(jnp.square(x), jnp.square(sigma))
         return y + _root(variance) * normal(key, y.shape)
 
+    def current(op: Op, state: State, key: Any) -> tuple[State, Any]:
+        """What the inner core reads now, and the conductances where something reads them."""
+        if device.aging is not None:
+            cells = device.aging.at(state.cells, state.fate, state.time)
+            return core.write(dataclasses.replace(op, meter=None), cells, key), cells
+        return (state, None) if device.noise is None else (state.inner, state.cells)
+
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
+        if isinstance(state, ProgrammedState):
+            return read(op, state.written, x, key)
         x = x.astype(jnp.float32)
-        if device.noise is None:
-            y = core.read(op, state, x, key)
-        elif op.deterministic:
-            y = core.read(op, state.inner, x, key)
+        inner, cells = current(op, state, key)
+        if device.noise is None or op.deterministic:
+            y = core.read(op, inner, x, key)
         else:
-            y = noisy(op, state, x, key)
+            y = noisy(op, inner, cells, x, key)
         low = smallest(device)
         top = largest(op) if low is None else largest(op) / (1 - low)
         return y * broadcast_planes(top, y.ndim - op.x_planes(x))

@@ -111,6 +111,25 @@ def solve(
     Returns:
       The solution, finite and with its residual whether it converged or not.
     """
+    run = partial(_solve, drops=wire_drops(row, column), tolerance=tolerance, iterations=iterations)
+    return in_chunks(run, g, v, tolerance)
+
+
+def in_chunks(
+    run: Callable[[Array, Array], tuple[Array, ...]],
+    g: Float[Array, "*arrays m n"],
+    v: Float[Array, "*arrays b m"],
+    tolerance: float | Array,
+) -> Solution:
+    """The solution of all arrays and vectors, so few at a time that they stay in the cache.
+
+    Args:
+      run: `(g, v) -> current, cell_voltage, residual, iterations` of arrays [arrays, m, n] and
+        vectors [arrays, b, m].
+      g: conductances.
+      v: inputs; leading axes broadcast with those of g.
+      tolerance: of the residual.
+    """
     lead = jnp.broadcast_shapes(g.shape[:-2], v.shape[:-2])
     (b, m), n, size = v.shape[-2:], g.shape[-1], int(np.prod(lead))
     vectors = min(b, max(1, CELLS // (m * n)))
@@ -121,7 +140,6 @@ def solve(
     v = jnp.broadcast_to(v, (*lead, b, m)).reshape(size, b, m)
     v = jnp.pad(v, [(0, x * arrays - size), (0, y * vectors - b), (0, 0)])
     v = jnp.moveaxis(v.reshape(x, arrays, y, vectors, m), 2, 1)
-    run = partial(_solve, drops=_drops(row, column), tolerance=tolerance, iterations=iterations)
 
     def chunk(gv: tuple[Array, Array]) -> tuple[Array, ...]:
         return lax.map(partial(run, gv[0]), gv[1])
@@ -191,7 +209,32 @@ def _solve(
 ) -> tuple[Array, Array, Array, Array]:
     """Currents, voltages, residuals and the number of iterations of a few arrays and vectors."""
     m, n = g.shape[-2:]
-    g, v = _in_blocks(g[:, None]), _in_blocks(v[..., None])
+    g, v = into_blocks(g[:, None]), into_blocks(v[..., None])
+    applied = jnp.broadcast_to(v, jnp.broadcast_shapes(v.shape, g.shape))
+    e, (residual, k) = linear(g, applied, drops=drops, tolerance=tolerance, iterations=iterations)
+    return column_currents(g * e, n), out_of_blocks(e)[..., :m, :n], residual, k
+
+
+def linear(
+    g: Float[Array, "M N s arrays b t"],
+    b: Float[Array, "M N s arrays b t"],
+    *,
+    drops: Callable[[Array], Array],
+    tolerance: float | Array,
+    iterations: int,
+) -> tuple[Array, tuple[Array, Array]]:
+    """Solves `e + Z(g e) = b` in blocks, with the derivatives of the solution.
+
+    Args:
+      g: conductances, of each array or of each array and vector.
+      b: what the voltages add up to.
+      drops: Z, of `wire_drops`.
+      tolerance: of the residual.
+      iterations: their largest number.
+
+    Returns:
+      The voltages e; what is left of the equations [arrays, b], and the number of iterations.
+    """
 
     def matvec(g: Array, e: Array) -> Array:
         return e + drops(g * e)
@@ -236,22 +279,26 @@ def _solve(
         e, aux = exact(g, drops(c))
         return c - g * e, aux
 
-    applied = jnp.broadcast_to(v, jnp.broadcast_shapes(v.shape, g.shape))
     held = lax.stop_gradient(g)
     solved = lax.custom_linear_solve(
         partial(matvec, g),
-        applied,
+        b,
         lambda _, b: exact(held, b),
         lambda _, c: transposed(held, c),
         has_aux=True,
     )
-    e, (residual, k) = cast("tuple[Array, tuple[Array, Array]]", solved)
-    current = jnp.moveaxis(jnp.sum(g * e, (0, 2)), 0, 2)
-    current = current.reshape(*current.shape[:2], -1)[..., :n]
-    return current, _from_blocks(e)[..., :m, :n], residual, k
+    return cast("tuple[Array, tuple[Array, Array]]", solved)
 
 
-def _in_blocks(x: Float[Array, "arrays b m n"]) -> Float[Array, "M N s arrays b t"]:
+def column_currents(
+    current: Float[Array, "M N s arrays b t"], n: int
+) -> Float[Array, "arrays b n"]:
+    """The currents of columns, from those of cells in blocks."""
+    total = jnp.moveaxis(jnp.sum(current, (0, 2)), 0, 2)
+    return total.reshape(*total.shape[:2], -1)[..., :n]
+
+
+def into_blocks(x: Float[Array, "arrays b m n"]) -> Float[Array, "M N s arrays b t"]:
     """Cells in M × N blocks of s × t, padded with zeros at the bottom and the right."""
     A, b, m, n = x.shape
     (M, s), (N, t) = _cut(m), _cut(n)
@@ -259,7 +306,8 @@ def _in_blocks(x: Float[Array, "arrays b m n"]) -> Float[Array, "M N s arrays b 
     return jnp.transpose(x.reshape(A, b, M, s, N, t), (2, 4, 3, 0, 1, 5))
 
 
-def _from_blocks(x: Float[Array, "M N s arrays b t"]) -> Float[Array, "arrays b m n"]:
+def out_of_blocks(x: Float[Array, "M N s arrays b t"]) -> Float[Array, "arrays b m n"]:
+    """What `into_blocks` put there, with its padding."""
     M, N, s, A, b, t = x.shape
     return jnp.transpose(x, (3, 4, 0, 2, 1, 5)).reshape(A, b, M * s, N * t)
 
@@ -270,7 +318,7 @@ def _cut(size: int) -> tuple[int, int]:
     return count, -(-size // count)
 
 
-def _drops(row: Array, column: Array) -> Callable[[Array], Array]:
+def wire_drops(row: Array, column: Array) -> Callable[[Array], Array]:
     """The voltages that currents of cells, in blocks, lose along the wires of both kinds: Z.
 
     Two cells of a wire share the resistance from its end to the nearer one. Within a block that is

@@ -8,25 +8,28 @@ from the foot of its columns, column 0 the one next to the drivers of its rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from jaxsim.cores import nodal
+from jaxsim.cores import nodal, nonlinear
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.nodal import Solution
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
-from jaxsim.numerics.checks import check_range, is_traced
+from jaxsim.numerics.checks import check_called, check_range, is_traced
 
 __all__ = [
     "Wires",
     "input_source",
     "gated",
+    "sinh",
     "effective_conductance",
     "solve",
     "currents",
@@ -49,6 +52,8 @@ class Wires(NamedTuple):
         switch it on.
       interleaved: the two cells of a pair share a column wire.
       solver: "geff", "cg" or "auto".
+      law: from the voltage across a cell to its current, for a cell of conductance one; None for
+        Ohm's law.
 
     Examples:
       >>> import jaxsim as js
@@ -63,6 +68,7 @@ class Wires(NamedTuple):
     topology: Literal["input_source", "gated"]
     interleaved: bool
     solver: Literal["auto", "geff", "cg"]
+    law: Callable[[Array], Array] | None = None
 
     def __str__(self) -> str:
         ends = {"row end": self.row_terminal, "column end": self.column_terminal}
@@ -71,6 +77,9 @@ class Wires(NamedTuple):
         parts |= {k: r for k, r in ends.items() if is_traced(r) or r != 0}
         shown = [f"{k} {'traced' if is_traced(r) else f'{r:.4g}'}" for k, r in parts.items()]
         kind = [self.topology.replace("_", " "), *(["interleaved"] if self.interleaved else [])]
+        if self.law is not None:
+            function = getattr(self.law, "func", self.law)
+            shown.append(f"{getattr(function, '__name__', 'law').lstrip('_')} cells")
         return ", ".join([*kind, *shown])
 
 
@@ -82,6 +91,7 @@ def input_source(
     column_terminal: float | Array = 0.0,
     interleaved: bool = False,
     solver: Literal["auto", "geff", "cg"] = "auto",
+    law: Callable[[Array], Array] | None = None,
 ) -> Wires:
     """Rows drive the cells: inputs are voltages, and both kinds of wire carry the cells' current.
 
@@ -95,9 +105,12 @@ def input_source(
       solver: "geff" computes the matrix that the array multiplies by, once for given conductances;
         "cg" solves for each input, and `solve` says how well; "auto" takes the faster, and the
         first where the second does not converge.
+      law: from voltages across cells to currents of cells of conductance one, increasing, zero at
+        zero, such as `sinh`; a voltage of one is the largest input. None for Ohm's law. Any other
+        is no linear map: it is solved by Newton's method for each input ("cg").
 
     Raises:
-      ValueError: a resistance is negative, or the solver is unknown.
+      ValueError: a resistance is negative, the solver is unknown, or "geff" with a law.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -108,10 +121,40 @@ def input_source(
     """
     if solver not in ("auto", "geff", "cg"):
         raise ValueError(f"solver={solver!r}: must be 'auto', 'geff' or 'cg'")
+    check_called("law", law)
+    if law is not None:
+        if solver == "geff":
+            raise ValueError("solver='geff': cells with a law of their own are no linear map")
+        law, solver = (law if isinstance(law, Partial) else Partial(law)), "cg"
     column = row if column is None else column
     r = {"row": row, "column": column}
     r |= {"row_terminal": row_terminal, "column_terminal": column_terminal}
-    return Wires(**_checked(r), topology="input_source", interleaved=interleaved, solver=solver)
+    return Wires(
+        **_checked(r), topology="input_source", interleaved=interleaved, solver=solver, law=law
+    )
+
+
+def sinh(strength: float | Array) -> Callable[[Array], Array]:
+    """Cells whose current grows faster than their voltage: the law sinh of s e, over s.
+
+    Args:
+      strength: s, of a voltage of one, above 0 and at most 10. Traced.
+
+    Raises:
+      ValueError: out of range.
+
+    Examples:
+      >>> import jaxsim as js
+      >>> law = js.wires.sinh(2.0)
+      >>> round(float(law(1.0)), 3)
+      1.813
+    """
+    check_range("strength", strength, 0, 10, above=True)
+    return Partial(_sinh, strength=jnp.asarray(strength, jnp.result_type(float)))
+
+
+def _sinh(e: Array, *, strength: Array) -> Array:
+    return jnp.sinh(strength.astype(jnp.result_type(e)) * e) / strength
 
 
 def gated(
@@ -142,9 +185,8 @@ def gated(
     """
     r = _checked({"column": column, "column_terminal": column_terminal})
     none = jnp.zeros((), jnp.result_type(float))
-    return Wires(
-        row=none, row_terminal=none, **r, topology="gated", interleaved=interleaved, solver="auto"
-    )
+    ends = {"row": none, "row_terminal": none, **r}
+    return Wires(**ends, topology="gated", interleaved=interleaved, solver="auto", law=None)
 
 
 def effective_conductance(g: Float[Array, "..."], wires: Wires) -> Float[Array, "..."]:
@@ -173,6 +215,8 @@ def effective_conductance(g: Float[Array, "..."], wires: Wires) -> Float[Array, 
     """
     if wires.topology == "gated":
         raise ValueError("wires: a gated array is no linear map of its inputs")
+    if wires.law is not None:
+        raise ValueError(f"wires={wires}: cells with a law of their own are no linear map")
     row, column = _segments(wires, g)
     if not wires.interleaved:
         return nodal.transfer(g, row, column)
@@ -218,7 +262,10 @@ def solve(
     if wires.interleaved:
         g, column = _interleaved(g), _on_one_wire(column)
         v = jnp.stack([v, -v], -1).reshape(*v.shape[:-1], -1)
-    return nodal.solve(g, v, row, column, tolerance=tolerance, iterations=iterations)
+    settings = {"tolerance": tolerance, "iterations": iterations}
+    if wires.law is not None:
+        return nonlinear.solve(g, v, row, column, wires.law, **settings)
+    return nodal.solve(g, v, row, column, **settings)
 
 
 def currents(g: Float[Array, "..."], v: Float[Array, "..."], wires: Wires) -> Float[Array, "..."]:
@@ -303,17 +350,25 @@ def parasitic_resistance(core: Core, *, wires: Wires, redrawn: bool = False) -> 
             return core.read(op, state, x, key)
         matmul, lead = op.geometry.as_matmul(), op.x_planes(x)
         v, g = matmul.x(x), matmul.w(state)
+        full = 1 if wires.law is None else _largest(op)
         *planes, B, M, K = v.shape
         count = math.prod(planes)
         v = jnp.moveaxis(v.reshape(count, B, M, K), 0, 1).reshape(B, count * M, K)
         none = jnp.zeros((*g.shape[:-2], 0, g.shape[-1]), v.dtype)
-        y = currents(g, v, wires) if v.size else none
+        y = full * currents(g, v / full, wires) if v.size else none
         y = jnp.moveaxis(y.reshape(*y.shape[:-2], count, M, y.shape[-1]), -3, 0)
         y = matmul.y(y.reshape(*planes, *y.shape[1:]), x.shape[lead:])
         op.count("macs", y.size * op.depth)
         return y
 
     return Core(write, core.calibrate, read)
+
+
+def _largest(op: Op) -> int:
+    """The input code that is a voltage of one."""
+    if op.x_lo is None or op.x_hi is None:
+        raise ValueError("wires: cells with a law of their own need inputs as codes")
+    return max(-op.x_lo, op.x_hi, 1)
 
 
 def _checked(resistances: dict[str, float | Array]) -> dict[str, Array]:

@@ -9,10 +9,13 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.cores.adc import ADC, RangeRule, column_adc, uniform_adc
+from jaxsim.cores.adc.column import column_adc, uniform_adc
+from jaxsim.cores.adc.converter import ADC, Kind, RangeRule
 from jaxsim.cores.bit_serial import bit_serial, unsigned_inputs
-from jaxsim.cores.cells import Device
+from jaxsim.cores.cells.device import Device
+from jaxsim.cores.compensation import Readout, drift_compensation
 from jaxsim.cores.conductance import conductance, offset_current
+from jaxsim.cores.dac import DAC, drivers
 from jaxsim.cores.mapping import differential, offset, unit_column
 from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wires import Wires, parasitic_resistance
@@ -35,7 +38,9 @@ def analog(
     percentile: float | Array = 99.98,
     input_bits: int | None = None,
     accumulate: Literal["digital", "analog"] = "digital",
+    dac: DAC | None = None,
     wires: Wires | None = None,
+    compensation: Readout | None = None,
     sites: str | Sequence[str] = "*",
 ) -> Transform:
     """Holds the codes in crossbar arrays and reads their columns through ADCs.
@@ -59,13 +64,17 @@ def analog(
       input_bits: bits of an input code that are applied at once, 1 to 8; None for all of them, as
         an analog voltage.
       accumulate: whether the parts of an input are added after the ADC or, as charge, before it.
+      dac: what drives the rows, from `js.dac` or one's own; None for drivers that are linear.
       wires: resistance between the cells, from `js.wires`; None for none. Gated wires need
         `input_bits=1`.
+      compensation: scales outputs digitally by what drift has taken: "array" by a readout of each
+        array, "column" of each column, "reference" of one more column of cells; None for not at
+        all. Needs cells that age.
       sites: patterns of the sites to hold in arrays.
 
     Raises:
       ValueError: an argument out of range, or of no effect; when applied, a site whose weights are
-        not quantized (or its inputs, where `input_bits` or `adc_range` needs their codes), or that
+        not quantized (or its inputs, where `input_bits`, `adc_range` or `dac` needs codes), or that
         is analog already.
 
     Examples:
@@ -101,8 +110,20 @@ def analog(
         raise ValueError(f"cells={cells!r}: must be a device from js.cells, or None")
     if input_bits is not None:
         input_bits = checked_int("input_bits", input_bits, 1, 8)
+    if compensation is not None:
+        if compensation not in ("array", "column", "reference"):
+            raise ValueError(
+                f"compensation={compensation!r}: must be 'array', 'column' or 'reference', or None"
+            )
+        if cells is None or cells.aging is None:
+            raise ValueError(f"compensation={compensation!r}: has no effect, cells do not age")
+    check_called("dac", dac)
+    if dac is not None and not isinstance(dac, DAC):
+        raise ValueError(f"dac={dac!r}: must be from js.dac, or None")
     if wires is not None:
         _check_wires(wires, cells, mapping, input_bits)
+        if wires.topology == "gated" and dac is not None:
+            raise ValueError(f"dac={dac}: gated wires switch cells, which needs no converter")
     if input_bits is None and accumulate == "analog":
         raise ValueError("accumulate='analog': has no effect with input_bits=None")
 
@@ -121,11 +142,17 @@ def analog(
         reading = [Wrapper.of(uniform_adc, **traced, signed=signed, rule=adc_range)]
     holding: list[Wrapper] = []
     if cells is not None:
-        redrawn = wires is not None and cells.noise is not None
-        holding = [Wrapper.of(conductance, device=cells, redraw=redrawn)]
+        noisy = wires is not None and cells.noise is not None
+        redrawn = noisy or cells.aging is not None
+        holding = [Wrapper.of(conductance, device=cells, redraw=noisy)]
         if wires is not None:
             holding.append(Wrapper.of(parasitic_resistance, wires=wires, redrawn=redrawn))
+    if dac is not None:
+        holding = [Wrapper.of(drivers, dac=dac), *holding]
     array = [*reading, *behind, *([Wrapper.of(sign)] if signed else []), *holding]
+    if compensation is not None and cells is not None:
+        kept = Wrapper.of(drift_compensation, per=compensation, device=cells, paired=signed)
+        array = [kept, *array]
     if cells is not None and mapping == "offset":
         array = [Wrapper.of(offset_current, device=cells), *array]
     array = [Wrapper.of(tiled, rows=rows), *array]
@@ -139,10 +166,13 @@ def analog(
             require_dense(net, site.name, "analog")
             coded = require_codes(net, site, "analog")
             _, inputs = coded.formats
-            if inputs is None and (steps or spanned):
-                asked = f"input_bits={input_bits}" if steps else _shown_span(adc, adc_range)
+            asked = [f"input_bits={input_bits}"] if steps else []
+            asked += [_shown_span(adc, adc_range)] if spanned else []
+            asked += [] if dac is None else [f"dac={dac}"]
+            asked += [f"wires={wires}"] if wires is not None and wires.law is not None else []
+            if inputs is None and asked:
                 raise ValueError(
-                    f"analog({asked}) at {site.name}: its inputs are floats; put "
+                    f"analog({asked[0]}) at {site.name}: its inputs are floats; put "
                     "quantize(inputs=…) before it"
                 )
             lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(unsigned_inputs)]
@@ -163,6 +193,8 @@ def _check_converter(
         )
     check_called("adc.bits", adc.bits)
     check_range("adc.bits", adc.bits, 2 if signed else 0, above=not signed)
+    if adc.kind is not None and not isinstance(adc.kind, Kind):
+        raise ValueError(f"adc.kind={adc.kind!r}: must be a js.adc.Kind, or None")
 
 
 def _check_wires(wires: Wires, cells: Device | None, mapping: str, input_bits: int | None) -> None:

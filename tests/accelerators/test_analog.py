@@ -74,6 +74,24 @@ def test_a_digit_takes_what_is_slower_reading_or_converting(digits, changes, dig
     assert dataclasses.replace(OWN, **changes).spend(digits).seconds == 5 * 26 * 7 * digit
 
 
+@pytest.mark.parametrize(
+    ("adc", "conversions"),  # one of 12 columns each, of a converter with 0.1 cycles a second
+    [
+        (js.adc.uniform(4), 12 * 4),  # which says no kind: that of the array
+        (js.adc.sar(4, mismatch=0.1), 12 * 4),
+        (js.adc.cyclic(4), 12 * 4),
+        (js.adc.pipeline(4), 12),
+        (js.adc.ramp(4), 2**4),
+    ],
+)
+def test_a_converter_that_is_a_circuit_says_how_long_it_takes(adc, conversions):
+    work = work_of(js.slice_bits(3), adc=adc, rows=4, input_bits=1)
+    array = dataclasses.replace(OWN, adc_clock=0.1, adc_kind="sar")
+    digits = array.reads(work).digits
+    assert array.spend(work).seconds == pytest.approx(5 * 26 * digits * conversions / 0.1)
+    assert array.spend(work).energy["adc"] == array.reads(work).conversions * 3.5 / 4
+
+
 def test_digits_that_are_added_as_charge_are_converted_once():
     work = work_of(js.slice_bits(3), adc=4, rows=4, input_bits=1, accumulate="analog")
     assert OWN.spend(work).seconds == 5 * 26 * 7 * 11

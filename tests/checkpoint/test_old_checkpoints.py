@@ -74,7 +74,7 @@ def mine(core):
 def test_names_of_cores_tell_them_apart():
     """A name alone stands for a function only while no two have it."""
     found = {}
-    for module in pkgutil.iter_modules(cores.__path__, "jaxsim.cores."):
+    for module in pkgutil.walk_packages(cores.__path__, "jaxsim.cores."):
         for name, function in vars(importlib.import_module(module.name)).items():
             if not inspect.isfunction(function) or function.__module__ != module.name:
                 continue

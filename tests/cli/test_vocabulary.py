@@ -98,17 +98,8 @@ def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
     assert all(value.__module__.split(".")[0] == "jaxsim" for value in found.values())
     assert set(js.__all__) - found.keys() == {
         *("save", "load", "search_blocked", "explore", "report"),  # of files
-        *(
-            "adc",
-            "cells",
-            "designs",
-            "wires",
-            "tokens",
-            "storage",
-            "clipping",
-            "rounding",
-            "sparsity",
-        ),
+        *("adc", "dac", "cells", "designs", "wires", "tokens", "storage", "clipping"),
+        *("rounding", "sparsity"),
         "accelerators",
         "language",
         "float_core",

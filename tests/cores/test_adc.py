@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxsim as js
-from jaxsim.cores.adc import (
-    Column,
-    _shifted_apart,
-    column_adc,
-    fpg_bits,
-    uniform,
-    uniform_adc,
-)
+from jaxsim.cores.adc import Column, fpg_bits, uniform
+from jaxsim.cores.adc.column import _shifted_apart, column_adc, uniform_adc
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset

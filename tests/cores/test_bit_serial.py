@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxsim.cores.adc import uniform_adc
+from jaxsim.cores.adc.column import uniform_adc
 from jaxsim.cores.bit_serial import bit_serial, unsigned_inputs
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op

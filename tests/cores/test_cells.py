@@ -9,8 +9,9 @@ from jax.test_util import check_grads
 
 import jaxsim as js
 from jaxsim.cores import cells
-from jaxsim.cores.adc import uniform_adc
+from jaxsim.cores.adc.column import uniform_adc
 from jaxsim.cores.bit_sliced import bit_sliced
+from jaxsim.cores.cells import measured
 from jaxsim.cores.conductance import conductance, offset_current
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential, offset, unit_column
@@ -456,7 +457,7 @@ def test_codes_of_one_bit_are_cells_that_are_full_or_empty():
 @pytest.mark.parametrize("days", [0, 1, 2, 3, 4, 5])
 def test_the_mean_of_sonos_drifts_by_its_polynomial(days, monkeypatch):
     """Without the spread: terms of thousands of nA that cancel, to hundredths."""
-    monkeypatch.setattr(cells, "normal", lambda key, shape: jnp.zeros(shape))
+    monkeypatch.setattr(measured, "normal", lambda key, shape: jnp.zeros(shape))
     currents = np.array(list(devices.DRIFT[days]))
     g = cells.sonos(1600.0, days=float(days)).program(jnp.float32(currents / 1600), KEY)
     np.testing.assert_allclose(
@@ -465,11 +466,11 @@ def test_the_mean_of_sonos_drifts_by_its_polynomial(days, monkeypatch):
 
 
 def test_no_current_of_sonos_and_no_spread_of_a_fit_is_negative(monkeypatch):
-    monkeypatch.setattr(cells, "normal", lambda key, shape: -20 * jnp.ones(shape))
+    monkeypatch.setattr(measured, "normal", lambda key, shape: -20 * jnp.ones(shape))
     np.testing.assert_array_equal(cells.sonos().program(jnp.full(2, 0.1), KEY), 0)
-    monkeypatch.setattr(cells, "normal", lambda key, shape: jnp.ones(shape))
+    monkeypatch.setattr(measured, "normal", lambda key, shape: jnp.ones(shape))
     assert cells.sonos().program(jnp.full(1, 0.1), KEY)[0] > 0.1
-    fitted = cells._fitted(
+    fitted = measured._fitted(
         jnp.ones(1), KEY, top=jnp.float32(2), fit=jnp.float32([-3, 1]), floor=-np.inf
     )
     np.testing.assert_array_equal(fitted, 1)  # -3 · 2 + 1 would take some off

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
-from jaxsim.cores.adc import AdcState
+from jaxsim.cores.adc.column import AdcState
 
 ROWS, COLUMNS, VECTORS, LEVELS, ON_OFF = 144, 64, 256, 127, 100.0
 
@@ -112,3 +112,93 @@ def test_an_offset_array_computes_what_crosssim_does(crosssim, layer):
     settings = {"cell_bits": 8, "converter": "QuantizerADC", "lo": lo * code, "hi": hi * code}
     expected = theirs(crosssim, offset, w, x, **settings) * 255 / 254
     assert_the_same(y, expected, (hi - lo) / 255 / LEVELS**2)
+
+
+BITS, SHARED = 8, 8
+
+
+def circuit(simulator, model, currents, monkeypatch, **errors):
+    """What a converter of CrossSim's with its errors makes of currents [vectors, columns]."""
+    parameters = simulator.CrossSimParameters()
+    parameters.xbar.adc.mvm.model = model  # which puts another object in its place
+    adc = parameters.xbar.adc.mvm
+    adc.bits, adc.signed = BITS, True
+    top = float(np.abs(currents).max())
+    adc.calibrated_range = [-top, top]
+    for name, value in {"gain_db": 300.0, **errors}.items():
+        setattr(adc, name, value)
+    core = simulator.AnalogCore(np.eye(COLUMNS), parameters)
+    inner = core.cores[0][0].adc.mvm if hasattr(core, "cores") else core.adc.mvm
+    monkeypatch.setattr(np.random, "normal", np.random.default_rng(3).normal)
+    inner.set_limits(np.zeros((COLUMNS, ROWS)))
+    return np.asarray(inner.convert(currents.T.copy())).T, top
+
+
+@pytest.fixture(scope="module")
+def currents(layer):
+    w, x = layer
+    return (codes(x) @ codes(w)) / LEVELS**2
+
+
+@pytest.mark.parametrize(
+    ("sigma", "offset", "gain_db"), [(0.1, 0.02, 300.0), (0.0, 0.0, 300.0), (0.0, 0.0, 40.0)]
+)
+def test_a_sar_converter_decides_as_crosssim_s(
+    crosssim, currents, sigma, offset, gain_db, monkeypatch
+):
+    """Its capacitors are read as two's complement: ours, of seven bits, of magnitudes.
+
+    Its levels are halves and ours whole ones, so the range is half a step narrower on both sides.
+    The gain is taken alone: CrossSim's feedback in it is another capacitor than in the levels.
+    """
+    settings = {"sigma_capacitor": sigma, "sigma_comparator": offset, "gain_db": gain_db}
+    settings |= {"split_cdac": False, "group_size": SHARED}
+    theirs, top = circuit(crosssim, "SarADC", currents, monkeypatch, **settings)
+    rng = np.random.default_rng(3)
+    capacitors = rng.normal(0, sigma, BITS + 1)[:BITS]
+    offsets = np.repeat(rng.normal(0, offset * top, COLUMNS // SHARED), SHARED)
+    step = top / 2 ** (BITS - 1)
+    adc = js.adc.sar(BITS - 1, amplifier=10 ** (gain_db / 20))
+    seen = currents + offsets
+    parts = {"capacitors": jnp.asarray(capacitors[:, None], jnp.float32)}
+    found = adc.convert(
+        jnp.asarray(np.abs(seen), jnp.float32), step / 2, top - step / 2, False, parts
+    )
+    difference = np.abs(np.where(seen > 0, 1, -1) * np.asarray(found) - theirs)
+    assert len(np.unique(np.rint(theirs / step))) > 64
+    near = 0.02 if gain_db < 100 else 0.001  # half a step, too, passes its amplifier
+    assert np.mean(difference > 1e-3 * step) <= near
+    assert difference.max() <= step * 1.001
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.03])
+def test_a_ramp_converter_decides_as_crosssim_s(crosssim, currents, sigma, monkeypatch):
+    """CrossSim takes the nearest level; a ramp that is stopped passes it by half a step.
+
+    So with ideal capacitors they agree, and with others they differ by a step in the share of
+    values that lies between: half of what a step is too long or too short.
+    """
+    settings = {"sigma_capacitor": sigma, "sigma_comparator": 0.02, "symmetric_cdac": False}
+    theirs, top = circuit(crosssim, "RampADC", currents, monkeypatch, **settings)
+    rng = np.random.default_rng(3)
+    offsets = rng.normal(0, 0.02 * top, COLUMNS)
+    capacitors = rng.normal(0, sigma, BITS + 1)
+    step = 2 * top / 2**BITS
+    parts = {
+        "capacitors": jnp.asarray(capacitors[:, None], jnp.float32),
+        "offset": jnp.asarray(offsets / (2 * top - step), jnp.float32),
+    }
+    y = jnp.asarray(currents, jnp.float32)
+    lo, hi = -top + step / 2, top - step / 2
+    found = np.asarray(js.adc.ramp(BITS, offset=0.02).convert(y, lo, hi, False, parts))
+    difference = np.abs(found - theirs)
+    level = np.asarray(
+        [
+            sum((2.0**k + 2 ** (k / 2) * capacitors[k]) for k in range(BITS) if c >> k & 1)
+            for c in range(2**BITS)
+        ]
+    ) / (1 + capacitors[BITS] / 2 ** (BITS / 2))
+    middle = np.rint((currents + offsets - lo) / step).clip(1, 2**BITS - 1).astype(int)
+    between = np.abs(np.diff(level) - 1)[middle - 1].mean() / 2
+    assert np.mean(difference > 1e-3 * step) == pytest.approx(between, rel=0.3, abs=0.002)
+    assert difference.max() <= step * 1.001

@@ -9,7 +9,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim.checkpoint.save_load import describe
-from jaxsim.cores.adc import uniform_adc
+from jaxsim.cores.adc.column import uniform_adc
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import tiled
 from jaxsim.transforms.learn_ranges import ranges, with_ranges

@@ -2,6 +2,7 @@
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.optimize import root
 from scipy.sparse.linalg import splu
 
 
@@ -128,3 +129,30 @@ def badcrossbar():
         return None
     logging.getLogger().setLevel(logging.WARNING)
     return badcrossbar.compute
+
+
+def nonlinear(g, v, row, column, law):
+    """An array with its rows as sources and cells of current g · law(e): column currents [b, n].
+
+    Kirchhoff's law at every node, solved by scipy's root finder for each vector.
+    """
+    g, v = np.asarray(g, float), np.asarray(v, float)
+    m, n = g.shape
+
+    def left(u, source):
+        """What flows into each node but should not."""
+        V, U = u.reshape(2, m, n)
+        into_row = -np.diff(np.concatenate([source[:, None], V], 1), axis=1) / row
+        out_of_row = np.concatenate([into_row[:, 1:], np.zeros((m, 1))], 1)
+        down = -np.diff(np.concatenate([U, np.zeros((1, n))]), axis=0) / column[:, None]
+        from_above = np.concatenate([np.zeros((1, n)), down[:-1]])
+        cell = g * law(V - U)
+        return np.concatenate([into_row - out_of_row - cell, cell + from_above - down]).ravel()
+
+    found = []
+    for source in v:
+        start = np.concatenate([np.repeat(source[:, None], n, 1).ravel(), np.zeros(m * n)])
+        solved = root(left, start, args=(source,), tol=1e-12)
+        assert np.abs(left(solved.x, source)).max() < 1e-8
+        found.append(solved.x.reshape(2, m, n)[1, -1] / column[-1])
+    return np.array(found)
