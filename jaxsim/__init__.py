@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from jaxsim import accelerators, sparsity
+from jaxsim import accelerators, export, sparsity
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.estimate import estimate
 from jaxsim.adaptive import tokens
@@ -85,6 +85,7 @@ __all__ = [
     "language",
     "save",
     "load",
+    "export",
     "Network",
     "IntegerNetwork",
     "Site",

@@ -34,6 +34,7 @@ PAGES = (
     "analog",
     "parasitics",
     "explore",
+    "export",
     "pipeline",
     "exits",
     "pyramid",

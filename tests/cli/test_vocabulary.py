@@ -98,6 +98,7 @@ def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
         *("save", "load", "search_blocked", "explore", "report"),  # of files
         *("adc", "cells", "wires", "tokens", "storage", "clipping", "rounding", "sparsity"),
         "accelerators",
+        "export",
         "language",
         "float_core",
     }
