@@ -1,5 +1,6 @@
 """Networks out of the house: StableHLO programs, ONNX graphs and GGUF files."""
 
+from jaxsim.export.onnx_file import onnx
 from jaxsim.export.program import stablehlo
 
-__all__ = ["stablehlo"]
+__all__ = ["onnx", "stablehlo"]

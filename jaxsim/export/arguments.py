@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +45,27 @@ def call_shapes(net: Network, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         return arguments
     traced, defaults = arguments.combine()
     return call_arguments(traced, {**defaults, **kwargs})
+
+
+@contextlib.contextmanager
+def explained_sizes(arguments: Partitioned) -> Generator[None]:
+    """Says of an error that a size is free, which the model may not allow.
+
+    Args:
+      arguments: Shapes of the call that is traced.
+
+    Raises:
+      ValueError: Something was raised, and a size is free.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_free(arguments):
+            raise
+        raise ValueError(
+            "args: the model cannot be traced for sizes that are free; give arrays or shapes of "
+            f"the call, fixed or with constraints of jax.export.symbolic_shape: {error}"
+        ) from error
 
 
 def is_free(arguments: Partitioned) -> bool:

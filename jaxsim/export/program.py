@@ -13,7 +13,7 @@ import numpy as np
 from jax import export, lax
 from jaxtyping import Array
 
-from jaxsim.export.arguments import call_shapes, is_free
+from jaxsim.export.arguments import call_shapes, explained_sizes, is_free
 from jaxsim.files import atomic
 from jaxsim.internals import live_operands
 from jaxsim.network.leaves import is_array, path_name
@@ -93,15 +93,8 @@ def stablehlo(
         args, kwargs = dataclasses.replace(arguments, arrays=tuple(arrays)).combine()
         return jax.tree.unflatten(structure, held)(*args, key=key, **kwargs)
 
-    try:
+    with explained_sizes(arguments):
         traced = jax.make_jaxpr(call)(shapes, arguments.arrays, key)
-    except Exception as error:
-        if not is_free(arguments):
-            raise
-        raise ValueError(
-            "args: the model cannot be traced for sizes that are free; give arrays or shapes of "
-            f"the call, fixed or with constraints of jax.export.symbolic_shape: {error}"
-        ) from error
     reads = live_operands(traced.jaxpr)
     draws = reads[-1]
     stored = {n: _stored(a) for n, a, live in zip(names, held, reads, strict=False) if live}
