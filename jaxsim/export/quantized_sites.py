@@ -18,7 +18,6 @@ from jaxsim.cores.wrapper import Wrapper
 from jaxsim.export.graph import Graph, Tensor
 from jaxsim.export.products import Arranged, product
 from jaxsim.export.refusals import site_refusal
-from jaxsim.formats.clipping import cut
 from jaxsim.formats.grid import Grid, scale_and_zero
 from jaxsim.internals import shape_of
 from jaxsim.network.plan import Contraction, Plan, plain_plan
@@ -124,9 +123,8 @@ def codes_of_inputs(graph: Graph, name: str, grid: Grid, state: Quantized, x: Te
       x: The inputs.
     """
     assert state.inputs is not None
-    r = jax.tree.map(jnp.asarray, state.inputs)
-    _, r = cut(grid.clip, jnp.zeros(()), r)
-    scale, zero = (np.asarray(a, np.float32).reshape(()) for a in scale_and_zero(grid, r))
+    scale_zero = scale_and_zero(grid, jax.tree.map(jnp.asarray, state.inputs))
+    scale, zero = (np.asarray(a, np.float32).reshape(()) for a in scale_zero)
     lo, hi = grid.code_range
     if (lo, hi) != (-128, 127):  # what lies outside of int8 the operator clips itself
         ends = [np.float32((end - zero) * scale) for end in (lo, hi)]

@@ -148,6 +148,12 @@ def test_onnxruntime_computes_what_the_network_computes(model, form, folder):
             near(given["output_0"], expected[:rows])
 
 
+@pytest.mark.parametrize("form", ["few_bits", "few_symmetric_bits", "tensor_symmetric", "clipped"])
+def test_inputs_beyond_the_range_get_the_last_code(form, folder):
+    (x,), chip = MODELS["mlp"][1], deployed("mlp", form)
+    near(run(graph("mlp", form, folder), 3 * x)["output_0"], chip(3 * x))
+
+
 @pytest.mark.parametrize(("model", "form"), CASES)
 def test_codes_of_weights_are_those_of_the_network(model, form, folder):
     held = constants(graph(model, form, folder))
