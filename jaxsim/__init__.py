@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from jaxsim import accelerators, sparsity
+from jaxsim import accelerators, export, sparsity
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.estimate import estimate
 from jaxsim.adaptive import tokens
@@ -91,6 +91,7 @@ __all__ = [
     "language",
     "save",
     "load",
+    "export",
     "Network",
     "IntegerNetwork",
     "Site",

@@ -330,6 +330,21 @@ def varying_axes(value: Any) -> frozenset[str]:
     return getattr(getattr(jax.typeof(value), "manual_axis_type", None), "varying", frozenset())
 
 
+def evaluate_size(size: Any, values: Mapping[str, Any]) -> Any:
+    """What a size that is made of symbols is, for values of the symbols.
+
+    Args:
+      size: Symbolic size of `jax.export`.
+      values: For each symbol a number, or anything that adds and multiplies.
+    """
+    return size._evaluate(dict(values))
+
+
+def symbols_of(size: Any) -> frozenset[str]:
+    """The symbols that a symbolic size of `jax.export` is made of."""
+    return frozenset(size.get_vars())
+
+
 def shape_of(atom: Atom) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an operand.
 

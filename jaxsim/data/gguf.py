@@ -168,6 +168,33 @@ def codes_of(tensor: GgufTensor) -> Codes | None:
     return Codes(codes.reshape(tensor.shape), scale, minimum, kind)
 
 
+def bytes_of(held: Codes) -> np.ndarray:
+    """Bytes of a tensor of these codes: what `codes_of` reads.
+
+    Args:
+      held: Codes in the range of their kind, with steps and minima that float16 holds.
+
+    Returns:
+      Bytes of each row of inputs, [..., outputs, bytes].
+
+    Source: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h, `block_q4_0` and on.
+    """
+    bits, lead = int(held.kind[1]), held.codes.shape[:-1]
+    codes = np.asarray(held.codes).reshape(*lead, -1, 32)
+    halves = [held.scale] if held.minimum is None else [held.scale, held.minimum]
+    parts: list[np.ndarray] = [np.asarray(a, "<f2")[..., None].view(np.uint8) for a in halves]
+    if bits == 8:
+        parts.append(codes.astype(np.int8).view(np.uint8))
+    else:
+        whole = codes.astype(np.int64) + (0 if held.minimum is not None else 2 ** (bits - 1))
+        whole = whole.astype(np.uint8)
+        if bits == 5:
+            parts.append(np.packbits(whole >> 4, axis=-1, bitorder="little"))
+        low = whole & 15
+        parts.append(low[..., :16] | (low[..., 16:] << 4))
+    return np.concatenate(parts, -1).reshape(*lead, -1)
+
+
 class _Bytes:
     """A place in a file, from which each read goes on."""
 

@@ -23,6 +23,10 @@ CALLS = (
 """Primitives that run the equations inside them once."""
 
 
+UNKNOWN = "an unknown line"
+"""The line of an equation that JAX does not know it of."""
+
+
 def summed_windows(eqn: jex.JaxprEqn, shape: Sequence[int]) -> tuple[list[int], int, bool]:
     """Reads what a reduction runs over.
 
@@ -77,7 +81,7 @@ def line_of(eqn: jex.JaxprEqn) -> str:
     for frame in () if traceback is None else traceback.frames:
         if not frame.file_name.startswith((package, "<")):
             return f"{frame.file_name}:{frame.line_num}"
-    return "an unknown line"
+    return UNKNOWN
 
 
 def refusal(eqn: jex.JaxprEqn | None, why: str) -> ValueError:

@@ -99,11 +99,11 @@ class ModLin(nn.Module):
         kernel = self.param("kernel", _uniform, (width, self.features))
         scale = modulation(codes, mix)
         if self.fold:
-            flat = x.reshape(len(x), -1, width)
+            flat = x.reshape(x.shape[0], -1, width)
             y = jnp.einsum("uni,uio->uno", flat, scale[:, :, None] * kernel)
             y = y.reshape(*x.shape[:-1], self.features)
         else:
-            y = (x * scale.reshape(len(x), *(1,) * (x.ndim - 2), width)) @ kernel
+            y = (x * scale.reshape(x.shape[0], *(1,) * (x.ndim - 2), width)) @ kernel
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,))
         return y

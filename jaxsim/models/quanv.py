@@ -124,7 +124,7 @@ class QDCNN(nn.Module):
         x = self.conv(x)
         if self.pool > 1:
             x = nn.avg_pool(x, (self.pool, self.pool), (self.pool, self.pool))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(self.classes)(x)

@@ -48,7 +48,7 @@ class PanelSymbols(nn.Module):
     @nn.compact
     def __call__(self, x: Int[Array, "P C 4"]) -> Float[Array, "P width"]:
         """Tokens of symbols."""
-        flat = x.reshape(len(x), -1)
+        flat = x.reshape(x.shape[0], -1)
         at = flat + self.levels * jnp.arange(flat.shape[1])
         return nn.Embed(self.levels * flat.shape[1], self.width)(at).sum(1)
 
@@ -87,7 +87,7 @@ class Reasoner(nn.Module):
         checked_int("width", self.width, 1)
         if x.ndim < 3 or x.shape[1] != PANELS + CHOICES:
             raise ValueError(f"x{list(x.shape)}: must be [B, {PANELS + CHOICES}, …] panels")
-        B, width = len(x), self.width
+        B, width = x.shape[0], self.width
         tokens = self.panel(x.reshape(-1, *x.shape[2:]))  # pyright: ignore[reportCallIssue]
         tokens = tokens.reshape(B, PANELS + CHOICES, width)
         normal = nn.initializers.normal(1.0)

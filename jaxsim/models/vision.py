@@ -56,7 +56,7 @@ class Vision(nn.Module):
             raise ValueError(
                 f"x{list(x.shape)}: must be [B, H, W, C], both sides multiples of {self.patch}"
             )
-        B, P = len(x), self.patch
+        B, P = x.shape[0], self.patch
         grid = (x.shape[1] // P, x.shape[2] // P)
         cut = (
             x.reshape(B, grid[0], P, grid[1], P, -1)

@@ -56,7 +56,8 @@ def evaluate(eqn: jex.JaxprEqn, ins: Sequence[np.ndarray], turns: int) -> np.nda
     if len(eqn.outvars) != 1:
         return None
     out = shape_of(eqn.outvars[0])
-    if not _counts(out.dtype) or math.prod(out.shape) > LARGEST:
+    free = not all(isinstance(n, int) for n in out.shape)  # a symbol of jax.export
+    if free or not _counts(out.dtype) or math.prod(out.shape) > LARGEST:
         return None
     name = eqn.primitive.name
     if name in _ELEMENTWISE:

@@ -140,7 +140,7 @@ def read_rows(
     ]
     geometry: Any = op.geometry
     (free,), (along,) = geometry.w_free, geometry.w_contract
-    shape = tuple(len(ids) if i == free else n for i, n in enumerate(geometry.w_shape))
+    shape = tuple(ids.shape[0] if i == free else n for i, n in enumerate(geometry.w_shape))
     width, written = geometry.w_shape[along], jax.tree.unflatten(structure, taken)
     block, blocks = min(width, IDENTITY), -(-width // IDENTITY)
 

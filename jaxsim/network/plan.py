@@ -111,6 +111,15 @@ class Plan(NamedTuple):
     known: tuple[Provenance | None, ...]
 
 
+def plain_plan(closed: jex.ClosedJaxpr) -> Plan:
+    """Builds the plan of equations without sites.
+
+    Args:
+      closed: Jaxpr with its constants.
+    """
+    return Plan(closed.jaxpr, closed.consts, (None,) * len(closed.jaxpr.eqns), ())
+
+
 class Traced(NamedTuple):
     """Call of a model, traced and planned.
 

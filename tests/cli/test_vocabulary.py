@@ -101,6 +101,7 @@ def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
         *("adc", "dac", "cells", "designs", "wires", "tokens", "storage", "clipping"),
         *("rounding", "sparsity"),
         "accelerators",
+        "export",
         "language",
         "float_core",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ _LLAMA_3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _SPLITS = ("gpt-2", "smollm", "llama-bpe")
-_CONTROL, _USER_DEFINED = 3, 4  # types of tokens that text is not cut into, but that cut text
+_NORMAL, _UNUSED = 1, 5  # types of tokens
+_CONTROL, _USER_DEFINED = 3, 4  # of those that text is not cut into, but that cut text
 
 
 def from_json(content: str, vocabulary: int) -> Tokenizer:
@@ -92,6 +94,60 @@ def from_fields(fields: Mapping[str, Any], vocabulary: int) -> Tokenizer:
             single=["begin", "$A"], special_tokens=[begin]
         )
     return tokenizer
+
+
+def to_fields(tokenizer: Tokenizer, vocabulary: int) -> dict[str, Any]:
+    """Metadata of a GGUF file that `from_fields` makes the same tokenizer of.
+
+    Args:
+      tokenizer: Tokenizer of byte pairs.
+      vocabulary: Number of tokens that the decoder knows; those that the tokenizer has not are
+        unused.
+
+    Raises:
+      ValueError: It is of another kind, or cuts text in a way that GGUF has no name for here.
+    """
+    content = json.loads(tokenizer.to_str())
+    model, added = content["model"], content.get("added_tokens") or []
+    if model.get("type") != "BPE" or content.get("normalizer") is not None:
+        raise ValueError(
+            f"tokenizer: is {model.get('type')} with normalizer {content.get('normalizer')}; must "
+            "be BPE of bytes without one"
+        )
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    if max(ids.values(), default=-1) >= vocabulary:
+        raise ValueError(f"tokenizer: has a token {max(ids.values())}, the model {vocabulary}")
+    tokens, kinds = [f"[PAD{i}]" for i in range(vocabulary)], [_UNUSED] * vocabulary
+    for token, i in ids.items():
+        tokens[i], kinds[i] = token, _NORMAL
+    for token in added:
+        kinds[token["id"]] = _CONTROL if token["special"] else _USER_DEFINED
+    cut = json.dumps(content.get("pre_tokenizer"), sort_keys=True)
+    splits = [split for split in _SPLITS if _described(_pre_tokenizer(split)) == cut]
+    if not splits:
+        raise ValueError(f"tokenizer: cuts text by {cut}; must do as one of {_SPLITS}")
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    begin = tokenizer.encode("").ids
+    if len(begin) > 1:
+        raise ValueError(f"tokenizer: puts tokens {begin} before a text; must be one at most")
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": splits[0],
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": bool(begin),
+        **({"tokenizer.ggml.bos_token_id": begin[0]} if begin else {}),
+    }
+
+
+def _described(pre_tokenizer: Any) -> str:
+    """What a tokenizer's file says of how it cuts text."""
+    from tokenizers import Tokenizer, models
+
+    other = Tokenizer(models.BPE())
+    other.pre_tokenizer = pre_tokenizer
+    return json.dumps(json.loads(other.to_str())["pre_tokenizer"], sort_keys=True)
 
 
 def _merge(text: str, tokens: set[str]) -> tuple[str, str]:

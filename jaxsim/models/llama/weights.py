@@ -115,3 +115,14 @@ def halves_together(rows: np.ndarray, heads: int) -> np.ndarray:
     """
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def pairs_together(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Puts rows of rotary pairs in first and second halves beside one another, as GGUF has them.
+
+    Args:
+      rows: Rows of `heads` heads, [heads · d, ...].
+      heads: Number of heads.
+    """
+    halves = rows.reshape(heads, 2, -1, *rows.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)

@@ -1,0 +1,150 @@
+"""Equations of a network as nodes of an ONNX graph, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsim.export import quantized_sites as sites
+from jaxsim.export.graph import Graph, Tensor, is_fixed
+from jaxsim.export.primitives import RULES, in_words
+from jaxsim.export.refusals import NoFormError, refusal, site_refusal
+from jaxsim.integer.equations import CALLS, inner_plan
+from jaxsim.internals import Atom, bind, parameters, shape_of
+from jaxsim.network.network import Network
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan
+from jaxsim.network.unheld import live_equations
+
+_LOOPS: dict[str, str] = dict.fromkeys(
+    ("scan", "while", "cond", "shard_map"), "is a loop or a branch, which is not unrolled here"
+)
+"""Primitives that run equations several times, or some of them, and why they are refused."""
+
+_OTHER = "has no form in ONNX here"
+
+
+class Lowering:
+    """Walks equations; what no input reaches is computed on the way.
+
+    Attributes:
+      graph: Graph that they are added to.
+    """
+
+    def __init__(self, net: Network, graph: Graph, product: Callable[[Any], Tensor] | None = None):
+        """Begins with a graph.
+
+        Args:
+          net: Network without cores, or deployed and calibrated.
+          graph: Graph to add to.
+          product: What stands for the call named `MARK`, in what is computed around a site.
+        """
+        self.net = net
+        self.graph = graph
+        self.product = product
+
+    def run(self, plan: Plan, values: Sequence[Any]) -> list[Any]:
+        """Adds the equations of a plan.
+
+        Args:
+          plan: Equations.
+          values: What its inputs are: known arrays, or values of the graph.
+
+        Returns:
+          What its outputs are.
+        """
+        env = dict(zip(plan.jaxpr.invars, values, strict=True))
+        env.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
+
+        def read(atom: Atom) -> Any:
+            if isinstance(atom, jex.Literal):
+                return np.asarray(atom.val, shape_of(atom).dtype)
+            return env.get(atom)  # None of what nothing reads
+
+        live = live_equations(plan, self.net.states)
+        for eqn, entry, runs in zip(plan.jaxpr.eqns, plan.entries, live, strict=True):
+            if runs:
+                outs = self.equation(eqn, entry, list(map(read, eqn.invars)))
+                env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in plan.jaxpr.outvars]
+
+    def equation(self, eqn: jex.JaxprEqn, entry: Entry, ins: list[Any]) -> Sequence[Any]:
+        """Adds an equation.
+
+        Args:
+          eqn: Equation.
+          entry: Its meaning in the plan.
+          ins: What its operands are.
+
+        Returns:
+          What its results are.
+
+        Raises:
+          ValueError: It has no form in ONNX.
+        """
+        name = eqn.primitive.name
+        if isinstance(entry, Contraction) and entry.site.name in self.net.cores:
+            return [self.site(eqn, entry, ins)]
+        if isinstance(entry, Inner) and (inside := entry.names & self.net.cores.keys()):
+            if entry.rewritten:
+                return self.run(entry.plans[0], ins)
+            if eqn.primitive not in CALLS:
+                raise site_refusal(min(inside), f"is in a {name}, which {_LOOPS.get(name, _OTHER)}")
+        elif _is_known(eqn, ins):
+            return bind(eqn, ins)
+        if self.product is not None and parameters(eqn).get("name") == sites.MARK:
+            return [self.product(ins[0])]
+        if eqn.primitive in CALLS:
+            try:
+                return self.run(inner_plan(eqn, entry), ins)
+            except NoFormError as error:
+                raise error.within(eqn) from None
+        if name in RULES:
+            outs = RULES[name](self.graph, eqn, ins)
+            return outs if isinstance(outs, list) else [outs]
+        said = in_words(eqn)
+        if said is None:
+            raise refusal(eqn, _LOOPS.get(name, _OTHER))
+        return self.run(said, ins)
+
+    def site(self, eqn: jex.JaxprEqn, entry: Contraction, ins: list[Any]) -> Tensor:
+        """Adds a quantized site.
+
+        Args:
+          eqn: Equation of the contraction.
+          entry: Site.
+          ins: What its operands are.
+        """
+        name, out = entry.site.name, shape_of(eqn.outvars[0])
+        if entry.site.kind == "dynamic":
+            raise site_refusal(name, "contracts two inputs, whose ranges are those of each batch")
+        chain, state = sites.chain_of(name, self.net.cores[name]), self.net.states[name]
+        if entry.site.kind == "lookup":
+            held = sites.table(self.graph, name, chain, state, entry)
+            ins = [held if i == entry.w_at else a for i, a in enumerate(ins)]
+            return RULES[eqn.primitive.name](self.graph, eqn, ins)
+
+        def product(x: Any) -> Tensor:
+            return sites.multiply(self.graph, eqn, entry, chain, state, x)
+
+        around = sites.around_site(chain, entry, state)
+        x = self.graph.tensor(ins[entry.x_at])
+        (y,) = Lowering(self.net, self.graph, product).run(around, [x])
+        return y if out.dtype == jnp.float32 else self.graph.cast(y, out.dtype)
+
+
+def _is_known(eqn: jex.JaxprEqn, ins: Sequence[Any]) -> bool:
+    """Whether an equation is computed beforehand: no input reaches it, and no size that is free."""
+    fixed = all(is_fixed(n) for v in eqn.outvars for n in shape_of(v).shape)
+    fixed = fixed and eqn.primitive.name != "dim_as_value"
+    return fixed and not any(isinstance(value, Tensor) for value in ins)
+
+
+def known(value: Any) -> Any:
+    """A parameter or buffer as an array, a random key as it is."""
+    keys = jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key)
+    return value if keys else np.asarray(value)
