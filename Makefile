@@ -40,7 +40,7 @@ $(VENV)/bench: $(VENV)/base
 	touch $@
 
 $(VENV)/docs: $(VENV)/base
-	$(INSTALL) -e ".[docs]"
+	$(INSTALL) -e ".[docs,report]"
 	touch $@
 
 demo: $(VENV)/base
