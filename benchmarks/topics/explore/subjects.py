@@ -12,12 +12,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Key
 
 import jaxsim as js
-from benchmarks.common import paths
 from benchmarks.common.cifar import pictures, resnet
 from benchmarks.common.efficientnet import lite0
+from benchmarks.common.files import file
 from benchmarks.topics.language.decoder import random_decoder, smollm2
-
-PICTURES = paths.DATA / "imagenet" / "imagenet1000_256.zip"
 
 
 class Subject(NamedTuple):
@@ -148,7 +146,7 @@ def _imagenet() -> tuple[Float[np.ndarray, "1000 224 224 3"], np.ndarray]:
     from PIL import Image
 
     images, labels = list[np.ndarray](), list[int]()
-    with zipfile.ZipFile(PICTURES) as archive:
+    with zipfile.ZipFile(file("imagenet/imagenet1000_256.zip")) as archive:
         for name in sorted(archive.namelist()):
             picture = np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
             images.append((picture[16:240, 16:240].astype(np.float32) - 127) / 128)
