@@ -70,9 +70,15 @@ compatibility: $(VENV)/compatibility
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks short
 
+# Tutorials run, compiled in haste as tests are; what one compiles the next build reads.
+docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
+docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+docs: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
+docs: export XLA_FLAGS = --xla_cpu_use_fusion_emitters=false
 docs: $(VENV)/docs
 	$(BIN)/python -m benchmarks tables
 	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m tests.site site
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -63,7 +63,8 @@ def html(renderable: Any) -> str:
     """
     from rich.console import Console
 
-    console = Console(record=True, file=io.StringIO(), width=120)
+    # Not Jupyter's: that would also show the table where it is printed.
+    console = Console(record=True, file=io.StringIO(), width=120, force_jupyter=False)
     console.print(renderable)
     return console.export_html(inline_styles=True, code_format=_PRE)
 
@@ -93,7 +94,7 @@ def render(table: Any) -> str:
     """
     from rich.console import Console
 
-    console = Console(width=160, color_system=None)
+    console = Console(width=160, color_system=None, force_jupyter=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get()

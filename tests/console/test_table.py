@@ -84,6 +84,16 @@ def test_what_has_a_table_shows_it_and_has_a_line_for_itself():
     assert repr(found._replace(of="x" * 50)).endswith("of=str)")
 
 
+def test_a_notebook_shows_a_table_once(monkeypatch, capsys):
+    shown = []
+    plain = html(wide(2)), render(wide(2))
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *args: shown.append(args))
+    assert (html(wide(2)), render(wide(2))) == plain
+    assert shown == []
+    assert capsys.readouterr() == ("", "")
+
+
 def test_every_class_with_a_table_shows_it_in_a_notebook():
     names = [m.name for m in pkgutil.walk_packages(jaxsim.__path__, "jaxsim.")]
     classes = {

