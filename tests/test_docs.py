@@ -14,7 +14,7 @@ import pytest
 import jaxsim as js
 from benchmarks.common import record as common_record
 from benchmarks.common.graphs import DATA, FILES
-from tests.site import public_names
+from tests.site import FACES, public_names
 from tests.support.networks import X, cnn
 
 ROOT = Path(__file__).parent.parent
@@ -26,18 +26,6 @@ def blocks(path):
 
 # Pages of the reference about what is under the public names.
 INNER = ("base",)
-FACES = (
-    "adaptive",
-    "data",
-    "games",
-    "solvers",
-    "sparsity",
-    "train",
-    "models",
-    "cascades",
-    "quantum",
-)
-FACES = tuple(f"jaxsim.{name}" for name in FACES)
 
 PAGES = (
     "concepts",
@@ -199,7 +187,8 @@ def test_no_page_of_the_reference_begins_with_what_is_internal():
         if first is not None and page.stem not in INNER:
             value = pydoc.locate(first[0])
             inside = vars(value).values() if inspect.ismodule(value) else [value]
-            faces = {id(v) for n in FACES for v in vars(importlib.import_module(n)).values()}
+            modules = [importlib.import_module(f"jaxsim.{name}") for name in (*FACES, "models")]
+            faces = {id(v) for module in modules for v in vars(module).values()}
             assert any(id(v) in public | faces for v in inside), f"{page.name}: {first[0]}"
 
 
