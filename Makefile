@@ -18,7 +18,7 @@ help:
 	@echo "make mutate MODULES=jaxsim/formats   faults put in one at a time: which does no test notice?"
 	@echo "make compatibility   a selection that runs on every version of Python and JAX"
 	@echo "make bench      every benchmark in a short form, into out/bench: 20 to 25 minutes"
-	@echo "make docs       the documentation, into site/"
+	@echo "make docs       the documentation, into site/; runs the tutorials"
 	@echo "make lint       style, types and the order of imports"
 
 $(VENV)/base: pyproject.toml $(CONSTRAINTS)
@@ -40,7 +40,7 @@ $(VENV)/bench: $(VENV)/base
 	touch $@
 
 $(VENV)/docs: $(VENV)/base
-	$(INSTALL) -e ".[docs]"
+	$(INSTALL) -e ".[docs,report]"
 	touch $@
 
 demo: $(VENV)/base
@@ -70,9 +70,14 @@ compatibility: $(VENV)/compatibility
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks short
 
+# Tutorials run, compiled in haste as tests are; what one compiles the next build reads.
+docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
+docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+docs: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
 docs: $(VENV)/docs
 	$(BIN)/python -m benchmarks tables
 	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m tests.site site
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

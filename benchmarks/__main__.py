@@ -10,6 +10,7 @@ import importlib
 import sys
 
 from benchmarks.common import topics
+from benchmarks.common.files import unless_missing
 from benchmarks.common.papers import write_page
 from benchmarks.common.record import SHORT, write_tables
 
@@ -24,7 +25,8 @@ def main(args: list[str]) -> int:
     if name in ("short", "figures"):
         return importlib.import_module(f"benchmarks.common.{name}").main()
     for chosen in names if name == "all" else () if name == "tables" else (name,):
-        topics.load(chosen).main(rest)
+        with unless_missing(chosen):
+            topics.load(chosen).main(rest)
     print(f"wrote {write_tables()}")
     if not SHORT:
         print(f"wrote {write_page()}")

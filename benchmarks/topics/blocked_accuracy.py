@@ -12,6 +12,7 @@ import numpy as np
 import jaxsim as js
 from benchmarks.common import cifar
 from benchmarks.common.chips import accuracy, mean_and_error, retrained
+from benchmarks.common.files import unless_missing
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.settings import Trained
 from jaxsim.cli.demo import Demo
@@ -59,8 +60,9 @@ def main(args: list[str]) -> None:
     """Searches and fine-tunes."""
     settings = BlockedAccuracySettings.read(args)
     tables = fashion(settings) if settings.only != "cifar" else []
-    if settings.only != "fashion" and cifar.DATA.exists():
-        tables.append(pictures(settings))
+    if settings.only != "fashion":
+        with unless_missing("table CIFAR-10"):
+            tables.append(pictures(settings))
     record(
         "blocked_accuracy",
         *tables,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 import jaxsim as js
-from benchmarks.common.cifar import DATA, pictures
-from benchmarks.common.efficientnet import PACKAGE, lite0, weights_file
+from benchmarks.common.cifar import pictures
+from benchmarks.common.efficientnet import lite0
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
 
@@ -107,10 +106,6 @@ def _ratios(net: js.Network, units: dict[str, Array], key: Key[Array, ""]) -> di
 def main(args: list[str]) -> None:
     """Measures weights by layer, then outputs on images."""
     settings = EfficientnetSettings.read(args)
-    if weights_file() is None or not DATA.is_dir():
-        missing = f"the package {PACKAGE}" if weights_file() is None else f"{DATA}"
-        print(f"efficientnet: skipped, {missing} is not there", file=sys.stderr)
-        return
     began, net = time.perf_counter(), lite0()
     keys = [jax.random.key(i) for i in range(settings.programmings)]
     weights, laws = weight_tables(net, keys)

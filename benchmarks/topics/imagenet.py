@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,8 +19,8 @@ from jaxtyping import Bool
 from rich.progress import Progress
 
 import jaxsim as js
-from benchmarks.common.efficientnet import PACKAGE, lite0, weights_file
-from benchmarks.common.imagenet import PICTURES, Pictures, pictures
+from benchmarks.common.efficientnet import lite0
+from benchmarks.common.imagenet import Pictures, pictures
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
 
@@ -315,10 +314,6 @@ def _line(row: Row, found: Measured, exact: np.ndarray) -> list[str]:
 def main(args: list[str]) -> None:
     """Measures every row that an earlier run has not."""
     settings = ImagenetSettings.read(args)
-    if weights_file() is None or not PICTURES.is_file():
-        missing = f"the package {PACKAGE}" if weights_file() is None else f"{PICTURES}"
-        print(f"imagenet: skipped, {missing} is not there", file=sys.stderr)
-        return
     subject = _subject(settings)
     exact = measured(Row("float", "float32", lambda s: s.net), subject, settings).right[0]
     todo = [row for row in rows() if settings.only in ("all", row.group)]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsim.cascades as jc
-from benchmarks.common.graphs import DATA, FILES, SEEDS
+from benchmarks.common.files import file
+from benchmarks.common.graphs import FILES, SEEDS
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
 from benchmarks.peers.cascades import cynetdiff, ndlib, run_cynetdiff, subsim_ms, write_for_subsim
@@ -45,10 +46,10 @@ class InfluenceSettings(Settings):
 
 def load(name: str, weights: str = "WC") -> jc.ICGraph:
     """Read one of the four graphs with its edge probabilities."""
-    file, options = FILES[name]
+    name_of_file, options = FILES[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        g = jc.load_edgelist(DATA / file, **options).graph
+        g = jc.load_edgelist(file(f"influence/{name_of_file}"), **options).graph
     return jc.weighted_cascade(g) if weights == "WC" else jc.uniform(g, float(weights[2:]))
 
 
@@ -220,6 +221,8 @@ def table(title: str, rows: list[dict[str, Any]]) -> Table:
 def main(args: list[str]) -> None:
     """Measures inference, simulation and maximization beside the peers."""
     settings = InfluenceSettings.read(args)
+    for name, _ in FILES.values():  # before the minutes that others take
+        file(f"influence/{name}")
     inferred = inference(settings.repeats)  # first, so that its peak memory is its own
     with tempfile.TemporaryDirectory() as folder:
         maximised = maximisation(settings.repeats, settings.subsim, Path(folder))

@@ -14,10 +14,10 @@ import optax
 
 import jaxsim as js
 from benchmarks.common.chips import mean_and_error
+from benchmarks.common.files import file
 from benchmarks.common.parts import run_parts
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.settings import CACHE, Checkpointed, Timed
-from benchmarks.common.small_images import DATA
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist, rpm
@@ -77,7 +77,7 @@ def main(args: list[str]) -> None:
         "extend": extend,
         "reasoning": reasoning,
     }
-    run_parts(settings, parts, data=DATA, reading=("joint", "extend"))
+    run_parts(settings, parts)
 
 
 def timing(settings: InterpretersSettings) -> None:
@@ -404,8 +404,8 @@ def _right(net: js.Network, x: Any, y: Any, **call: Any) -> np.ndarray:
 
 def _digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """8000 digits to learn from, 2000 to test with."""
-    with np.load(DATA / "mnist10k_npm.npz", allow_pickle=False) as file:
-        x, y = file["images"][..., None] / np.float32(255), file["labels"].astype(np.int32)
+    with np.load(file("quantum_coconet/mnist10k_npm.npz"), allow_pickle=False) as held:
+        x, y = held["images"][..., None] / np.float32(255), held["labels"].astype(np.int32)
     order = np.random.default_rng(0).permutation(len(x))
     x, y = x[order], y[order]
     return (x[:8000], y[:8000]), (x[8000:], y[8000:])

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 
 import jaxsim as js
 from benchmarks.common.chips import accuracy, mean_and_error
-from benchmarks.common.efficientnet import lite0, weights_file
+from benchmarks.common.efficientnet import lite0
+from benchmarks.common.files import unless_missing
 from benchmarks.common.parts import run_parts
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Trained
@@ -106,7 +107,7 @@ def timed(settings: ShrinkSettings) -> None:
     """Whole networks: dense, with half of the channels masked, and without them."""
     del settings
     rows = [_speed("Small, 1000 images", small(), (1000, 28, 28, 1))]
-    if weights_file() is not None:
+    with unless_missing("row EfficientNet-lite0"):
         rows.append(_speed("EfficientNet-lite0, 4 images", lite0(), (4, 224, 224, 3)))
     columns = ["network", "dense, ms", "masked, ms", "shrunk, ms", "gain", "of masks", "parameters"]
     record(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.table import estimate_table
-from jaxsim.console.table import render
+from jaxsim.console.table import shown_as_table
 
 
 class SiteEstimate(NamedTuple):
@@ -85,6 +85,7 @@ class PartEstimate(NamedTuple):
     sites: tuple[str, ...]
 
 
+@shown_as_table
 class Estimate(NamedTuple):
     """An analytic estimate of one call of a network on an accelerator. It prints.
 
@@ -153,9 +154,6 @@ class Estimate(NamedTuple):
     @property
     def _all(self) -> tuple[SiteEstimate, ...]:
         return (*self.sites.values(), *self.rest.values())
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         return estimate_table(self)

@@ -4,42 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from pathlib import Path
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from jaxsim.cli.recipe import build, deploy_key, read_recipe, with_seed
+from jaxsim.cli.options import OfRecipe
+from jaxsim.cli.recipe import build, deploy_key
 from jaxsim.console.timing import Timing, alternate
-from jaxsim.files import atomic
 from jaxsim.numerics.checks import checked_int
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class Bench(OfRecipe):
     """Time the network of a recipe beside its model, both compiled, on this machine.
 
     Example: jaxsim bench chip.toml --batch 256
     """
 
-    recipe: Annotated[Path, tyro.conf.Positional]
-    """TOML file; docs/cli.md shows one."""
     batch: int = 64
     """Inputs of a call: of the recipe's data where it names some, else random."""
     runs: int = 11
     """Warm calls of each, taken in turn; at least 5."""
-    seed: int | None = None
-    """Of what the cells and the inputs draw, the recipe's unless said."""
-    json: Path | None = None
-    """File for the numbers."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
-    trust_model: bool = False
-    """Import the model that the recipe names and run its code, from wherever it comes; without,
-    only classes of jaxsim.models."""
 
 
 def bench(args: Bench) -> dict[str, Timing]:
@@ -54,12 +40,11 @@ def bench(args: Bench) -> dict[str, Timing]:
     Raises:
       ValueError: A setting out of range, or the recipe says what cannot be done.
     """
-    from rich.console import Console
     from rich.table import Table
 
+    console = args.open()
     batch, runs = checked_int("batch", args.batch, 1), checked_int("runs", args.runs, 5)
-    atomic.check_target("json", args.json)
-    recipe = with_seed(read_recipe(args.recipe), args.seed)
+    recipe = args.read()
     net, chip, data = build(recipe, args.recipe.parent, trust=args.trust_model)
     if data is None:
         shape = (batch, *recipe["model"]["input"][1:])
@@ -82,7 +67,6 @@ def bench(args: Bench) -> dict[str, Timing]:
             f"{taken.median / times['model'].median:.2f}",
             f"{batch / taken.median:,.0f}",
         )
-    if args.json is not None:
-        atomic.write_json(args.json, {name: taken._asdict() for name, taken in times.items()})
-    Console(quiet=args.quiet).print(table)
+    args.write({name: taken._asdict() for name, taken in times.items()})
+    console.print(table)
     return times

@@ -13,16 +13,16 @@ import numpy as np
 import jaxsim as js
 from jaxsim.checkpoint.log import ScoreCache, run_digest
 from jaxsim.checkpoint.save_load import describe
+from jaxsim.cli.options import Seeded
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.evaluate.comparison import Comparison, classify, compare
 from jaxsim.evaluate.plot import Curve, accuracy_curves
 from jaxsim.files import atomic
-from jaxsim.numerics.checks import checked_seed
 from jaxsim.train.reference import trained
 
 
 @dataclasses.dataclass(frozen=True)
-class Demo:
+class Demo(Seeded):
     """Train a small ResNet on Fashion-MNIST, compose three chips from it, compare and plot them.
 
     Attributes:
@@ -32,9 +32,6 @@ class Demo:
       epochs: Passes over the training set.
       images: How many test images the sweep of the figure uses.
       programmings: How often the sweep programs each chip anew.
-      seed: Of the weights, the order of the images and the cells.
-      json: File for the numbers of the table.
-      quiet: Print nothing but errors; files are written all the same.
     """
 
     out: Path = Path("out")
@@ -42,9 +39,23 @@ class Demo:
     epochs: int = 4
     images: int = 400
     programmings: int = 3
-    seed: int = 0
-    json: Path | None = None
-    quiet: bool = False
+
+
+def main(demo: Demo) -> Comparison:
+    """Runs the demo with compiled programs kept in its cache, and what was set before when it ends.
+
+    Args:
+      demo: Settings of the demo.
+
+    Returns:
+      The comparison that was printed.
+    """
+    before: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore
+    jax.config.update("jax_compilation_cache_dir", str(demo.cache.expanduser() / "compiled"))
+    try:
+        return run(demo)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def run(demo: Demo) -> Comparison:
@@ -59,14 +70,10 @@ def run(demo: Demo) -> Comparison:
     Raises:
       ValueError: A setting out of range.
     """
-    from rich.console import Console
-
+    console, started = demo.open(), time.perf_counter()
     for name in ("epochs", "images", "programmings"):
         if getattr(demo, name) < 1:
             raise ValueError(f"{name}={getattr(demo, name)}: must be at least 1")
-    checked_seed(demo.seed)
-    atomic.check_target("json", demo.json)
-    console, started = Console(quiet=demo.quiet), time.perf_counter()
     train, test = fashion_mnist("train"), fashion_mnist("test")
     console.print(f"Fashion-MNIST from {train.source}")
     net, sparse = trained(
@@ -82,8 +89,7 @@ def run(demo: Demo) -> Comparison:
     console.print(table)
     demo.out.mkdir(parents=True, exist_ok=True)
     atomic.write_text(demo.out / "table.txt", str(table))
-    if demo.json is not None:
-        atomic.write_json(demo.json, [row._asdict() for row in table.rows])
+    demo.write([row._asdict() for row in table.rows])
 
     few = test._replace(images=test.images[: demo.images], labels=test.labels[: demo.images])
     log = ScoreCache(demo.cache / "sweep.json")

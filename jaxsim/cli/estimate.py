@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 import jaxsim as js
 from jaxsim.cli.hardware import accelerator_of
-from jaxsim.cli.recipe import chip_of, read_recipe, with_seed
-from jaxsim.files import atomic
+from jaxsim.cli.options import OfRecipe
+from jaxsim.cli.recipe import chip_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(OfRecipe):
     """Estimate energy, time and area of the network of a recipe on an accelerator.
 
     Nothing is measured: the model of docs/accelerator.md counts.
@@ -23,19 +20,8 @@ class Estimate:
     Example: jaxsim estimate chip.toml --accelerator mixed
     """
 
-    recipe: Annotated[Path, tyro.conf.Positional]
-    """TOML file; docs/cli.md shows one."""
     accelerator: str = "mixed"
     """`systolic_45nm`, `ax_bxp`, `isaac_like`, `mixed`, or a TOML file."""
-    seed: int | None = None
-    """Of what transforms draw, the recipe's unless said."""
-    json: Path | None = None
-    """File for the numbers."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
-    trust_model: bool = False
-    """Import the model that the recipe names and run its code, from wherever it comes; without,
-    only classes of jaxsim.models."""
 
 
 def estimate(args: Estimate) -> Any:
@@ -50,25 +36,20 @@ def estimate(args: Estimate) -> Any:
     Raises:
       ValueError: The recipe or the accelerator says what cannot be done.
     """
-    from rich.console import Console
-
-    atomic.check_target("json", args.json)
+    console = args.open()
     accelerator = accelerator_of(args.accelerator)
-    recipe = with_seed(read_recipe(args.recipe), args.seed)
-    chip = chip_of(recipe, args.recipe.parent, trust=args.trust_model)
+    chip = chip_of(args.read(), args.recipe.parent, trust=args.trust_model)
     found = js.estimate(chip, accelerator)
-    if args.json is not None:
-        rows = {**found.sites, **found.rest}
-        atomic.write_json(
-            args.json,
-            {
-                "energy_pj": found.energy,
-                "latency_s": found.latency,
-                "area_mm2": found.area,
-                "components_pj": found.components,
-                "memory_pj": found.memory,
-                "rows": {name: row._asdict() for name, row in rows.items()},
-            },
-        )
-    Console(quiet=args.quiet).print(found)
+    rows = {**found.sites, **found.rest}
+    args.write(
+        {
+            "energy_pj": found.energy,
+            "latency_s": found.latency,
+            "area_mm2": found.area,
+            "components_pj": found.components,
+            "memory_pj": found.memory,
+            "rows": {name: row._asdict() for name, row in rows.items()},
+        }
+    )
+    console.print(found)
     return found

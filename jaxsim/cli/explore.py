@@ -6,15 +6,16 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 import jaxsim as js
 from jaxsim.cli.hardware import accelerator_of
-from jaxsim.cli.recipe import check_keys, chip_of, data_of, deploy_key, read_recipe, with_seed
+from jaxsim.cli.keys import check_keys
+from jaxsim.cli.options import OfRecipe
+from jaxsim.cli.recipe import chip_of, data_of, deploy_key
 from jaxsim.cli.steps import Given, compose_steps
 from jaxsim.files import atomic
 from jaxsim.files.toml import toml_value
@@ -24,30 +25,20 @@ _OPTION = {"name", "transform", "sites", "part"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Explore:
+class Explore(OfRecipe):
     """Find what each site of a model should become on an accelerator, from a recipe's options.
 
-    The first half of the images of the recipe's data choose, the other half report. A run that was
-    stopped goes on where `--out` is the same.
+    Options are its tables [[option]], as docs/explore.md shows. The first half of the images of the
+    recipe's data choose, the other half report. A run that was stopped goes on where `--out` is the
+    same.
 
     Example: jaxsim explore chip.toml --accelerator mixed --out found
     """
 
-    recipe: Annotated[Path, tyro.conf.Positional]
-    """TOML file with tables [[option]]; docs/explore.md shows one."""
     accelerator: str = "mixed"
     """`systolic_45nm`, `ax_bxp`, `isaac_like`, `mixed`, or a TOML file."""
     out: Path = Path("found")
     """Folder for the page, a recipe a point, and the scores from which a stopped run goes on."""
-    seed: int | None = None
-    """Of what cells draw, the recipe's unless said."""
-    json: Path | None = None
-    """File for the numbers."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
-    trust_model: bool = False
-    """Import the model that the recipe names and run its code, from wherever it comes; without,
-    only classes of jaxsim.models."""
 
 
 def explore(args: Explore) -> Any:
@@ -62,12 +53,9 @@ def explore(args: Explore) -> Any:
     Raises:
       ValueError: The recipe or the accelerator says what cannot be done.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    atomic.check_target("json", args.json)
-    parts = ("model", "transform", "deploy", "option", "explore")
-    recipe = with_seed(read_recipe(args.recipe, parts), args.seed)
+    console, recipe = args.open(), args.read("option", "explore")
     folder, key = args.recipe.parent, deploy_key(recipe)
     arrays, inputs = data_of(recipe, folder)
     if arrays is None:
@@ -85,17 +73,21 @@ def explore(args: Explore) -> Any:
         return float(np.mean(js.classify(chip, images[rows], key=reads) == labels[rows]))
 
     args.out.mkdir(parents=True, exist_ok=True)
-    front = js.explore(
-        net,
-        accelerator,
-        options,
-        inputs,
-        evaluate,
-        key=key,
-        log=args.out / "scores.json",
-        quiet=args.quiet,
-        **settings,
-    )
+    try:
+        front = js.explore(
+            net,
+            accelerator,
+            options,
+            inputs,
+            evaluate,
+            key=key,
+            log=args.out / "scores.json",
+            quiet=args.quiet,
+            **settings,
+        )
+    except ValueError as error:
+        named = str(error).startswith(tuple(_SETTINGS))
+        raise ValueError(f"[explore] {error}") from None if named else error
     rest, table = (
         slice(half, None),
         Table("", "chosen on, right", "reported, right", "pJ", "recipe"),
@@ -111,13 +103,11 @@ def explore(args: Explore) -> Any:
         table.add_row(str(i), *shown)
     page = args.out / "report.html"
     js.report(front, page, title=f"{args.recipe.stem} on {args.accelerator}")
-    if args.json is not None:
-        points = [
-            {**point._asdict(), "reported": accuracy}
-            for point, accuracy in zip(front.points, reported, strict=True)
-        ]
-        atomic.write_json(args.json, {"exact": front.exact, "points": points})
-    console = Console(quiet=args.quiet)
+    points = [
+        {**point._asdict(), "reported": accuracy}
+        for point, accuracy in zip(front.points, reported, strict=True)
+    ]
+    args.write({"exact": front.exact, "points": points})
     console.print(front, table, f"wrote {page} and {len(front.points)} recipes", sep="\n")
     return front
 

@@ -18,12 +18,11 @@ from jaxsim.cascades.maximize import IMResult, maximize_influence
 from jaxsim.cascades.plot import plot_influence
 from jaxsim.cascades.sample import load_cascades
 from jaxsim.cascades.simulate import influence as compare
-from jaxsim.files import atomic
-from jaxsim.numerics.checks import checked_seed
+from jaxsim.cli.options import Seeded
 
 
 @dataclasses.dataclass(frozen=True)
-class Influence:
+class Influence(Seeded):
     """Find the most influential nodes of a network, with a certificate."""
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -46,14 +45,8 @@ class Influence:
     """Most reverse-reachable sets to sample."""
     simulations: int = 8192
     """Simulations to report the spread from."""
-    seed: int = 0
-    """Random seed."""
     plot: Path | None = None
     """Image file for spread against number of seeds."""
-    json: Path | None = None
-    """File for the result as JSON."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
 
 
 def _read_graph(args: Influence, console: Console) -> graphs.LabeledGraph:
@@ -97,14 +90,11 @@ def influence(args: Influence) -> IMResult:
         ValueError: An argument out of range or a file that does not parse.
         FileNotFoundError: No such file.
     """
-    console = Console(quiet=args.quiet)
+    console = args.open()
     if args.simulations < 1:
         raise ValueError(f"simulations = {args.simulations}; allowed: at least 1")
-    atomic.check_target("plot", args.plot, image=True)
-    atomic.check_target("json", args.json)
-    seed = checked_seed(args.seed)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    search, evaluate = jax.random.split(jax.random.key(seed))
+    columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
+    search, evaluate = jax.random.split(jax.random.key(args.seed))
     with Progress(*columns, console=console, transient=True, disable=args.quiet) as progress:
         task = progress.add_task(f"reading {args.source}")
         graph, labels = _read_graph(args, console)
@@ -141,8 +131,8 @@ def influence(args: Influence) -> IMResult:
     if args.plot is not None:
         plot_influence(args.plot, prefixes, result)
         console.print(f"plot written to {args.plot}")
-    if args.json is not None:
-        record = {
+    args.write(
+        {
             "seeds": names,
             "spread": float(prefixes.mean[-1]),
             "sem": float(prefixes.sem[-1]),
@@ -152,5 +142,5 @@ def influence(args: Influence) -> IMResult:
             "certified": result.certified,
             "n_rr": result.n_rr,
         }
-        atomic.write_json(args.json, record)
+    )
     return result

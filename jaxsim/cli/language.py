@@ -12,10 +12,10 @@ import numpy as np
 import tyro
 
 import jaxsim as js
+from jaxsim.cli.options import Reseeded
 from jaxsim.cli.recipe import deploy_key, read_recipe, with_seed
 from jaxsim.cli.steps import Given, compose_steps
 from jaxsim.evaluate.language.comparison import language_row
-from jaxsim.files import atomic
 from jaxsim.files.text import read_text
 from jaxsim.models.llama import Pretrained, from_gguf, from_hugging_face
 from jaxsim.numerics.checks import check_range, checked_int
@@ -24,7 +24,7 @@ _FLOAT = "float"
 
 
 @dataclasses.dataclass(frozen=True)
-class Language:
+class Language(Reseeded):
     """Score a decoder and what recipes make of it on a text, and let them write.
 
     Example: jaxsim language model.gguf --text wiki.txt --recipe four_bits.toml --prompt "Once upon"
@@ -56,12 +56,6 @@ class Language:
     """Of the draws; 0 takes the most probable token."""
     checkpoints: Path | None = None
     """Folder to go on from where a run was stopped."""
-    seed: int | None = None
-    """Of what cells and tokens draw, the recipe's unless said."""
-    json: Path | None = None
-    """File for the numbers."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
 
 
 def language(args: Language) -> js.language.LanguageComparison:
@@ -76,9 +70,7 @@ def language(args: Language) -> js.language.LanguageComparison:
     Raises:
       ValueError: A recipe, a model or a text that cannot be used, or an option out of range.
     """
-    from rich.console import Console
-
-    atomic.check_target("json", args.json)
+    console = args.open()
     _check(args)
     recipes = _recipes(args.recipe, args.seed)
     for name, recipe in recipes.items():
@@ -94,7 +86,6 @@ def language(args: Language) -> js.language.LanguageComparison:
     if args.calibrate is not None:
         inputs = _windows(args.calibrate, tokenizer, args.window, args.calibration_windows)
     prompt = _prompt(args, tokenizer, model.context)
-    console = Console(quiet=args.quiet)
     net = js.trace(model, {"params": params}, cut[:1])
     rows, kept, first = list[Any](), dict[str, js.Network](), None
     for name, recipe in {_FLOAT: None, **recipes}.items():
@@ -131,8 +122,7 @@ def language(args: Language) -> js.language.LanguageComparison:
             console.print(
                 f"{times[name].read:.0f} tokens a second read, {times[name].written:.1f} written"
             )
-    if args.json is not None:
-        atomic.write_json(args.json, numbers)
+    args.write(numbers)
     return table
 
 

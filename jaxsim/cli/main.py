@@ -18,12 +18,12 @@ Examples:
 from __future__ import annotations
 
 import codecs
-import contextlib
+import dataclasses
 import io
 import os
 import sys
-from collections.abc import Generator
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, Union
 
 import jax
 import tyro
@@ -31,6 +31,7 @@ import tyro
 import jaxsim
 from jaxsim.cli import demo, nac
 from jaxsim.cli.bench import Bench, bench
+from jaxsim.cli.config import config_of, defaults
 from jaxsim.cli.estimate import Estimate, estimate
 from jaxsim.cli.explore import Explore, explore
 from jaxsim.cli.influence import Influence, influence
@@ -38,19 +39,48 @@ from jaxsim.cli.language import Language, language
 from jaxsim.cli.rpm import Rpm, rpm
 from jaxsim.cli.trace import Trace, show
 from jaxsim.cli.transform import Transform, transform
+from jaxsim.console.ascii import in_ascii
 
-_ASCII = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-", "…": "...", "µ": "u", "→": "->"})
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+      options: Dataclass of its options.
+      run: Function that is given them.
+    """
+
+    options: type
+    run: Callable[[Any], Any]
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(demo.Demo, demo.main),
+    "trace": Command(Trace, show),
+    "transform": Command(Transform, transform),
+    "bench": Command(Bench, bench),
+    "estimate": Command(Estimate, estimate),
+    "explore": Command(Explore, explore),
+    "language": Command(Language, language),
+    "nac train": Command(nac.Train, nac.train),
+    "nac evaluate": Command(nac.Evaluate, nac.evaluate),
+    "influence": Command(Influence, influence),
+    "rpm": Command(Rpm, rpm),
+}
+"""Commands by what is typed; the first word of two is that of a group."""
+
+GROUPS = {"nac": "Neural auto-curricula: learn how a population should be mixed."}
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs a subcommand; what it cannot do ends with a message and exit code 2.
 
-    A reader that closes the pipe ends it without a word, with exit code 1.
+    A reader that closes the pipe ends it without a word, with exit code 1; an interrupt with 130.
 
     Args:
       args: Arguments of the command line; None for the process's.
     """
-    codecs.register_error("jaxsim-ascii", _in_ascii)
+    codecs.register_error("jaxsim-ascii", in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="jaxsim-ascii")
@@ -71,71 +101,53 @@ def main(args: list[str] | None = None) -> None:
         _end(f"out of memory: {error}")
 
 
-@contextlib.contextmanager
-def _compilation_cache(folder: Path) -> Generator[None]:
-    """Keeps compiled programs in a folder, and what was set before when it ends."""
-    before: str | None = jax.config.jax_compilation_cache_dir  # pyright: ignore
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    try:
-        yield
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-
-
 def _end(message: str) -> None:
     print(f"jaxsim: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
-def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Escape that stands for a character which an output cannot show."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    text = error.object[error.start : error.end].translate(_ASCII)
-    return text.encode("ascii", "replace").decode(), error.end
-
-
-def _run(args: list[str]) -> None:
-    if args == ["--version"]:
+def _run(words: list[str]) -> None:
+    if words == ["--version"]:
         print(f"jaxsim {jaxsim.__version__}, jax {jax.__version__}")
         return
-    chosen = tyro.extras.subcommand_cli_from_dict(
-        {
-            "demo": demo.Demo,
-            "trace": Trace,
-            "transform": Transform,
-            "bench": Bench,
-            "estimate": Estimate,
-            "explore": Explore,
-            "language": Language,
-            "nac": nac.Nac,
-            "influence": Influence,
-            "rpm": Rpm,
-        },
+    said, config = {}, config_of(words)
+    named = next((n for n in COMMANDS if n.split() == words[: len(n.split())]), None)
+    if named is not None and config is not None:
+        said[named] = defaults(COMMANDS[named].options, config)
+    options: Any = tyro.cli(
+        _parser(said),
         prog="jaxsim",
         description=__doc__,
-        args=args,
+        args=words,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
-    match chosen:
-        case demo.Demo():
-            with _compilation_cache(chosen.cache.expanduser() / "compiled"):
-                demo.run(chosen)
-        case Trace():
-            show(chosen)
-        case Transform():
-            transform(chosen)
-        case Bench():
-            bench(chosen)
-        case Estimate():
-            estimate(chosen)
-        case Explore():
-            explore(chosen)
-        case Language():
-            language(chosen)
-        case nac.Nac():
-            nac.run(chosen)
-        case Influence():
-            influence(chosen)
-        case Rpm():
-            rpm(chosen)
+    options = getattr(options, "do", options)
+    next(c for c in COMMANDS.values() if type(options) is c.options).run(options)
+
+
+def _parser(said: Mapping[str, Any]) -> Any:
+    """The type that tyro parses: one of the commands, or a group with one of its own in `do`.
+
+    Args:
+      said: Options of commands that stand before what the command line says.
+    """
+    alone, grouped = dict[str, Any](), dict[str, dict[str, Any]]()
+    for name, command in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        told = {"default": said[name]} if name in said else {}
+        made = Annotated[command.options, tyro.conf.subcommand(last, **told)]
+        if group:
+            grouped.setdefault(group, {})[last] = made
+            alone[group] = None
+        else:
+            alone[name] = made
+    for group, inside in grouped.items():
+        options = dataclasses.make_dataclass(group, [("do", _one_of(inside))], frozen=True)
+        options.__doc__ = GROUPS[group]
+        alone[group] = Annotated[options, tyro.conf.subcommand(group)]
+    return _one_of(alone)
+
+
+def _one_of(types: Mapping[str, Any]) -> Any:
+    # Not by `|`: tyro 0.9 then loses, of three and more, how their options are to be named.
+    return Union.__getitem__(tuple(types.values()))  # pyright: ignore

@@ -17,9 +17,10 @@ from jaxtyping import Array, Float
 from jaxsim import solvers as js
 from jaxsim.checkpoint.resumable import resumable
 from jaxsim.checkpoint.resume import run_checkpoints
+from jaxsim.cli.options import Seeded
 from jaxsim.files import atomic
 from jaxsim.numerics import memory
-from jaxsim.numerics.checks import check_range, checked_int, checked_seed
+from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.solvers.experiment import (
     GameName,
     NetworkName,
@@ -32,7 +33,7 @@ from jaxsim.solvers.mixing import MetaSolver
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(Seeded):
     """Train a meta-solver on games of a kind; a run that was stopped goes on where it was."""
 
     game: Annotated[GameName, tyro.conf.Positional]
@@ -52,20 +53,14 @@ class Train:
     grow: tuple[int, ...] = ()
     """Actions of games of skill to train on first, in turn; `dim` comes last, and each has an equal
     share of the steps."""
-    seed: int = 0
-    """Of the network and the games."""
     every: int = 50
     """Steps between checkpoints."""
     plot: Path | None = None
     """Image file for the objective against the steps."""
-    json: Path | None = None
-    """File for the objective at each step."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Seeded):
     """Measure a trained meta-solver beside the others on new games."""
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -78,36 +73,10 @@ class Evaluate:
     """How many; they are not those of training."""
     iterations: int | None = None
     """Agents that join, as trained unless said."""
-    seed: int = 10**6
-    """Of the games."""
     plot: Path | None = None
     """PNG file for NashConv against the iterations."""
-    json: Path | None = None
-    """File for the numbers."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Nac:
-    """Neural auto-curricula: learn how a population should be mixed."""
-
-    do: (
-        Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    )
-
-
-def run(args: Nac) -> None:
-    """Runs the command.
-
-    Args:
-      args: Options of the command.
-    """
-    if isinstance(args.do, Train):
-        train(args.do)
-    else:
-        evaluate(args.do)
+    seed: int = dataclasses.field(default=10**6, kw_only=True)
+    """Of the games, 0 to 2**32 - 1."""
 
 
 def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
@@ -126,6 +95,7 @@ def train(args: Train) -> tuple[MetaSolver, Float[np.ndarray, " steps"]]:
     Raises:
       ValueError: A setting out of range, or a folder of another run.
     """
+    args.open()
     _check(args)
     network, optimizer = meta_network(args.network), js.meta_optimizer(args.rate, args.steps)
     key = jax.random.key(args.seed)
@@ -165,9 +135,6 @@ def _check(args: Train) -> None:
     if args.grow and args.game != "skill":
         raise ValueError(f"grow={args.grow}: games of {args.game!r} have one size; must be empty")
     meta_network(args.network)
-    checked_seed(args.seed)
-    atomic.check_target("plot", args.plot, image=True)
-    atomic.check_target("json", args.json)
 
 
 def _stages(args: Train, network: Any, optimizer: Any) -> list[Callable[..., Any]]:
@@ -202,8 +169,7 @@ def _note(path: Path, settings: dict[str, Any]) -> None:
 
 def _write(args: Train, objective: Float[np.ndarray, " steps"]) -> None:
     """Writes the objective at each step, where that is asked for."""
-    if args.json is not None:
-        atomic.write_json(args.json, {"objective": objective.tolist()})
+    args.write({"objective": objective.tolist()})
     if args.plot is not None:
         from jaxsim.solvers.plot import nash_conv_curves
 
@@ -215,7 +181,7 @@ def _write(args: Train, objective: Float[np.ndarray, " steps"]) -> None:
         )
 
 
-_NOT_OF_THE_RUN = ("out", "every", "plot", "json", "quiet")
+_NOT_OF_THE_RUN = ("out", "every", "plot", "json", "quiet", "config")
 """Settings that do not change what is computed."""
 
 
@@ -255,21 +221,15 @@ def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Raises:
       ValueError: No such run, or a setting out of range.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    atomic.check_target("plot", args.plot, image=True)
-    atomic.check_target("json", args.json)
-    key = jax.random.key(checked_seed(args.seed))
+    console, key = args.open(), jax.random.key(args.seed)
     solver, told = load_solver(args.folder)
     game: Any = args.game or told["game"]
     made = recipe(game, dim=args.dim or told["dim"])
     solvers = {f"NAC, {told['network']}": (solver, None), **baselines()}
     found = measure(solvers, made, key, args.games, iterations=args.iterations)
-    console, table = (
-        Console(quiet=args.quiet),
-        Table(title=f"{game}: NashConv of {args.games} new games"),
-    )
+    table = Table(title=f"{game}: NashConv of {args.games} new games")
     for column in ("meta-solver", "exact", "± s.e.", "found by an oracle", "less the first"):
         table.add_column(column)
     first = next(iter(found.values()))
@@ -291,10 +251,10 @@ def evaluate(args: Evaluate) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
         shown = {n: e if np.isfinite(e).all() else s for n, (e, s) in found.items()}
         nash_conv_curves(args.plot, shown, title=f"{game}, {args.games} new games")
-    if args.json is not None:
-        numbers = {
+    args.write(
+        {
             n: {"exact": np.nan_to_num(e, nan=-1).tolist(), "found": s.tolist()}
             for n, (e, s) in found.items()
         }
-        atomic.write_json(args.json, numbers)
+    )
     return found

@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 import jaxsim as js
+from jaxsim.cli.keys import check_keys
 from jaxsim.cli.steps import Given, arguments, compose_steps, construct
 from jaxsim.cli.vocabulary import is_model, model_maker
 from jaxsim.data import fashion_mnist
@@ -234,23 +235,6 @@ def cost_numbers(cost: Cost) -> dict[str, Any]:
         {"name": s.name, "params": s.params, "nonzero": s.nonzero, **s.spent} for s in cost.sites
     ]
     return {"params": cost.params, "nonzero": cost.nonzero, "sites": sites}
-
-
-def check_keys(what: str, table: Any, allowed: set[str]) -> None:
-    """Checks that a table has no other keys than some.
-
-    Args:
-      what: The table, for the error.
-      table: Value of TOML.
-      allowed: Keys that it may have.
-
-    Raises:
-      ValueError: It has another, or is no table.
-    """
-    if not isinstance(table, dict):
-        raise ValueError(f"{what}={table!r}: must be a table")
-    for key in table.keys() - allowed:
-        raise ValueError(f"{what}: {key!r} is unknown; it may have {', '.join(sorted(allowed))}")
 
 
 def _with_weights(net: js.Network, path: Path) -> js.Network:

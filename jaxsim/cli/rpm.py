@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxsim.cli.options import Seeded
 from jaxsim.data.rpm.picture import draw
 from jaxsim.data.rpm.puzzle import generate
 from jaxsim.data.rpm.solver import solve
@@ -14,7 +15,7 @@ from jaxsim.files import atomic
 
 
 @dataclasses.dataclass(frozen=True)
-class Rpm:
+class Rpm(Seeded):
     """Make Raven-like matrices with eight choices each.
 
     Example: jaxsim rpm --count 1000 --configuration grid_2 --out train.npz --picture some.png
@@ -24,18 +25,12 @@ class Rpm:
     """How many."""
     configuration: str = "center"
     """Where figures stand: one of jaxsim.data.rpm.CONFIGURATIONS."""
-    seed: int = 0
-    """Of all that is drawn."""
     out: Path = Path("matrices.npz")
     """File to write: `panels` as symbols, the 8 of the matrix and the 8 choices, and `answers`."""
     picture: Path | None = None
     """Image file for the first matrices, the answer framed."""
     pictured: int = 3
     """How many of them."""
-    json: Path | None = None
-    """File for what was drawn: how many matrices, and how often each choice is the answer."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
 
 
 def rpm(args: Rpm) -> None:
@@ -47,10 +42,9 @@ def rpm(args: Rpm) -> None:
     Raises:
       ValueError: An argument out of range.
     """
+    console = args.open()
     if args.pictured < 1:
         raise ValueError(f"pictured={args.pictured}: must be at least 1")
-    atomic.check_target("picture", args.picture, image=True)
-    atomic.check_target("json", args.json)
     puzzles = generate(args.count, configuration=args.configuration, seed=args.seed)
     wrong = int((solve(puzzles.panels, args.configuration) != puzzles.answers).sum())
     if wrong:
@@ -58,16 +52,13 @@ def rpm(args: Rpm) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic.whole(args.out) as part, part.open("wb") as file:
         np.savez_compressed(file, panels=puzzles.panels, answers=puzzles.answers)
-    if args.json is not None:
-        answers = np.bincount(puzzles.answers, minlength=8).tolist()
-        atomic.write_json(args.json, {"count": args.count, "answers": answers})
-    if not args.quiet:
-        print(f"wrote {args.count} matrices to {args.out}")
+    answers = np.bincount(puzzles.answers, minlength=8).tolist()
+    args.write({"count": args.count, "answers": answers})
+    console.print(f"wrote {args.count} matrices to {args.out}")
     if args.picture is not None:
         images = draw(puzzles.panels[: args.pictured], args.configuration, side=80)
         _plot(args.picture, images, puzzles.answers)
-        if not args.quiet:
-            print(f"wrote {args.picture}")
+        console.print(f"wrote {args.picture}")
 
 
 def _plot(path: Path, images: np.ndarray, answers: np.ndarray) -> None:

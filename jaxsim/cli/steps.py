@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Key
 
 import jaxsim as js
+from jaxsim.cli.keys import meant
 from jaxsim.cli.vocabulary import public
 
 _EMPTY = inspect.Parameter.empty
@@ -68,8 +69,9 @@ def compose_steps(
             make = public(str(step["name"]))
         except ValueError as error:
             raise ValueError(f"transform {i}: name={error}") from None
-        settings = {k: resolve(v, given) for k, v in step.items() if k != "name"}
         what = f"transform {i}, {step['name']}"
+        said = {name: value for name, value in step.items() if name != "name"}
+        settings = {k: _resolved(f"{what}: {k}", v, given) for k, v in said.items()}
         built: Callable[[js.Network], js.Network] = construct(what, make, settings, given)
         if not callable(built):
             raise ValueError(f"{what}: makes a {type(built).__name__}, no transform")
@@ -112,6 +114,14 @@ def resolve(value: Any, given: Given) -> Any:
     return {name: resolve(inner, given) for name, inner in value.items()}
 
 
+def _resolved(where: str, value: Any, given: Given) -> Any:
+    """As `resolve`, and an error says where in the recipe the value stands."""
+    try:
+        return resolve(value, given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 def arguments(make: Callable[..., Any], told: Any, given: Given) -> Any:
     """Reads arguments of a function; a key that is one of its parameters does not name a value.
 
@@ -146,6 +156,30 @@ def construct(what: str, make: Any, told: Any, given: Given) -> Any:
         for name, parameter in [*inspect.signature(make).parameters.items()][len(args) :]:
             if name in ("inputs", "key") and name not in named and parameter.default is _EMPTY:
                 named[name] = getattr(given, name)()
+        _check_call(make, args, named)
         return make(*args, **named)
     except Exception as error:  # whatever it says of values that it was not made for
         raise ValueError(f"{what}: {error}") from error
+
+
+def _check_call(make: Any, args: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Checks that a function takes some arguments, in words of a recipe.
+
+    Raises:
+      ValueError: A key that is no argument, one that is missing, or too many values in a list.
+    """
+    kind, parameters = inspect.Parameter, inspect.signature(make).parameters
+    kinds = {p.kind for p in parameters.values()}
+    open_ended = (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)
+    plain = {n: p for n, p in parameters.items() if p.kind not in open_ended}
+    if kind.VAR_KEYWORD not in kinds:
+        for name in named:
+            if name not in plain:
+                listed = ", ".join(plain)
+                raise ValueError(f"{name!r} is unknown{meant(name, plain)}; it may have {listed}")
+    places = [n for n, p in plain.items() if p.kind is not kind.KEYWORD_ONLY]
+    if len(args) > len(places) and kind.VAR_POSITIONAL not in kinds:
+        raise ValueError(f"{len(args)} values; at most {len(places)} by position: {places}")
+    for name, parameter in plain.items():
+        if parameter.default is _EMPTY and name not in (*places[: len(args)], *named):
+            raise ValueError(f"{name} is missing")

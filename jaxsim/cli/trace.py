@@ -9,13 +9,20 @@ from typing import Annotated
 
 import tyro
 
-from jaxsim.cli.recipe import cost_numbers, data_of, deploy_key, model_of, read_recipe
+from jaxsim.cli.options import Trusting
+from jaxsim.cli.recipe import (
+    cost_numbers,
+    data_of,
+    deploy_key,
+    model_of,
+    read_recipe,
+    with_seed,
+)
 from jaxsim.cli.steps import Given, compose_steps
-from jaxsim.files import atomic
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
+class Trace(Trusting):
     """Show the sites of a model and what a call of it costs.
 
     Example: jaxsim trace jaxsim.models.resnet:ResNet --input 1 28 28 1
@@ -27,13 +34,6 @@ class Trace:
     """Shape of an input, with its batch."""
     settings: str = "{}"
     """Keyword arguments of the model, as JSON."""
-    json: Path | None = None
-    """File for the numbers."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
-    trust_model: bool = False
-    """Import the model that the recipe names and run its code, from wherever it comes; without,
-    only classes of jaxsim.models."""
 
 
 def show(args: Trace) -> None:
@@ -45,11 +45,9 @@ def show(args: Trace) -> None:
     Raises:
       ValueError: No such model, or one that cannot be traced.
     """
-    from rich.console import Console
-
-    atomic.check_target("json", args.json)
+    console = args.open()
     if args.model.endswith(".toml"):
-        recipe = read_recipe(args.model)
+        recipe = with_seed(read_recipe(args.model), args.seed)
         folder = Path(args.model).parent
         steps = compose_steps(
             recipe["transform"], Given(lambda: data_of(recipe, folder).inputs, deploy_key(recipe))
@@ -62,12 +60,11 @@ def show(args: Trace) -> None:
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"settings={args.settings!r}: not JSON: {error}") from None
         table = {"name": args.model, "settings": settings, "input": list(args.input)}
+        table |= {} if args.seed is None else {"seed": args.seed}
         # Who types the name of a model means to run it.
         shown = {"model": model_of(table, Path(), trust=True)}
     costs = {name: net.cost() for name, net in shown.items()}
-    if args.json is not None:
-        atomic.write_json(args.json, {name: cost_numbers(cost) for name, cost in costs.items()})
-    console = Console(quiet=args.quiet)
+    args.write({name: cost_numbers(cost) for name, cost in costs.items()})
     for name, net in shown.items():
         console.rule(name)
         console.print(net)

@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
 
 import jaxsim as js
-from jaxsim.cli.recipe import build, cost_numbers, deploy_key, read_recipe, with_seed
+from jaxsim.cli.options import OfRecipe
+from jaxsim.cli.recipe import build, cost_numbers, deploy_key
 from jaxsim.files import atomic
 
 
 @dataclasses.dataclass(frozen=True)
-class Transform:
+class Transform(OfRecipe):
     """Take a model through the transforms of a recipe, deploy it, save it and report on it.
 
     Example: jaxsim transform chip.toml --out chip
     """
 
-    recipe: Annotated[Path, tyro.conf.Positional]
-    """TOML file; docs/cli.md shows one."""
     out: Path = Path("chip")
     """Folder to make, with the checkpoint and the report in it."""
-    seed: int | None = None
-    """Of what the cells draw, the recipe's unless said."""
-    json: Path | None = None
-    """File for the numbers."""
-    quiet: bool = False
-    """Print nothing but errors; files are written all the same."""
-    trust_model: bool = False
-    """Import the model that the recipe names and run its code, from wherever it comes; without,
-    only classes of jaxsim.models."""
 
 
 def transform(args: Transform) -> js.Network:
@@ -48,12 +37,10 @@ def transform(args: Transform) -> js.Network:
     Raises:
       ValueError: The folder exists, or the recipe says what cannot be done.
     """
-    from rich.console import Console
-
+    console = args.open()
     if args.out.exists():
         raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
-    atomic.check_target("json", args.json)
-    recipe = with_seed(read_recipe(args.recipe), args.seed)
+    recipe = args.read()
     net, chip, data = build(recipe, args.recipe.parent, trust=args.trust_model)
     cost = chip.cost()
     report: list[Any] = [net, chip, cost]
@@ -68,9 +55,7 @@ def transform(args: Transform) -> js.Network:
     args.out.mkdir(parents=True)
     js.save(args.out / "chip", chip)
     atomic.write_text(args.out / "report.txt", "\n".join(map(str, report)))
-    if args.json is not None:
-        atomic.write_json(args.json, numbers)
-    console = Console(quiet=args.quiet)
+    args.write(numbers)
     console.print(*report, sep="\n")
     console.print(f"wrote {args.out / 'chip'} and {args.out / 'report.txt'}")
     return chip

@@ -14,6 +14,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import jaxsim as js
+from jaxsim.cli.keys import meant
 
 
 def public(name: str) -> Callable[..., Any]:
@@ -31,7 +32,8 @@ def public(name: str) -> Callable[..., Any]:
         listed = listed and part in getattr(found, "__all__", ())
         found = getattr(found, part) if listed else None
     if not isinstance(found, FunctionType | type) or not _own(found.__module__):
-        raise ValueError(f"{name!r} is nothing of jaxsim's that a recipe can name")
+        near = meant(name, js.__all__)
+        raise ValueError(f"{name!r} is nothing of jaxsim's that a recipe can name{near}")
     if any("Path" in str(p.annotation) for p in inspect.signature(found).parameters.values()):
         raise ValueError(f"{name!r} reads or writes files, which a recipe cannot")
     return found

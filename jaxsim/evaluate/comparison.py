@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from jaxsim.console.table import render, si
+from jaxsim.console.table import shown_as_table, si
 from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import join_batches, row_count, split_labels, take_rows
 from jaxsim.inputs.samples import check_batch, check_labels
@@ -52,6 +52,7 @@ class ComparisonRow(NamedTuple):
     transformed: float
 
 
+@shown_as_table
 class Comparison(NamedTuple):
     """Rows of a comparison, the reference first. Printing shows a table.
 
@@ -60,9 +61,6 @@ class Comparison(NamedTuple):
     """
 
     rows: tuple[ComparisonRow, ...]
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         from rich.table import Table

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxsim.accelerators.analog import AnalogArray
 from jaxsim.accelerators.work import Work
-from jaxsim.console.table import render, si
+from jaxsim.console.table import shown_as_table, si
 from jaxsim.cores.wrapper import first_of
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range, checked_int
@@ -43,6 +43,7 @@ class ArrayEnergy(NamedTuple):
         return self.adc + self.dac + self.cells
 
 
+@shown_as_table
 class ArrayEstimate(NamedTuple):
     """An analytic estimate of a network in arrays. It prints.
 
@@ -63,9 +64,6 @@ class ArrayEstimate(NamedTuple):
     def area(self) -> float:
         """Area of all sites, in µm²."""
         return sum(s.area for s in self.spent)
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         from rich.table import Table

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxsim.accelerators.digital import DigitalArray
 from jaxsim.accelerators.work import Work
-from jaxsim.console.table import render, si
+from jaxsim.console.table import shown_as_table, si
 from jaxsim.cores.blocked import Blocks
 from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.wrapper import Wrapper, first_of
@@ -65,6 +65,7 @@ class Workload(NamedTuple):
     blocks: Blocks | None
 
 
+@shown_as_table
 class Estimate(NamedTuple):
     """An analytic estimate of a network on the array, beside the 8-bit baseline. It prints.
 
@@ -107,9 +108,6 @@ class Estimate(NamedTuple):
     def traffic_gain(self) -> float:
         """Moved bits of the baseline over those of the network."""
         return sum(s.bits for s in self.baseline) / self.bits
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         from rich.table import Table

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxsim.console.table import render
+from jaxsim.console.table import shown_as_table
 from jaxsim.cores.op import Meter, Op
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.network.tables import cost_table
@@ -39,6 +39,7 @@ class SiteCost(NamedTuple):
     runs: int
 
 
+@shown_as_table
 class Cost(NamedTuple):
     """Cost of one call of a network.
 
@@ -51,9 +52,6 @@ class Cost(NamedTuple):
     sites: tuple[SiteCost, ...]
     params: int
     nonzero: int
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         return cost_table([(s.name, s.params, s.nonzero, s.spent) for s in self.sites])

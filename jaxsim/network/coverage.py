@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from jaxsim.console.table import render
+from jaxsim.console.table import shown_as_table
 from jaxsim.network.site import Site
 from jaxsim.network.tables import coverage_table
 
@@ -41,6 +41,7 @@ class Covered(NamedTuple):
     reason: str
 
 
+@shown_as_table
 class Coverage(NamedTuple):
     """How far the transforms of a network reach. Printing shows a table.
 
@@ -49,9 +50,6 @@ class Coverage(NamedTuple):
     """
 
     rows: tuple[Covered, ...]
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         return coverage_table(self.rows, self.line)

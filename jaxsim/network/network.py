@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from jaxsim.console.table import html, render
+from jaxsim.console.table import shown_as_table
 from jaxsim.cores.core import State
 from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.wrapper import Wrapper, first_of
@@ -51,6 +51,7 @@ META = (
 """Fields of a network that are static."""
 
 
+@shown_as_table
 @partial(jax.tree_util.register_dataclass, data_fields=[*DATA], meta_fields=[*META])
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Network(PytreeValue):
@@ -444,12 +445,6 @@ class Network(PytreeValue):
         stage = ("calibrated, " if self.calibrated else "deployed, ") if self.deployed else ""
         counts = f"{len(self.sites)} sites, {len(self.cores)} transformed, {len(self.masks)} pruned"
         return f"{type(self).__name__}({stage}{counts}, {size} parameters)"
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
-
-    def _repr_html_(self) -> str:
-        return html(self.__rich__())
 
     def __rich__(self) -> Any:
         rows = [

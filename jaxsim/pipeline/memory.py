@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.console.table import render
+from jaxsim.console.table import shown_as_table
 from jaxsim.network.network import Network
 from jaxsim.network.stages import Stages, stage_params
 from jaxsim.pipeline.programs import StageProgram, TaskInputs
@@ -36,6 +36,7 @@ class StageRow(NamedTuple):
     devices: tuple[Any, ...]
 
 
+@shown_as_table
 class StageTable(NamedTuple):
     """The stages of a pipeline.
 
@@ -46,9 +47,6 @@ class StageTable(NamedTuple):
 
     rows: tuple[StageRow, ...]
     micro: int
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         return stages_table([tuple(row) for row in self.rows], micro=self.micro)
@@ -84,6 +82,7 @@ class StageMemory(NamedTuple):
         return self.params + self.gradients + self.activations
 
 
+@shown_as_table
 class MemoryTable(NamedTuple):
     """Memory of a pipeline by stage.
 
@@ -101,9 +100,6 @@ class MemoryTable(NamedTuple):
     def peak(self) -> int:
         """Bytes of the stage that needs most."""
         return max(row.peak for row in self.rows)
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         return memory_table(

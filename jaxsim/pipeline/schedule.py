@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-from jaxsim.console.table import render
+from jaxsim.console.table import shown_as_table
 from jaxsim.pipeline.tables import timeline_table
 
 Schedule = Literal["gpipe", "1f1b", "interleaved", "zb-h1"]
@@ -77,6 +77,7 @@ class Durations(NamedTuple):
         return {"all": whole, "weights": weights, "inputs": whole - weights}[step.part]
 
 
+@shown_as_table
 class Timeline(NamedTuple):
     """A simulated step of a pipeline.
 
@@ -96,9 +97,6 @@ class Timeline(NamedTuple):
     in_flight: tuple[int, ...]
     peak_bytes: tuple[int, ...]
     devices: int
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         total, D = max(t.end for t in self.tasks), self.devices

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from jaxsim.checkpoint.log import ScoreCache, run_digest
 from jaxsim.checkpoint.save_load import describe
-from jaxsim.console.table import render, si
+from jaxsim.console.table import shown_as_table, si
 from jaxsim.evaluate.systolic import Hardware
 from jaxsim.inputs.batches import batches, one_batch
 from jaxsim.network.deployment import deploy
@@ -24,6 +24,7 @@ from jaxsim.search.front import is_non_dominated
 from jaxsim.search.sensitivity import site_sensitivity
 
 
+@shown_as_table
 class Search(NamedTuple):
     """Choices that a search found. Printing shows those worth having.
 
@@ -42,9 +43,6 @@ class Search(NamedTuple):
     pareto: tuple[Choice, ...]
     tried: tuple[Choice, ...]
     evaluations: int
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         from rich.table import Table

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.estimate import estimate
 from jaxsim.accelerators.result import Estimate
-from jaxsim.console.table import html, render, si
+from jaxsim.console.table import shown_as_table, si
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform
 from jaxsim.search.options import Fit, Option, Place, apply_options, option_sites, site_parts
@@ -65,6 +65,7 @@ class Reason(NamedTuple):
     refused: dict[str, str]
 
 
+@shown_as_table
 class Front(NamedTuple):
     """What an exploration found. Printing shows it.
 
@@ -229,12 +230,6 @@ class Front(NamedTuple):
         saved = 1 - cost[counted] / cost.max()
         gained = (accuracy[counted] - low) / max(self.exact - low, np.finfo(float).tiny)
         return dominated_area(np.stack([saved, np.minimum(gained, 1)], 1))
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
-
-    def _repr_html_(self) -> str:
-        return html(self.__rich__())
 
     def __repr__(self) -> str:
         return f"Front({len(self.points)} points, {self.evaluations} evaluations)"

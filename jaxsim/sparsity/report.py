@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxsim.console.table import render, si
+from jaxsim.console.table import shown_as_table, si
 from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.site_weight import captured
 from jaxsim.cores.wrapper import Wrapper
@@ -91,6 +91,7 @@ class WeightRow(NamedTuple):
         return min(held, key=lambda name: held[name], default="dense")
 
 
+@shown_as_table
 class SparsityReport(NamedTuple):
     """Savings of a network by its sparse weights. It prints.
 
@@ -105,9 +106,6 @@ class SparsityReport(NamedTuple):
     macs: float
     useful: float
     compression: float
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         rows = [(r.name, r.size, r.nonzero, r.macs, r.bits, r.best) for r in self.rows]

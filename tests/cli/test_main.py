@@ -118,16 +118,35 @@ def test_ascii_and_closed_pipes_are_outputs_like_others(edges):
     assert piped.returncode == 1
 
 
+def test_an_interrupt_ends_with_its_own_code(capsys, monkeypatch):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "rpm", cli.COMMANDS["rpm"]._replace(run=interrupted))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["rpm"])
+    assert stop.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("words", [(), ("prone",), ("rpm", "--cuont", "3"), ("estimate",)])
+def test_a_line_that_is_no_command_ends_with_two(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(words))
+    assert stop.value.code == 2
+    assert not capsys.readouterr().out
+
+
 def test_a_device_without_memory_is_one_line(capsys, monkeypatch):
     def full(args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes")
 
-    monkeypatch.setattr(cli, "rpm", full)
+    monkeypatch.setitem(cli.COMMANDS, "rpm", cli.COMMANDS["rpm"]._replace(run=full))
     assert "out of memory" in refused(capsys, "rpm").err
 
     def broken(args):
         raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
 
-    monkeypatch.setattr(cli, "rpm", broken)
+    monkeypatch.setitem(cli.COMMANDS, "rpm", cli.COMMANDS["rpm"]._replace(run=broken))
     with pytest.raises(jax.errors.JaxRuntimeError, match="a fault"):
         cli.main(["rpm"])

@@ -1,9 +1,16 @@
-"""Numbers in printed tables."""
+"""Numbers in printed tables, and what is shown as one."""
 
+import importlib
+import inspect
+import pkgutil
+from typing import Any, NamedTuple
+
+import numpy as np
 import pytest
 from rich.table import Table
 
-from jaxsim.console.table import html, render, si
+import jaxsim
+from jaxsim.console.table import html, render, shown_as_table, si
 
 
 @pytest.mark.parametrize(
@@ -36,7 +43,7 @@ def wide(columns):
 def test_a_table_is_html_that_stands_still(capsys):
     """Nine cells fit into a line of 120, in one block; nothing is printed on the way."""
     found = html(wide(9))
-    assert found.startswith("<pre>")
+    assert found.startswith("<pre ")
     assert found.rstrip().endswith("</pre>")
     assert found.count("abcdefghi") == 9
     assert max(map(len, found.splitlines())) < 1200
@@ -51,3 +58,50 @@ def test_a_table_is_text_of_160_letters_without_colors(capsys):
     assert render(wide(14)).count("abcdefghi") < 14
     assert "\x1b" not in found
     assert capsys.readouterr().out == ""
+
+
+@shown_as_table
+class Priced(NamedTuple):
+    rows: tuple[int, ...]
+    table: dict[str, int]
+    weights: Any
+    total: float
+    of: Any
+
+    def __rich__(self):
+        return wide(len(self.rows))
+
+
+def test_what_has_a_table_shows_it_and_has_a_line_for_itself():
+    found = Priced((1, 2), {"a": 1}, np.ones((2, 3), np.float32), 1.5, list("abcdefghijk"))
+    assert str(found) == render(wide(2))
+    assert found._repr_html_() == html(wide(2))
+    line = "Priced(rows: 2, table: 1, weights: float32[2, 3], total=1.5, of: 11)"
+    assert repr(found) == line
+    assert repr(found._replace(of=inspect.signature(html), total=np.float32(2))).endswith(
+        "total=np.float32(2.0), of=<Signature (renderable: 'Any') -> 'str'>)"
+    )
+    assert repr(found._replace(of="x" * 50)).endswith("of=str)")
+
+
+def test_a_notebook_shows_a_table_once(monkeypatch, capsys):
+    shown = []
+    plain = html(wide(2)), render(wide(2))
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *args: shown.append(args))
+    assert (html(wide(2)), render(wide(2))) == plain
+    assert shown == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_class_with_a_table_shows_it_in_a_notebook():
+    names = [m.name for m in pkgutil.walk_packages(jaxsim.__path__, "jaxsim.")]
+    classes = {
+        value
+        for name in names
+        if "__main__" not in name
+        for value in vars(importlib.import_module(name)).values()
+        if inspect.isclass(value) and "__rich__" in vars(value) and "jaxsim" in value.__module__
+    }
+    assert len(classes) > 12
+    assert [c.__name__ for c in classes if not hasattr(c, "_repr_html_")] == []

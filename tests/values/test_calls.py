@@ -69,7 +69,7 @@ def test_a_network_is_shown_in_a_line_and_printed_as_a_table():
     assert repr(chip).startswith("Network(calibrated, 2 sites")
     for shown in (chip._repr_html_(), str(chip)):
         assert all(name in shown for name in SITES)
-    assert chip._repr_html_().startswith("<pre>")
+    assert chip._repr_html_().startswith("<pre ")
     assert "array" not in jax.jit(lambda net: (print(repr(net)), net)[1])(net).__repr__()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from benchmarks.common.parts import run_parts
-from benchmarks.common.small_images import DATA
 from benchmarks.topics.coconet import accuracy, timing
 from benchmarks.topics.coconet.settings import CoconetSettings
 
@@ -14,4 +13,4 @@ def main(args: list[str]) -> None:
     """Measures the parts asked for."""
     settings = CoconetSettings.read(args)
     parts = {"timing": timing.timing, "accuracy": accuracy.accuracy}
-    run_parts(settings, parts, data=DATA, reading=("accuracy",))
+    run_parts(settings, parts)

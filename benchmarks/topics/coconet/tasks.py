@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common.small_images import DATA, Split
+from benchmarks.common.files import file
+from benchmarks.common.small_images import Split
 from jaxsim.data import fashion_mnist
 
 TUNING = 100
@@ -48,9 +49,9 @@ def fashion(seed: int) -> Task:
 
 def omniglot(seed: int) -> Task:
     """Twenty characters, 5 drawings of each; the characters of other alphabets first."""
-    with np.load(DATA / "omniglot_small_28px.npz", allow_pickle=False) as file:
-        images = file["images"][..., None] / np.float32(255)
-        labels, names = file["labels"], file["classes"]
+    with np.load(file("quantum_coconet/omniglot_small_28px.npz"), allow_pickle=False) as held:
+        images = held["images"][..., None] / np.float32(255)
+        labels, names = held["labels"], held["classes"]
     alphabet = np.array([str(name).split("/")[0] for name in names])
     alphabets = sorted(set(alphabet.tolist()))
     tuned, reported = alphabets[5:6], alphabets[6:]
@@ -70,8 +71,9 @@ def flowers(seed: int) -> Task:
     """Six species, 10 images of each; the other six first. Copies of training images are out."""
     sets = []
     for part in ("train", "test"):
-        with np.load(DATA / f"oxford_flowers12_40px_{part}.npz", allow_pickle=False) as file:
-            sets.append(Split(file["x"] / np.float32(255), file["y"]))
+        path = file(f"quantum_coconet/oxford_flowers12_40px_{part}.npz")
+        with np.load(path, allow_pickle=False) as held:
+            sets.append(Split(held["x"] / np.float32(255), held["y"]))
     train, test = sets
     flat = train.images.reshape(len(train.images), -1)
     nearest = [np.sqrt(((flat - x.ravel()) ** 2).mean(1).min()) for x in test.images]

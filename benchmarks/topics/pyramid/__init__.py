@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from benchmarks.common.parts import run_parts
-from benchmarks.common.texts import DATA
 from benchmarks.topics.pyramid import accuracy, check, flops, int8, lengths, timing
 from benchmarks.topics.pyramid.settings import PyramidSettings
 
@@ -21,4 +20,4 @@ def main(args: list[str]) -> None:
         "timing": timing.timing,
         "int8": int8.int8,
     }
-    run_parts(settings, parts, data=DATA, reading=parts.keys() - {"flops"})
+    run_parts(settings, parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from benchmarks.common.parts import run_parts
-from benchmarks.common.small_images import DATA
 from benchmarks.topics.qdcnn import accuracy, timing
 from benchmarks.topics.qdcnn.settings import QdcnnSettings
 
@@ -17,4 +16,4 @@ def main(args: list[str]) -> None:
     """Measures the parts asked for."""
     settings = QdcnnSettings.read(args)
     parts = {"timing": timing.timing, "accuracy": accuracy.accuracy}
-    run_parts(settings, parts, data=DATA, reading=("accuracy",))
+    run_parts(settings, parts)

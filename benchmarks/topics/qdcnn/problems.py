@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.common.small_images import DATA, Split
+from benchmarks.common.files import file
+from benchmarks.common.small_images import Split
 from jaxsim.data import fashion_mnist
 
 TRAIN, VALID, TEST = 1000, 500, 2000
@@ -27,8 +28,8 @@ def problem(name: str, seed: int) -> Problem:
         images, labels = pool.images, pool.labels
         held = Split(test.images[:TEST], test.labels[:TEST])
     else:
-        with np.load(DATA / "mnist10k_npm.npz", allow_pickle=False) as file:
-            images, labels = file["images"][..., None] / np.float32(255), file["labels"]
+        with np.load(file("quantum_coconet/mnist10k_npm.npz"), allow_pickle=False) as loaded:
+            images, labels = loaded["images"][..., None] / np.float32(255), loaded["labels"]
         order = np.random.default_rng(0).permutation(len(labels))
         images, labels = images[order], labels[order]
         held = Split(images[:TEST], labels[:TEST])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Key
 
-from jaxsim.console.table import render, si
+from jaxsim.console.table import shown_as_table, si
 from jaxsim.evaluate.comparison import named_networks
 from jaxsim.evaluate.language.estimate import Estimate, agreement, perplexity
 from jaxsim.evaluate.language.scores import Scores, score
@@ -54,6 +54,7 @@ class LanguageRow(NamedTuple):
     transformed: float
 
 
+@shown_as_table
 class LanguageComparison(NamedTuple):
     """Rows of a comparison, the reference first. Printing shows a table.
 
@@ -70,9 +71,6 @@ class LanguageComparison(NamedTuple):
     """
 
     rows: tuple[LanguageRow, ...]
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         from rich.table import Table

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxsim.console.table import render
+from jaxsim.console.table import shown_as_table
 from jaxsim.internals import inner_jaxprs, shape_of
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
@@ -92,6 +92,7 @@ class Group(NamedTuple):
         return self.renormalizing
 
 
+@shown_as_table
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dependencies:
     """Coupled groups of a network; made by `dependencies`.
@@ -141,9 +142,6 @@ class Dependencies:
                 raise ValueError(f"groups={pattern!r} matches no group; the groups are: {known}")
             chosen |= hits
         return tuple(g for g in self.groups if g.name in chosen)
-
-    def __str__(self) -> str:
-        return render(self.__rich__())
 
     def __rich__(self) -> Any:
         def paths(group: Group, role: str) -> list[str]:
