@@ -18,7 +18,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.numerics.gradients import zero_with_gradient_of
 
-__all__ = ["DAC", "capacitive", "drivers"]
+__all__ = ["DAC", "capacitive"]
 
 
 class DAC(NamedTuple):

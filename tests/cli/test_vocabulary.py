@@ -83,10 +83,8 @@ def test_what_is_not_public_cannot_be_named(name):
 
 def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
     spaces = {n: getattr(js, n).__all__ for n in js.__all__ if hasattr(getattr(js, n), "__path__")}
-    spaces |= {
-        n: getattr(js, n).__all__ for n in ("adc", "cells", "designs", "wires", "tokens", "storage")
-    }
-    spaces |= {n: getattr(js, n).__all__ for n in ("clipping", "rounding")}
+    kinds = ("adc", "dac", "cells", "designs", "wires", "tokens", "clipping", "rounding", "storage")
+    spaces |= {n: getattr(js, n).__all__ for n in kinds}
     names = [*js.__all__, *(f"{s}.{n}" for s, held in spaces.items() for n in held)]
     found = {}
     for name in names:

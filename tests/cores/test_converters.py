@@ -11,6 +11,7 @@ import pytest
 import jaxsim as js
 from jaxsim.cores.adc.column import ConverterState, _shifted_apart, column_adc
 from jaxsim.cores.bit_sliced import bit_sliced
+from jaxsim.cores.conductance import conductance
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.mapping import differential
 from jaxsim.cores.op import Op
@@ -86,6 +87,16 @@ def test_a_circuit_decides_as_its_definition_does(name, bits, signed):
     assert np.mean(codes == ideal) < 0.99  # the errors are there
 
 
+@pytest.mark.parametrize("name", ["sar", "ramp"])
+def test_levels_that_fall_are_met_as_the_circuit_meets_them(name):
+    """With capacitors off by half of themselves a later level may lie below an earlier one."""
+    y = values(5, False, 12, count=200)
+    codes, parts = converted(name, 5, False, y, {"mismatch": 0.5, "offset": 0.001})
+    assert np.mean(codes == by_definition(name, 5, False, parts, math.inf, y)) > 0.998
+    errors = np.asarray(parts["capacitors"])[:, 0]
+    assert any(np.any(np.diff(converters.levels(5, e)) < 0) for e in errors.T)
+
+
 HALVES = np.arange(-80, 80)[:, None] / 2
 
 
@@ -105,6 +116,14 @@ def test_without_errors_it_is_the_uniform_one_bit_for_bit(name, bits, signed):
         for errors in ({}, {"mismatch": 0.0, "offset": 0.0}):
             codes, _ = converted(name, bits, signed, y, errors, ends=given)
             np.testing.assert_array_equal(codes, exact)
+
+
+@pytest.mark.parametrize("name", ["uniform", *NAMES])
+def test_a_silent_column_converts_to_zero_whatever_the_errors(name):
+    errors = {"offset": 0.05} | ({} if name == "uniform" else {"mismatch": 0.2})
+    for signed in (True, False):
+        codes, _ = converted(name, 5, signed, np.zeros((1, 50)), errors, ends=(0.0, 0.0))
+        np.testing.assert_array_equal(codes, 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -364,6 +383,40 @@ def test_one_of_ones_own_has_parts_and_noise_too():
     state = core.write(op, np.ones((1, 3), np.float32), KEY)
     state = core.calibrate(op, state, np.float32([[127.0]]))
     np.testing.assert_allclose(core.read(op, state, np.float32([[5.0]]), None), [[5, 6, 7]])
+
+
+def test_parts_stand_at_their_array_and_column_whatever_the_order_of_axes():
+    """A weight [columns, rows, arrays] of numbers that say which array and column they serve."""
+
+    def convert(y, lo, hi, signed, parts):
+        return y + parts["array"] + parts["column"]
+
+    def parts(key, arrays, columns):
+        return {"array": 10.0 * jnp.arange(arrays)[:, None], "column": jnp.arange(columns)[None]}
+
+    own = js.adc.uniform(8)._replace(convert=convert, parts=parts)
+    op = Op(Dot((2,), (0,), (1,), (2,), 3, (3, 4, 2)))
+    core = sites.core_of((column_adc, {"adc": own, "signed": True}))
+    x, w = jnp.ones((2, 5, 4)), jnp.zeros((3, 4, 2))
+    y = core.read(op, core.write(op, w, KEY), x, None)
+    expected = 10 * np.arange(2)[:, None, None] + np.arange(3) + np.zeros((1, 5, 1))
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_converters_draw_numbers_of_their_own():
+    """Not those of the cells, which are given the same key of the site."""
+
+    def parts(key, arrays, columns):
+        return jax.random.normal(key, (arrays, columns))
+
+    own = js.adc.uniform(8)._replace(convert=lambda *args: args[0] + args[-1], parts=parts)
+    cells = js.cells.Device(lambda g, key: jax.random.normal(key, g.shape))
+    op = Op(Dot((1,), (), (0,), (), 2, (1, 6))).codes(np.array(0), np.array(1))
+    pieces = (column_adc, {"adc": own, "signed": False}), (conductance, {"device": cells})
+    state = sites.core_of(*pieces).write(op, jnp.ones((1, 6)), KEY)
+    drawn = [np.ravel(a) for a in jax.tree.leaves(state) if np.size(a) == 6]
+    assert len(drawn) == 2
+    assert np.abs(drawn[0] - drawn[1]).min() > 0
 
 
 @pytest.mark.parametrize(

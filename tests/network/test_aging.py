@@ -89,8 +89,10 @@ def described(chip):
     return {"cells": cells, "adc": 8, "rows": 10, "compensation": "reference"}
 
 
-def test_layers_of_a_scan_age_together():
-    chip = js.compose(js.quantize(8, 8), js.analog(cells=DRIFT, rows=7))(grouped_scan())
+def test_layers_of_a_stack_age_together_and_count_their_pulses():
+    cells = js.cells.verified(js.cells.proportional(0.05), tolerance=1.0, pulses=2)
+    cells = js.cells.drifting(cells, 0.06, spread=0.01, flicker=0.005)
+    chip = js.compose(js.quantize(8, 8), js.analog(adc=12, cells=cells, rows=7))(grouped_scan())
     x = jnp.ones((2, 13, 99))
     chip = js.deploy(chip, key=KEY, calibrate=x)
     old = js.age(chip, DAY)
@@ -98,6 +100,11 @@ def test_layers_of_a_scan_age_together():
     np.testing.assert_array_equal(state.time, np.full(5, DAY))
     five = np.mean(old(x)) / np.mean(chip(x))  # of each of five layers
     assert five == pytest.approx(((DAY + 20) / 20) ** (-0.06 * 5), rel=0.05)
+    assert js.count_pulses(chip) == {"w": 5 * 2 * 24 * 99}  # a pair each, rows filled up to tiles
+    for state, new in zip(
+        found(old, AdcState), found(js.recalibrate(old, x), AdcState), strict=True
+    ):
+        assert np.all(new.outputs.hi < state.outputs.hi)
 
 
 @pytest.mark.parametrize("noise", [None, 0.02])

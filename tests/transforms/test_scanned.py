@@ -92,6 +92,7 @@ ELSEWHERE = {
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
     "designs": "tests/transforms/test_designs.py",
     "update_norms": "tests/transforms/test_update_norms.py",
+    "age, recalibrate, count_pulses": "tests/network/test_aging.py",
     "explore, Front, Option, report": "tests/search/test_switchboard.py",
     "Accelerator, accelerators, estimate": "tests/accelerators/test_equations.py",
     "search_blocked": "tests/search/test_blocks.py",
@@ -107,7 +108,7 @@ ELSEWHERE = {
 NOT_OF_LAYERS = {
     *("IntegerNetwork", "compare", "classify", "measure_break_even", "storage", "storage_bits"),
     *("parameter_efficiency", "hardness_normalized", "rounding", "sparsity", "tokens"),
-    *("Rule", "Exits", "Buckets", "adc", "cells", "wires", "fpg_bits", "Floating"),
+    *("Rule", "Exits", "Buckets", "adc", "dac", "cells", "wires", "fpg_bits", "Floating"),
     *("language", "clipping", "Format", "Core", "Op", "Wrapper", "float_core", "role"),
 }
 """What looks at outputs, numbers or one core, and not at how layers are written."""

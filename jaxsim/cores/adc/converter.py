@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim.formats.clipping import percentile as covering
 from jaxsim.formats.grid import Range, observe_range
-from jaxsim.numerics.checks import check_range, checked_int, is_traced
+from jaxsim.numerics.checks import Count, check_range, checked_int, is_traced
 from jaxsim.numerics.gradients import clip_ste, round_ste, zero_with_gradient_of
 from jaxsim.numerics.scaling import divide, step_of
 
@@ -241,13 +241,13 @@ def drawn(
     shared = checked_int("columns_per_adc", columns_per_adc, 1)
     if not errors:
         return None
-    return each if shared == 1 else Partial(_shared, each, shared)
+    return each if shared == 1 else Partial(_shared, each, Count(shared))
 
 
-def _shared(each: Any, shared: int, key: Key[Array, ""], arrays: int, columns: int) -> Any:
-    parts = each(key, arrays, -(-columns // shared))
+def _shared(each: Any, shared: Count, key: Key[Array, ""], arrays: int, columns: int) -> Any:
+    parts = each(key, arrays, -(-columns // len(shared)))
     return jax.tree.map(
-        lambda a: a if a.shape[-1] == 1 else jnp.repeat(a, shared, -1)[..., :columns], parts
+        lambda a: a if a.shape[-1] == 1 else jnp.repeat(a, len(shared), -1)[..., :columns], parts
     )
 
 
@@ -286,7 +286,7 @@ def in_steps(
 
 
 def from_codes(
-    code: Array, u: Array, lsb: Array, lo: Array, steps: Array, signed: bool
+    code: Array, u: Array, lsb: Array, ends: tuple[Array, Array], steps: Array, signed: bool
 ) -> Float[Array, "..."]:
     """What codes stand for, with the derivative that a converter of equal steps has.
 
@@ -294,13 +294,15 @@ def from_codes(
       code: what the circuit decided.
       u: what it was given, in steps; what is no number stays none.
       lsb: the step.
-      lo: lower end of the range.
+      ends: of the range; where it is empty, nothing was seen, and codes are zero.
       steps: their number.
-      signed: whether codes count from zero, else from `lo`.
+      signed: whether codes count from zero, else from the lower end.
     """
-    ends = (-steps / 2, steps / 2) if signed else (0, steps)
-    code = jnp.where(u == u, lax.stop_gradient(code), jnp.nan)
-    y = (code + zero_with_gradient_of(clip_ste(round_ste(u), *ends))) * lsb
+    lo, hi = ends
+    least, most = (-steps / 2, steps / 2) if signed else (0, steps)
+    code = jnp.where(hi > lo, lax.stop_gradient(code), 0)
+    code = jnp.where(u == u, code, jnp.nan)
+    y = (code + zero_with_gradient_of(clip_ste(round_ste(u), least, most))) * lsb
     return y if signed else lo + y
 
 

@@ -111,7 +111,7 @@ def climbing_ramp(
     first = 1 - 2**count if signed else 0
     thresholds = _thresholds(parts.get("capacitors"), count, signed, amplifier)
     code = first + _passed(thresholds, seen, first)
-    return from_codes(code, u, lsb, lo, steps, signed)
+    return from_codes(code, u, lsb, (lo, hi), steps, signed)
 
 
 def _thresholds(capacitors: Array | None, count: int, signed: bool, amplifier: Any) -> Array:

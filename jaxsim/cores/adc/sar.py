@@ -125,4 +125,4 @@ def successive_approximation(
         kept = magnitude > threshold if k == 0 else magnitude >= threshold
         charge, code = jnp.where(kept, trial, charge), jnp.where(kept, code + 2.0**k, code)
     code = jnp.where(seen < 0, -code, code) if signed else code
-    return from_codes(code, u, lsb, lo, steps, signed)
+    return from_codes(code, u, lsb, (lo, hi), steps, signed)

@@ -197,7 +197,7 @@ def residues(
     # at the threshold itself the even code is taken, as rounding does
     met = (code % 2).astype(bool)
     digit = _digit(left, 0.5, offsets, met=met)
-    return from_codes(_within(code + digit, steps, signed), u, lsb, lo, steps, signed)
+    return from_codes(_within(code + digit, steps, signed), u, lsb, (lo, hi), steps, signed)
 
 
 def cyclic_residues(*args: Any, **kwargs: Any) -> Array:

@@ -49,6 +49,13 @@ class Pulses(NamedTuple):
       taken: `(g, key) -> n`, the number for each of [*] cells that `program` programs to g with
         that key.
       most: their largest number.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> device = js.cells.verified(js.cells.independent(0.0), tolerance=0.01, pulses=5)
+      >>> device.pulses.taken(jnp.ones(2), jax.random.key(0)).tolist(), device.pulses.most
+      ([1.0, 1.0], 5)
     """
 
     taken: Callable[[Conductance, Key[Array, ""]], Conductance]
