@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,12 @@ import tyro
 import jaxsim as js
 from jaxsim.cli.recipe import build, cost_numbers, deploy_key, read_recipe, with_seed
 from jaxsim.files import atomic
+
+_FORMATS: dict[str, tuple[Callable[..., Any], str]] = {
+    "stablehlo": (js.export.stablehlo, ".npz"),
+    "onnx": (js.export.onnx, ".onnx"),
+}
+"""Formats that a recipe may ask for, and the endings of their files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,7 @@ def transform(args: Transform) -> js.Network:
         raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
     atomic.check_target("json", args.json)
     recipe = with_seed(read_recipe(args.recipe), args.seed)
+    formats = _formats(recipe["deploy"].get("export", []))
     net, chip, data = build(recipe, args.recipe.parent, trust=args.trust_model)
     cost = chip.cost()
     report: list[Any] = [net, chip, cost]
@@ -68,9 +76,21 @@ def transform(args: Transform) -> js.Network:
     args.out.mkdir(parents=True)
     js.save(args.out / "chip", chip)
     atomic.write_text(args.out / "report.txt", "\n".join(map(str, report)))
+    for name in formats:  # last: what a format cannot say leaves the rest written
+        shapes, more = chip.example.combine() if chip.cut_by else ((), {})
+        write, ending = _FORMATS[name]
+        write(chip, args.out / f"chip{ending}", *shapes, **more)
     if args.json is not None:
         atomic.write_json(args.json, numbers)
     console = Console(quiet=args.quiet)
     console.print(*report, sep="\n")
     console.print(f"wrote {args.out / 'chip'} and {args.out / 'report.txt'}")
     return chip
+
+
+def _formats(names: Any) -> list[str]:
+    """Formats to write beside the checkpoint, checked before the work begins."""
+    if not isinstance(names, list) or not all(name in _FORMATS for name in names):
+        known = ", ".join(map(repr, _FORMATS))
+        raise ValueError(f"[deploy] export={names!r}: must be a list of some of {known}")
+    return names
