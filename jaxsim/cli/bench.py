@@ -48,7 +48,9 @@ def bench(args: Bench) -> dict[str, Timing]:
     net, chip, data = build(recipe, args.recipe.parent, trust=args.trust_model)
     if data is None:
         shape = (batch, *recipe["model"]["input"][1:])
-        x = np.random.default_rng(args.seed or 0).normal(size=shape).astype(np.float32)
+        dtype = net.example.arrays[0].dtype
+        x = np.random.default_rng(args.seed or 0).normal(size=shape)
+        x = (np.abs(x) if np.issubdtype(dtype, np.integer) else x).astype(dtype)
     else:
         x = np.resize(data["images"], (batch, *data["images"].shape[1:]))
     run = jax.jit(lambda net, x, key: net(x, key=key))

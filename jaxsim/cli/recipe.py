@@ -20,18 +20,20 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 import jaxsim as js
+from jaxsim.cli.folders import folder_model
 from jaxsim.cli.keys import check_keys
 from jaxsim.cli.steps import Given, arguments, compose_steps, construct
 from jaxsim.cli.vocabulary import is_model, model_maker
 from jaxsim.data import fashion_mnist
+from jaxsim.data.safetensors import read_safetensors
 from jaxsim.files.npz import read_npz
 from jaxsim.files.text import read_text
 from jaxsim.network.cost import Cost
 from jaxsim.network.leaves import path_name
 from jaxsim.numerics.checks import checked_int, checked_seed
 
-_MODEL = {"name", "settings", "input", "weights", "seed", "call"}
-_DEPLOY = {"seed", "data", "calibrate", "images"}
+_MODEL = {"name", "folder", "settings", "input", "weights", "seed", "call"}
+_DEPLOY = {"seed", "data", "calibrate", "images", "export"}
 _PARTS = ("model", "transform", "deploy")
 _COUNTS = ("calibrate", "images")
 
@@ -166,13 +168,23 @@ def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> 
     Raises:
       ValueError: No such model, one that needs trust, or weights that do not fit it.
     """
-    for name in ("name", "input"):
-        if name not in table:
-            raise ValueError(f"[model]: {name} is missing")
+    if ("name" in table) == ("folder" in table):
+        said = "both are there" if "name" in table else "name is missing"
+        raise ValueError(f"[model]: {said}; must have a name, or a folder of Hugging Face")
+    if "input" not in table:
+        raise ValueError("[model]: input is missing")
     shape = table["input"]
     if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
         raise ValueError(f"[model] input={shape!r}: must be a list of sizes, the batch first")
-    name, call, seed = str(table["name"]), table.get("call", {}), _seed("[model]", table)
+    seed = _seed("[model]", table)
+    if "folder" in table:
+        for other in ("weights", "call"):
+            if other in table:
+                raise ValueError(f"[model] {other}: a folder has weights, and is called with ids")
+        settings = table.get("settings", {})
+        check_keys("[model] settings", settings, {"classes"})
+        return folder_model(folder / str(table["folder"]), shape, settings, seed)
+    name, call = str(table["name"]), table.get("call", {})
     if not isinstance(call, dict):
         raise ValueError(f"[model] call={call!r}: must be a table")
     make = model_maker(name, trust=trust)
@@ -191,7 +203,10 @@ def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> 
     if "weights" not in table:
         return net
     path = folder / str(table["weights"])
-    return _with_weights(net, path) if path.suffix == ".npz" else js.load(path, net)
+    readers = {".npz": read_npz, ".safetensors": read_safetensors}
+    if path.suffix in readers:
+        return _with_weights(net, path, readers[path.suffix](path))
+    return js.load(path, net)
 
 
 def deploy_key(recipe: Mapping[str, Any]) -> Key[Array, ""]:
@@ -237,14 +252,14 @@ def cost_numbers(cost: Cost) -> dict[str, Any]:
     return {"params": cost.params, "nonzero": cost.nonzero, "sites": sites}
 
 
-def _with_weights(net: js.Network, path: Path) -> js.Network:
-    """A network with the arrays of a file, by the paths of its parameters and buffers."""
-    held = read_npz(path)
+def _with_weights(net: js.Network, path: Path, held: dict[str, np.ndarray]) -> js.Network:
+    """A network with the arrays of a file, by paths of parameters and buffers, `a/b` or `a.b`."""
 
     def leaf(where: Any, old: Array) -> Array:
         name = path_name(where)
+        name = name if name in held else name.replace("/", ".")
         if name not in held:
-            raise ValueError(f"weights={str(path)!r}: {name} is missing")
+            raise ValueError(f"weights={str(path)!r}: {path_name(where)} is missing")
         if held[name].shape != old.shape:
             raise ValueError(
                 f"weights={str(path)!r}: {name} has shape {held[name].shape}, not {old.shape}"

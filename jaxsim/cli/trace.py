@@ -29,7 +29,8 @@ class Trace(Trusting):
     """
 
     model: Annotated[str, tyro.conf.Positional]
-    """`module:name` of a Flax module class or of a function that makes one; or a recipe file."""
+    """`module:name` of a Flax module class or of a function that makes one; a recipe file; or a
+    folder of Hugging Face."""
     input: tuple[int, ...] = (1, 28, 28, 1)
     """Shape of an input, with its batch."""
     settings: str = "{}"
@@ -59,7 +60,8 @@ def show(args: Trace) -> None:
             settings = json.loads(args.settings)
         except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"settings={args.settings!r}: not JSON: {error}") from None
-        table = {"name": args.model, "settings": settings, "input": list(args.input)}
+        kind = "folder" if Path(args.model).is_dir() else "name"
+        table = {kind: args.model, "settings": settings, "input": list(args.input)}
         table |= {} if args.seed is None else {"seed": args.seed}
         # Who types the name of a model means to run it.
         shown = {"model": model_of(table, Path(), trust=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ import jaxsim as js
 from jaxsim.cli.options import OfRecipe
 from jaxsim.cli.recipe import build, cost_numbers, deploy_key
 from jaxsim.files import atomic
+
+_FORMATS: dict[str, tuple[Callable[..., Any], str]] = {
+    "stablehlo": (js.export.stablehlo, ".npz"),
+    "onnx": (js.export.onnx, ".onnx"),
+}
+"""Formats that a recipe may ask for, and the endings of their files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +48,7 @@ def transform(args: Transform) -> js.Network:
     if args.out.exists():
         raise ValueError(f"out={str(args.out)!r} exists; choose a new folder")
     recipe = args.read()
+    formats = _formats(recipe["deploy"].get("export", []))
     net, chip, data = build(recipe, args.recipe.parent, trust=args.trust_model)
     cost = chip.cost()
     report: list[Any] = [net, chip, cost]
@@ -55,7 +63,19 @@ def transform(args: Transform) -> js.Network:
     args.out.mkdir(parents=True)
     js.save(args.out / "chip", chip)
     atomic.write_text(args.out / "report.txt", "\n".join(map(str, report)))
+    for name in formats:  # last: what a format cannot say leaves the rest written
+        shapes, more = chip.example.combine() if chip.cut_by else ((), {})
+        write, ending = _FORMATS[name]
+        write(chip, args.out / f"chip{ending}", *shapes, **more)
     args.write(numbers)
     console.print(*report, sep="\n")
     console.print(f"wrote {args.out / 'chip'} and {args.out / 'report.txt'}")
     return chip
+
+
+def _formats(names: Any) -> list[str]:
+    """Formats to write beside the checkpoint, checked before the work begins."""
+    if not isinstance(names, list) or not all(name in _FORMATS for name in names):
+        known = ", ".join(map(repr, _FORMATS))
+        raise ValueError(f"[deploy] export={names!r}: must be a list of some of {known}")
+    return names

@@ -13,9 +13,6 @@ from jaxsim.cores.role import WEIGHT
 from jaxsim.data.gguf import Codes, bytes_of
 from jaxsim.files import atomic
 from jaxsim.formats.block_grid import ROWS
-from jaxsim.models.llama.decoder import Llama, head_width
-from jaxsim.models.llama.tokenizer import to_fields
-from jaxsim.models.llama.weights import Weight, pairs_together, weights_of
 from jaxsim.network.calls import LinenCall
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, require_uncut
@@ -24,6 +21,9 @@ from jaxsim.numerics.nibbles import unpacked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from jaxsim.models.llama.decoder import Llama
+    from jaxsim.models.llama.weights import Weight
 
 Floats = Literal["F32", "F16"]
 """Types of weights that are not quantized."""
@@ -75,6 +75,9 @@ def gguf(
 
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
+    from jaxsim.models.llama.tokenizer import to_fields
+    from jaxsim.models.llama.weights import pairs_together, weights_of
+
     model = _model_of(net)
     if floats not in get_args(Floats):
         raise ValueError(f"floats={floats!r}: must be 'F32' or 'F16'")
@@ -103,6 +106,8 @@ def gguf(
 
 def _model_of(net: Any) -> Llama:
     """The decoder that a network traces, its state such that a file can hold it."""
+    from jaxsim.models.llama.decoder import Llama, head_width
+
     if not isinstance(net, Network):
         raise ValueError(f"net: a {type(net).__name__} is no Network; js.trace(model, …) makes one")
     require_uncut(net, "export.gguf", reason="a file holds one model, without stages")
@@ -120,6 +125,8 @@ def _model_of(net: Any) -> Llama:
 
 def _sites_of(net: Network, model: Llama) -> dict[str, list[Site]]:
     """The sites that read each weight, by its path; none other is transformed."""
+    from jaxsim.models.llama.weights import weights_of
+
     sites = {
         w.path: [s for s in net.sites if s.param == w.path or s.sources == (w.path,)]
         for w in weights_of(model)
@@ -220,6 +227,8 @@ def _write(
 ) -> None:
     from gguf import GGUFWriter
     from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType
+
+    from jaxsim.models.llama.decoder import head_width
 
     writer, d = GGUFWriter(path, "llama"), head_width(model)
     writer.add_name(name)

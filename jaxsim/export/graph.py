@@ -222,7 +222,12 @@ class Graph:
         if missing := sorted(s for s in symbols if s not in self._sizes):
             raise ValueError(f"export.onnx: no input has the size {missing[0]} that {size} is of")
         found = {name: _Size(self, self._size(name)) for name in symbols}
-        return evaluate_size(size, found).value
+        try:
+            return evaluate_size(size, found).value
+        except TypeError:
+            raise ValueError(
+                f"export.onnx: the size {size} is reckoned as no graph can; give sizes of the call"
+            ) from None
 
     def reshape(self, value: Any, shape: Sequence[Any]) -> Tensor:
         """A value with other sizes; it holds as many numbers as before.
@@ -309,3 +314,7 @@ class _Size:
         return self._with("Mul", other)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def __divmod__(self, other: Any) -> tuple[_Size, _Size]:
+        rest = self._with("Mod", other)
+        return self._with("Sub", rest)._with("Div", other), rest

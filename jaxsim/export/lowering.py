@@ -95,7 +95,7 @@ class Lowering:
             if eqn.primitive not in CALLS:
                 raise site_refusal(min(inside), f"is in a {name}, which {_LOOPS.get(name, _OTHER)}")
         elif _is_known(eqn, ins):
-            return bind(eqn, ins)
+            return [_spread(eqn, ins[0])] if name == "broadcast_in_dim" else bind(eqn, ins)
         if self.product is not None and parameters(eqn).get("name") == sites.MARK:
             return [self.product(ins[0])]
         if eqn.primitive in CALLS:
@@ -142,6 +142,15 @@ def _is_known(eqn: jex.JaxprEqn, ins: Sequence[Any]) -> bool:
     fixed = all(is_fixed(n) for v in eqn.outvars for n in shape_of(v).shape)
     fixed = fixed and eqn.primitive.name != "dim_as_value"
     return fixed and not any(isinstance(value, Tensor) for value in ins)
+
+
+def _spread(eqn: jex.JaxprEqn, value: Any) -> np.ndarray:
+    """A known value that is the same along axes, without memory for all of it."""
+    shape, axes = shape_of(eqn.outvars[0]).shape, parameters(eqn)["broadcast_dimensions"]
+    sizes = [1] * len(shape)
+    for axis, size in zip(axes, np.shape(value), strict=True):
+        sizes[axis] = size
+    return np.broadcast_to(np.reshape(value, sizes), shape)
 
 
 def known(value: Any) -> Any:

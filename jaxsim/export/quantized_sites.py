@@ -211,12 +211,7 @@ def table(graph: Graph, name: str, chain: Chain, state: Quantized, entry: Contra
       chain: Its wrappers.
       state: What is written of it.
       entry: Site.
-
-    Raises:
-      ValueError: It is stored in another way, or numbers are computed around it.
     """
-    if chain.around:
-        raise site_refusal(name, f"is a lookup behind {chain.around[0]!r}")
     shape = entry.w.shape
     (rows,) = entry.op.geometry.w_free  # pyright: ignore
     plain = Arranged(tuple(range(len(shape))), (1,) * len(shape))

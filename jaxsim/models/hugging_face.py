@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, Key
 
-from jaxsim.data.safetensors import read_safetensors
+from jaxsim.data.hugging_face import read_arrays, read_object
 from jaxsim.files.text import read_text
 from jaxsim.models.bert import Bert, Pool, from_hugging_face, mean_token
 from jaxsim.numerics.checks import checked_int
@@ -39,7 +38,8 @@ def load_bert(
     """Loads a pretrained BERT with a new classifier.
 
     Args:
-      path: Folder with `config.json` and `model.safetensors`.
+      path: Folder with `config.json`, and `model.safetensors` or the parts that
+        `model.safetensors.index.json` names.
       classes: Number of classes of the classifier, at least 2.
       key: Random key of the classifier's weights.
       pool: Pooling that the classifier reads.
@@ -51,14 +51,12 @@ def load_bert(
       FileNotFoundError: A file is missing.
       ValueError: A file is damaged, or of another model.
     """
-    folder = Path(path)
+    file = Path(path) / "config.json"
     try:
-        config = json.loads(read_text(folder / "config.json"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{folder / 'config.json'}: is no JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / 'config.json'}: must hold an object")
-    arrays = read_safetensors(folder / "model.safetensors")
+        config = read_object(file)
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r}: {error}") from None
+    arrays = read_arrays(path)
     return from_hugging_face(arrays, config, classes=classes, key=key, pool=pool)
 
 

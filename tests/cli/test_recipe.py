@@ -1,5 +1,6 @@
 """Models by their names, and transforms from a file."""
 
+import json
 import tomllib
 
 import jax
@@ -13,8 +14,16 @@ from jaxsim.cli.recipe import model_of, read_recipe
 from jaxsim.cli.steps import Given, compose_steps
 from jaxsim.cli.trace import Trace, show
 from jaxsim.cli.transform import Transform, transform
+from jaxsim.models.llama.tokenizer import from_fields
 from jaxsim.models.resnet import ResNet
 from jaxsim.network.leaves import path_name
+from tests.models.test_bert import CONFIG as BERT
+from tests.models.test_bert import MODEL as BERT_MODEL
+from tests.models.test_bert import named as bert_named
+from tests.models.test_bert import params as bert_params
+from tests.models.test_bert import written as bert_written
+from tests.support import llama_files
+from tests.support.llama_files import safetensors_file
 
 RECIPE = """
 [model]
@@ -277,3 +286,120 @@ def test_a_byte_order_mark_is_no_part_of_a_recipe(folder):
     path = folder[0] / "chip.toml"
     path.write_bytes(b"\xef\xbb\xbf" + RECIPE.encode())
     assert read_recipe(path)["model"]["name"] == "jaxsim.models.resnet:ResNet"
+
+
+FOLDER = """
+[model]
+folder = "tiny"
+input = [2, 6]
+settings = {classes = 3}
+
+[[transform]]
+name = "quantize"
+weights = 8
+inputs = 8
+sites = "*mix*"
+
+[deploy]
+data = "data.npz"
+export = ["stablehlo"]
+"""
+
+
+def test_weights_of_a_safetensors_file(folder):
+    path, net, _ = folder
+    held = jax.tree_util.tree_leaves_with_path((net.params, net.buffers))
+    table = read_recipe(path / "chip.toml")["model"] | {"weights": "weights.safetensors"}
+    for sign in "/.":  # as paths are written here, and as others write them
+        arrays = {path_name(p[1:]).replace("/", sign): np.asarray(a) for p, a in held}
+        (path / "weights.safetensors").write_bytes(safetensors_file(arrays))
+        found = model_of(table, path)
+        jax.tree.map(np.testing.assert_array_equal, found.params, net.params)
+        jax.tree.map(np.testing.assert_array_equal, found.buffers, net.buffers)
+        (path / "weights.safetensors").write_bytes(safetensors_file(dict([*arrays.items()][1:])))
+        with pytest.raises(ValueError, match=r"weights=.*is missing"):
+            model_of(table, path)
+
+
+def test_a_folder_of_hugging_face_is_a_model(tmp_path):
+    params = bert_params()
+    bert_written(tmp_path, bert_named(params), BERT | {"model_type": "bert", "pad_token_id": 0})
+    table = {"folder": ".", "input": [2, 6], "settings": {"classes": 3}}
+    net = model_of(table, tmp_path)
+    ids, lengths = np.array([[4, 7, 2, 9, 1, 3], [5, 8, 6, 0, 0, 0]]), np.array([6, 3])
+    inner = net.params["bert"]
+    expected = BERT_MODEL.apply({"params": inner}, ids, lengths)
+    np.testing.assert_allclose(net(ids), expected, rtol=0, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, inner["attention_1"], params["attention_1"])
+    show(Trace(str(tmp_path), input=(2, 6), json=tmp_path / "sites.json", quiet=True))
+    sites = json.loads((tmp_path / "sites.json").read_text())["model"]["sites"]
+    assert "bert/attention_0/query/kernel" in [site["name"] for site in sites]
+
+
+def test_a_decoder_of_hugging_face_is_a_model(tmp_path):
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    arrays = llama_files.hugging_face_arrays()
+    (tmp_path / "model.safetensors").write_bytes(safetensors_file(arrays))
+    (tmp_path / "config.json").write_text(json.dumps(llama_files.CONFIG))
+    (tmp_path / "tokenizer.json").write_text(from_fields(llama_files.fields(), 96).to_str())
+    net = model_of({"folder": str(tmp_path), "input": [1, 4]}, tmp_path)
+    ids = np.array([[3, 1, 4, 1]], np.int32)
+    expected = llama_files.MODEL.apply({"params": llama_files.params()}, ids)
+    np.testing.assert_allclose(net(ids), expected, rtol=0, atol=1e-5)
+
+
+def test_a_folder_goes_through_a_recipe(tmp_path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    bert_written(folder, bert_named(bert_params()), BERT | {"model_type": "bert"})
+    ids = np.random.default_rng(0).integers(1, 50, (4, 6)).astype(np.int32)
+    np.savez(tmp_path / "data.npz", train=ids, images=ids, labels=np.arange(4) % 3)
+    (tmp_path / "chip.toml").write_text(FOLDER)
+    chip = transform(Transform(tmp_path / "chip.toml", out=tmp_path / "chip", quiet=True))
+    assert {p.name for p in (tmp_path / "chip").iterdir()} == {"chip", "chip.npz", "report.txt"}
+    arrays = dict(np.load(tmp_path / "chip" / "chip.npz"))
+    program = jax.export.deserialize(bytearray(arrays.pop("program")))
+    np.testing.assert_array_equal(program.call(arrays, ids), chip(ids))
+    pruned = '[[transform]]\nname = "prune"\nsparsity = 0.2\n'
+    (tmp_path / "bench.toml").write_text(FOLDER.partition("[[transform]]")[0] + pruned)
+    times = bench(Bench(tmp_path / "bench.toml", runs=5, batch=2, quiet=True))
+    assert times.keys() == {"model", "transformed"}
+
+
+@pytest.mark.parametrize(
+    ("table", "config", "told"),
+    [
+        ({"name": "jaxsim.models.resnet:ResNet"}, {}, "both are there; must have a name, or a"),
+        ({"input": [2, 6, 1]}, {}, r"input=\[2, 6, 1\]: must be rows and tokens"),
+        ({"weights": "a.npz"}, {}, "weights: a folder has weights"),
+        ({"settings": {"layers": 2}}, {}, "'layers' is unknown"),
+        ({}, {"model_type": "gpt2"}, "holds a model of type 'gpt2'; must be 'llama' or 'bert'"),
+        ({"settings": {"classes": 2}}, {"model_type": "llama"}, "'classes' is none of a folder"),
+        ({}, [1], "config.json.*must hold an object"),
+    ],
+)
+def test_folders_that_are_no_model(table, config, told, tmp_path):
+    whole = config if isinstance(config, list) else BERT | {"model_type": "bert"} | config
+    bert_written(tmp_path, {}, whole)
+    with pytest.raises(ValueError, match=told):
+        model_of({"folder": ".", "input": [2, 6]} | table, tmp_path)
+
+
+def test_formats_to_write_beside_the_checkpoint(folder):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    path, _, x = folder
+    cells = '[[transform]]\nname = "analog"\ncells = {"cells.proportional" = 0.02}\n'
+    (path / "digital.toml").write_text(RECIPE.replace(cells, "") + 'export = ["onnx"]\n')
+    chip = transform(Transform(path / "digital.toml", out=path / "digital", quiet=True))
+    session = onnxruntime.InferenceSession(path / "digital" / "chip.onnx")
+    (found,) = session.run(None, {"input_0": x})
+    np.testing.assert_allclose(found, chip(x), rtol=0, atol=1e-5)
+    (path / "analog.toml").write_text(RECIPE + 'export = ["onnx"]\n')
+    with pytest.raises(ValueError, match=r"export\.onnx: .*reads"):
+        transform(Transform(path / "analog.toml", out=path / "analog", quiet=True))
+    assert (path / "analog" / "report.txt").exists()
+    (path / "none.toml").write_text(RECIPE + 'export = ["gguf"]\n')
+    with pytest.raises(ValueError, match=r"export=\['gguf'\]: must be a list of some of 'stable"):
+        transform(Transform(path / "none.toml", out=path / "none", quiet=True))
+    assert not (path / "none").exists()

@@ -319,7 +319,8 @@ def test_masks_and_learned_ranges(folder):
 def test_more_free_sizes_and_outputs_by_name(folder):
     def model(p, x, *, shift):
         y = jnp.tanh(x @ p["w"])
-        return {"y": y + shift, "mean": y.mean((0, 1))}
+        flat, heads = x.reshape(-1, 6), x.reshape(*x.shape[:2], 2, 3)
+        return {"y": y + shift, "mean": y.mean((0, 1)), "flat": flat, "heads": heads}
 
     x, shift = jax.random.normal(jax.random.key(5), (3, 4, 6)), jnp.ones(2)
     net = js.trace(model, {"w": jnp.linspace(-1, 1, 12).reshape(6, 2)}, x, shift=shift)
@@ -332,8 +333,41 @@ def test_more_free_sizes_and_outputs_by_name(folder):
     assert [i.name for i in made.graph.input] == ["input_0", "shift"]
     given = run(made, x[:2, :3], shift)
     expected = chip(x[:2, :3], shift=shift)
-    near(given["output_y"], expected["y"])
-    near(given["output_mean"], expected["mean"])
+    for name, value in expected.items():
+        near(given[f"output_{name}"], value)
+
+
+def test_sizes_of_images_that_are_free(folder):
+    x = images(7)[0]
+    w = jax.random.normal(jax.random.key(11), (3, 3, 2, 4))
+
+    def model(w, x):
+        y = jax.lax.conv_general_dilated(
+            x, w, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.mean(jax.nn.relu(y), (1, 2))
+
+    chip = js.deploy(js.quantize(CHANNEL, AFFINE)(js.trace(model, w, x)), calibrate=x)
+    b, m, n = jax.export.symbolic_shape("b, m, n", constraints=["m >= 3", "n >= 3"])
+    made = js.export.onnx(chip, f"{folder}/sizes.onnx", jax.ShapeDtypeStruct((b, m, n, 2), x.dtype))
+    for cut in (x, x[:3, :5, :6]):
+        near(run(made, cut)["output_0"], chip(cut))
+
+    def counted(w, x):
+        return model(w, x) * jax.core.max_dim(x.shape[1], 5)
+
+    net = js.trace(counted, w, x)
+    with pytest.raises(ValueError, match=r"the size max\(m, 5\) is reckoned as no graph"):
+        js.export.onnx(net, f"{folder}/sizes.onnx", jax.ShapeDtypeStruct((b, m, n, 2), x.dtype))
+
+
+def test_a_batch_that_is_fixed_makes_no_constants_of_its_size(folder):
+    args = MODELS["cnn"][1]
+    made = js.export.onnx(deployed("cnn", "channel_affine"), f"{folder}/fixed.onnx", *args)
+    sizes = [c.size for c in constants(made).values()]
+    free = [c.size for c in constants(graph("cnn", "channel_affine", folder)).values()]
+    assert max(sizes) == max(free)
+    near(run(made, *args)["output_0"], deployed("cnn", "channel_affine")(*args))
 
 
 def test_two_calls_write_the_same_bytes(folder):

@@ -147,6 +147,37 @@ def test_keys_and_bfloat16_are_read_by_numpy(tmp_path):
     np.testing.assert_array_equal(y, expected)
 
 
+def scaled(core, *, by):
+    return core._replace(read=lambda op, state, x, key: by * core.read(op, state, x, key))
+
+
+def test_settings_keep_the_weak_type_of_pythons_numbers(tmp_path):
+    w = jax.random.normal(jax.random.key(3), (6, 5), jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(4), (ROWS, 6), jnp.bfloat16)
+    net = js.wrap(scaled, by=0.3)(js.trace(lambda w, x: x @ w, w, x))
+    program, arrays = written(net, tmp_path)
+    np.testing.assert_array_equal(
+        np.asarray(program.call(arrays, x), np.float32), np.asarray(net(x), np.float32)
+    )
+
+
+def test_whole_numbers_of_four_bits_are_read_by_numpy(tmp_path):
+    params = {"w": jnp.eye(3), "shift": jnp.arange(-3, 3, dtype=jnp.int4).reshape(2, 3)}
+    params["small"] = jnp.array([0.5, -2, 1], jnp.float8_e4m3fn)
+    x = jnp.ones((2, 3))
+
+    def model(p, x):
+        return x @ p["w"] + p["shift"].astype(x.dtype) * p["small"].astype(x.dtype)
+
+    program, arrays = written(js.trace(model, params, x), tmp_path, x)
+    assert {name: a.dtype.name for name, a in arrays.items()} == {
+        "params/w": "float32",
+        "params/shift": "int8",
+        "params/small": "uint8",
+    }
+    np.testing.assert_array_equal(program.call(arrays, x), jax.jit(model)(params, x))
+
+
 def test_shapes_that_are_given_are_those_of_the_program(chip, x, tmp_path):
     program, arrays = written(chip, tmp_path, x)
     with pytest.raises(ValueError, match="shape"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxsim.data.safetensors import read_safetensors
+from jaxsim.data.hugging_face import read_arrays, read_object
 from jaxsim.files.text import read_text
 from jaxsim.models.llama.decoder import Llama, head_width
 from jaxsim.models.llama.pretrained import Pretrained
@@ -43,7 +42,7 @@ def from_hugging_face(folder: str | os.PathLike[str]) -> Pretrained:
     place = Path(folder)
     file = place / "config.json"
     try:
-        model = _model_of(_object(file))
+        model = _model_of(read_object(file))
     except ValueError as error:
         raise ValueError(f"{str(file)!r}: {error}") from None
     file = place / "tokenizer.json"
@@ -51,7 +50,7 @@ def from_hugging_face(folder: str | os.PathLike[str]) -> Pretrained:
         tokenizer = from_json(read_text(file), model.vocabulary)
     except ValueError as error:
         raise ValueError(f"{str(file)!r}: {error}") from None
-    arrays = _arrays(place)
+    arrays = read_arrays(place)
     try:
         _check_arrays(arrays, model)
 
@@ -61,16 +60,6 @@ def from_hugging_face(folder: str | os.PathLike[str]) -> Pretrained:
         return Pretrained(model, params_from(model, read), tokenizer)
     except ValueError as error:
         raise ValueError(f"{str(place)!r}: {error}") from None
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError("must hold an object")
-    return found
 
 
 def _model_of(config: Mapping[str, Any]) -> Llama:
@@ -101,27 +90,6 @@ def _model_of(config: Mapping[str, Any]) -> Llama:
     if not isinstance(model.tied, bool):
         raise ValueError(f"tie_word_embeddings is {model.tied!r}; must be true or false")
     return model
-
-
-def _arrays(place: Path) -> dict[str, np.ndarray]:
-    """All arrays of a folder, in one file or in those that an index names."""
-    index = place / "model.safetensors.index.json"
-    if not index.exists():
-        return read_safetensors(place / "model.safetensors")
-    try:
-        parts = _object(index).get("weight_map")
-        if not isinstance(parts, dict) or not all(_is_part(part) for part in parts.values()):
-            raise ValueError("weight_map must name a file of this folder for each array")
-    except ValueError as error:
-        raise ValueError(f"{str(index)!r}: {error}") from None
-    found: dict[str, np.ndarray] = {}
-    for part in sorted(set(parts.values())):
-        found |= read_safetensors(place / part)
-    return found
-
-
-def _is_part(name: Any) -> bool:
-    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], model: Llama) -> None:
