@@ -3,9 +3,6 @@
 One model of each kind, one transform of each kind, saving and the demo.
 """
 
-import re
-from pathlib import Path
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -74,7 +71,6 @@ def scanned():
 
 
 MODELS = {"linen": linen, "nnx": nnx_network, "scan": scanned}
-README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -84,16 +80,17 @@ def test_an_untransformed_network_is_the_model(kind):
 
 
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
-def test_the_snippet_of_the_readme(kind, capsys):
-    (snippet, *_) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    model = {"linen": Linen(), "nnx": Nnx(nnx.Rngs(0))}[kind]
-    given = {"model": model, "x": X, "labels": LABELS}
-    if kind == "linen":
-        given["variables"] = model.init(jax.random.key(1), X)
-    else:
-        snippet = snippet.replace("js.trace(model, variables, x)", "js.trace(model, x)")
-    exec(compile(snippet, "README.md", "exec"), given)
-    assert given["y"].shape == (8, 4)
+def test_a_chip_of_all_parts(kind, capsys):
+    net, _ = MODELS[kind]()
+    chip = js.compose(
+        js.prune(0.5),
+        js.quantize(weights=8, inputs=8),
+        js.slice_bits(2),
+        js.analog(adc=8, cells=js.cells.proportional(0.02)),
+    )(net)
+    chip = js.deploy(chip, calibrate=X, key=jax.random.key(0))
+    assert chip(X).shape == (8, 4)
+    print(js.compare(net, chip, (X, LABELS)))
     assert "networks, cost per input" in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ C = TypeVar("C", bound=type)
 def shown_as_table(cls: C) -> C:
     """Makes values of a class with `__rich__` print as its table, and a notebook show it as HTML.
 
-    What is a tuple with names has a short `repr`, too: of what is long its size alone.
+    A named tuple without a `repr` of its own has a short one, too: of what is long its size alone.
 
     Args:
       cls: Class whose `__rich__` returns something that rich can print.
@@ -35,7 +35,7 @@ def shown_as_table(cls: C) -> C:
     """
     cls.__str__ = lambda self: render(self.__rich__())  # pyright: ignore
     cls._repr_html_ = lambda self: html(self.__rich__())  # pyright: ignore
-    if issubclass(cls, tuple):
+    if cls.__repr__.__module__ == "collections":  # of a named tuple, and not its own
         cls.__repr__ = _short  # pyright: ignore
     return cls
 

@@ -84,6 +84,20 @@ def test_what_has_a_table_shows_it_and_has_a_line_for_itself():
     assert repr(found._replace(of="x" * 50)).endswith("of=str)")
 
 
+def test_what_has_a_line_of_its_own_keeps_it():
+    @shown_as_table
+    class Named(NamedTuple):
+        a: int
+
+        def __repr__(self):
+            return "mine"
+
+        def __rich__(self):
+            return "table"
+
+    assert (repr(Named(1)), str(Named(1))) == ("mine", "table\n")
+
+
 def test_a_notebook_shows_a_table_once(monkeypatch, capsys):
     shown = []
     plain = html(wide(2)), render(wide(2))
