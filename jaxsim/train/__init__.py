@@ -1,9 +1,9 @@
 """Losses and the loop that train networks."""
 
-from jaxsim.train.clip_weights import clip_weights
 from jaxsim.train.loop import adapter_marks, fit, only
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
 from jaxsim.train.soft import Soft
+from jaxsim.train.weight_clipping import clip_weights
 
 __all__ = [
     "Soft",

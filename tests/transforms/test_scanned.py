@@ -91,6 +91,7 @@ ELSEWHERE = {
     "save, load": "tests/network/test_stacks.py",
     "widen_ranges, Network, Site": "tests/network/test_lifecycle.py",
     "designs": "tests/transforms/test_designs.py",
+    "export": "tests/export/test_onnx.py",
     "update_norms": "tests/transforms/test_update_norms.py",
     "age, recalibrate, count_pulses": "tests/network/test_aging.py",
     "explore, Front, Option, report": "tests/search/test_switchboard.py",
