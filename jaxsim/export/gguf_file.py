@@ -153,19 +153,14 @@ def _codes(net: Network, weight: Weight, sites: list[Site]) -> Codes | None:
 
 
 def _equal(a: Codes, b: Codes) -> bool:
-    if a.kind != b.kind or not np.array_equal(a.codes, b.codes):
-        return False
-    x, y = (np.zeros(0) if held.minimum is None else held.minimum for held in (a, b))
-    return np.array_equal(a.scale, b.scale) and np.array_equal(x, y)
+    return a.kind == b.kind and np.array_equal(bytes_of(a), bytes_of(b))
 
 
 def _site_codes(net: Network, site: Site) -> Codes:
     """The codes that a site reads."""
     chain = [w for w in net.cores[site.name] if w.role not in WEIGHT]
     for wrapper in chain:
-        if wrapper.role == "groups" and wrapper.settings["rows"] == ROWS:
-            continue
-        if wrapper.factory is not block_grid:
+        if wrapper.role != "groups" and wrapper.factory is not block_grid:
             raise ValueError(
                 f"export.gguf: {site.name} reads {wrapper!r}; must be blocks of {ROWS} weights "
                 "with scales in float16, and inputs in floats: js.quantize(js.BlockGrid(…), None)"

@@ -96,6 +96,8 @@ def test_the_package_reads_it(written):
     assert fields["llama.block_count"] == model.layers
     assert fields["llama.attention.head_count_kv"] == model.groups
     assert fields["llama.vocab_size"] == model.vocabulary
+    assert fields["llama.rope.freq_base"] == model.base
+    assert fields["llama.attention.key_length"] == model.width // model.heads
     assert fields["general.quantization_version"] == 2
     assert fields["tokenizer.ggml.tokens"] == files.TOKENS
     expected = files.tensors(model)
@@ -201,6 +203,18 @@ def test_tokenizers_come_back(split):
     assert again.encode("the<s>").ids == given.encode("the<s>").ids
 
 
+def test_tokens_that_cut_text_and_are_no_marks_come_back():
+    kinds = [3, 4, *[1] * 94]
+    given = tokenizer_of(kinds)
+    fields = to_fields(given, 96)
+    assert fields["tokenizer.ggml.token_type"] == kinds
+    assert from_fields(fields, 96).to_str() == given.to_str()
+
+
+def tokenizer_of(kinds):
+    return from_fields(files.fields(tokenizer__ggml__token_type=kinds), 96)
+
+
 def test_tokens_that_a_tokenizer_lacks_are_unused():
     fields = to_fields(tokenizer(), 98)
     assert fields["tokenizer.ggml.tokens"][96:] == ["[PAD96]", "[PAD97]"]
@@ -264,6 +278,16 @@ def test_what_a_file_cannot_hold_is_refused_by_name(make, why, tmp_path):
     assert not (tmp_path / "no.gguf").exists()
 
 
+def test_a_table_that_is_looked_up_by_other_scales_is_refused(tmp_path):
+    net = traced()
+    plain = js.deploy(js.quantize(Q8, None, sites="embedding")(net)).states["embedding"]
+    other = js.BlockGrid("Q8_0", scale=2 * np.asarray(plain.scale, np.float32))
+    formats = {"embedding": js.quantize(other, None), "*": js.quantize(Q8, None)}
+    chip = js.deploy(js.rules(formats)(net))
+    with pytest.raises(ValueError, match="read embedding in other numbers"):
+        js.export.gguf(chip, tmp_path / "no.gguf")
+
+
 def test_pruned_weights_with_a_code_for_zero(tmp_path):
     net = js.prune(0.5, sites=DOWN)(traced())
     chip = js.deploy(js.quantize(Q4, None, sites=DOWN)(net))
@@ -283,6 +307,9 @@ def test_networks_that_are_no_decoder_of_a_file(tmp_path):
         js.export.gguf(js.quantize(Q4, None, sites=DOWN)(traced()), target)
     with pytest.raises(ValueError, match="floats='Q8_0': must be 'F32' or 'F16'"):
         js.export.gguf(traced(), target, floats="Q8_0")
+    pipeline = js.pipeline_shard(2, 1, devices=jax.devices()[:1] * 2)(traced())
+    with pytest.raises(ValueError, match=r"export.gguf cannot follow pipeline_shard: a file holds"):
+        js.export.gguf(pipeline, target)
     with pytest.raises(ValueError, match="no folder"):
         js.export.gguf(traced(), tmp_path / "none" / "no.gguf")
     params = jax.tree.map(lambda a: 1e6 * a, files.params())

@@ -267,6 +267,7 @@ def test_floats_and_weights_alone(folder):
     args, net = MODELS["mlp"][1], traced("mlp")
     for made in (
         net,
+        js.prune(0.5)(net),
         js.deploy(js.quantize(CHANNEL, None)(net), calibrate=args),
         js.deploy(js.quantize(None, AFFINE)(net), calibrate=args),
         js.deploy(js.quantize(4, 8, sites="out*")(net), calibrate=args),
@@ -361,13 +362,26 @@ def test_sizes_of_images_that_are_free(folder):
         js.export.onnx(net, f"{folder}/sizes.onnx", jax.ShapeDtypeStruct((b, m, n, 2), x.dtype))
 
 
-def test_a_batch_that_is_fixed_makes_no_constants_of_its_size(folder):
-    args = MODELS["cnn"][1]
-    made = js.export.onnx(deployed("cnn", "channel_affine"), f"{folder}/fixed.onnx", *args)
-    sizes = [c.size for c in constants(made).values()]
-    free = [c.size for c in constants(graph("cnn", "channel_affine", folder)).values()]
-    assert max(sizes) == max(free)
-    near(run(made, *args)["output_0"], deployed("cnn", "channel_affine")(*args))
+def test_a_known_value_is_held_once_where_it_is_the_same(folder):
+    x = jnp.ones((50, 6))
+    net = js.trace(lambda p, x: (x + jnp.broadcast_to(p[0], x.shape)) @ p, jnp.eye(6), x)
+    made = js.export.onnx(net, f"{folder}/fixed.onnx", x)
+    assert max(c.size for c in constants(made).values()) == 36
+    near(run(made, x)["output_0"], net(x))
+
+
+def test_a_call_that_reads_what_is_not_held_or_runs_other_sites_is_refused(folder):
+    def model(p, x, *, more=False, again=False):
+        y = x @ p["w"] + (p["w"].sum() if more else 0)
+        return y @ p["w"] if again else y
+
+    x = jnp.ones((2, 3))
+    net = js.quantize(8, 8)(js.trace(model, {"w": jnp.eye(3)}, x))
+    chip = js.deploy(net, calibrate=x, keep_floats=False)
+    with pytest.raises(ValueError, match="this call reads w"):
+        js.export.onnx(chip, f"{folder}/no.onnx", x, more=True)
+    with pytest.raises(ValueError, match="args: w#2 runs for these arguments"):
+        js.export.onnx(chip, f"{folder}/no.onnx", x, again=True)
 
 
 def test_two_calls_write_the_same_bytes(folder):
