@@ -37,7 +37,7 @@ BATCH = 64
 class ImagenetSettings(Settings):
     """Settings of the run."""
 
-    only: Literal["all", "digital", "rounded", "sparse", "analog", "designs"] = "all"
+    only: Literal["all", "digital", "rounded", "sparse", "analog"] = "all"
     """Which rows; a record of one has its table alone."""
     pictures: int = 500
     """Pictures that are classified, every second of the thousand."""
@@ -103,7 +103,6 @@ def rows() -> Iterator[Row]:
     yield from _rounded()
     yield from _sparse()
     yield from _analog()
-    yield from _designs()
 
 
 def _digital() -> Iterator[Row]:
@@ -162,13 +161,6 @@ def _analog() -> Iterator[Row]:
         yield Row("analog", f"offset, {name}", offset, True, True)
     sliced = _cells(pairs["independent 1 %"], slices=2)
     yield Row("analog", "pairs of 2-bit slices, independent 1 %", sliced, True, True)
-
-
-def _designs() -> Iterator[Row]:
-    for name in ("A", "B", "C", "D", "E"):
-        array = js.designs.xiao(name, cells=js.cells.sonos(days=1.0), input_bits=None)
-        made = _as(js.compose(js.quantize(8, INPUTS), array))
-        yield Row("designs", f"{name}, SONOS, 1 day", made, True, True)
 
 
 def _batches(images: np.ndarray) -> list[np.ndarray]:

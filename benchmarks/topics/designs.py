@@ -1,0 +1,139 @@
+"""Five analog designs on trained networks: accuracy under errors, and modeled energy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import Progress
+
+import jaxsim as js
+from benchmarks.common.cifar import Pictures, pictures, resnet
+from benchmarks.common.record import Table, record
+from benchmarks.common.settings import Settings
+
+SHORT = ("--depths 14 --images 20 --calibration 10 --programmings 2",)
+
+DESIGNS = ("A", "B", "C", "D", "E")
+REPORTED = {
+    "A": ("74.0", 8.4),
+    "B": ("75.4", 63.1),
+    "C": ("73.6", 43.3),
+    "D": ("74.1", 25.8),
+    "E": ("50.2 ± 5.3", 902.0),
+}
+"""Accuracy of ResNet-50, 76 % in floats, and fJ an operation, as reported of the paper."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DesignsSettings(Settings):
+    """Settings of the run."""
+
+    depths: tuple[int, ...] = (14, 20)
+    """Layers of the ResNets."""
+    images: int = 500
+    """Images that are classified."""
+    calibration: int = 100
+    """Others, which set the ranges."""
+    programmings: int = 5
+    """Times each chip is programmed."""
+
+
+CELLS = {
+    "SONOS, 1 day": js.cells.sonos(days=1.0),
+    "proportional 5 %": js.cells.proportional(0.05),
+}
+
+
+def chip(name: str, cells: js.cells.Device | None, *, whole: bool) -> js.Transform:
+    """8-bit weights, one scale a layer, and 8-bit inputs, without a sign behind each ReLU.
+
+    Args:
+      name: Of the design.
+      cells: Device of its cells.
+      whole: Whether all bits of an input are applied at once where their digits would be added
+        before the converter: the same sum, in one product.
+    """
+    weights = js.Grid(8, per="tensor")
+    first, others = js.quantize(weights, 8), js.quantize(weights, js.Grid(8, symmetric=False))
+    bits = None if whole and name != "E" else 1
+    array = js.designs.xiao(name, cells=cells, input_bits=bits)  # pyright: ignore[reportArgumentType]
+    return js.compose(js.rules({"Conv_0/kernel": first, "*": others}), array)
+
+
+def accuracies(
+    net: js.Network, name: str, cells: js.cells.Device, data: Pictures, settings: DesignsSettings
+) -> np.ndarray:
+    """Percent right of each programming; ranges come from images behind those classified."""
+    made = chip(name, cells, whole=True)(net)
+    x, labels = data.images[: settings.images], data.labels[: settings.images]
+    seen = data.images[settings.images : settings.images + settings.calibration]
+    scores: list[float] = []
+    for number in range(settings.programmings):
+        key = jax.random.key(number)
+        written = js.deploy(made, key=key, calibrate=seen)
+        found = js.classify(written, x, key=jax.random.fold_in(key, 1), batch_size=100)
+        scores.append(100 * float(np.mean(found == labels)))
+    return np.asarray(scores)
+
+
+def energy(net: js.Network, name: str) -> dict[str, float]:
+    """Energy of the arrays by component, in fJ an operation of the network's products."""
+    hardware = js.accelerators.paper_design(name)  # pyright: ignore[reportArgumentType]
+    made = chip(name, None, whole=False)(net)
+    operations = 2 * net.cost().total("macs")
+    components = js.estimate(made, hardware).components
+    return {part: 1e3 * float(components[part]) / operations for part in ("adc", "dac", "cells")}
+
+
+def main(args: list[str]) -> None:
+    """Programs and classifies, then counts."""
+    settings, data = DesignsSettings.read(args), pictures()
+    nets = {depth: resnet(depth) for depth in settings.depths}
+    x, labels = data.images[: settings.images], data.labels[: settings.images]
+    exact = {d: 100 * float(np.mean(js.classify(net, x) == labels)) for d, net in nets.items()}
+    rows, todo = [], [(d, c, name) for d in nets for c in CELLS for name in DESIGNS]
+    found: dict[tuple[int, str, str], np.ndarray] = {}
+    with Progress() as progress:
+        for depth, cells, name in progress.track(todo, description="designs"):
+            scores = accuracies(nets[depth], name, CELLS[cells], data, settings)
+            found[depth, cells, name] = scores
+    for depth in nets:
+        for cells in CELLS:
+            shown = [_cell(found[depth, cells, name]) for name in DESIGNS]
+            rows.append([f"ResNet-{depth}, {exact[depth]:.1f}", cells, *shown])
+    reported: list[Any] = [REPORTED[name][0] for name in DESIGNS]
+    rows.append(["ResNet-50, 76", "SONOS, as reported", *reported])
+    spent = {name: energy(nets[settings.depths[0]], name) for name in DESIGNS}
+    first = sum(spent["A"].values())
+    columns = ["design", "ADC", "rows", "cells", "all", "of A", "of A, ADC alone"]
+    columns.append("of A, as reported")
+    costs = []
+    for name in DESIGNS:
+        total = sum(spent[name].values())
+        theirs = f"{REPORTED[name][1] / REPORTED['A'][1]:.1f}"
+        converted = spent[name]["adc"] / spent["A"]["adc"]
+        values = (*spent[name].values(), total, total / first, converted)
+        parts = [f"{v:.1f}" for v in values]
+        costs.append([name, *parts, theirs])
+    record(
+        "designs",
+        Table(["network, float %", "cells", *DESIGNS], rows, "right, %"),
+        Table(columns, costs, f"ResNet-{settings.depths[0]}: fJ an operation, modeled"),
+        question="What do five analog designs cost a trained network, and what would they spend?",
+        baseline="the network in float32; design A for energies",
+        notes=f"CIFAR-10, {settings.images} test images that have been through JPEG, ± standard "
+        f"error over {settings.programmings} programmings; {settings.calibration} other test "
+        "images set ranges. ADC of 8 bits. In A to D all bits of an input are applied at once for the "
+        "accuracy, which is the same sum but for noise of single reads. Energies are of arrays "
+        "alone, with the figures of `js.accelerators.isaac_like` and digits applied one by one.",
+        settings=settings.recorded(),
+    )
+
+
+def _cell(scores: np.ndarray) -> str:
+    if len(scores) == 1:
+        return f"{scores[0]:.1f}"
+    return f"{scores.mean():.1f} ± {scores.std(ddof=1) / np.sqrt(len(scores)):.1f}"
