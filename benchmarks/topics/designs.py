@@ -126,8 +126,8 @@ def main(args: list[str]) -> None:
         baseline="the network in float32; design A for energies",
         notes=f"CIFAR-10, {settings.images} test images that have been through JPEG, ± standard "
         f"error over {settings.programmings} programmings; {settings.calibration} other test "
-        "images set ranges. ADC of 8 bits. In A to D all bits of an input are applied at once for the "
-        "accuracy, which is the same sum but for noise of single reads. Energies are of arrays "
+        "images set ranges. ADC of 8 bits. In A to D all bits of an input are applied at once for "
+        "the accuracy, which is the same sum but for noise of single reads. Energies are of arrays "
         "alone, with the figures of `js.accelerators.isaac_like` and digits applied one by one.",
         settings=settings.recorded(),
     )
