@@ -16,8 +16,8 @@ from jaxtyping import Array
 
 from jaxsim.cores.geometry import Dot, Matmul, leading_axes, other_axes, permute_last
 
-TAPPED = (jnp.int8, jnp.float32, jnp.float64)
-"""Types whose depthwise convolutions are summed over taps; halves would be rounded at each sum."""
+TAPPED = (jnp.float32, jnp.float64)
+"""Floats whose depthwise convolutions may be summed over taps; halves would be rounded each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Conv:
         (out feature, in feature, *spatial) and (batch, feature, *spatial).
       w_shape: shape of the kernel without planes.
       precision, dtype: as in `lax.conv_general_dilated`, used for floats.
+      tapped: whether depthwise convolutions of floats are summed over the taps of their kernels, in
+        an order of their own; a model's own convolutions are not.
     """
 
     strides: tuple[int, ...]
@@ -43,6 +45,7 @@ class Conv:
     w_shape: tuple[int, ...]
     precision: Any = None
     dtype: Any = None
+    tapped: bool = False
 
     @property
     def x_ndim(self) -> int:
@@ -95,7 +98,8 @@ class Conv:
         those of few features up to 10 times slower than as a product of patches, and groups twice.
         """
         inputs, outputs = (self.w_shape[a] for a in (self.w_spec[1], self.w_spec[0]))
-        if inputs == 1 < self.groups and x.dtype == w.dtype and x.dtype in TAPPED:
+        tapped = x.dtype == jnp.int8 or (self.tapped and x.dtype in TAPPED)
+        if inputs == 1 < self.groups and x.dtype == w.dtype and tapped:
             asked = jnp.dtype(dtype or x.dtype)
             return self._by_taps(x, w, jnp.promote_types(x.dtype, asked)).astype(asked)
         if x.dtype == w.dtype == jnp.int8:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxsim.cores.conv import Conv
 from jaxsim.cores.op import Op
 from jaxsim.cores.product import Operands, multiplies
 from jaxsim.numerics.nibbles import SIGNED, Nibbles, unpacked
@@ -100,7 +102,10 @@ def _fits_half_a_byte(op: Op, w: Array) -> bool:
     return int(op.w_lo) >= SIGNED[0] and int(op.w_hi) <= SIGNED[1]
 
 
-@multiplies(Operands(lambda op, state: unpacked(state), lambda op, state, x, key: x))
+_OPERANDS = Operands(lambda op, state: unpacked(state), lambda op, state, x, key: x)
+
+
+@multiplies(_OPERANDS)
 def _read_float(op: Op, state: Array | Nibbles, x: Array, key: Any) -> Array:
     return op.contract(x, unpacked(state))
 
@@ -111,3 +116,16 @@ float_core = Core(
     read=_read_float,
 )
 """The contraction as the model does it; exact int32 where both operands are integer codes."""
+
+
+@multiplies(_OPERANDS)
+def _read_stored(op: Op, state: Array | Nibbles, x: Array, key: Any) -> Array:
+    if isinstance(op.geometry, Conv):
+        geometry = dataclasses.replace(op.geometry, tapped=True)
+        op = dataclasses.replace(op, geometry=geometry)
+    return op.contract(x, unpacked(state))
+
+
+stored_core = float_core._replace(read=_read_stored)
+"""The same behind weights that are stored in a format: floats are summed in whichever order is
+fastest, for there is no arithmetic of the model's to be equal to."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsim.cores.core import Core, float_core
+from jaxsim.cores.core import Core, float_core, stored_core
 from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.role import Role, role_of
 from jaxsim.numerics.checks import is_traced
@@ -119,7 +119,8 @@ def _short(value: Any) -> str:
 
 def build(wrappers: Sequence[Wrapper]) -> Core:
     """The core that a chain of wrappers makes, the first one outermost."""
-    core = float_core
+    stored = any(wrapper.role in ("codes", "floats") for wrapper in wrappers)
+    core = stored_core if stored else float_core
     for wrapper in reversed(wrappers):
         core = wrapper(core)
     return core

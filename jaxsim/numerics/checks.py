@@ -163,13 +163,19 @@ def check_called(name: str, value: Any) -> None:
     if parameters and parameters[0].name in ("net", "chip", "layer"):  # takes what it is given to
         return
     public = getattr(sys.modules["jaxsim"], qualified, None) is value
-    called = f"js.{qualified}" if public else f"{module.rpartition('.')[2]}.{qualified}"
+    called = f"js.{qualified}" if public else f"{_shown_space(module)}.{qualified}"
     needs = any(
         p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
     )
     raise ValueError(
         f"{name}={called}: is what makes one; call it: {called}({'…' if needs else ''})"
     )
+
+
+def _shown_space(module: str) -> str:
+    """The last part of a module's name, or that of a space of `js` it is a part of: `js.cells`."""
+    parts = module.split(".")
+    return next((p for p in parts if p in sys.modules["jaxsim"].__all__), parts[-1])
 
 
 def checked_seed(value: Any, name: str = "seed") -> int:

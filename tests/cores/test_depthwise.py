@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jaxsim as js
 from jaxsim.cores.conv import Conv
 
 GROUPS = 6
@@ -24,6 +25,7 @@ def geometry(multiplier: int, stride: int, padding: tuple[int, int], dilation: i
         GROUPS,
         *LAID_OUT,
         (3, 5, 1, multiplier * GROUPS),
+        tapped=True,
     )
 
 
@@ -87,3 +89,35 @@ def test_the_type_asked_for_is_the_sums():
     y = held.apply(x, w, jnp.bfloat16)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y, held.apply(x, w, None).astype(jnp.bfloat16))
+
+
+def test_a_stored_weight_is_summed_by_taps_and_the_models_own_is_not():
+    """A core that changes nothing must be the model bit for bit; codes have no model's order."""
+
+    def model(params, x):
+        return lax.conv_general_dilated(
+            x,
+            params["w"],
+            (1, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=GROUPS,
+        )
+
+    x, w = operands((3, 5, 1, GROUPS), jnp.float32)
+    net = js.trace(model, {"w": w}, x)
+    pairs = js.compose(js.quantize(8, 8), js.analog(cells=js.cells.proportional(0.01)))
+
+    def convolves(net):
+        key = jax.random.key(0)
+        traced = str(jax.make_jaxpr(lambda net, x: net(x, key=key))(net, x))
+        return "conv_general_dilated" in traced
+
+    unchanged = js.wrap(lambda core: core._replace(write=core.write))
+    assert convolves(unchanged(net))
+    assert convolves(js.prune(0.5)(net))
+    assert not convolves(js.quantize(8, None)(net))
+    assert not convolves(js.quantize(js.nf4(), None)(net))
+    assert not convolves(pairs(net))
+    rounded = js.quantize(8, None)(net)
+    assert float(jnp.abs(rounded(x) - net(x)).max()) < 0.1
