@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
@@ -477,4 +476,4 @@ def in_words(eqn: jex.JaxprEqn) -> Plan | None:
     found = WORDS.get(eqn.primitive.name)
     if found is None:
         return None
-    return plain_plan(jax.make_jaxpr(found)(*(shape_of(v) for v in eqn.invars)))
+    return plain_plan(found, *(shape_of(v) for v in eqn.invars))

@@ -107,9 +107,7 @@ def around_site(chain: Chain, entry: Contraction, state: Quantized) -> Plan:
     for wrapper in reversed(chain.around):
         core = wrapper(core)
     with own_promotion():
-        return plain_plan(
-            jax.make_jaxpr(lambda x: core.read(op, state, x.astype(jnp.float32), None))(entry.x)
-        )
+        return plain_plan(lambda x: core.read(op, state, x.astype(jnp.float32), None), entry.x)
 
 
 def codes_of_inputs(graph: Graph, name: str, grid: Grid, state: Quantized, x: Tensor) -> Tensor:

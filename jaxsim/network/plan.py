@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -111,12 +111,14 @@ class Plan(NamedTuple):
     known: tuple[Provenance | None, ...]
 
 
-def plain_plan(closed: jex.ClosedJaxpr) -> Plan:
-    """Builds the plan of equations without sites.
+def plain_plan(function: Callable[..., Any], *args: Any) -> Plan:
+    """Builds the plan of a function's equations, none of which is a site.
 
     Args:
-      closed: Jaxpr with its constants.
+      function: Function of arrays.
+      *args: Its arguments; shapes are enough.
     """
+    closed = jax.make_jaxpr(function)(*args)
     return Plan(closed.jaxpr, closed.consts, (None,) * len(closed.jaxpr.eqns), ())
 
 
