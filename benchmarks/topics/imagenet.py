@@ -37,8 +37,8 @@ BATCH = 64
 class ImagenetSettings(Settings):
     """Settings of the run."""
 
-    only: Literal["all", "digital", "rounded", "sparse", "analog"] = "all"
-    """Which rows; a record of one has its table alone."""
+    only: Literal["all", "digital", "rounded", "sparse", "analog", "devices"] = "all"
+    """Which rows; each group has a record of its own."""
     pictures: int = 500
     """Pictures that are classified, every second of the thousand."""
     calibration: int = 48
@@ -103,6 +103,7 @@ def rows() -> Iterator[Row]:
     yield from _rounded()
     yield from _sparse()
     yield from _analog()
+    yield from _devices()
 
 
 def _digital() -> Iterator[Row]:
@@ -138,29 +139,31 @@ def _sparse() -> Iterator[Row]:
 
 
 def _analog() -> Iterator[Row]:
-    pairs: dict[str, js.cells.Device | None] = {
-        "no error": None,
+    cells = js.cells.proportional(0.05)
+    for moved in (False, True):
+        yield Row("analog", "pairs, no error", _cells(None), moved)
+        yield Row("analog", "pairs, proportional 5 %", _cells(cells), moved, True)
+    full = _cells(cells, full=True)
+    yield Row("analog", "pairs, proportional 5 %, depthwise digital", full, True, True)
+
+
+def _devices() -> Iterator[Row]:
+    kinds = {
         "proportional 2 %": js.cells.proportional(0.02),
-        "proportional 5 %": js.cells.proportional(0.05),
         "independent 1 %": js.cells.independent(0.01),
         "SONOS, 1 day": js.cells.sonos(days=1.0),
         "RRAM (Wan)": js.cells.rram_wan(),
         "PCM (Joshi)": js.cells.pcm_joshi(),
     }
-    for name, cells in pairs.items():
-        drawn = cells is not None
-        if name in ("no error", "proportional 5 %"):
-            yield Row("analog", f"pairs, {name}", _cells(cells), drawn=drawn)
-        yield Row("analog", f"pairs, {name}", _cells(cells), True, drawn)
-    for name in ("proportional 5 %", "independent 1 %"):
-        cells = pairs[name]
-        yield Row(
-            "analog", f"pairs, {name}, depthwise digital", _cells(cells, full=True), True, True
-        )
-        offset = _cells(cells, mapping="offset")
-        yield Row("analog", f"offset, {name}", offset, True, True)
-    sliced = _cells(pairs["independent 1 %"], slices=2)
-    yield Row("analog", "pairs of 2-bit slices, independent 1 %", sliced, True, True)
+    for name, cells in kinds.items():
+        yield Row("devices", f"pairs, {name}", _cells(cells), True, True)
+    one = kinds["independent 1 %"]
+    full = _cells(one, full=True)
+    yield Row("devices", "pairs, independent 1 %, depthwise digital", full, True, True)
+    sliced = _cells(one, slices=2)
+    yield Row("devices", "pairs of 2-bit slices, independent 1 %", sliced, True, True)
+    offset = _cells(js.cells.proportional(0.05), mapping="offset")
+    yield Row("devices", "offset, proportional 5 %", offset, True, True)
 
 
 def _batches(images: np.ndarray) -> list[np.ndarray]:
@@ -317,10 +320,16 @@ def main(args: list[str]) -> None:
             found = measured(row, subject, settings)
             lines.setdefault(row.group, []).append(_line(row, found, exact))
             progress.advance(bar)
-    columns = ["network", "statistics of norms", "right, %", "to float, points", "s"]
+    for group, held in lines.items():
+        _record(group, held, exact, settings)
+
+
+def _record(
+    group: str, held: list[list[str]], exact: np.ndarray, settings: ImagenetSettings
+) -> None:
     record(
-        "imagenet",
-        *(Table(columns, held, group) for group, held in lines.items()),
+        f"imagenet_{group}",
+        Table(["network", "statistics of norms", "right, %", "to float, points", "s"], held),
         question="What does hardware cost EfficientNet-lite0 on ImageNet, and what wins it back?",
         baseline=f"float32, right on {100 * exact.mean():.1f} % of the same pictures",
         notes=f"{settings.pictures} pictures of ImageNet, one a class, which may be training "
