@@ -29,7 +29,14 @@ def write_page(results: Results | None = None, path: Path = PAGE) -> Path:
     """
     results = Results() if results is None else results
     lines = ["| claim | verdict | measured here | it holds if | command |", "|---|---|---|---|---|"]
-    parts, paper = ["# What papers claim, and what was measured here\n", INTRODUCTION + "\n"], ""
+    parts, paper = (
+        [
+            "---\nhide: [toc]\n---\n",
+            "# What papers claim, and what was measured here\n",
+            INTRODUCTION + "\n",
+        ],
+        "",
+    )
     table: list[str] = []
     for claim in CLAIMS:
         if claim.paper != paper:
