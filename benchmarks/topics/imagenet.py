@@ -37,7 +37,7 @@ BATCH = 64
 class ImagenetSettings(Settings):
     """Settings of the run."""
 
-    only: Literal["all", "digital", "rounded", "sparse", "analog", "devices"] = "all"
+    only: Literal["all", "digital", "rounded", "mixed", "sparse", "analog", "devices"] = "all"
     """Which rows; each group has a record of its own."""
     pictures: int = 500
     """Pictures that are classified, every second of the thousand."""
@@ -115,7 +115,7 @@ def _digital() -> Iterator[Row]:
             yield Row("digital", f"{bits} / 8", _as(js.quantize(bits, INPUTS)), moved)
     yield Row("digital", "6 / 8, bias corrected", _corrected(6, None))
     yield Row("digital", "4 / 8, bias corrected", _corrected(4, None))
-    yield Row("digital", "mixed, 5 bits in the mean", _mixed, moved=True)
+    yield Row("mixed", "mixed, 5 bits in the mean", _mixed, moved=True)
 
 
 def _rounded() -> Iterator[Row]:
@@ -202,9 +202,7 @@ def _mixed(subject: Subject) -> js.Network:
     def loss(net: js.Network) -> jax.Array:
         return jax.numpy.square(net(few) - target).mean()
 
-    found = js.ablation_sensitivity(
-        js.quantize(None, None)(subject.net), loss, bits=(3, 4, 5, 6, 8)
-    )
+    found = js.ablation_sensitivity(subject.net, loss, bits=(3, 4, 5, 6, 8))
     bits = js.assign_bits(found, mean_bits=5).bits
     return js.rules({name: js.quantize(b, INPUTS) for name, b in bits.items()})(subject.net)
 
