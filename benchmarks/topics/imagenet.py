@@ -143,8 +143,6 @@ def _analog() -> Iterator[Row]:
     for moved in (False, True):
         yield Row("analog", "pairs, no error", _cells(None), moved)
         yield Row("analog", "pairs, proportional 5 %", _cells(cells), moved, True)
-    full = _cells(cells, full=True)
-    yield Row("analog", "pairs, proportional 5 %, depthwise digital", full, True, True)
 
 
 def _devices() -> Iterator[Row]:
@@ -157,12 +155,14 @@ def _devices() -> Iterator[Row]:
     }
     for name, cells in kinds.items():
         yield Row("devices", f"pairs, {name}", _cells(cells), True, True)
+    five = js.cells.proportional(0.05)
     one = kinds["independent 1 %"]
-    full = _cells(one, full=True)
-    yield Row("devices", "pairs, independent 1 %, depthwise digital", full, True, True)
+    for name, cells in {"proportional 5 %": five, "independent 1 %": one}.items():
+        full = _cells(cells, full=True)
+        yield Row("devices", f"pairs, {name}, depthwise digital", full, True, True)
     sliced = _cells(one, slices=2)
     yield Row("devices", "pairs of 2-bit slices, independent 1 %", sliced, True, True)
-    offset = _cells(js.cells.proportional(0.05), mapping="offset")
+    offset = _cells(five, mapping="offset")
     yield Row("devices", "offset, proportional 5 %", offset, True, True)
 
 
