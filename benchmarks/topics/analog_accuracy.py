@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.common.cifar import Pictures, pictures, resnet
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.settings import Settings
 from jaxsim.evaluate.plot import Curve, accuracy_bars, accuracy_curves
+from jaxsim.files import atomic
 
 SHORT = ("--only 'ADC bits' --images 20 --calibration 10 --programmings 2",)
 
@@ -186,9 +186,7 @@ def measured(
             right.append(np.mean(np.argmax(written(x, key=reads), -1) == labels))
         scores.append(float(np.mean(right)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(f".{os.getpid()}")
-    partial_path.write_text(json.dumps(scores))
-    partial_path.replace(path)
+    atomic.write_json(path, scores)
     return scores
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,6 +17,7 @@ import jaxsim as js
 from benchmarks.common.cifar import Pictures, pictures, resnet
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
+from jaxsim.files import atomic
 
 SHORT = ("--images 10 --calibration 10 --programmings 2 --only PCM",)
 
@@ -77,7 +77,8 @@ def right(chip: js.Network, time: Any, x: Any, labels: Any) -> jax.Array:
 
 def measured(row: Row, net: js.Network, data: Pictures, settings: DriftSettings) -> Any:
     """Accuracy by programming and time."""
-    path = settings.cache.expanduser() / f"{[*row, settings.images, settings.programmings]}.json"
+    asked = [*row, settings.images, settings.calibration, settings.programmings]
+    path = settings.cache.expanduser() / f"{asked}.json"
     if path.exists():
         return json.loads(path.read_text())
     weights, unsigned = js.Grid(8, per="tensor"), js.Grid(8, symmetric=False)
@@ -94,9 +95,7 @@ def measured(row: Row, net: js.Network, data: Pictures, settings: DriftSettings)
             then = js.recalibrate(js.age(chip, time), seen) if row.again else chip
             found[-1].append(float(right(then, time, x, labels)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(found))
-    part.replace(path)
+    atomic.write_json(path, found)
     return found
 
 

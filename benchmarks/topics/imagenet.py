@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +22,7 @@ from benchmarks.common.efficientnet import lite0
 from benchmarks.common.imagenet import Pictures, pictures
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
+from jaxsim.files import atomic
 
 SHORT = (
     "--only digital --pictures 8 --adapting 8 --statistics 8 --calibration 4 --programmings 1",
@@ -251,9 +251,7 @@ def measured(row: Row, subject: Subject, settings: ImagenetSettings) -> Measured
             right = _right(_chip(row, prepared, subject, number), subject, number)
             took = time.perf_counter() - began
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial_path = path.with_suffix(f".{os.getpid()}")
-            partial_path.write_text(json.dumps([right.astype(int).tolist(), took]))
-            partial_path.replace(path)
+            atomic.write_json(path, [right.astype(int).tolist(), took])
         right, took = json.loads(path.read_text())
         found = Measured([*found.right, np.array(right, bool)], found.seconds + took)
     return found

@@ -21,6 +21,30 @@ def unit_errors(
     return sigma * jax.random.normal(key, (bits + 1, arrays, columns))
 
 
+def draw_parts(
+    bits: int, key: Key[Array, ""], arrays: int, columns: int, dacs: int, errors: dict[str, Array]
+) -> dict[str, Array]:
+    """Draws what differs from chip to chip of converters with one DAC and one comparator.
+
+    Args:
+      bits: resolution.
+      key: random key of the converters.
+      arrays: number of arrays.
+      columns: number of comparators of each.
+      dacs: number of DACs of each: as many, or one that all share.
+      errors: standard deviations, "mismatch" of a unit capacitor and "offset" of a comparator;
+        what is not there is ideal.
+    """
+    found: dict[str, Array] = {}
+    if "mismatch" in errors:
+        of_capacitors = jax.random.fold_in(key, 0)
+        found["capacitors"] = unit_errors(of_capacitors, bits, errors["mismatch"], arrays, dacs)
+    if "offset" in errors:
+        shape = (arrays, columns)
+        found["offset"] = errors["offset"] * jax.random.normal(jax.random.fold_in(key, 1), shape)
+    return found
+
+
 def bit_weights(errors: Array | None, bits: int) -> Weights:
     """What each bit adds to the level, in steps: C_k / C_f in units of the ideal smallest.
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
-from jaxsim.cores.adc.capacitors import amplified, bit_weights, unit_errors
+from jaxsim.cores.adc.capacitors import amplified, bit_weights, draw_parts
 from jaxsim.cores.adc.converter import (
     ADC,
     RangeRule,
@@ -82,15 +81,7 @@ def _parts(
     bits: Count, key: Key[Array, ""], arrays: int, columns: int, **errors: Array
 ) -> dict[str, Array]:
     """The capacitors of each array, and a comparator for each column."""
-    found = {}
-    if "mismatch" in errors:
-        found["capacitors"] = unit_errors(
-            jax.random.fold_in(key, 0), len(bits), errors["mismatch"], arrays, 1
-        )
-    if "offset" in errors:
-        shape = (arrays, columns)
-        found["offset"] = errors["offset"] * jax.random.normal(jax.random.fold_in(key, 1), shape)
-    return found
+    return draw_parts(len(bits), key, arrays, columns, 1, errors)
 
 
 def climbing_ramp(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
-from jaxsim.cores.adc.capacitors import amplified, bit_weights, unit_errors
+from jaxsim.cores.adc.capacitors import amplified, bit_weights, draw_parts
 from jaxsim.cores.adc.converter import (
     ADC,
     RangeRule,
@@ -87,16 +86,7 @@ def _parts(
     bits: Count, key: Key[Array, ""], arrays: int, columns: int, **errors: Array
 ) -> dict[str, Array]:
     """Capacitors and comparators of converters, one for each column."""
-    found = {}
-    if "mismatch" in errors:
-        of_capacitors = jax.random.fold_in(key, 0)
-        found["capacitors"] = unit_errors(
-            of_capacitors, len(bits), errors["mismatch"], arrays, columns
-        )
-    if "offset" in errors:
-        shape = (arrays, columns)
-        found["offset"] = errors["offset"] * jax.random.normal(jax.random.fold_in(key, 1), shape)
-    return found
+    return draw_parts(len(bits), key, arrays, columns, columns, errors)
 
 
 def successive_approximation(
