@@ -303,3 +303,18 @@ def test_what_cannot_age_says_so():
         js.analog(cells=js.cells.proportional(0.1), compensation="column")
     with pytest.raises(ValueError, match="compensation='row': must be 'array'"):
         js.analog(cells=DRIFT, compensation="row")
+
+
+def test_reference_cells_are_drawn_apart_from_those_of_the_array():
+    """One column of full cells beside a reference of the same shape: the key must not be theirs."""
+    x = jnp.ones((1, 64))
+    net = js.trace(lambda p, x: x @ p["w"], {"w": jnp.ones((64, 1))}, x)
+    cells = js.cells.drifting(js.cells.proportional(0.1), 0.05, spread=0.01)
+    made = js.compose(js.quantize(8, 8), js.analog(cells=cells, compensation="reference"))(net)
+    chip = js.deploy(made, key=jax.random.key(0), calibrate=x)
+    (state,) = found(chip, CompensationState)
+    (array,) = found(state.inner, AgingState)
+    own = [np.ravel(a)[:64] for a in (array.cells, array.fate.exponent)]
+    other = [np.ravel(a)[:64] for a in (state.reference.cells, state.reference.fate.exponent)]
+    for a, b in zip(own, other, strict=True):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.5
