@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.common.cifar import resnet
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
 from benchmarks.peers.cross_sim import crosssim
@@ -17,7 +18,7 @@ from jaxsim.console.timing import alternate
 from jaxsim.cores import wires
 from tests.oracles import relaxation, resistors
 
-SHORT = ("--sizes 64 --resistances 1e-3",)
+SHORT = ("--sizes 64 --resistances 1e-3 --images 2 --solved 1",)
 
 ON_OFF = 100.0
 
@@ -36,6 +37,10 @@ class CrossbarSettings(Settings):
     """Rounds in which the alternatives take turns, at least 5."""
     crosssim: Path | None = None
     """A folder that holds CrossSim's source (`simulator/`), to be timed too."""
+    images: int = 256
+    """Images of the layer."""
+    solved: int = 4
+    """How many of them the fixed point solves; its time grows as their number."""
 
 
 def weights(n: int) -> np.ndarray:
@@ -90,7 +95,7 @@ def solvers(n: int, r: float, settings: CrossbarSettings) -> list[list[Any]]:
         "scipy sparse LU": exact,
         **{
             f"jaxsim, conjugate gradients, {tolerance:g}": partial(cg, g_, v_, tolerance)
-            for tolerance in (1e-3, 1e-4, 1e-6)
+            for tolerance in (3e-2, 1e-3, 1e-6)
         },
         "jaxsim, effective conductance": lambda: read(write(g_), v_),
         "jaxsim, the same, written before": lambda: read(written, v_),
@@ -174,6 +179,61 @@ def gated(settings: CrossbarSettings) -> list[list[Any]]:
     return rows
 
 
+def layer(settings: CrossbarSettings) -> list[list[Any]]:
+    """A convolution of ResNet-14 for many images: written once, or solved for every window."""
+    kernel = np.asarray(resnet(14).params["Block_5"]["Conv_1"]["kernel"])
+    w = kernel.reshape(-1, kernel.shape[-1]) / np.abs(kernel).max()
+    g = np.stack([np.maximum(w, 0), np.maximum(-w, 0)])
+    g = (1 / ON_OFF + (1 - 1 / ON_OFF) * g).astype(np.float32)
+    rng, r = np.random.default_rng(1), 1e-4
+    shape = (settings.images, 8, 8, kernel.shape[2])
+    x = np.maximum(rng.uniform(-1, 1, shape), 0).astype(np.float32)
+    arrays = wires.input_source(r)
+    row, column = np.full(g.shape[2], r, np.float32), np.full(g.shape[1], r, np.float32)
+
+    @jax.jit
+    def convolve(g: jax.Array, x: jax.Array) -> jax.Array:
+        plus, minus = wires.effective_conductance(g, arrays)
+        kernel_ = (plus - minus).reshape(kernel.shape)
+        return jax.lax.conv_general_dilated(
+            x, kernel_, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    few = x[: settings.solved]
+    padded = np.pad(few, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    v = np.moveaxis(windows, 3, 5).reshape(-1, g.shape[1])
+    chunks = np.split(v, range(64, len(v), 64))
+    gamma = settled(g, v, row, column)
+    theirs: dict[str, Callable[[], np.ndarray]] = {
+        "fixed point, numpy": lambda: np.concatenate(
+            [
+                np.subtract(
+                    *(relaxation.solve(a, c, row, column, gamma=gamma).current for a in g)
+                )
+                for c in chunks
+            ]
+        )
+    }
+    if settings.crosssim is not None:
+        each = [crosssim(settings.crosssim.resolve(), r, g, c, gamma) for c in chunks]
+        solved = [run for run in each if not isinstance(run, str)]
+        if len(solved) == len(each):
+            theirs["CrossSim"] = lambda: np.concatenate([run() for run in solved])
+    exact = np.subtract(*(resistors.input_source(a, v[:64], row, column)[0] for a in g))
+    ours = {"jaxsim, matrix written and read": lambda: convolve(jnp.asarray(g), jnp.asarray(x))}
+    times = alternate({**theirs, **ours}, runs=settings.runs)
+    rows = []
+    for name, time in times.items():
+        y = np.asarray((theirs | ours)[name]()).reshape(-1, g.shape[2])[:64]
+        share = 1 if name in ours else settings.solved / settings.images
+        seconds = time.median / share
+        error = np.abs(y - exact).max() / np.abs(exact).max()
+        base = times["fixed point, numpy"].median * settings.images / settings.solved
+        rows.append([name, f"{seconds:.3g}", f"{base / seconds:.3g}", f"{error:.1e}"])
+    return rows
+
+
 def main(args: list[str]) -> None:
     """Measures the solvers beside those of others, many vectors, and the gated scan."""
     settings = CrossbarSettings.read(args)
@@ -188,12 +248,19 @@ def main(args: list[str]) -> None:
         Table(first, rows, f"A pair of n × n arrays, {settings.vectors} vectors"),
         Table(second, many_vectors(settings), "Many vectors, a pair of arrays"),
         Table(third, gated(settings), "Gated topology, r = 1e-3"),
+        Table(
+            ("solver", "s", "× fixed point", "error"),
+            layer(settings),
+            f"A convolution of ResNet-14, 576 × 64, for {settings.images} images, r = 1e-4",
+        ),
         question="How fast and how exact are currents of an array whose wires have resistance?",
         baseline="fixed-point iteration with under-relaxation, CrossSim's method, tolerance 1e-3",
         notes="Errors are largest ones of the difference of the pair against sparse LU in float64, "
         "relative to the largest difference. The step of the fixed point was searched for before, "
         "untimed. Break-even is the number of vectors at which computing the matrix costs what "
         "conjugate gradients do. CrossSim is run where `--crosssim` names its source. Cells of the "
-        "gated table count both of a pair.",
+        "gated table count both of a pair. The convolution has the weights of ResNet-14's last, and "
+        f"inputs uniform in 0 to 1, half of them zero; the fixed point solves {settings.solved} "
+        "images, and its time is multiplied. Errors of it are those of the first image.",
         settings=settings.recorded(crosssim=settings.crosssim is not None),
     )

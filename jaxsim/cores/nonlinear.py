@@ -11,15 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxsim.cores.nodal import (
-    Solution,
-    column_currents,
-    in_chunks,
-    into_blocks,
-    linear,
-    out_of_blocks,
-    wire_drops,
-)
+from jaxsim.cores.nodal.blocks import Wires, column_currents, into_blocks, out_of_blocks
+from jaxsim.cores.nodal.conjugate import Solution, in_chunks, linear
 
 STEPS = 30
 """Most steps of Newton's method."""
@@ -54,8 +47,9 @@ def solve(
     Returns:
       The solution; `iterations` are steps of Newton's method.
     """
-    run = partial(_newton, law=law, wires=(row, column), tolerance=tolerance, iterations=iterations)
-    return in_chunks(run, g, v, tolerance)
+    wires = Wires.of(row, column)
+    run = partial(_newton, law=law, wires=wires, tolerance=tolerance, iterations=iterations)
+    return in_chunks(lambda g: partial(run, g), g, v, tolerance)
 
 
 class _Tangents(NamedTuple):
@@ -76,12 +70,12 @@ def _tangents(
     g: Array,
     v: Array,
     law: Callable[[Array], Array],
-    wires: tuple[Array, Array],
+    wires: Wires,
     tolerance: float | Array,
     iterations: int,
 ) -> _Tangents:
-    drops = wire_drops(*wires)
-    solve = partial(linear, drops=drops, tolerance=tolerance, iterations=iterations)
+    drops = wires.drops
+    solve = partial(linear, wires=wires, tolerance=tolerance, iterations=iterations)
 
     def left(e: Array) -> Array:
         missed = e + drops(g * law(e)) - v
@@ -92,9 +86,9 @@ def _tangents(
     def step(e: Array) -> Array:
         current, slope = jax.jvp(law, (e,), (jnp.ones_like(e),))
         beside = lax.stop_gradient(g * slope)
-        return solve(beside, v - drops(g * current - beside * e))[0]
+        return solve(beside)(v - drops(g * current - beside * e))[0]
 
-    return _Tangents(left, step, lambda: solve(g, v)[0])
+    return _Tangents(left, step, lambda: solve(g)(v)[0])
 
 
 def _closer(left: Callable[[Array], Array], e: Array, limit: Array, other: Array) -> Array:
@@ -108,7 +102,7 @@ def _newton(
     v: Float[Array, "arrays b m"],
     *,
     law: Callable[[Array], Array],
-    wires: tuple[Array, Array],
+    wires: Wires,
     tolerance: float | Array,
     iterations: int,
 ) -> tuple[Array, Array, Array, Array]:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxsim.cores import nodal
+from jaxsim.cores.nodal import conjugate, joined, one_pass
 from tests.oracles import relaxation, resistors
 
 SHAPES = [(1, 1), (1, 6), (5, 1), (3, 4), (7, 5)]
@@ -81,7 +82,7 @@ def test_many_arrays_are_solved_as_each_alone():
     """More than are held at a time, in blocks that do not fill the array."""
     g = np.stack([array(70, 40, seed)[0] for seed in range(5)]).astype(np.float32)
     v = np.random.default_rng(0).uniform(0, 1, (5, 40, 70)).astype(np.float32)
-    assert 1 < nodal.CELLS // v[0].size // 40 < 5
+    assert 1 < conjugate.CELLS // v[0].size // 40 < 5
     row, column = map(np.float32, wires(70, 40, 1e-3, 2e-3))
     both = nodal.solve(g, v, row, column)
     assert both.converged.all()
@@ -270,8 +271,8 @@ def test_many_arrays_are_taken_in_turn_and_many_vectors_in_chunks(monkeypatch):
         return both(g, row, x, column)
 
     whole = computed()
-    monkeypatch.setattr(nodal, "CHUNK", 24)
-    monkeypatch.setattr(nodal, "LANES", 5 * 4 * 17)
+    monkeypatch.setattr(joined, "CHUNK", 24)
+    monkeypatch.setattr(one_pass, "LANES", 5 * 4 * 17)
     parts = computed()
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -282,7 +283,7 @@ def test_no_chunk_has_fewer_than_sixteen_vectors_however_large_the_arrays(
     monkeypatch, lanes, chunks
 ):
     """Forty vectors for five arrays of four columns: so many fit into each lane, or sixteen."""
-    monkeypatch.setattr(nodal, "LANES", lanes)
+    monkeypatch.setattr(one_pass, "LANES", lanes)
     norton = getattr(nodal.norton, "__wrapped__", nodal.norton)
     jaxpr = jax.make_jaxpr(lambda g, x, c: norton(g, None, x, c))(
         np.ones((5, 3, 4), np.float32), np.ones((5, 40, 3), np.float32), np.ones(3, np.float32)

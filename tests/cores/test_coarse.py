@@ -1,0 +1,66 @@
+"""The preconditioner of conjugate gradients: what it solves exactly, and what it is for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsim.cores import nodal
+from jaxsim.cores.nodal import blocks
+from jaxsim.cores.nodal.blocks import Wires, into_blocks
+from jaxsim.cores.nodal.coarse import coarse
+from tests.cores.test_nodal import differential
+
+
+def equations(m, n, r_row, r_column, *, vectors=2):
+    """Conductances and right-hand sides in blocks, and the wires, in double precision."""
+    rng = np.random.default_rng([m, n])
+    g, r = rng.uniform(0.01, 1, (3, m, n)), rng.normal(size=(3, vectors, m, n))
+    wires = Wires.of(jnp.full(n, r_row), jnp.full(m, r_column))
+    return into_blocks(jnp.asarray(g)[:, None]), into_blocks(jnp.asarray(r)), wires
+
+
+@pytest.mark.parametrize(("r_row", "r_column"), [(0.3, 0.0), (0.0, 0.3)])
+def test_blocks_of_one_cell_on_wires_of_one_kind_leave_nothing(monkeypatch, r_row, r_column):
+    monkeypatch.setattr(blocks, "BLOCK", 1)
+    with jax.enable_x64(True):
+        g, r, wires = equations(5, 7, r_row, r_column)
+        e = coarse(g, wires)(r)
+        np.testing.assert_allclose(e + wires.drops(g * e), r, atol=1e-12)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_it_is_symmetric_and_positive_in_the_product_weighted_by_conductance(monkeypatch, own):
+    """Otherwise gradients are not conjugate; with conductances of each array, and of each vector."""
+    monkeypatch.setattr(blocks, "BLOCK", 3)
+    with jax.enable_x64(True):
+        g, r, wires = equations(8, 5, 0.05, 0.2)
+        if own:
+            g = g * into_blocks(jnp.asarray(np.random.default_rng(1).uniform(1, 2, (3, 2, 8, 5))))
+        nearly = coarse(g, wires)
+        a, b = r[..., :1, :], r[..., 1:, :]
+        a, b = (jnp.broadcast_to(x, r.shape) for x in (a, b))
+        left, right = (g * a * nearly(b)).sum((0, 1, 2, 5)), (g * nearly(a) * b).sum((0, 1, 2, 5))
+        np.testing.assert_allclose(left, right, rtol=1e-12)
+        assert ((g * a * nearly(a)).sum((0, 1, 2, 5)) > 0).all()
+
+
+def test_it_sees_cells_of_each_vector_where_they_differ():
+    with jax.enable_x64(True):
+        g, r, wires = equations(6, 4, 0.1, 0.1)
+        twice = jnp.broadcast_to(g, r.shape) * jnp.array([1.0, 2.0])[:, None]
+        both = coarse(twice, wires)(r)
+        for i in (0, 1):
+            alone = coarse(twice[..., i : i + 1, :], wires)(r[..., i : i + 1, :])
+            np.testing.assert_allclose(both[..., i : i + 1, :], alone, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("r", "most"), [(1e-4, 3), (1e-3, 5)])
+def test_few_iterations_are_enough_for_a_large_array(r, most):
+    """Without it, 4 and 9 are needed."""
+    n = 160
+    g, v = differential(n), np.random.default_rng(1).uniform(-1, 1, (2, n)).astype(np.float32)
+    wire = jnp.full(n, r, jnp.float32)
+    found = nodal.solve(jnp.asarray(g), jnp.asarray(v), wire, wire, tolerance=1e-5)
+    assert found.converged.all()
+    assert found.iterations <= most
