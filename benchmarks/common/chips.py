@@ -15,15 +15,33 @@ from jaxsim.train.loop import fit
 from jaxsim.train.reference import CALL
 
 
-def retrained(net: js.Network, train: Images, *, epochs: int, seed: int, **more: Any) -> js.Network:
-    """A composed network trained on by its own gradients; `more` goes to `fit`."""
+def retrained(
+    net: js.Network,
+    train: Images,
+    *,
+    epochs: int,
+    seed: int,
+    last: optax.GradientTransformation | None = None,
+    **more: Any,
+) -> js.Network:
+    """A composed network trained on by its own gradients.
+
+    Args:
+      net: What is trained.
+      train: Images it is trained on.
+      epochs: Passes over them.
+      seed: Of the order of images, and of what is drawn in the network.
+      last: What becomes of each update, None for nothing.
+      **more: Goes to `fit`.
+    """
     steps = epochs * (len(train.labels) // 128)
+    adam = optax.adamw(optax.cosine_decay_schedule(1e-3, steps))
     return fit(
         net,
         train.images,
         train.labels,
         epochs=epochs,
-        optimizer=optax.adamw(optax.cosine_decay_schedule(1e-3, steps)),
+        optimizer=adam if last is None else optax.chain(adam, last),
         key=jax.random.key(seed + 7),
         call=CALL,
         label=f"aware, seed {seed}",

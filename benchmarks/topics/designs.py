@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ import jaxsim as js
 from benchmarks.common.cifar import Pictures, pictures, resnet
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
+from jaxsim.accelerators.presets import find_design
+from jaxsim.console.table import si
 
 SHORT = ("--depths 14 --images 20 --calibration 10 --programmings 2",)
 
@@ -63,11 +66,17 @@ def chip(name: str, cells: js.cells.Device | None, *, whole: bool) -> js.Transfo
     return js.compose(js.rules({"Conv_0/kernel": first, "*": others}), array)
 
 
-def accuracies(
-    net: js.Network, name: str, cells: js.cells.Device, data: Pictures, settings: DesignsSettings
-) -> np.ndarray:
+def added(where: Literal["digital", "analog"], cells: js.cells.Device | None) -> js.Transform:
+    """Design A with the digits of an input added behind the converter, or before it as it is."""
+    held = find_design("A")
+    weights = js.Grid(8, per="tensor")
+    first, others = js.quantize(weights, 8), js.quantize(weights, js.Grid(8, symmetric=False))
+    array = js.analog(8, cells, rows=held.rows, input_bits=1, accumulate=where)
+    return js.compose(js.rules({"Conv_0/kernel": first, "*": others}), array)
+
+
+def accuracies(made: js.Network, data: Pictures, settings: DesignsSettings) -> np.ndarray:
     """Percent right of each programming; ranges come from images behind those classified."""
-    made = chip(name, cells, whole=True)(net)
     x, labels = data.images[: settings.images], data.labels[: settings.images]
     seen = data.images[settings.images : settings.images + settings.calibration]
     scores: list[float] = []
@@ -79,13 +88,27 @@ def accuracies(
     return np.asarray(scores)
 
 
-def energy(net: js.Network, name: str) -> dict[str, float]:
-    """Energy of the arrays by component, in fJ an operation of the network's products."""
+def energy(net: js.Network, made: js.Network, name: str) -> dict[str, float]:
+    """Energy of the arrays by component, in fJ an operation of the network in floats."""
     hardware = js.accelerators.paper_design(name)  # pyright: ignore[reportArgumentType]
-    made = chip(name, None, whole=False)(net)
     operations = 2 * net.cost().total("macs")
     components = js.estimate(made, hardware).components
     return {part: 1e3 * float(components[part]) / operations for part in ("adc", "dac", "cells")}
+
+
+def accumulation(net: js.Network, data: Pictures, settings: DesignsSettings) -> Iterator[list[Any]]:
+    """What design A converts, spends and loses, by where the digits of an input are added."""
+    for where in ("analog", "digital"):
+        made = added(where, None)(net)
+        spent = energy(net, made, "A")
+        conversions = made.cost().total("conversions")
+        total = sum(spent.values())
+        values = [f"{spent['adc']:.2f}", f"{total:.1f}", f"{spent['adc'] / total:.1%}"]
+        scores = [
+            _cell(accuracies(added(where, cells)(net), data, settings)) for cells in CELLS.values()
+        ]
+        told = "before the converter" if where == "analog" else "behind it"
+        yield [told, si(conversions), *values, *scores]
 
 
 def main(args: list[str]) -> None:
@@ -98,15 +121,16 @@ def main(args: list[str]) -> None:
     found: dict[tuple[int, str, str], np.ndarray] = {}
     with Progress() as progress:
         for depth, cells, name in progress.track(todo, description="designs"):
-            scores = accuracies(nets[depth], name, CELLS[cells], data, settings)
-            found[depth, cells, name] = scores
+            made = chip(name, CELLS[cells], whole=True)(nets[depth])
+            found[depth, cells, name] = accuracies(made, data, settings)
     for depth in nets:
         for cells in CELLS:
             shown = [_cell(found[depth, cells, name]) for name in DESIGNS]
             rows.append([f"ResNet-{depth}, {exact[depth]:.1f}", cells, *shown])
     reported: list[Any] = [REPORTED[name][0] for name in DESIGNS]
     rows.append(["ResNet-50, 76", "SONOS, as reported", *reported])
-    spent = {name: energy(nets[settings.depths[0]], name) for name in DESIGNS}
+    net = nets[settings.depths[0]]
+    spent = {name: energy(net, chip(name, None, whole=False)(net), name) for name in DESIGNS}
     first = sum(spent["A"].values())
     columns = ["design", "ADC", "rows", "cells", "all", "of A", "of A, ADC alone"]
     columns.append("of A, as reported")
@@ -122,13 +146,19 @@ def main(args: list[str]) -> None:
         "designs",
         Table(["network, float %", "cells", *DESIGNS], rows, "right, %"),
         Table(columns, costs, f"ResNet-{settings.depths[0]}: fJ an operation, modeled"),
+        Table(
+            ["digits are added", "conversions", "ADC, fJ", "arrays, fJ", "ADC's share", *CELLS],
+            list(accumulation(net, data, settings)),
+            f"Design A, ResNet-{settings.depths[0]}: where the digits of an input are added",
+        ),
         question="What do five analog designs cost a trained network, and what would they spend?",
         baseline="the network in float32; design A for energies",
         notes=f"CIFAR-10, {settings.images} test images that have been through JPEG, ± standard "
         f"error over {settings.programmings} programmings; {settings.calibration} other test "
         "images set ranges. ADC of 8 bits. In A to D all bits of an input are applied at once for "
         "the accuracy, which is the same sum but for noise of single reads. Energies are of arrays "
-        "alone, with the figures of `js.accelerators.isaac_like` and digits applied one by one.",
+        "alone, with the figures of `js.accelerators.isaac_like` and digits applied one by one, as "
+        "they are throughout the third table, whose conversions are those of an image.",
         settings=settings.recorded(),
     )
 

@@ -62,9 +62,7 @@ class Wires(NamedTuple):
         to_column = jnp.pad(column, (0, M * s - column.size))[::-1]
         return cls(to_row, jnp.cumsum(to_column)[::-1].reshape(M, s))
 
-    def drops(
-        self, current: Float[Array, "M N s arrays b t"]
-    ) -> Float[Array, "M N s arrays b t"]:
+    def drops(self, current: Float[Array, "M N s arrays b t"]) -> Float[Array, "M N s arrays b t"]:
         """The voltages that currents of cells lose along their wires: Z.
 
         Within a block that is a small product; of another block nearer the end only its sum

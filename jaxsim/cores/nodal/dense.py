@@ -40,5 +40,3 @@ def inverse(a: Array) -> Array:
 
 def times(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-

@@ -220,5 +220,3 @@ def _taken(maps: Array, axis: int, places: Sequence[tuple[int, int]]) -> Array:
     axis += maps.ndim
     parts = [lax.slice_in_dim(maps, lo, hi, axis=axis) for lo, hi in runs]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
-
-

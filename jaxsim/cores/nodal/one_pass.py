@@ -57,5 +57,3 @@ def norton(
     y = lax.map(jax.checkpoint(descend), jnp.transpose(x, (1, 3, 0, 2))[:, :, :, None, :])
     y = jnp.transpose(y, (1, 0, 3, 2)).reshape(size, chunks * count, n)
     return y[:, :b].reshape(*lead, b, n)
-
-
