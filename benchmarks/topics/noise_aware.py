@@ -59,8 +59,9 @@ def main(args: list[str]) -> None:
             "aware, weights clipped": train_on(plain, last=clip_weights(plain)),
             "after training, sliced": sliced(net),
         }
-        chips["aware, weights clipped, sliced"] = sliced(net).with_params(
-            chips["aware, weights clipped"].params
+        clipped = chips["aware, weights clipped"]
+        chips["aware, weights clipped, sliced"] = (
+            sliced(net).with_params(clipped.params).with_state(clipped.buffers)
         )
         for name, chip in chips.items():
             for norms in (0, settings.norms):
