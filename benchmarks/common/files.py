@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from benchmarks.common import paths
 
-MISSING = "without its files:"
+MISSING = "left out:"
 """Begins each line about what could not run."""
 
 
@@ -136,7 +136,7 @@ def file(name: str) -> Path:
 
 @contextlib.contextmanager
 def unless_missing(what: str) -> Generator[None]:
-    """Goes on where a file is missing that a part of a benchmark reads, and says so in a line.
+    """Goes on where a part of a benchmark lacks a file or a package, and says so in a line.
 
     Args:
       what: The part.
@@ -145,3 +145,11 @@ def unless_missing(what: str) -> Generator[None]:
         yield
     except MissingFileError as error:
         print(f"{MISSING} {what} {error}", flush=True)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "benchmarks", "jaxsim", "tests"):
+            raise
+        print(
+            f"{MISSING} {what} needs the package {package}: pip install -e '.[bench]' has most",
+            flush=True,
+        )

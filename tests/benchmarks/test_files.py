@@ -69,6 +69,20 @@ def test_other_parts_go_on(bare, capsys):
         raise FileNotFoundError("elsewhere")
 
 
+@pytest.mark.parametrize(("module", "ours"), [("cynetdiff.models", False), ("benchmarks.x", True)])
+def test_a_package_that_is_not_installed_is_a_line_unless_it_is_ours(capsys, module, ours):
+    def part():
+        with unless_missing("part a"):
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    if ours:
+        with pytest.raises(ModuleNotFoundError):
+            part()
+        return
+    part()
+    assert capsys.readouterr().out.startswith(f"{MISSING} part a needs the package cynetdiff: pip")
+
+
 NEED = {"efficientnet": "efficientnet-lite0-57934424.pth", "cell_energy": "resnet14_cifar10.pth"}
 
 
