@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import numpy as theirs
 
 from jaxsim.data.safetensors import read_safetensors
 
@@ -53,36 +54,47 @@ def test_arrays_are_read_by_name(read):
     found["a"][0] = 5
 
 
+WRONG = [
+    b"",
+    b"\xff" * 16,
+    file({"a": entry()}, b"\0" * 7),
+    file({"a": entry()}, b"\0" * 9),
+    file({"a": entry(stop=4)}, b"\0" * 4),
+    file({"a": entry(start=8, stop=0)}, b"\0" * 8),
+    file({"a": entry(), "b": entry()}, b"\0" * 8),
+    file({"a": entry(), "b": entry(start=4, stop=12)}, b"\0" * 12),
+    file({"a": entry(start=4, stop=12)}, b"\0" * 12),
+    file({"a": entry("F8")}, b"\0" * 8),
+    file({"a": entry(["F32"])}, b"\0" * 8),
+    file({"a": entry(shape=(-2,))}, b"\0" * 8),
+    file({"a": entry(shape=(2.0,))}, b"\0" * 8),
+    file({"a": entry(shape=(True, 2))}, b"\0" * 8),
+    file({"a": entry(shape=(2**62, 2**62))}, b"\0" * 8),
+    file({"a": {**entry(), "data_offsets": [0, 4, 8]}}, b"\0" * 8),
+    file({"a": {"dtype": "F32"}}),
+    file({"a": [1]}),
+    file([1]),
+    file(b"{}x"),
+    file(b"[" * 100_000),
+    file(b'{"a": 1, "a": 2}'),
+    file(b'{"\xff": 1}'),
+]
+
+
+@pytest.mark.parametrize("content", WRONG)
+def test_what_the_format_does_not_allow_is_refused_with_the_file_s_name(read, content):
+    with pytest.raises(ValueError, match=r"weights\.safetensors': .+"):
+        read(content)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "0 bytes"),
-        (b"\xff" * 16, "header of"),
-        (file({"a": entry()}, b"\0" * 7), "ends at byte 8 of 7"),
-        (file({"a": entry()}, b"\0" * 9), "end at byte 8 of 9"),
-        (file({"a": entry(stop=4)}, b"\0" * 4), "takes 4 bytes"),
-        (file({"a": entry(start=8, stop=0)}, b"\0" * 8), "takes -8 bytes"),
-        (file({"a": entry(), "b": entry()}, b"\0" * 8), "begins at byte 0"),
-        (file({"a": entry(), "b": entry(start=4, stop=12)}, b"\0" * 12), "begins at byte 4"),
-        (file({"a": entry(start=4, stop=12)}, b"\0" * 12), "begins at byte 4"),
-        (file({"a": entry("F8")}, b"\0" * 8), "'F8'"),
-        (file({"a": entry(["F32"])}, b"\0" * 8), "must be one of"),
-        (file({"a": entry(shape=(-2,))}, b"\0" * 8), "at least 0"),
-        (file({"a": entry(shape=(2.0,))}, b"\0" * 8), "whole numbers"),
-        (file({"a": entry(shape=(True, 2))}, b"\0" * 8), "whole numbers"),
-        (file({"a": entry(shape=(2**62, 2**62))}, b"\0" * 8), "takes 8 bytes"),
-        (file({"a": entry(shape=(1,) * 65, stop=4)}, b"\0" * 4), "65 axes"),
-        (file({"a": {**entry(), "data_offsets": [0, 4, 8]}}, b"\0" * 8), "3 offsets"),
-        (file({"a": {"dtype": "F32"}}), "must have"),
-        (file({"a": [1]}), "must have"),
-        (file([1]), "must be an object"),
-        (file(b"{}x"), "Extra data"),
-        (file(b"[" * 100_000), "nested too deeply"),
-        (file(b'{"a": 1, "a": 2}'), "twice"),
-        (file(b'{"\xff": 1}'), "utf-8"),
+        (file({"a": entry("F8_E4M3", (4,), stop=4)}, b"\0" * 4), "a is of type 'F8_E4M3'"),
+        (file({"a": entry(shape=(1,) * 65, stop=4)}, b"\0" * 4), "a has 65 axes"),
     ],
 )
-def test_what_is_wrong_is_said(read, content, said):
+def test_what_numpy_has_not_is_named(read, content, said):
     with pytest.raises(ValueError, match=r"weights\.safetensors") as error:
         read(content)
     assert said in str(error.value)
@@ -97,7 +109,6 @@ def test_no_part_of_a_file_is_a_file(tmp_path_factory, size):
 
 
 def test_the_format_s_own_package_writes_what_is_read(tmp_path):
-    theirs = pytest.importorskip("safetensors.numpy")
     rng = np.random.default_rng(0)
     arrays = {f"a{i}": rng.normal(size=(i, 3)).astype(t) for i, t in enumerate("fdefd")}
     theirs.save_file(arrays, tmp_path / "theirs.safetensors")
