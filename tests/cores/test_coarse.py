@@ -31,7 +31,7 @@ def test_blocks_of_one_cell_on_wires_of_one_kind_leave_nothing(monkeypatch, r_ro
 
 @pytest.mark.parametrize("own", [False, True])
 def test_it_is_symmetric_and_positive_in_the_product_weighted_by_conductance(monkeypatch, own):
-    """Otherwise gradients are not conjugate; with conductances of each array, and of each vector."""
+    """As conjugate gradients want; with conductances of each array, and of each vector."""
     monkeypatch.setattr(blocks, "BLOCK", 3)
     with jax.enable_x64(True):
         g, r, wires = equations(8, 5, 0.05, 0.2)

@@ -39,4 +39,5 @@ def inverse(a: Array) -> Array:
 
 
 def times(a: Array, b: Array) -> Array:
+    """The product of matrices in full precision, on every backend."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
