@@ -10,7 +10,9 @@ from jaxtyping import Array, Float
 from jaxsim.cores.nodal.dense import times
 
 BLOCK = 32
-"""Largest number of cells along one side of a block."""
+"""Cells along one side of a block, at most, where an array is not so large that they get too many."""
+MOST = 16
+"""Largest number of blocks along one side of an array: each wire has a system that wide."""
 
 
 def column_currents(
@@ -37,7 +39,7 @@ def out_of_blocks(x: Float[Array, "M N s arrays b t"]) -> Float[Array, "arrays b
 
 def _cut(size: int) -> tuple[int, int]:
     """How many blocks an axis is cut into, and how long they are."""
-    count = -(-size // BLOCK)
+    count = min(-(-size // BLOCK), MOST)
     return count, -(-size // count)
 
 

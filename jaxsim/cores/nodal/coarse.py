@@ -27,8 +27,9 @@ def coarse(g: Float[Array, "M N s arrays b t"], wires: Wires) -> Callable[[Array
       `r -> e`.
     """
     held = jnp.transpose(g, (0, 1, 3, 4, 2, 5))  # [M, N, arrays, b, s, t]
-    row = _losses(jnp.sum(held, 5), _between(wires.to_row), 1)
-    column = _losses(jnp.sum(held, 4), _between(wires.to_column), 0)
+    of_rows, of_columns = _sums(g)
+    row = _losses(of_rows, _between(wires.to_row), 1)
+    column = _losses(of_columns, _between(wires.to_column), 0)
 
     def rows(y: Float[Array, "M N arrays b t"]) -> Float[Array, "M N arrays b s"]:
         """Sums along rows of the currents that voltages on the columns draw."""
@@ -48,14 +49,14 @@ def coarse(g: Float[Array, "M N s arrays b t"], wires: Wires) -> Callable[[Array
 
 
 def _sums(
-    current: Float[Array, "M N s arrays b t"],
+    cells: Float[Array, "M N s arrays b t"],
 ) -> tuple[Float[Array, "M N arrays b s"], Float[Array, "M N arrays b t"]]:
-    """Currents of blocks added up along rows and along columns."""
+    """What is added up along rows and along columns of each block."""
     # XLA's CPU backend fuses an ordinary sum into what reads it, and adds anew for every cell.
-    M, N, s, arrays, b, t = current.shape
-    in_rows = times(current.reshape(-1, t), jnp.ones((t, 1), current.dtype))
+    M, N, s, arrays, b, t = cells.shape
+    in_rows = times(cells.reshape(-1, t), jnp.ones((t, 1), cells.dtype))
     in_rows = jnp.transpose(in_rows.reshape(M, N, s, arrays, b), (0, 1, 3, 4, 2))
-    return in_rows, sum(current[:, :, i] for i in range(1, s)) + current[:, :, 0]
+    return in_rows, sum(cells[:, :, i] for i in range(1, s)) + cells[:, :, 0]
 
 
 def _between(to: Float[Array, "blocks cells"]) -> Float[Array, "blocks blocks"]:
