@@ -113,21 +113,25 @@ def _digital() -> Iterator[Row]:
     for bits in (6, 5, 4):
         for moved in (False, True):
             yield Row("digital", f"{bits} / 8", _as(js.quantize(bits, INPUTS)), moved)
-    yield Row("digital", "6 / 8, bias corrected", _corrected(6, None))
-    yield Row("digital", "4 / 8, bias corrected", _corrected(4, None))
+    for bits in (6, 4):
+        corrected = partial(_corrected, prepare=_as(js.quantize(bits, INPUTS)))
+        yield Row("digital", f"{bits} / 8, bias corrected", corrected)
     yield Row("mixed", "mixed, 5 bits in the mean", _mixed, moved=True)
 
 
 def _rounded() -> Iterator[Row]:
     squares = js.clipping.least_squares()
+    plain = js.quantize(4, INPUTS)
     for name, method in (("GPTQ", js.rounding.gptq()), ("AdaRound", js.rounding.adaround())):
+        rounded = _once(partial(_rounded_net, codes=plain, method=method))
         for moved in (False, True):
-            yield Row("rounded", f"4 / 8, {name}", _corrected(4, method, bias=False), moved)
-        yield Row("rounded", f"4 / 8, {name}, bias corrected", _corrected(4, method))
-    fitted = partial(_rounded_net, bits=js.Grid(4, per="channel", clip=squares), bias=False)
-    yield Row("rounded", "4 / 8, fitted ranges", partial(fitted, method=None), moved=True)
-    gptq = js.rounding.gptq()
-    yield Row("rounded", "4 / 8, fitted ranges, GPTQ", partial(fitted, method=gptq), moved=True)
+            yield Row("rounded", f"4 / 8, {name}", rounded, moved)
+        corrected = partial(_corrected, prepare=rounded)
+        yield Row("rounded", f"4 / 8, {name}, bias corrected", corrected)
+    fitted = js.quantize(js.Grid(4, per="channel", clip=squares), INPUTS)
+    yield Row("rounded", "4 / 8, fitted ranges", _as(fitted), moved=True)
+    gptq = partial(_rounded_net, codes=fitted, method=js.rounding.gptq())
+    yield Row("rounded", "4 / 8, fitted ranges, GPTQ", gptq, moved=True)
 
 
 def _sparse() -> Iterator[Row]:
@@ -179,19 +183,26 @@ def _folded_integers(subject: Subject) -> js.Network:
     return js.quantize(8, INPUTS)(folded)
 
 
-def _corrected(
-    bits: int, method: js.rounding.Rounding | None, *, bias: bool = True
-) -> Callable[[Subject], js.Network]:
-    return partial(_rounded_net, bits=bits, method=method, bias=bias)
+def _once(prepare: Callable[[Subject], js.Network]) -> Callable[[Subject], js.Network]:
+    """Prepares for the first of several rows; rounding takes minutes."""
+    held: list[js.Network] = []
+
+    def prepared(subject: Subject) -> js.Network:
+        if not held:
+            held.append(prepare(subject))
+        return held[0]
+
+    return prepared
 
 
 def _rounded_net(
-    subject: Subject, *, bits: int | js.Grid, method: js.rounding.Rounding | None, bias: bool
+    subject: Subject, *, codes: js.Transform, method: js.rounding.Rounding
 ) -> js.Network:
-    net = js.quantize(bits, INPUTS)(subject.net)
-    if method is not None:
-        net = js.round_weights(method, subject.batches)(net)
-    return js.correct_bias(subject.batches, reference=subject.net)(net) if bias else net
+    return js.round_weights(method, subject.batches)(codes(subject.net))
+
+
+def _corrected(subject: Subject, *, prepare: Callable[[Subject], js.Network]) -> js.Network:
+    return js.correct_bias(subject.batches, reference=subject.net)(prepare(subject))
 
 
 def _mixed(subject: Subject) -> js.Network:
