@@ -53,6 +53,7 @@ class Row(NamedTuple):
 def rows() -> Iterator[Row]:
     """Every line, in the order of the tables."""
     yield from _digital()
+    yield from _places()
     yield from _rounded()
     yield from _sparse()
     yield from _blocked()
@@ -71,6 +72,21 @@ def _digital() -> Iterator[Row]:
         corrected = partial(_corrected, prepare=_as(js.quantize(bits, INPUTS)))
         yield Row("digital", f"{bits} / 8, bias corrected", corrected)
     yield Row("mixed", "mixed, 5 bits in the mean", _mixed, moved=True)
+
+
+def _places() -> Iterator[Row]:
+    """Codes of 4 bits in one kind of layer, of 8 in all others: what breaks first."""
+    kinds = {
+        "depthwise": ["*/depthwise/*"],
+        "expanding": ["*/expand/*"],
+        "projecting": ["*/project/*"],
+        "first and last": ["stem/*", "head/*", "classifier/*"],
+    }
+    few, rest = js.quantize(4, INPUTS), js.quantize(8, INPUTS)
+    for kind, places in kinds.items():
+        chosen = js.rules({**dict.fromkeys(places, few), "*": rest})
+        for moved in (False, True):
+            yield Row("places", f"4 / 8 in {kind} layers alone", _as(chosen), moved)
 
 
 def _rounded() -> Iterator[Row]:

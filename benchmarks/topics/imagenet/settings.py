@@ -16,7 +16,7 @@ class ImagenetSettings(Settings):
     """Settings of the run."""
 
     only: Literal[
-        "all", "digital", "rounded", "mixed", "sparse", "blocked", "analog", "devices"
+        "all", "digital", "places", "rounded", "mixed", "sparse", "blocked", "analog", "devices"
     ] = "all"
     """Which rows; each group has a record of its own."""
     pictures: int = 500
