@@ -43,7 +43,7 @@ def measured(row: Row, subject: Subject, settings: ImagenetSettings) -> Measured
     for number in range(settings.programmings if row.drawn else 1):
         counts = (len(subject.tested.labels), len(subject.calibrate), len(subject.adapt.labels))
         counts += (settings.statistics,)
-        told = repr((row.group, row.name, row.moved, number, *counts))
+        told = repr((row.group, row.name, row.settled or row.moved, number, *counts))
         path = settings.cache.expanduser() / hashlib.sha256(told.encode()).hexdigest()
         if not path.exists():
             began = time.perf_counter()
@@ -85,7 +85,7 @@ def _line(row: Row, found: Measured, exact: np.ndarray, subject: Subject) -> lis
     level = f"{levels.mean():.1f}"
     if len(levels) > 1:
         level += f" ± {levels.std(ddof=1) / np.sqrt(len(levels)):.1f}"
-    norms = "moved" if row.moved else "as trained"
+    norms = "moved" if row.moved else "measured anew" if row.settled else "as trained"
     gain = [] if row.gain is None else [f"{row.gain(subject):.2f}"]
     return [row.name, norms, level, f"{lost:+.1f} ± {error:.1f}", *gain, f"{found.seconds:.0f}"]
 
@@ -127,7 +127,7 @@ def _record(
         "choices were made on those; a search saw the labels of the first "
         f"{settings.searched}. Weights / inputs in bits, one scale a channel, inputs affine "
         "unless said. Analog: 8-bit codes, ADC of 8 bits, 1152 rows. Norms moved: "
-        "`js.update_norms` with the float network as the reference. s: time of the row, with "
-        "compilation.",
+        "`js.update_norms` with the float network as the reference; anew: without one, on all "
+        "pictures to adapt to. s: time of the row, with compilation.",
         settings=settings.recorded(),
     )

@@ -39,6 +39,8 @@ class Row(NamedTuple):
       drawn: Whether programming draws errors.
       finish: What becomes of the deployed chip.
       gain: Modeled energy of plain products over its own, where blocks were searched.
+      settled: Whether statistics have been measured anew: with fewer channels there is nothing to
+        move them by.
     """
 
     group: str
@@ -48,6 +50,7 @@ class Row(NamedTuple):
     drawn: bool = False
     finish: Callable[[js.Network], Any] = lambda chip: chip
     gain: Callable[[Subject], float] | None = None
+    settled: bool = False
 
 
 def rows() -> Iterator[Row]:
@@ -110,6 +113,17 @@ def _sparse() -> Iterator[Row]:
         for moved in (False, True):
             pruned = js.compose(js.prune(share), eight)
             yield Row("sparse", f"8 / 8, {share:.0%} of the weights pruned", _as(pruned), moved)
+    yield Row("sparse", "float32", lambda subject: subject.settle(subject.net), settled=True)
+    for share in (0.1, 0.2):
+        name = f"float32, {share:.0%} of the channels removed"
+        shrunk = _as(js.shrink(share))
+        yield Row("sparse", name, shrunk)
+        settled = partial(_settled, prepare=shrunk)
+        yield Row("sparse", name, settled, settled=True)
+
+
+def _settled(subject: Subject, *, prepare: Callable[[Subject], js.Network]) -> js.Network:
+    return subject.settle(prepare(subject))
 
 
 def _blocked() -> Iterator[Row]:

@@ -27,6 +27,7 @@ class Subject(NamedTuple):
       cache: Where a search keeps what it has measured.
       searched: How many of them a search looks at.
       move: Moves the statistics of norms as they have moved from those of the network.
+      settle: Measures statistics of norms anew, in floats.
     """
 
     net: js.Network
@@ -36,6 +37,7 @@ class Subject(NamedTuple):
     cache: Path
     searched: int
     move: js.Transform
+    settle: js.Transform
 
     @property
     def batches(self) -> list[np.ndarray]:
@@ -58,8 +60,9 @@ def subject_of(settings: ImagenetSettings) -> Subject:
     net = lite0()
     few = _batches(held.images[adapt[: settings.statistics]])
     move = js.update_norms(few, reference=net, key=jax.random.key(0), train=True)
+    settle = js.update_norms(_batches(held.images[adapt]), key=jax.random.key(0), train=True)
     cache, searched = settings.cache.expanduser(), min(settings.searched, settings.adapting)
-    return Subject(net, tested, held.images[seen], held.take(adapt), cache, searched, move)
+    return Subject(net, tested, held.images[seen], held.take(adapt), cache, searched, move, settle)
 
 
 def _batches(images: np.ndarray) -> list[np.ndarray]:
