@@ -152,25 +152,23 @@ def transfer(
         start, memory = rule.begin(symmetry, third)
         return Pair(start, fast_parts, slow_parts, memory)
 
-    def written(pair: Pair, grad: Matrix, rate: Any, key: Key[Array, ""]) -> Pair:
-        first, second = jax.random.split(key)
+    def written(pair: Pair, grad: Matrix, rate: Any, keys: Key[Array, "2"]) -> Pair:
         wanted = -rate * rule.sign(pair.memory) * grad / fast.size
-        pulses = round_pulses(wanted, max_pulses, first)
-        return pair._replace(fast=deliver(fast, pair.fast_parts, pair.fast, pulses, second))
+        pulses = round_pulses(wanted, max_pulses, keys[0])
+        return pair._replace(fast=deliver(fast, pair.fast_parts, pair.fast, pulses, keys[1]))
 
     def transferred(
-        pair: Pair, w: Matrix, row: Array, gain: Any, key: Key[Array, ""]
+        pair: Pair, w: Matrix, row: Array, gain: Any, keys: Key[Array, "4"]
     ) -> tuple[Pair, Matrix]:
         def at_row(tree: Any) -> Any:
             return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, row, keepdims=False), tree)
 
-        first, second, third, fourth = jax.random.split(key, 4)
         read = at_row(pair.fast)
         if read_noise is not None:
-            read = read + (read_noise * normal(first, read.shape)).astype(read.dtype)
-        wanted, memory = rule.read(at_row(pair.memory), read, gain, second)
-        pulses = round_pulses(wanted, max_transfer_pulses, third)
-        new = deliver(slow, at_row(pair.slow_parts), at_row(w), pulses, fourth)
+            read = read + (read_noise * normal(keys[0], read.shape)).astype(read.dtype)
+        wanted, memory = rule.read(at_row(pair.memory), read, gain, keys[1])
+        pulses = round_pulses(wanted, max_transfer_pulses, keys[2])
+        new = deliver(slow, at_row(pair.slow_parts), at_row(w), pulses, keys[3])
         kept = jax.tree.map(lambda a, b: a.at[row].set(b.astype(a.dtype)), pair.memory, memory)
         return pair._replace(memory=kept), w.at[row].set(new)
 
@@ -192,16 +190,16 @@ def transfer(
         pairs: dict[str, Pair] = {}
         new: dict[str, Matrix] = {}
         for i, (name, w) in enumerate(weights.items()):
-            first, second = jax.random.split(jax.random.fold_in(now, i))
-            pair = written(state.pairs[name], grads[name], rate, first)
+            keys = jax.random.split(jax.random.fold_in(now, i), 6)
+            pair = written(state.pairs[name], grads[name], rate, keys[:2])
             low, high = slow.bounds(pair.slow_parts)
             pairs[name], new[name] = lax.cond(
                 due,
-                lambda pair, w, key: transferred(pair, w, reads % len(w), gain_now, key),
-                lambda pair, w, key: (pair, w),
+                lambda pair, w, keys: transferred(pair, w, reads % len(w), gain_now, keys),
+                lambda pair, w, keys: (pair, w),
                 pair,
                 jnp.clip(w, low, high).astype(w.dtype),
-                second,
+                keys[2:],
             )
         return changes(params, new), TransferState(step, state.key, pairs)
 

@@ -1,0 +1,239 @@
+"""Does training in the array survive asymmetric cells, and references that are off?"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.progress import Progress
+
+from benchmarks.common.chips import mean_and_error
+from benchmarks.common.record import Table, record
+from benchmarks.common.settings import Settings
+from jaxsim.data import Images, fashion_mnist
+from jaxsim.train import cross_entropy, pulsed
+
+SHORT = ("--seeds 1 --images 160 --held-out 100 --epochs 1 --only agad",)
+
+CELLS = {"low": -0.6, "high": 0.6, "spread": 0.3, "bound_spread": 0.3, "noise": 0.5}
+"""What symmetric and asymmetric cells have in common, in units of the weights."""
+SIZE = 0.01
+"""Mean step of a pulse: 120 of them from one end of a cell to the other."""
+IMBALANCE = 0.1
+"""Standard deviation, among asymmetric cells, of up to down."""
+OFF = 0.1
+"""Standard deviation of references that are off."""
+READS = 4
+"""Reads of a row until its sign flips, on average or always."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnChipSettings(Settings):
+    """Settings of the run."""
+
+    seeds: int = 3
+    """Networks trained from scratch, each on cells of its own."""
+    images: int = 8000
+    """Training images."""
+    held_out: int = 2000
+    """More of them, that learning rates are chosen on."""
+    epochs: int = 8
+    """Passes over the training images."""
+    batch: int = 16
+    """Images a step."""
+    hidden: int = 64
+    """Hidden units."""
+    only: Literal["all", "agad"] = "all"
+    """Which methods."""
+
+
+def symmetric() -> pulsed.Cells:
+    """Cells with one step for both directions, wherever they are."""
+    return pulsed.constant_step(SIZE, **CELLS)
+
+
+def asymmetric() -> pulsed.Cells:
+    """Cells with soft bounds."""
+    return pulsed.soft_bounds(SIZE, imbalance_spread=IMBALANCE, **CELLS)
+
+
+class Rates(NamedTuple):
+    """Numbers that a program takes, so that it compiles once.
+
+    Attributes:
+      rate: Learning rate of gradients.
+      gain: Learning rate of the transfer.
+      flip: Chance that the sign of a row flips.
+      off: Standard deviation of the references.
+    """
+
+    rate: Any
+    gain: Any = 0.0
+    flip: Any = 0.0
+    off: Any = 0.0
+
+
+def chopped(at: Rates, key: Any) -> optax.GradientTransformation:
+    """TTv2, or c-TTv2 where signs flip."""
+    cells = asymmetric()
+    options = {"gain": at.gain, "flip": at.flip, "reference_error": at.off}
+    return pulsed.chopped_tiki_taka(cells, cells, at.rate, key, **options)
+
+
+def plain(at: Rates, key: Any) -> optax.GradientTransformation:
+    """Tiki-Taka as it was first."""
+    cells = asymmetric()
+    return pulsed.tiki_taka(cells, cells, at.rate, key, gain=at.gain, reference_error=at.off)
+
+
+def agad(at: Rates, key: Any) -> optax.GradientTransformation:
+    """AGAD, which has no reference."""
+    return pulsed.agad(asymmetric(), asymmetric(), at.rate, key, gain=at.gain, period=READS)
+
+
+Make = Callable[[Rates, Any], optax.GradientTransformation]
+
+SGD = [Rates(rate) for rate in (0.05, 0.1, 0.2, 0.4)]
+TWO = [Rates(rate, gain) for rate in (0.2, 0.5) for gain in (0.1, 0.3, 1.0)]
+
+
+def also(grid: list[Rates], **more: float) -> list[Rates]:
+    """The same rates with more said."""
+    return [rates._replace(**more) for rates in grid]
+
+
+METHODS: dict[str, tuple[Make, dict[str, list[Rates]]]] = {
+    "float": (lambda at, key: optax.sgd(at.rate), {"float32": SGD}),
+    "symmetric": (
+        lambda at, key: pulsed.sgd(symmetric(), at.rate, key),
+        {"pulses, symmetric cells": SGD},
+    ),
+    "asymmetric": (
+        lambda at, key: pulsed.sgd(asymmetric(), at.rate, key),
+        {"pulses, asymmetric cells": SGD},
+    ),
+    "plain": (plain, {"Tiki-Taka": TWO, f"Tiki-Taka, off by {OFF}": also(TWO, off=OFF)}),
+    "chopped": (
+        chopped,
+        {
+            "TTv2": TWO,
+            f"TTv2, off by {OFF}": also(TWO, off=OFF),
+            "c-TTv2": also(TWO, flip=1 / READS),
+            f"c-TTv2, off by {OFF}": also(TWO, flip=1 / READS, off=OFF),
+        },
+    ),
+    "agad": (agad, {"AGAD, no reference": TWO}),
+}
+"""What trains, compiled once each, and rows of the table with the rates to choose from."""
+
+
+def pixels(images: np.ndarray) -> jax.Array:
+    """Images [N, 28, 28, 1] as rows of 196 means of four pixels."""
+    return jnp.asarray(images).reshape(-1, 14, 2, 14, 2).mean((2, 4)).reshape(-1, 196)
+
+
+def logits(params: Any, x: jax.Array) -> jax.Array:
+    """A hidden layer and ten classes."""
+    first, second = params
+    return jnp.tanh(x @ first["kernel"] + first["bias"]) @ second["kernel"] + second["bias"]
+
+
+def trainer(make: Make, data: Images, settings: OnChipSettings) -> Callable[..., Any]:
+    """A compiled function from rates and a key to trained parameters."""
+    x, y = pixels(data.images), jnp.asarray(data.labels)
+    steps = len(y) // settings.batch
+    sizes = [(196, settings.hidden), (settings.hidden, 10)]
+
+    @jax.jit
+    def run(x: Any, y: Any, rates: Rates, key: Any) -> Any:
+        first, second, third = jax.random.split(key, 3)
+        glorot = jax.nn.initializers.glorot_uniform()
+        keys = jax.random.split(first, 2)
+        params = [
+            {"kernel": glorot(k, size), "bias": jnp.zeros(size[1])}
+            for k, size in zip(keys, sizes, strict=True)
+        ]
+        kinds = {"array": make(rates, second), "digital": optax.sgd(0.1)}
+        optimizer = optax.multi_transform(
+            kinds, lambda p: jax.tree.map(lambda a: "array" if a.ndim > 1 else "digital", p)
+        )
+
+        def loss(params: Any, rows: Any) -> jax.Array:
+            return cross_entropy(logits(params, x[rows]), y[rows])
+
+        def step(at: Any, rows: Any) -> tuple[Any, None]:
+            params, state = at
+            updates, state = optimizer.update(jax.grad(loss)(params, rows), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        orders = jax.vmap(lambda k: jax.random.permutation(k, len(y)))(
+            jax.random.split(third, settings.epochs)
+        )
+        batches = orders[:, : steps * settings.batch].reshape(-1, settings.batch)
+        return jax.lax.scan(step, (params, optimizer.init(params)), batches)[0][0]
+
+    return functools.partial(run, x, y)
+
+
+@jax.jit
+def right(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The percentage that is classified rightly."""
+    return 100 * jnp.mean(jnp.argmax(logits(params, x), -1) == y)
+
+
+def main(args: list[str]) -> None:
+    """Chooses rates on images held out, then trains over seeds and tests."""
+    settings = OnChipSettings.read(args)
+    train, test = fashion_mnist("train"), fashion_mnist("test")
+    data = train._replace(
+        images=train.images[: settings.images], labels=train.labels[: settings.images]
+    )
+    held = slice(settings.images, settings.images + settings.held_out)
+    chosen_on = pixels(train.images[held]), jnp.asarray(train.labels[held])
+    tested_on = pixels(test.images), jnp.asarray(test.labels)
+    methods = [m for name, m in METHODS.items() if settings.only in ("all", name)]
+    scores: dict[str, np.ndarray] = {}
+    table = []
+    with Progress() as progress:
+        bar = progress.add_task("on_chip", total=sum(len(rows) for _, rows in methods))
+        for make, rows in methods:
+            run = trainer(make, data, settings)
+            for name, grid in rows.items():
+                tried = [right(run(rates, jax.random.key(1000)), *chosen_on) for rates in grid]
+                best = grid[int(np.argmax(tried))]
+                keys = map(jax.random.key, range(settings.seeds))
+                found = [float(right(run(best, key), *tested_on)) for key in keys]
+                scores[name] = np.asarray(found)
+                between = scores[name] - scores.get("float32", np.nan)
+                gain = str(best.gain) if best.gain else ""
+                shown = [mean_and_error(scores[name]), mean_and_error(between)]
+                table.append([name, str(best.rate), gain, *shown])
+                progress.update(bar, advance=1)
+    columns = ["training", "rate", "gain", "accuracy, %", "difference to float, points"]
+    record(
+        "on_chip",
+        Table(columns, table),
+        question="Does training in the array survive asymmetric cells, and references that are "
+        "off?",
+        baseline="the same network trained in float32 by gradient descent",
+        notes=f"Fashion-MNIST test set ({len(test.labels)} images, means of four pixels), an MLP of "
+        f"{settings.hidden} hidden units trained from scratch on {settings.images} images, "
+        f"{settings.epochs} epochs of batches of {settings.batch}; {settings.seeds} networks on "
+        "cells of their own, mean ± standard error; differences are of networks with the same first "
+        "weights and order of images. Kernels are arrays, biases train digitally. Pulses are those "
+        f"of a batch's gradient. Cells hold ±{CELLS['high']} in steps of {SIZE}; steps differ by "
+        f"{CELLS['spread']:.0%} from cell to cell and {CELLS['noise']:.0%} from pulse to pulse, "
+        f"bounds by {CELLS['bound_spread']:.0%}. Symmetric ones have constant steps, asymmetric "
+        f"ones soft bounds and {IMBALANCE:.0%} imbalance from cell to cell; of two arrays both are "
+        "asymmetric. Where a reference is off, so it is from cell to cell, in units of weights. "
+        f"Signs of c-TTv2 flip with a chance of 1 / {READS} after a read, those of AGAD after "
+        f"{READS}. Rates were chosen for each row by one more network and {settings.held_out} "
+        "other training images; nothing was chosen on the test set.",
+        settings=settings.recorded(),
+    )
