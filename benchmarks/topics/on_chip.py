@@ -222,12 +222,12 @@ def main(args: list[str]) -> None:
         question="Does training in the array survive asymmetric cells, and references that are "
         "off?",
         baseline="the same network trained in float32 by gradient descent",
-        notes=f"Fashion-MNIST test set ({len(test.labels)} images, means of four pixels), an MLP of "
-        f"{settings.hidden} hidden units trained from scratch on {settings.images} images, "
+        notes=f"Fashion-MNIST test set ({len(test.labels)} images, means of four pixels), an "
+        f"MLP of {settings.hidden} hidden units trained from scratch on {settings.images} images, "
         f"{settings.epochs} epochs of batches of {settings.batch}; {settings.seeds} networks on "
-        "cells of their own, mean ± standard error; differences are of networks with the same first "
-        "weights and order of images. Kernels are arrays, biases train digitally. Pulses are those "
-        f"of a batch's gradient. Cells hold ±{CELLS['high']} in steps of {SIZE}; steps differ by "
+        "cells of their own, mean ± standard error; differences are of networks with the same "
+        "first weights and order of images. Kernels are arrays, biases train digitally. Pulses are "
+        f"those of a batch's gradient. Cells hold ±{CELLS['high']} in steps of {SIZE}; steps differ by "
         f"{CELLS['spread']:.0%} from cell to cell and {CELLS['noise']:.0%} from pulse to pulse, "
         f"bounds by {CELLS['bound_spread']:.0%}. Symmetric ones have constant steps, asymmetric "
         f"ones soft bounds and {IMBALANCE:.0%} imbalance from cell to cell; of two arrays both are "

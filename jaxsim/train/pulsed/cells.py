@@ -359,7 +359,8 @@ def _draw_linear(
     key: Key[Array, ""], shape: tuple[int, ...], *, slopes: Partial, **shared: Any
 ) -> LinearParts:
     up, down, low, high = _draw_power(key, shape, **shared)
-    return LinearParts(up, down, *slopes(up, down, low, high), low, high)
+    up_slope, down_slope = slopes(up, down, low, high)
+    return LinearParts(up, down, up_slope, down_slope, low, high)
 
 
 def _no_slopes(up: Array, down: Array, low: Array, high: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from jaxsim.network.arguments import require_key
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range
 from jaxsim.train.pulsed.arrays import changes, gradients, matrices, require_cells
@@ -99,6 +100,7 @@ def sgd(
     Source: Gokmen and Vlasov (2016), Frontiers in Neuroscience 10:333.
     """
     require_cells("cells", cells)
+    require_key(key, "cells and pulses")
     check_rate("learning_rate", learning_rate)
     check_range("max_pulses", max_pulses, 1, whole=True)
 

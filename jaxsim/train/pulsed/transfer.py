@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.cores.cells import normal
+from jaxsim.network.arguments import require_key
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range
 from jaxsim.train.pulsed.arrays import Matrix, changes, gradients, matrices, require_cells
@@ -137,6 +138,7 @@ def transfer(
     """
     require_cells("fast", fast)
     require_cells("slow", slow)
+    require_key(key, "cells and pulses")
     check_rate("learning_rate", learning_rate)
     check_rate("gain", gain)
     check_range("every", every, 1, whole=True)

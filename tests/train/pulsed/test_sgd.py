@@ -196,6 +196,7 @@ def test_parameters_that_are_no_arrays_are_named(leaf):
 
 ARGUMENTS = {
     "cells": (lambda v: pulsed.sgd(v, 0.1, KEY), (0.1, None, pulsed.soft_bounds)),
+    "key": (lambda v: pulsed.sgd(SOFT, 0.1, v), (None, 0)),
     "learning_rate": (lambda v: pulsed.sgd(SOFT, v, KEY), (-0.1, np.nan, "fast")),
     "max_pulses": (lambda v: pulsed.sgd(SOFT, 0.1, KEY, max_pulses=v), (0, 1.5, np.nan)),
 }

@@ -170,6 +170,7 @@ BAD = {
     "slow": (0.1, pulsed.soft_bounds),
     "learning_rate": (-0.1, np.nan),
     "gain": (-0.1, "high"),
+    "key": (None, 0),
     "every": (0, 1.5),
     "read_noise": (-0.1, np.nan),
     "max_pulses": (0, 2.5),
