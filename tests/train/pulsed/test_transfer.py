@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsim.cores.cells import normal
 from jaxsim.train import pulsed
 from tests.oracles import pulses as oracle
 from tests.train.pulsed.test_sgd import KEY, through
@@ -103,6 +104,35 @@ def test_plain_tiki_taka_is_the_oracle():
             np.abs(oracle.two_arrays(w, GRADS, **{**settings, **wrong})[1] - params["w"]).max()
             > 0.01
         )
+
+
+def test_few_pulses_are_sent_at_once():
+    cells, params = pulsed.constant_step(0.01), {"w": jnp.zeros((1, 2))}
+    optimizer = pulsed.tiki_taka(cells, cells, 1.0, KEY, gain=1.0, max_transfer_pulses=2)
+    (_, state), updates = through(optimizer, params, {"w": jnp.full((1, 1, 2), 0.05)})
+    np.testing.assert_allclose(updates["w"][0], [[-0.02, -0.02]], atol=1e-6)
+    np.testing.assert_allclose(state.pairs["w"].fast, [[-0.05, -0.05]], atol=1e-6)
+
+
+def test_pulses_noise_of_reads_and_rules_draw_apart():
+    """Half a pulse to each array; the rule draws, and keeps what it drew and read."""
+    shape = (1, 3000)
+
+    def read(memory, row, gain, key):
+        del memory, gain
+        drawn = normal(key, row.shape)
+        return jnp.full_like(row, 0.5), (row, drawn)
+
+    rule = pulsed.Rule(lambda s, key: (0 * s, (0 * s, 0 * s)), lambda memory: 1.0, read)
+    cells = pulsed.constant_step(0.01)
+    options = {"learning_rate": 0.1, "gain": 1.0, "read_noise": 1.0}
+    optimizer = pulsed.transfer(cells, cells, rule, KEY, **options)
+    (params, state), _ = through(
+        optimizer, {"w": jnp.zeros(shape)}, {"w": jnp.full((1, *shape), -0.05)}
+    )
+    pair = state.pairs["w"]
+    drawn = [pair.fast[0] > 0, params["w"][0] > 0, pair.memory[0][0], pair.memory[1][0]]
+    assert np.abs(np.corrcoef(np.asarray(drawn, float)) - np.eye(4)).max() < 0.08
 
 
 def test_rows_are_read_in_turn_and_an_array_is_as_wide_as_its_last_axis():
