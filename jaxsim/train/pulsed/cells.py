@@ -181,6 +181,8 @@ def linear_step(
       >>> up, down = cells.steps(jnp.ones(1), cells.draw(jax.random.key(0), (1,)))
       >>> round(float(up[0]), 4), round(float(down[0]), 4)
       (0.005, 0.011)
+
+    Source: the linear-step model that IBM's aihwkit documents.
     """
     shared = _checked(size, low, high, imbalance, spread, imbalance_spread, bound_spread, noise)
     for name, value in {"up_slope": up_slope, "down_slope": down_slope}.items():
@@ -274,6 +276,9 @@ def power_step(
       >>> up, down = cells.steps(jnp.full(1, 0.5), cells.draw(jax.random.key(0), (1,)))
       >>> round(float(up[0]), 4), round(float(down[0]), 4)
       (0.0025, 0.0225)
+
+    Source: the power-step model that IBM's aihwkit documents, whose step at a bound, 2^exponent
+      times this one, is its size.
     """
     shared = _checked(size, low, high, imbalance, spread, imbalance_spread, bound_spread, noise)
     check_range("exponent", exponent, 0, above=True)
