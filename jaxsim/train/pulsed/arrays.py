@@ -29,7 +29,7 @@ def matrices(params: Any, name: str) -> dict[str, Matrix]:
 
     Raises:
       ValueError: No parameters, or one that is no array of cells: integers, complex numbers, half
-        precision, or fewer than two axes.
+        precision, or fewer than two axes; an optimizer around it that sets its state.
     """
     if params is None:
         raise ValueError(f"params=None: {name} needs the parameters; update(…, params)")
@@ -47,6 +47,11 @@ def matrices(params: Any, name: str) -> dict[str, Matrix]:
                 "it digitally beside the arrays, by optax.multi_transform or optax.masked"
             )
         found[at] = as_matrix(leaf)
+    if not found:  # as optax shows what goes around it, to find what is like parameters
+        raise ValueError(
+            f"params: none for {name}. What wraps it and sets parts of its state, as optimizers of "
+            "js.sparsity do, cannot: no pulse does that; masks of js.prune stay without them"
+        )
     return found
 
 

@@ -91,6 +91,18 @@ def test_an_offset_of_the_reference_hurts_those_that_trust_it():
         assert found["AGAD"].mean() < 1.05 * found[name].mean()
 
 
+def test_sparse_optimizers_around_pulses_are_refused_and_masks_stay():
+    net = js.trace(lambda p, x: x @ p["w"], {"w": 0.5 * jnp.ones((6, 4))}, X)
+    sparse = js.prune(0.5)(net)
+    inner = pulsed.sgd(pulsed.constant_step(0.01), 0.1, jax.random.key(0))
+    run = {"epochs": 1, "batch_size": 12, "key": jax.random.key(1), "quiet": True}
+    with pytest.raises(ValueError, match=r"params: none for pulsed\.sgd.* of js\.sparsity"):
+        fit(sparse, X, LABELS, optimizer=js.sparsity.fixed(inner, sparse), **run)
+    trained = fit(sparse, X, LABELS, optimizer=inner, **run)
+    np.testing.assert_array_equal(trained.masks["w"], sparse.masks["w"])
+    assert not np.array_equal(trained.params["w"], sparse.params["w"])
+
+
 X = np.asarray(jax.random.normal(jax.random.key(0), (24, 6)))
 LABELS = np.argmax(X[:, :3], -1)
 
