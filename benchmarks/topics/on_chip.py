@@ -19,7 +19,10 @@ from benchmarks.common.settings import Settings
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.train import cross_entropy, pulsed
 
-SHORT = ("--seeds 1 --images 160 --held-out 100 --epochs 1 --only agad",)
+SHORT = (
+    "--seeds 1 --images 160 --held-out 100 --epochs 1 --only agad",
+    "--seeds 1 --images 160 --held-out 100 --epochs 1 --only reads",
+)
 
 CELLS = {"low": -0.6, "high": 0.6, "spread": 0.3, "bound_spread": 0.3, "noise": 0.5}
 """What symmetric and asymmetric cells have in common, in units of the weights."""
@@ -49,8 +52,10 @@ class OnChipSettings(Settings):
     """Images a step."""
     hidden: int = 64
     """Hidden units."""
-    only: Literal["all", "agad"] = "all"
-    """Which methods."""
+    only: Literal["all", "agad", "reads"] = "all"
+    """All methods, one of them, or what they reach by how often a row is read."""
+    pool: int = 2
+    """Pixels of a side whose mean is one input."""
 
 
 def symmetric() -> pulsed.Cells:
@@ -75,12 +80,14 @@ class Rates(NamedTuple):
       gain: Learning rate of the transfer.
       flip: Chance that the sign of a row flips.
       off: Standard deviation of the references.
+      period: Reads until a sign flips where it flips by count.
     """
 
     rate: Any
     gain: Any = 0.0
     flip: Any = 0.0
     off: Any = 0.0
+    period: Any = READS
 
 
 def chopped(at: Rates, decay: Decay, key: Any) -> optax.GradientTransformation:
@@ -98,7 +105,7 @@ def plain(at: Rates, decay: Decay, key: Any) -> optax.GradientTransformation:
 
 def agad(at: Rates, decay: Decay, key: Any) -> optax.GradientTransformation:
     """AGAD, which has no reference."""
-    options = {"gain": decay(at.gain), "period": READS}
+    options = {"gain": decay(at.gain), "period": at.period}
     return pulsed.agad(asymmetric(), asymmetric(), at.rate, key, **options)
 
 
@@ -132,9 +139,10 @@ METHODS: dict[str, tuple[Make, dict[str, list[Rates]]]] = {
 """What trains, compiled once each, and rows of the table with the rates to choose from."""
 
 
-def pixels(images: np.ndarray) -> jax.Array:
-    """Images [N, 28, 28, 1] as rows of 196 means of four pixels."""
-    return jnp.asarray(images).reshape(-1, 14, 2, 14, 2).mean((2, 4)).reshape(-1, 196)
+def pixels(images: np.ndarray, pool: int) -> jax.Array:
+    """Images [N, 28, 28, 1] as rows of means of pool × pool pixels."""
+    side = 28 // pool
+    return jnp.asarray(images).reshape(-1, side, pool, side, pool).mean((2, 4)).reshape(-1, side**2)
 
 
 def logits(params: Any, x: jax.Array) -> jax.Array:
@@ -145,9 +153,9 @@ def logits(params: Any, x: jax.Array) -> jax.Array:
 
 def trainer(make: Make, data: Images, settings: OnChipSettings) -> Callable[..., Any]:
     """A compiled function from rates and a key to trained parameters."""
-    x, y = pixels(data.images), jnp.asarray(data.labels)
+    x, y = pixels(data.images, settings.pool), jnp.asarray(data.labels)
     steps = len(y) // settings.batch
-    sizes = [(196, settings.hidden), (settings.hidden, 10)]
+    sizes = [(x.shape[1], settings.hidden), (settings.hidden, 10)]
 
     @jax.jit
     def run(x: Any, y: Any, rates: Rates, key: Any) -> Any:
@@ -190,6 +198,40 @@ def right(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return 100 * jnp.mean(jnp.argmax(logits(params, x), -1) == y)
 
 
+class Data(NamedTuple):
+    """What is trained on, chosen on and tested on.
+
+    Attributes:
+      train: Images that train.
+      chosen_on: Inputs and labels of others.
+      tested_on: Inputs and labels of the test set.
+    """
+
+    train: Images
+    chosen_on: tuple[jax.Array, jax.Array]
+    tested_on: tuple[jax.Array, jax.Array]
+
+
+def read(settings: OnChipSettings) -> Data:
+    """Splits Fashion-MNIST."""
+    train, test = fashion_mnist("train"), fashion_mnist("test")
+    first, last = settings.images, settings.images + settings.held_out
+    parts = [(train.images[first:last], train.labels[first:last]), (test.images, test.labels)]
+    chosen_on, tested_on = [(pixels(x, settings.pool), jnp.asarray(y)) for x, y in parts]
+    kept = train._replace(images=train.images[:first], labels=train.labels[:first])
+    return Data(kept, chosen_on, tested_on)
+
+
+def best_of(
+    grid: list[Rates], run: Callable[..., Any], data: Data, seeds: int
+) -> tuple[Rates, np.ndarray]:
+    """The rates that do best on held-out images, and what networks that train by them reach."""
+    tried = [right(run(rates, jax.random.key(1000)), *data.chosen_on) for rates in grid]
+    best = grid[int(np.argmax(tried))]
+    found = [right(run(best, jax.random.key(seed)), *data.tested_on) for seed in range(seeds)]
+    return best, np.asarray(found, float)
+
+
 def notes(settings: OnChipSettings) -> str:
     """What a reader must know."""
     return f"""
@@ -214,26 +256,19 @@ def notes(settings: OnChipSettings) -> str:
 def main(args: list[str]) -> None:
     """Chooses rates on images held out, then trains over seeds and tests."""
     settings = OnChipSettings.read(args)
-    train, test = fashion_mnist("train"), fashion_mnist("test")
-    data = train._replace(
-        images=train.images[: settings.images], labels=train.labels[: settings.images]
-    )
-    held = slice(settings.images, settings.images + settings.held_out)
-    chosen_on = pixels(train.images[held]), jnp.asarray(train.labels[held])
-    tested_on = pixels(test.images), jnp.asarray(test.labels)
+    if settings.only == "reads":
+        by_reads(settings)
+        return
+    data = read(settings)
     methods = [m for name, m in METHODS.items() if settings.only in ("all", name)]
     scores: dict[str, np.ndarray] = {}
-    table = []
+    table: list[list[str]] = []
     with Progress() as progress:
         bar = progress.add_task("on_chip", total=sum(len(rows) for _, rows in methods))
         for make, rows in methods:
-            run = trainer(make, data, settings)
+            run = trainer(make, data.train, settings)
             for name, grid in rows.items():
-                tried = [right(run(rates, jax.random.key(1000)), *chosen_on) for rates in grid]
-                best = grid[int(np.argmax(tried))]
-                keys = map(jax.random.key, range(settings.seeds))
-                found = [float(right(run(best, key), *tested_on)) for key in keys]
-                scores[name] = np.asarray(found)
+                best, scores[name] = best_of(grid, run, data, settings.seeds)
                 between = scores[name] - scores.get("float32", np.nan)
                 gain = str(best.gain) if best.gain else ""
                 shown = [mean_and_error(scores[name]), mean_and_error(between)]
@@ -248,4 +283,49 @@ def main(args: list[str]) -> None:
         baseline="the same network trained in float32 by gradient descent",
         notes=" ".join(notes(settings).split()),
         settings=settings.recorded(),
+    )
+
+
+SHARES = (1, 4, 16)
+"""How much longer each training is than the shortest."""
+
+
+def by_reads(settings: OnChipSettings) -> None:
+    """Trains smaller arrays for longer and longer, so that each row is read more and more often."""
+    settings = dataclasses.replace(settings, pool=4, batch=8)
+    data = read(settings)
+    methods: dict[str, tuple[Make, list[Rates]]] = {
+        "float32": (METHODS["float"][0], SGD),
+        "TTv2": (chopped, TWO),
+        "TTv2, off by 0.1": (chopped, [rates._replace(off=0.1) for rates in TWO]),
+        "AGAD, no reference": (
+            agad,
+            [rates._replace(period=p) for rates in TWO for p in (READS, 10)],
+        ),
+    }
+    steps = settings.images // settings.batch
+    rows = [[name] for name in methods]
+    with Progress() as progress:
+        bar = progress.add_task("on_chip", total=len(methods) * len(SHARES))
+        for share in SHARES:
+            longer = dataclasses.replace(settings, epochs=share)
+            for row, (make, grid) in zip(rows, methods.values(), strict=True):
+                run = trainer(make, data.train, longer)
+                _, found = best_of(grid, run, data, settings.seeds)
+                row.append(mean_and_error(found))
+                progress.update(bar, advance=1)
+    columns = [f"{round(share * steps / 49)} reads" for share in SHARES]
+    record(
+        "on_chip_reads",
+        Table(["training, accuracy in %", *columns], rows),
+        question="How often must a row be read until AGAD is as good as an exact reference?",
+        baseline="TTv2 with a reference at the symmetry point, and in float32",
+        notes=" ".join(
+            f"""
+            As in on_chip, with means of sixteen pixels (49 rows), batches of {settings.batch} and
+            {", ".join(map(str, SHARES))} epochs; reads are those of a row of the first array. Signs
+            of AGAD flip after {READS} or 10 reads, as is chosen with the gain.
+            """.split()
+        ),
+        settings=settings.recorded(epochs=list(SHARES)),
     )
