@@ -39,6 +39,7 @@ PAGES = (
     "accelerator",
     "analog",
     "devices",
+    "on_chip",
     "parasitics",
     "explore",
     "export",

@@ -28,7 +28,7 @@ import jaxsim.solvers as jsol  # noqa: E402
 from jaxsim.formats import clipping  # noqa: E402
 from jaxsim.search.blocks import configs  # noqa: E402
 from jaxsim.staged import sweep  # noqa: E402
-from jaxsim.train import Soft, cross_entropy, fit  # noqa: E402
+from jaxsim.train import Soft, cross_entropy, fit, pulsed  # noqa: E402
 from tests.support import encoders  # noqa: E402
 
 KEY = jax.random.key(0)
@@ -404,7 +404,27 @@ def together():
     jcol.compact_bilinear_pool(maps, 8, KEY)
 
 
+def pulses():
+    spread = {"spread": 0.1, "imbalance_spread": 0.1, "bound_spread": 0.1, "noise": 0.1}
+    params = {"w": jnp.zeros((3, 2))}
+    for cells in (
+        pulsed.constant_step(0.01, **spread),
+        pulsed.linear_step(0.01, 0.5, 0.5, **spread),
+        pulsed.soft_bounds(0.01, **spread),
+        pulsed.power_step(0.01, 2.0, **spread),
+    ):
+        two = {"gain": 0.5, "read_noise": 0.1}
+        for optimizer in (
+            pulsed.sgd(cells, 0.1, KEY),
+            pulsed.tiki_taka(cells, cells, 0.1, KEY, **two, reference_error=0.1),
+            pulsed.chopped_tiki_taka(cells, cells, 0.1, KEY, **two, forget=0.5),
+            pulsed.agad(cells, cells, 0.1, KEY, **two),
+        ):
+            jax.eval_shape(optimizer.update, params, jax.eval_shape(optimizer.init, params), params)
+
+
 CASES |= {
+    "pulses": pulses,
     "gradient": gradient,
     "fitted": lambda: fit(
         js.quantize(4, 8)(network()),
