@@ -75,9 +75,3 @@ def programmed(
 def accuracy(net: js.Network, test: Images) -> float:
     """Share of test images classified right."""
     return float(np.mean(classify(net, test.images) == test.labels))
-
-
-def mean_and_error(values: np.ndarray) -> str:
-    """Mean and its standard error."""
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
-    return f"{values.mean():.2f} ± {error:.2f}"

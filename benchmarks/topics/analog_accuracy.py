@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,10 +15,11 @@ from rich.progress import Progress
 
 import jaxsim as js
 from benchmarks.common.cifar import Pictures, pictures, resnet
+from benchmarks.common.kept import kept
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.settings import Settings
+from benchmarks.common.spread import mean_and_error
 from jaxsim.evaluate.plot import Curve, accuracy_bars, accuracy_curves
-from jaxsim.files import atomic
 
 SHORT = ("--only 'ADC bits' --images 20 --calibration 10 --programmings 2",)
 
@@ -165,28 +164,30 @@ def cases() -> Iterator[Case]:
 def measured(
     case: Case, net: js.Network, data: Pictures, settings: AnalogAccuracySettings
 ) -> list[float]:
-    """Accuracy of each programming: each half is classified with ranges from the other."""
+    """Accuracy of each programming, unless an earlier run has measured it."""
     made = case.chip(net)
     images = min(case.images or settings.images, settings.images)
     asked = (settings.calibration, 1 if case.once else settings.programmings)
     told = (case.depth, repr(made.cores), images, *asked)
-    path = settings.cache.expanduser() / hashlib.sha256(repr(told).encode()).hexdigest()
-    if path.exists():
-        return json.loads(path.read_text())
+    return kept(settings.cache, told, lambda: programmed(made, data, images, *asked))
+
+
+def programmed(
+    made: js.Network, data: Pictures, images: int, calibration: int, programmings: int
+) -> list[float]:
+    """Accuracy of each programming: each half is classified with ranges from the other."""
     halves = (slice(0, 500), slice(500, 1000))
     scores: list[float] = []
-    for programming in range(1 if case.once else settings.programmings):
+    for programming in range(programmings):
         right = []
         for seen, tested in (halves, halves[::-1]):
             x, labels = data.images[tested][: images // 2], data.labels[tested][: images // 2]
-            calibrate = data.images[seen][: settings.calibration]
+            calibrate = data.images[seen][:calibration]
             key = jax.random.key(programming)
             reads = jax.random.fold_in(key, 1)
             written = js.deploy(made, key=key, calibrate=calibrate)
             right.append(np.mean(np.argmax(written(x, key=reads), -1) == labels))
         scores.append(float(np.mean(right)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(path, scores)
     return scores
 
 
@@ -236,12 +237,7 @@ def _table(figure: str, curves: dict[tuple[int, str], dict[Any, list[float]]]) -
 
 
 def _cell(scores: list[float] | None) -> str:
-    if scores is None:
-        return ""
-    percent = 100 * np.asarray(scores)
-    if len(percent) == 1:
-        return f"{percent[0]:.1f}"
-    return f"{percent.mean():.1f} ± {percent.std(ddof=1) / np.sqrt(len(percent)):.1f}"
+    return "" if scores is None else mean_and_error(100 * np.asarray(scores), 1)
 
 
 def _draw(figure: str, curves: dict[str, dict[Any, list[float]]], float_: float) -> None:

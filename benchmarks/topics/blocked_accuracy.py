@@ -11,10 +11,11 @@ import numpy as np
 
 import jaxsim as js
 from benchmarks.common import cifar
-from benchmarks.common.chips import accuracy, mean_and_error, retrained
+from benchmarks.common.chips import accuracy, retrained
 from benchmarks.common.files import unless_missing
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.settings import Trained
+from benchmarks.common.spread import mean_and_error
 from jaxsim.cli.demo import Demo
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.evaluate.comparison import classify
@@ -190,7 +191,7 @@ def pictures(settings: BlockedAccuracySettings) -> Table:
             [
                 f"search, {name}",
                 f"{100 * (base.mean() + lost.mean()):.2f}",
-                f"{100 * lost.mean():.2f} ± {100 * lost.std(ddof=1) / np.sqrt(len(lost)):.2f}",
+                mean_and_error(100 * lost),
                 f"{100 * choice.accuracy:.2f}",
                 f"{choice.energy_gain:.2f}",
                 f"{choice.speed_gain:.2f}",

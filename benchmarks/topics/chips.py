@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 
 import jaxsim as js
-from benchmarks.common.chips import accuracy, mean_and_error, programmed, retrained
+from benchmarks.common.chips import accuracy, programmed, retrained
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Trained
+from benchmarks.common.spread import mean_and_error
 from jaxsim.cli.demo import Demo, recipes
 from jaxsim.data import fashion_mnist
 from jaxsim.train.reference import trained

@@ -14,6 +14,7 @@ import jaxsim as js
 from benchmarks.common.cifar import Pictures, pictures, resnet
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
+from benchmarks.common.spread import mean_and_error
 from jaxsim.accelerators.presets import find_design
 from jaxsim.console.table import si
 
@@ -105,7 +106,8 @@ def accumulation(net: js.Network, data: Pictures, settings: DesignsSettings) -> 
         total = sum(spent.values())
         values = [f"{spent['adc']:.2f}", f"{total:.1f}", f"{spent['adc'] / total:.1%}"]
         scores = [
-            _cell(accuracies(added(where, cells)(net), data, settings)) for cells in CELLS.values()
+            mean_and_error(accuracies(added(where, cells)(net), data, settings), 1)
+            for cells in CELLS.values()
         ]
         told = "before the converter" if where == "analog" else "behind it"
         yield [told, si(conversions), *values, *scores]
@@ -125,7 +127,7 @@ def main(args: list[str]) -> None:
             found[depth, cells, name] = accuracies(made, data, settings)
     for depth in nets:
         for cells in CELLS:
-            shown = [_cell(found[depth, cells, name]) for name in DESIGNS]
+            shown = [mean_and_error(found[depth, cells, name], 1) for name in DESIGNS]
             rows.append([f"ResNet-{depth}, {exact[depth]:.1f}", cells, *shown])
     reported: list[Any] = [REPORTED[name][0] for name in DESIGNS]
     rows.append(["ResNet-50, 76", "SONOS, as reported", *reported])
@@ -161,9 +163,3 @@ def main(args: list[str]) -> None:
         "they are throughout the third table, whose conversions are those of an image.",
         settings=settings.recorded(),
     )
-
-
-def _cell(scores: np.ndarray) -> str:
-    if len(scores) == 1:
-        return f"{scores[0]:.1f}"
-    return f"{scores.mean():.1f} ± {scores.std(ddof=1) / np.sqrt(len(scores)):.1f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,9 +14,10 @@ from rich.progress import Progress
 
 import jaxsim as js
 from benchmarks.common.cifar import Pictures, pictures, resnet
+from benchmarks.common.kept import kept
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
-from jaxsim.files import atomic
+from benchmarks.common.spread import mean_and_error
 
 SHORT = ("--images 10 --calibration 10 --programmings 2 --only PCM",)
 
@@ -77,10 +77,12 @@ def right(chip: js.Network, time: Any, x: Any, labels: Any) -> jax.Array:
 
 def measured(row: Row, net: js.Network, data: Pictures, settings: DriftSettings) -> Any:
     """Accuracy by programming and time."""
-    asked = [*row, settings.images, settings.calibration, settings.programmings]
-    path = settings.cache.expanduser() / f"{asked}.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    asked = (*row, settings.images, settings.calibration, settings.programmings)
+    return kept(settings.cache, asked, lambda: programmed(row, net, data, settings))
+
+
+def programmed(row: Row, net: js.Network, data: Pictures, settings: DriftSettings) -> Any:
+    """Programs chips and classifies at each time."""
     weights, unsigned = js.Grid(8, per="tensor"), js.Grid(8, symmetric=False)
     coded = {"Conv_0/kernel": js.quantize(weights, 8), "*": js.quantize(weights, unsigned)}
     array = js.analog(adc=8, cells=CELLS[row.cells](), compensation=row.compensation)
@@ -94,8 +96,6 @@ def measured(row: Row, net: js.Network, data: Pictures, settings: DriftSettings)
         for time in TIMES.values():
             then = js.recalibrate(js.age(chip, time), seen) if row.again else chip
             found[-1].append(float(right(then, time, x, labels)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(path, found)
     return found
 
 
@@ -108,8 +108,7 @@ def main(args: list[str]) -> None:
         bar = progress.add_task("drift", total=len(rows))
         for row in rows:
             scores = 100 * np.asarray(measured(row, net, data, settings))
-            error = np.std(scores, 0, ddof=1) / np.sqrt(len(scores))
-            shown = [f"{m:.1f} ± {e:.1f}" for m, e in zip(scores.mean(0), error, strict=True)]
+            shown = [mean_and_error(at, 1) for at in scores.T]
             ranges = "set again" if row.again else "of the first read"
             table.append([row.cells, row.compensation or "none", ranges, *shown])
             progress.update(bar, advance=1)

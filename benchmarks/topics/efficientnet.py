@@ -17,6 +17,7 @@ from benchmarks.common.cifar import pictures
 from benchmarks.common.efficientnet import lite0
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
+from benchmarks.common.spread import mean_and_error
 
 SHORT = ("--programmings 2 --no-outputs",)
 
@@ -204,7 +205,7 @@ def agreement_table(
     for name, made in chips.items():
         drawn = keys if "%" in name else keys[:1]
         scores = [_agreement(y, outputs(programmed(made(net), key, seen))) for key in drawn]
-        rows.append([name, *map(_mean, zip(*scores, strict=True))])
+        rows.append([name, *(mean_and_error(s, 1) for s in zip(*scores, strict=True))])
     columns = ["network", "same class, %", "shared of the first 5, %", "error of logits, %"]
     return Table(columns, rows, "Outputs: agreement with the float network")
 
@@ -215,9 +216,3 @@ def _agreement(y: np.ndarray, found: np.ndarray) -> tuple[float, float, float]:
     shared = [len(set(a) & set(b)) / 5 for a, b in zip(first, theirs, strict=True)]
     same = np.mean(first[:, 0] == theirs[:, 0])
     return 100 * float(same), 100 * float(np.mean(shared)), 100 * float(np.std(found - y) / y.std())
-
-
-def _mean(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.1f}"

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 import jaxsim as js
-from benchmarks.common.chips import mean_and_error
 from benchmarks.common.parts import run_parts
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Checkpointed, Timed
+from benchmarks.common.spread import mean_and_error
 from benchmarks.common.thresholds import at_thresholds
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.console.timing import alternate

@@ -13,11 +13,11 @@ import numpy as np
 import optax
 
 import jaxsim as js
-from benchmarks.common.chips import mean_and_error
 from benchmarks.common.files import file
 from benchmarks.common.parts import run_parts
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.settings import CACHE, Checkpointed, Timed
+from benchmarks.common.spread import mean_and_error
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.console.timing import alternate
 from jaxsim.data import fashion_mnist, rpm

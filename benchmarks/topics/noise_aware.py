@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 
 import jaxsim as js
-from benchmarks.common.chips import accuracy, mean_and_error, programmed, retrained
+from benchmarks.common.chips import accuracy, programmed, retrained
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Trained
+from benchmarks.common.spread import mean_and_error
 from jaxsim.cli.demo import Demo
 from jaxsim.data import fashion_mnist
 from jaxsim.train import clip_weights

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 from rich.progress import Progress
 
-from benchmarks.common.chips import mean_and_error
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
+from benchmarks.common.spread import mean_and_error
 from jaxsim.data import Images, fashion_mnist
 from jaxsim.train import cross_entropy, pulsed
 

@@ -17,9 +17,10 @@ from jax.tree_util import Partial
 from scipy import stats
 
 import jaxsim as js
-from benchmarks.common.chips import accuracy, mean_and_error, retrained
+from benchmarks.common.chips import accuracy, retrained
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Timed, Trained
+from benchmarks.common.spread import mean_and_error
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.cli.demo import Demo
 from jaxsim.console.timing import alternate

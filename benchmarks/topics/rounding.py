@@ -12,9 +12,10 @@ import numpy as np
 import tyro
 
 import jaxsim as js
-from benchmarks.common.chips import accuracy, mean_and_error
+from benchmarks.common.chips import accuracy
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Trained
+from benchmarks.common.spread import mean_and_error
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.cli.demo import Demo
 from jaxsim.data import Images, fashion_mnist

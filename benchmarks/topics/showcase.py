@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 import jaxsim as js
-from benchmarks.common.chips import mean_and_error
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.settings import CACHE, Settings
+from benchmarks.common.spread import mean_and_error
 from benchmarks.common.texts import corpus_of, minilm
 from benchmarks.common.thresholds import at_thresholds
 from benchmarks.topics.pyramid.networks import network

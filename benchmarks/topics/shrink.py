@@ -18,12 +18,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 import jaxsim as js
-from benchmarks.common.chips import accuracy, mean_and_error
+from benchmarks.common.chips import accuracy
 from benchmarks.common.efficientnet import lite0
 from benchmarks.common.files import unless_missing
 from benchmarks.common.parts import run_parts
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Trained
+from benchmarks.common.spread import mean_and_error
 from benchmarks.peers import torch_networks
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.console.timing import alternate

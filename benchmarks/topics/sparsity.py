@@ -16,9 +16,10 @@ import optax
 import tyro
 
 import jaxsim as js
-from benchmarks.common.chips import accuracy, mean_and_error
+from benchmarks.common.chips import accuracy
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Trained
+from benchmarks.common.spread import mean_and_error
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.collaborative import holm, paired_test
 from jaxsim.data import Images, fashion_mnist

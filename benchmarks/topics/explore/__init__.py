@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 import jaxsim as js
-from benchmarks.common.chips import mean_and_error
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Logged
+from benchmarks.common.spread import mean_and_error
 from benchmarks.topics.explore import subjects
 from jaxsim.search.front import Point
 
@@ -119,7 +119,7 @@ def _reported(
         ", ".join(f"{n} {name}" for name, n in counts.items() if n),
         f"{100 * point.accuracy:.1f}",
         f"{100 * right.mean():.1f}",
-        f"{100 * lost.mean():+.1f} ± {100 * lost.std(ddof=1) / len(lost) ** 0.5:.1f}",
+        mean_and_error(100 * lost, 1, signed=True),
         f"{point.energy / 1e6:.3g}",
         f"{point.latency * 1e6:.3g}",
         f"{point.area:.3g}",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +12,12 @@ from jaxtyping import Bool
 from rich.progress import Progress
 
 import jaxsim as js
+from benchmarks.common.kept import kept
 from benchmarks.common.record import Table, record
+from benchmarks.common.spread import mean_and_error
 from benchmarks.topics.imagenet.rows import Row, rows
 from benchmarks.topics.imagenet.settings import ImagenetSettings
 from benchmarks.topics.imagenet.subject import Subject, subject_of
-from jaxsim.files import atomic
 
 SHORT = (
     "--only digital --pictures 8 --adapting 8 --statistics 8 --calibration 4 --programmings 1",
@@ -39,20 +39,20 @@ class Measured(NamedTuple):
 def measured(row: Row, subject: Subject, settings: ImagenetSettings) -> Measured:
     """Measures what an earlier run has not."""
     found = Measured([], 0.0)
-    prepared: js.Network | None = None
+    prepared: list[js.Network] = []
+
+    def measure(number: int) -> tuple[list[int], float]:
+        began = time.perf_counter()
+        if not prepared:
+            prepared.append(row.prepare(subject))
+        right = _right(_chip(row, prepared[0], subject, number), subject, number)
+        return right.astype(int).tolist(), time.perf_counter() - began
+
     for number in range(settings.programmings if row.drawn else 1):
         counts = (len(subject.tested.labels), len(subject.calibrate), len(subject.adapt.labels))
         counts += (settings.statistics,)
-        told = repr((row.group, row.name, row.settled or row.moved, number, *counts))
-        path = settings.cache.expanduser() / hashlib.sha256(told.encode()).hexdigest()
-        if not path.exists():
-            began = time.perf_counter()
-            prepared = row.prepare(subject) if prepared is None else prepared
-            right = _right(_chip(row, prepared, subject, number), subject, number)
-            took = time.perf_counter() - began
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_json(path, [right.astype(int).tolist(), took])
-        right, took = json.loads(path.read_text())
+        told = (row.group, row.name, row.settled or row.moved, number, *counts)
+        right, took = kept(settings.cache, told, partial(measure, number))
         found = Measured([*found.right, np.array(right, bool)], found.seconds + took)
     return found
 
@@ -80,14 +80,11 @@ def _right(chip: Any, subject: Subject, number: int) -> Bool[np.ndarray, " N"]:
 
 def _line(row: Row, found: Measured, exact: np.ndarray, subject: Subject) -> list[str]:
     by_picture = 100 * (np.mean(found.right, 0) - exact)
-    lost, error = by_picture.mean(), by_picture.std(ddof=1) / np.sqrt(len(exact))
-    levels = 100 * np.mean(found.right, 1)
-    level = f"{levels.mean():.1f}"
-    if len(levels) > 1:
-        level += f" ± {levels.std(ddof=1) / np.sqrt(len(levels)):.1f}"
+    lost = mean_and_error(by_picture, 1, signed=True)
+    level = mean_and_error(100 * np.mean(found.right, 1), 1)
     norms = "moved" if row.moved else "measured anew" if row.settled else "as trained"
     gain = [] if row.gain is None else [f"{row.gain(subject):.2f}"]
-    return [row.name, norms, level, f"{lost:+.1f} ± {error:.1f}", *gain, f"{found.seconds:.0f}"]
+    return [row.name, norms, level, lost, *gain, f"{found.seconds:.0f}"]
 
 
 def main(args: list[str]) -> None:

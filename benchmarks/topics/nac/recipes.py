@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common.record import Table, record
+from benchmarks.common.spread import mean_and_error
 from benchmarks.topics.nac.settings import NacSettings
-from benchmarks.topics.nac.training import TEST, grown, mean_and_error, trained
+from benchmarks.topics.nac.training import TEST, grown, trained
 from jaxsim import solvers as js
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.solvers.experiment import Recipe, baselines, recipe
@@ -129,9 +130,9 @@ def recipe_table(
         rows.append(
             [
                 name,
-                "–" if which else mean_and_error(exact[:, -1]),
-                mean_and_error(seen[:, -1]),
-                "" if name == "NAC equivariant" else mean_and_error(last - mine),
+                "–" if which else mean_and_error(exact[:, -1], 3),
+                mean_and_error(seen[:, -1], 3),
+                "" if name == "NAC equivariant" else mean_and_error(last - mine, 3),
             ]
         )
     columns = ["meta-solver", "NashConv, exact", "NashConv, found", "more than NAC"]

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common.record import IMAGES, Table, record
+from benchmarks.common.spread import mean_and_error
 from benchmarks.topics.nac.settings import NacSettings
-from benchmarks.topics.nac.training import TEST, grown, mean_and_error, trained
+from benchmarks.topics.nac.training import TEST, grown, trained
 from jaxsim import games as jg
 from jaxsim import solvers as js
 from jaxsim.checkpoint.log import ScoreCache
@@ -102,9 +103,9 @@ def skill_table(settings: NacSettings, file: str, mine: str, *others: str) -> No
         rows.append(
             [
                 name,
-                *(mean_and_error(x[:, i]) for i in (5, 10, 15, 20)),
-                mean_and_error(approximate[name][:, -1]),
-                "" if name == "PSRO-Nash, LP" else mean_and_error(x[:, -1] - lp),
+                *(mean_and_error(x[:, i], 3) for i in (5, 10, 15, 20)),
+                mean_and_error(approximate[name][:, -1], 3),
+                "" if name == "PSRO-Nash, LP" else mean_and_error(x[:, -1] - lp, 3),
                 "" if told is None else ", ".join(f"{v:.3f}" for v in told),
             ]
         )

@@ -45,8 +45,3 @@ def grown(solver: tuple[MetaSolver, MetaSolver | None], made: Recipe, games: int
     """NashConv after each iteration, exact (-1 where it is not known) and found, for the log."""
     found = measure({"": solver}, made, jax.random.key(TEST), games)[""]
     return [np.round(np.nan_to_num(a.astype(float), nan=-1), 5).tolist() for a in found]
-
-
-def mean_and_error(values: np.ndarray) -> str:
-    """Mean over games and its standard error."""
-    return f"{values.mean():.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.chips import mean_and_error
 from benchmarks.common.record import IMAGES, Table, record
+from benchmarks.common.spread import mean_and_error
 from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
 from benchmarks.topics.pyramid.sweeps import (
     ALL,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.chips import mean_and_error
 from benchmarks.common.record import IMAGES, Table, record
+from benchmarks.common.spread import mean_and_error, standard_error
 from benchmarks.common.texts import corpus_of
 from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
 from benchmarks.topics.pyramid.sweeps import (
@@ -77,9 +77,7 @@ def _plot(drawn: list[tuple[str, str, float, np.ndarray]]) -> None:
         for family, color in colors.items():
             points = {x: values for n, f, x, values in drawn if (n, f) == (name, family)}
             means = [float(values.mean()) for values in points.values()]
-            errors = [
-                float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else 0 for v in points.values()
-            ]
+            errors = [standard_error(v) if len(v) > 1 else 0 for v in points.values()]
             ax.errorbar(
                 list(points),
                 means,

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.common.paired import comparisons, mean_and_deviation
 from benchmarks.common.record import IMAGES, Table, record
+from benchmarks.common.spread import standard_error
 from benchmarks.topics.qdcnn.fixed import DECAY, linear_accuracy, methods
 from benchmarks.topics.qdcnn.problems import TEST, TRAIN, VALID, problem
 from benchmarks.topics.qdcnn.settings import QdcnnSettings
@@ -92,7 +93,7 @@ def figure(found: Mapping[tuple[str, str], list[float]], sets: tuple[str, ...]) 
             ("convolution, trained", "trained conv d", (1, 2)),
         ):
             scores = [np.array(found[name, f"{prefix}{d}"]) for d in ds]
-            errors = [s.std(ddof=1) / np.sqrt(len(s)) for s in scores]
+            errors = [standard_error(s) for s in scores]
             ax.errorbar(ds, [s.mean() for s in scores], errors, marker="o", capsize=3, label=label)
         raw = np.mean(found[name, "raw pixels"])
         ax.axhline(raw, color="0.5", ls=":", label="raw pixels")

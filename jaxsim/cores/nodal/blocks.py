@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxsim.cores.nodal.dense import times
 
 BLOCK = 32
-"""Cells along one side of a block, at most, where an array is not so large that they get too many."""
+"""Largest number of cells along one side of a block, where that makes few enough blocks."""
 MOST = 16
 """Largest number of blocks along one side of an array: each wire has a system that wide."""
 
