@@ -15,7 +15,7 @@ from jaxsim.numerics.checks import checked_int
 from jaxsim.transforms.codes import require_codes
 from jaxsim.values.calls import shown_as_called
 
-_OUTSIDE = DIGITAL | {"groups", "codes", "blocks", "inputs", "serial", "mapping"}
+_OUTSIDE = DIGITAL | {"operand", "groups", "codes", "blocks", "inputs", "serial", "mapping"}
 _INSIDE = {"array", "adc", "inputs", "serial", "mapping", "cells"}
 """Roles around slices: of codes and how they are driven, and of the array whose cells hold them."""
 
