@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from jaxsim.accelerators.work import Spent, Work
 from jaxsim.cores.adc.converter import KINDS
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.digits import digit_count
@@ -69,6 +70,10 @@ class AnalogArray:
         that of a full cell under full drive, which the source does not say: own assumption.
       cell_area: Area of a cell, in µm².
       read: Time of driving rows with one digit, in s; 100 ns.
+      write: Energy of writing one cell, in pJ, where calls write keys and values
+        (`js.analog(sites="dynamic*")`); None where they do not. Every cell of the operand is taken
+        to be written, as in a call without a cache; a call with one writes those of its own tokens
+        alone. Time of writes is not in the model.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -97,6 +102,7 @@ class AnalogArray:
     cell: float = 0.3e-3 * 1e-7 / 128**2 * 1e12
     cell_area: float = 25 / 128**2
     read: float = 1e-7
+    write: float | None = None
 
     def __post_init__(self):
         for name in ("rows", "columns", "count", "cell_bits"):
@@ -106,6 +112,8 @@ class AnalogArray:
             checked_int(name, getattr(self, name), 1)
         for name in ("adc", "adc_area", "dac", "dac_area", "cell", "cell_area", "read"):
             check_range(name, getattr(self, name), 0)
+        if self.write is not None:
+            check_range("write", self.write, 0)
         check_range("adc_clock", self.adc_clock, 0, above=True)
         if self.adc_kind not in KINDS:
             kinds = ", ".join(map(repr, KINDS))
@@ -136,6 +144,8 @@ class AnalogArray:
         """
         if work.arithmetic != "analog":
             return _WHY[work.arithmetic]
+        if writes_in_calls(work.chain) and self.write is None:
+            return "has no energy of writing the cells that calls write: AnalogArray(write=…)"
         rows = _setting(work.chain, "array", "rows", 0)
         if self.rows is not None and min(rows, work.matmul[2]) > self.rows:
             return f"has {self.rows} rows, not {rows}: js.analog(rows={self.rows})"
@@ -190,7 +200,8 @@ class AnalogArray:
             return 1
         B, _, K, _ = work.matmul
         tiles = _tiles(work)
-        tall = -(-K // tiles)
+        full = tiles > 1 and _setting(work.chain, "array", "full", False)
+        tall = _setting(work.chain, "array", "rows", K) if full else -(-K // tiles)
         columns = work.counts["cells"] / max(work.copies * B * tiles * tall, 1)
         return max(math.ceil(columns / self.columns), 1)
 
@@ -220,16 +231,21 @@ class AnalogArray:
             area = 1e-6 * arrays * self.array_area
         else:
             area = 1e-6 * self.used_area(found, work.copies)
-        B, M, K, _ = work.matmul
+        B, M, K, N = work.matmul
+        energy = {
+            "adc": found.steps * self.adc / 2**self.adc_bits,
+            "dac": found.drives * self.dac,
+            "cells": found.reads * self.cell * work.drive,
+        }
+        writes = work.counts.get("cell_writes", 0.0)
+        if self.write is not None and writes:
+            energy["writes"] = writes * self.write
         return Spent(
-            {
-                "adc": found.steps * self.adc / 2**self.adc_bits,
-                "dac": found.drives * self.dac,
-                "cells": found.reads * self.cell * work.drive,
-            },
+            energy,
             found.windows * found.digits,
             seconds,
             inputs=work.runs * B * M * K * work.bits[0],
+            weights=work.runs * B * K * N * work.bits[1] if writes else 0.0,
             results=work.runs * work.sizes[2] * work.bits[2],
             area=area,
             utilization=found.cells / held if held else 1.0,
@@ -297,7 +313,7 @@ def cell_bits(chain: tuple[Wrapper, ...]) -> int:
 
 def _setting(chain: tuple[Wrapper, ...], role: str, name: str, otherwise: int) -> int:
     at = place_of(chain, role)  # pyright: ignore[reportArgumentType]
-    return otherwise if at == len(chain) else chain[at].settings[name]
+    return otherwise if at == len(chain) else chain[at].settings.get(name, otherwise)
 
 
 _WHY = {

@@ -59,9 +59,7 @@ class ProgrammedState(NamedTuple):
 
 
 @role("cells", at_rest="held")
-def conductance(
-    core: Core, *, device: Device, redraw: bool = False, placed: bool = False
-) -> Core:
+def conductance(core: Core, *, device: Device, redraw: bool = False, placed: bool = False) -> Core:
     """Holds each code as a conductance, from 1 / on_off for zero to 1 for the largest code.
 
     A read is in units of codes, so a cell that holds zero adds g_min / (1 - g_min) of the largest

@@ -48,7 +48,7 @@ class WrittenOperand(NamedTuple):
 
 @role("operand")
 def written_operand(
-    core: Core, *, form: Grid, swapped: bool, seed: UInt32[Array, ""] | None = None
+    core: Core, *, form: Grid, swapped: bool, rows: int, seed: UInt32[Array, ""] | None = None
 ) -> Core:
     """Writes one operand of a product of two activations in each call, and reads it by the other.
 
@@ -60,6 +60,7 @@ def written_operand(
       core: Writes and reads a weight.
       form: Grid on which the inner core stores it.
       swapped: Whether the operand that the site has for its input is the one that is written.
+      rows: Rows of one array; those of the last one that hold nothing are not counted as written.
       seed: Seed of the key that writes draw from; None for the key of the call. Traced.
     """
     del seed  # the interpreter's, which knows the name of the site: `write_key`
@@ -136,10 +137,21 @@ def written_operand(
         before = 0.0 if op.meter is None else op.meter.get("cells", 0.0)
         inner = inner_state(op, w, state, _key(state) if op.deterministic else state.key)
         if op.meter is not None:
-            op.count("cell_writes", op.meter.get("cells", 0.0) - before)
+            there = op.depth if op.depth <= rows else -(-op.depth // rows) * rows
+            cells = op.meter.get("cells", 0.0) - before
+            op.count("cell_writes", cells * op.depth / there)
         return matmul.y(core.read(op, inner, matmul.x(x), key), x.shape)
 
     return Core(write, calibrate, read)  # pyright: ignore[reportArgumentType]
+
+
+def writes_in_calls(wrappers: Sequence[Wrapper]) -> bool:
+    """Tells if a site's core writes an operand in each call.
+
+    Args:
+      wrappers: Its wrappers, outermost first.
+    """
+    return bool(wrappers) and wrappers[0].role == "operand"
 
 
 def write_key(wrappers: Sequence[Wrapper], key: Any, of_part: Any) -> Any:
@@ -149,8 +161,13 @@ def write_key(wrappers: Sequence[Wrapper], key: Any, of_part: Any) -> Any:
       wrappers: Wrappers of its core, outermost first.
       key: Key of the call, or None.
       of_part: The same of a part of the call, such as a microbatch, whose rows are others.
+
+    Raises:
+      ValueError: Something stands around what writes.
     """
-    if wrappers[0].role != "operand":
+    if around := [w for w in wrappers[1:] if w.role == "operand"]:
+        raise ValueError(f"{wrappers[0].name} cannot stand around {around[0].name}")
+    if not writes_in_calls(wrappers):
         return key
     seed = wrappers[0].settings.get("seed")
     return of_part if seed is None else jax.random.key(seed)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key
 
-from jaxsim.cores.operand import written_operand
+from jaxsim.cores.operand import writes_in_calls, written_operand
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.arguments import check_key
 from jaxsim.network.network import Network
@@ -38,15 +38,16 @@ def fix_writes(net: Network, key: Key[Array, ""]) -> Network:
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import jaxsim as js
-      >>> net = js.trace(lambda p, x: jax.nn.softmax(x @ x.mT) @ (x @ p), jnp.eye(4), jnp.ones((3, 4)))
+      >>> x = jnp.ones((3, 4))
+      >>> net = js.trace(lambda p, x: jax.nn.softmax(x @ x.mT) @ (x @ p), jnp.eye(4), x)
       >>> array = js.analog(cells=js.cells.independent(0.05), sites="dynamic*")
       >>> net = array(js.quantize(js.Grid(8), 8, sites="dynamic*")(net))
-      >>> text, x = js.fix_writes(net, jax.random.key(0)), jnp.ones((3, 4))
+      >>> text = js.fix_writes(net, jax.random.key(0))
       >>> bool(jnp.all(text(x, key=jax.random.key(1)) == text(x, key=jax.random.key(2))))
       True
     """
     check_key(key)
-    if not any(map(_writes, net.cores.values())):
+    if not any(map(writes_in_calls, net.cores.values())):
         raise ValueError(
             'net: no call of it writes cells; js.analog(sites="dynamic*") has keys and values '
             "written"
@@ -63,21 +64,17 @@ def fix_text(net: Network, key: Key[Array, ""] | None) -> Network:
     """
     if key is None:
         return net
-    own = [chain for chain in net.cores.values() if _writes(chain)]
+    own = [chain for chain in net.cores.values() if writes_in_calls(chain)]
     if not own or own[0][0].settings.get("seed") is not None:
         return net
     return _with_seed(net, jax.random.fold_in(key, WRITES))
-
-
-def _writes(chain: tuple[Wrapper, ...]) -> bool:
-    return chain[0].role == "operand"
 
 
 def _with_seed(net: Network, key: Any) -> Network:
     seed = jax.random.bits(key)
 
     def seeded(chain: tuple[Wrapper, ...]) -> tuple[Wrapper, ...]:
-        if not _writes(chain):
+        if not writes_in_calls(chain):
             return chain
         settings: dict[str, Any] = {**chain[0].settings, "seed": seed}
         return (Wrapper.of(written_operand, **settings), *chain[1:])

@@ -18,6 +18,7 @@ from jaxtyping import Array, Key
 from jaxsim import internals
 from jaxsim.cores.core import State
 from jaxsim.cores.op import Op
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import bind
 from jaxsim.network.interpreter import (
@@ -184,7 +185,7 @@ class _Writer:
     ) -> None:
         site = entry.site
         if site.name in self.cores and site.kind == "dynamic":
-            if self.cores[site.name][0].role == "operand":
+            if writes_in_calls(self.cores[site.name]):
                 op = dataclasses.replace(entry.op, integer=True, layout=self.layout)
                 key = site_key(self.key, site.name, ())
                 states[site.name] = _write(op, self.cores[site.name], None, (), key)
@@ -284,7 +285,7 @@ class _Writer:
         axes = {
             name: 0 if site.stacked[len(indices)] else None
             for name, site in sites.items()
-            if site.kind != "dynamic" or self.cores[name][0].role == "operand"
+            if site.kind != "dynamic" or writes_in_calls(self.cores[name])
         }
 
         def write_slice(index: Any, xs: list[Any]) -> dict[str, State]:

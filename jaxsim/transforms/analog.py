@@ -166,7 +166,8 @@ def analog(
     def apply(net: Network) -> Network:
         cores = dict(net.cores)
         chosen = transformable(net, "analog", sites, tell_rest=True)
-        written = operand_wrappers(net, [s for s in chosen if s.kind == "dynamic"], of_calls)
+        dynamic = [site for site in chosen if site.kind == "dynamic"]
+        written = operand_wrappers(net, dynamic, rows, of_calls)
         for site in chosen:
             if first_of(net.cores.get(site.name, ()), "array") is not None:
                 raise ValueError(f"analog cannot follow analog at {site.name}")

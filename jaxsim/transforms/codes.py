@@ -14,9 +14,7 @@ from jaxsim.network.site import Site
 from jaxsim.network.transform import hardware_chain
 
 
-def require_codes(
-    net: Network, site: Site, transform: str, *, operands: bool = False
-) -> Wrapper:
+def require_codes(net: Network, site: Site, transform: str, *, operands: bool = False) -> Wrapper:
     """The wrapper that stores a site's weights as codes, one for each.
 
     Args:

@@ -49,12 +49,15 @@ def why_not_kept(adc: ADC | None, dac: DAC | None) -> str:
     return ""
 
 
-def operand_wrappers(net: Network, sites: Sequence[Site], why_not: str) -> dict[str, Wrapper]:
+def operand_wrappers(
+    net: Network, sites: Sequence[Site], rows: int, why_not: str
+) -> dict[str, Wrapper]:
     """Makes what writes the keys or values of each product of two activations.
 
     Args:
       net: Network.
       sites: Sites of it that contract two activations.
+      rows: Rows of one array.
       why_not: Why calls cannot write such arrays, "" where they can.
 
     Raises:
@@ -89,7 +92,7 @@ def operand_wrappers(net: Network, sites: Sequence[Site], why_not: str) -> dict[
             )
         # the second operand has the weight's place
         swapped = stored[site.name] == 0
-        found[site.name] = Wrapper.of(written_operand, form=grid, swapped=swapped)
+        found[site.name] = Wrapper.of(written_operand, form=grid, swapped=swapped, rows=rows)
     return found
 
 
