@@ -110,7 +110,7 @@ def _switched_network(net: Network, options: Mapping[str, Option], fit: Fit) -> 
         made = moved_to_sites(made, [s for s in net.sites if s.name in inside], net.masks)
         for site in sites:
             chains[site].append(made.cores.get(site, ()) if site in inside else before[site])
-    for name, every in chains.items():
+    for name, every in sorted(chains.items()):
         if any(map(writes_in_calls, every)):
             raise ValueError(
                 f"options: analog(sites=…) at {name}: each call writes its cells, and an option is "

@@ -290,9 +290,8 @@ def find_stored(plan: Plan) -> dict[str, int]:
         eqn, entry = scope.eqns[found.scores], scope.entries[found.scores]
         (left, _), (batch, _) = parameters(eqn)["dimension_numbers"]
         assert isinstance(entry, Contraction)
-        if found.keys_of_scores >= len(
-            batch
-        ):  # what both operands have, then the left's, the right's
+        # axes of a result: those of both operands, of the left alone, of the right alone
+        if found.keys_of_scores >= len(batch):
             of_left = shape_of(eqn.invars[0]).ndim - len(left)
             stored[entry.site.name] = int(found.keys_of_scores >= of_left)
     for entry in plan.entries:

@@ -27,7 +27,7 @@ def require_codes(net: Network, site: Site, transform: str, *, operands: bool = 
       ValueError: they are no codes or pairs of blocks, or the site has no weights to store.
     """
     chain = net.cores.get(site.name, ())
-    if site.kind == "dynamic" and not operands and first_of(chain, "operand") is None:
+    if site.kind == "dynamic" and not operands:
         raise ValueError(
             f"{transform} at {site.name}: it contracts two inputs and stores no weight"
         )

@@ -356,15 +356,21 @@ def test_energy_of_writes_is_counted():
         js.Crossbar().estimate(net)
 
 
-def _options(net):
-    x = models.normal(2, 5, 4)
-    return js.explore(
-        net,
-        js.accelerators.isaac_like(),
-        {"arrays": js.search.Option(arrays(), places=["dynamic/0"])},
-        calibrate=x,
-        evaluate=lambda chip, key: 0.0,
-    )
+def test_explore_refuses_what_calls_write():
+    written = js.Option(js.compose(js.quantize(js.Grid(8), 8), js.analog()), sites=DYNAMIC)
+    parts = {
+        "analog": js.accelerators.AnalogArray(write=1.0),
+        "simd": js.accelerators.SimdUnit(lanes=4),
+        "digital": js.accelerators.DigitalArray(rows=8, columns=8),
+    }
+    with pytest.raises(ValueError, match=r"options: analog.* at dynamic/0: each call writes"):
+        js.explore(
+            attention(),
+            js.Accelerator(parts),
+            {"arrays": written},
+            calibrate=models.normal(2, 5, 4),
+            evaluate=lambda chip: 0.0,
+        )
 
 
 REFUSED = {

@@ -112,12 +112,14 @@ class ADC(NamedTuple):
         bits = "traced" if is_traced(self.bits) else f"{np.asarray(self.bits):.4g}"
         span = "" if self.span is None else f", {_name_of(self.span)}"
         errors = _bound(self.convert) | _bound(self.parts) | {"noise": self.noise}
-        shown = [
-            f", {k} {'traced' if is_traced(v) else f'{np.asarray(v):.4g}'}"
-            for k, v in errors.items()
-            if v is not None
-        ]
+        shown = [f", {k} {_shown(v)}" for k, v in errors.items() if v is not None]
         return f"{name}, {bits} bits{span}{''.join(shown)}"
+
+
+def _shown(number: Any) -> str:
+    if isinstance(number, Count):
+        return str(len(number))
+    return "traced" if is_traced(number) else f"{np.asarray(number):.4g}"
 
 
 def _name_of(function: Callable[..., Any]) -> str:
