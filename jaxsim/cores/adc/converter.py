@@ -33,14 +33,16 @@ class Kind:
 
     Attributes:
       name: "flash", "pipeline", "sar", "cyclic" or "ramp"; see `js.accelerators.AnalogArray`.
+      split: Number of bits of the lower of two arrays of capacitors; None for one array.
 
     Examples:
       >>> import jaxsim as js
       >>> js.adc.sar(8).kind
-      Kind(name='sar')
+      Kind(name='sar', split=None)
     """
 
     name: str
+    split: int | None = None
 
     def __post_init__(self):
         if self.name not in KINDS:
@@ -199,12 +201,12 @@ def circuit(
     parts: Callable[..., Any] | None,
     noise: float | Array | None,
     kind: str,
+    split: int | None = None,
 ) -> ADC:
     """A converter that a circuit makes, over a range as `uniform` has it."""
     seen = Partial(_percentile, _checked(span, percentile))
-    return ADC(
-        convert, seen, _SPANS[span], bits, parts, numbers(noise=noise).get("noise"), Kind(kind)
-    )
+    own = Kind(kind, split)
+    return ADC(convert, seen, _SPANS[span], bits, parts, numbers(noise=noise).get("noise"), own)
 
 
 def _checked(span: RangeRule, percentile: float | Array) -> Float[Array, ""]:

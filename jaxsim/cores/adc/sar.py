@@ -92,7 +92,7 @@ def sar(
     convert = Partial(successive_approximation, Count(bits), amplifier=gain, split=low, **bridged)
     more = Count(0 if low is None else 1)  # a unit never switched, and a bridge for the feedback
     parts = drawn(Partial(_parts, Count(bits), more, **errors), errors, columns_per_adc)
-    return circuit(convert, bits, span, percentile, parts, noise, "sar")
+    return circuit(convert, bits, span, percentile, parts, noise, "sar", split)
 
 
 def _parts(
