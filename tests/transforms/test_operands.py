@@ -44,6 +44,7 @@ def scores():
 
 @functools.cache
 def decoder():
+    """A decoder whose layers are a stack, with two heads of keys and values for four of queries."""
     model = tiny(vocabulary=24, width=16, heads=4, groups=2, hidden=16)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 24, (2, 6)), jnp.int32)
     return model, js.trace(model, model.init(jax.random.key(0), ids), ids), ids
@@ -310,6 +311,8 @@ def test_gradients_pass_as_through_digital_codes():
     noisy = arrays(adc=8, cells=cells())(CODES(attention()))
     found = jax.grad(lambda p: jnp.sum(noisy.with_params(p)(x, key=KEY) ** 2))(noisy.params)
     assert all(np.isfinite(g).all() and np.abs(g).max() > 1e-3 for g in found.values())
+    chip = js.deploy(noisy, key=KEY, calibrate=x)
+    assert np.abs(jax.grad(lambda x: jnp.sum(chip(x, key=KEY) ** 2))(x)).max() > 1e-3
 
 
 # Beside other transforms
@@ -332,6 +335,14 @@ def test_slices_follow_and_a_chip_is_saved(tmp_path):
     lean = js.deploy(js.quantize(8, 8)(net), key=KEY, calibrate=x, keep_floats=False)
     assert set(lean.unheld) == {"q", "k", "v"}
     assert np.isfinite(run(lean, x, key=KEY)).all()
+
+
+def test_a_pipeline_of_stages_writes_what_the_whole_does():
+    x = models.normal(2, 5, 4)
+    net = arrays(adc=8)(CODES(attention()))
+    cut = js.pipeline_shard(2, 2, devices=jax.devices()[:1] * 2)(net)
+    whole, staged = (js.deploy(n, calibrate=x) for n in (net, cut))
+    np.testing.assert_array_equal(run(whole, x), staged(x))
 
 
 def test_energy_of_writes_is_counted():

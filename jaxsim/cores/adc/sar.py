@@ -54,17 +54,12 @@ def sar(
         least 0; None for none. Traced.
       amplifier: Open-loop gain of the amplifier behind the capacitors, above 0; None for an ideal
         one. Traced.
-      noise: Standard deviation of what each conversion adds, as a share of the range, at least 0;
-        None for none. Traced.
       split: Number of bits, from the least significant on, whose capacitors are an array of their
         own, 1 to bits - 2; a bridge of 2^split / (2^split - 1) units joins it to that of the
         others, which begin at one unit again. None for one array.
       parasitic: Capacitance to ground at the lower array's end of the bridge, in units, at least 0,
         as the plate of the bridge has; None for none. Traced.
-      columns_per_adc: Number of columns of an array that share a converter, and its errors.
-      span: What the range covers, as in `uniform`.
-      percentile: Share of the calibration values, in percent, inside a calibrated range, in (0,
-        100]. Traced.
+      noise, columns_per_adc, span, percentile: As of `uniform`.
 
     Raises:
       ValueError: An argument out of range, or a parasitic without a split.
