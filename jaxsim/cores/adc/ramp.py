@@ -49,7 +49,9 @@ def ramp(
         hi - lo, at least 0; None for none. Traced.
       amplifier: Open-loop gain of the amplifier behind the capacitors, above 0; None for an ideal
         one. Traced.
-      noise, span, percentile: As of `uniform`.
+      noise: As of `uniform`.
+      span: As of `uniform`.
+      percentile: As of `uniform`.
 
     Raises:
       ValueError: An argument out of range.

@@ -59,7 +59,10 @@ def sar(
         others, which begin at one unit again. None for one array.
       parasitic: Capacitance to ground at the lower array's end of the bridge, in units, at least 0,
         as the plate of the bridge has; None for none. Traced.
-      noise, columns_per_adc, span, percentile: As of `uniform`.
+      noise: As of `uniform`.
+      columns_per_adc: As of `uniform`.
+      span: As of `uniform`.
+      percentile: As of `uniform`.
 
     Raises:
       ValueError: An argument out of range, or a parasitic without a split.

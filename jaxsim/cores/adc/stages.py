@@ -48,7 +48,10 @@ def pipeline(
       offset: Standard deviation of the offset of each comparator, as a share of the range 2 V, at
         least 0; None for none. Traced.
       amplifier: Open-loop gain of the amplifier of a stage, above 0; None for an ideal one. Traced.
-      noise, columns_per_adc, span, percentile: As of `uniform`.
+      noise: As of `uniform`.
+      columns_per_adc: As of `uniform`.
+      span: As of `uniform`.
+      percentile: As of `uniform`.
 
     Raises:
       ValueError: An argument out of range.
@@ -94,7 +97,10 @@ def cyclic(
       offset: Standard deviation of the offset of each comparator, as a share of the range 2 V, at
         least 0; None for none. Traced.
       amplifier: Open-loop gain of the amplifier, above 0; None for an ideal one. Traced.
-      noise, columns_per_adc, span, percentile: As of `uniform`.
+      noise: As of `uniform`.
+      columns_per_adc: As of `uniform`.
+      span: As of `uniform`.
+      percentile: As of `uniform`.
 
     Raises:
       ValueError: An argument out of range.
