@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.accelerators.sites import site_work
 from jaxsim.cores.adc.column import AdcState
 from jaxsim.models.llama import tiny
 from jaxsim.network.operands import fix_text
@@ -51,10 +52,10 @@ def decoder():
 
 
 @functools.cache
-def written_decoder():
+def written_decoder(sigma=SIGMA):
     """A deployed decoder whose keys and values are in arrays of few rows, and its tokens."""
     model, net, ids = decoder()
-    net = arrays(adc=10, cells=cells(), rows=4)(CODES(net))
+    net = arrays(adc=10, cells=cells(sigma), rows=4)(CODES(net))
     return model, js.deploy(net, key=KEY, calibrate=ids), ids
 
 
@@ -268,6 +269,7 @@ def test_text_is_written_by_one_key():
     fixed = js.fix_writes(chip, jax.random.key(1))
     other = js.language.score(fixed, ids, key=KEY, batch_size=2)
     assert np.abs(other.losses - whole.losses).max() > 1e-3
+    _, chip, _ = written_decoder(0.6)  # so that tokens are of the errors
     drawn = js.language.generate(chip, ids[:, :3], model.cache(2, 8), count=4, key=KEY)
     text = jnp.concatenate([ids[:, :3], drawn[:, :3]], 1)
     said = run(fix_text(chip, KEY), text, key=KEY)[:, 2:]
@@ -354,6 +356,9 @@ def test_energy_of_writes_is_counted():
     assert spent["dynamic/0"]["cell_writes"] == 2 * 2 * 5 * 4  # pairs, rows, tokens, channels
     assert spent["dynamic/1"]["cell_writes"] == 2 * 2 * 5 * 4  # the last array holds one token
     assert spent["dynamic/1"]["cells"] == 2 * 2 * 8 * 4
+    heads = arrays()(CODES(scores()))  # whose values are the first operand of their product
+    work = site_work(heads, heads.portions()[0], None)["dynamic/1"]
+    assert (work.matmul, work.sizes) == ((4, 6, 5, 3), (120, 60, 72))
     simd = js.accelerators.DigitalArray(rows=8, columns=8)
     parts = [
         {"analog": js.accelerators.AnalogArray(write=w, rows=4, columns=8), "simd": simd}
