@@ -52,9 +52,13 @@ def decoder():
 
 
 @functools.cache
-def written_decoder(sigma=SIGMA):
+def written_decoder(sigma=SIGMA, attention=1.0):
     """A deployed decoder whose keys and values are in arrays of few rows, and its tokens."""
     model, net, ids = decoder()
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, w: attention * w if "attention'" in str(path) else w, net.params
+    )
+    net = net.with_params(params)
     net = arrays(adc=10, cells=cells(sigma), rows=4)(CODES(net))
     return model, js.deploy(net, key=KEY, calibrate=ids), ids
 
@@ -269,7 +273,7 @@ def test_text_is_written_by_one_key():
     fixed = js.fix_writes(chip, jax.random.key(1))
     other = js.language.score(fixed, ids, key=KEY, batch_size=2)
     assert np.abs(other.losses - whole.losses).max() > 1e-3
-    _, chip, _ = written_decoder(0.6)  # so that tokens are of the errors
+    _, chip, _ = written_decoder(0.1, attention=6.0)  # so that tokens are of the errors
     drawn = js.language.generate(chip, ids[:, :3], model.cache(2, 8), count=4, key=KEY)
     text = jnp.concatenate([ids[:, :3], drawn[:, :3]], 1)
     said = run(fix_text(chip, KEY), text, key=KEY)[:, 2:]
