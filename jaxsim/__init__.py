@@ -28,6 +28,7 @@ from jaxsim.integer.network import IntegerNetwork
 from jaxsim.network.aging import age, count_pulses, recalibrate
 from jaxsim.network.deployment import deploy, widen_ranges
 from jaxsim.network.network import Network
+from jaxsim.network.operands import fix_writes
 from jaxsim.network.site import Site
 from jaxsim.network.tracing import trace
 from jaxsim.network.transform import compose, rules, wrap
@@ -79,6 +80,7 @@ __all__ = [
     "widen_ranges",
     "age",
     "recalibrate",
+    "fix_writes",
     "count_pulses",
     "compare",
     "classify",

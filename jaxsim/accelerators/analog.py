@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from jaxsim.accelerators.conversion import conversion_steps
 from jaxsim.accelerators.work import Spent, Work
 from jaxsim.cores.adc.converter import KINDS
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.digits import digit_count
@@ -57,6 +59,12 @@ class AnalogArray:
       adc: Energy of a conversion of `adc_bits` bits, in pJ, doubling with each bit whatever the
         kind; 2 mW for 100 ns over 128 columns. Give that of the kind that is used.
       adc_bits: Number of bits that `adc` is the energy of.
+      comparison: Energy of one decision of a comparator, in pJ. Where it is given, conversions are
+        charged by what their kind takes (`conversion_steps`) instead of by `adc`: 2^b - 1
+        comparisons of "flash" and "ramp", b of "sar", 2 b of "pipeline" and "cyclic". None charges
+        them by `adc`.
+      capacitor: Energy of switching a unit capacitor on, in pJ, which "sar" and "ramp" need then.
+      residue: Energy of one amplified residue, in pJ, which "pipeline" and "cyclic" need.
       adc_kind: Kind of converters that do not say theirs, as `js.adc`'s circuits do. "flash"
         converts in one cycle of the converter's clock, "pipeline" too, once it is full, "sar" and
         "cyclic" in one for each bit, "ramp" in 2^bits, all columns at once. By definition of each.
@@ -69,6 +77,10 @@ class AnalogArray:
         that of a full cell under full drive, which the source does not say: own assumption.
       cell_area: Area of a cell, in µm².
       read: Time of driving rows with one digit, in s; 100 ns.
+      write: Energy of writing one cell, in pJ, where calls write keys and values
+        (`js.analog(sites="dynamic*")`); None where they do not. Every cell of the operand is taken
+        to be written, as in a call without a cache; a call with one writes those of its own tokens
+        alone. Time of writes is not in the model.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -88,6 +100,9 @@ class AnalogArray:
     cell_bits: int | None = None
     adc: float = 2e-3 * 1e-7 / 128 * 1e12
     adc_bits: int = 8
+    comparison: float | None = None
+    capacitor: float | None = None
+    residue: float | None = None
     adc_kind: Literal["flash", "pipeline", "sar", "cyclic", "ramp"] = "flash"
     adc_clock: float = 128 / 1e-7
     adc_area: float = 1200.0
@@ -97,6 +112,7 @@ class AnalogArray:
     cell: float = 0.3e-3 * 1e-7 / 128**2 * 1e12
     cell_area: float = 25 / 128**2
     read: float = 1e-7
+    write: float | None = None
 
     def __post_init__(self):
         for name in ("rows", "columns", "count", "cell_bits"):
@@ -106,6 +122,12 @@ class AnalogArray:
             checked_int(name, getattr(self, name), 1)
         for name in ("adc", "adc_area", "dac", "dac_area", "cell", "cell_area", "read"):
             check_range(name, getattr(self, name), 0)
+        for name in ("write", "comparison", *_OF_KIND.values()):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0)
+        for name in _OF_KIND.values():
+            if getattr(self, name) is not None and self.comparison is None:
+                raise ValueError(f"{name}={getattr(self, name)}: has no effect, comparison=None")
         check_range("adc_clock", self.adc_clock, 0, above=True)
         if self.adc_kind not in KINDS:
             kinds = ", ".join(map(repr, KINDS))
@@ -136,6 +158,12 @@ class AnalogArray:
         """
         if work.arithmetic != "analog":
             return _WHY[work.arithmetic]
+        if writes_in_calls(work.chain) and self.write is None:
+            return "has no energy of writing the cells that calls write: AnalogArray(write=…)"
+        kind = self.kind_of(work.chain)
+        needed = _OF_KIND.get(kind)
+        if self.comparison is not None and needed and getattr(self, needed) is None:
+            return f"charges what conversions take, a {kind} also {needed}=…, which is None"
         rows = _setting(work.chain, "array", "rows", 0)
         if self.rows is not None and min(rows, work.matmul[2]) > self.rows:
             return f"has {self.rows} rows, not {rows}: js.analog(rows={self.rows})"
@@ -190,7 +218,8 @@ class AnalogArray:
             return 1
         B, _, K, _ = work.matmul
         tiles = _tiles(work)
-        tall = -(-K // tiles)
+        full = tiles > 1 and _setting(work.chain, "array", "full", False)
+        tall = _setting(work.chain, "array", "rows", K) if full else -(-K // tiles)
         columns = work.counts["cells"] / max(work.copies * B * tiles * tall, 1)
         return max(math.ceil(columns / self.columns), 1)
 
@@ -203,7 +232,7 @@ class AnalogArray:
         found = self.reads(work)
         apart = place_of(work.chain, "serial") < place_of(work.chain, "array")
         bits = math.log2(found.steps / found.conversions) if found.conversions else 0.0
-        kind = adc_kind_of(work.chain) or self.adc_kind
+        kind = self.kind_of(work.chain)
         turns = {"flash": 1.0, "pipeline": 1.0, "ramp": 2.0**bits}.get(kind, bits)
         shared = min(self.columns_per_adc, found.columns) if found.conversions else 0
         converting = turns / self.adc_clock * (1 if kind == "ramp" else shared)
@@ -220,20 +249,57 @@ class AnalogArray:
             area = 1e-6 * arrays * self.array_area
         else:
             area = 1e-6 * self.used_area(found, work.copies)
-        B, M, K, _ = work.matmul
+        B, M, K, N = work.matmul
+        energy = {
+            "adc": self.converting_energy(work, found, bits),
+            "dac": found.drives * self.dac,
+            "cells": found.reads * self.cell * work.drive,
+        }
+        writes = work.counts.get("cell_writes", 0.0)
+        if self.write is not None and writes:
+            energy["writes"] = writes * self.write
         return Spent(
-            {
-                "adc": found.steps * self.adc / 2**self.adc_bits,
-                "dac": found.drives * self.dac,
-                "cells": found.reads * self.cell * work.drive,
-            },
+            energy,
             found.windows * found.digits,
             seconds,
             inputs=work.runs * B * M * K * work.bits[0],
+            weights=work.runs * B * K * N * work.bits[1] if writes else 0.0,
             results=work.runs * work.sizes[2] * work.bits[2],
             area=area,
             utilization=found.cells / held if held else 1.0,
         )
+
+    def kind_of(self, chain: tuple[Wrapper, ...]) -> str:
+        """Kind of a site's converters: what they say they are, or `adc_kind`.
+
+        Args:
+          chain: Wrappers of the site's core, outermost first.
+        """
+        return adc_kind_of(chain) or self.adc_kind
+
+    def converting_energy(self, work: Work, found: Reads, bits: float) -> float:
+        """Computes the energy of a site's conversions, in pJ.
+
+        Args:
+          work: Work of the site.
+          found: Its counts.
+          bits: Resolution of its converters.
+        """
+        if self.comparison is None or not found.conversions:
+            return found.steps * self.adc / 2**self.adc_bits
+        settings: dict[str, Any] = {}
+        if (wrapper := first_of(work.chain, "adc")) is not None:
+            settings = wrapper.settings
+        steps = conversion_steps(
+            self.kind_of(work.chain),
+            bits,
+            signed=bool(settings.get("signed", False)),
+            split=getattr(getattr(settings.get("adc"), "kind", None), "split", None),
+            columns=min(self.columns_per_adc, found.columns),
+        )
+        figures = (self.comparison, self.capacitor or 0.0, self.residue or 0.0)
+        each = sum(n * energy for n, energy in zip(steps, figures, strict=True))
+        return found.conversions * each
 
     def used_area(self, found: Reads, copies: int) -> float:
         """Computes the area of arrays as large as what they hold, in µm².
@@ -297,8 +363,11 @@ def cell_bits(chain: tuple[Wrapper, ...]) -> int:
 
 def _setting(chain: tuple[Wrapper, ...], role: str, name: str, otherwise: int) -> int:
     at = place_of(chain, role)  # pyright: ignore[reportArgumentType]
-    return otherwise if at == len(chain) else chain[at].settings[name]
+    return otherwise if at == len(chain) else chain[at].settings.get(name, otherwise)
 
+
+_OF_KIND = {"sar": "capacitor", "ramp": "capacitor", "pipeline": "residue", "cyclic": "residue"}
+"""Figures that kinds of converters need beside that of a comparison."""
 
 _WHY = {
     "codes": "holds cells; js.analog puts codes in them",

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.role import role
 from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.deployment import deploy
@@ -83,7 +84,8 @@ def measure_drive(
       key: Random key, needed where cells have programming errors.
 
     Returns:
-      The mean by name of the site.
+      The mean by name of the site. Sites whose cells each call writes are left out, and `estimate`
+      takes their cells to be full.
 
     Raises:
       ValueError: No site is analog, or what `deploy` raises.
@@ -101,16 +103,18 @@ def measure_drive(
         raise ValueError("net is deployed: measure on the network before it")
     cores: dict[str, tuple[Wrapper, ...]] = {}
     for name, chain in net.cores.items():
-        if first_of(chain, "array") is None:
+        if first_of(chain, "array") is None or writes_in_calls(chain):
             cores[name] = chain
             continue
         cells = [i for i, w in enumerate(chain) if w.name == "conductance"]
         at = cells[-1] + 1 if cells else len(chain)
         probe = Wrapper.of(cell_power, programmed=bool(cells))
         cores[name] = (*chain[:at], probe, *chain[at:])
-    analog = [name for name, chain in net.cores.items() if first_of(chain, "array") is not None]
+    analog = [name for name, chain in cores.items() if chain != net.cores[name]]
     if not analog:
-        raise ValueError("net: none of its sites is analog; put analog(…) on some")
+        raise ValueError(
+            "net: none of its sites is analog, or has cells that stay; put analog(…) on some"
+        )
     probed = deploy(dataclasses.replace(net, cores=cores), key=key, calibrate=inputs)
     found: dict[str, float] = {}
     for name in analog:

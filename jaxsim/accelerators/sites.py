@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxsim.accelerators.work import Arithmetic, Work
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.cost import SiteCost
 from jaxsim.network.network import Network
@@ -65,9 +66,9 @@ def _work(net: Network, c: Contraction, cost: SiteCost, activations: int | None)
     density = net.density(site)
     if density is None:
         raise ValueError(f"net: the mask of {site.name} is traced; call it outside jit")
-    B, M, _, N = cost.matmul
+    B, M, K, N = cost.matmul
     x_bits, result = float_bits(c.x.dtype, activations), float_bits(c.w.dtype, activations)
-    copies = _copies(c)
+    copies = c.runs if writes_in_calls(chain) else _copies(c)
     if site.kind == "lookup":
         width = c.w.shape[-1]
         bits = cost.spent["weight_bits"] / max(copies * c.w.size, 1)
@@ -88,9 +89,11 @@ def _work(net: Network, c: Contraction, cost: SiteCost, activations: int | None)
     blocks = next((w.settings["blocks"] for w in chain if w.role == "blocks"), None)
     if blocks is not None:
         x_width, w_width = int(blocks.x_bits), int(blocks.w_bits)
+    shape, sizes = (B, M, K, N), (c.x.size, c.w.size, B * M * N)
+    if writes_in_calls(chain) and chain[0].settings["swapped"]:
+        shape, sizes = (B, N, K, M), (c.w.size, c.x.size, B * M * N)
     groups = first_of(chain, "groups")
-    depth = cost.matmul[2]
-    matmul, runs, sizes = cost.matmul, cost.runs, (c.x.size, c.w.size, B * M * N)
+    matmul, runs = shape, cost.runs
     if site.chosen and arithmetic != "analog":
         matmul, runs, sizes = _experts(c, cost)
     return Work(
@@ -102,7 +105,7 @@ def _work(net: Network, c: Contraction, cost: SiteCost, activations: int | None)
         density,
         (x_width, w_width, result),
         sizes,
-        1 if groups is None else -(-depth // groups.settings["rows"]),
+        1 if groups is None else -(-K // groups.settings["rows"]),
         blocks,
         chain,
         cost.spent,

@@ -23,7 +23,8 @@ class Work(NamedTuple):
       arithmetic: "codes", "floats" or "analog" for contractions, "elements" for everything else.
       matmul: Sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N].
       runs: Number of executions in one call.
-      copies: Number of weights that are held for it; 0 where both operands are activations.
+      copies: Number of weights that are held for it; 0 where both operands are activations, unless
+        arrays hold one of them, which each execution writes.
       kept: Fraction of the weights that pruning left, in [0, 1].
       bits: Widths of a stored input, weight and result.
       sizes: Number of entries of the input, the weight and the result of one execution.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.network.network import Network
 
 
@@ -20,6 +21,11 @@ def check_rows(net: Network) -> None:
             "from whatever is in a batch; js.deploy(net, calibrate=…) first"
         )
     for site in net.sites:
+        if writes_in_calls(net.cores.get(site.name, ())):
+            raise ValueError(
+                f"run: {site.name} contracts two inputs, and cells that it writes are those of a "
+                "row's place in the batch; use simulate"
+            )
         if site.kind == "dynamic" and site.name in net.cores:
             raise ValueError(
                 f"run: {site.name} contracts two inputs, and its core takes their ranges from "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -57,7 +59,7 @@ class ProgrammedState(NamedTuple):
 
 
 @role("cells", at_rest="held")
-def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
+def conductance(core: Core, *, device: Device, redraw: bool = False, placed: bool = False) -> Core:
     """Holds each code as a conductance, from 1 / on_off for zero to 1 for the largest code.
 
     A read is in units of codes, so a cell that holds zero adds g_min / (1 - g_min) of the largest
@@ -74,6 +76,8 @@ def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
       device: what programming a conductance yields, and what reading it adds.
       redraw: add read noise to the cells instead, one draw a call, and let `core` write them anew:
         for a core in which cells act on one another.
+      placed: let the error of a cell depend on its row and column and not on how many there are,
+        for operands [B, K, N] or, in tiles, [B, tiles, rows, N] that grow from call to call.
     """
 
     def write(op: Op, w: Array, key: Any) -> State:
@@ -89,7 +93,7 @@ def conductance(core: Core, *, device: Device, redraw: bool = False) -> Core:
         return ProgrammedState(written, jnp.sum(device.pulses.taken(g, key)))
 
     def programmed(op: Op, g: Array, key: Any) -> State:
-        cells = device.program(g, key)
+        cells = _program_placed(device, op, g, key) if placed else device.program(g, key)
         if device.aging is not None:
             fate, time = device.aging.draw(g, key), jnp.zeros(())
             inner = core.write(op, device.aging.at(cells, fate, time), key)
@@ -174,6 +178,23 @@ def largest(op: Op) -> np.ndarray:
     if op.w_lo is None or op.w_hi is None or op.w_lo.min() < 0:
         raise ValueError("conductance: a cell holds no sign; wrap it in differential or offset")
     return np.maximum(op.w_hi, 1).astype(np.float32)
+
+
+def _program_placed(device: Device, op: Op, g: Array, key: Any) -> Array:
+    """Programs the cells of each row and column by a key of that place."""
+    columns, whole = g.shape[-1], g.shape
+    rows = op.geometry.w_shape[1:-1]
+    at = g.ndim - 1 - len(rows)
+    lead = g.shape[:at]  # planes, and matrices apart
+    g = jnp.moveaxis(g.reshape(*lead, math.prod(rows), columns), (-2, -1), (0, 1))
+
+    def row(i: Array, g: Array) -> Array:
+        of_row = jax.random.fold_in(key, i)
+        each = jax.vmap(lambda j, g: device.program(g, jax.random.fold_in(of_row, j)))
+        return each(jnp.arange(columns), g)
+
+    g = jax.vmap(row)(jnp.arange(math.prod(rows)), g)
+    return jnp.moveaxis(g, (0, 1), (-2, -1)).reshape(whole)
 
 
 def _root(variance: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -45,6 +45,8 @@ class Op:
         and of each output's weights; they stay zero likewise.
       deterministic: a read of calibration, in which nothing random happens.
       scan_index: which slice of a stacked weight this is, an index for each axis of the stack.
+      w_range: range of the weight's grid where it is set from outside, as for an operand that each
+        call writes; None for that of the weight itself.
       rows: at a calibration of experts, how often each row of the site's own input is multiplied
         by this weight, as it broadcasts to that input; None where every row is, once.
       layout: how a state is laid out: "plain" with all that belongs to it; "lean", at deployment,
@@ -73,6 +75,7 @@ class Op:
     filled: int = 0
     deterministic: bool = False
     scan_index: tuple[Any, ...] = ()
+    w_range: Range | None = None
     rows: Any = None
     layout: Literal["plain", "lean", "paired"] = "plain"
     meter: Meter | None = None

@@ -92,7 +92,9 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         clip = _clip_of_slice(op, weights, w.ndim - len(axes))
         kept = op.masked or op.filled > 0
         rule = dataclasses.replace(weights, clip=over_kept(clip) if kept else clip)
-        seen = _observed(rule, w, axes, w != 0 if kept else None)
+        seen = op.w_range
+        if seen is None:
+            seen = _observed(rule, w, axes, w != 0 if kept else None)
         w, r = cut(clip, w, seen)
         scale, zero = scale_and_zero(weights, r)
         draw = _rounding_key(weights, key, "weights")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args
 
 Role = Literal[
+    "operand",
     "mask",
     "correction",
     "scale",
@@ -28,12 +29,13 @@ Role = Literal[
 ]
 """Parts of a chain, from the model's side to the cells.
 
-"mask" and "correction" change the weight before anything stores it. "scale", "bias" and "digital"
-compute outside the hardware. "groups" splits sums so that each part has its scales, "codes" stores
-integer codes, "floats" numbers that are none, and "sparse" leaves zeros out. "blocks" multiplies
-blocks of bits, "slices" spreads a code over cells. "inputs" changes what drives the rows, "serial"
-applies it in steps. "mapping" represents signs, "array" bounds the rows of an array, "adc" converts
-its columns, "cells" are devices and wires. "observer" measures. "" is unknown to every transform.
+"operand" writes one of two activations in each call. "mask" and "correction" change the weight
+before anything stores it. "scale", "bias" and "digital" compute outside the hardware. "groups"
+splits sums so that each part has its scales, "codes" stores integer codes, "floats" numbers that
+are none, and "sparse" leaves zeros out. "blocks" multiplies blocks of bits, "slices" spreads a code
+over cells. "inputs" changes what drives the rows, "serial" applies it in steps. "mapping"
+represents signs, "array" bounds the rows of an array, "adc" converts its columns, "cells" are
+devices and wires. "observer" measures. "" is unknown to every transform.
 """
 
 WEIGHT: frozenset[Role] = frozenset({"mask", "correction"})

@@ -18,8 +18,8 @@ from jaxsim.cores.role import role
 
 
 @role("array")
-def tiled(core: Core, *, rows: int) -> Core:
-    """Splits the contraction into equal tiles of at most `rows` products and adds their reads.
+def tiled(core: Core, *, rows: int, full: bool = False) -> Core:
+    """Splits the contraction into tiles of at most `rows` products and adds their reads.
 
     Where one array is enough the site stays as it is. Otherwise it becomes a matrix product with a
     batch axis of tiles; the last tile is filled with zero weights.
@@ -27,24 +27,26 @@ def tiled(core: Core, *, rows: int) -> Core:
     Args:
       core: stores and reads the tiles.
       rows: rows of one array, at least 1.
+      full: whether all tiles but the last have `rows` products, so that a product's tile does not
+        depend on how many follow; otherwise tiles are as equal as can be.
     """
 
     def write(op: Op, w: Array, key: Any) -> State:
         if op.depth <= rows:
             return core.write(op, w, key)
-        inner, matmul = _split(op, rows)
+        inner, matmul = _split(op, rows, full)
         return core.write(inner, _cut(matmul.w(w), -2, *inner.geometry.w_shape[1:3]), key)
 
     def calibrate(op: Op, state: State, x: Array) -> State:
         if op.depth <= rows:
             return core.calibrate(op, state, x)
-        inner, matmul = _split(op, rows)
+        inner, matmul = _split(op, rows, full)
         return core.calibrate(inner, state, _x_tiles(inner, matmul, x))
 
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
         if op.depth <= rows:
             return core.read(op, state, x, key)
-        inner, matmul = _split(op, rows)
+        inner, matmul = _split(op, rows, full)
         y = jnp.sum(core.read(inner, state, _x_tiles(inner, matmul, x), key), -3)
         return matmul.y(y, x.shape[op.x_planes(x) :])
 
@@ -94,22 +96,23 @@ def real(op: Op, x: Array) -> Array:
     return jnp.broadcast_to(place < tiles * rows - op.filled, x.shape)
 
 
-def _split(op: Op, rows: int) -> tuple[Op, Matmul]:
+def _split(op: Op, rows: int, full: bool = False) -> tuple[Op, Matmul]:
     """The op on tiles of at most `rows` products, and the site as a matrix product."""
     matmul = op.geometry.as_matmul()
     B, K, N = matmul.geometry.w_shape
     tiles = -(-K // rows)
+    size = rows if full else -(-K // tiles)
     geometry = Dot(
         x_contract=(3,),
         x_batch=(0, 1),
         w_contract=(2,),
         w_batch=(0, 1),
         x_ndim=4,
-        w_shape=(B, tiles, -(-K // tiles), N),
+        w_shape=(B, tiles, size, N),
         precision=matmul.geometry.precision,
         dtype=matmul.geometry.dtype,
     )
-    return dataclasses.replace(op, geometry=geometry, filled=-K % tiles), matmul
+    return dataclasses.replace(op, geometry=geometry, filled=tiles * size - K), matmul
 
 
 def _x_tiles(inner: Op, matmul: Matmul, x: Array) -> Array:

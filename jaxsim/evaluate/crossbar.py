@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxsim.accelerators.analog import AnalogArray
 from jaxsim.accelerators.work import Work
 from jaxsim.console.table import shown_as_table, si
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.wrapper import first_of
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import check_range, checked_int
@@ -140,7 +141,7 @@ class Crossbar:
           **kwargs: Keyword arguments, as in a call.
 
         Raises:
-          ValueError: No site is analog.
+          ValueError: No site is analog, or calls write the cells of one.
         """
         copies = {site.name: math.prod(site.stack) for site in net.sites}
         arrays, found = self.arrays, dict[str, ArrayEnergy]()
@@ -148,6 +149,11 @@ class Crossbar:
             chain = net.cores.get(site.name, ())
             if first_of(chain, "array") is None:
                 continue
+            if writes_in_calls(chain):
+                raise ValueError(
+                    f"net: each call writes the cells of {site.name}, which costs energy of which "
+                    "Crossbar knows nothing; js.estimate with AnalogArray(write=…) does"
+                )
             work = Work(
                 *(site.name, "analog", site.matmul, site.runs, copies[site.name]),
                 chain=chain,

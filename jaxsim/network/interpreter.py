@@ -20,6 +20,8 @@ from jaxtyping import Array, Key
 from jaxsim import internals
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.operand import WrittenOperand
+from jaxsim.cores.operand import write_key as write_key_of
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import Atom, bind, parameters, shape_of, sharding_of
 from jaxsim.network.lookups import as_looked_up, read_rows, row_axes, row_ids
@@ -296,8 +298,10 @@ class Walk:
         at = tuple(i for i, stacked in zip(indices, site.stacked, strict=True) if stacked)
         places, indices = indices, differing(site, indices, ins[entry.x_at], ins[entry.w_at])
         read_key = site_key(self.read_key, site.name + ":read", indices)
-        over = indices if site.kind == "dynamic" else at
-        write_key = site_key(self.key, site.name, over) if state is None else None
+        per_call = site.kind == "dynamic"
+        over = indices if per_call else at
+        source = write_key_of(wrappers, self.key, self.read_key) if per_call else self.key
+        write_key = site_key(source, site.name, over) if state is None or per_call else None
         op = dataclasses.replace(
             entry.op,
             ranges="batch" if state is None else self.ranges,
@@ -312,6 +316,8 @@ class Walk:
         }
         call = _Call(op, state is not None, self.calibrating, tuple(sharing))
         w = ins[entry.w_at] if state is None else state
+        if per_call and state is not None:
+            w, write_key = WrittenOperand(ins[entry.w_at], write_key, state), None
         spec = sharding_of(eqn.outvars[0])
         given = (w, at, write_key, read_key)
         if site.kind == "lookup":
@@ -326,6 +332,8 @@ class Walk:
             ins[entry.rows_at] if entry.rows_at is not None and self.calibrating else None,
             out=(spec, PartitionSpec()),
         )
+        if isinstance(updated, WrittenOperand):
+            updated = updated.held
         return y, state if updated is None else updated
 
     def on_devices(

@@ -72,7 +72,8 @@ def _live(plan: Plan, written: Collection[str]) -> tuple[set[jex.Var], list[bool
         if not runs[i]:
             continue
         needed = [True] * len(eqn.invars)
-        if isinstance(entry, Contraction) and entry.site.name in written:
+        dynamic = isinstance(entry, Contraction) and entry.site.kind == "dynamic"
+        if isinstance(entry, Contraction) and entry.site.name in written and not dynamic:
             needed[entry.w_at] = False
             if entry.rows_at is not None:
                 needed[entry.rows_at] = False  # of calibrations

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.extend.core as jex
@@ -18,6 +18,7 @@ from jaxtyping import Array, Key
 from jaxsim import internals
 from jaxsim.cores.core import State
 from jaxsim.cores.op import Op
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import bind
 from jaxsim.network.interpreter import (
@@ -121,11 +122,11 @@ def shard_like_weights(
 @partial(jax.jit, static_argnums=0)
 @own_promotion()
 def _write(
-    op: Op, wrappers: Any, w: Array, over: Any, key: Any, mask: Array | None = None
+    op: Op, wrappers: Any, w: Array | None, over: Any, key: Any, mask: Array | None = None
 ) -> State:
-    """Writes a weight; sites that are alike are traced once."""
-    w = w if mask is None else w * mask.astype(w.dtype)
-    return build(wrappers).write(dataclasses.replace(op, scan_index=over), w, key)
+    """Writes a weight, none for an operand of calls; sites that are alike are traced once."""
+    w = w if w is None or mask is None else w * mask.astype(w.dtype)
+    return build(wrappers).write(dataclasses.replace(op, scan_index=over), cast(Any, w), key)
 
 
 class _Writer:
@@ -183,7 +184,12 @@ class _Writer:
         states: dict[str, State],
     ) -> None:
         site = entry.site
-        if site.name in self.cores and site.kind != "dynamic":
+        if site.name in self.cores and site.kind == "dynamic":
+            if writes_in_calls(self.cores[site.name]):
+                op = dataclasses.replace(entry.op, integer=True, layout=self.layout)
+                key = site_key(self.key, site.name, ())
+                states[site.name] = _write(op, self.cores[site.name], None, (), key)
+        elif site.name in self.cores:
             over = [i for i, stacked in zip(indices, site.stacked, strict=True) if stacked]
             key, w = site_key(self.key, site.name, over), ins[entry.w_at]
             op = dataclasses.replace(entry.op, integer=True, layout=self.layout)
@@ -279,7 +285,7 @@ class _Writer:
         axes = {
             name: 0 if site.stacked[len(indices)] else None
             for name, site in sites.items()
-            if site.kind != "dynamic"
+            if site.kind != "dynamic" or writes_in_calls(self.cores[name])
         }
 
         def write_slice(index: Any, xs: list[Any]) -> dict[str, State]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.switched import switched
 from jaxsim.cores.wrapper import Wrapper
@@ -109,6 +110,12 @@ def _switched_network(net: Network, options: Mapping[str, Option], fit: Fit) -> 
         made = moved_to_sites(made, [s for s in net.sites if s.name in inside], net.masks)
         for site in sites:
             chains[site].append(made.cores.get(site, ()) if site in inside else before[site])
+    for name, every in sorted(chains.items()):
+        if any(map(writes_in_calls, every)):
+            raise ValueError(
+                f"options: analog(sites=…) at {name}: each call writes its cells, and an option is "
+                "written once for all calls"
+            )
     none = np.array(0, np.int32)
     cores = {
         name: (Wrapper.of(switched, chains=tuple(every), choice=none),)

@@ -274,6 +274,32 @@ def find_attention(line: Equations, rowed: Sequence[bool]) -> Attention:
     )
 
 
+def find_stored(plan: Plan) -> dict[str, int]:
+    """Finds which operand of each product of an attention holds its keys or its values.
+
+    Args:
+      plan: Equations of a call, those inside of loops and calls included.
+
+    Returns:
+      Its position among the operands, by name of the site.
+    """
+    scope = _Scope((), plan.jaxpr.eqns, plan.entries, (), plan.jaxpr, _name_of_site)
+    stored: dict[str, int] = {}
+    for found in _in_scope(scope):
+        stored[_name_at(found)] = 1 - found.operand
+        eqn, entry = scope.eqns[found.scores], scope.entries[found.scores]
+        (left, _), (batch, _) = parameters(eqn)["dimension_numbers"]
+        assert isinstance(entry, Contraction)
+        # axes of a result: those of both operands, of the left alone, of the right alone
+        if found.keys_of_scores >= len(batch):
+            of_left = shape_of(eqn.invars[0]).ndim - len(left)
+            stored[entry.site.name] = int(found.keys_of_scores >= of_left)
+    for entry in plan.entries:
+        for inner in entry.plans if isinstance(entry, Inner) else ():
+            stored |= find_stored(inner)
+    return stored
+
+
 def factor_count(group: AxisGroup, wanted: AxisGroup) -> int:
     """Counts how often what one axis runs over is a factor of another.
 

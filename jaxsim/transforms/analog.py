@@ -24,6 +24,7 @@ from jaxsim.network.network import Network, require_dense
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced
 from jaxsim.transforms.codes import require_codes
+from jaxsim.transforms.operands import by_place, operand_wrappers, why_not_kept, why_not_written
 from jaxsim.values.calls import shown_as_called
 
 
@@ -70,12 +71,15 @@ def analog(
       compensation: scales outputs digitally by what drift has taken: "array" by a readout of each
         array, "column" of each column, "reference" of one more column of cells; None for not at
         all. Needs cells that age.
-      sites: patterns of the sites to hold in arrays.
+      sites: patterns of the sites to hold in arrays. Products of two activations are, where
+        a pattern begins with `dynamic`: keys and values are written in each call, and errors of
+        their cells drawn from its key; see `fix_writes`.
 
     Raises:
       ValueError: an argument out of range, or of no effect; when applied, a site whose weights are
         not quantized (or its inputs, where `input_bits`, `adc_range` or `dac` needs codes), or that
-        is analog already.
+        is analog already; a product of two activations of which none is known to be keys or
+        values, or with what is drawn once for a chip.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -155,16 +159,20 @@ def analog(
         array = [kept, *array]
     if cells is not None and mapping == "offset":
         array = [Wrapper.of(offset_current, device=cells), *array]
-    array = [Wrapper.of(tiled, rows=rows), *array]
     outside = [] if signed else [Wrapper.of(sign)]
+    of_calls = "" if cells is None else why_not_written(cells, wires)
+    of_calls = of_calls or why_not_kept(adc if isinstance(adc, ADC) else None, dac)
 
     def apply(net: Network) -> Network:
         cores = dict(net.cores)
-        for site in transformable(net, "analog", sites, tell_rest=True):
+        chosen = transformable(net, "analog", sites, tell_rest=True)
+        dynamic = [site for site in chosen if site.kind == "dynamic"]
+        written = operand_wrappers(net, dynamic, rows, of_calls)
+        for site in chosen:
             if first_of(net.cores.get(site.name, ()), "array") is not None:
                 raise ValueError(f"analog cannot follow analog at {site.name}")
             require_dense(net, site.name, "analog")
-            coded = require_codes(net, site, "analog")
+            coded = require_codes(net, site, "analog", operands=True)
             _, inputs = coded.formats
             asked = [f"input_bits={input_bits}"] if steps else []
             asked += [_shown_span(adc, adc_range)] if spanned else []
@@ -178,7 +186,12 @@ def analog(
             lift = [] if inputs is None or inputs.symmetric else [Wrapper.of(unsigned_inputs)]
             chain = cores[site.name]
             at = place_of(chain, "slices")
-            cores[site.name] = (*chain[:at], *lift, *before, *outside, *chain[at:], *array)
+            first, tiles, cells_of = (), Wrapper.of(tiled, rows=rows), array
+            if site.name in written:
+                first, tiles = (written[site.name],), Wrapper.of(tiled, rows=rows, full=True)
+                cells_of = [by_place(wrapper) for wrapper in array]
+            inside = (*outside, *chain[at:], tiles, *cells_of)
+            cores[site.name] = (*first, *chain[:at], *lift, *before, *inside)
         return dataclasses.replace(net, cores=cores)
 
     return apply

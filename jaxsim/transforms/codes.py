@@ -14,17 +14,23 @@ from jaxsim.network.site import Site
 from jaxsim.network.transform import hardware_chain
 
 
-def require_codes(net: Network, site: Site, transform: str) -> Wrapper:
+def require_codes(net: Network, site: Site, transform: str, *, operands: bool = False) -> Wrapper:
     """The wrapper that stores a site's weights as codes, one for each.
+
+    Args:
+      net: Network.
+      site: Site of it.
+      transform: Name of the transform, for the error.
+      operands: If True, products of two inputs are taken too.
 
     Raises:
       ValueError: they are no codes or pairs of blocks, or the site has no weights to store.
     """
-    if site.kind == "dynamic":
+    chain = net.cores.get(site.name, ())
+    if site.kind == "dynamic" and not operands:
         raise ValueError(
             f"{transform} at {site.name}: it contracts two inputs and stores no weight"
         )
-    chain = net.cores.get(site.name, ())
     coded = first_of(chain, "codes")
     if coded is None or coded.formats[0] is None:
         kind = "no integer codes" if hardware_chain(net, site) else "floats"
@@ -41,13 +47,19 @@ def require_codes(net: Network, site: Site, transform: str) -> Wrapper:
     return coded
 
 
-def require_grid(net: Network, site: Site, transform: str) -> Grid:
+def require_grid(net: Network, site: Site, transform: str, *, operands: bool = False) -> Grid:
     """The grid of a site's weights, for transforms that compute with its steps.
+
+    Args:
+      net: Network.
+      site: Site of it.
+      transform: Name of the transform, for the error.
+      operands: If True, products of two inputs are taken too.
 
     Raises:
       ValueError: The weights are no codes, or codes of another format than a `Grid`.
     """
-    form, _ = require_codes(net, site, transform).formats
+    form, _ = require_codes(net, site, transform, operands=operands).formats
     if not isinstance(form, Grid):
         raise ValueError(f"{transform} at {site.name}: its weights are on {form}, expected a Grid")
     return form

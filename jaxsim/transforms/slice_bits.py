@@ -8,14 +8,14 @@ from typing import Literal
 
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.role import DIGITAL
-from jaxsim.cores.wrapper import Wrapper, place_of
+from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.network.network import Network, require_dense
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import checked_int
 from jaxsim.transforms.codes import require_codes
 from jaxsim.values.calls import shown_as_called
 
-_OUTSIDE = DIGITAL | {"groups", "codes", "blocks", "inputs", "serial", "mapping"}
+_OUTSIDE = DIGITAL | {"operand", "groups", "codes", "blocks", "inputs", "serial", "mapping"}
 _INSIDE = {"array", "adc", "inputs", "serial", "mapping", "cells"}
 """Roles around slices: of codes and how they are driven, and of the array whose cells hold them."""
 
@@ -36,7 +36,8 @@ def slice_bits(
         of 2 leave one bit: padded, its errors weigh three times as much.
       sites: patterns of the sites to slice.
 
-    `analog` may stand before or behind: slices are in its arrays.
+    `analog` may stand before or behind: slices are in its arrays. At products of two activations it
+    stands before.
 
     Raises:
       ValueError: bits or top out of range; when applied, a site whose weights are not quantized, or
@@ -61,7 +62,8 @@ def slice_bits(
         cores = dict(net.cores)
         for site in transformable(net, "slice_bits", sites, tell_rest=True):
             require_dense(net, site.name, "slice_bits")
-            require_codes(net, site, "slice_bits")
+            written = first_of(net.cores.get(site.name, ()), "operand") is not None
+            require_codes(net, site, "slice_bits", operands=written)
             chain = cores[site.name]
             at = place_of(chain, "array")
             before = (w for w in chain[:at] if w.role not in _OUTSIDE)

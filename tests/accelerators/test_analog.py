@@ -177,3 +177,62 @@ def test_sizes_come_together():
         AnalogArray(rows=4)
     with pytest.raises(ValueError, match="count=2: needs rows"):
         AnalogArray(count=2)
+
+
+FIGURES = {"comparison": 0.5, "capacitor": 0.03, "residue": 2.0}
+
+
+def _counted(kind, bits, signed, split, columns):
+    """Comparisons, switched units and residues of a conversion, one decision at a time."""
+    magnitude = bits - 1 if signed else bits
+    units = [2 ** (k if split is None or k < split else k - split) for k in range(magnitude)]
+    match kind:
+        case "sar":
+            return [int(signed) + len(units), sum(units), 0]
+        case "ramp":
+            up = sum(
+                unit
+                for code in range(1, 2**magnitude)
+                for k, unit in enumerate(units)
+                if code >> k & 1 and not code - 1 >> k & 1
+            )
+            return [2**bits - 1, up * (2 if signed else 1) / columns, 0]
+        case "flash":
+            return [sum(1 for _ in range(1, 2**bits)), 0, 0]
+        case _:
+            stages = bits - 1
+            return [sum(2 for _ in range(stages)) + 2, 0, stages]
+
+
+@pytest.mark.parametrize("mapping", ["differential", "offset"])
+@pytest.mark.parametrize(
+    "adc",
+    [
+        js.adc.sar(6),
+        js.adc.sar(6, split=2),
+        js.adc.ramp(6),
+        js.adc.pipeline(6),
+        js.adc.cyclic(6),
+        6,
+    ],
+    ids=str,
+)
+def test_a_conversion_takes_what_its_kind_does(adc, mapping):
+    work = work_of(adc=adc, mapping=mapping)
+    kind, split = (adc.kind.name, adc.kind.split) if adc != 6 else ("flash", None)
+    part = AnalogArray(**FIGURES, columns_per_adc=4)
+    steps = _counted(kind, 6, mapping == "differential", split, 4)
+    each = sum(n * f for n, f in zip(steps, FIGURES.values(), strict=True))
+    found = part.spend(work).energy["adc"]
+    assert found == pytest.approx(work.counts["conversions"] * each)
+    assert AnalogArray().spend(work).energy["adc"] != pytest.approx(found)  # by default as ever
+
+
+def test_a_kind_without_its_figure_is_refused():
+    part = AnalogArray(comparison=0.5, residue=2.0)
+    assert part.accepts(work_of(adc=6)) == part.accepts(work_of(adc=js.adc.cyclic(6))) == ""
+    assert "a sar also capacitor=…" in part.accepts(work_of(adc=js.adc.sar(6)))
+    with pytest.raises(ValueError, match=r"capacitor=0\.1: has no effect, comparison=None"):
+        AnalogArray(capacitor=0.1)
+    with pytest.raises(ValueError, match="comparison=-1"):
+        AnalogArray(comparison=-1.0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.cores.adc.capacitors import split_weights
 from jaxsim.cores.adc.column import ConverterState, _shifted_apart, column_adc
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.conductance import conductance
@@ -30,9 +31,9 @@ def range_of(bits, signed):
     return (1.0 - 2 ** (bits - 1), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
-def _converted(name, errors, bits, signed, drawn, y, lo, hi, key):
-    adc = getattr(js.adc, name)(bits, **errors)
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4), static_argnames=("split",))
+def _converted(name, errors, bits, signed, drawn, y, lo, hi, key, **split):
+    adc = getattr(js.adc, name)(bits, **errors, **split)
     parts = adc.parts(key, 1, y.shape[-1]) if drawn else None
     return adc.convert(y, lo, hi, signed, *([parts] if drawn else [])), parts
 
@@ -41,7 +42,10 @@ def converted(name, bits, signed, y, errors=SMALL, key=KEY, ends=None):
     """Codes [values, columns] of converters of several columns, and what was drawn for them."""
     drawn = "mismatch" in errors or "offset" in errors
     lo, hi = map(jnp.float32, ends or range_of(bits, signed))
-    return _converted(name, errors, bits, signed, drawn, jnp.asarray(y, jnp.float32), lo, hi, key)
+    split = {k: errors[k] for k in errors if k == "split"}
+    errors = {k: v for k, v in errors.items() if k not in split}
+    y = jnp.asarray(y, jnp.float32)
+    return _converted(name, errors, bits, signed, drawn, y, lo, hi, key, **split)
 
 
 def values(bits, signed, columns, count=300, seed=0):
@@ -50,7 +54,7 @@ def values(bits, signed, columns, count=300, seed=0):
     return rng.uniform(lo - 0.1 * (hi - lo), hi + 0.1 * (hi - lo), (count, columns))
 
 
-def by_definition(name, bits, signed, parts, amplifier, y):
+def by_definition(name, bits, signed, parts, amplifier, y, split=None):
     """What the circuit's definition makes of values [values, columns], in steps."""
     full = 2**bits - (2 if signed else 1)
     found = np.zeros(y.shape)
@@ -67,8 +71,10 @@ def by_definition(name, bits, signed, parts, amplifier, y):
         else:
             function = getattr(converters, name)
             count = bits - 1 if signed else bits
-            errors = [*own["capacitors"][:count], own["capacitors"][-1]]
+            last = -1 if split is None else -2
+            errors = [*own["capacitors"][:count], *own["capacitors"][last:]]
             settings |= {"errors": errors, "offset": own["offset"] * full}
+            settings |= {} if split is None else {"split": split}
         for row in range(y.shape[0]):
             found[row, column] = function(float(np.float32(y[row, column])), bits, **settings)
     return found
@@ -83,6 +89,62 @@ def test_a_circuit_decides_as_its_definition_does(name, bits, signed):
     assert np.mean(codes == expected) > 0.998  # single precision beside double, at a threshold
     assert np.abs(codes - expected).max() <= 1
     assert np.mean(codes == np.round(np.clip(y, *range_of(bits, signed)))) < 0.99  # they are there
+
+
+@pytest.mark.parametrize(("bits", "signed", "low"), [(4, True, 2), (6, True, 2), (6, False, 3)])
+def test_split_capacitors_decide_as_charges_on_two_nodes_do(bits, signed, low):
+    y = values(bits, signed, 3)
+    errors = SMALL | {"amplifier": 200.0, "split": low, "parasitic": 0.3}
+    codes, parts = converted("sar", bits, signed, y, errors)
+    expected = by_definition("sar", bits, signed, parts, 200.0, y, split=(low, 0.3))
+    assert np.mean(codes == expected) > 0.998
+    assert np.abs(codes - expected).max() <= 1
+    # known wrong: no parasitic, one array, a bridge of one unit
+    apart = by_definition("sar", bits, signed, parts, 200.0, y, split=(low, 0.0))
+    assert np.mean(codes == apart) < 0.998
+    assert np.mean(codes == by_definition("sar", bits, signed, parts, 200.0, y)) < 0.998
+
+
+def test_levels_of_split_capacitors_have_a_closed_form():
+    """Kirchhoff's law solved by hand and by numpy: any errors, any place of the bridge."""
+    rng = np.random.default_rng(1)
+    for bits, low in ((3, 1), (6, 3), (8, 2), (8, 6)):
+        errors, parasitic = 0.05 * rng.normal(size=bits + 2), 0.4
+        weights = split_weights(jnp.float32(errors), bits, low, jnp.float32(parasitic))
+        codes = np.arange(2**bits)[:, None] >> np.arange(bits) & 1
+        expected = converters.split_levels(bits, low, errors, parasitic)
+        np.testing.assert_allclose(codes @ np.float64(weights), expected, rtol=2e-6, atol=1e-5)
+
+
+def test_a_parasitic_tilts_the_steps_of_the_lower_array():
+    """(C_l + C_b) / C_b steps of the lower array make one of the upper: 2^low + C_p / C_b."""
+    weights = split_weights(None, 6, 3, jnp.float32(0.5))
+    np.testing.assert_allclose(weights[3] / weights[0], 8 + 0.5 * 7 / 8, rtol=1e-6)
+    assert split_weights(jnp.zeros(8), 6, 3, jnp.zeros(())) == [2.0**k for k in range(6)]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_split_capacitors_without_errors_are_uniform_bit_for_bit(signed):
+    y = np.concatenate([HALVES, values(6, signed, 1)]).astype(np.float32)
+    ends = (-17.3, 17.3) if signed else (-5.1, 17.3)
+    exact = jax.jit(js.adc.uniform(6).convert, static_argnums=3)(y, *map(jnp.float32, ends), signed)
+    for errors in ({}, {"mismatch": 0.0, "offset": 0.0, "parasitic": 0.0}):
+        codes, _ = converted("sar", 6, signed, y, errors | {"split": 3}, ends=ends)
+        np.testing.assert_array_equal(codes, exact)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": 0}, "split=0"),
+        ({"split": 7}, "split=7"),
+        ({"parasitic": 0.1}, "has no effect with split=None"),
+        ({"split": 3, "parasitic": -1.0}, "parasitic=-1.0"),
+    ],
+)
+def test_split_capacitors_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        js.adc.sar(8, **settings)
 
 
 @pytest.mark.parametrize("name", ["sar", "ramp"])
@@ -442,5 +504,6 @@ def test_what_no_converter_can_be_is_refused(make, said):
 
 def test_the_name_of_a_circuit_says_its_errors():
     assert str(js.adc.sar(8, mismatch=0.02)) == "successive_approximation, 8 bits, mismatch 0.02"
+    assert str(js.adc.sar(8, split=4)) == "successive_approximation, 8 bits, split 4"
     assert str(js.adc.ramp(8, amplifier=100, noise=0.1)).endswith("amplifier 100, noise 0.1")
     assert "offset 0.3" in str(js.adc.cyclic(8, offset=0.3, columns_per_adc=4))

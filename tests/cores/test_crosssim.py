@@ -140,25 +140,28 @@ def currents(layer):
     return (codes(x) @ codes(w)) / LEVELS**2
 
 
+@pytest.mark.parametrize("split", [None, 4])
 @pytest.mark.parametrize(
     ("sigma", "offset", "gain_db"), [(0.1, 0.02, 300.0), (0.0, 0.0, 300.0), (0.0, 0.0, 40.0)]
 )
 def test_a_sar_converter_decides_as_crosssim_s(
-    crosssim, currents, sigma, offset, gain_db, monkeypatch
+    crosssim, currents, sigma, offset, gain_db, split, monkeypatch
 ):
     """Its capacitors are read as two's complement: ours, of seven bits, of magnitudes.
 
     Its levels are halves and ours whole ones, so the range is half a step narrower on both sides.
     The gain is taken alone: CrossSim's feedback in it is another capacitor than in the levels.
+    Split, half of the bits are on the lower node, and the last two capacitors are the unit at
+    ground and the bridge.
     """
     settings = {"sigma_capacitor": sigma, "sigma_comparator": offset, "gain_db": gain_db}
-    settings |= {"split_cdac": False, "group_size": SHARED}
+    settings |= {"split_cdac": split is not None, "group_size": SHARED}
     theirs, top = circuit(crosssim, "SarADC", currents, monkeypatch, **settings)
     rng = np.random.default_rng(3)
-    capacitors = rng.normal(0, sigma, BITS + 1)[:BITS]
+    capacitors = rng.normal(0, sigma, BITS + 1)[: BITS if split is None else None]
     offsets = np.repeat(rng.normal(0, offset * top, COLUMNS // SHARED), SHARED)
     step = top / 2 ** (BITS - 1)
-    adc = js.adc.sar(BITS - 1, amplifier=10 ** (gain_db / 20))
+    adc = js.adc.sar(BITS - 1, amplifier=10 ** (gain_db / 20), split=split)
     seen = currents + offsets
     parts = {"capacitors": jnp.asarray(capacitors[:, None], jnp.float32)}
     found = adc.convert(

@@ -58,7 +58,7 @@ def test_an_array_of_somebody_elses_is_an_array():
 
 
 def test_roles_that_there_are_not_are_refused():
-    with pytest.raises(ValueError, match=r"name='converter': must be one of 'mask'"):
+    with pytest.raises(ValueError, match=r"name='converter': must be one of 'operand', 'mask'"):
         js.role("converter")
 
 

@@ -26,13 +26,41 @@ def levels(bits, errors=None, amplifier=math.inf):
     return np.array(found)
 
 
-def sar(u, bits, *, signed, errors=None, offset=0.0, amplifier=math.inf):
-    """Successive approximation of a value in steps: its code, from zero or the lowest."""
+def split_levels(bits, low, errors, parasitic=0.0, amplifier=math.inf):
+    """Level of each code of two arrays that a capacitor bridges, by the charges on both nodes.
+
+    Of each node: what its capacitors hold against their drivers, ground and the other node is
+    nothing in all, as it was before they were switched. `errors` are those of the capacitors of
+    the bits, of the unit at ground and of the bridge.
+    """
+    units = [2.0 ** (k if k < low else k - low) for k in range(bits)]
+    held = [n + math.sqrt(n) * e for n, e in zip(units, errors[:bits], strict=True)]
+    ideal = 2.0**low / (2.0**low - 1)
+    bridge = ideal + math.sqrt(ideal) * errors[-1]
+    at_ground = 1 + errors[-2] + parasitic
+    lower, upper = sum(held[:low]) + at_ground, sum(held[low:])
+    charges = np.array([[lower + bridge, -bridge], [-bridge, upper + bridge]])
+    found = []
+    for code in range(2**bits):
+        driven = [held[k] if code >> k & 1 else 0.0 for k in range(bits)]
+        _, compared = np.linalg.solve(charges, [sum(driven[:low]), sum(driven[low:])])
+        found.append(2**bits * compared / (1 + 1 / amplifier))
+    return np.array(found)
+
+
+def sar(u, bits, *, signed, errors=None, offset=0.0, amplifier=math.inf, split=None):
+    """Successive approximation of a value in steps: its code, from zero or the lowest.
+
+    `split` is the number of bits of the lower of two arrays and the parasitic at its node.
+    """
     u = u + offset
+    settings = {"errors": errors, "amplifier": amplifier, "split": split}
     if signed:
-        magnitude = sar(abs(u), bits - 1, signed=False, errors=errors, amplifier=amplifier)
+        magnitude = sar(abs(u), bits - 1, signed=False, **settings)
         return -magnitude if u < 0 else magnitude
     level = levels(bits, errors, amplifier)
+    if split is not None:
+        level = split_levels(bits, split[0], errors, split[1], amplifier)
     code = 0
     for bit in reversed(range(bits)):
         if u > level[code + 2**bit] - 0.5:

@@ -33,14 +33,16 @@ class Kind:
 
     Attributes:
       name: "flash", "pipeline", "sar", "cyclic" or "ramp"; see `js.accelerators.AnalogArray`.
+      split: Number of bits of the lower of two arrays of capacitors; None for one array.
 
     Examples:
       >>> import jaxsim as js
       >>> js.adc.sar(8).kind
-      Kind(name='sar')
+      Kind(name='sar', split=None)
     """
 
     name: str
+    split: int | None = None
 
     def __post_init__(self):
         if self.name not in KINDS:
@@ -112,12 +114,14 @@ class ADC(NamedTuple):
         bits = "traced" if is_traced(self.bits) else f"{np.asarray(self.bits):.4g}"
         span = "" if self.span is None else f", {_name_of(self.span)}"
         errors = _bound(self.convert) | _bound(self.parts) | {"noise": self.noise}
-        shown = [
-            f", {k} {'traced' if is_traced(v) else f'{np.asarray(v):.4g}'}"
-            for k, v in errors.items()
-            if v is not None
-        ]
+        shown = [f", {k} {_shown(v)}" for k, v in errors.items() if v is not None]
         return f"{name}, {bits} bits{span}{''.join(shown)}"
+
+
+def _shown(number: Any) -> str:
+    if isinstance(number, Count):
+        return str(len(number))
+    return "traced" if is_traced(number) else f"{np.asarray(number):.4g}"
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -197,12 +201,12 @@ def circuit(
     parts: Callable[..., Any] | None,
     noise: float | Array | None,
     kind: str,
+    split: int | None = None,
 ) -> ADC:
     """A converter that a circuit makes, over a range as `uniform` has it."""
     seen = Partial(_percentile, _checked(span, percentile))
-    return ADC(
-        convert, seen, _SPANS[span], bits, parts, numbers(noise=noise).get("noise"), Kind(kind)
-    )
+    own = Kind(kind, split)
+    return ADC(convert, seen, _SPANS[span], bits, parts, numbers(noise=noise).get("noise"), own)
 
 
 def _checked(span: RangeRule, percentile: float | Array) -> Float[Array, ""]:

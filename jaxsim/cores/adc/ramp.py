@@ -49,11 +49,9 @@ def ramp(
         hi - lo, at least 0; None for none. Traced.
       amplifier: Open-loop gain of the amplifier behind the capacitors, above 0; None for an ideal
         one. Traced.
-      noise: Standard deviation of what each conversion adds, as a share of the range, at least 0;
-        None for none. Traced.
-      span: What the range covers, as in `uniform`.
-      percentile: Share of the calibration values, in percent, inside a calibrated range, in (0,
-        100]. Traced.
+      noise: As of `uniform`.
+      span: As of `uniform`.
+      percentile: As of `uniform`.
 
     Raises:
       ValueError: An argument out of range.

@@ -48,12 +48,10 @@ def pipeline(
       offset: Standard deviation of the offset of each comparator, as a share of the range 2 V, at
         least 0; None for none. Traced.
       amplifier: Open-loop gain of the amplifier of a stage, above 0; None for an ideal one. Traced.
-      noise: Standard deviation of what each conversion adds, as a share of the range, at least 0;
-        None for none. Traced.
-      columns_per_adc: Number of columns of an array that share a converter, and its errors.
-      span: What the range covers, as in `uniform`.
-      percentile: Share of the calibration values, in percent, inside a calibrated range, in (0,
-        100]. Traced.
+      noise: As of `uniform`.
+      columns_per_adc: As of `uniform`.
+      span: As of `uniform`.
+      percentile: As of `uniform`.
 
     Raises:
       ValueError: An argument out of range.
@@ -99,12 +97,10 @@ def cyclic(
       offset: Standard deviation of the offset of each comparator, as a share of the range 2 V, at
         least 0; None for none. Traced.
       amplifier: Open-loop gain of the amplifier, above 0; None for an ideal one. Traced.
-      noise: Standard deviation of what each conversion adds, as a share of the range, at least 0;
-        None for none. Traced.
-      columns_per_adc: Number of columns of an array that share a converter, and its errors.
-      span: What the range covers, as in `uniform`.
-      percentile: Share of the calibration values, in percent, inside a calibrated range, in (0,
-        100]. Traced.
+      noise: As of `uniform`.
+      columns_per_adc: As of `uniform`.
+      span: As of `uniform`.
+      percentile: As of `uniform`.
 
     Raises:
       ValueError: An argument out of range.

@@ -29,6 +29,7 @@ from jaxsim.evaluate.language.window import (
     vocabulary_of,
 )
 from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.operands import fix_text
 from jaxsim.numerics.checks import checked_int
 
 
@@ -383,7 +384,7 @@ def _write(
     after: tuple[int, ...],
     confidence: Confidence,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    B = len(prompt)
+    B, net = len(prompt), fix_text(net, key)
 
     def noise(i: Any) -> Any:  # that of `generate`
         return None if key is None else jax.random.split(jax.random.fold_in(key, i))[0]
@@ -436,6 +437,7 @@ def _score(
     confidence: Confidence,
 ) -> tuple[Array, Array, Array, Array, Array]:
     B, n = rows.shape
+    net = fix_text(net, key)
 
     def noise(i: Any) -> Any:
         return None if key is None else jax.random.split(jax.random.fold_in(key, i))[0]

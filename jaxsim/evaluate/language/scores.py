@@ -24,6 +24,7 @@ from jaxsim.evaluate.language.window import (
     vocabulary_of,
 )
 from jaxsim.network.network import Network
+from jaxsim.network.operands import fix_text
 from jaxsim.numerics.checks import checked_int
 
 _EVERY = 8
@@ -146,6 +147,7 @@ def _scores(
     cache: Any,
     output: Reader | None,
 ) -> tuple[Float[Array, "B m"], Int[Array, "B m"]]:
+    net = fix_text(net, key)
     if cache is None:
         logits = logits_of(net, key, output, rows)[:, :-1]
         return of_next(logits, rows[:, 1:])

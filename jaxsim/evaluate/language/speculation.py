@@ -19,6 +19,7 @@ from jaxsim.evaluate.language.window import (
 )
 from jaxsim.network.leaves import is_whole_number
 from jaxsim.network.network import Network
+from jaxsim.network.operands import fix_text
 from jaxsim.numerics.checks import checked_int
 
 
@@ -129,6 +130,7 @@ def _speculate(
     ahead: int,
 ) -> tuple[Int[Array, "B count"], Array, Array, Array]:
     B = len(prompt)
+    net, draft = fix_text(net, key), fix_text(draft, key)
 
     def call(which: Network, i: Any, ids: Array, cache: Any) -> tuple[Array, Any, Array]:
         """The token behind each of `ids`, the cache behind them, and whether logits are finite."""

@@ -18,6 +18,7 @@ from jaxsim.evaluate.language.window import (
     vocabulary_of,
 )
 from jaxsim.network.network import Network
+from jaxsim.network.operands import fix_text
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
 
 
@@ -87,7 +88,7 @@ def _generate(
     *,
     count: int,
 ) -> tuple[Int[Array, "B count"], Array]:
-    B = len(prompt)
+    B, net = len(prompt), fix_text(net, key)
 
     def call(i: Any, ids: Array, cache: Any) -> tuple[Array, Any, Array]:
         """The tokens after `ids`, the cache behind these, and whether their logits are finite."""
