@@ -11,21 +11,10 @@ import numpy as np
 
 import jaxsim as js
 from benchmarks.topics.imagenet.subject import Subject
-from jaxsim.search import Config
 from jaxsim.search.blocks import Search
 from jaxsim.search.config import Choice
 
 INPUTS = js.Grid(8, symmetric=False)
-BLOCKS = (
-    Config(4),
-    Config(4, 1, 1, ("dynamic", "dynamic")),
-    Config(4, 1, None, ("dynamic", "exact")),
-    Config(4, None, 1, ("exact", "dynamic")),
-    Config(4, 1, None, ("static", "exact")),
-    Config(4, None, 1, ("exact", "static")),
-    Config(4, 1, 1, ("static", "static")),
-)
-"""Blocks of four bits of 8-bit codes: all of them, or one of either operand or of both."""
 
 
 class Row(NamedTuple):
@@ -132,12 +121,12 @@ def _blocked() -> Iterator[Row]:
 
         def chosen(subject: Subject, name: str = name) -> Choice:
             if (choice := getattr(found(subject), name)) is None:
-                raise ValueError("no blocks of BLOCKS are accurate enough on the pictures searched")
+                raise ValueError("no blocks are accurate enough on the pictures searched")
             return choice
 
         yield Row(
             "blocked",
-            f"blocks of 4 bits, chosen for {'the network' if name == 'network' else 'each layer'}",
+            f"blocks, chosen for {'the network' if name == 'network' else 'each layer'}",
             lambda subject, chosen=chosen: chosen(subject)(_symmetric(subject)),
             gain=lambda subject, chosen=chosen: chosen(subject).energy_gain,
         )
@@ -159,9 +148,8 @@ def _searched(subject: Subject) -> Search:
         subject.calibrate[:16],
         evaluate,
         drop=0.01,
-        candidates=BLOCKS,
         steps=4,
-        log=subject.cache / f"blocks, {subject.searched} pictures",
+        log=subject.cache / f"all blocks, {subject.searched} pictures",
     )
 
 
