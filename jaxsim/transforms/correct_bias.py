@@ -43,7 +43,8 @@ def correct_bias(
 
     Raises:
       ValueError: `reference` is no network; when applied, a site that nothing transforms, that
-        contracts two inputs, is corrected already, did not run, or is not in the reference.
+        contracts two inputs, is corrected already, did not run, or is not in the reference; chips
+        that differ from one another, as cells with errors make them.
 
     Examples:
       >>> import jax
@@ -94,7 +95,7 @@ def correct_bias(
             name: (Wrapper.of(outputs, target=target), *net.cores[name])
             for name, target in targets.items()
         }
-        found: dict[str, Outputs] = observe_sites(net, {**net.cores, **probes}, data)
+        found: dict[str, Outputs] = _observed(net, probes, data)
         cores = dict(net.cores)
         for site in chosen:
             bias = targets[site.name] - found[site.name].mean
@@ -104,3 +105,15 @@ def correct_bias(
         return dataclasses.replace(net, cores=cores)
 
     return apply
+
+
+def _observed(net: Network, probes: dict[str, tuple[Wrapper, ...]], data: Any) -> dict[str, Any]:
+    try:
+        return observe_sites(net, {**net.cores, **probes}, data)
+    except ValueError as error:
+        if not str(error).startswith("key=None"):
+            raise
+        raise ValueError(
+            "correct_bias: means differ from chip to chip, or from call to call "
+            f"({str(error).removeprefix('key=None: ')}); put it before what draws them"
+        ) from error

@@ -117,6 +117,14 @@ def test_several_batches_are_corrected_by_their_mean():
             ),
             "contracts two inputs",
         ),
+        (
+            lambda net: js.correct_bias(X)(js.analog(cells=js.cells.independent(0.05))(net)),
+            "from chip to chip.*programming error.*put it before",
+        ),
+        (
+            lambda net: js.correct_bias(X)(js.analog(js.adc.sar(8, mismatch=0.1))(net)),
+            "from chip to chip.*converters that differ",
+        ),
     ],
 )
 def test_what_cannot_be_corrected_is_refused_by_name(make, said):
