@@ -121,7 +121,7 @@ class Lowering:
         """
         name, out = entry.site.name, shape_of(eqn.outvars[0])
         if entry.site.kind == "dynamic":
-            raise site_refusal(name, "contracts two inputs, whose ranges are those of each batch")
+            raise site_refusal(name, "contracts two inputs, and only sites of weights are written")
         chain, state = sites.chain_of(name, self.net.cores[name]), self.net.states[name]
         if entry.site.kind == "lookup":
             held = sites.table(self.graph, name, chain, state, entry)
