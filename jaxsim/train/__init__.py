@@ -1,5 +1,6 @@
 """Losses and the loop that train networks."""
 
+from jaxsim.train.errors import scale_errors
 from jaxsim.train.loop import adapter_marks, fit, only
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
 from jaxsim.train.soft import Soft
@@ -15,4 +16,5 @@ __all__ = [
     "fit",
     "only",
     "over_exits",
+    "scale_errors",
 ]
