@@ -88,7 +88,7 @@ def distillation(
 
 
 def distillation_targets(
-    logits: Float[np.ndarray, "N *each C"], labels: Int[np.ndarray, "N *each"]
+    logits: Float[np.ndarray, "N *each C"], labels: Int[np.ndarray, " N *each"]
 ) -> Float[np.ndarray, "N *each C1"]:
     """Puts the class behind a teacher's logits: labels of `distillation`.
 

@@ -127,7 +127,8 @@ def compile_step(
 
     Returns:
       `(net, state, x, labels, key) -> (net, state, loss)`, with soft masks their temperature behind
-      the key, and behind that a share of the cells' errors, and a function of the same arguments to the digest and whether it covers everything.
+      the key, and behind that a share of the cells' errors, and a function of the same arguments to
+      the digest and whether it covers everything.
 
     Raises:
       ValueError: A pipeline with learned ranges or adapters.

@@ -123,9 +123,7 @@ def deployed():
         (lambda: scale_errors(analog()(layers()), -1.0), r"share=-1\.0"),
         (lambda: scale_errors(X, 0.5), "scale_errors takes a Network"),
         (
-            lambda: fit(
-                analog()(layers()), X, LABELS, epochs=1, errors=lambda i: 0.5 - i, **RUN
-            ),
+            lambda: fit(analog()(layers()), X, LABELS, epochs=1, errors=lambda i: 0.5 - i, **RUN),
             r"errors\(1\)=-0\.5",
         ),
         (lambda: fit(layers(), X, LABELS, epochs=1, errors=lambda i: 1, **RUN), "has no cells"),
