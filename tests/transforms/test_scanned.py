@@ -94,6 +94,7 @@ ELSEWHERE = {
     "export": "tests/export/test_onnx.py",
     "update_norms": "tests/transforms/test_update_norms.py",
     "age, recalibrate, count_pulses": "tests/network/test_aging.py",
+    "common_span": "tests/network/test_adc_span.py",
     "explore, Front, Option, report": "tests/search/test_switchboard.py",
     "Accelerator, accelerators, estimate": "tests/accelerators/test_equations.py",
     "search_blocked": "tests/search/test_blocks.py",
