@@ -174,7 +174,8 @@ def written(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
 
     def write() -> list[list[int]]:
         cache = subject.decoder.model.cache(settings.sequences, settings.length + 1)
-        more = {"count": settings.length, "temperature": 1.0, "key": jax.random.key(3)}
+        more: dict[str, Any] = {"count": settings.length, "temperature": 1.0}
+        more["key"] = jax.random.key(3)
         return js.language.generate(subject.net, first, cache, **more).tolist()
 
     ids = np.concatenate([first, kept(subject, "written", write)], 1)
