@@ -25,6 +25,7 @@ from jaxsim.formats.grid import Grid
 from jaxsim.formats.microscaling import mx, nvfp4
 from jaxsim.integer.convert import integer_only
 from jaxsim.integer.network import IntegerNetwork
+from jaxsim.network.adc_span import common_span
 from jaxsim.network.aging import age, count_pulses, recalibrate
 from jaxsim.network.deployment import deploy, widen_ranges
 from jaxsim.network.network import Network
@@ -81,6 +82,7 @@ __all__ = [
     "age",
     "recalibrate",
     "fix_writes",
+    "common_span",
     "count_pulses",
     "compare",
     "classify",

@@ -1,6 +1,7 @@
 """Losses and the loop that train networks."""
 
 from jaxsim.train import pulsed
+from jaxsim.train.errors import scale_errors
 from jaxsim.train.loop import adapter_marks, fit, only
 from jaxsim.train.losses import cross_entropy, distillation, distillation_targets, over_exits
 from jaxsim.train.soft import Soft
@@ -17,4 +18,5 @@ __all__ = [
     "only",
     "over_exits",
     "pulsed",
+    "scale_errors",
 ]

@@ -22,9 +22,10 @@ from jaxsim.inputs.samples import check_batch, check_finite, check_labels
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
-from jaxsim.numerics.checks import checked_int
+from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.staged.lengths import ShortRows, short_rows
+from jaxsim.train.errors import scale_errors
 from jaxsim.train.losses import OverExits, cross_entropy, over_exits
 from jaxsim.train.soft import Soft, check_soft
 from jaxsim.train.step import (
@@ -124,6 +125,7 @@ def fit(
     rngs: Sequence[str] = (),
     loss: Callable[[Array, Array], Array] = cross_entropy,
     soft: Soft | None = None,
+    errors: Callable[[int], Any] | None = None,
     pad_to: int | None = None,
     checkpoints: str | Path | None = None,
     label: str = "training",
@@ -161,6 +163,9 @@ def fit(
       soft: Settings of soft masks, to learn the levels at which tokens leave beside the weights:
         tokens are scaled instead (`Staged.soften`), and what is left of them is part of the loss.
         None leaves the levels as they are.
+      errors: Share of the cells' errors at a step, from 0: any optax schedule, for instance
+        `optax.linear_schedule(0.0, 1.0, 100)` for noise that grows. One program for all steps; the
+        network that is returned has all of its errors. None for all of them at every step.
       pad_to: Rows of about equal numbers of tokens make a batch and are computed with so many,
         rounded up to a multiple of this: a program each. It is for networks whose tokens leave by
         a rule that says which are there (`prune_tokens(present=…)`), at level 0 too. None computes
@@ -178,7 +183,8 @@ def fit(
     Raises:
       ValueError: A deployed network without adapters, lengths that differ, images that are not
         finite, labels that are no classes of the cross-entropy, epochs, batch_size, soft or pad_to
-        out of range or for a network whose tokens all stay, or checkpoints of another run.
+        out of range or for a network whose tokens all stay, errors below 0 or of a network without
+        cells, deployed or in a pipeline, or checkpoints of another run.
 
     Examples:
       >>> import jax
@@ -214,20 +220,25 @@ def fit(
     start = under_masks_of(state, net)
     per_epoch = data.rows // batch_size
     steps = epochs * per_epoch
+    shares = None if errors is None else _shares(net, errors, steps)
+
+    def more_at(at: int) -> tuple[Any, ...]:
+        """What a step is given behind its key."""
+        hot = () if soft is None else (soft.at(at, steps),)
+        return hot if shares is None else (*(hot or (None,)), shares[at])
 
     def batches(done: int) -> Iterator[tuple[Any, ...]]:
         numbers = range(done // per_epoch, epochs)
         found = data.epochs(numbers, key, batch_size, lengths)
         for at, batch in enumerate(found, numbers.start * per_epoch):
-            yield batch if soft is None else (*batch, soft.at(at, steps))
+            yield *batch, *more_at(at)
 
     run: Mapping[str, Any] = {}
     if checkpoints is not None:
-        hot = () if soft is None else (soft.at(0, steps),)
-        rest = digest(start, state, *data.take(slice(0, batch_size)), key, *hot)
+        rest = digest(start, state, *data.take(slice(0, batch_size)), key, *more_at(0))
         run = _identity(net, data, batch_size, key, rest)
         # only where they are said: runs from before they could be go on
-        more = {"soft": soft, "pad_to": pad_to}
+        more = {"soft": soft, "pad_to": pad_to, "errors": shares and run_digest(shares)}
         run |= {name: str(value) for name, value in more.items() if value is not None}
 
     def step(at: tuple[Network, Any], batch: tuple[Any, ...]) -> Any:
@@ -253,6 +264,21 @@ def fit(
         quiet=quiet,
     )
     return dataclasses.replace(end, masks={**end.masks, **(masks_of(state) or {})})
+
+
+def _shares(net: Network, errors: Callable[[int], Any], steps: int) -> list[np.float32]:
+    """The share of the cells' errors at each step.
+
+    Raises:
+      ValueError: One below 0, or a network in whose steps no error can be scaled.
+    """
+    if is_pipeline(net):
+        raise ValueError("errors: a pipeline takes whole errors alone; train, then pipeline_shard")
+    scale_errors(net, 0.0)
+    shares = [np.float32(errors(i)) for i in range(steps)]
+    for i, share in enumerate(shares):
+        check_range(f"errors({i})", share, 0)
+    return shares
 
 
 class _Data(NamedTuple):

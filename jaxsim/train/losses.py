@@ -42,7 +42,7 @@ def cross_entropy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Floa
 def distillation(
     *, temperature: float = 4.0, weight: float = 0.9
 ) -> Callable[[Array, Array], Array]:
-    """Makes a loss for `fit` whose labels are a teacher's logits beside the class, [N, C + 1].
+    """Makes a loss for `fit` whose labels are a teacher's logits beside the class, [N, *, C + 1].
 
     weight · T² · KL(teacher ‖ student), both at temperature T, and the rest cross-entropy with the
     classes; T² keeps the size of the gradients when T changes. `distillation_targets`
@@ -72,7 +72,7 @@ def distillation(
     check_range("weight", weight, 0, 1)
 
     def loss(logits: Array, labels: Array) -> Array:
-        teacher, classes = labels[:, :-1], labels[:, -1].astype(int)
+        teacher, classes = labels[..., :-1], labels[..., -1].astype(int)
         if teacher.shape != logits.shape:
             raise ValueError(
                 f"labels: {labels.shape} for logits of {logits.shape}; give "
@@ -81,22 +81,25 @@ def distillation(
         soft = optax.kl_divergence(
             jax.nn.log_softmax(logits / temperature), jax.nn.softmax(teacher / temperature)
         )
-        return weight * temperature**2 * soft.mean() + (1 - weight) * cross_entropy(logits, classes)
+        rows = logits.reshape(-1, logits.shape[-1]), classes.reshape(-1)
+        return weight * temperature**2 * soft.mean() + (1 - weight) * cross_entropy(*rows)
 
     return loss
 
 
 def distillation_targets(
-    logits: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"]
-) -> Float[np.ndarray, "N C1"]:
+    logits: Float[np.ndarray, "N *each C"], labels: Int[np.ndarray, " N *each"]
+) -> Float[np.ndarray, "N *each C1"]:
     """Puts the class behind a teacher's logits: labels of `distillation`.
 
+    Of a language model each place of a row has logits, and the token that follows is its class.
+
     Args:
-      logits: Logits of the teacher, [N, C].
-      labels: Classes, [N].
+      logits: Logits of the teacher, [N, *, C].
+      labels: Classes, [N, *].
 
     Returns:
-      Labels [N, C + 1].
+      Labels [N, *, C + 1].
 
     Raises:
       ValueError: Other shapes, logits that are not finite, or labels that are no classes.
@@ -107,11 +110,12 @@ def distillation_targets(
       >>> distillation_targets(np.array([[2.0, 0.0]]), np.array([1])).tolist()
       [[2.0, 0.0, 1.0]]
     """
-    if np.ndim(logits) != 2 or np.shape(labels) != (len(logits),):
+    if np.ndim(logits) < 2 or np.shape(labels) != np.shape(logits)[:-1]:
         raise ValueError(f"labels{list(np.shape(labels))} for logits{list(np.shape(logits))}")
     check_finite("logits", logits)
-    check_labels("labels", labels, np.shape(logits)[1])
-    return np.concatenate([np.asarray(logits, np.float32), np.asarray(labels)[:, None]], 1)
+    check_labels("labels", labels, np.shape(logits)[-1])
+    classes = np.asarray(labels)[..., None]
+    return np.concatenate([np.asarray(logits, np.float32), classes], -1, dtype=np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.staged.gradient import pipeline_value_and_grad
 from jaxsim.staged.network import Staged
 from jaxsim.staged.soften import require_soft
+from jaxsim.train.errors import scale_errors
 from jaxsim.train.soft import Soft
 from jaxsim.transforms.learn_ranges import ranges, with_ranges
 from jaxsim.transforms.lora import adapters, with_adapters
@@ -66,11 +67,20 @@ class Descent:
         return with_values(net, values, levels=self.soft is not None)
 
     def loss_of(
-        self, values: Any, net: Network, x: Partitioned, y: Array, key: Any, temperature: Any = None
+        self,
+        values: Any,
+        net: Network,
+        x: Partitioned,
+        y: Array,
+        key: Any,
+        temperature: Any = None,
+        share: Any = None,
     ) -> Any:
-        """The loss of a batch, and updates of the buffers."""
+        """The loss of a batch, and updates of the buffers; cells err by a share, None for all."""
         args, kwargs = x.combine()
         changed = self.with_values(net, values)
+        if share is not None:
+            changed = scale_errors(changed, share)
         options = {"key": key, **self.call, **kwargs, **self.streams(key)}
         if self.soft is not None and isinstance(changed, Staged):
             found = changed.soften(*args, temperature=temperature, **options)
@@ -97,10 +107,11 @@ class Descent:
         y: Array,
         key: Any,
         temperature: Any = None,
+        share: Any = None,
     ) -> Any:
         """The network, the optimizer's state and the loss after a step on a batch."""
         (value, updates), grads = jax.value_and_grad(self.loss_of, has_aux=True)(
-            self.values(net), net, x, y, key, temperature
+            self.values(net), net, x, y, key, temperature, share
         )
         return *self.update(net, state, grads, updates), value
 
@@ -116,7 +127,8 @@ def compile_step(
 
     Returns:
       `(net, state, x, labels, key) -> (net, state, loss)`, with soft masks their temperature behind
-      the key, and a function of the same arguments to the digest and whether it covers everything.
+      the key, and behind that a share of the cells' errors, and a function of the same arguments to
+      the digest and whether it covers everything.
 
     Raises:
       ValueError: A pipeline with learned ranges or adapters.

@@ -474,3 +474,39 @@ def test_no_current_of_sonos_and_no_spread_of_a_fit_is_negative(monkeypatch):
         jnp.ones(1), KEY, top=jnp.float32(2), fit=jnp.float32([-3, 1]), floor=-np.inf
     )
     np.testing.assert_array_equal(fitted, 1)  # -3 · 2 + 1 would take some off
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])
+def test_scaled_cells_err_by_a_share_of_the_same_draws(share):
+    g, key = jnp.linspace(0, 1, 50), jax.random.key(2)
+    device = js.cells.independent(0.1, noise=0.04)
+    found = js.cells.scaled(device, share)
+    error = np.asarray(device.program(g, key), np.float64) - g
+    np.testing.assert_allclose(found.program(g, key), g + share * error, atol=1e-6)
+    np.testing.assert_allclose(found.noise(g), share * 0.04, rtol=1e-6)
+    assert np.abs(error).max() > 0.1
+
+
+def test_scaled_cells_age_and_keep_their_window_and_pulses():
+    aged = js.cells.pcm_nandakumar()
+    found = js.cells.scaled(aged, 0.5)
+    assert found.aging is aged.aging
+    assert found.on_off is aged.on_off
+    device = js.cells.verified(js.cells.independent(0.1), tolerance=0.02, pulses=3)
+    assert js.cells.scaled(device, 0.5).pulses is device.pulses
+    assert str(found).startswith("scaled")
+    shown = str(js.cells.scaled(js.cells.stuck(aged, low=0.1), 0.5))
+    assert shown.startswith("scaled stuck")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: js.cells.scaled(js.cells.independent(0.1), -0.1), r"share=-0\.1"),
+        (lambda: js.cells.scaled(js.cells.independent(0.1), float("nan")), "share=nan"),
+        (lambda: js.cells.scaled(0.1, 1.0), r"scaled: device=0\.1: must be a device"),
+    ],
+)
+def test_what_cannot_be_scaled_is_named(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

@@ -95,6 +95,7 @@ ELSEWHERE = {
     "update_norms": "tests/transforms/test_update_norms.py",
     "age, recalibrate, count_pulses": "tests/network/test_aging.py",
     "fix_writes": "tests/transforms/test_operands.py",
+    "common_span": "tests/network/test_adc_span.py",
     "explore, Front, Option, report": "tests/search/test_switchboard.py",
     "Accelerator, accelerators, estimate": "tests/accelerators/test_equations.py",
     "search_blocked": "tests/search/test_blocks.py",

@@ -114,6 +114,7 @@ class ADC(NamedTuple):
         bits = "traced" if is_traced(self.bits) else f"{np.asarray(self.bits):.4g}"
         span = "" if self.span is None else f", {_name_of(self.span)}"
         errors = _bound(self.convert) | _bound(self.parts) | {"noise": self.noise}
+        errors |= _bound(self.span)
         shown = [f", {k} {_shown(v)}" for k, v in errors.items() if v is not None]
         return f"{name}, {bits} bits{span}{''.join(shown)}"
 
@@ -141,7 +142,7 @@ def _bound(function: Callable[..., Any] | None) -> dict[str, Any]:
 def uniform(
     bits: float | Array,
     *,
-    span: RangeRule = "calibrated",
+    span: RangeRule | float | Array = "calibrated",
     percentile: float | Array = 99.98,
     gain_error: float | Array | None = None,
     offset: float | Array | None = None,
@@ -158,7 +159,9 @@ def uniform(
       span: "calibrated" covers what was seen at calibration, the ranges of slices widened until
         they differ by powers of two, so that shifts add them; "max" covers all that the array
         could yield; "granular" makes a step one unit of input and weight codes and clips what
-        lies beyond.
+        lies beyond. A number is the range itself, in currents of one full cell whose row is driven
+        fully, above 0: one for all arrays, in training and on a chip (`js.common_span` measures
+        it). Traced.
       percentile: Share of the calibration values, in percent, that a calibrated range covers, in
         (0, 100]. Traced.
       gain_error: Standard deviation of the relative gain of a converter, at least 0; None for
@@ -188,15 +191,18 @@ def uniform(
     return adc._replace(parts=each, **numbers(noise=noise))
 
 
-def equal_steps_adc(bits: float | Array, percentile: float | Array, span: RangeRule) -> ADC:
+def equal_steps_adc(
+    bits: float | Array, percentile: float | Array, span: RangeRule | float | Array
+) -> ADC:
     """A converter of equal steps by its numbers, which are not looked at."""
-    return ADC(Partial(_equal_steps, bits), Partial(_percentile, percentile), _SPANS[span], bits)
+    seen = Partial(_percentile, percentile)
+    return ADC(Partial(_equal_steps, bits), seen, _span_of(span), bits)
 
 
 def circuit(
     convert: Callable[..., Array],
     bits: int,
-    span: RangeRule,
+    span: RangeRule | float | Array,
     percentile: float | Array,
     parts: Callable[..., Any] | None,
     noise: float | Array | None,
@@ -205,15 +211,25 @@ def circuit(
 ) -> ADC:
     """A converter that a circuit makes, over a range as `uniform` has it."""
     seen = Partial(_percentile, _checked(span, percentile))
-    own = Kind(kind, split)
-    return ADC(convert, seen, _SPANS[span], bits, parts, numbers(noise=noise).get("noise"), own)
+    own, drawn = Kind(kind, split), numbers(noise=noise).get("noise")
+    return ADC(convert, seen, _span_of(span), bits, parts, drawn, own)
 
 
-def _checked(span: RangeRule, percentile: float | Array) -> Float[Array, ""]:
+def _checked(span: RangeRule | float | Array, percentile: float | Array) -> Float[Array, ""]:
     check_range("percentile", percentile, 0, 100, above=True)
-    if span not in _SPANS:
-        raise ValueError(f"span={span!r}: must be 'calibrated', 'max' or 'granular'")
+    if not isinstance(span, str):
+        if np.ndim(span) > 0:
+            raise ValueError(f"span: an array {list(np.shape(span))}; must be one number")
+        check_range("span", span, 0, above=True)
+    elif span not in _SPANS:
+        raise ValueError(f"span={span!r}: must be 'calibrated', 'max' or 'granular', or a number")
     return jnp.asarray(percentile, jnp.float32)
+
+
+def _span_of(span: RangeRule | float | Array) -> Callable[..., tuple[Any, Any]] | None:
+    if isinstance(span, str):
+        return _SPANS[span]
+    return Partial(_full_cells, cells=jnp.asarray(span, jnp.float32))
 
 
 def numbers(**given: float | Array | None) -> dict[str, Array]:
@@ -317,6 +333,13 @@ def _percentile(percentile: float | Array, y: Array, axes: Sequence[int], signed
 def _largest(column: Column, bits: float | Array, signed: bool) -> tuple[Any, Any]:
     lo, hi = (column.depth * end * column.w_hi for end in (column.x_lo, column.x_hi))
     return (-np.maximum(-lo, hi), np.maximum(-lo, hi)) if signed else (lo, hi)
+
+
+def _full_cells(
+    column: Column, bits: float | Array, signed: bool, *, cells: Array
+) -> tuple[Any, Any]:
+    lo, hi = (cells * end * column.w_hi for end in (column.x_lo, column.x_hi))
+    return (-jnp.maximum(-lo, hi), jnp.maximum(-lo, hi)) if signed else (lo, hi)
 
 
 def _unit_step(column: Column, bits: float | Array, signed: bool) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ def ramp(
     offset: float | Array | None = None,
     amplifier: float | Array | None = None,
     noise: float | Array | None = None,
-    span: RangeRule = "calibrated",
+    span: RangeRule | float | Array = "calibrated",
     percentile: float | Array = 99.98,
 ) -> ADC:
     """A ramp that all columns of an array share, and a comparator for each column.

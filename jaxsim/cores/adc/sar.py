@@ -32,7 +32,7 @@ def sar(
     split: int | None = None,
     parasitic: float | Array | None = None,
     columns_per_adc: int = 1,
-    span: RangeRule = "calibrated",
+    span: RangeRule | float | Array = "calibrated",
     percentile: float | Array = 99.98,
 ) -> ADC:
     """Successive approximation: a comparator and a DAC of binary-weighted capacitors.

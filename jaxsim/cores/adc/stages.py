@@ -30,7 +30,7 @@ def pipeline(
     amplifier: float | Array | None = None,
     noise: float | Array | None = None,
     columns_per_adc: int = 1,
-    span: RangeRule = "calibrated",
+    span: RangeRule | float | Array = "calibrated",
     percentile: float | Array = 99.98,
 ) -> ADC:
     """Stages of one and a half bits in a row, each with capacitors and comparators of its own.
@@ -83,7 +83,7 @@ def cyclic(
     amplifier: float | Array | None = None,
     noise: float | Array | None = None,
     columns_per_adc: int = 1,
-    span: RangeRule = "calibrated",
+    span: RangeRule | float | Array = "calibrated",
     percentile: float | Array = 99.98,
 ) -> ADC:
     """One stage of one and a half bits that is used again and again: `pipeline` with one stage.
@@ -127,7 +127,7 @@ def _staged(
     amplifier: float | Array | None,
     noise: float | Array | None,
     columns_per_adc: int,
-    span: RangeRule,
+    span: RangeRule | float | Array,
     percentile: float | Array,
 ) -> ADC:
     """A converter of so many stages, None for one that is used again."""

@@ -15,6 +15,7 @@ from jaxsim.cores.cells.device import (
 )
 from jaxsim.cores.cells.measured import pcm_joshi, rram_milo, rram_wan, sonos
 from jaxsim.cores.cells.programming import at_temperature, stuck, verified
+from jaxsim.cores.cells.scaled import scaled
 
 __all__ = [
     "Aging",
@@ -32,6 +33,7 @@ __all__ = [
     "rram_cmo",
     "rram_milo",
     "rram_wan",
+    "scaled",
     "sonos",
     "stuck",
     "verified",
