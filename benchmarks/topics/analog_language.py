@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +15,12 @@ import optax
 import tyro
 
 import jaxsim as js
+from benchmarks.common.kept import kept
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
+from benchmarks.common.spread import mean_and_error, standard_error
 from benchmarks.topics.language.decoder import Decoder, random_decoder, smollm2
 from jaxsim.checkpoint.log import run_digest
-from jaxsim.files import atomic
 from jaxsim.train import clip_weights, distillation, distillation_targets, fit, only
 from jaxsim.transforms.learn_ranges import ranges
 
@@ -153,7 +152,7 @@ def one_range(subject: Subject, net: js.Network) -> js.Network:
         key = jax.random.key(0)
         return js.common_span(js.deploy(ideal, key=key, calibrate=subject.seen, keep_floats=False))
 
-    span = kept(subject, "span", measure)
+    span = kept(subject.folder, "span", measure)
     return js.analog(js.adc.uniform(8, span=span), subject.cells, sites=LAYERS)(coded)
 
 
@@ -178,7 +177,7 @@ def written(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
         more["key"] = jax.random.key(3)
         return js.language.generate(subject.net, first, cache, **more).tolist()
 
-    ids = np.concatenate([first, kept(subject, "written", write)], 1)
+    ids = np.concatenate([first, kept(subject.folder, "written", write)], 1)
     say = jax.jit(lambda net, ids: net(ids))
     parts = [say(subject.net, ids[i : i + BATCH, :-1]) for i in range(0, len(ids), BATCH)]
     subject.texts.extend([ids[:, :-1], distillation_targets(np.concatenate(parts), ids[:, 1:])])
@@ -243,14 +242,6 @@ def tuned(chip: js.Network, subject: Subject, number: int) -> js.Network:
     )
 
 
-def kept(subject: Subject, name: str, measure: Callable[[], Any]) -> Any:
-    """What an earlier run has measured, or is measured now."""
-    path = subject.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-    if not path.exists():
-        atomic.write_json(path, measure())
-    return json.loads(path.read_text())
-
-
 def losses(row: Row, subject: Subject) -> tuple[np.ndarray, float]:
     """Losses of all tokens for each programming, [programmings, tokens], and seconds."""
     prepared: list[js.Network] = []
@@ -266,7 +257,7 @@ def losses(row: Row, subject: Subject) -> tuple[np.ndarray, float]:
         return found.losses.ravel().tolist(), time.perf_counter() - began
 
     numbers = range(subject.settings.programmings)
-    found = [kept(subject, f"{row.name} {i}", lambda i=i: measure(i)) for i in numbers]
+    found = [kept(subject.folder, f"{row.name} {i}", lambda i=i: measure(i)) for i in numbers]
     return np.array([each for each, _ in found]), sum(seconds for _, seconds in found)
 
 
@@ -280,10 +271,10 @@ def line(name: str, found: np.ndarray, exact: np.ndarray, before: np.ndarray | N
 
 def _with_error(values: np.ndarray, of: Callable[[Any], Any]) -> str:
     """The mean over programmings with its standard error, both of a function of the values."""
-    mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
     if of is np.exp:
-        return f"{np.exp(mean):.3f} ± {np.exp(mean) * error:.3f}"
-    return f"{mean:+.3f} ± {error:.3f}"
+        mean = np.exp(values.mean())
+        return f"{mean:.3f} ± {mean * standard_error(values):.3f}"
+    return mean_and_error(values, 3, signed=True)
 
 
 def _subject(settings: AnalogLanguageSettings) -> Subject:

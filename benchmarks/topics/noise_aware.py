@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
 
 import numpy as np
+import optax
 
 import jaxsim as js
 from benchmarks.common.chips import accuracy, programmed, retrained
+from benchmarks.common.kept import kept
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Trained
 from benchmarks.common.spread import mean_and_error
 from jaxsim.cli.demo import Demo
-from jaxsim.data import fashion_mnist
+from jaxsim.data import Images, fashion_mnist
 from jaxsim.train import clip_weights
 from jaxsim.train.reference import trained
 
@@ -39,43 +43,76 @@ class NoiseAwareSettings(Trained):
     """Epochs of training through the cells, each step with cells of its own."""
 
 
+class Chips(NamedTuple):
+    """What is programmed, of one seed; trained when it is first asked for.
+
+    Attributes:
+      exact: The network in floats.
+      noisy: What has cells with errors.
+      coded: What has codes alone, and gets cells.
+    """
+
+    exact: js.Network
+    noisy: dict[str, Callable[[], js.Network]]
+    coded: dict[str, Callable[[], js.Network]]
+
+
+def chips(train: Images, seed: int, settings: NoiseAwareSettings) -> Chips:
+    """The networks of one seed."""
+    cells = js.analog(cells=js.cells.independent(settings.sigma))
+    net, _ = trained(train, epochs=Demo.epochs, seed=seed, cache=settings.cache)
+    plain = js.compose(js.quantize(), cells)(net)
+    sliced = js.compose(js.quantize(), js.slice_bits(2), cells)(net)
+    train_on = partial(retrained, train=train, epochs=settings.epochs, seed=seed)
+    ramp = optax.linear_schedule(0.0, 1.0, settings.epochs * (SEEN // 128) // 3)
+    clipped = cache(lambda: train_on(plain, last=clip_weights(plain)))
+    noisy = {
+        "after training": lambda: plain,
+        "aware": cache(lambda: train_on(plain)),
+        "aware, errors ramped": cache(lambda: train_on(plain, errors=ramp)),
+        "aware, weights clipped": clipped,
+        "after training, sliced": lambda: sliced,
+        "aware, weights clipped, sliced": lambda: sliced.with_params(clipped().params).with_state(
+            clipped().buffers
+        ),
+    }
+    coded = {
+        "8 / 8, after training": lambda: js.quantize(8, 8)(net),
+        "4 / 4, aware": cache(lambda: train_on(js.quantize(4, 4)(net))),
+    }
+    return Chips(net, noisy, coded)
+
+
 def main(args: list[str]) -> None:
-    """Measures accuracy over seeds."""
+    """Measures accuracy over seeds; what an earlier run has measured is kept."""
     settings = NoiseAwareSettings.read(args)
     train, test = fashion_mnist("train"), fashion_mnist("test")
     train = train._replace(images=train.images[:SEEN], labels=train.labels[:SEEN])
-    cells = js.cells.independent(settings.sigma)
-    array = js.compose(js.quantize(), js.analog(cells=cells))
-    sliced = js.compose(js.quantize(), js.slice_bits(2), js.analog(cells=cells))
-    found: dict[str, list[float]] = {"float32": []}
+    found: dict[str, list[float]] = {}
     swept: dict[str, list[float]] = {}
+    keep = partial(kept, settings.cache / "noise_aware")
+    score, trials = partial(programmed, train=train, test=test), settings.programmings
     for seed in range(settings.seeds):
-        net, _ = trained(train, epochs=Demo.epochs, seed=seed, cache=settings.cache)
-        plain = array(net)
-        train_on = partial(retrained, train=train, epochs=settings.epochs, seed=seed)
-        found["float32"].append(accuracy(net, test))
-        chips = {
-            "after training": plain,
-            "aware": train_on(plain),
-            "aware, weights clipped": train_on(plain, last=clip_weights(plain)),
-            "after training, sliced": sliced(net),
-        }
-        clipped = chips["aware, weights clipped"]
-        chips["aware, weights clipped, sliced"] = (
-            sliced(net).with_params(clipped.params).with_state(clipped.buffers)
-        )
-        for name, chip in chips.items():
+        made = chips(train, seed, settings)
+        asked = (seed, settings.epochs, settings.sigma, trials)
+        exact = keep((seed, "float32"), lambda made=made: accuracy(made.exact, test))
+        found.setdefault("float32", []).append(exact)
+        for name, chip in made.noisy.items():
             for norms in (0, settings.norms):
-                score = programmed(chip, train, test, settings.programmings, norms=norms)
                 named = f"{name}, norms measured anew" if norms else name
-                found.setdefault(named, []).append(score)
-        codes = {"8 / 8, after training": js.quantize(8, 8)(net)}
-        codes["4 / 4, aware"] = train_on(js.quantize(4, 4)(net))
-        for name, chip in codes.items():
+                of = keep(
+                    (*asked, named, norms),
+                    lambda c=chip, n=norms: score(c(), trials=trials, norms=n),
+                )
+                found.setdefault(named, []).append(of)
+        for name, chip in made.coded.items():
             for sigma in (0.0, *settings.sigmas):
-                analog = js.analog(cells=js.cells.independent(sigma))(chip)
-                score = programmed(analog, train, test, settings.programmings if sigma else 1)
-                swept.setdefault(name, []).append(score)
+                cells = js.analog(cells=js.cells.independent(sigma))
+                n = trials if sigma else 1
+                of = keep(
+                    (*asked, name, sigma), lambda c=chip, a=cells, n=n: score(a(c()), trials=n)
+                )
+                swept.setdefault(name, []).append(of)
     scores = {name: 100 * np.asarray(values) for name, values in found.items()}
     float_ = scores["float32"]
     rows = [[name, mean_and_error(s), mean_and_error(s - float_)] for name, s in scores.items()]
@@ -96,7 +133,8 @@ def main(args: list[str]) -> None:
         "largest conductance, whatever they hold; 8-bit codes, one scale a channel, as pairs, not "
         f"sliced, no ADC. Aware: {settings.epochs} epochs of training through it, in the second "
         "table through codes of 4 bits without cells. Clipped: `jaxsim.train.clip_weights`, "
-        "whose default is 2.5 standard deviations. Sliced: four pairs of 2 bits. Ranges come from "
+        "whose default is 2.5 standard deviations. Ramped: errors grow from none to all of them in "
+        "the first third of the steps. Sliced: four pairs of 2 bits. Ranges come from "
         f"256 training images, statistics of norms, where measured anew on each programmed chip, "
         f"from {settings.norms} without labels; nothing was chosen on the test set.",
         settings=settings.recorded(),
