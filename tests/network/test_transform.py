@@ -302,7 +302,7 @@ def test_nothing_can_follow_deploy(transform):
     ],
 )
 def test_contractions_of_two_activations_store_nothing(transform, said):
-    """Where a call writes, its scale may not come from a batch (tests/transforms/test_operands.py)."""
+    """Where a call writes, scales may not come from a batch: tests/transforms/test_operands.py."""
     net = Q(sites="dynamic*")(attention())
     with pytest.raises(ValueError, match=f"dynamic/0.*: {said}"):
         transform(net)
