@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
+import tyro
 from rich.progress import Progress
 
 import jaxsim as js
 from benchmarks.common.cifar import Pictures, pictures, resnet
+from benchmarks.common.kept import kept
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import Settings
 from benchmarks.common.spread import mean_and_error
@@ -20,6 +24,8 @@ from jaxsim.console.table import si
 
 SHORT = ("--depths 14 --images 20 --calibration 10 --programmings 2",)
 
+BATCH = 10
+"""Images at a time: digits, slices and tiles of design E make hundreds of each."""
 DESIGNS = ("A", "B", "C", "D", "E")
 REPORTED = {
     "A": ("74.0", 8.4),
@@ -43,6 +49,9 @@ class DesignsSettings(Settings):
     """Others, which set the ranges."""
     programmings: int = 5
     """Times each chip is programmed."""
+    cache: Annotated[Path, tyro.conf.arg(help="what an interrupted run has measured")] = Path(
+        "~/.cache/jaxsim/designs"
+    )
 
 
 CELLS = {
@@ -77,16 +86,26 @@ def added(where: Literal["digital", "analog"], cells: js.cells.Device | None) ->
 
 
 def accuracies(made: js.Network, data: Pictures, settings: DesignsSettings) -> np.ndarray:
-    """Percent right of each programming; ranges come from images behind those classified."""
+    """Percent right of each programming, unless an earlier run has measured it."""
+    asked = (repr(made.cores), settings.images, settings.calibration)
+    numbers = range(settings.programmings)
+    return np.asarray(
+        [
+            kept(settings.cache, (*asked, number), partial(accuracy, made, data, settings, number))
+            for number in numbers
+        ]
+    )
+
+
+def accuracy(made: js.Network, data: Pictures, settings: DesignsSettings, number: int) -> float:
+    """Percent right of one programming; ranges come from images behind those classified."""
     x, labels = data.images[: settings.images], data.labels[: settings.images]
     seen = data.images[settings.images : settings.images + settings.calibration]
-    scores: list[float] = []
-    for number in range(settings.programmings):
-        key = jax.random.key(number)
-        written = js.deploy(made, key=key, calibrate=seen)
-        found = js.classify(written, x, key=jax.random.fold_in(key, 1), batch_size=100)
-        scores.append(100 * float(np.mean(found == labels)))
-    return np.asarray(scores)
+    batches = [seen[i : i + BATCH] for i in range(0, len(seen), BATCH)]
+    key = jax.random.key(number)
+    written = js.deploy(made, key=key, calibrate=batches)
+    found = js.classify(written, x, key=jax.random.fold_in(key, 1), batch_size=BATCH)
+    return 100 * float(np.mean(found == labels))
 
 
 def energy(net: js.Network, made: js.Network, name: str) -> dict[str, float]:
