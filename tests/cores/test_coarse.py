@@ -29,6 +29,20 @@ def test_blocks_of_one_cell_on_wires_of_one_kind_leave_nothing(monkeypatch, r_ro
         np.testing.assert_allclose(e + wires.drops(g * e), r, atol=1e-12)
 
 
+def test_a_block_alone_loses_what_its_cells_share_on_average():
+    g, r, to = (
+        np.array([0.2, 0.5, 0.1, 0.9]),
+        np.array([1.0, -2.0, 3.0, 0.5]),
+        0.3 * np.arange(1, 5),
+    )
+    shared = np.minimum.outer(to, to).mean()
+    with jax.enable_x64(True):
+        cells, right = (into_blocks(jnp.asarray(a)[None, None, None]) for a in (g, r))
+        e = coarse(cells, Wires.of(jnp.full(4, 0.3), jnp.zeros(1)))(right)
+        expected = r - shared * (g @ r) / (1 + shared * g.sum())
+        np.testing.assert_allclose(np.ravel(e), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_it_is_symmetric_and_positive_in_the_product_weighted_by_conductance(monkeypatch, own):
     """As conjugate gradients want; with conductances of each array, and of each vector."""
