@@ -74,7 +74,7 @@ def _tangents(
     tolerance: float | Array,
     iterations: int,
 ) -> _Tangents:
-    drops = wires.drops
+    drops = wires.drops()
     solve = partial(linear, wires=wires, tolerance=tolerance, iterations=iterations)
 
     def left(e: Array) -> Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except SafetensorError as error:
         said = str(error).removeprefix("Error while deserializing: ")
         raise ValueError(f"{str(path)!r}: {said}") from error
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    named = Counter(name for name, _ in json.loads(header, object_pairs_hook=list))
+    if twice := sorted(name for name, times in named.items() if times > 1):
+        raise ValueError(f"{str(path)!r}: its header has {', '.join(twice)} twice")
     for name, of in held.items():
         if of["dtype"] not in _TYPES:
             raise ValueError(

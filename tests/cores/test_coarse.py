@@ -26,7 +26,7 @@ def test_blocks_of_one_cell_on_wires_of_one_kind_leave_nothing(monkeypatch, r_ro
     with jax.enable_x64(True):
         g, r, wires = equations(5, 7, r_row, r_column)
         e = coarse(g, wires)(r)
-        np.testing.assert_allclose(e + wires.drops(g * e), r, atol=1e-12)
+        np.testing.assert_allclose(e + wires.drops()(g * e), r, atol=1e-12)
 
 
 def test_a_block_alone_loses_what_its_cells_share_on_average():
@@ -67,6 +67,19 @@ def test_it_sees_cells_of_each_vector_where_they_differ():
         for i in (0, 1):
             alone = coarse(twice[..., i : i + 1, :], wires)(r[..., i : i + 1, :])
             np.testing.assert_allclose(both[..., i : i + 1, :], alone, rtol=1e-12)
+
+
+def test_large_arrays_have_longer_blocks_instead_of_more(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 2)
+    monkeypatch.setattr(blocks, "MOST", 3)
+    with jax.enable_x64(True):
+        g, r, wires = equations(13, 11, 0.02, 0.05)
+        assert g.shape == (3, 3, 5, 3, 1, 4)
+        rows, columns = 0.02 * np.arange(1, 12), 0.05 * np.arange(13, 0, -1)
+        current = np.asarray(blocks.out_of_blocks(r))[..., :13, :11]
+        lost = current @ np.minimum.outer(rows, rows) + np.minimum.outer(columns, columns) @ current
+        found = blocks.out_of_blocks(wires.drops()(r))[..., :13, :11]
+        np.testing.assert_allclose(found, lost, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("r", "most"), [(1e-4, 3), (1e-3, 5)])

@@ -54,6 +54,9 @@ def test_arrays_are_read_by_name(read):
     found["a"][0] = 5
 
 
+TWICE = json.dumps({"a": entry(), "A": entry("F64", (1,))}).replace("A", "a").encode()
+"""Of one place in two ways."""
+
 WRONG = [
     b"",
     b"\xff" * 16,
@@ -92,9 +95,10 @@ def test_what_the_format_does_not_allow_is_refused_with_the_file_s_name(read, co
     [
         (file({"a": entry("F8_E4M3", (4,), stop=4)}, b"\0" * 4), "a is of type 'F8_E4M3'"),
         (file({"a": entry(shape=(1,) * 65, stop=4)}, b"\0" * 4), "a has 65 axes"),
+        (file(TWICE, b"\0" * 8), "its header has a twice"),
     ],
 )
-def test_what_numpy_has_not_is_named(read, content, said):
+def test_what_the_format_s_package_lets_pass_and_cannot_be_told_is_named(read, content, said):
     with pytest.raises(ValueError, match=r"weights\.safetensors") as error:
         read(content)
     assert said in str(error.value)

@@ -50,7 +50,7 @@ def measured(row: Row, subject: Subject, settings: ImagenetSettings) -> Measured
 
     for number in range(settings.programmings if row.drawn else 1):
         counts = (len(subject.tested.labels), len(subject.calibrate), len(subject.adapt.labels))
-        counts += (settings.statistics,)
+        counts += (settings.statistics, *([] if row.gain is None else [settings.searched]))
         told = (row.group, row.name, row.settled or row.moved, number, *counts)
         right, took = kept(settings.cache, told, partial(measure, number))
         found = Measured([*found.right, np.array(right, bool)], found.seconds + took)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -64,29 +65,35 @@ class Wires(NamedTuple):
         to_column = jnp.pad(column, (0, M * s - column.size))[::-1]
         return cls(to_row, jnp.cumsum(to_column)[::-1].reshape(M, s))
 
-    def drops(self, current: Float[Array, "M N s arrays b t"]) -> Float[Array, "M N s arrays b t"]:
-        """The voltages that currents of cells lose along their wires: Z.
+    def drops(self) -> Callable[[Array], Array]:
+        """The voltages that currents of cells, in blocks, lose along their wires: Z, as a function.
 
         Within a block that is a small product; of another block nearer the end only its sum
         weighted by resistance matters, and of one farther away its sum.
         """
-        M, N, s, arrays, b, t = current.shape
+        (N, t), (M, s) = self.to_row.shape, self.to_column.shape
         in_rows = jnp.tile(_shared(self.to_row), (M, 1, 1))
         in_columns = jnp.repeat(jnp.swapaxes(_shared(self.to_column), 1, 2), N, 0)
-        upper_rows, upper_columns = (jnp.triu(jnp.ones((k, k), current.dtype), 1) for k in (N, M))
-        in_row = times(current.reshape(M * N, -1, t), in_rows)
-        in_row = in_row.reshape(M, N, s, arrays, b, t + 2)
-        in_column = times(in_columns, current.reshape(M * N, s, -1))
-        in_column = in_column.reshape(M, N, s + 2, arrays, b, t)
-        weighted, plain = in_row[..., t + 1].reshape(M, N, -1), in_row[..., t].reshape(M, N, -1)
-        nearer = times(upper_rows.T, weighted).reshape(M, N, s, arrays, b, 1)
-        farther = times(upper_rows, plain).reshape(M, N, s, arrays, b, 1)
-        along_row = in_row[..., :t] + nearer + farther * self.to_row[:, None, None, None]
-        weighted, plain = in_column[:, :, s + 1].reshape(M, -1), in_column[:, :, s].reshape(M, -1)
-        nearer = times(upper_columns, weighted).reshape(M, N, 1, arrays, b, t)
-        farther = times(upper_columns.T, plain).reshape(M, N, 1, arrays, b, t)
-        down = self.to_column[:, None, :, None, None, None]
-        return along_row + in_column[:, :, :s] + nearer + farther * down
+        dtype = self.to_row.dtype
+        upper_rows, upper_columns = (jnp.triu(jnp.ones((k, k), dtype), 1) for k in (N, M))
+
+        def lost(current: Float[Array, "M N s arrays b t"]) -> Float[Array, "M N s arrays b t"]:
+            arrays, b = current.shape[3:5]
+            in_row = times(current.reshape(M * N, -1, t), in_rows)
+            in_row = in_row.reshape(M, N, s, arrays, b, t + 2)
+            in_column = times(in_columns, current.reshape(M * N, s, -1))
+            in_column = in_column.reshape(M, N, s + 2, arrays, b, t)
+            weighted, plain = (in_row[..., t + i].reshape(M, N, -1) for i in (1, 0))
+            nearer = times(upper_rows.T, weighted).reshape(M, N, s, arrays, b, 1)
+            farther = times(upper_rows, plain).reshape(M, N, s, arrays, b, 1)
+            along_row = in_row[..., :t] + nearer + farther * self.to_row[:, None, None, None]
+            weighted, plain = (in_column[:, :, s + i].reshape(M, -1) for i in (1, 0))
+            nearer = times(upper_columns, weighted).reshape(M, N, 1, arrays, b, t)
+            farther = times(upper_columns.T, plain).reshape(M, N, 1, arrays, b, t)
+            down = self.to_column[:, None, :, None, None, None]
+            return along_row + in_column[:, :, :s] + nearer + farther * down
+
+        return lost
 
 
 def _shared(to: Float[Array, "blocks cells"]) -> Float[Array, "blocks cells cells+2"]:

@@ -152,6 +152,7 @@ def linear(
       `b -> e`, with what is left of the equations [arrays, b], and the number of iterations.
     """
     held, nearly = lax.stop_gradient(g), coarse(*lax.stop_gradient((g, wires)))
+    drops = wires.drops()
 
     def total(x: Array) -> Array:
         """The sum over the cells, whole rows of vectors added first for the sake of speed."""
@@ -170,7 +171,7 @@ def linear(
             after = total(held * r * z)
             p = z + _ratio(after, rho) * p
             current = held * p
-            q = p + wires.drops(current)
+            q = p + drops(current)
             alpha = _ratio(after, total(current * q))
             better = r - alpha * q
             norm = total(jnp.abs(held) * better * better)
@@ -188,18 +189,18 @@ def linear(
     def exact(b: Array) -> tuple[Array, tuple[Array, Int[Array, ""]]]:
         """The solution, and what is left of the equations before its last step."""
         e, k = iterate(b)
-        missed = b - e - wires.drops(held * e)
+        missed = b - e - drops(held * e)
         left = total(jnp.abs(held) * missed**2) / _or_one(total(jnp.abs(held) * b * b))
         # also right where no current flows, which the product ignores
         return e + nearly(missed), (jnp.sqrt(left).reshape(b.shape[3:5]), k)
 
     def transposed(c: Array) -> tuple[Array, tuple[Array, Int[Array, ""]]]:
-        e, aux = exact(wires.drops(c))
+        e, aux = exact(drops(c))
         return c - held * e, aux
 
     def solved(b: Array) -> tuple[Array, tuple[Array, Array]]:
         found = lax.custom_linear_solve(
-            lambda e: e + wires.drops(g * e),
+            lambda e: e + drops(g * e),
             b,
             lambda _, b: exact(b),
             lambda _, c: transposed(c),
