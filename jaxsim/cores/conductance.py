@@ -15,6 +15,7 @@ from jaxsim.cores.cells.device import Device, normal
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
+from jaxsim.numerics.checks import MissingKeyError
 from jaxsim.numerics.digits import broadcast_planes
 
 
@@ -82,7 +83,7 @@ def conductance(core: Core, *, device: Device, redraw: bool = False, placed: boo
 
     def write(op: Op, w: Array, key: Any) -> State:
         if key is None:
-            raise ValueError("key=None: cells with programming error need a key")
+            raise MissingKeyError("cells with programming error need a key")
         g = w.astype(jnp.float32) / broadcast_planes(largest(op), w.ndim)
         low = smallest(device)
         if low is not None:
@@ -111,7 +112,7 @@ def conductance(core: Core, *, device: Device, redraw: bool = False, placed: boo
 
     def noisy(op: Op, inner: State, cells: Array, x: Array, key: Any) -> Array:
         if key is None:
-            raise ValueError("key=None: cells with read noise need a key at every call")
+            raise MissingKeyError("cells with read noise need a key at every call")
         sigma = cast(Any, device.noise)(cells)
         silent = dataclasses.replace(op, meter=None)
         if redraw:

@@ -16,6 +16,7 @@ from jaxsim.cores.adc.converter import amplifier_gain, numbers
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
+from jaxsim.numerics.checks import MissingKeyError
 from jaxsim.numerics.gradients import zero_with_gradient_of
 
 __all__ = ["DAC", "capacitive"]
@@ -138,7 +139,7 @@ def drivers(core: Core, *, dac: DAC) -> Core:
         if dac.parts is None:
             return inner
         if key is None:
-            raise ValueError("key=None: drivers that differ from chip to chip need a key")
+            raise MissingKeyError("drivers that differ from chip to chip need a key")
         return DriverState(inner, dac.parts(fold_in(key, OWN), bits_of(op)))
 
     def calibrate(op: Op, state: State, x: Array) -> State:

@@ -28,6 +28,7 @@ from jaxsim.formats.grid import (
     scale_and_zero,
     update_range,
 )
+from jaxsim.numerics.checks import MissingKeyError
 from jaxsim.numerics.digits import code_dtype
 from jaxsim.numerics.nibbles import Nibbles, unpacked
 from jaxsim.numerics.scaling import scale_product, unit_of
@@ -232,5 +233,5 @@ def _rounding_key(grid: Grid, key: Any, name: str) -> Any:
     if grid.rounding == "nearest":
         return None
     if key is None:
-        raise ValueError(f"key=None: stochastic rounding of {name} needs a key")
+        raise MissingKeyError(f"stochastic rounding of {name} needs a key")
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.leaves import is_array
+from jaxsim.numerics.checks import MissingKeyError
 
 
 def call_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Partitioned:
@@ -79,7 +80,7 @@ def require_key(key: Any, drawn: str) -> None:
       ValueError: It is None or something else.
     """
     if key is None:
-        raise ValueError(f"key=None: {drawn} are drawn; give a key, such as jax.random.key(0)")
+        raise MissingKeyError(f"{drawn} are drawn; give a key, such as jax.random.key(0)")
     check_key(key)
 
 

@@ -17,7 +17,6 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import (
     Atom,
     inner_jaxprs,
-    jaxpr_of,
     parameters,
     scan,
     shape_of,
@@ -25,6 +24,7 @@ from jaxsim.internals import (
 )
 from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.experts import products
+from jaxsim.network.inlining import CALLS, Opened, inline_calls
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, check_sites
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Rows, contractions
@@ -355,43 +355,22 @@ def _inline_calls(plan: Plan) -> Plan:
     A rematerialized call is inlined only where it holds every site of the model.
     """
     everywhere = frozenset(name for entry in plan.entries for name in weighted_names(entry))
-    consts = dict(zip(plan.jaxpr.constvars, plan.consts, strict=True))
-    eqns: list[Any] = []
-    entries: list[Entry] = []
-    stands_for: dict[Atom, Atom] = {}
 
-    def at(atom: Atom) -> Atom:
-        return atom if isinstance(atom, jex.Literal) else stands_for.get(atom, atom)
+    def opened(eqn: jex.JaxprEqn, entry: Entry) -> Opened | None:
+        rewritten = isinstance(entry, Inner) and entry.rewritten
+        whole = everywhere and everywhere <= frozenset(weighted_names(entry))
+        if not (
+            (eqn.primitive in CALLS and not rewritten) or (eqn.primitive is prims.remat_p and whole)
+        ):
+            return None
+        if isinstance(entry, Inner):
+            (inner,) = entry.plans
+            return Opened(inner.jaxpr, inner.consts, inner.entries)
+        ((jaxpr, consts),) = inner_jaxprs(eqn)
+        return Opened(jaxpr, consts, (None,) * len(jaxpr.eqns))
 
-    def add(plan: Plan, *, fresh: bool) -> None:
-        for eqn, entry in zip(plan.jaxpr.eqns, plan.entries, strict=True):
-            ins = [at(v) for v in eqn.invars]
-            whole = everywhere and everywhere <= frozenset(weighted_names(entry))
-            rewritten = isinstance(entry, Inner) and entry.rewritten
-            called = eqn.primitive in (prims.jit_p, prims.closed_call_p) and not rewritten
-            if called or (eqn.primitive is prims.remat_p and whole):
-                ((jaxpr, values),) = inner_jaxprs(eqn)
-                inner = Plan(jaxpr, values, (None,) * len(jaxpr.eqns), ())
-                if isinstance(entry, Inner):
-                    (inner,) = entry.plans
-                    jaxpr, values = inner.jaxpr, inner.consts
-                for v, value in zip(jaxpr.constvars, values, strict=True):
-                    fresh_const = jex.Var(v.aval)
-                    stands_for[v] = fresh_const
-                    consts[fresh_const] = value
-                stands_for.update(zip(jaxpr.invars, ins, strict=True))
-                add(inner, fresh=True)
-                stands_for.update(zip(eqn.outvars, [at(v) for v in jaxpr.outvars], strict=True))
-                continue
-            if fresh:
-                stands_for.update({v: jex.Var(v.aval) for v in eqn.outvars})
-            eqns.append(eqn.replace(invars=ins, outvars=variables_of([at(v) for v in eqn.outvars])))
-            entries.append(entry)
-
-    add(plan, fresh=False)
-    outvars = [at(v) for v in plan.jaxpr.outvars]
-    jaxpr = jaxpr_of(consts, plan.jaxpr.invars, outvars, eqns, plan.jaxpr)
-    return Plan(jaxpr, list(consts.values()), tuple(entries), plan.known)
+    outer = Opened(plan.jaxpr, plan.consts, plan.entries)
+    return Plan(*inline_calls(outer, opened), plan.known)
 
 
 def _drop_unused(plan: Plan) -> Plan:

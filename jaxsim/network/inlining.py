@@ -1,9 +1,9 @@
-"""Inlining of the calls that take slices of an array, so that what is taken can be followed."""
+"""Calls that are replaced by the equations inside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax.extend.core as jex
 import jax.extend.core.primitives as prims
@@ -15,6 +15,65 @@ CALLS = (prims.jit_p, prims.closed_call_p)
 
 TAKING = ("gather", "dynamic_slice")
 """Primitives that take a part of an array at integers."""
+
+
+class Opened(NamedTuple):
+    """What stands inside a call.
+
+    Attributes:
+      jaxpr: Its equations.
+      consts: Values of its constants.
+      entries: What is said of each equation.
+    """
+
+    jaxpr: jex.Jaxpr
+    consts: Sequence[Any]
+    entries: Sequence[Any]
+
+
+def inline_calls(
+    outer: Opened, opened: Callable[[jex.JaxprEqn, Any], Opened | None]
+) -> tuple[jex.Jaxpr, list[Any], tuple[Any, ...]]:
+    """Replaces calls by the equations inside them, and the calls among those too.
+
+    Args:
+      outer: Equations with what is said of each.
+      opened: Of an equation and what is said of it, what stands inside; None where it stays.
+
+    Returns:
+      The equations, the values of their constants, and what is said of each equation.
+    """
+    consts = dict(zip(outer.jaxpr.constvars, outer.consts, strict=True))
+    eqns: list[jex.JaxprEqn] = []
+    entries: list[Any] = []
+    stands_for: dict[Atom, Atom] = {}
+
+    def at(atom: Atom) -> Atom:
+        return atom if isinstance(atom, jex.Literal) else stands_for.get(atom, atom)
+
+    def add(held: Opened, *, fresh: bool) -> None:
+        for eqn, entry in zip(held.jaxpr.eqns, held.entries, strict=True):
+            ins = [at(v) for v in eqn.invars]
+            inner = opened(eqn, entry)
+            if inner is not None:
+                for v, value in zip(inner.jaxpr.constvars, inner.consts, strict=True):
+                    stands_for[v] = variable = jex.Var(v.aval)
+                    consts[variable] = value
+                stands_for.update(zip(inner.jaxpr.invars, ins, strict=True))
+                add(inner, fresh=True)
+                results = [at(v) for v in inner.jaxpr.outvars]
+                stands_for.update(zip(eqn.outvars, results, strict=True))
+                continue
+            if fresh:
+                stands_for.update({v: jex.Var(v.aval) for v in eqn.outvars})
+            outs: list[Any] = [at(v) for v in eqn.outvars]
+            eqns.append(eqn.replace(invars=ins, outvars=outs))
+            entries.append(entry)
+
+    add(outer, fresh=False)
+    outvars = [at(v) for v in outer.jaxpr.outvars]
+    jaxpr = jaxpr_of(consts, outer.jaxpr.invars, outvars, eqns, outer.jaxpr)
+    return jaxpr, list(consts.values()), tuple(entries)
 
 
 def inline_slices(jaxpr: jex.Jaxpr, consts: Sequence[Any]) -> tuple[jex.Jaxpr, Sequence[Any]]:
@@ -31,33 +90,15 @@ def inline_slices(jaxpr: jex.Jaxpr, consts: Sequence[Any]) -> tuple[jex.Jaxpr, S
     """
     if not any(eqn.primitive in CALLS and _takes_slices(eqn) for eqn in jaxpr.eqns):
         return jaxpr, consts
-    values = dict(zip(jaxpr.constvars, consts, strict=True))
-    eqns: list[jex.JaxprEqn] = []
-    stands_for: dict[Atom, Atom] = {}
 
-    def at(atom: Atom) -> Atom:
-        return atom if isinstance(atom, jex.Literal) else stands_for.get(atom, atom)
+    def opened(eqn: jex.JaxprEqn, entry: Any) -> Opened | None:
+        if eqn.primitive not in CALLS or not _takes_slices(eqn):
+            return None
+        ((called, held),) = inner_jaxprs(eqn)
+        return Opened(called, held, [entry] * len(called.eqns))
 
-    def add(inner: jex.Jaxpr, *, fresh: bool) -> None:
-        for eqn in inner.eqns:
-            ins = [at(v) for v in eqn.invars]
-            if eqn.primitive in CALLS and _takes_slices(eqn):
-                ((called, held),) = inner_jaxprs(eqn)
-                for v, value in zip(called.constvars, held, strict=True):
-                    stands_for[v] = variable = jex.Var(v.aval)
-                    values[variable] = value
-                stands_for.update(zip(called.invars, ins, strict=True))
-                add(called, fresh=True)
-                stands_for.update(zip(eqn.outvars, [at(v) for v in called.outvars], strict=True))
-                continue
-            if fresh:
-                stands_for.update({v: jex.Var(v.aval) for v in eqn.outvars})
-            outs: list[Any] = [at(v) for v in eqn.outvars]
-            eqns.append(eqn.replace(invars=ins, outvars=outs))
-
-    add(jaxpr, fresh=False)
-    inlined = jaxpr_of(values, jaxpr.invars, [at(v) for v in jaxpr.outvars], eqns, jaxpr)
-    return inlined, list(values.values())
+    inlined, values, _ = inline_calls(Opened(jaxpr, consts, [None] * len(jaxpr.eqns)), opened)
+    return inlined, values
 
 
 def _takes_slices(eqn: jex.JaxprEqn) -> bool:

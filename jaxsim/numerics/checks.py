@@ -26,6 +26,18 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+class MissingKeyError(ValueError):
+    """Something is drawn, and no random key was given.
+
+    Attributes:
+      reason: What is drawn, and what to give.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"key=None: {reason}")
+        self.reason = reason
+
+
 def check_range(
     name: str,
     value: Any,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jaxsim.numerics.checks import checked_int
+from jaxsim.numerics.checks import MissingKeyError, checked_int
 from jaxsim.quantum.heisenberg import signs
 from jaxsim.quantum.kernel import CircuitKernel, expval, probabilities
 
@@ -46,7 +46,7 @@ def sample(
     """
     shots = checked_int("shots", shots, 1)
     if key is None:
-        raise ValueError("key=None: shots need a key of jax.random")
+        raise MissingKeyError("shots need a key of jax.random")
     if joint:
         chance = jnp.clip(_without_derivative(probabilities(kernel, theta)), 0, 1)
         chance = chance / chance.sum(-1, keepdims=True)

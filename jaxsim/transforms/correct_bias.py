@@ -15,6 +15,7 @@ from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform, hardware_chain, require_network, transformable
+from jaxsim.numerics.checks import MissingKeyError
 from jaxsim.transforms.observe import observe_sites, require_run
 from jaxsim.values.calls import shown_as_called
 
@@ -110,10 +111,8 @@ def correct_bias(
 def _observed(net: Network, probes: dict[str, tuple[Wrapper, ...]], data: Any) -> dict[str, Any]:
     try:
         return observe_sites(net, {**net.cores, **probes}, data)
-    except ValueError as error:
-        if not str(error).startswith("key=None"):
-            raise
+    except MissingKeyError as error:
         raise ValueError(
             "correct_bias: means differ from chip to chip, or from call to call "
-            f"({str(error).removeprefix('key=None: ')}); put it before what draws them"
+            f"({error.reason}); put it before what draws them"
         ) from error

@@ -17,7 +17,7 @@ from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.formats.grid import Range, no_range, update_range
-from jaxsim.numerics.checks import is_traced
+from jaxsim.numerics.checks import MissingKeyError, is_traced
 from jaxsim.numerics.digits import broadcast_planes
 from jaxsim.numerics.scaling import divide
 
@@ -81,7 +81,7 @@ def column_adc(core: Core, *, adc: ADC, signed: bool) -> Core:
         if adc.parts is None:
             return array
         if key is None:
-            raise ValueError("key=None: converters that differ from chip to chip need a key")
+            raise MissingKeyError("converters that differ from chip to chip need a key")
         return ConverterState(array, _parts(adc, op, op.w_planes(w), jax.random.fold_in(key, OWN)))
 
     def calibrate(op: Op, state: Any, x: Array) -> Any:
@@ -103,7 +103,7 @@ def column_adc(core: Core, *, adc: ADC, signed: bool) -> Core:
         lo, hi = (broadcast_planes(end, rank) for end in range_of(op, array, x, y))
         if adc.noise is not None and not op.deterministic:
             if key is None:
-                raise ValueError("key=None: converters with noise need a key at every call")
+                raise MissingKeyError("converters with noise need a key at every call")
             y = y + adc.noise * (hi - lo) * normal(jax.random.fold_in(key, OWN), y.shape)
         parts = () if adc.parts is None else (state.parts,)
         return adc.convert(y, lo, hi, signed, *parts)
