@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 from jaxsim.numerics.checks import checked_int
 from jaxsim.quantum.ansatz import basic_entangling, random_layers, strongly_entangling
 from jaxsim.quantum.circuit import Circuit
+from jaxsim.quantum.compilation import compile_circuit
 from jaxsim.quantum.encoding import Encoding, ry
-from jaxsim.quantum.kernel import CircuitKernel, compile_circuit
+from jaxsim.quantum.kernel import CircuitKernel
 from jaxsim.quantum.noise import Channel
 from jaxsim.quantum.quanvolution import Padding, QuanvSpec, quanv2d
 
@@ -35,7 +36,8 @@ class QuanvConv(nn.Module):
       dilation: Pixels from one tap to the next.
       encoding: Function from pixels to angles of RY.
       ansatz: Kind of layers, or a compiled circuit.
-      layers: Number of layers of the ansatz, at least 1.
+      layers: Number of layers of the ansatz, at least 1, behind each encoding.
+      uploads: How often pixels are encoded, at least 1, each time with layers of their own behind.
       trainable: Whether the angles are parameters.
       seed: Seed of the angles of a fixed circuit, and of the gates of the random ansatz.
       noise: A channel, or None.
@@ -50,6 +52,7 @@ class QuanvConv(nn.Module):
     encoding: Encoding = ry
     ansatz: Ansatz | CircuitKernel = "strongly_entangling"
     layers: int = 1
+    uploads: int = 1
     trainable: bool = True
     seed: int = 0
     noise: Channel | None = None
@@ -69,31 +72,35 @@ class QuanvConv(nn.Module):
     def _kernel(self, n: int) -> CircuitKernel:
         """The compiled circuit of n wires."""
         if isinstance(self.ansatz, CircuitKernel):
-            if self.trainable or self.noise is not None:
+            if self.trainable or self.noise is not None or self.uploads != 1:
                 raise ValueError(
-                    f"trainable={self.trainable}, noise={self.noise}: a compiled circuit is fixed "
-                    "and has its noise; give trainable=False and noise=None"
+                    f"trainable={self.trainable}, noise={self.noise}, uploads={self.uploads}: a "
+                    "compiled circuit is fixed and has its noise and its encodings; give "
+                    "trainable=False, noise=None and uploads=1"
                 )
             return self.ansatz
         layers = checked_int("layers", self.layers, 1)
-        build, angles = _circuit(self.ansatz, self.seed)
-        shape = (layers, n, *angles)
+        uploads = checked_int("uploads", self.uploads, 1)
+        build, angles = _circuit(self.ansatz)
+        shape = (uploads * layers, n, *angles)
         if self.trainable:
             weights = self.param("weights", jax.nn.initializers.uniform(2 * math.pi), shape)
         else:
             weights = np.random.default_rng(self.seed).uniform(0, 2 * math.pi, shape)
-        return compile_circuit(build(weights), noise=self.noise)
+        each = [weights[i * layers : (i + 1) * layers] for i in range(uploads)]
+        circuits = [build(w, self.seed + i) for i, w in enumerate(each)]
+        return compile_circuit(circuits, noise=self.noise)
 
 
-def _circuit(ansatz: str, seed: int) -> tuple[Callable[..., Circuit], tuple[int, ...]]:
-    """Function from weights to a circuit, and the trailing axes of the weights."""
+def _circuit(ansatz: str) -> tuple[Callable[..., Circuit], tuple[int, ...]]:
+    """Function from weights and a seed to a circuit, and the trailing axes of the weights."""
     match ansatz:
         case "strongly_entangling":
-            return strongly_entangling, (3,)
+            return lambda weights, seed: strongly_entangling(weights), (3,)
         case "basic":
-            return basic_entangling, ()
+            return lambda weights, seed: basic_entangling(weights), ()
         case "random":
-            return lambda weights: random_layers(weights, seed), ()
+            return random_layers, ()
         case _:
             raise ValueError(
                 f"ansatz={ansatz!r}: must be 'strongly_entangling', 'basic', 'random' or a "

@@ -2,9 +2,10 @@
 
 from jaxsim.quantum.ansatz import basic_entangling, random_layers, strongly_entangling
 from jaxsim.quantum.circuit import Circuit, Gate, read_qfunc
+from jaxsim.quantum.compilation import compile_circuit
 from jaxsim.quantum.draw import draw
 from jaxsim.quantum.encoding import ry, threshold
-from jaxsim.quantum.kernel import CircuitKernel, compile_circuit, expval, probabilities
+from jaxsim.quantum.kernel import CircuitKernel, expval, probabilities
 from jaxsim.quantum.noise import Channel, amplitude_damping, depolarizing, kraus
 from jaxsim.quantum.quanvolution import QuanvSpec, n_circuits, out_shape, quanv2d
 from jaxsim.quantum.reference import qnode_reference

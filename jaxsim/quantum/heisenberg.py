@@ -14,7 +14,12 @@ from jaxtyping import Array, Complex, Float
 from jaxsim.quantum.circuit import Circuit, namespace, on_axes
 from jaxsim.quantum.noise import Channel
 
-_HALVES = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[1, 0], [0, -1]]]) / 2
+PAULIS = np.array(
+    [[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]], complex
+)
+"""I, X, Y and Z."""
+ENCODED = PAULIS[[0, 1, 3]].real
+"""I, X and Z: what a state can have along, that RY has made of |0>."""
 
 
 def signs(n: int) -> np.ndarray:
@@ -27,14 +32,14 @@ def signs(n: int) -> np.ndarray:
 
 
 def evolve_observables(
-    circuit: Circuit, channel: Channel | None, observables: Float[np.ndarray, "m 2^n"]
+    circuit: Circuit, channel: Channel | None, observables: Complex[np.ndarray, "m 2^n 2^n"]
 ) -> Complex[Array, "m 2^n 2^n"]:
-    """Evolves diagonal observables back through a circuit and its noise (Heisenberg picture).
+    """Evolves observables back through a circuit and its noise (Heisenberg picture).
 
     Args:
       circuit: Gates on n wires.
       channel: Noise on the way, or None.
-      observables: Diagonals of the observables read after the circuit.
+      observables: Matrices of what is read after the circuit.
 
     Returns:
       Σ over paths of K† … O … K: exact, as any channel acts on an observable by its adjoint.
@@ -43,8 +48,7 @@ def evolve_observables(
     operators = [] if channel is None else [_adjoint(channel)]
     xp = namespace([*(gate.matrix for gate in circuit.gates), *operators])
     dtype = xp.result_type(*(gate.matrix for gate in circuit.gates), *operators, xp.complex64)
-    eye = np.eye(2**n)
-    evolved = xp.asarray(observables[:, :, None] * eye, dtype).reshape((count,) + (2,) * 2 * n)
+    evolved = xp.asarray(observables, dtype).reshape((count,) + (2,) * 2 * n)
 
     def through_gate(matrix: Any, wires: tuple[int, ...]) -> Any:
         rows = [1 + w for w in wires]
@@ -75,16 +79,28 @@ def _adjoint(channel: Channel) -> Any:
     return xp.einsum("mca,mdb->abcd", xp.conj(k), k).reshape(4, 4)
 
 
-def pauli_coefficients(observables: Complex[Array, "m 2^n 2^n"]) -> Float[Array, "m 3^n"]:
-    """Computes Tr(P O) / 2^n over all P in {I, X, Z}^n; wire 0 is the most significant digit.
+def diagonals(values: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d d"]:
+    """Makes observables of what they are in each basis state.
+
+    Args:
+      values: A value for each basis state.
+    """
+    return values[:, :, None] * np.eye(values.shape[1])
+
+
+def pauli_coefficients(
+    observables: Complex[Array, "m 2^n 2^n"], letters: np.ndarray = ENCODED
+) -> Float[Array, "m l^n"]:
+    """Computes Tr(P O) / 2^n over all products P of letters; wire 0 is the most significant digit.
 
     Args:
       observables: Matrices on n wires, complex.
+      letters: Pauli matrices of one wire, [l, 2, 2].
     """
     xp = namespace([observables])
     count, size = observables.shape[:2]
     n = size.bit_length() - 1
     left = observables.reshape((count,) + (2,) * 2 * n)
     for remaining in range(n, 0, -1):
-        left = xp.tensordot(left, _HALVES, ((1, 1 + remaining), (2, 1)))
-    return left.reshape(count, 3**n).real
+        left = xp.tensordot(left, letters / 2, ((1, 1 + remaining), (2, 1)))
+    return left.reshape(count, len(letters) ** n).real

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -12,36 +12,39 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from jaxsim.numerics.checks import is_traced
-from jaxsim.quantum.circuit import MAX_WIRES, Circuit, checked_circuit, read_qfunc, unitary
-from jaxsim.quantum.heisenberg import evolve_observables, pauli_coefficients, signs
-from jaxsim.quantum.noise import Channel
+from jaxsim.quantum.heisenberg import signs
+from jaxsim.quantum.reuploads import carry_amplitudes, carry_paulis
 
-Method = Literal["auto", "gemm", "pauli", "sparse"]
-SPARSE = 400
-"""Most terms of a polynomial that is evaluated one by one: its program grows with them."""
-_OUTCOMES = 5  # wires up to which a noisy circuit keeps the probability of every outcome
-_ZERO = 1e-13  # below what double precision leaves of a coefficient that is zero
+MOST_OUTCOMES = 5
+"""Most wires of a noisy circuit whose probability of every outcome is kept."""
+ZERO = 1e-13
+"""Below what double precision leaves of a coefficient that is zero."""
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["unitary", "coeffs", "outcomes"],
+    data_fields=["unitary", "coeffs", "outcomes", "uploads"],
     meta_fields=["n_wires", "method", "terms"],
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class CircuitKernel:
     """Expectation <Z> of every wire after RY(θ_q) on wire q and a circuit.
 
+    Where angles are encoded more than once, the circuit is the one behind the last encoding.
+
     Attributes:
       unitary: Matrix of the circuit, [2^n, 2^n], complex; None for a noisy circuit.
       coeffs: Coefficients [n, 3^n] over {I, X, Z}^n: <Z_k> = Σ_P c_kP Π_q (1, sin θ_q, cos θ_q)_P;
-        None for a traced circuit that its matrix evaluates.
-      outcomes: The same for the probability of each outcome, [2^n, 3^n]; only for noisy circuits.
+        None for a traced circuit that its matrix evaluates. Over {I, X, Y, Z}^n, [n, 4^n], where
+        angles are encoded more than once, of Pauli components in place of sines and cosines.
+      outcomes: The same for the probability of each outcome, [2^n, 3^n] or [2^n, 4^n]; only for
+        noisy circuits.
       n_wires: Number of wires n; wire 0 is the most significant bit, and digit of P.
       method: "gemm", the state by one real matrix product; "pauli", the polynomial by one;
         "sparse", the polynomial term by term.
       terms: Places (k, P) of the coefficients that are not zero; empty unless "sparse".
+      uploads: Circuits between encodings of the same angles, in order: their matrices, or with
+        "pauli" what they make of each Pauli component, [4^n, 4^n]. Empty for one encoding.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -57,88 +60,13 @@ class CircuitKernel:
     n_wires: int
     method: Literal["gemm", "pauli", "sparse"]
     terms: tuple[tuple[int, int], ...] = ()
+    uploads: tuple[Array | np.ndarray, ...] = ()
 
     @property
     def nnz(self) -> int:
         """Number of coefficients that are not zero, of n · 3^n; of a circuit that is not traced."""
         assert self.coeffs is not None
-        return int(np.count_nonzero(np.abs(np.asarray(self.coeffs)) > _ZERO))
-
-
-def compile_circuit(
-    qfunc: Callable[..., Any] | Circuit,
-    n_wires: int | None = None,
-    *,
-    params: Sequence[Any] = (),
-    noise: Channel | None = None,
-    method: Method = "auto",
-) -> CircuitKernel:
-    """Compiles a circuit; pure, so that angles and noise may be traced and have derivatives.
-
-    Args:
-      qfunc: PennyLane quantum function without encoding and measurement, or a `Circuit`.
-      n_wires: Number of wires n, 1 to 9; None for a `Circuit`, which has its own.
-      params: Arguments of `qfunc`. Traced.
-      noise: Channel of `jaxsim.quantum`, or None; it is folded into the coefficients and costs
-        nothing later.
-      method: How to evaluate; "auto" takes "sparse" up to 400 terms, and a quarter as many as the
-        matrix has entries where there is one; otherwise "gemm", or "pauli" for a noisy circuit.
-        Traced circuits cannot be "sparse".
-
-    Raises:
-      ValueError: What `read_qfunc` raises, or a method that is unknown or does not fit.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> import jaxsim.quantum as jq
-      >>> kernel = jq.compile_circuit(jq.basic_entangling(jnp.zeros((1, 2))))  # one controlled NOT
-      >>> z = jq.expval(kernel, jnp.array([jnp.pi, 0.0]))  # |10> becomes |11>
-      >>> [round(a, 3) for a in z.tolist()]
-      [-1.0, -1.0]
-    """
-    if noise is not None and not isinstance(noise, Channel):
-        raise ValueError(f"noise={noise!r}: must be a channel of jaxsim.quantum, or None")
-    if method not in ("auto", "gemm", "pauli", "sparse"):
-        raise ValueError(f"method={method!r}: must be 'auto', 'gemm', 'pauli' or 'sparse'")
-    if isinstance(qfunc, Circuit):
-        circuit = checked_circuit(qfunc)
-        if n_wires not in (None, circuit.n_wires) or len(params):
-            raise ValueError(f"n_wires={n_wires}, params={params!r}: a Circuit has its own")
-    elif n_wires is None:
-        raise ValueError(f"n_wires=None: a quantum function needs it, from 1 to {MAX_WIRES}")
-    else:
-        circuit = read_qfunc(qfunc, n_wires, *params)
-    n = circuit.n_wires
-    matrix = unitary(circuit) if noise is None else None
-    if is_traced(matrix) and method in ("auto", "gemm"):
-        return CircuitKernel(matrix, None, None, n, "gemm")
-    outcomes = None
-    if noise is not None and n <= _OUTCOMES:
-        outcomes = pauli_coefficients(evolve_observables(circuit, noise, np.eye(2**n)))
-        coeffs = signs(n).T @ outcomes
-    else:
-        coeffs = pauli_coefficients(evolve_observables(circuit, noise, signs(n).T))
-    return _choose_method(matrix, coeffs, outcomes, n, method)
-
-
-def _choose_method(
-    matrix: Any, coeffs: Any, outcomes: Any, n: int, method: Method
-) -> CircuitKernel:
-    """The kernel, with the method that evaluates it."""
-    terms: tuple[tuple[int, int], ...] = ()
-    traced = is_traced(coeffs)
-    if not traced:
-        terms = tuple((int(k), int(p)) for k, p in np.argwhere(np.abs(coeffs) > _ZERO))
-    if method == "sparse" and traced:
-        raise ValueError("method='sparse': which terms are zero is not known of traced angles")
-    if method == "gemm" and matrix is None:
-        raise ValueError("method='gemm': a noisy circuit has no unitary; use 'pauli' or 'auto'")
-    if method == "auto":
-        dense = "pauli" if matrix is None else "gemm"
-        few = len(terms) <= (SPARSE if matrix is None else min(SPARSE, 4**n // 4))
-        method = "sparse" if few and not traced else dense
-    kept = terms if method == "sparse" else ()
-    return CircuitKernel(matrix, coeffs, outcomes, n, method, kept)
+        return int(np.count_nonzero(np.abs(np.asarray(self.coeffs)) > ZERO))
 
 
 def expval(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, "... n"]:
@@ -160,7 +88,7 @@ def expval(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[Array, 
     """
     theta = checked_angles(kernel, theta)
     if kernel.method == "gemm":
-        return from_states(kernel, states(theta))
+        return from_states(kernel, states(theta, kept=bool(kernel.uploads)))
     (cos, sin), wires = cosines(theta), range(kernel.n_wires)
     return from_cosines(kernel, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
 
@@ -183,13 +111,15 @@ def checked_angles(kernel: CircuitKernel, theta: Any) -> Array:
     return theta.astype(jnp.result_type(theta, jnp.float32))
 
 
-def states(theta: Float[Array, "..."]) -> Float[Array, "... 2"]:
+def states(theta: Float[Array, "..."], *, kept: bool = False) -> Float[Array, "... 2"]:
     """Computes the state that RY(θ) makes of |0>, which is real.
 
     Args:
       theta: Angles in radians.
+      kept: Whether it is computed once, as `cosines` does, for several encodings to read.
     """
-    return jnp.stack([jnp.cos(theta / 2), jnp.sin(theta / 2)], -1)
+    half = theta / 2
+    return jnp.stack(cosines(half) if kept else [jnp.cos(half), jnp.sin(half)], -1)
 
 
 def from_states(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "... n"]:
@@ -233,6 +163,8 @@ def from_cosines(
       Expectations, with n as a further last axis.
     """
     coeffs = jnp.asarray(kernel.coeffs, cos[0].dtype)
+    if kernel.uploads:
+        return _from_paulis(kernel, coeffs, cos, sin)
     if kernel.method == "pauli":
         return _dense_polynomial(coeffs, cos, sin)
     return _polynomial(coeffs, kernel, cos, sin)
@@ -257,27 +189,48 @@ def probabilities(kernel: CircuitKernel, theta: Float[Array, "... n"]) -> Float[
     """
     theta = checked_angles(kernel, theta)
     if kernel.unitary is not None:
-        re, im = jnp.split(_squares(kernel, states(theta)), 2, -1)
+        pairs = states(theta, kept=bool(kernel.uploads))
+        re, im = jnp.split(_squares(kernel, pairs), 2, -1)
         return (re + im).reshape(*theta.shape[:-1], 2**kernel.n_wires)
     if kernel.outcomes is None:
         raise ValueError(
             f"kernel: outcomes of a noisy circuit of {kernel.n_wires} wires were not kept; "
-            f"allowed: at most {_OUTCOMES} wires"
+            f"allowed: at most {MOST_OUTCOMES} wires"
         )
     (cos, sin), wires = cosines(theta), range(kernel.n_wires)
     outcomes = jnp.asarray(kernel.outcomes, theta.dtype)
-    return _dense_polynomial(outcomes, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
+    read = partial(_from_paulis, kernel) if kernel.uploads else _dense_polynomial
+    return read(outcomes, [cos[..., q] for q in wires], [sin[..., q] for q in wires])
 
 
 def _squares(kernel: CircuitKernel, pairs: Float[Array, "... n 2"]) -> Float[Array, "N 2*2^n"]:
     """Squares of the real, then of the imaginary parts of the amplitudes, by one real product."""
     assert kernel.unitary is not None
-    u = jnp.asarray(kernel.unitary)
+    first, *others = *kernel.uploads, kernel.unitary
+    u = jnp.asarray(first)
     both = jnp.concatenate([u.real.T, u.imag.T], 1).astype(pairs.dtype)
     state = _products([pairs[..., q, :] for q in range(kernel.n_wires)])
     # one long axis: a sum over several of them, in the derivative, is far slower
     amplitudes = state.reshape(-1, len(both)) @ both
+    for matrix in others:
+        flat = pairs.reshape(-1, kernel.n_wires, 2)
+        amplitudes = carry_amplitudes(amplitudes, flat, matrix)
     return amplitudes * amplitudes
+
+
+def _from_paulis(
+    kernel: CircuitKernel, coeffs: Array, cos: Sequence[Array], sin: Sequence[Array]
+) -> Array:
+    """What is read of a state whose Pauli components are carried from encoding to encoding."""
+    shape = cos[0].shape
+    cos, sin = [c.ravel() for c in cos], [s.ravel() for s in sin]
+    one, none = jnp.ones_like(cos[0]), jnp.zeros_like(cos[0])
+    pairs = zip(cos, sin, strict=True)
+    vector = _products([jnp.stack([one, s, none, c], -1) for c, s in pairs])
+    for transfer in kernel.uploads:
+        carried = vector @ jnp.asarray(transfer, vector.dtype).T
+        vector = carry_paulis(carried, cos, sin)
+    return (vector @ coeffs.T).reshape(*shape, len(coeffs))
 
 
 def _products(factors: Sequence[Array]) -> Array:

@@ -151,7 +151,9 @@ def quanv2d(
         out = sample(kernel, theta, shots, key, joint=joint)
     # sines of pixels, not of taps: fewer by the number of wires
     elif kernel.method == "gemm":
-        out = from_states(kernel, jnp.stack(_taps(states(angles), spec), -2))
+        out = from_states(
+            kernel, jnp.stack(_taps(states(angles, kept=bool(kernel.uploads)), spec), -2)
+        )
     else:
         cos, sin = cosines(angles)
         out = from_cosines(kernel, _taps(cos, spec), _taps(sin, spec))

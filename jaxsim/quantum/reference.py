@@ -12,12 +12,15 @@ from jaxsim.quantum.quanvolution import QuanvSpec, out_shape
 
 
 def qnode_reference(
-    qfunc: Callable[..., Any], spec: QuanvSpec, params: Sequence[Any] = ()
+    qfunc: Callable[..., Any] | Sequence[Callable[..., Any]],
+    spec: QuanvSpec,
+    params: Sequence[Any] = (),
 ) -> Callable[[Any], Float[np.ndarray, "B h w C*n"]]:
     """Makes a layer that runs `qfunc` on default.qubit at every window, in double precision.
 
     Args:
-      qfunc: PennyLane quantum function, as `compile_circuit` takes it.
+      qfunc: PennyLane quantum function, or several before each of which pixels are encoded, as
+        `compile_circuit` takes them.
       spec: Windows of the quanvolution.
       params: Arguments of `qfunc`.
 
@@ -41,12 +44,14 @@ def qnode_reference(
         np.broadcast_to(v, 2).tolist() for v in (spec.kernel_size, spec.stride, spec.dilation)
     )
     wires = range(kh * kw)
+    several = list(qfunc) if isinstance(qfunc, Sequence) else [qfunc]
 
     @qml.qnode(qml.device("default.qubit", wires=len(wires)), interface=None)
     def node(angles: Any) -> Any:
-        for q in wires:
-            qml.RY(angles[q], wires=q)
-        qfunc(*params)
+        for each in several:
+            for q in wires:
+                qml.RY(angles[q], wires=q)
+            each(*params)
         return [qml.expval(qml.PauliZ(q)) for q in wires]
 
     def layer(x: Any) -> Float[np.ndarray, "B h w C*n"]:

@@ -54,6 +54,7 @@ DEFAULTS = {
         "dilation": (1, 1),
         "ansatz": "strongly_entangling",
         "layers": 1,
+        "uploads": 1,
         "trainable": True,
         "seed": 0,
         "joint": False,

@@ -125,6 +125,24 @@ def test_eight_bits_of_the_circuit_are_nearly_the_circuit():
     assert 1e-5 < np.abs(chip(X) - net(X)).max() < 0.05
 
 
+def test_each_encoding_has_layers_of_its_own_and_a_site():
+    layer = QuanvConv(layers=1, uploads=2)
+    params = layer.init(jax.random.key(0), X)
+    weights = params["params"]["weights"]
+    circuits = [jq.strongly_entangling(w[None]) for w in weights]
+    expected = jq.quanv2d(X, jq.compile_circuit(circuits), jq.QuanvSpec())
+    net = js.trace(layer, params, X)
+    np.testing.assert_allclose(net(X), expected, atol=2e-6)
+    assert len(net.sites) == 2
+    assert all(site.name.startswith("weights") for site in net.sites)
+    chip = js.deploy(js.quantize(8, 8)(net), calibrate=X)
+    assert 1e-5 < np.abs(chip(X) - net(X)).max() < 0.1
+    fixed = QuanvConv(ansatz="random", uploads=2, trainable=False, seed=3)
+    once = QuanvConv(ansatz="random", layers=2, trainable=False, seed=3)
+    outputs = [jax.jit(m.apply)(m.init(jax.random.key(0), X), X) for m in (fixed, once)]
+    assert np.abs(outputs[0] - outputs[1]).max() > 0.1
+
+
 def test_a_pipeline_has_its_outputs_and_gradients():
     net = network()
     pipe = js.pipeline_shard(2, 4, devices=ONE * 2)(net)
@@ -157,7 +175,8 @@ def test_training_through_eight_bits_moves_the_angles():
 BAD = {
     "ansatz='ladder'": lambda: QuanvConv(ansatz="ladder"),
     "layers=0: must": lambda: QuanvConv(layers=0),
-    "trainable=True, noise=None: a compiled circuit is fixed": lambda: QuanvConv(
+    "uploads=0: must": lambda: QuanvConv(uploads=0),
+    "trainable=True, noise=None, uploads=1: a compiled circuit is fixed": lambda: QuanvConv(
         ansatz=jq.compile_circuit(random(4)[0], 4)
     ),
     "stride=0: must": lambda: QuanvConv(stride=0),

@@ -23,6 +23,20 @@ def expectations(qfunc, theta):
     return np.stack(node(np.asarray(theta, float)), -1)
 
 
+def encoded_again(qfuncs, theta):
+    """The same where angles are encoded before each of several circuits."""
+    n = theta.shape[-1]
+
+    @qml.qnode(qml.device("default.qubit", wires=n), interface=None)
+    def node(theta):
+        for qfunc in qfuncs:
+            encoded(theta)
+            qfunc()
+        return [qml.expval(qml.PauliZ(q)) for q in range(n)]
+
+    return np.stack(node(np.asarray(theta, float)), -1)
+
+
 def noisy_expectations(gates, channel, theta, where):
     """<Z> of every wire on default.mixed, `channel(wire)` behind gates or at the end."""
     n = theta.shape[-1]

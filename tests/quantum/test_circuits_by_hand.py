@@ -8,7 +8,7 @@ import pytest
 
 import jaxsim.quantum as jq
 from jaxsim.quantum import circuit as circuits
-from jaxsim.quantum.heisenberg import evolve_observables, pauli_coefficients, signs
+from jaxsim.quantum.heisenberg import diagonals, evolve_observables, pauli_coefficients, signs
 from jaxsim.quantum.noise import _check_where
 
 X = np.array([[0, 1], [1, 0]], complex)
@@ -139,7 +139,7 @@ def test_a_polynomial_is_chosen_up_to_a_quarter_of_the_matrix_and_four_hundred_t
 
 @pytest.mark.parametrize(("terms", "method"), [(400, "sparse"), (401, "pauli")])
 def test_four_hundred_terms_are_the_most(terms, method):
-    from jaxsim.quantum.kernel import _choose_method
+    from jaxsim.quantum.compilation import _choose_method
 
     coeffs = np.zeros((6, 3**6))
     coeffs.reshape(-1)[:terms] = 1
@@ -186,7 +186,7 @@ def test_coefficients_are_traces_over_the_size():
     expected[0, [7, 2]] = 1, 3
     np.testing.assert_allclose(pauli_coefficients(o[None].astype(complex)), expected, atol=1e-12)
     assert signs(2).tolist() == [[1, 1], [1, -1], [-1, 1], [-1, -1]]
-    back = evolve_observables(jq.Circuit(2, (jq.Gate("X", (0,), X),)), None, signs(2).T)
+    back = evolve_observables(jq.Circuit(2, (jq.Gate("X", (0,), X),)), None, diagonals(signs(2).T))
     np.testing.assert_allclose(back[0], -np.kron(paulis["Z"], np.eye(2)), atol=1e-12)
     np.testing.assert_allclose(back[1], np.kron(np.eye(2), paulis["Z"]), atol=1e-12)
 
