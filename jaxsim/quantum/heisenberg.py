@@ -18,7 +18,7 @@ PAULIS = np.array(
     [[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]], complex
 )
 """I, X, Y and Z."""
-ENCODED = PAULIS[[0, 1, 3]].real
+ENCODED = np.real(PAULIS[[0, 1, 3]])
 """I, X and Z: what a state can have along, that RY has made of |0>."""
 
 
