@@ -32,6 +32,7 @@ class GroupedSettings(Timed):
 
 FORMS: dict[str, dict[str, Any]] = {
     "4 bits": {"weights": js.Grid(4, per="group", rows=32), "inputs": None},
+    "2 bits": {"weights": js.Grid(2, per="group", rows=32), "inputs": None},
     "4 bits, affine": {
         "weights": js.Grid(4, symmetric=False, per="group", rows=32),
         "inputs": None,

@@ -33,6 +33,7 @@ from jaxsim.network.params import param_names, with_params
 from jaxsim.network.unheld import Absent, without_values
 from jaxsim.network.writer import shard_like_weights, write_states
 from jaxsim.numerics.arrays import whole_on_host
+from jaxsim.numerics.packed import Packed
 
 _FORMAT = 1
 
@@ -42,6 +43,9 @@ _PACKED = 2
 
 _LEAN = 3
 """The same, of states without what reads do not need."""
+
+_TIGHT = 4
+"""The same, with codes of two bits four in a byte, which had been two."""
 
 _SAID = ("network", "deployed", "calibrated")
 """What metadata says of a network, beside the format."""
@@ -100,7 +104,7 @@ def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
         content = pack([np.asarray(leaf) for leaf in leaves])
         metadata["check"] = _check(content, metadata)
         content = {"packed": np.frombuffer(content, np.uint8)}
-    metadata["format"] = _FORMAT if not net.deployed else _LEAN if _is_lean(net) else _PACKED
+    metadata["format"] = _FORMAT if not net.deployed else _TIGHT if _is_lean(net) else _PACKED
     part = folder.with_name(f"{folder.name}.orbax-checkpoint-tmp")  # as orbax calls it
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     alone = ocp.options.MultiprocessingOptions(
@@ -154,8 +158,8 @@ def load(path: str | Path, like: Network) -> Network:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
         form = metadata.get("format")
-        if form not in (_FORMAT, _PACKED, _LEAN) or not set(_SAID) <= set(metadata):
-            raise ValueError(f"format {form}, this version reads {_FORMAT} to {_LEAN}")
+        if form not in (_FORMAT, _PACKED, _LEAN, _TIGHT) or not set(_SAID) <= set(metadata):
+            raise ValueError(f"format {form}, this version reads {_FORMAT} to {_TIGHT}")
     saved, expected = [_nameable(line) for line in metadata["network"]], describe(like)
     if saved != expected:
         mine, theirs = (
@@ -165,14 +169,18 @@ def load(path: str | Path, like: Network) -> Network:
         raise ValueError(
             f"path={str(path)!r} holds another network than like: it has {theirs}, like has {mine}"
         )
+    written: Any = None
     if metadata["deployed"]:
-        states = _written(like, "lean" if form == _LEAN else "plain")
+        written = _written(like, "plain" if form == _PACKED else "lean")
+        states = _in_pairs(written) if form == _LEAN else written
         states = shard_like_weights(like, states, shape_on)
         like = dataclasses.replace(
             like, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
     if form != _FORMAT:
-        return _load_packed(path, like, metadata)
+        chip = _load_packed(path, like, metadata)
+        tight = _tightened(chip.states, written) if form == _LEAN else chip.states
+        return dataclasses.replace(chip, states=tight)
     content = data_fields(like)
     target = abstract_tree(content, _default_sharding(like))
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
@@ -184,6 +192,32 @@ def _written(net: Network, layout: Literal["plain", "lean"]) -> Any:
     """Shapes of the states that a network's sites write."""
     write = partial(write_states, layout=layout)
     return jax.eval_shape(write, net, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _in_pairs(states: Any) -> Any:
+    """Shapes of states whose codes of two bits are two in a byte."""
+
+    def paired(held: Any) -> Any:
+        if not _is_packed(held) or held.bits == 4:
+            return held
+        return jax.eval_shape(lambda h: Packed.of(h.numbers(), h.axis, 4), held)
+
+    return jax.tree.map(paired, states, is_leaf=_is_packed)
+
+
+def _tightened(states: Any, like: Any) -> Any:
+    """States with codes packed as those of others are."""
+
+    def tight(wanted: Any, held: Any) -> Any:
+        if not _is_packed(wanted) or wanted.bits == held.bits:
+            return held
+        return Packed.of(held.numbers(), held.axis, wanted.bits)
+
+    return jax.tree.map(tight, like, states, is_leaf=_is_packed)
+
+
+def _is_packed(node: Any) -> bool:
+    return isinstance(node, Packed)
 
 
 def _is_lean(net: Network) -> bool:

@@ -15,7 +15,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.product import multiplies, of_written, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.block_grid import ROWS, BlockCodes, BlockGrid, decode_blocks, encode_blocks
-from jaxsim.numerics.nibbles import Nibbles, unpacked
+from jaxsim.numerics.packed import Packed, unpacked
 
 
 class BlockState(NamedTuple):
@@ -29,7 +29,7 @@ class BlockState(NamedTuple):
       kept: Which weights are not pruned; None where zero has a code, or all are kept.
     """
 
-    codes: Int[Array, "..."] | Nibbles
+    codes: Int[Array, "..."] | Packed
     scale: Float[Array, "..."]
     minimum: Float[Array, "..."] | None
     passed: Array | None
@@ -70,7 +70,7 @@ def block_grid(core: Core, *, weights: BlockGrid) -> Core:
         op.count("weight_bits", (weights.bits + (kept is not None)) * w.size)
         op.count("cells", w.size)
         if op.layout != "plain" and weights.bits == 4:
-            codes = Nibbles.of(codes, op.geometry.contracted[-1] - w.ndim)
+            codes = Packed.of(codes, op.geometry.contracted[-1] - w.ndim, 4)
         return BlockState(codes, held.scale, held.minimum, None if op.integer else w, kept)
 
     def weight(op: Op, state: BlockState) -> Array:

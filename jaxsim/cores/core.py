@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from jaxsim.cores.conv import Conv
 from jaxsim.cores.op import Op
 from jaxsim.cores.product import Operands, multiplies
-from jaxsim.numerics.nibbles import SIGNED, Nibbles, unpacked
+from jaxsim.numerics.packed import Bits, Packed, bits_to_pack, unpacked
 
 State = Any
 """What a core stores for one site: a pytree of arrays."""
@@ -83,7 +83,7 @@ class Core(NamedTuple):
     read: Read
 
 
-def _write_float(op: Op, w: Array, key: Any) -> Array | Nibbles:
+def _write_float(op: Op, w: Array, key: Any) -> Array | Packed:
     bits = 8 * w.dtype.itemsize if op.w_hi is None or op.w_lo is None else op.code_bits
     if bits is None:
         levels = np.broadcast_to(op.w_hi - op.w_lo + 1, op.w_planes(w) or (1,))  # pyright: ignore
@@ -91,22 +91,22 @@ def _write_float(op: Op, w: Array, key: Any) -> Array | Nibbles:
     else:
         op.count("weight_bits", bits * w.size)
     op.count("cells", w.size)
-    if op.layout == "paired" and _fits_half_a_byte(op, w):
-        return Nibbles.of(w, op.geometry.contracted[-1] - w.ndim)
-    return w
+    packed = bits_of_codes(op, w) if op.layout == "paired" else None
+    return w if packed is None else Packed.of(w, op.geometry.contracted[-1] - w.ndim, packed)
 
 
-def _fits_half_a_byte(op: Op, w: Array) -> bool:
+def bits_of_codes(op: Op, w: Array) -> Bits | None:
+    """Bits that a byte is divided into to hold codes of an operand; None where they fill it."""
     if op.planes or op.w_lo is None or op.w_hi is None or not jnp.issubdtype(w.dtype, jnp.integer):
-        return False
-    return int(op.w_lo) >= SIGNED[0] and int(op.w_hi) <= SIGNED[1]
+        return None
+    return bits_to_pack(min(int(op.w_lo), -1), int(op.w_hi))
 
 
 _OPERANDS = Operands(lambda op, state: unpacked(state), lambda op, state, x, key: x)
 
 
 @multiplies(_OPERANDS)
-def _read_float(op: Op, state: Array | Nibbles, x: Array, key: Any) -> Array:
+def _read_float(op: Op, state: Array | Packed, x: Array, key: Any) -> Array:
     return op.contract(x, unpacked(state))
 
 
@@ -119,7 +119,7 @@ float_core = Core(
 
 
 @multiplies(_OPERANDS)
-def _read_stored(op: Op, state: Array | Nibbles, x: Array, key: Any) -> Array:
+def _read_stored(op: Op, state: Array | Packed, x: Array, key: Any) -> Array:
     if isinstance(op.geometry, Conv):
         geometry = dataclasses.replace(op.geometry, tapped=True)
         op = dataclasses.replace(op, geometry=geometry)

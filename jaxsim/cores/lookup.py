@@ -15,7 +15,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.product import multiplies, of_written, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Codebook, index_bits, k_means, nearest
-from jaxsim.numerics.nibbles import Nibbles, unpacked
+from jaxsim.numerics.packed import Packed, bits_to_pack, unpacked
 from jaxsim.numerics.scaling import divide, step_of
 
 
@@ -31,7 +31,7 @@ class LookupState(NamedTuple):
       kept: which weights are not pruned; None where all are kept, or zero has a place in the table.
     """
 
-    pointers: Int[Array, "..."] | Nibbles
+    pointers: Int[Array, "..."] | Packed
     levels: Float[Array, "size ..."]
     scale: Float[Array, "..."]
     passed: Array | None
@@ -73,8 +73,9 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
             pointers = pointers.astype(jnp.uint8 if size <= 256 else jnp.int32)
             op.count("weight_bits", 32 * levels.size + index_bits(size) * pointers.size)
             op.count("cells", pointers.size)
-            if op.layout != "plain" and size <= 16:
-                pointers = Nibbles.of(pointers, -1)
+            packed = bits_to_pack(0, size - 1)
+            if op.layout != "plain" and packed is not None:
+                pointers = Packed.of(pointers, -1, packed)
             return LookupState(pointers, levels, jnp.ones(outputs), passed, kept)
         levels = jnp.asarray(weights.levels, jnp.float32)
         axes = op.scale_axes(weights.per)
@@ -83,8 +84,9 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
         pointers = nearest(divide(values, jnp.where(most > 0, most, 1.0)), levels)
         op.count("weight_bits", index_bits(levels.size) * w.size)
         op.count("cells", w.size)
-        if op.layout != "plain" and levels.size <= 16:
-            pointers = Nibbles.of(pointers, op.geometry.contracted[-1] - w.ndim)
+        packed = bits_to_pack(0, levels.size - 1)
+        if op.layout != "plain" and packed is not None:
+            pointers = Packed.of(pointers, op.geometry.contracted[-1] - w.ndim, packed)
         return LookupState(pointers, levels, jnp.broadcast_to(most, outputs), passed, kept)
 
     def weight(op: Op, state: LookupState) -> Array:

@@ -24,7 +24,7 @@ from jaxsim.formats.microscaling import (
     stored_elements,
     to_elements,
 )
-from jaxsim.numerics.nibbles import Nibbles, unpacked
+from jaxsim.numerics.packed import Packed, unpacked
 
 
 class MicroState(NamedTuple):
@@ -39,7 +39,7 @@ class MicroState(NamedTuple):
       passed: What lends the weight its derivative before deployment; None after it.
     """
 
-    elements: Num[Array, "..."] | Nibbles
+    elements: Num[Array, "..."] | Packed
     scale: Num[Array, "..."]
     tensor: Array | None
     passed: Array | None
@@ -71,7 +71,7 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
         )
         elements = stored_elements(weights, held.elements)
         if weights.kind.bits == 4 and op.layout != "plain":
-            elements = Nibbles.of(elements, op.geometry.contracted[-1] - w.ndim)
+            elements = Packed.of(elements, op.geometry.contracted[-1] - w.ndim, 4)
         powers_of_two = weights.scale == "e8m0"
         scale = exponents(held.scale) if powers_of_two else held.scale.astype(jnp.float8_e4m3fn)
         op.count("weight_bits", weights.kind.bits * w.size)

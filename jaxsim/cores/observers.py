@@ -19,7 +19,7 @@ from jaxsim.cores.tiled import tiled
 from jaxsim.formats.grid import Grid
 from jaxsim.formats.microscaling import Microscaled, micro_scales
 from jaxsim.numerics import memory
-from jaxsim.numerics.nibbles import unpacked
+from jaxsim.numerics.packed import unpacked
 
 
 class Moments(NamedTuple):

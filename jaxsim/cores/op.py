@@ -51,7 +51,7 @@ class Op:
         by this weight, as it broadcasts to that input; None where every row is, once.
       layout: how a state is laid out: "plain" with all that belongs to it; "lean", at deployment,
         without what its reads do not need; "paired" also with codes of four bits two in a byte,
-        where reads make floats of the codes anyway.
+        or of two bits four, where reads make floats of the codes anyway.
       meter: where `count` adds, during a cost walk.
 
     Examples:

@@ -30,7 +30,7 @@ from jaxsim.formats.grid import (
 )
 from jaxsim.numerics.checks import MissingKeyError
 from jaxsim.numerics.digits import code_dtype
-from jaxsim.numerics.nibbles import Nibbles, unpacked
+from jaxsim.numerics.packed import Packed, bits_to_pack, unpacked
 from jaxsim.numerics.scaling import scale_product, unit_of
 
 
@@ -50,7 +50,7 @@ class Quantized(NamedTuple):
 
     inner: State
     scale: Float[Array, "..."]
-    zero: Num[Array, "..."] | Nibbles | None
+    zero: Num[Array, "..."] | Packed | None
     total: Num[Array, "..."] | None
     inputs: Range | None
 
@@ -200,11 +200,12 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
     return Core(write, calibrate, read)
 
 
-def _short_zero(op: Op, weights: Grid, zero: Array) -> Array | Nibbles:
+def _short_zero(op: Op, weights: Grid, zero: Array) -> Array | Packed:
     """Codes of zero in as many bits as a code takes, where groups have one each."""
     zero = zero.astype(code_dtype(*weights.code_range))
     groups = getattr(op.geometry, "w_batch", ())
-    return Nibbles.of(zero, groups[-1] - zero.ndim) if groups and weights.bits <= 4 else zero
+    packed = bits_to_pack(*weights.code_range) if groups else None
+    return zero if packed is None else Packed.of(zero, groups[-1] - zero.ndim, packed)
 
 
 def stored(inputs: Grid) -> bool:

@@ -17,7 +17,7 @@ from jaxsim.network.calls import LinenCall
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.site import Site
-from jaxsim.numerics.nibbles import unpacked
+from jaxsim.numerics.packed import unpacked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

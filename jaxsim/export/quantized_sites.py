@@ -22,7 +22,7 @@ from jaxsim.formats.grid import Grid, scale_and_zero
 from jaxsim.internals import shape_of
 from jaxsim.network.plan import Contraction, Plan, plain_plan
 from jaxsim.numerics.arrays import own_promotion
-from jaxsim.numerics.nibbles import unpacked
+from jaxsim.numerics.packed import unpacked
 
 MARK = "jaxsim_quantized_site"
 """Name of the call that stands for the product of codes among what is computed around it."""

@@ -22,7 +22,7 @@ from jaxsim.formats.microscaling import (
     stored_elements,
     to_elements,
 )
-from jaxsim.numerics.nibbles import Nibbles, unpacked
+from jaxsim.numerics.packed import Packed, unpacked
 from jaxsim.numerics.scaling import divide, step_of
 
 
@@ -33,7 +33,7 @@ class VectorForm(NamedTuple):
     taken and replaced one by one.
 
     Attributes:
-      encode: From vectors [..., d] in float32 to arrays, of four bits as `Nibbles`.
+      encode: From vectors [..., d] in float32 to arrays, of four bits as `Packed`.
       decode: From these to vectors in float32.
     """
 
@@ -166,5 +166,5 @@ def _blocks(form: Any, width: int, rows: int | None) -> int:
 
 
 def _packed(codes: Int[Array, "..."], bits: int) -> Any:
-    """Codes as they are held, two in a byte where they have four bits or fewer."""
-    return Nibbles.of(codes, -1) if bits <= 4 else codes
+    """Codes as they are held, more than one in a byte where they have four bits or fewer."""
+    return codes if bits > 4 else Packed.of(codes, -1, 2 if bits <= 2 else 4)

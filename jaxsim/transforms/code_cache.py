@@ -156,7 +156,7 @@ def code_cache(form: Any, *, first: int = 4, latest: int = 32, axis: int = 2) ->
       >>> net = js.trace(model, model.init(jax.random.key(0), ids), ids)
       >>> chip = js.code_cache(4, latest=8)(net)
       >>> logits, cache = chip(ids, model.cache(1, 16))
-      >>> cache.keys.codes[0].pairs.dtype.name, js.language.generate(
+      >>> cache.keys.codes[0].packs.dtype.name, js.language.generate(
       ...     chip, ids, model.cache(1, 16), count=4
       ... ).shape
       ('uint8', (1, 4))

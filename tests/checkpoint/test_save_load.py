@@ -15,11 +15,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxsim as js
+from jaxsim.checkpoint import save_load
 from jaxsim.checkpoint.resume import run_checkpoints
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.network.deployment import find_read_params
 from jaxsim.network.leaves import path_name
 from jaxsim.network.writer import write_states
+from jaxsim.numerics.packed import Packed
 from tests.data.test_readers import damaged
 from tests.support.models import CASES, NnxCnn, normal
 from tests.support.networks import SITES, X, cnn, run, stack
@@ -162,9 +164,34 @@ def test_codes_that_fill_bytes_load_and_are_saved_again(tmp_path):
         same(loaded.states, chip.states)
         np.testing.assert_array_equal(loaded(X), new(X))
         said = json.loads((tmp_path / name / "_CHECKPOINT_METADATA").read_text())
-        assert said["custom_metadata"]["format"] == {"old": 2, "new": 3}[name]
+        assert said["custom_metadata"]["format"] == {"old": 2, "new": 4}[name]
     held = [sum(a.nbytes for a in jax.tree.leaves(chip.states)) for chip in (old, new)]
     assert held[1] < 0.6 * held[0]
+
+
+def test_codes_of_two_bits_that_were_two_in_a_byte_load(tmp_path, monkeypatch):
+    """As the third format had them."""
+    net = js.quantize(js.Grid(2, symmetric=False, per="group", rows=2), None)(cnn())
+    chip = js.deploy(net)
+
+    def in_pairs(held):
+        return Packed.of(held.numbers(), held.axis, 4) if isinstance(held, Packed) else held
+
+    states = jax.tree.map(in_pairs, chip.states, is_leaf=lambda a: isinstance(a, Packed))
+    with monkeypatch.context() as as_before:
+        as_before.setattr(save_load, "_TIGHT", 3)
+        as_before.setattr(save_load, "_is_lean", lambda net: True)
+        js.save(tmp_path / "old", dataclasses.replace(chip, states=states))
+    js.save(tmp_path / "new", chip)
+    for name in ("old", "new"):
+        loaded = js.load(tmp_path / name, like=net)
+        same(loaded.states, chip.states)
+        np.testing.assert_array_equal(loaded(X), chip(X))
+    sizes = [
+        sum(f.stat().st_size for f in (tmp_path / name / "leaves").rglob("*") if f.is_file())
+        for name in ("old", "new")
+    ]
+    assert sizes[1] <= sizes[0]
 
 
 @pytest.mark.slow
@@ -257,7 +284,7 @@ def test_another_format_is_refused(tmp_path):
     metadata = json.loads(file.read_text())
     metadata["custom_metadata"]["format"] = 99
     file.write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match="format 99, this version reads 1 to 3"):
+    with pytest.raises(ValueError, match="format 99, this version reads 1 to 4"):
         js.load(tmp_path / "net", like=cnn())
 
 

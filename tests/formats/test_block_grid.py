@@ -14,7 +14,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.storage import wrappers_of
 from jaxsim.cores.wrapper import build
 from jaxsim.formats.block_grid import BlockGrid
-from jaxsim.numerics.nibbles import unpacked
+from jaxsim.numerics.packed import unpacked
 from tests.support.models import normal
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")

@@ -172,19 +172,24 @@ def test_a_setting_that_calls_read_stays():
     assert not any(map(small_memory, jax.tree.leaves(chip.cores)))
 
 
-def test_a_model_of_groups_of_four_bits_takes_five_bits_a_weight():
+def test_a_model_of_groups_of_few_bits_takes_one_more_a_weight():
     """In arrays that are held, codes, scales and all; a known-wrong control is a byte a code."""
     params = {"up": normal(64, 96), "down": normal(96, 64)}
     net = js.trace(lambda p, x: jnp.tanh(x @ p["up"]) @ p["down"], params, normal(2, 64))
     held = {}
-    grids = {f"{bits}": js.Grid(bits, per="group", rows=32) for bits in (4, 5)}
+    grids = {f"{bits}": js.Grid(bits, per="group", rows=32) for bits in (2, 3, 4, 5)}
     grids["affine"] = js.Grid(4, symmetric=False, per="group", rows=32)
+    grids["affine, 2"] = js.Grid(2, symmetric=False, per="group", rows=32)
     grids["table"] = js.nf4(per="group", rows=32)
+    grids["table of 4"] = js.Codebook((-1.0, -0.3, 0.3, 1.0), per="group", rows=32)
     for name, grid in grids.items():
         chip = js.deploy(js.quantize(grid, None)(net), keep_floats=False)
         arrays = [a for a in jax.tree.leaves(chip) if not small_memory(a)]
         held[name] = 8 * sum(a.nbytes for a in arrays) / (2 * 64 * 96)
-    assert held["4"] <= 5.0
+    assert held["2"] <= 3.0
+    assert held["affine, 2"] <= 3.2
+    assert held["table of 4"] <= 3.2
+    assert held["3"] == held["4"] <= 5.0
     assert held["affine"] <= 5.2
     assert held["table"] <= 5.2
     assert held["5"] > 8
