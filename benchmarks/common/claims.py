@@ -66,6 +66,19 @@ def _slices(r: Results) -> tuple[Verdict, str]:
     return _share(near, 2), "; ".join(shown)
 
 
+def _designs(r: Results) -> tuple[Verdict, str]:
+    """How far three designs are behind the first, and the offset behind all."""
+    held, shown, rows = 0, [], r.rows("designs", "right")
+    rows = [row for row in rows if "reported" not in str(row["cells"])]
+    for row in rows:
+        right = {name: number(str(row[name])).value for name in "ABCDE"}
+        held += all(right["A"] - right[name] <= 3 for name in "BCD")
+        held += right["A"] - right["E"] > 10
+        found = ", ".join(f"{name} {row[name]}" for name in "ABCDE")
+        shown.append(f"{str(row['network, float %']).split(',')[0]}, {row['cells']}: {found}")
+    return _share(held, 2 * len(rows)), "; ".join(shown)
+
+
 def _second_array(r: Results) -> tuple[Verdict, str]:
     """What asymmetric cells cost, and what a second array gives back."""
 
@@ -304,6 +317,24 @@ def _gradual(r: Results) -> tuple[Verdict, str]:
     return _share(held, 2), f"{'; '.join(shown)} (three seeds)"
 
 
+def _footprint(r: Results) -> tuple[Verdict, str]:
+    """What codes of 4 bits and 2 take off memory and time."""
+    held, shown = 0, []
+    for title in ("a decoder", "ResNet-20"):
+        rows = [
+            row for row in r.rows("footprint", title) if row["weights / inputs, bits"][0] in "42"
+        ]
+        best = {
+            column: max(number(str(row[column])).value for row in rows)
+            for column in ("in memory", "time, one", "time, many")
+        }
+        held += best["in memory"] >= 4
+        held += max(best["time, one"], best["time, many"]) >= 4
+        found = ", ".join(f"{column} {value:g}" for column, value in best.items())
+        shown.append(f"{title}, times less by 4 bits or 2 at best: {found}")
+    return _share(held, 4), "; ".join(shown)
+
+
 def _large_sparse(r: Results) -> tuple[Verdict, str]:
     sparse = r.cell("sparsity_curves", "accuracy", "80 %", method="one shot")
     small = r.cell("sparsity_curves", "controls", "accuracy, %", network="small, from scratch")
@@ -346,6 +377,14 @@ CLAIMS = (
         _slices,
         "analog_accuracy",
         "analog.md",
+    ),
+    Claim(
+        XIAO,
+        "four designs by pairs are about as accurate, one by offsets far less",
+        "B, C and D at most 3 points below A, E more than 10, for each network and device",
+        _designs,
+        "designs",
+        "accelerator.md",
     ),
     Claim(
         "Gokmen and Haensch, Tiki-Taka, arXiv 1909.07908",
@@ -485,6 +524,14 @@ CLAIMS = (
         _rules,
         "interpreters",
         "interpreters.md",
+    ),
+    Claim(
+        "Gholami et al., survey of quantization, arXiv 2103.13630",
+        "four bits or fewer could take memory and latency down 16 times; 4 to 8 times are had",
+        "4 times less memory, and 4 times less time, of two networks",
+        _footprint,
+        "footprint",
+        "quantization.md",
     ),
     Claim(
         "Surveys of pruning",
