@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from jaxsim.accelerators.accelerator import Accelerator
@@ -33,6 +34,7 @@ from jaxsim.search.options import (
 )
 from jaxsim.search.part_costs import PartCosts, part_costs
 from jaxsim.search.switchboard import Switchboard
+from jaxsim.search.task import Task, accuracies, finite
 
 Quantity = Literal["energy", "latency", "area"]
 """What a choice spends."""
@@ -56,6 +58,8 @@ def explore(
     baselines: Sequence[Literal["greedy", "random"]] = (),
     draws: int = 1,
     key: Key[Array, ""] | None = None,
+    traced: bool = False,
+    mesh: Mesh | None = None,
     executor: Executor | None = None,
     log: str | Path | None = None,
     quiet: bool = False,
@@ -92,6 +96,9 @@ def explore(
       draws: How often weights are written anew, with other keys, for each error and accuracy, at
         least 1; more than 1 needs `key`.
       key: Random key for options that draw, and for random choices.
+      traced: Whether `evaluate` is made of JAX operations, so that `jax.jit` would take it: the
+        draws of a choice are then one `sweep`, in the way that is faster here.
+      mesh: Devices over which errors are measured, and draws where `traced`; None for one device.
       executor: Where evaluations that do not wait for one another run at once, such as that of a
         cluster; None for here, one by one. It has to be able to send `evaluate` away.
       log: File of scores to write to and resume from; of this network, these options and inputs
@@ -126,6 +133,8 @@ def explore(
     """
     named = named_options(options)
     _check_settings(minimize, limits or {}, baselines, drop, points, steps, draws, key)
+    if mesh is not None and executor is not None:
+        raise ValueError("mesh, executor: evaluations run on devices here or elsewhere; give one")
     inputs = calibrate if one_batch(calibrate) else list(batches(calibrate, "calibrate"))
     fit = fit_options(net, named)
     scores = _open_scores(log, net, named, fit, inputs, (draws, _key_data(key)))
@@ -135,9 +144,10 @@ def explore(
     steps_to_show = len(keys) * len(named)
     steps_to_show += len(named) + points * (1 + len(baselines)) + steps
     with _progress(steps_to_show, quiet) as advance:
-        errors = _measure_errors(scores, board, keys, advance)
+        errors = _measure_errors(scores, board, keys, advance, mesh)
+        task = Task(board, evaluate, tuple(keys), mesh)
         search = _Exploration(
-            _Task(board, evaluate, tuple(keys)),
+            task.traced(scores) if traced else task,
             named,
             accelerator,
             costs,
@@ -148,7 +158,7 @@ def explore(
             executor,
             advance,
         )
-        exact = scores.get("exact", lambda: _finite([float(evaluate(net))]))[0]
+        exact = scores.get("exact", lambda: finite([float(evaluate(net))]))[0]
         search.try_all(search.uniform(fit.options), "uniform")
         budgets = search.budgets(points)
         search.try_all([search.program(b) for b in budgets], "program")
@@ -161,36 +171,12 @@ def explore(
     return _front(search, net, named, costs.fit, exact)
 
 
-class _Task(NamedTuple):
-    """What an evaluation needs to know beside the choice."""
-
-    board: Switchboard
-    evaluate: Callable[[Network], float]
-    keys: tuple[Any, ...]
-
-
-def _accuracies(task: _Task, choice: Sequence[int]) -> list[float]:
-    """The accuracy of a choice by draw."""
-    return _finite([float(task.evaluate(task.board.deploy(choice, key))) for key in task.keys])
-
-
-def _finite(found: list[float]) -> list[float]:
-    """Accuracies as they are.
-
-    Raises:
-      ValueError: One is not finite.
-    """
-    if not np.isfinite(found).all():
-        raise ValueError(f"evaluate: returned {found}; expected finite numbers")
-    return found
-
-
 class _Exploration:
     """Proposes choices and evaluates each of them once."""
 
     def __init__(
         self,
-        task: _Task,
+        task: Task,
         options: Mapping[str, Option],
         accelerator: Accelerator,
         costs: PartCosts,
@@ -293,7 +279,7 @@ class _Exploration:
         missing = [c for c in new if self._name(c) not in self.scores.scores]
         waiting: dict[tuple[int, ...], Any] = {}
         if self.executor is not None:
-            waiting = {c: self.executor.submit(_accuracies, self.task, c) for c in missing}
+            waiting = {c: self.executor.submit(accuracies, self.task, c) for c in missing}
         for choice in set(listed) & self.tried.keys():
             point = self.tried[choice]
             if found_by not in point.found_by:
@@ -304,10 +290,10 @@ class _Exploration:
             def measure(choice: tuple[int, ...] = choice) -> list[float]:
                 if choice in waiting:
                     return waiting[choice].result()
-                return _accuracies(self.task, choice)
+                return accuracies(self.task, choice)
 
-            accuracies = np.asarray(self.scores.get(self._name(choice), measure))
-            self.tried[choice] = self._point(choice, accuracies, found_by)
+            found = np.asarray(self.scores.get(self._name(choice), measure))
+            self.tried[choice] = self._point(choice, found, found_by)
         return [self.tried[c] for c in listed]
 
     def bisect(self, budgets: Sequence[float], accuracy: float, steps: int) -> None:
@@ -456,6 +442,7 @@ def _measure_errors(
     board: Switchboard,
     keys: Sequence[Key[Array, ""] | None],
     advance: Callable[[str], None],
+    mesh: Mesh | None,
 ) -> Float[np.ndarray, "places options"]:
     """The error of each option at each place alone, infinite where it does not fit.
 
@@ -472,7 +459,7 @@ def _measure_errors(
             found: list[list[float]] = []
             for key in keys:
                 advance(f"errors of {name}")
-                found.append(board.errors(alone, key).tolist())
+                found.append(board.errors(alone, key, mesh).tolist())
             return found
 
         errors[here, o] = np.mean(scores.get(f"errors of {name}", measure), 0)

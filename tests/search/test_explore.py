@@ -244,6 +244,28 @@ def test_draws_are_other_chips_of_one_program():
     assert point.deviation == pytest.approx(each.std(ddof=1) / 3**0.5, rel=1e-2)
 
 
+def test_draws_of_a_traced_evaluation_are_one_sweep(tmp_path):
+    """The same accuracies and deviations; the way that was faster is kept with the scores."""
+    cells = js.compose(
+        js.quantize(8, 8), js.slice_bits(2), js.analog(rows=128, cells=js.cells.proportional(0.2))
+    )
+    y = deep_cnn()(X)
+
+    def closeness(chip):
+        return 1 - jax.numpy.sum((chip(X) - y) ** 2) / jax.numpy.sum(y**2)
+
+    setting = {**SETTING, "points": 2, "steps": 0, "key": jax.random.key(1), "draws": 2}
+    calls = deep_cnn(), CHIP, {"8": js.quantize(8, 8), "cells": cells}, X
+    loop = explore(*calls, jax.jit(closeness), **setting)
+    log = tmp_path / "log.json"
+    found = explore(*calls, closeness, traced=True, log=log, **setting)
+    for mine, other in zip(found.tried, loop.tried, strict=True):
+        assert mine.by_place == other.by_place
+        assert mine.accuracy == pytest.approx(other.accuracy, abs=1e-5)
+        assert mine.deviation == pytest.approx(other.deviation, abs=1e-5)
+    assert json.loads(log.read_text())["way of draws"] in ("map", "vmap")
+
+
 def test_areas_between_points():
     assert dominated_area(np.array([[0.5, 1.0], [1.0, 0.5], [0.4, 0.9]])) == 0.75
     assert dominated_area(np.array([[-1.0, 2.0]])) == 0
@@ -338,6 +360,17 @@ def test_greedy_exchanges_what_loses_least_for_what_it_saves(found):
     assert len(greedy) >= 2
     for point in greedy:
         assert tuple(front.fit.options.index(o) for o in point.by_place.values()) in ends
+
+
+def test_devices_are_here_or_elsewhere():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("m",))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"mesh, executor: .*one"):
+        explore(
+            *(deep_cnn(), CHIP, {"8": OPTIONS["8"]}, X, closeness([])),
+            mesh=mesh,
+            executor=pool,
+            **SETTING,
+        )
 
 
 def test_accuracies_must_be_finite():
