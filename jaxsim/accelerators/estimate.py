@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Key
 
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.assignment import assign_parts, try_parts
-from jaxsim.accelerators.calls import prepared_call
+from jaxsim.accelerators.calls import Prepared, prepared_call
 from jaxsim.accelerators.equations import Asked
 from jaxsim.accelerators.memory import moves, serving, slowest
 from jaxsim.accelerators.result import Estimate, SiteEstimate, StageEstimate, summed
@@ -74,39 +74,91 @@ def estimate(
     if not isinstance(accelerator, Accelerator):
         raise ValueError(f"accelerator={accelerator!r}: must be a jaxsim.Accelerator")
     prepared = prepared_call(net, args, kwargs, key, accelerator.activations)
+    return estimate_prepared(net, accelerator, prepared, parts=parts, drive=drive)
+
+
+def estimate_prepared(
+    net: Network,
+    accelerator: Accelerator,
+    prepared: Sequence[Prepared],
+    *,
+    parts: Mapping[str, str] | None = None,
+    drive: Mapping[str, float] | None = None,
+) -> Estimate:
+    """Estimates a call whose portions are known, such as those of the chip of a network.
+
+    Args:
+      net: Network; its cores say what each site is computed with.
+      accelerator: Parts, memory and links.
+      prepared: Portions of the call, and what their equations ask.
+      parts: Name of the part for sites by pattern, as of `estimate`.
+      drive: Mean of G · V² of the cells of analog sites by name, as of `estimate`.
+
+    Raises:
+      ValueError: As `estimate` raises.
+    """
     works = [site_work(net, p.portion, accelerator.activations) for p in prepared]
-    _check_drive(drive or {}, works)
+    drive = drive or {}
+    _check_drive(drive, works)
     chosen = assign_parts(net, accelerator, works, parts or {})
     portions = [p.portion for p in prepared]
     _check_room(accelerator, portions, works)
-    found: list[dict[str, SiteEstimate]] = []
-    rest: list[dict[str, SiteEstimate]] = []
-    uncounted: list[dict[str, float]] = []
-    for (portion, asked), own in zip(prepared, works, strict=True):
-        spent = {
-            name: _spent(accelerator, chosen[name], work._replace(drive=(drive or {}).get(name, 1)))
-            for name, work in own.items()
-        }
-        others, left = _rest(accelerator, asked)
-        if portion.rows == 0:
-            spent, others = {n: s.idle() for n, s in spent.items()}, {}
-        found.append({n: _of_portion(s, portion) for n, s in spent.items()})
-        rest.append({n: _of_portion(s, portion) for n, s in others.items()})
-        times = portion.batches * portion.devices
-        uncounted.append({name: times * n for name, n in left.items()})
+    found = [
+        _sites_spent(accelerator, p, w, chosen, drive or {}) for p, w in _pairs(portions, works)
+    ]
+    others = [_rest_spent(accelerator, p) for p in prepared]
     notes = ["registers, control, clock and leakage are not counted"]
     if loops := sum(p.asked.loops for p in prepared):
         notes.append(f"turns of {loops} while loops are counted once")
     notes += _notes(net, portions)
+    rest = [spent for spent, _ in others]
     pairs = zip(found, rest, strict=True)
     times = [sum(s.latency for s in (*a.values(), *b.values())) for a, b in pairs]
     return Estimate(
         _together(found),
         _together(rest),
-        summed(uncounted),
+        summed(left for _, left in others),
         tuple(notes),
         accelerator,
         _stages(portions, times) if "pipeline_shard" in net.cut_by else (),
+    )
+
+
+def _pairs(
+    portions: Sequence[Portion], works: Sequence[Mapping[str, Work]]
+) -> Iterator[tuple[Portion, Mapping[str, Work]]]:
+    return zip(portions, works, strict=True)
+
+
+def _sites_spent(
+    accelerator: Accelerator,
+    portion: Portion,
+    works: Mapping[str, Work],
+    chosen: Mapping[str, str],
+    drive: Mapping[str, float],
+) -> dict[str, SiteEstimate]:
+    """What sites that have a part spend in a portion."""
+    found: dict[str, SiteEstimate] = {}
+    for name, part in chosen.items():
+        if name in works:
+            spent = _spent(accelerator, part, works[name]._replace(drive=drive.get(name, 1)))
+            spent = spent.idle() if portion.rows == 0 else spent
+            found[name] = _of_portion(spent, portion)
+    return found
+
+
+def _rest_spent(
+    accelerator: Accelerator, prepared: Prepared
+) -> tuple[dict[str, SiteEstimate], dict[str, float]]:
+    """What equations that are no sites spend in a portion, and those that are not counted."""
+    portion = prepared.portion
+    spent, left = _rest(accelerator, prepared.asked)
+    if portion.rows == 0:
+        spent = {}
+    times = portion.batches * portion.devices
+    return (
+        {name: _of_portion(s, portion) for name, s in spent.items()},
+        {name: times * n for name, n in left.items()},
     )
 
 
@@ -186,23 +238,29 @@ class Trial(NamedTuple):
 
 
 def estimate_sites(
-    net: Network, accelerator: Accelerator, *, parts: Mapping[str, str] | None = None
+    net: Network,
+    accelerator: Accelerator,
+    prepared: Sequence[Prepared],
+    *,
+    parts: Mapping[str, str] | None = None,
 ) -> Trial:
     """Estimates the sites of a network that a part runs, and tells of each other why none does.
 
     Args:
-      net: Network that is not cut.
+      net: Network on one device.
       accelerator: Parts, memory and links.
+      prepared: Portions of the call, and what their equations ask.
       parts: Name of the part for sites by pattern, as of `estimate`.
 
     Raises:
       ValueError: A part or a pattern that is unknown.
     """
-    ((portion, asked),) = prepared_call(net, (), {}, None, accelerator.activations)
-    works = site_work(net, portion, accelerator.activations)
-    chosen, refused = try_parts(net, accelerator, [works], parts or {})
-    sites = {name: _spent(accelerator, part, works[name]) for name, part in chosen.items()}
-    return Trial(sites, refused, _rest(accelerator, asked)[0])
+    works = [site_work(net, p.portion, accelerator.activations) for p in prepared]
+    chosen, refused = try_parts(net, accelerator, works, parts or {})
+    portions = [p.portion for p in prepared]
+    sites = [_sites_spent(accelerator, p, w, chosen, {}) for p, w in _pairs(portions, works)]
+    rest = [_rest_spent(accelerator, p)[0] for p in prepared]
+    return Trial(_together(sites), refused, _together(rest))
 
 
 def _spent(accelerator: Accelerator, name: str, work: Work) -> SiteEstimate:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from jaxsim.accelerators.accelerator import Accelerator
-from jaxsim.accelerators.estimate import estimate
+from jaxsim.accelerators.calls import Prepared, prepared_call
+from jaxsim.accelerators.estimate import estimate_prepared
+from jaxsim.accelerators.result import Estimate
 from jaxsim.checkpoint.log import ScoreCache, run_digest
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.inputs.batches import batches, one_batch
@@ -78,8 +80,12 @@ def explore(
     Sites that share a parameter are one place. All choices run as one program, in which each site
     holds its weight in the way of every option and a number says which one reads.
 
+    Energy, time and area are of the call that was traced. Where rows or tokens leave, they are of
+    the first batch of calibration inputs: of places for what reaches them in the network as it was
+    given, of a point for what reaches them on its chip.
+
     Args:
-      net: Network to explore, not deployed; transforms that it has already stay.
+      net: Network to explore, not deployed, on one device; transforms that it has already stay.
       accelerator: Hardware that runs it.
       options: What may become of a site, by name: a transform of cores and masks, an `Option` that
         names sites and a part of the accelerator, or None for what is left as it is.
@@ -138,9 +144,10 @@ def explore(
     inputs = calibrate if one_batch(calibrate) else list(batches(calibrate, "calibrate"))
     fit = fit_options(net, named)
     scores = _open_scores(log, net, named, fit, inputs, (draws, _key_data(key)))
-    costs = part_costs(net, accelerator, named, fit)
-    board = Switchboard(net, named, fit, inputs)
     keys = [None] if key is None else [jax.random.fold_in(key, i) for i in range(draws)]
+    call = _Call(net, accelerator, inputs, keys[0])
+    costs = part_costs(net, accelerator, named, fit, call.prepared(net))
+    board = Switchboard(net, named, fit, inputs)
     steps_to_show = len(keys) * len(named)
     steps_to_show += len(named) + points * (1 + len(baselines)) + steps
     with _progress(steps_to_show, quiet) as advance:
@@ -149,7 +156,7 @@ def explore(
         search = _Exploration(
             task.traced(scores) if traced else task,
             named,
-            accelerator,
+            call,
             costs,
             np.where(costs.fit.table(), errors, np.inf),
             _site_limits(costs, limits or {}),
@@ -171,6 +178,22 @@ def explore(
     return _front(search, net, named, costs.fit, exact)
 
 
+class _Call(NamedTuple):
+    """The call that is estimated: of inputs where rows or tokens leave, else as it was traced."""
+
+    net: Network
+    accelerator: Accelerator
+    inputs: Any
+    key: Key[Array, ""] | None
+
+    def prepared(self, chip: Network) -> tuple[Prepared, ...]:
+        """Its portions as a chip runs them."""
+        if not self.net.cut_by:
+            return prepared_call(chip, (), {}, None, self.accelerator.activations)
+        first = next(iter(batches(self.inputs, "calibrate")))
+        return prepared_call(chip, *first, self.key, self.accelerator.activations)
+
+
 class _Exploration:
     """Proposes choices and evaluates each of them once."""
 
@@ -178,7 +201,7 @@ class _Exploration:
         self,
         task: Task,
         options: Mapping[str, Option],
-        accelerator: Accelerator,
+        call: _Call,
         costs: PartCosts,
         errors: Float[np.ndarray, "places options"],
         limits: Mapping[str, float],
@@ -188,11 +211,12 @@ class _Exploration:
         advance: Callable[[str], None],
     ):
         """Has evaluated none."""
-        self.task, self.accelerator, self.costs = task, accelerator, costs
+        self.task, self.call, self.costs = task, call, costs
         self.errors, self.limits, self.minimize = errors, limits, minimize
         self.scores, self.executor, self.advance = scores, executor, advance
         self.options, self.names = options, tuple(options)
         self.tried: dict[tuple[int, ...], Point] = {}
+        self.estimates: dict[tuple[int, ...], Estimate] = {}
         least = allocate(errors, costs.spent, limits)
         self.least = tuple(least.tolist())
 
@@ -338,10 +362,17 @@ class _Exploration:
         self, choice: tuple[int, ...], accuracies: Float[np.ndarray, " draws"], found_by: str
     ) -> Point:
         by_place = dict(zip(self.costs.fit.places, self._names(choice), strict=True))
-        made = apply_options(self.task.board.net, self.options, by_place)
-        spent = estimate(
-            made, self.accelerator, parts=site_parts(self.task.board.net, self.options, by_place)
+        board, call = self.task.board, self.call
+        made = apply_options(board.net, self.options, by_place)
+        # Where rows or tokens leave is the chip's to say.
+        chip = board.deploy(choice, self.task.keys[0]) if made.cut_by else made
+        spent = estimate_prepared(
+            made,
+            call.accelerator,
+            call.prepared(chip),
+            parts=site_parts(board.net, self.options, by_place),
         )
+        self.estimates[choice] = spent
         count = len(accuracies)
         return Point(
             by_place={place.name: name for place, name in by_place.items()},
@@ -478,10 +509,11 @@ def _front(
     return Front(
         points=tuple(tried[i] for i in non_dominated(costs)),
         tried=tried,
+        estimates=tuple(search.estimates[choice] for choice in search.tried),
         exact=exact,
         minimize=search.minimize,
         net=net,
-        accelerator=search.accelerator,
+        accelerator=search.call.accelerator,
         options=options,
         fit=fit,
         errors=search.errors,

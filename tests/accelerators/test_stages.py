@@ -67,7 +67,7 @@ def check_site(found, base, name, groups):
 
 
 def test_each_stage_runs_for_the_tokens_that_reach_it(base):
-    """Half of 40 leave behind the first attention: what is left is computed as 32, as `run` does."""
+    """Half of 40 leave behind the first attention, and 32 are computed, as `run` does."""
     net = js.prune_tokens([0.5, 0.9], keeps=js.tokens.top)(base)
     kept = np.asarray(net.simulate(X, FULL).kept)
     assert ((kept[:, 0] > 16) & (kept[:, 0] <= 32)).all()
