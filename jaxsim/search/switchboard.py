@@ -110,7 +110,11 @@ def _numbers(choice: Sequence[int | None]) -> Int[np.ndarray, " places"]:
     return np.array([0 if option is None else option + 1 for option in choice], np.int32)
 
 
-def _chosen(places: Sequence[Place], chip: Network, numbers: Int[Array, " places"]) -> Network:
+def _chosen(
+    places: Sequence[Place],
+    chip: Network,
+    numbers: Int[Array, " places"] | Int[np.ndarray, " places"],
+) -> Network:
     cores = dict(chip.cores)
     for i, place in enumerate(places):
         number = numbers[i, ...]  # an array, which is no static setting
