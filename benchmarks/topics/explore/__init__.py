@@ -53,10 +53,12 @@ def main(args: list[str]) -> None:
     points: list[list[Any]] = []
     volumes: list[list[float]] = []
     cheapest: list[list[Any]] = []
-    seconds: list[float] = []
+    seconds: list[str] = []
     for seed in range(settings.seeds):
         subject = make(seed, settings.rows)
         key, clock = jax.random.key(seed), time.perf_counter()
+        log = settings.log / f"{settings.only}_{seed}.json"
+        fresh = not log.expanduser().exists()
         front = js.explore(
             subject.net,
             accelerator,
@@ -68,10 +70,11 @@ def main(args: list[str]) -> None:
             steps=settings.steps,
             baselines=("greedy", "random"),
             key=key,
-            log=settings.log / f"{settings.only}_{seed}.json",
+            log=log,
         )
-        seconds.append(time.perf_counter() - clock)
-        print(front, f"{seconds[-1]:.0f} s")
+        took = f"{time.perf_counter() - clock:.0f}"
+        seconds.append(took if fresh else "resumed")
+        print(front, f"{took} s")
         volumes.append([front.hypervolume([by]) for by in PROPOSERS])
         float_right = subject.report(subject.net)
         for point in front.points if seed == 0 else ():
@@ -96,9 +99,7 @@ def main(args: list[str]) -> None:
         notes="Energy, time and area are of the analytic model of `js.accelerators.mixed()`, no "
         "measurement. Rows that set ranges, choose and report are apart, and drawn anew for each "
         "seed, as are the cells. Errors of accuracies to float are paired, over rows; of "
-        "hypervolumes over seeds. Seconds of each exploration where its log was empty: "
-        + ", ".join(f"{s:.0f}" for s in seconds)
-        + ".",
+        f"hypervolumes over seeds. Seconds of each exploration: {', '.join(seconds)}.",
         settings=settings.recorded(),
     )
 
