@@ -74,6 +74,18 @@ def test_a_chip_may_be_written_inside():
     np.testing.assert_allclose(found, np.stack(expected), rtol=0, atol=1e-5)
 
 
+def test_what_fills_a_batch_up_is_not_computed():
+    ran = []
+
+    def function(x):
+        jax.debug.callback(lambda x: ran.append(int(x)), x)
+        return x
+
+    js.sweep(function, np.arange(5), way="map", at_once=4)
+    jax.effects_barrier()
+    assert sorted(ran) == [0, 1, 2, 3, 4]
+
+
 def test_the_faster_way_is_timed_once(monkeypatch):
     """A clock that says which: the program of one way takes longer, whatever it computes."""
     ran, now = [], [0.0]

@@ -17,8 +17,10 @@ from jaxsim.search.explore import explore
 from jaxsim.search.front import dominated_area, non_dominated
 from jaxsim.search.options import apply_options, fit_options, named_options
 from jaxsim.search.part_costs import part_costs
+from tests.support.explored_process import explored
 from tests.support.networks import X, deep_cnn
 from tests.support.printed import header
+from tests.support.processes import start
 
 CHIP = js.accelerators.mixed()
 OPTIONS = {
@@ -191,6 +193,18 @@ def test_a_stopped_exploration_goes_on_to_the_same_front(found, tmp_path):
     with pytest.raises(ValueError, match="another network, inputs or options"):
         explore(deep_cnn(), CHIP, {"8": js.quantize(8, 8)}, X, evaluate, **setting)
     assert json.loads(log.read_text())["exact"] == [1.0]
+
+
+def test_an_exploration_that_was_killed_goes_on_to_the_same_front(tmp_path):
+    """By SIGKILL in the middle of an evaluation, in another process; it measures what is left."""
+    log = tmp_path / "log.json"
+    process = start("tests.support.explored_process", log, 3)
+    process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL
+    whole, calls = explored(None)
+    again, left = explored(log)
+    assert again.points == whole.points
+    assert left == calls - 2
 
 
 def test_evaluations_may_run_at_once(found):
