@@ -52,7 +52,8 @@ def sweep(
       What the function returns, with the settings as the first axis of every array.
 
     Raises:
-      ValueError: No setting, settings of several structures or shapes, or `at_once` out of range.
+      ValueError: No function, no setting, settings of several structures or shapes, or an argument
+        out of range.
 
     Examples:
       >>> import jax
@@ -66,6 +67,8 @@ def sweep(
       >>> js.sweep(lambda chip, x: jnp.std(chip(x) - net(x)), chips, x).shape
       (3,)
     """
+    if not callable(function):
+        raise ValueError(f"function={function!r}: must be a function of one setting")
     if way not in ("auto", "map", "vmap"):
         raise ValueError(f"way={way!r}: must be one of 'auto', 'map', 'vmap'")
     at_once, listed = checked_int("at_once", at_once, 1), _Settings.of(settings, shared)

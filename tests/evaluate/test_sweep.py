@@ -111,6 +111,11 @@ def test_the_faster_way_is_timed_once(monkeypatch):
     assert len(ran) == timed + 1  # one setting is not timed
 
 
+def test_what_is_no_function_is_refused():
+    with pytest.raises(ValueError, match="function=3: must be a function"):
+        js.sweep(3, [1.0])
+
+
 @pytest.mark.parametrize(
     ("settings", "change", "message"),
     [
