@@ -17,6 +17,7 @@ from jaxsim.cores.wrapper import Wrapper
 from jaxsim.evaluate import language
 from jaxsim.evaluate.comparison import classify, compare
 from jaxsim.evaluate.crossbar import Crossbar
+from jaxsim.evaluate.sweep import sweep
 from jaxsim.evaluate.systolic import Hardware
 from jaxsim.formats import clipping, rounding
 from jaxsim.formats.block_grid import BlockGrid
@@ -150,6 +151,7 @@ __all__ = [
     "estimate",
     "Hardware",
     "Crossbar",
+    "sweep",
     "explore",
     "Option",
     "Front",

@@ -34,6 +34,8 @@ SAME_ANSWER = {
     ("explore", "limits"): "names of what is limited: tests/search/test_explore.py",
     ("explore", "minimize"): "a search each: tests/search/test_explore.py",
     ("explore", "quiet"): "prints or not: tests/cli/test_explore.py",
+    ("explore", "traced"): "how draws are computed: tests/search/test_explore.py",
+    ("sweep", "way"): "how settings are computed: tests/evaluate/test_sweep.py",
     ("search_blocked", "quiet"): "prints or not: tests/search/test_blocks.py",
 }
 # Values that a user reads and does not set.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxtyping import Array, Key
 
 from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.assignment import assign_parts, try_parts
-from jaxsim.accelerators.calls import prepared_call
+from jaxsim.accelerators.calls import Prepared, prepared_call
 from jaxsim.accelerators.equations import Asked
 from jaxsim.accelerators.memory import moves, serving, slowest
-from jaxsim.accelerators.result import Estimate, SiteEstimate, summed
+from jaxsim.accelerators.result import Estimate, SiteEstimate, StageEstimate, summed
 from jaxsim.accelerators.sites import site_work
 from jaxsim.accelerators.work import Spent, Work
 from jaxsim.network.network import Network
+from jaxsim.network.portions import Portion
 from jaxsim.numerics.checks import check_range
 
 
@@ -37,12 +38,14 @@ def estimate(
     link and the levels of memory work at once. Turns of a while loop count once, and all branches
     of a choice. Nothing is measured.
 
-    Of a network with exits each stage is estimated for the rows that reach it on these inputs.
+    Of a network that rows or tokens leave each stage is estimated for what reaches it on these
+    inputs. Each device of a pipeline is one such accelerator, and runs micro-batch by micro-batch.
 
     Args:
       net: Network; its cores say what each site is computed with.
       accelerator: Parts, memory and links.
-      *args: Inputs (only shapes count, but with exits); without any, those of the traced example.
+      *args: Inputs (only shapes count, but where rows or tokens leave); without any, those of the
+        traced example.
       parts: Name of the part for sites by pattern, as `Network.select` takes them; the first
         pattern that matches a site wins.
       drive: Mean of G · V² of the cells of analog sites by name, from `measure_drive`; None for 1
@@ -55,8 +58,7 @@ def estimate(
 
     Raises:
       ValueError: Sites that no part runs, by name; a part that cannot run a site it is given;
-        weights that do not fit in their level; a drive of a site that is not analog; a network cut
-        for devices, or whose tokens leave.
+        weights that do not fit in their level; or a drive of a site that is not analog.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -72,32 +74,131 @@ def estimate(
     if not isinstance(accelerator, Accelerator):
         raise ValueError(f"accelerator={accelerator!r}: must be a jaxsim.Accelerator")
     prepared = prepared_call(net, args, kwargs, key, accelerator.activations)
+    return estimate_prepared(net, accelerator, prepared, parts=parts, drive=drive)
+
+
+def estimate_prepared(
+    net: Network,
+    accelerator: Accelerator,
+    prepared: Sequence[Prepared],
+    *,
+    parts: Mapping[str, str] | None = None,
+    drive: Mapping[str, float] | None = None,
+) -> Estimate:
+    """Estimates a call whose portions are known, such as those of the chip of a network.
+
+    Args:
+      net: Network; its cores say what each site is computed with.
+      accelerator: Parts, memory and links.
+      prepared: Portions of the call, and what their equations ask.
+      parts: Name of the part for sites by pattern, as of `estimate`.
+      drive: Mean of G · V² of the cells of analog sites by name, as of `estimate`.
+
+    Raises:
+      ValueError: As `estimate` raises.
+    """
     works = [site_work(net, p.portion, accelerator.activations) for p in prepared]
-    _check_drive(drive or {}, works)
+    drive = drive or {}
+    _check_drive(drive, works)
     chosen = assign_parts(net, accelerator, works, parts or {})
-    _check_room(accelerator, works)
-    found: list[dict[str, SiteEstimate]] = []
-    rest: list[dict[str, SiteEstimate]] = []
-    uncounted: list[dict[str, float]] = []
-    for (portion, asked), own in zip(prepared, works, strict=True):
-        spent = {
-            name: _spent(accelerator, chosen[name], work._replace(drive=(drive or {}).get(name, 1)))
-            for name, work in own.items()
-        }
-        others, left = _rest(accelerator, asked)
-        if portion.rows == 0:
-            spent, others = {n: s.idle() for n, s in spent.items()}, {}
-        found.append(spent)
-        rest.append(others)
-        uncounted.append(left)
+    portions = [p.portion for p in prepared]
+    _check_room(accelerator, portions, works)
+    found = [
+        _sites_spent(accelerator, p, w, chosen, drive or {}) for p, w in _pairs(portions, works)
+    ]
+    others = [_rest_spent(accelerator, p) for p in prepared]
     notes = ["registers, control, clock and leakage are not counted"]
     if loops := sum(p.asked.loops for p in prepared):
         notes.append(f"turns of {loops} while loops are counted once")
-    rows = [p.portion.rows for p in prepared]
-    if rows[0] is not None:
-        notes.append(f"rows in each stage: {', '.join(map(str, rows))}")
+    notes += _notes(net, portions)
+    rest = [spent for spent, _ in others]
+    pairs = zip(found, rest, strict=True)
+    times = [sum(s.latency for s in (*a.values(), *b.values())) for a, b in pairs]
+    return Estimate(
+        _together(found),
+        _together(rest),
+        summed(left for _, left in others),
+        tuple(notes),
+        accelerator,
+        _stages(portions, times) if "pipeline_shard" in net.cut_by else (),
+    )
+
+
+def _pairs(
+    portions: Sequence[Portion], works: Sequence[Mapping[str, Work]]
+) -> Iterator[tuple[Portion, Mapping[str, Work]]]:
+    return zip(portions, works, strict=True)
+
+
+def _sites_spent(
+    accelerator: Accelerator,
+    portion: Portion,
+    works: Mapping[str, Work],
+    chosen: Mapping[str, str],
+    drive: Mapping[str, float],
+) -> dict[str, SiteEstimate]:
+    """What sites that have a part spend in a portion."""
+    found: dict[str, SiteEstimate] = {}
+    for name, part in chosen.items():
+        if name in works:
+            spent = _spent(accelerator, part, works[name]._replace(drive=drive.get(name, 1)))
+            spent = spent.idle() if portion.rows == 0 else spent
+            found[name] = _of_portion(spent, portion)
+    return found
+
+
+def _rest_spent(
+    accelerator: Accelerator, prepared: Prepared
+) -> tuple[dict[str, SiteEstimate], dict[str, float]]:
+    """What equations that are no sites spend in a portion, and those that are not counted."""
+    portion = prepared.portion
+    spent, left = _rest(accelerator, prepared.asked)
+    if portion.rows == 0:
+        spent = {}
+    times = portion.batches * portion.devices
+    return (
+        {name: _of_portion(s, portion) for name, s in spent.items()},
+        {name: times * n for name, n in left.items()},
+    )
+
+
+def _of_portion(spent: SiteEstimate, portion: Portion) -> SiteEstimate:
+    """What a site spends in all batches of a portion; cells that another one has take no area."""
+    made = spent.scaled(portion.batches, portion.devices)
+    return made._replace(area=0.0) if portion.again else made
+
+
+def _notes(net: Network, portions: Sequence[Portion]) -> list[str]:
+    """What a network in stages leaves out, and what reaches its stages."""
+    notes: list[str] = []
+    if not net.cut_by:
+        return notes
+    rows = [0] * (1 + portions[-1].stage)
+    for p in portions:
+        rows[p.stage] += (p.rows or 0) * p.batches * p.devices
+    notes.append(f"rows in each stage: {', '.join(map(str, rows))}")
+    if "exit_early" in net.cut_by:
         notes.append("what exits read features and uncertainties by is not counted")
-    return Estimate(_together(found), _together(rest), summed(uncounted), tuple(notes), accelerator)
+    if "prune_tokens" in net.cut_by:
+        notes.append("what tells which tokens leave is not counted")
+    if "pipeline_shard" in net.cut_by:
+        notes.append("what devices hand to each other is not counted")
+    return notes
+
+
+def _stages(portions: Sequence[Portion], times: Sequence[float]) -> tuple[StageEstimate, ...]:
+    """How long the stages of each device take."""
+    once = [0.0] * (1 + portions[-1].stage)
+    for p, time in reversed([*zip(portions, times, strict=True)]):
+        once[p.stage] = time / p.batches  # of its first portion
+    found: list[StageEstimate] = []
+    for device in range(1 + max(p.device for p in portions)):
+        own = [(p, time) for p, time in zip(portions, times, strict=True) if p.device == device]
+        first, last = own[0][0], own[-1][0]
+        ahead, behind = sum(once[: first.stage]), sum(once[last.stage + 1 :])
+        total = sum(time for _, time in own)
+        found.append(StageEstimate(ahead, total, behind, first.devices))
+    return tuple(found)
 
 
 def _check_drive(drive: Mapping[str, float], works: Sequence[Mapping[str, Work]]) -> None:
@@ -137,23 +238,29 @@ class Trial(NamedTuple):
 
 
 def estimate_sites(
-    net: Network, accelerator: Accelerator, *, parts: Mapping[str, str] | None = None
+    net: Network,
+    accelerator: Accelerator,
+    prepared: Sequence[Prepared],
+    *,
+    parts: Mapping[str, str] | None = None,
 ) -> Trial:
     """Estimates the sites of a network that a part runs, and tells of each other why none does.
 
     Args:
-      net: Network that is not cut.
+      net: Network on one device.
       accelerator: Parts, memory and links.
+      prepared: Portions of the call, and what their equations ask.
       parts: Name of the part for sites by pattern, as of `estimate`.
 
     Raises:
       ValueError: A part or a pattern that is unknown.
     """
-    ((portion, asked),) = prepared_call(net, (), {}, None, accelerator.activations)
-    works = site_work(net, portion, accelerator.activations)
-    chosen, refused = try_parts(net, accelerator, [works], parts or {})
-    sites = {name: _spent(accelerator, part, works[name]) for name, part in chosen.items()}
-    return Trial(sites, refused, _rest(accelerator, asked)[0])
+    works = [site_work(net, p.portion, accelerator.activations) for p in prepared]
+    chosen, refused = try_parts(net, accelerator, works, parts or {})
+    portions = [p.portion for p in prepared]
+    sites = [_sites_spent(accelerator, p, w, chosen, {}) for p, w in _pairs(portions, works)]
+    rest = [_rest_spent(accelerator, p)[0] for p in prepared]
+    return Trial(_together(sites), refused, _together(rest))
 
 
 def _spent(accelerator: Accelerator, name: str, work: Work) -> SiteEstimate:
@@ -215,8 +322,10 @@ def _rest(
     return found, uncounted
 
 
-def _check_room(accelerator: Accelerator, works: Sequence[Mapping[str, Work]]) -> None:
-    """Checks that the weights fit in the level in which they lie.
+def _check_room(
+    accelerator: Accelerator, portions: Sequence[Portion], works: Sequence[Mapping[str, Work]]
+) -> None:
+    """Checks that the weights of each device fit in the level in which they lie.
 
     Raises:
       ValueError: They do not.
@@ -225,9 +334,12 @@ def _check_room(accelerator: Accelerator, works: Sequence[Mapping[str, Work]]) -
     room = accelerator.memory[level].size if level else None
     if room is None:
         return
-    held = (w for own in works for w in own.values() if w.arithmetic != "analog" and w.copies)
-    bits = sum(w.counts.get("weight_bits", 0.0) for w in held)
-    if bits > room:
+    bits = dict[int, float]()
+    for portion, own in zip(portions, works, strict=True):
+        held = (w for w in own.values() if w.arithmetic != "analog" and w.copies)
+        more = 0.0 if portion.again else sum(w.counts.get("weight_bits", 0.0) for w in held)
+        bits[portion.device] = bits.get(portion.device, 0.0) + more
+    if (most := max(bits.values())) > room:
         raise ValueError(
-            f"weights={level!r}: the weights take {bits:.3g} bits, and it holds {room:.3g}"
+            f"weights={level!r}: the weights take {most:.3g} bits, and it holds {room:.3g}"
         )

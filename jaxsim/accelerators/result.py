@@ -61,6 +61,24 @@ class SiteEstimate(NamedTuple):
             self.equations + other.equations,
         )
 
+    def scaled(self, batches: int, devices: int) -> SiteEstimate:
+        """Multiplies it to what several batches spend, one after the other on each of some devices.
+
+        Args:
+          batches: Number of batches.
+          devices: Number of devices that do the same at once.
+        """
+        times = batches * devices
+        return self._replace(
+            components={name: times * e for name, e in self.components.items()},
+            memory={name: times * e for name, e in self.memory.items()},
+            bits={name: times * b for name, b in self.bits.items()},
+            latency=batches * self.latency,
+            area=devices * self.area,
+            cycles=batches * self.cycles,
+            equations=times * self.equations,
+        )
+
     def idle(self) -> SiteEstimate:
         """Leaves of it the area alone: nothing runs."""
         nothing = dict.fromkeys(self.memory, 0.0)
@@ -85,6 +103,22 @@ class PartEstimate(NamedTuple):
     sites: tuple[str, ...]
 
 
+class StageEstimate(NamedTuple):
+    """How long the stages that one device runs take in one call.
+
+    Attributes:
+      ahead: Time of one batch in the stages before its first, in s.
+      latency: Time of all batches in its own, in s.
+      behind: Time of one batch in the stages after its last, in s.
+      devices: Number of devices that share them.
+    """
+
+    ahead: float
+    latency: float
+    behind: float
+    devices: int
+
+
 @shown_as_table
 class Estimate(NamedTuple):
     """An analytic estimate of one call of a network on an accelerator. It prints.
@@ -94,7 +128,8 @@ class Estimate(NamedTuple):
       rest: What the other equations spend, by primitive.
       uncounted: Number of equations that are not counted, by primitive.
       notes: Sentences that say what the estimate leaves out.
-      accelerator: The accelerator.
+      accelerator: The accelerator; each device of a pipeline is one.
+      stages: Stages of a pipeline by device; none of a network on one device.
     """
 
     sites: dict[str, SiteEstimate]
@@ -102,6 +137,7 @@ class Estimate(NamedTuple):
     uncounted: dict[str, float]
     notes: tuple[str, ...]
     accelerator: Accelerator
+    stages: tuple[StageEstimate, ...] = ()
 
     @property
     def energy(self) -> float:
@@ -110,13 +146,19 @@ class Estimate(NamedTuple):
 
     @property
     def latency(self) -> float:
-        """Time of the call, in s: of its equations one after the other."""
+        """Time of the call, in s: of its equations one after the other.
+
+        Of a pipeline, that until the device is done that takes longest, which works without a gap
+        once the first batch has reached it, and until its last batch has gone through the others.
+        """
+        if self.stages:
+            return max(s.ahead + s.latency + s.behind for s in self.stages)
         return sum(s.latency for s in self._all)
 
     @property
     def area(self) -> float:
         """Area of the accelerator, with the cells that hold the network's weights, in mm²."""
-        return self.accelerator.area + sum(s.area for s in self.sites.values())
+        return self._devices * self.accelerator.area + sum(s.area for s in self.sites.values())
 
     @property
     def components(self) -> dict[str, float]:
@@ -145,11 +187,15 @@ class Estimate(NamedTuple):
             found[name] = PartEstimate(
                 sum(s.energy for s in own),
                 time,
-                part.area + sum(s.area for s in own),
+                self._devices * part.area + sum(s.area for s in own),
                 busy / time if time else 0.0,
                 sites,
             )
         return found
+
+    @property
+    def _devices(self) -> int:
+        return sum(s.devices for s in self.stages) or 1
 
     @property
     def _all(self) -> tuple[SiteEstimate, ...]:

@@ -21,6 +21,11 @@ class Portion(NamedTuple):
       classifier: Sizes (features, classes) of the classifier that decides behind it which rows go
         on; None where there is none.
       exit: Name of that exit.
+      batches: Number of batches of so many rows that run one after the other.
+      devices: Number of devices that run it at once, each for as many rows.
+      stage: Number of the stage, from 0.
+      device: Number of the devices that run it, from 0, in order of execution.
+      again: Whether an earlier portion holds its weights: other rows of the same stage.
     """
 
     plan: Plan
@@ -29,3 +34,8 @@ class Portion(NamedTuple):
     slices: Mapping[str, float] = MappingProxyType({})
     classifier: tuple[int, int] | None = None
     exit: str = ""
+    batches: int = 1
+    devices: int = 1
+    stage: int = 0
+    device: int = 0
+    again: bool = False

@@ -10,10 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from jaxsim.accelerators.accelerator import Accelerator
-from jaxsim.accelerators.estimate import estimate
+from jaxsim.accelerators.calls import Prepared, prepared_call
+from jaxsim.accelerators.estimate import estimate_prepared
+from jaxsim.accelerators.result import Estimate
 from jaxsim.checkpoint.log import ScoreCache, run_digest
 from jaxsim.checkpoint.save_load import describe
 from jaxsim.inputs.batches import batches, one_batch
@@ -33,6 +36,7 @@ from jaxsim.search.options import (
 )
 from jaxsim.search.part_costs import PartCosts, part_costs
 from jaxsim.search.switchboard import Switchboard
+from jaxsim.search.task import Task, accuracies, finite
 
 Quantity = Literal["energy", "latency", "area"]
 """What a choice spends."""
@@ -56,6 +60,8 @@ def explore(
     baselines: Sequence[Literal["greedy", "random"]] = (),
     draws: int = 1,
     key: Key[Array, ""] | None = None,
+    traced: bool = False,
+    mesh: Mesh | None = None,
     executor: Executor | None = None,
     log: str | Path | None = None,
     quiet: bool = False,
@@ -74,8 +80,12 @@ def explore(
     Sites that share a parameter are one place. All choices run as one program, in which each site
     holds its weight in the way of every option and a number says which one reads.
 
+    Energy, time and area are of the call that was traced. Where rows or tokens leave, they are of
+    the first batch of calibration inputs: of places for what reaches them in the network as it was
+    given, of a point for what reaches them on its chip.
+
     Args:
-      net: Network to explore, not deployed; transforms that it has already stay.
+      net: Network to explore, not deployed, on one device; transforms that it has already stay.
       accelerator: Hardware that runs it.
       options: What may become of a site, by name: a transform of cores and masks, an `Option` that
         names sites and a part of the accelerator, or None for what is left as it is.
@@ -92,6 +102,9 @@ def explore(
       draws: How often weights are written anew, with other keys, for each error and accuracy, at
         least 1; more than 1 needs `key`.
       key: Random key for options that draw, and for random choices.
+      traced: Whether `evaluate` is made of JAX operations, so that `jax.jit` would take it: the
+        draws of a choice are then one `sweep`, in the way that is faster here.
+      mesh: Devices over which errors are measured, and draws where `traced`; None for one device.
       executor: Where evaluations that do not wait for one another run at once, such as that of a
         cluster; None for here, one by one. It has to be able to send `evaluate` away.
       log: File of scores to write to and resume from; of this network, these options and inputs
@@ -126,20 +139,24 @@ def explore(
     """
     named = named_options(options)
     _check_settings(minimize, limits or {}, baselines, drop, points, steps, draws, key)
+    if mesh is not None and executor is not None:
+        raise ValueError("mesh, executor: evaluations run on devices here or elsewhere; give one")
     inputs = calibrate if one_batch(calibrate) else list(batches(calibrate, "calibrate"))
     fit = fit_options(net, named)
     scores = _open_scores(log, net, named, fit, inputs, (draws, _key_data(key)))
-    costs = part_costs(net, accelerator, named, fit)
-    board = Switchboard(net, named, fit, inputs)
     keys = [None] if key is None else [jax.random.fold_in(key, i) for i in range(draws)]
+    call = _Call(net, accelerator, inputs, keys[0])
+    costs = part_costs(net, accelerator, named, fit, call.prepared(net))
+    board = Switchboard(net, named, fit, inputs)
     steps_to_show = len(keys) * len(named)
     steps_to_show += len(named) + points * (1 + len(baselines)) + steps
     with _progress(steps_to_show, quiet) as advance:
-        errors = _measure_errors(scores, board, keys, advance)
+        errors = _measure_errors(scores, board, keys, advance, mesh)
+        task = Task(board, evaluate, tuple(keys), mesh)
         search = _Exploration(
-            _Task(board, evaluate, tuple(keys)),
+            task.traced(scores) if traced else task,
             named,
-            accelerator,
+            call,
             costs,
             np.where(costs.fit.table(), errors, np.inf),
             _site_limits(costs, limits or {}),
@@ -148,7 +165,7 @@ def explore(
             executor,
             advance,
         )
-        exact = scores.get("exact", lambda: _finite([float(evaluate(net))]))[0]
+        exact = scores.get("exact", lambda: finite([float(evaluate(net))]))[0]
         search.try_all(search.uniform(fit.options), "uniform")
         budgets = search.budgets(points)
         search.try_all([search.program(b) for b in budgets], "program")
@@ -161,28 +178,20 @@ def explore(
     return _front(search, net, named, costs.fit, exact)
 
 
-class _Task(NamedTuple):
-    """What an evaluation needs to know beside the choice."""
+class _Call(NamedTuple):
+    """The call that is estimated: of inputs where rows or tokens leave, else as it was traced."""
 
-    board: Switchboard
-    evaluate: Callable[[Network], float]
-    keys: tuple[Any, ...]
+    net: Network
+    accelerator: Accelerator
+    inputs: Any
+    key: Key[Array, ""] | None
 
-
-def _accuracies(task: _Task, choice: Sequence[int]) -> list[float]:
-    """The accuracy of a choice by draw."""
-    return _finite([float(task.evaluate(task.board.deploy(choice, key))) for key in task.keys])
-
-
-def _finite(found: list[float]) -> list[float]:
-    """Accuracies as they are.
-
-    Raises:
-      ValueError: One is not finite.
-    """
-    if not np.isfinite(found).all():
-        raise ValueError(f"evaluate: returned {found}; expected finite numbers")
-    return found
+    def prepared(self, chip: Network) -> tuple[Prepared, ...]:
+        """Its portions as a chip runs them."""
+        if not self.net.cut_by:
+            return prepared_call(chip, (), {}, None, self.accelerator.activations)
+        first = next(iter(batches(self.inputs, "calibrate")))
+        return prepared_call(chip, *first, self.key, self.accelerator.activations)
 
 
 class _Exploration:
@@ -190,9 +199,9 @@ class _Exploration:
 
     def __init__(
         self,
-        task: _Task,
+        task: Task,
         options: Mapping[str, Option],
-        accelerator: Accelerator,
+        call: _Call,
         costs: PartCosts,
         errors: Float[np.ndarray, "places options"],
         limits: Mapping[str, float],
@@ -202,11 +211,12 @@ class _Exploration:
         advance: Callable[[str], None],
     ):
         """Has evaluated none."""
-        self.task, self.accelerator, self.costs = task, accelerator, costs
+        self.task, self.call, self.costs = task, call, costs
         self.errors, self.limits, self.minimize = errors, limits, minimize
         self.scores, self.executor, self.advance = scores, executor, advance
         self.options, self.names = options, tuple(options)
         self.tried: dict[tuple[int, ...], Point] = {}
+        self.estimates: dict[tuple[int, ...], Estimate] = {}
         least = allocate(errors, costs.spent, limits)
         self.least = tuple(least.tolist())
 
@@ -293,7 +303,7 @@ class _Exploration:
         missing = [c for c in new if self._name(c) not in self.scores.scores]
         waiting: dict[tuple[int, ...], Any] = {}
         if self.executor is not None:
-            waiting = {c: self.executor.submit(_accuracies, self.task, c) for c in missing}
+            waiting = {c: self.executor.submit(accuracies, self.task, c) for c in missing}
         for choice in set(listed) & self.tried.keys():
             point = self.tried[choice]
             if found_by not in point.found_by:
@@ -304,10 +314,10 @@ class _Exploration:
             def measure(choice: tuple[int, ...] = choice) -> list[float]:
                 if choice in waiting:
                     return waiting[choice].result()
-                return _accuracies(self.task, choice)
+                return accuracies(self.task, choice)
 
-            accuracies = np.asarray(self.scores.get(self._name(choice), measure))
-            self.tried[choice] = self._point(choice, accuracies, found_by)
+            found = np.asarray(self.scores.get(self._name(choice), measure))
+            self.tried[choice] = self._point(choice, found, found_by)
         return [self.tried[c] for c in listed]
 
     def bisect(self, budgets: Sequence[float], accuracy: float, steps: int) -> None:
@@ -352,10 +362,17 @@ class _Exploration:
         self, choice: tuple[int, ...], accuracies: Float[np.ndarray, " draws"], found_by: str
     ) -> Point:
         by_place = dict(zip(self.costs.fit.places, self._names(choice), strict=True))
-        made = apply_options(self.task.board.net, self.options, by_place)
-        spent = estimate(
-            made, self.accelerator, parts=site_parts(self.task.board.net, self.options, by_place)
+        board, call = self.task.board, self.call
+        made = apply_options(board.net, self.options, by_place)
+        # Where rows or tokens leave is the chip's to say.
+        chip = board.deploy(choice, self.task.keys[0]) if made.cut_by else made
+        spent = estimate_prepared(
+            made,
+            call.accelerator,
+            call.prepared(chip),
+            parts=site_parts(board.net, self.options, by_place),
         )
+        self.estimates[choice] = spent
         count = len(accuracies)
         return Point(
             by_place={place.name: name for place, name in by_place.items()},
@@ -456,6 +473,7 @@ def _measure_errors(
     board: Switchboard,
     keys: Sequence[Key[Array, ""] | None],
     advance: Callable[[str], None],
+    mesh: Mesh | None,
 ) -> Float[np.ndarray, "places options"]:
     """The error of each option at each place alone, infinite where it does not fit.
 
@@ -472,7 +490,7 @@ def _measure_errors(
             found: list[list[float]] = []
             for key in keys:
                 advance(f"errors of {name}")
-                found.append(board.errors(alone, key).tolist())
+                found.append(board.errors(alone, key, mesh).tolist())
             return found
 
         errors[here, o] = np.mean(scores.get(f"errors of {name}", measure), 0)
@@ -491,10 +509,11 @@ def _front(
     return Front(
         points=tuple(tried[i] for i in non_dominated(costs)),
         tried=tried,
+        estimates=tuple(search.estimates[choice] for choice in search.tried),
         exact=exact,
         minimize=search.minimize,
         net=net,
-        accelerator=search.accelerator,
+        accelerator=search.call.accelerator,
         options=options,
         fit=fit,
         errors=search.errors,

@@ -10,12 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxsim.accelerators.accelerator import Accelerator
-from jaxsim.accelerators.estimate import estimate
 from jaxsim.accelerators.result import Estimate
 from jaxsim.console.table import shown_as_table, si
 from jaxsim.network.network import Network
 from jaxsim.network.transform import Transform
-from jaxsim.search.options import Fit, Option, Place, apply_options, option_sites, site_parts
+from jaxsim.search.options import Fit, Option, Place, apply_options, option_sites
 
 
 class Point(NamedTuple):
@@ -72,6 +71,7 @@ class Front(NamedTuple):
     Attributes:
       points: Points that no other beats in both accuracy and what is minimized, cheapest first.
       tried: All points that were evaluated.
+      estimates: What each of them spends, site by site.
       exact: Accuracy of the network as it was given.
       minimize: What is minimized, "energy", "latency" or "area".
       net: Network as it was given.
@@ -104,6 +104,7 @@ class Front(NamedTuple):
 
     points: tuple[Point, ...]
     tried: tuple[Point, ...]
+    estimates: tuple[Estimate, ...]
     exact: float
     minimize: str
     net: Network
@@ -144,14 +145,14 @@ class Front(NamedTuple):
         return self.transform(point)(self.net)
 
     def estimate(self, point: int | Point) -> Estimate:
-        """Estimates a point on the accelerator, site by site.
+        """Returns what a point spends on the accelerator, site by site.
 
         Args:
-          point: A point, or its number in `points`.
+          point: A point that was evaluated, or its number in `points`.
         """
-        chosen = self._chosen(point)
-        parts = site_parts(self.net, self.options, chosen)
-        return estimate(self.network(point), self.accelerator, parts=parts)
+        chosen = self.points[point] if isinstance(point, int) else point
+        places = [p.by_place for p in self.tried]
+        return self.estimates[places.index(chosen.by_place)]
 
     def patterns(self, point: int | Point) -> dict[str, str]:
         """Lists the patterns of the sites that each option changes.

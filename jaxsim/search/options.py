@@ -123,7 +123,13 @@ def fit_options(net: Network, options: Mapping[str, Option]) -> Fit:
         cores and masks, or one that fits nowhere.
     """
     require_network(net, "explore")
-    require_uncut(net, "explore", reason="explore the whole network and cut what was found")
+    require_uncut(
+        net,
+        "explore",
+        allowed=("exit_early", "prune_tokens"),
+        reason="devices work at once, so that times of sites do not add up; explore the whole "
+        "network and cut what was found",
+    )
     if net.deployed:
         raise ValueError("net is deployed: its weights are written; explore the network before")
     places, plan = find_places(net), net.traced().plan

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxsim.accelerators.accelerator import Accelerator
+from jaxsim.accelerators.calls import Prepared
 from jaxsim.accelerators.estimate import estimate_sites
 from jaxsim.network.network import Network
 from jaxsim.search.options import Fit, Option, apply_options, site_parts
@@ -31,7 +32,11 @@ class PartCosts(NamedTuple):
 
 
 def part_costs(
-    net: Network, accelerator: Accelerator, options: Mapping[str, Option], fit: Fit
+    net: Network,
+    accelerator: Accelerator,
+    options: Mapping[str, Option],
+    fit: Fit,
+    prepared: Sequence[Prepared],
 ) -> PartCosts:
     """Models each option at each place.
 
@@ -40,6 +45,7 @@ def part_costs(
       accelerator: Hardware that runs it.
       options: Options by name.
       fit: Where they can be chosen.
+      prepared: Portions of the call that is estimated, and what their equations ask.
 
     Raises:
       ValueError: An option, or a place, for which there is no part, or another site that none runs.
@@ -54,7 +60,7 @@ def part_costs(
         here = [i for i, options_here in enumerate(fit.fits) if name in options_here]
         chosen = dict.fromkeys((fit.places[i] for i in here), name)
         made = apply_options(net, options, chosen)
-        found = estimate_sites(made, accelerator, parts=site_parts(net, options, chosen))
+        found = estimate_sites(made, accelerator, prepared, parts=site_parts(net, options, chosen))
         for i in here:
             place = fit.places[i]
             why = [found.refused[s] for s in place.sites if s in found.refused]

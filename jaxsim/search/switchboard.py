@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
 
 from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.switched import switched
 from jaxsim.cores.wrapper import Wrapper
+from jaxsim.evaluate.sweep import sweep
 from jaxsim.inputs.batches import batches
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.deployment import widen_ranges, write_chip
 from jaxsim.network.network import Network
-from jaxsim.search.options import Fit, Option, apply_options
+from jaxsim.search.options import Fit, Option, Place, apply_options
 from jaxsim.transforms.site_masks import moved_to_sites
 
 
@@ -42,6 +45,7 @@ class Switchboard:
         self.switched = _switched_network(net, options, fit)
         self._written: dict[bytes, Network] = {}
         self._expected: list[Array] = []
+        self._distance = partial(_distance, fit.places)
 
     def deploy(self, choice: Sequence[int | None], key: Key[Array, ""] | None) -> Network:
         """Deploys a choice, ranges set by what reaches each site then.
@@ -53,20 +57,43 @@ class Switchboard:
         return widen_ranges(self._choose(self._write(key), choice), self.inputs)
 
     def errors(
-        self, choices: Sequence[Sequence[int | None]], key: Key[Array, ""] | None
+        self,
+        choices: Sequence[Sequence[int | None]],
+        key: Key[Array, ""] | None,
+        mesh: Mesh | None = None,
     ) -> Float[np.ndarray, " choices"]:
         """Measures how far the outputs are off, ranges set by the network as it was given.
 
         Args:
           choices: Numbers of the options, as `deploy` takes them.
           key: Random key of the cores that draw, or None.
+          mesh: Devices over which choices are divided; None for one device.
 
         Returns:
           The mean of |y - ŷ|² over that of |y|² for each choice.
         """
         whole = [None] * len(self.fit.places)
         chip = widen_ranges(self._choose(self._write(key), whole), self.inputs)
-        return np.array([self._error(self._choose(chip, choice), key) for choice in choices])
+        fixed = self.net.defaults.combine()
+        calls = [
+            call_arguments(batch.args, {**fixed, **batch.kwargs})
+            for batch in batches(self.inputs, "calibrate")
+        ]
+        if not self._expected:
+            self._expected = [flat_outputs(self.net, arguments, None) for arguments in calls]
+        numbers, sums = [_numbers(choice) for choice in choices], np.zeros((len(choices), 2))
+        for arguments, expected in zip(calls, self._expected, strict=True):
+            # Of a batch of choices each would compute every option.
+            found = sweep(
+                self._distance,
+                numbers,
+                *(chip, arguments, expected, key),
+                way="map",
+                at_once=1,
+                mesh=mesh,
+            )
+            sums += np.asarray(found, np.float64)
+        return sums[:, 0] / np.maximum(sums[:, 1], np.finfo(float).tiny)
 
     def _write(self, key: Key[Array, ""] | None) -> Network:
         named = b"" if key is None else np.asarray(jax.random.key_data(key)).tobytes()
@@ -75,27 +102,27 @@ class Switchboard:
         return self._written[named]
 
     def _choose(self, chip: Network, choice: Sequence[int | None]) -> Network:
-        cores = dict(chip.cores)
-        for place, option in zip(self.fit.places, choice, strict=True):
-            number = np.array(0 if option is None else option + 1, np.int32)
-            for site in place.sites:
-                if site in cores:
-                    settings = cores[site][0].settings
-                    cores[site] = (Wrapper.of(switched, **{**settings, "choice": number}),)
-        return dataclasses.replace(chip, cores=cores)
+        return _chosen(self.fit.places, chip, _numbers(choice))
 
-    def _error(self, chip: Network, key: Key[Array, ""] | None) -> float:
-        fixed = self.net.defaults.combine()
-        calls = [
-            call_arguments(batch.args, {**fixed, **batch.kwargs})
-            for batch in batches(self.inputs, "calibrate")
-        ]
-        if not self._expected:
-            self._expected = [flat_outputs(self.net, arguments, None) for arguments in calls]
-        sums = np.zeros(2)
-        for arguments, expected in zip(calls, self._expected, strict=True):
-            sums += np.asarray(_distance(chip, arguments, expected, key), np.float64)
-        return float(sums[0] / max(sums[1], np.finfo(float).tiny))
+
+def _numbers(choice: Sequence[int | None]) -> Int[np.ndarray, " places"]:
+    """Numbers of the chains that read: 0 of what a site was."""
+    return np.array([0 if option is None else option + 1 for option in choice], np.int32)
+
+
+def _chosen(
+    places: Sequence[Place],
+    chip: Network,
+    numbers: Int[Array, " places"] | Int[np.ndarray, " places"],
+) -> Network:
+    cores = dict(chip.cores)
+    for i, place in enumerate(places):
+        number = numbers[i, ...]  # an array, which is no static setting
+        for site in place.sites:
+            if site in cores:
+                settings = cores[site][0].settings
+                cores[site] = (Wrapper.of(switched, **{**settings, "choice": number}),)
+    return dataclasses.replace(chip, cores=cores)
 
 
 def _switched_network(net: Network, options: Mapping[str, Option], fit: Fit) -> Network:
@@ -141,9 +168,14 @@ def flat_outputs(
     return jnp.concatenate([jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves])
 
 
-@jax.jit
 def _distance(
-    chip: Network, arguments: Partitioned, expected: Array, key: Key[Array, ""] | None
-) -> tuple[Array, Array]:
-    off = flat_outputs(chip, arguments, key) - expected
-    return jnp.sum(off**2), jnp.sum(expected**2)
+    places: Sequence[Place],
+    numbers: Int[Array, " places"],
+    chip: Network,
+    arguments: Partitioned,
+    expected: Float[Array, " n"],
+    key: Key[Array, ""] | None,
+) -> Float[Array, " 2"]:
+    """Sums of squares of how far the outputs of a choice are off, and of what they should be."""
+    off = flat_outputs(_chosen(places, chip, numbers), arguments, key) - expected
+    return jnp.stack([jnp.sum(off**2), jnp.sum(expected**2)])

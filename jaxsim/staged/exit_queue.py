@@ -207,7 +207,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
     layer = np.full(rows, len(net.heads) + 1, np.int32)
     uncertainty = np.full((rows, len(net.heads) + 1), np.nan, np.float32)
     streak = jax.tree.map(np.array, initial_patience(rows))
-    tokens = _tokens_at_first(net, arguments, found, buckets)
+    tokens = tokens_at_first(net, arguments, found, buckets)
     queues: dict[tuple[int, int], list[Queue]] = {}
     for count in np.unique(tokens.counts):
         queues[0, int(count)] = [Queue(np.flatnonzero(tokens.counts == count), [])]
@@ -289,7 +289,7 @@ def run(net: Staged, arguments: Partitioned, buckets: Buckets, key: Any) -> Exit
     return Exits(jnp.asarray(logits), jnp.asarray(layer), jnp.asarray(uncertainty), flops, kept)
 
 
-class _Tokens(NamedTuple):
+class RowTokens(NamedTuple):
     """Tokens of the rows of a call.
 
     Attributes:
@@ -312,26 +312,32 @@ class _Tokens(NamedTuple):
         return TokenState(jnp.asarray(present), jnp.asarray(present.sum(1, dtype=np.int32)))
 
 
-def _tokens_at_first(
+def tokens_at_first(
     net: Staged, arguments: Partitioned, found: ExitLayout, buckets: Buckets
-) -> _Tokens:
-    """Which tokens there are before any has left; those of short rows alone are computed.
+) -> RowTokens:
+    """Finds the tokens that there are before any has left; those of short rows alone are computed.
 
     Rows can be cut short where their tokens stand in front and arguments hold them.
+
+    Args:
+      net: Network with exits, or whose tokens leave.
+      arguments: Arguments of the call, with all rows.
+      found: Batch axes and tokens of its stages.
+      buckets: What numbers of tokens are rounded up to.
     """
     rows, _ = find_rows(arguments)
     if found.tokens is None:
-        return _Tokens(np.zeros(rows, int), None, np.zeros(0), np.zeros(0))
+        return RowTokens(np.zeros(rows, int), None, np.zeros(0), np.zeros(0))
     n, attentions = found.tokens.length, len(found.tokens.attention.names)
     counts, none = np.full(rows, n), np.zeros(rows, np.int32)
     kept, state = np.zeros((rows, attentions), np.int32), tokens_given(net, arguments)
     if state is None:
-        return _Tokens(counts, None, none, kept)
+        return RowTokens(counts, None, none, kept)
     present = np.asarray(state.present)
     if can_be_short(net, found.tokens):
         short = token_counts(present, buckets.token)
         counts = counts if short is None else short
-    return _Tokens(counts, present, none, kept)
+    return RowTokens(counts, present, none, kept)
 
 
 def _by_tokens(queue: Queue, multiple: int, axes: Axes, leaving: bool) -> list[tuple[int, Queue]]:

@@ -20,6 +20,7 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import compile_count, shape_of
 from jaxsim.network.cuts import cuts, equations
 from jaxsim.network.interpreter import Walk
+from jaxsim.network.plan import Plan
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
 from jaxsim.sparsity.channels.axes import Symbol
 from jaxsim.staged.attention import Mark, Marks, marks_of
@@ -213,42 +214,74 @@ def of_tokens(plan: Prepared, count: int) -> Prepared:
 
 
 def _of_tokens(plan: Prepared, count: int) -> Prepared:
-    found, tokens = plan.layout, plan.tokens
+    tokens = plan.tokens
     assert tokens is not None
-    assert found.tokens is not None
     stages, alone = [plan.cut.stages[0]], set[int]()
     marks, inside = dict[int, Mark](), set[int]()
     for at, stage in enumerate(plan.cut.stages[1:], 1):
-        here = {source: i for i, source in enumerate(plan.boundary[at - 1])}
-        crossing = [here[source] for source in stage.sources]
-        rows = [found.axes[at - 1][i] for i in crossing]
-        along = [found.tokens.axes[at - 1][i] for i in crossing]
-        row_by_row = any(r is None and t for r, t in zip(rows, along, strict=True))
-        first = len(stage.plan.jaxpr.invars) - len(crossing) - len(stage.arguments)
-        shapes = [shape_of(v).shape for v in stage.plan.jaxpr.invars]
-        groups = [[Symbol(n) for n in shape] for shape in shapes]
-        batch, token = Symbol(_rows_of(plan, at)), Symbol(found.tokens.length)
-        given, live = (
-            groups[first : first + len(stage.arguments)],
-            groups[len(groups) - len(rows) :],
-        )
-        for i, own in zip(stage.arguments, given, strict=True):
-            if tokens.rowed[i]:
-                own[0] = batch
-        for own, r, ts in zip(live, rows, along, strict=True):
-            if r is not None:
-                own[r] = batch
-            for t in ts:
-                own[t] = token
-        sizes = {token: count, **({batch: 1} if row_by_row else {})}
-        made = resize(stage.plan, groups, sizes, tokens.marks)
+        made = sized_stage(plan, at, count)
         stages.append(stage._replace(plan=made.plan))
         marks.update(made.marks.of)
         inside |= made.marks.inside
-        alone |= {at} if row_by_row else set()
+        alone |= {at} if made.row_by_row else set()
     own = tokens._replace(marks=Marks(marks, frozenset(inside)), row_by_row=frozenset(alone))
     cut = plan.cut._replace(stages=tuple(stages))
     return with_step(dataclasses.replace(plan, cut=cut, tokens=own, sized={}))
+
+
+class SizedStage(NamedTuple):
+    """Equations of a stage for fewer tokens.
+
+    Attributes:
+      plan: Equations and their meaning.
+      marks: What they do with tokens.
+      row_by_row: Whether they are of one row, since something known of its tokens is its own.
+    """
+
+    plan: Plan
+    marks: Marks
+    row_by_row: bool
+
+
+def sized_stage(plan: Prepared, at: int, count: int, *, together: bool = False) -> SizedStage:
+    """Rewrites the equations of a stage behind the first for fewer tokens.
+
+    Args:
+      plan: Stages for one number of rows, at all tokens.
+      at: Index of the stage, at least 1.
+      count: Number of tokens.
+      together: Whether they stay of all rows: to be counted, not run.
+
+    Raises:
+      ValueError: As `resize` raises.
+    """
+    found, tokens, stage = plan.layout, plan.tokens, plan.cut.stages[at]
+    assert tokens is not None
+    assert found.tokens is not None
+    here = {source: i for i, source in enumerate(plan.boundary[at - 1])}
+    crossing = [here[source] for source in stage.sources]
+    rows = [found.axes[at - 1][i] for i in crossing]
+    along = [found.tokens.axes[at - 1][i] for i in crossing]
+    row_by_row = any(r is None and t for r, t in zip(rows, along, strict=True))
+    first = len(stage.plan.jaxpr.invars) - len(crossing) - len(stage.arguments)
+    shapes = [shape_of(v).shape for v in stage.plan.jaxpr.invars]
+    groups = [[Symbol(n) for n in shape] for shape in shapes]
+    batch, token = Symbol(_rows_of(plan, at)), Symbol(found.tokens.length)
+    given, live = (
+        groups[first : first + len(stage.arguments)],
+        groups[len(groups) - len(rows) :],
+    )
+    for i, own in zip(stage.arguments, given, strict=True):
+        if tokens.rowed[i]:
+            own[0] = batch
+    for own, r, ts in zip(live, rows, along, strict=True):
+        if r is not None:
+            own[r] = batch
+        for t in ts:
+            own[t] = token
+    sizes = {token: count, **({batch: 1} if row_by_row and not together else {})}
+    made = resize(stage.plan, groups, sizes, tokens.marks)
+    return SizedStage(made.plan, made.marks, row_by_row)
 
 
 def _rows_of(plan: Prepared, at: int) -> int:

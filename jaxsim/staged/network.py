@@ -256,15 +256,16 @@ class Staged(Memoizing, Network):
     def portions(
         self, *args: Any, key: Key[Array, ""] | None = None, **kwargs: Any
     ) -> tuple[Portion, ...]:
-        """Finds what a call runs of each stage, for the rows that reach it.
+        """Finds what a call runs of each stage, for the rows and tokens that reach it.
 
         Args:
-          *args: Inputs; which rows leave at an exit depends on their values.
+          *args: Inputs; which rows and tokens leave depends on their values.
           key: Random key, needed where cores draw at every call.
           **kwargs: Keyword arguments of the network.
 
         Raises:
-          ValueError: Tokens leave or stages are on several devices, or what `simulate` raises.
+          ValueError: Inputs that are no values where something leaves, a batch that does not
+            divide, or what `simulate` raises.
         """
         return portions.portions(self, args, kwargs, key)
 

@@ -127,13 +127,8 @@ def test_analog_stages_of_a_scan_take_the_area_of_the_whole():
     assert [(w.runs, w.copies) for w in works] == [(2, 2), (3, 3)]
 
 
-def test_networks_that_are_cut_otherwise_are_refused(exits):
+def test_where_rows_leave_depends_on_values(exits):
     with pytest.raises(ValueError, match=r"args: where rows leave depends on values"):
         js.estimate(exits, CHIP)
     with pytest.raises(ValueError, match=r"args: where rows leave depends on values"):
         jax.jit(lambda x: js.estimate(exits, CHIP, x).energy)(X)
-    cpu = jax.devices()[:1] * 2
-    with pytest.raises(ValueError, match="is cut by pipeline_shard"):
-        js.estimate(js.pipeline_shard(2, 1, devices=cpu)(base_network(exits)), CHIP, X)
-    with pytest.raises(ValueError, match="is cut by pipeline_shard"):
-        js.estimate(js.pipeline_shard(2, 1, devices=cpu)(exits), CHIP, X)

@@ -111,7 +111,7 @@ def test_points_are_recipes_that_make_their_networks(folder, found):
 def test_a_run_goes_on_from_its_folder(folder, found, monkeypatch):
     """Every score is known: nothing is measured again, and the front is the same."""
     path, _, _ = folder
-    monkeypatch.setattr("jaxsim.search.explore._accuracies", None)
+    monkeypatch.setattr("jaxsim.search.explore.accuracies", None)
     again = explore(Explore(path / "chip.toml", out=path / "found", quiet=True))
     assert again.points == found.points
 

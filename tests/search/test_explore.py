@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.accelerators.calls import prepared_call
 from jaxsim.search.explore import explore
 from jaxsim.search.front import dominated_area, non_dominated
 from jaxsim.search.options import apply_options, fit_options, named_options
 from jaxsim.search.part_costs import part_costs
+from tests.support.explored_process import explored
 from tests.support.networks import X, deep_cnn
 from tests.support.printed import header
+from tests.support.processes import start
 
 CHIP = js.accelerators.mixed()
 OPTIONS = {
@@ -82,6 +85,7 @@ def test_points_are_the_networks_that_they_say(found):
         assert (point.energy, point.latency, point.area) == pytest.approx(
             (spent.energy, spent.latency, spent.area), rel=1e-9
         )
+        assert front.estimate(i) == front.estimate(point) == spent
         chip = js.deploy(net, calibrate=X, key=jax.random.fold_in(jax.random.key(0), 0))
         assert evaluate(chip) == pytest.approx(point.accuracy, abs=1e-5)
 
@@ -191,6 +195,18 @@ def test_a_stopped_exploration_goes_on_to_the_same_front(found, tmp_path):
     assert json.loads(log.read_text())["exact"] == [1.0]
 
 
+def test_an_exploration_that_was_killed_goes_on_to_the_same_front(tmp_path):
+    """By SIGKILL in the middle of an evaluation, in another process; it measures what is left."""
+    log = tmp_path / "log.json"
+    process = start("tests.support.explored_process", log, 3)
+    process.communicate(timeout=200)
+    assert process.returncode == -signal.SIGKILL
+    whole, calls = explored(None)
+    again, left = explored(log)
+    assert again.points == whole.points
+    assert left == calls - 2
+
+
 def test_evaluations_may_run_at_once(found):
     front, _, _ = found
     with ThreadPoolExecutor(2) as pool:
@@ -242,6 +258,62 @@ def test_draws_are_other_chips_of_one_program():
     point = next(p for p in front.tried if set(p.by_place.values()) == {"cells"})
     assert point.accuracy == pytest.approx(each.mean(), abs=1e-5)
     assert point.deviation == pytest.approx(each.std(ddof=1) / 3**0.5, rel=1e-2)
+
+
+def test_networks_that_rows_leave_are_explored_by_what_reaches_their_stages():
+    """Places by what the network as given leaves, points by what their own chips do."""
+    net = js.exit_early(["Conv_1/kernel"])(deep_cnn())
+    rng = np.random.default_rng(0)
+    heads = tuple({**h, "kernel": rng.normal(size=h["kernel"].shape)} for h in net.heads)
+    net = dataclasses.replace(net, heads=heads)
+    doubts = np.sort(np.asarray(net.simulate(X).uncertainty[:, 0]))
+    net = dataclasses.replace(net, threshold=np.float32(doubts[2:4].mean()))
+    options = {"8": js.quantize(8, 8), "1": js.quantize(2, 2)}
+    seen = []
+
+    def evaluate(chip):
+        seen.append(chip)
+        return -float(np.sum((np.asarray(outputs(chip)) - y) ** 2))
+
+    y = np.asarray(outputs(net))
+    front = explore(net, CHIP, options, X, evaluate, **{**SETTING, "points": 2, "steps": 0})
+    places, names = front.fit.places, front.fit.options
+    rows = [8, 5, 5, 5]
+    for o, name in enumerate(names):
+        for i, (place, count) in enumerate(zip(places, rows, strict=True)):
+            whole = apply_options(deep_cnn(), front.options, {place: name})
+            alone = js.estimate(whole, CHIP, X[:count]).sites[place.name]
+            assert front.spent["energy"][i, o] == pytest.approx(alone.energy)
+    left = set()
+    for point, chip in zip(front.tried, seen[1:], strict=True):
+        layer = np.asarray(chip.simulate(X).layer)
+        left.add(int((layer == 1).sum()))
+        found = front.estimate(point)
+        assert f"rows in each stage: 8, {(layer > 1).sum()}" in found.notes
+        assert point.energy == found.energy
+    assert len(left) > 1  # other formats, other rows that leave
+
+
+def test_draws_of_a_traced_evaluation_are_one_sweep(tmp_path):
+    """The same accuracies and deviations; the way that was faster is kept with the scores."""
+    cells = js.compose(
+        js.quantize(8, 8), js.slice_bits(2), js.analog(rows=128, cells=js.cells.proportional(0.2))
+    )
+    y = deep_cnn()(X)
+
+    def closeness(chip):
+        return 1 - jax.numpy.sum((chip(X) - y) ** 2) / jax.numpy.sum(y**2)
+
+    setting = {**SETTING, "points": 2, "steps": 0, "key": jax.random.key(1), "draws": 2}
+    calls = deep_cnn(), CHIP, {"8": js.quantize(8, 8), "cells": cells}, X
+    loop = explore(*calls, jax.jit(closeness), **setting)
+    log = tmp_path / "log.json"
+    found = explore(*calls, closeness, traced=True, log=log, **setting)
+    for mine, other in zip(found.tried, loop.tried, strict=True):
+        assert mine.by_place == other.by_place
+        assert mine.accuracy == pytest.approx(other.accuracy, abs=1e-5)
+        assert mine.deviation == pytest.approx(other.deviation, abs=1e-5)
+    assert json.loads(log.read_text())["way of draws"] in ("map", "vmap")
 
 
 def test_areas_between_points():
@@ -303,7 +375,8 @@ def test_a_table_that_is_also_a_head_may_be_multiplied_in_cells():
     ids = rng.integers(0, 40, (3, 4))
     net = js.trace(lambda p, i: jax.numpy.tanh(p["table"][i]) @ p["table"].T, params, ids)
     named = named_options({"8": js.quantize(8, 8), "cells": OPTIONS["analog"]._replace(sites="*")})
-    costs = part_costs(net, CHIP, named, fit_options(net, named))
+    prepared = prepared_call(net, (), {}, None, CHIP.activations)
+    costs = part_costs(net, CHIP, named, fit_options(net, named), prepared)
     assert costs.fit.table().tolist() == [[True, True]]
     (place,) = costs.fit.places
     for o, name in enumerate(named):
@@ -338,6 +411,17 @@ def test_greedy_exchanges_what_loses_least_for_what_it_saves(found):
     assert len(greedy) >= 2
     for point in greedy:
         assert tuple(front.fit.options.index(o) for o in point.by_place.values()) in ends
+
+
+def test_devices_are_here_or_elsewhere():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("m",))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"mesh, executor: .*one"):
+        explore(
+            *(deep_cnn(), CHIP, {"8": OPTIONS["8"]}, X, closeness([])),
+            mesh=mesh,
+            executor=pool,
+            **SETTING,
+        )
 
 
 def test_accuracies_must_be_finite():

@@ -92,7 +92,7 @@ def test_a_deployed_network_is_refused():
         fitted(chip, {"8": js.quantize(8, 8)})
 
 
-def test_a_network_with_exits_is_refused():
-    net = js.exit_early(["Conv_1/kernel"])(deep_cnn())
-    with pytest.raises(ValueError, match="explore cannot follow exit_early: explore the whole"):
+def test_a_pipeline_is_refused():
+    net = js.pipeline_shard(2, 1, devices=jax.devices()[:1] * 2)(deep_cnn())
+    with pytest.raises(ValueError, match="explore cannot follow pipeline_shard: devices work at"):
         fitted(net, {"8": js.quantize(8, 8)})

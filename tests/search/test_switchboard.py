@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.evaluate.sweep import _programs
 from jaxsim.search.options import apply_options, fit_options, named_options
 from jaxsim.search.switchboard import Switchboard, flat_outputs
 from tests.support.networks import X, cnn
@@ -69,11 +70,17 @@ def test_choices_share_one_program(board):
     switchboard, _, _ = board
     switchboard.errors([(1, None)], KEY)
     outputs(switchboard.deploy((1, 1), KEY), KEY)
-    compiled = outputs._cache_size(), flat_outputs._cache_size()
+    program = _programs(switchboard._distance, None).compiled
+
+    def compiled():
+        return outputs._cache_size(), flat_outputs._cache_size(), program._cache_size()
+
+    before = compiled()
+    assert before[2] == 1
     switchboard.errors([(3, None), (None, 2), (2, 1)], KEY)
     for choice in ((3, 3), (0, 2)):
         outputs(switchboard.deploy(choice, jax.random.key(9)), KEY)
-    assert (outputs._cache_size(), flat_outputs._cache_size()) == compiled
+    assert compiled() == before
 
 
 def test_tables_that_are_also_heads_are_one_place():

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 import jaxsim as js
+from benchmarks.common.kept import kept
 from benchmarks.common.record import Table, record
 from benchmarks.common.settings import CACHE, Logged
 from benchmarks.common.spread import mean_and_error
 from benchmarks.topics.explore import subjects
+from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.search.front import Point
 
 SHORT = ("--only tiny --seeds 2 --rows 2 --points 2 --steps 1",)
@@ -53,10 +55,12 @@ def main(args: list[str]) -> None:
     points: list[list[Any]] = []
     volumes: list[list[float]] = []
     cheapest: list[list[Any]] = []
-    seconds: list[float] = []
+    seconds: list[str] = []
     for seed in range(settings.seeds):
         subject = make(seed, settings.rows)
         key, clock = jax.random.key(seed), time.perf_counter()
+        log = settings.log / f"{settings.only}_{seed}.json"
+        fresh = not log.expanduser().exists()
         front = js.explore(
             subject.net,
             accelerator,
@@ -68,19 +72,19 @@ def main(args: list[str]) -> None:
             steps=settings.steps,
             baselines=("greedy", "random"),
             key=key,
-            log=settings.log / f"{settings.only}_{seed}.json",
+            log=log,
         )
-        seconds.append(time.perf_counter() - clock)
-        print(front, f"{seconds[-1]:.0f} s")
+        took = f"{time.perf_counter() - clock:.0f}"
+        seconds.append(took if fresh else "resumed")
+        print(front, f"{took} s")
         volumes.append([front.hypervolume([by]) for by in PROPOSERS])
-        float_right = subject.report(subject.net)
+        run = settings.rows, ScoreCache(log).scores["run"]
+        reports = _Reports(front, subject, key, settings.log / "reported", run)
         for point in front.points if seed == 0 else ():
-            points.append(_reported(front, point, subject, key, float_right))
+            points.append(reports.row(point))
         for kind, found in _cheapest(front, drop).items():
-            row = [kind, seed, "none"]
-            if found is not None:
-                row = [kind, seed, *_reported(front, found, subject, key, float_right)]
-            cheapest.append(row)
+            row = ["none"] if found is None else reports.row(found)
+            cheapest.append([kind, seed, *row])
     columns = ["places", "chose, %", "reported, %", "to float, points", "µJ", "µs", "mm²"]
     record(
         f"explore_{settings.only}",
@@ -96,34 +100,55 @@ def main(args: list[str]) -> None:
         notes="Energy, time and area are of the analytic model of `js.accelerators.mixed()`, no "
         "measurement. Rows that set ranges, choose and report are apart, and drawn anew for each "
         "seed, as are the cells. Errors of accuracies to float are paired, over rows; of "
-        "hypervolumes over seeds. Seconds of each exploration where its log was empty: "
-        + ", ".join(f"{s:.0f}" for s in seconds)
-        + ".",
+        f"hypervolumes over seeds. Seconds of each exploration: {', '.join(seconds)}.",
         settings=settings.recorded(),
     )
 
 
-def _reported(
-    front: js.Front, point: Point, subject: subjects.Subject, key: Any, float_right: np.ndarray
-) -> list[Any]:
-    """A point as a row, with its accuracy on the rows that report."""
-    made = front.network(point)
-    draw = jax.random.fold_in(key, 0)
-    chip = js.deploy(made, calibrate=subject.calibrate, key=draw) if made.cores else made
-    right = subject.report(chip)
-    lost = right.astype(float) - float_right
-    counts = dict.fromkeys(front.fit.options, 0)
-    for name in point.by_place.values():
-        counts[name] += 1
-    return [
-        ", ".join(f"{n} {name}" for name, n in counts.items() if n),
-        f"{100 * point.accuracy:.1f}",
-        f"{100 * right.mean():.1f}",
-        mean_and_error(100 * lost, 1, signed=True),
-        f"{point.energy / 1e6:.3g}",
-        f"{point.latency * 1e6:.3g}",
-        f"{point.area:.3g}",
-    ]
+class _Reports(NamedTuple):
+    """Points on the rows that report, each measured once.
+
+    Attributes:
+      front: The points.
+      subject: Whose rows they are.
+      key: Random key of the exploration.
+      folder: Where it is kept which of them were right.
+      run: What tells the exploration from another.
+    """
+
+    front: js.Front
+    subject: subjects.Subject
+    key: Any
+    folder: Path
+    run: Any
+
+    def right(self, point: Point | None) -> np.ndarray:
+        """Which rows are right, as numbers; None for the network as it was given."""
+
+        def measure() -> list[int]:
+            made = self.front.net if point is None else self.front.network(point)
+            if made.cores:
+                draw = jax.random.fold_in(self.key, 0)
+                made = js.deploy(made, calibrate=self.subject.calibrate, key=draw)
+            return self.subject.report(made).astype(int).tolist()
+
+        name = "as given" if point is None else str(point.by_place)
+        return np.array(kept(self.folder, (self.run, name), measure), float)
+
+    def row(self, point: Point) -> list[Any]:
+        """A point as a row of a table."""
+        right, counts = self.right(point), dict.fromkeys(self.front.fit.options, 0)
+        for name in point.by_place.values():
+            counts[name] += 1
+        return [
+            ", ".join(f"{n} {name}" for name, n in counts.items() if n),
+            f"{100 * point.accuracy:.1f}",
+            f"{100 * right.mean():.1f}",
+            mean_and_error(100 * (right - self.right(None)), 1, signed=True),
+            f"{point.energy / 1e6:.3g}",
+            f"{point.latency * 1e6:.3g}",
+            f"{point.area:.3g}",
+        ]
 
 
 def _cheapest(front: js.Front, drop: float) -> dict[str, Any]:
