@@ -145,7 +145,7 @@ def test_cells_that_read_noisily_have_a_key(folder):
         ("features = 4", "feature = 4", "feature"),
         ("features = 4", "features = 8", "has shape"),
         ("[2, 8, 8, 1]", "[2, 0, 8, 1]", "input=.* sizes"),
-        ('"weights.npz"', '"chip.toml.npz"', "not an npz"),
+        ('"weights.npz"', '"chip.toml.npz"', "no such file"),
         ('"data.npz"', '"weights.npz"', "no array 'train'"),
     ],
 )
@@ -317,8 +317,11 @@ def test_weights_of_a_safetensors_file(folder):
         jax.tree.map(np.testing.assert_array_equal, found.params, net.params)
         jax.tree.map(np.testing.assert_array_equal, found.buffers, net.buffers)
         (path / "weights.safetensors").write_bytes(safetensors_file(dict([*arrays.items()][1:])))
-        with pytest.raises(ValueError, match=r"weights=.*is missing"):
+        with pytest.raises(ValueError, match=r"\[model\] weights=.*is missing"):
             model_of(table, path)
+    for name in ("none.safetensors", "none"):
+        with pytest.raises(ValueError, match=rf"\[model\] weights=.*{name}': no such file"):
+            model_of(table | {"weights": name}, path)
 
 
 def test_a_folder_of_hugging_face_is_a_model(tmp_path):
