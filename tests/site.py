@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import operator
 import re
 import sys
 from pathlib import Path
@@ -54,9 +55,7 @@ def lacking(site: Path) -> list[str]:
     heads = {re.split(r"\W", entry["title"])[0] for entry in entries}  # "Network NamedTuple"
     found = list[str]()
     for name, word in (public_names() | names_of_faces()).items():
-        value: Any = importlib.import_module("jaxsim")
-        for part in name.split("."):
-            value = getattr(value, part)
+        value: Any = operator.attrgetter(name)(js)
         ours = str(getattr(value, "__module__", "")).startswith("jaxsim")
         of_code = ours and (inspect.isclass(value) or inspect.isfunction(value))
         if word not in (heads if of_code else words):
