@@ -104,14 +104,37 @@ def test_the_first_page_shows_what_its_example_prints(capsys, monkeypatch):
     assert blocks("README.md")[0] == blocks("docs/index.md")[0]
 
 
+TASKS = ("quantize", "prune", "crossbar", "exit early", "shard", "hardware", "hugging", "search")
+
+
+def rows_of_tasks(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    table = text[text.index("## I want to …") :].split("\n\n")[1]
+    return table.strip().splitlines()[2:]
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_the_five_tasks_of_a_stranger_are_a_click_away(page):
-    text = (ROOT / page).read_text(encoding="utf-8").lower()
-    for task in ("quantize", "prune", "crossbar", "exit early", "shard", "hardware", "hugging"):
-        row = next(line for line in text.splitlines() if line.startswith("|") and task in line)
-        links = re.findall(r"\]\(([^)#]+)", row)
-        assert links
-        assert all((ROOT / page).parent.joinpath(link).exists() for link in links)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stranger_does_each_task_in_two_clicks(page, task):
+    """One to a page with an example that can be run; a page of a transform links to its lines."""
+    row = next(line for line in rows_of_tasks(page) if task in line.split("|")[1].lower())
+    links = [(ROOT / page).parent / link for link in re.findall(r"\]\(([^)#]+)", row)]
+    assert all(link.exists() for link in links)
+    first = links[0]
+    text = first.read_text(encoding="utf-8")
+    if first.suffix == ".py":
+        assert "import jaxsim as js" in text
+        return
+    example = "".join(blocks(first))
+    assert "js." in example
+    if "import jaxsim" not in example:
+        (before,) = re.findall(r"first lines\]\(([^)#]+)", text)
+        assert "net = js.trace(" in "".join(blocks(first.parent / before))
+
+
+def test_both_first_pages_have_the_same_tasks():
+    ours, theirs = (rows_of_tasks(page) for page in ("README.md", "docs/index.md"))
+    assert [line.replace("docs/", "") for line in ours] == theirs
 
 
 def test_the_page_on_extending_runs_and_so_does_its_benchmark(monkeypatch, tmp_path):
