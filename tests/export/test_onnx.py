@@ -402,7 +402,6 @@ def hardware(*more, weights=8, inputs=8):
         (hardware(js.analog()), "tiled(rows=1152), which is split over arrays"),
         (hardware(js.slice_bits(2)), "bit_sliced(bits=2, top=full_range), which spreads its codes"),
         (hardware(js.block(4, 2)), "blocks of 4 bits), which multiplies blocks of bits"),
-        (hardware(weights=js.Grid(4, per="group", rows=3)), "grouped(rows=3), which has scales of"),
         (hardware(weights=js.nf4(), inputs=None), "which holds numbers that are no whole codes"),
         (hardware(inputs=js.Grid(8, per="token")), "takes the range of its inputs from each batch"),
         (hardware(inputs=js.Grid(8, dynamic=True)), "takes the range of its inputs from each"),
@@ -465,6 +464,71 @@ def test_scales_of_a_batch_of_weights(folder):
     chip = js.deploy(js.quantize(CHANNEL, 8)(net), calibrate=x)
     with pytest.raises(ValueError, match=r"export\.onnx: params has scales along two axes"):
         js.export.onnx(chip, f"{folder}/heads.onnx")
+
+
+FOUR = js.Grid(4, per="group", rows=4)
+AFFINE_FOUR = js.Grid(4, symmetric=False, per="group", rows=4)
+
+
+@pytest.mark.parametrize("inputs", [AFFINE, None])
+@pytest.mark.parametrize("weights", [FOUR, AFFINE_FOUR, js.Grid(8, per="group", rows=8)])
+def test_groups_are_blocks_of_one_scale(weights, inputs, folder):
+    """Of 6 and 12 products: two groups of 3, three of 4; of 8 rows one of 6 and two of 6."""
+    (x,), chip = MODELS["mlp"][1], js.quantize(weights, inputs)(traced("mlp"))
+    chip = js.deploy(chip, calibrate=x)
+    made = js.export.onnx(chip, f"{folder}/groups.onnx")
+    for optimized in (False, True):
+        near(run(made, x, optimized=optimized)["output_0"], chip(x))
+    held = constants(made)
+    for site, count in (("hidden/kernel", 6), ("out/kernel", 12)):
+        scale, codes = held[f"{site}:weight_scale"], held[f"{site}:weight"]
+        assert codes.shape == traced("mlp").params[site.split("/")[0]]["kernel"].shape
+        groups = -(-count // weights.rows)
+        assert scale.shape == ((groups, codes.shape[1]) if groups > 1 else codes.shape[1:])
+    readers = [n for n in made.graph.node if n.op_type == "DequantizeLinear"]
+    blocks = [a.i for n in readers for a in n.attribute if a.name == "block_size"]
+    assert sorted(blocks) == ([6] if weights.rows == 8 else [3, 4])
+
+
+def test_groups_that_do_not_divide_the_sum_and_weights_on_the_left(folder):
+    x = jax.random.normal(jax.random.key(8), (ROWS, 7))
+    w = jax.random.normal(jax.random.key(9), (7, 2, 3))
+
+    def model(w, x):
+        heads = jnp.einsum("bd,dhk->bhk", x, w["split"])
+        return jnp.einsum("dhk,bhk->db", w["join"], jnp.tanh(heads))
+
+    net = js.trace(model, {"split": w, "join": 2 * w}, x)
+    chip = js.deploy(js.quantize(AFFINE_FOUR, AFFINE)(net), calibrate=x)
+    near(run(js.export.onnx(chip, f"{folder}/left_groups.onnx"), x)["output_0"], chip(x))
+
+
+def test_tables_in_groups(folder):
+    ids = jnp.arange(12).reshape(3, 4)
+    table, w = (jax.random.normal(jax.random.key(i), s) for i, s in ((1, (20, 10)), (2, (10, 5))))
+    net = js.trace(lambda p, ids: p["table"][ids] @ p["w"], {"table": table, "w": w}, ids)
+    chip = js.deploy(js.quantize(FOUR, None)(net))
+    made = js.export.onnx(chip, f"{folder}/table.onnx")
+    near(run(made, np.asarray(ids))["output_0"], chip(ids))
+    assert constants(made)["table:lookup:weight_scale"].shape == (20, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [
+        (
+            lambda w, x: jax.lax.conv(x, w, (1, 1), "VALID"),
+            [(ROWS, 3, 4, 4), (5, 3, 2, 2)],
+        ),
+        (lambda w, x: jnp.einsum("bhk,hkd->bhd", x, w), [(ROWS, 2, 6), (2, 6, 4)]),
+    ],
+    ids=["convolution", "batch"],
+)
+def test_groups_along_several_axes_are_refused_by_name(model, shapes, folder):
+    x, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(shapes))
+    chip = js.deploy(js.quantize(FOUR, None)(js.trace(model, w, x)))
+    with pytest.raises(ValueError, match=r"export\.onnx: params has groups along several axes"):
+        js.export.onnx(chip, f"{folder}/axes.onnx")
 
 
 def test_weights_on_the_left_and_kernels_of_more_axes(folder):
