@@ -50,7 +50,7 @@ def onnx(net: Network, path: str | Path, *args: Any, **kwargs: Any) -> onnx_pack
       ModuleNotFoundError: The package `onnx` is not installed.
       ValueError: Not deployed; a primitive that has no form in ONNX, by name and line; or a site
         that has none, by name: cells, slices, blocks of bits, groups along several axes, numbers
-        that are no whole codes, ranges of each batch, loops around it, exits and pipelines.
+        that are no whole codes, ranges of each batch, a `while` around it, exits and pipelines.
 
     Examples:
       >>> import pathlib, tempfile

@@ -440,12 +440,19 @@ def test_networks_that_onnx_cannot_say_are_refused_by_name(tmp_path):
         js.export.onnx(keyed, target)
 
     def looped(p, x):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p)[0]
+        return jax.lax.while_loop(lambda x: (x**2).sum() > 1, lambda x: jnp.tanh(x @ p), x)
 
-    stacked = js.trace(looped, jnp.ones((2, 6, 6)) / 6, x)
-    chip = js.deploy(js.quantize(8, 8)(stacked), calibrate=x)
-    with pytest.raises(ValueError, match=r"export\.onnx: params is in a scan, which is a loop"):
+    again = js.trace(looped, jnp.eye(6) / 2, x)
+    chip = js.deploy(js.quantize(8, 8)(again), calibrate=x)
+    with pytest.raises(ValueError, match=r"export\.onnx: params is in a while, which is a loop"):
         js.export.onnx(chip, target)
+
+    def chosen(w, x, sizes):
+        return jax.lax.ragged_dot(x, w, sizes)
+
+    experts = js.trace(chosen, jnp.ones((2, 6, 3)), x, jnp.array([1, 3]))
+    with pytest.raises(ValueError, match=r"export\.onnx: params is one of several experts"):
+        js.export.onnx(js.deploy(js.quantize(8, None)(experts)), target)
 
 
 def test_without_the_package_the_error_names_the_extra(tmp_path, monkeypatch):
@@ -464,6 +471,52 @@ def test_scales_of_a_batch_of_weights(folder):
     chip = js.deploy(js.quantize(CHANNEL, 8)(net), calibrate=x)
     with pytest.raises(ValueError, match=r"export\.onnx: params has scales along two axes"):
         js.export.onnx(chip, f"{folder}/heads.onnx")
+
+
+def layers(reverse=False):
+    """A stack of layers, a weight that all of them read, what each has made, and its number."""
+
+    def model(p, x):
+        def layer(x, slices):
+            w, i = slices
+            y = jnp.tanh(x @ w) + (i + 1) * 0.1 * (x @ p["all"])
+            return y, y.sum(-1)
+
+        return jax.lax.scan(layer, x, (p["stack"], jnp.arange(3)), reverse=reverse)
+
+    draws = jax.random.normal(jax.random.key(4), (4, 6, 6)) / 3
+    return model, {"stack": draws[:3] * jnp.array([1, 2, 4])[:, None, None], "all": draws[3]}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("form", [None, (CHANNEL, AFFINE), (js.Grid(4, per="group", rows=4), None)])
+def test_the_rounds_of_a_scan_stand_one_behind_the_other(form, reverse, folder):
+    model, params = layers(reverse)
+    (x,) = MODELS["mlp"][1]
+    chip = js.trace(model, params, x)
+    if form is not None:
+        chip = js.deploy(js.quantize(*form)(chip), calibrate=x)
+    made = js.export.onnx(chip, f"{folder}/scan.onnx")
+    last, sums = chip(x)
+    given = run(made, x)
+    near(given["output_0"], last)
+    near(given["output_1"], sums)
+    assert sum(node.op_type == "MatMul" for node in made.graph.node) == 6
+    near(run(made, x[:1])["output_1"], sums[:, :1])  # the batch stays free
+
+
+def test_scans_in_scans_and_what_is_around_a_site(folder):
+    """Scales of `smooth` belong to a round; the inner loop's weight to rounds of both."""
+    (x,) = MODELS["mlp"][1]
+    w = jax.random.normal(jax.random.key(5), (2, 3, 6, 6)) / 3
+
+    def model(w, x):
+        inner = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
+        return jax.lax.scan(lambda x, w: (jax.lax.scan(inner, x, w)[0], None), x, w)[0]
+
+    net = js.smooth(x)(js.quantize(CHANNEL, AFFINE)(js.trace(model, w, x)))
+    chip = js.deploy(net, calibrate=x)
+    near(run(js.export.onnx(chip, f"{folder}/nested.onnx"), x)["output_0"], chip(x))
 
 
 FOUR = js.Grid(4, per="group", rows=4)
