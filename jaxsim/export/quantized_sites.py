@@ -201,7 +201,10 @@ def weight_of_groups(
     batch, groups, size, _ = codes.shape
     shape = op.geometry.w_shape
     places = np.arange(math.prod(shape)).reshape(shape)
-    summed, taken = np.asarray(op.geometry.as_matmul().w(places)), arranged.of_array(places)
+    summed, taken = (
+        np.asarray(op.geometry.as_matmul().w(jnp.asarray(places))),
+        arranged.of_array(places),
+    )
     depth = summed.shape[-2]
     if batch == 1 and taken.shape == summed.shape[1:] and (taken == summed[0]).all():
         axis, laid = 0, (lambda a: a)

@@ -57,6 +57,9 @@ CELLS = {
     "Device(sonos, on/off 1e+07)": lambda: js.cells.sonos(),
     "Device(stuck σ = 0.02 g)": lambda: js.cells.stuck(js.cells.proportional(0.02), low=0.1),
     "Device(σ = 0.02, ages)": lambda: js.cells.drifting(js.cells.independent(0.02), 0.1),
+    "Device(σ = 0.02, on/off several)": lambda: js.cells.independent(0.02)._replace(
+        on_off=jnp.array([9.0, 99.0])
+    ),
     "Device(σ = 0.02)": lambda: js.cells.independent(0.02)._replace(noise=lambda g: g),
 }
 
