@@ -29,6 +29,8 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = (1280, 390)
+PATIENCE = 300.0
+"""Seconds until what does not answer has failed: machines may be busy."""
 
 # What ends beyond the right edge of the window, in nothing that scrolls. Beside the article there
 # are Material's drawers, which wait outside on purpose.
@@ -130,9 +132,9 @@ class Browser:
         while data:
             data = data[os.write(self._out, data) :]
         while True:
-            answer = self._next(60)
+            answer = self._next(PATIENCE)
             if answer is None:
-                raise TimeoutError(f"{method}: no answer in a minute")
+                raise TimeoutError(f"{method}: no answer")
             if answer.get("id") == number:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -146,10 +148,10 @@ class Browser:
         """
         self.said, self._loaded, self._home = [], False, address
         self.call("Page.navigate", url=address)
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + PATIENCE
         while not self._loaded:
             if self._next(1) is None and time.monotonic() > ends:
-                raise TimeoutError(f"{address}: has not loaded in a minute")
+                raise TimeoutError(f"{address}: has not loaded")
         self._wait()
 
     def resize(self, width: int) -> None:
