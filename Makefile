@@ -78,6 +78,7 @@ docs: $(VENV)/docs
 	$(BIN)/python -m benchmarks tables
 	$(BIN)/mkdocs build --strict
 	$(BIN)/python -m tests.site site
+	$(BIN)/python -m tests.browser site
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

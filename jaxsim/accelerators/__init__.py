@@ -1,4 +1,4 @@
-"""Accelerators: parts, memory and links of a chip, and what a network spends there."""
+"""Parts, memory and links of a chip, and what a network spends there."""
 
 from jaxsim.accelerators.analog import AnalogArray
 from jaxsim.accelerators.digital import DigitalArray

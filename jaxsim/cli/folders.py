@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,15 @@ from jaxtyping import Array, Float, Int
 
 import jaxsim as js
 from jaxsim.data.hugging_face import read_object
+from jaxsim.files.text import read_text
 from jaxsim.models import llama
 from jaxsim.models.bert import Bert
 from jaxsim.models.hugging_face import load_bert
+from jaxsim.models.llama.tokenizer import from_json
 from jaxsim.numerics.checks import checked_int
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _CLASSES = 2
 
@@ -77,3 +82,18 @@ def folder_model(
     raise ValueError(
         f"[model] folder={str(folder)!r}: holds a model of type {kind!r}; must be 'llama' or 'bert'"
     )
+
+
+def folder_tokenizer(folder: Path) -> Tokenizer | None:
+    """Reads the tokenizer of a Llama's folder.
+
+    Args:
+      folder: Folder with `config.json` and `tokenizer.json`.
+
+    Returns:
+      The tokenizer; None of a folder of any other model.
+    """
+    config = read_object(folder / "config.json")
+    if config.get("model_type") != "llama":
+        return None
+    return from_json(read_text(folder / "tokenizer.json"), int(config["vocab_size"]))

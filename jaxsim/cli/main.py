@@ -93,7 +93,9 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, MemoryError, OverflowError) as error:
+    except OSError as error:
+        _end(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, MemoryError, OverflowError) as error:
         _end(str(error))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -107,7 +109,7 @@ def _end(message: str) -> None:
 
 
 def _run(words: list[str]) -> None:
-    if words == ["--version"]:
+    if words[-1:] == ["--version"] and _names_a_command(words[:-1]):
         print(f"jaxsim {jaxsim.__version__}, jax {jax.__version__}")
         return
     said, config = {}, config_of(words)
@@ -123,6 +125,11 @@ def _run(words: list[str]) -> None:
     )
     options = getattr(options, "do", options)
     next(c for c in COMMANDS.values() if type(options) is c.options).run(options)
+
+
+def _names_a_command(words: list[str]) -> bool:
+    """Whether words are none, a command, or a group of them."""
+    return " ".join(words) in ("", *COMMANDS, *GROUPS)
 
 
 def _parser(said: Mapping[str, Any]) -> Any:

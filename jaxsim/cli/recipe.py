@@ -203,6 +203,8 @@ def model_of(table: Mapping[str, Any], folder: Path, *, trust: bool = False) -> 
     if "weights" not in table:
         return net
     path = folder / str(table["weights"])
+    if not path.exists():
+        raise ValueError(f"[model] weights={str(path)!r}: no such file or folder")
     readers = {".npz": read_npz, ".safetensors": read_safetensors}
     if path.suffix in readers:
         return _with_weights(net, path, readers[path.suffix](path))
@@ -254,23 +256,22 @@ def cost_numbers(cost: Cost) -> dict[str, Any]:
 
 def _with_weights(net: js.Network, path: Path, held: dict[str, np.ndarray]) -> js.Network:
     """A network with the arrays of a file, by paths of parameters and buffers, `a/b` or `a.b`."""
+    said = f"[model] weights={str(path)!r}"
 
     def leaf(where: Any, old: Array) -> Array:
         name = path_name(where)
         name = name if name in held else name.replace("/", ".")
         if name not in held:
-            raise ValueError(f"weights={str(path)!r}: {path_name(where)} is missing")
+            raise ValueError(f"{said}: {path_name(where)} is missing")
         if held[name].shape != old.shape:
-            raise ValueError(
-                f"weights={str(path)!r}: {name} has shape {held[name].shape}, not {old.shape}"
-            )
+            raise ValueError(f"{said}: {name} has shape {held[name].shape}, not {old.shape}")
         return jnp.asarray(held.pop(name), old.dtype)
 
     params, buffers = (
         jax.tree_util.tree_map_with_path(leaf, tree) for tree in (net.params, net.buffers)
     )
     if held:
-        raise ValueError(f"weights={str(path)!r}: no place for {', '.join(sorted(held))}")
+        raise ValueError(f"{said}: no place for {', '.join(sorted(held))}")
     return dataclasses.replace(net, params=params, buffers=buffers)
 
 

@@ -157,9 +157,16 @@ def construct(what: str, make: Any, told: Any, given: Given) -> Any:
             if name in ("inputs", "key") and name not in named and parameter.default is _EMPTY:
                 named[name] = getattr(given, name)()
         _check_call(make, args, named)
-        return make(*args, **named)
+        return make(*args, **{name: _left_out(make, name, v) for name, v in named.items()})
     except Exception as error:  # whatever it says of values that it was not made for
         raise ValueError(f"{what}: {error}") from error
+
+
+def _left_out(make: Any, name: str, value: Any) -> Any:
+    """None for `false` where an argument may be None and is no boolean: TOML has no None."""
+    parameter = inspect.signature(make).parameters.get(name)
+    said = "" if parameter is None else str(parameter.annotation)
+    return None if value is False and "None" in said and "bool" not in said else value
 
 
 def _check_call(make: Any, args: Sequence[Any], named: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 import jaxsim as js
+from jaxsim.cli.folders import folder_tokenizer
 from jaxsim.cli.options import OfRecipe
 from jaxsim.cli.recipe import build, cost_numbers, deploy_key
 from jaxsim.files import atomic
@@ -17,6 +18,7 @@ from jaxsim.files import atomic
 _FORMATS: dict[str, tuple[Callable[..., Any], str]] = {
     "stablehlo": (js.export.stablehlo, ".npz"),
     "onnx": (js.export.onnx, ".onnx"),
+    "gguf": (js.export.gguf, ".gguf"),
 }
 """Formats that a recipe may ask for, and the endings of their files."""
 
@@ -65,6 +67,10 @@ def transform(args: Transform) -> js.Network:
     atomic.write_text(args.out / "report.txt", "\n".join(map(str, report)))
     for name in formats:  # last: what a format cannot say leaves the rest written
         shapes, more = chip.example.combine() if chip.cut_by else ((), {})
+        if name == "gguf":
+            model = recipe["model"]
+            folder = args.recipe.parent / str(model["folder"]) if "folder" in model else None
+            shapes, more = (), {"tokenizer": folder and folder_tokenizer(folder)}
         write, ending = _FORMATS[name]
         write(chip, args.out / f"chip{ending}", *shapes, **more)
     args.write(numbers)

@@ -58,6 +58,15 @@ class Comparison(NamedTuple):
 
     Attributes:
       rows: A row for each network.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x = jnp.eye(4)
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": jnp.eye(4)}, x)
+      >>> found = js.compare(net, {"four bits": js.quantize(4, 8)(net)}, (x, jnp.arange(4)))
+      >>> [(row.name, row.accuracy, row.weight_bits) for row in found.rows]
+      [('reference', 1.0, 512), ('four bits', 1.0, 64)]
     """
 
     rows: tuple[ComparisonRow, ...]

@@ -21,9 +21,11 @@ class Curve(NamedTuple):
       accuracy: Accuracies in [0, 1], [N, trials], one column per programming of the chip.
 
     Examples:
+      >>> import numpy as np
       >>> from jaxsim.evaluate import Curve
-      >>> Curve._fields[0]
-      'x'
+      >>> bits = Curve([4, 8], np.array([[0.70, 0.74], [0.90, 0.92]]))
+      >>> [round(float(mean), 2) for mean in bits.accuracy.mean(1)]
+      [0.72, 0.91]
     """
 
     x: Sequence[float]
@@ -46,6 +48,17 @@ def accuracy_curves(
       reference: Accuracy drawn across, in [0, 1].
       title: Title of the figure.
       baseline: Name of what has the accuracy drawn across.
+
+    Examples:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import numpy as np
+      >>> from jaxsim.evaluate import Curve, accuracy_curves
+      >>> path = Path(tempfile.mkdtemp()) / "bits.png"
+      >>> bits = Curve([4, 8], np.array([[0.70, 0.74], [0.90, 0.92]]))
+      >>> accuracy_curves(path, {"bits": {"ADC": bits}}, reference=0.93, title="Converters")
+      >>> path.exists()
+      True
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -94,6 +107,16 @@ def accuracy_bars(
       reference: Accuracy drawn across, in [0, 1].
       title: Title of the figure.
       baseline: Name of what has the accuracy drawn across.
+
+    Examples:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from jaxsim.evaluate import accuracy_bars
+      >>> path = Path(tempfile.mkdtemp()) / "chips.png"
+      >>> groups = {"first": {"new": [0.90, 0.92], "a year old": [0.81, 0.79]}}
+      >>> accuracy_bars(path, groups, reference=0.93, title="Chips")
+      >>> path.exists()
+      True
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

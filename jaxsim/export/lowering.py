@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsim import internals
 from jaxsim.export import quantized_sites as sites
 from jaxsim.export.graph import Graph, Tensor, is_fixed
 from jaxsim.export.primitives import RULES, in_words
@@ -17,13 +19,16 @@ from jaxsim.export.refusals import NoFormError, refusal, site_refusal
 from jaxsim.integer.equations import CALLS, inner_plan
 from jaxsim.internals import Atom, bind, parameters, shape_of
 from jaxsim.network.network import Network
-from jaxsim.network.plan import Contraction, Entry, Inner, Plan
+from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.network.unheld import live_equations
 
 _LOOPS: dict[str, str] = dict.fromkeys(
-    ("scan", "while", "cond", "shard_map"), "is a loop or a branch, which is not unrolled here"
+    ("while", "cond", "shard_map"), "is a loop or a branch, which is not unrolled here"
 )
 """Primitives that run equations several times, or some of them, and why they are refused."""
+
+_ROUNDS = 256
+"""Most rounds of a scan that are written one after the other."""
 
 _OTHER = "has no form in ONNX here"
 
@@ -35,17 +40,29 @@ class Lowering:
       graph: Graph that they are added to.
     """
 
-    def __init__(self, net: Network, graph: Graph, product: Callable[[Any], Tensor] | None = None):
+    def __init__(
+        self,
+        net: Network,
+        graph: Graph,
+        product: Callable[[Any], Tensor] | None = None,
+        *,
+        states: Mapping[str, Any] | None = None,
+        rounds: tuple[int, ...] = (),
+    ):
         """Begins with a graph.
 
         Args:
-          net: Network without cores, or deployed and calibrated.
+          net: Network without cores, or deployed.
           graph: Graph to add to.
           product: What stands for the call named `MARK`, in what is computed around a site.
+          states: What is written of sites, in a scan that of a round; None for the network's.
+          rounds: Round of each scan around, outermost first.
         """
         self.net = net
         self.graph = graph
         self.product = product
+        self.states = net.states if states is None else states
+        self.rounds = rounds
 
     def run(self, plan: Plan, values: Sequence[Any]) -> list[Any]:
         """Adds the equations of a plan.
@@ -92,7 +109,7 @@ class Lowering:
         if isinstance(entry, Inner) and (inside := entry.names & self.net.cores.keys()):
             if entry.rewritten:
                 return self.run(entry.plans[0], ins)
-            if eqn.primitive not in CALLS:
+            if eqn.primitive not in CALLS and name != "scan":
                 raise site_refusal(min(inside), f"is in a {name}, which {_LOOPS.get(name, _OTHER)}")
         elif _is_known(eqn, ins):
             return [_spread(eqn, ins[0])] if name == "broadcast_in_dim" else bind(eqn, ins)
@@ -103,6 +120,8 @@ class Lowering:
                 return self.run(inner_plan(eqn, entry), ins)
             except NoFormError as error:
                 raise error.within(eqn) from None
+        if name == "scan":
+            return self.scan(eqn, entry, ins)
         if name in RULES:
             outs = RULES[name](self.graph, eqn, ins)
             return outs if isinstance(outs, list) else [outs]
@@ -110,6 +129,59 @@ class Lowering:
         if said is None:
             raise refusal(eqn, _LOOPS.get(name, _OTHER))
         return self.run(said, ins)
+
+    def scan(self, eqn: jex.JaxprEqn, entry: Entry, ins: list[Any]) -> Sequence[Any]:
+        """Adds the rounds of a scan, one after the other, each with its slices.
+
+        Args:
+          eqn: Equation of the scan.
+          entry: Its meaning in the plan.
+          ins: What its operands are.
+
+        Raises:
+          ValueError: It has many rounds, or multiplies by experts that are chosen.
+        """
+        loop, plan = internals.scan(eqn), inner_plan(eqn, entry)
+        if loop.length > _ROUNDS:
+            raise refusal(eqn, f"has {loop.length} rounds, and at most {_ROUNDS} are unrolled here")
+        sites_inside = {c.site.name: c.site for c in contractions(plan)}
+        if experts := sorted(n for n, site in sites_inside.items() if site.chosen):
+            raise site_refusal(experts[0], "is one of several experts, which are chosen in a scan")
+        depth, states = len(self.rounds), dict(self.states)
+        stacked = [n for n, site in sites_inside.items() if n in states and site.stacked[depth]]
+        values, made = ins[loop.consts : loop.first_slice], list[list[Any]]()
+        order = range(loop.length)
+        for i in reversed(order) if loop.reverse else order:
+            mine = {n: jax.tree.map(lambda a, i=i: a[i], self.states[n]) for n in stacked}
+            inside = Lowering(
+                self.net,
+                self.graph,
+                self.product,
+                states=states | mine,
+                rounds=(*self.rounds, i),
+            )
+            slices = [self._slice(a, i) for a in ins[loop.first_slice :]]
+            outs = inside.run(plan, [*ins[: loop.consts], *values, *slices])
+            values = outs[: loop.carry]
+            made.append(outs[loop.carry :])
+        rows = zip(*(made[::-1] if loop.reverse else made), strict=True)
+        shapes = [shape_of(v).shape for v in eqn.outvars[loop.carry :]]
+        return [*values, *(self._stack(a, s) for a, s in zip(rows, shapes, strict=True))]
+
+    def _slice(self, value: Any, i: int) -> Any:
+        """What a round reads of a value, whose first axis is that of rounds."""
+        if not isinstance(value, Tensor):
+            return None if value is None else value[i]
+        at = np.asarray(i if value.shape[0] != 1 else 0, np.int64)
+        return self.graph.add("Gather", [value, at], value.shape[1:], axis=0)
+
+    def _stack(self, rows: Sequence[Any], shape: Sequence[Any]) -> Any:
+        """What rounds have made, one behind the other."""
+        if not any(isinstance(row, Tensor) for row in rows):
+            return np.stack([np.broadcast_to(row, shape[1:]) for row in rows])
+        whole = [self.graph.full(row, shape[1:]) for row in rows]
+        parts = [self.graph.reshape(row, (1, *shape[1:])) for row in whole]
+        return self.graph.add("Concat", parts, shape, axis=0)
 
     def site(self, eqn: jex.JaxprEqn, entry: Contraction, ins: list[Any]) -> Tensor:
         """Adds a quantized site.
@@ -122,7 +194,9 @@ class Lowering:
         name, out = entry.site.name, shape_of(eqn.outvars[0])
         if entry.site.kind == "dynamic":
             raise site_refusal(name, "contracts two inputs, and only sites of weights are written")
-        chain, state = sites.chain_of(name, self.net.cores[name]), self.net.states[name]
+        chain, state = sites.chain_of(name, self.net.cores[name]), self.states[name]
+        at = tuple(i for i, a in zip(self.rounds, entry.site.stacked, strict=True) if a)
+        entry = entry._replace(op=dataclasses.replace(entry.op, scan_index=at))
         if entry.site.kind == "lookup":
             held = sites.table(self.graph, name, chain, state, entry)
             ins = [held if i == entry.w_at else a for i, a in enumerate(ins)]

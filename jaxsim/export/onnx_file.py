@@ -36,7 +36,7 @@ def onnx(net: Network, path: str | Path, *args: Any, **kwargs: Any) -> onnx_pack
     `onnxruntime`.
 
     Args:
-      net: Network without transformed sites, or deployed and calibrated.
+      net: Network without transformed sites, or deployed.
       path: File to write.
       *args: Arguments of the call as arrays or shapes, whose sizes may be symbols of
         `jax.export.symbolic_shape`; without any array, those of the traced example, their batch
@@ -48,9 +48,9 @@ def onnx(net: Network, path: str | Path, *args: Any, **kwargs: Any) -> onnx_pack
 
     Raises:
       ModuleNotFoundError: The package `onnx` is not installed.
-      ValueError: Not deployed and calibrated; a primitive that has no form in ONNX, by name and
-        line; or a site that has none, by name: cells, slices, blocks, groups, numbers that are no
-        whole codes, ranges of each batch, loops around it, exits and pipelines.
+      ValueError: Not deployed; a primitive that has no form in ONNX, by name and line; or a site
+        that has none, by name: cells, slices, blocks of bits, groups along several axes, numbers
+        that are no whole codes, ranges of each batch, a `while` around it, exits and pipelines.
 
     Examples:
       >>> import pathlib, tempfile
@@ -121,5 +121,5 @@ def _check(net: Any) -> None:
         "export.onnx",
         reason="rows that leave and devices that take over are no operators of a graph",
     )
-    if net.cores and not (net.deployed and net.calibrated):
+    if net.cores and not net.deployed:  # which asks for inputs where ranges are to be set
         raise ValueError("net: give what js.deploy(net, calibrate=inputs) returns")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.cores.core import Core
+from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import Quantized, quantized, stored
 from jaxsim.cores.role import DIGITAL, WEIGHT
+from jaxsim.cores.tiled import grouped
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.export.graph import Graph, Tensor
 from jaxsim.export.products import Arranged, product
@@ -34,15 +37,17 @@ class Chain(NamedTuple):
     Attributes:
       around: Those outside the codes, which compute in floats.
       weights, inputs: Grids of the codes; None for floats.
+      rows: Most products of a group that has scales of its own; None for one scale along the sum.
     """
 
     around: tuple[Wrapper, ...]
     weights: Grid | None
     inputs: Grid | None
+    rows: int | None
 
 
 _REASONS = {
-    "groups": "has scales of groups along the sum",
+    "groups": "has groups of what is no weight's codes",
     "floats": "holds numbers that are no whole codes",
     "sparse": "leaves zeros out",
     "blocks": "multiplies blocks of bits",
@@ -69,9 +74,12 @@ def chain_of(name: str, wrappers: Sequence[Wrapper]) -> Chain:
     """
     chain = [w for w in wrappers if w.role not in WEIGHT]
     codes = next((i for i, w in enumerate(chain) if w.factory is quantized), None)
+    apart = codes is not None and codes > 0 and chain[codes - 1].factory is grouped
+    outer = codes - apart if codes is not None else 0
     for i, wrapper in enumerate(chain):
-        outside = codes is not None and i < codes and wrapper.role in DIGITAL
-        if i != codes and not outside:
+        if not (i < outer and wrapper.role in DIGITAL) and not (
+            codes is not None and outer <= i <= codes
+        ):
             why = _REASONS.get(wrapper.role, "computes in a way that no operator has")
             raise site_refusal(name, f"reads {wrapper!r}, which {why}")
     if codes is None:
@@ -85,7 +93,8 @@ def chain_of(name: str, wrappers: Sequence[Wrapper]) -> Chain:
         raise site_refusal(
             name, f"rounds inputs to {inputs}, and QuantizeLinear to the nearest of even codes"
         )
-    return Chain(tuple(chain[:codes]), weights, inputs)
+    rows = chain[outer].settings["rows"] if apart else None
+    return Chain(tuple(chain[:outer]), weights, inputs, rows)
 
 
 def around_site(chain: Chain, entry: Contraction, state: Quantized) -> Plan:
@@ -170,12 +179,62 @@ def weight(
     return graph.add("DequantizeLinear", operands, operands[0].shape, **axis)
 
 
+def weight_of_groups(
+    graph: Graph, name: str, state: Quantized, arranged: Arranged, op: Op
+) -> Tensor:
+    """A weight whose groups of products have scales: DequantizeLinear by blocks along the sum.
+
+    Args:
+      graph: Graph to add it to.
+      name: Name of the site.
+      state: What is written of it: codes [1, groups, size, N].
+      arranged: How the operator takes it.
+      op: The site's.
+
+    Raises:
+      ValueError: The sum runs along several axes of what the operator takes, or products are of
+        a batch of weights.
+    """
+    codes = np.asarray(unpacked(state.inner))
+    scale = np.asarray(state.scale)
+    zero = np.zeros_like(scale) if state.zero is None else np.asarray(unpacked(state.zero))
+    batch, groups, size, _ = codes.shape
+    shape = op.geometry.w_shape
+    places = np.arange(math.prod(shape)).reshape(shape)
+    summed, taken = (
+        np.asarray(op.geometry.as_matmul().w(jnp.asarray(places))),
+        arranged.of_array(places),
+    )
+    depth = summed.shape[-2]
+    if batch == 1 and taken.shape == summed.shape[1:] and (taken == summed[0]).all():
+        axis, laid = 0, (lambda a: a)
+    elif (
+        batch == 1 and taken.shape[-1] == depth and (taken.reshape(-1, depth) == summed[0].T).all()
+    ):
+        axis, laid = taken.ndim - 1, (lambda a: a.T.reshape(*taken.shape[:-1], len(a)))
+    else:
+        raise site_refusal(
+            name, "has groups along several axes, and blocks of DequantizeLinear lie along one"
+        )
+    whole = codes.reshape(groups * size, -1)[:depth]
+    operands = [
+        graph.constant(laid(whole.astype(np.int8)), f"{name}:weight"),
+        graph.constant(laid(scale[0, :, 0].astype(np.float32)), f"{name}:weight_scale"),
+        graph.constant(laid(zero[0, :, 0].astype(np.int8))),
+    ]
+    return graph.add("DequantizeLinear", operands, operands[0].shape, axis=axis, block_size=size)
+
+
 def _along(a: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis])[0]
 
 
 def _spread(n: np.ndarray, ndim: int, axis: int) -> np.ndarray:
     return n.reshape([-1 if i == axis else 1 for i in range(ndim)]) if n.ndim else n
+
+
+def _in_groups(chain: Chain, op: Op) -> bool:
+    return chain.rows is not None and op.depth > chain.rows
 
 
 def multiply(
@@ -196,7 +255,10 @@ def multiply(
     if chain.inputs is not None:
         x = codes_of_inputs(graph, name, chain.inputs, state, x)
     at = entry.w_at
-    w = weight(graph, name, chain.weights, state, found.operands[at], found.channels[at])
+    if _in_groups(chain, entry.op):
+        w = weight_of_groups(graph, name, state, found.operands[at], entry.op)
+    else:
+        w = weight(graph, name, chain.weights, state, found.operands[at], found.channels[at])
     return found.result(graph, (x, w) if at else (w, x))
 
 
@@ -213,4 +275,6 @@ def table(graph: Graph, name: str, chain: Chain, state: Quantized, entry: Contra
     shape = entry.w.shape
     (rows,) = entry.op.geometry.w_free  # pyright: ignore
     plain = Arranged(tuple(range(len(shape))), (1,) * len(shape))
+    if _in_groups(chain, entry.op):
+        return weight_of_groups(graph, name, state, plain, entry.op)
     return weight(graph, name, chain.weights, state, plain, rows)

@@ -1,4 +1,4 @@
-"""Requantization: integers from one grid to another, by multipliers b/2^c in 32 bits.
+"""Integers from one grid to another, by multipliers b/2^c in 32 bits.
 
 A scale between two grids is rounded to a fraction b/2^c with |b| < 2^15, and what is added to a
 fraction of the same c; the product of 47 bits is held as two words of int32.

@@ -29,6 +29,15 @@ class SiteCost(NamedTuple):
       matmul: Sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N]; M is 0 where rows
         are looked up and nothing is multiplied.
       runs: Number of executions in one call.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x, w = jnp.ones((3, 8)), jnp.ones((8, 2))
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": w}, x)
+      >>> (site,) = net.cost().sites
+      >>> site.name, site.params, site.spent["macs"], site.matmul
+      ('w', 16, 48.0, (1, 3, 8, 2))
     """
 
     name: str
@@ -47,6 +56,15 @@ class Cost(NamedTuple):
       sites: Costs of the sites, in order of execution.
       params: Number of entries of all parameters, at sites or not.
       nonzero: Number of entries that pruning left.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import jaxsim as js
+      >>> x, w = jnp.ones((3, 8)), jnp.ones((8, 2))
+      >>> net = js.trace(lambda params, x: x @ params["w"], {"w": w}, x)
+      >>> cost = js.prune(0.5)(net).cost()
+      >>> cost.params, cost.nonzero, cost.total("macs")
+      (16, 8, 48.0)
     """
 
     sites: tuple[SiteCost, ...]

@@ -1,4 +1,4 @@
-"""Deployment: weights are written once, ranges are set, as in a programmed chip."""
+"""Weights written once and ranges set, as in a programmed chip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages: a cut network as pure functions that run one after another."""
+"""A cut network as pure functions that run one after another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tracing: makes a network of a model, whatever library wrote it."""
+"""A network made of a model, whatever library wrote it."""
 
 from __future__ import annotations
 

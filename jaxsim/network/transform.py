@@ -1,4 +1,4 @@
-"""Transforms: functions from networks to networks, composed and restricted to sites."""
+"""Functions from networks to networks, composed and restricted to sites."""
 
 from __future__ import annotations
 

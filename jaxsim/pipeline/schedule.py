@@ -1,4 +1,4 @@
-"""Schedules: the order in which stages run micro-batches, and how long a step then takes."""
+"""The order in which stages run micro-batches, and how long a step then takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Allocation: one option for each place, of least summed error within what may be spent."""
+"""One option for each place, of least summed error within what may be spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Front: what an exploration found, cheapest first."""
+"""What an exploration found, cheapest first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options: what may become of the places of a network, and which of them can."""
+"""What may become of the places of a network, and which of them can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Criteria: scores of weights, of which the lowest are pruned."""
+"""Scores of weights, of which the lowest are pruned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distributions: how many weights each layer loses, where all lose a fraction together."""
+"""How many weights each layer loses, where all lose a fraction together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates: trained reparametrizations of weights with a penalty, which end in masks."""
+"""Trained reparametrizations of weights with a penalty, which end in masks."""
 
 from __future__ import annotations
 

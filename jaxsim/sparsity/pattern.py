@@ -1,4 +1,4 @@
-"""Patterns: which weights of a layer form a unit, and which units compete."""
+"""Which weights of a layer form a unit, and which units compete."""
 
 from __future__ import annotations
 

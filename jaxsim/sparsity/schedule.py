@@ -1,4 +1,4 @@
-"""Schedules: at which steps a network in training is pruned, and to what sparsity."""
+"""At which steps a network in training is pruned, and to what sparsity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speed: accuracy of a network in stages against the work it saves."""
+"""Accuracy of a network in stages against the work it saves."""
 
 from __future__ import annotations
 

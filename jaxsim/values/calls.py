@@ -86,6 +86,8 @@ def brief(value: Any) -> str:
         fields = [f for f in dataclasses.fields(value) if getattr(value, f.name) is not f.default]
         inside = (f"{f.name}={brief(getattr(value, f.name))}" for f in fields)
         return f"{type(value).__name__}({', '.join(inside)})"
+    if hasattr(value, "_fields") and type(value).__repr__.__module__ != "collections":
+        return repr(value)
     if isinstance(value, tuple | list):
         inside = ", ".join(map(brief, value[:8])) + (", …" if len(value) > 8 else "")
         if hasattr(value, "_fields"):

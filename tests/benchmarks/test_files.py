@@ -6,12 +6,23 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.common import files, parts, paths, short, topics
-from benchmarks.common.files import MISSING, SOURCES, MissingFileError, file, unless_missing
+from benchmarks.common import files, graphs, parts, paths, short, topics
+from benchmarks.common.files import (
+    MISSING,
+    SOURCES,
+    STANDS_IN,
+    MissingFileError,
+    file,
+    unless_missing,
+)
 from benchmarks.common.paths import ROOT
+from benchmarks.common.stand_ins import STAND_INS, WORDS
+from jaxsim.cascades import load_edgelist
+from jaxsim.data.text import sst2
 
 
 @pytest.fixture
@@ -133,3 +144,54 @@ def test_without_a_data_folder_the_command_says_so_and_ends_well(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"{MISSING} efficientnet needs" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def home(bare, monkeypatch):
+    """Where a short form draws what is not there."""
+    monkeypatch.setenv("JAXSIM_BENCHMARKS", str(bare / "home"))
+    return bare / "home"
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_short_form_has_a_stand_in_and_says_so_once(name, home, capsys, monkeypatch):
+    path = file(name)
+    assert file(name) == path == home / "stand_ins" / name
+    said = capsys.readouterr().out
+    assert said.startswith(f"{STANDS_IN} a drawn {path.name}, for that of {SOURCES[name].of}: ")
+    assert said.count("\n") == 1
+    assert said.endswith(f"goes to {paths.DATA / name} (JAXSIM_DATA is {paths.DATA})\n")
+    monkeypatch.delenv("JAXSIM_BENCHMARKS")
+    with pytest.raises(MissingFileError):  # nothing is recorded of it
+        file(name)
+
+
+@pytest.mark.parametrize("name", graphs.FILES)
+def test_a_drawn_graph_has_the_seeds_and_hubs(name, home):
+    path, options = graphs.FILES[name]
+    g = load_edgelist(file(f"influence/{path}"), **options).graph
+    spread = np.bincount(np.asarray(g.src), minlength=g.n)
+    assert max(graphs.SEEDS[name]) < g.n
+    assert spread.max() > 5 * spread.mean()
+
+
+def test_drawn_sentences_are_read_and_say_what_they_are(home):
+    train, dev, test = (
+        sst2(split, file(f"mp_ni/sst2_{split}.tsv").parent) for split in ("train", "dev", "test")
+    )
+    for found in (train, dev, test):
+        assert 0.4 < np.mean(found.labels) < 0.6
+        for text, label in zip(found.texts, found.labels, strict=True):
+            blamed, praised = ({*words.split()} & {*text.split()} for words in WORDS)
+            assert (bool(praised), bool(blamed)) == (label == 1, label == 0)
+    assert not set(train.texts) & set(test.texts)
+
+
+def test_the_table_of_short_forms_names_what_stood_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(short, "FOLDER", tmp_path)
+    line = f"{STANDS_IN} a drawn b"
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\necho '{line}'; echo done; echo '{line}'\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(short.sys, "executable", str(script))
+    assert short._ended("any", dict(os.environ)) == f"well\n{line}"

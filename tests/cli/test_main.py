@@ -40,8 +40,9 @@ def refused(capsys, *words):
     return said
 
 
-def test_versions(capsys):
-    cli.main(["--version"])
+@pytest.mark.parametrize("words", [(), ("trace",), ("nac",), ("nac", "train")])
+def test_versions(capsys, words):
+    cli.main([*words, "--version"])
     assert capsys.readouterr().out == f"jaxsim {js.__version__}, jax {jax.__version__}\n"
     assert js.__version__[0].isdigit()
 
@@ -77,6 +78,14 @@ def test_what_is_wrong_is_said_before_anything_is_computed(
     option = next(w for w in words if str(w).startswith("--"))[2:]
     assert f"{option}=" in said.err
     assert not said.out
+
+
+def test_a_file_that_is_not_there_is_named(capsys, tmp_path):
+    for words in (("trace", "none.toml"), ("rpm", "--config", "none.toml")):
+        assert refused(capsys, *words).err == "jaxsim: none.toml: No such file or directory\n"
+    (tmp_path / "folder.toml").mkdir()
+    said = refused(capsys, "trace", tmp_path / "folder.toml").err
+    assert said == f"jaxsim: {tmp_path / 'folder.toml'}: Is a directory\n"
 
 
 def test_every_table_can_be_had_as_json_and_in_silence(edges, tmp_path, capsys, monkeypatch):
@@ -129,7 +138,9 @@ def test_an_interrupt_ends_with_its_own_code(capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("words", [(), ("prone",), ("rpm", "--cuont", "3"), ("estimate",)])
+@pytest.mark.parametrize(
+    "words", [(), ("prone", "--version"), ("prone",), ("rpm", "--cuont", "3"), ("estimate",)]
+)
 def test_a_line_that_is_no_command_ends_with_two(words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(list(words))

@@ -14,6 +14,8 @@ from jaxsim.cli.recipe import model_of, read_recipe
 from jaxsim.cli.steps import Given, compose_steps
 from jaxsim.cli.trace import Trace, show
 from jaxsim.cli.transform import Transform, transform
+from jaxsim.data.gguf import read_gguf
+from jaxsim.models.llama import from_gguf
 from jaxsim.models.llama.tokenizer import from_fields
 from jaxsim.models.resnet import ResNet
 from jaxsim.network.leaves import path_name
@@ -145,7 +147,7 @@ def test_cells_that_read_noisily_have_a_key(folder):
         ("features = 4", "feature = 4", "feature"),
         ("features = 4", "features = 8", "has shape"),
         ("[2, 8, 8, 1]", "[2, 0, 8, 1]", "input=.* sizes"),
-        ('"weights.npz"', '"chip.toml.npz"', "not an npz"),
+        ('"weights.npz"', '"chip.toml.npz"', "no such file"),
         ('"data.npz"', '"weights.npz"', "no array 'train'"),
     ],
 )
@@ -317,8 +319,11 @@ def test_weights_of_a_safetensors_file(folder):
         jax.tree.map(np.testing.assert_array_equal, found.params, net.params)
         jax.tree.map(np.testing.assert_array_equal, found.buffers, net.buffers)
         (path / "weights.safetensors").write_bytes(safetensors_file(dict([*arrays.items()][1:])))
-        with pytest.raises(ValueError, match=r"weights=.*is missing"):
+        with pytest.raises(ValueError, match=r"\[model\] weights=.*is missing"):
             model_of(table, path)
+    for name in ("none.safetensors", "none"):
+        with pytest.raises(ValueError, match=rf"\[model\] weights=.*{name}': no such file"):
+            model_of(table | {"weights": name}, path)
 
 
 def test_a_folder_of_hugging_face_is_a_model(tmp_path):
@@ -336,12 +341,65 @@ def test_a_folder_of_hugging_face_is_a_model(tmp_path):
     assert "bert/attention_0/query/kernel" in [site["name"] for site in sites]
 
 
-def test_a_decoder_of_hugging_face_is_a_model(tmp_path):
+@pytest.fixture
+def decoder(tmp_path):
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     arrays = llama_files.hugging_face_arrays()
     (tmp_path / "model.safetensors").write_bytes(safetensors_file(arrays))
     (tmp_path / "config.json").write_text(json.dumps(llama_files.CONFIG))
     (tmp_path / "tokenizer.json").write_text(from_fields(llama_files.fields(), 96).to_str())
+    return tmp_path
+
+
+def test_a_decoder_becomes_a_file_that_others_read(decoder):
+    """Weights alone are quantized: `false` stands for None, which TOML does not have."""
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    recipe = """
+    [model]
+    folder = "."
+    input = [1, 4]
+    [[transform]]
+    name = "quantize"
+    weights = {BlockGrid = "Q8_0"}
+    inputs = false
+    sites = "layers/*"
+    [deploy]
+    export = ["gguf"]
+    """
+    (decoder / "chip.toml").write_text(recipe)
+    chip = transform(Transform(decoder / "chip.toml", out=decoder / "chip", quiet=True))
+    found = read_gguf(decoder / "chip" / "chip.gguf")
+    assert found.tensors["blk.0.ffn_up.weight"].kind == "Q8_0"
+    assert found.fields["tokenizer.ggml.tokens"] == llama_files.fields()["tokenizer.ggml.tokens"]
+    again = from_gguf(decoder / "chip" / "chip.gguf")
+    ids = np.array([[3, 1, 4, 1]], np.int32)
+    told = again.model.apply({"params": again.params}, ids)
+    np.testing.assert_allclose(told, chip(ids), rtol=0, atol=1e-4)
+
+
+def test_false_stands_for_none_and_for_itself():
+    def steps(text):
+        return compose_steps(tomllib.loads(text)["transform"], Given())(net)
+
+    net = js.trace(lambda params, x: x @ params["w"], {"w": np.eye(4, dtype="f")}, np.eye(4))
+    said = '[[transform]]\nname = "quantize"\nweights = {Grid = {bits = 4, symmetric = false}}\n'
+    grid = js.Grid(4, symmetric=False)
+    assert steps(said + "inputs = false\n").cores == js.quantize(grid, None)(net).cores
+    assert steps(said).cores == js.quantize(grid)(net).cores != js.quantize(grid, None)(net).cores
+    with pytest.raises(ValueError, match=r"transform 1, quantize: .*sites"):
+        steps(said + "sites = false\n")
+
+
+def test_what_is_no_decoder_has_no_such_file(folder, tmp_path):
+    path, _, _ = folder
+    (path / "no.toml").write_text(RECIPE + 'export = ["gguf"]\n')
+    with pytest.raises(ValueError, match=r"net: calls a .*must be a .*Llama"):
+        transform(Transform(path / "no.toml", out=tmp_path / "no", quiet=True))
+    assert (tmp_path / "no" / "report.txt").exists()
+
+
+def test_a_decoder_of_hugging_face_is_a_model(decoder):
+    tmp_path = decoder
     net = model_of({"folder": str(tmp_path), "input": [1, 4]}, tmp_path)
     ids = np.array([[3, 1, 4, 1]], np.int32)
     expected = llama_files.MODEL.apply({"params": llama_files.params()}, ids)
@@ -399,7 +457,7 @@ def test_formats_to_write_beside_the_checkpoint(folder):
     with pytest.raises(ValueError, match=r"export\.onnx: .*reads"):
         transform(Transform(path / "analog.toml", out=path / "analog", quiet=True))
     assert (path / "analog" / "report.txt").exists()
-    (path / "none.toml").write_text(RECIPE + 'export = ["gguf"]\n')
-    with pytest.raises(ValueError, match=r"export=\['gguf'\]: must be a list of some of 'stable"):
+    (path / "none.toml").write_text(RECIPE + 'export = ["tflite"]\n')
+    with pytest.raises(ValueError, match=r"export=\['tflite'\]: must be a list of some of 'sta"):
         transform(Transform(path / "none.toml", out=path / "none", quiet=True))
     assert not (path / "none").exists()

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from html import unescape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from rich.table import Table
 
 import jaxsim
+import jaxsim as js
 from jaxsim.console.table import html, render, shown_as_table, si
+from tests.support.networks import cnn
 
 
 @pytest.mark.parametrize(
@@ -119,3 +122,15 @@ def test_every_class_with_a_table_shows_it_in_a_notebook():
     }
     assert len(classes) > 12
     assert [c.__name__ for c in classes if not hasattr(c, "_repr_html_")] == []
+
+
+def test_treescope_shows_the_table_and_unfolds_what_is_in_it():
+    treescope = pytest.importorskip(
+        "treescope", reason="treescope, which Flax brings, is not there"
+    )
+    net = js.quantize(8, 8)(cnn())
+    for value, inside in ((net, "Dense_0/kernel"), (net.cost(), "Dense_0/kernel")):
+        page = treescope.render_to_html(value, compressed=False)
+        assert unescape(value._repr_html_()) in unescape(page)
+        assert inside in treescope.render_to_text(value)
+    assert treescope.render_to_text(js.quantize(4, 8)).startswith("quantize(weights=4, inputs=8)")

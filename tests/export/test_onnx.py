@@ -402,7 +402,6 @@ def hardware(*more, weights=8, inputs=8):
         (hardware(js.analog()), "tiled(rows=1152), which is split over arrays"),
         (hardware(js.slice_bits(2)), "bit_sliced(bits=2, top=full_range), which spreads its codes"),
         (hardware(js.block(4, 2)), "blocks of 4 bits), which multiplies blocks of bits"),
-        (hardware(weights=js.Grid(4, per="group", rows=3)), "grouped(rows=3), which has scales of"),
         (hardware(weights=js.nf4(), inputs=None), "which holds numbers that are no whole codes"),
         (hardware(inputs=js.Grid(8, per="token")), "takes the range of its inputs from each batch"),
         (hardware(inputs=js.Grid(8, dynamic=True)), "takes the range of its inputs from each"),
@@ -441,12 +440,19 @@ def test_networks_that_onnx_cannot_say_are_refused_by_name(tmp_path):
         js.export.onnx(keyed, target)
 
     def looped(p, x):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p)[0]
+        return jax.lax.while_loop(lambda x: (x**2).sum() > 1, lambda x: jnp.tanh(x @ p), x)
 
-    stacked = js.trace(looped, jnp.ones((2, 6, 6)) / 6, x)
-    chip = js.deploy(js.quantize(8, 8)(stacked), calibrate=x)
-    with pytest.raises(ValueError, match=r"export\.onnx: params is in a scan, which is a loop"):
+    again = js.trace(looped, jnp.eye(6) / 2, x)
+    chip = js.deploy(js.quantize(8, 8)(again), calibrate=x)
+    with pytest.raises(ValueError, match=r"export\.onnx: params is in a while, which is a loop"):
         js.export.onnx(chip, target)
+
+    def chosen(w, x, sizes):
+        return jax.lax.ragged_dot(x, w, sizes)
+
+    experts = js.trace(chosen, jnp.ones((2, 6, 3)), x, jnp.array([1, 3]))
+    with pytest.raises(ValueError, match=r"export\.onnx: params is one of several experts"):
+        js.export.onnx(js.deploy(js.quantize(8, None)(experts)), target)
 
 
 def test_without_the_package_the_error_names_the_extra(tmp_path, monkeypatch):
@@ -465,6 +471,117 @@ def test_scales_of_a_batch_of_weights(folder):
     chip = js.deploy(js.quantize(CHANNEL, 8)(net), calibrate=x)
     with pytest.raises(ValueError, match=r"export\.onnx: params has scales along two axes"):
         js.export.onnx(chip, f"{folder}/heads.onnx")
+
+
+def layers(reverse=False):
+    """A stack of layers, a weight that all of them read, what each has made, and its number."""
+
+    def model(p, x):
+        def layer(x, slices):
+            w, i = slices
+            y = jnp.tanh(x @ w) + (i + 1) * 0.1 * (x @ p["all"])
+            return y, y.sum(-1)
+
+        return jax.lax.scan(layer, x, (p["stack"], jnp.arange(3)), reverse=reverse)
+
+    draws = jax.random.normal(jax.random.key(4), (4, 6, 6)) / 3
+    return model, {"stack": draws[:3] * jnp.array([1, 2, 4])[:, None, None], "all": draws[3]}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("form", [None, (CHANNEL, AFFINE), (js.Grid(4, per="group", rows=4), None)])
+def test_the_rounds_of_a_scan_stand_one_behind_the_other(form, reverse, folder):
+    model, params = layers(reverse)
+    (x,) = MODELS["mlp"][1]
+    chip = js.trace(model, params, x)
+    if form is not None:
+        chip = js.deploy(js.quantize(*form)(chip), calibrate=x)
+    made = js.export.onnx(chip, f"{folder}/scan.onnx")
+    last, sums = chip(x)
+    given = run(made, x)
+    near(given["output_0"], last)
+    near(given["output_1"], sums)
+    assert sum(node.op_type == "MatMul" for node in made.graph.node) == 6
+    near(run(made, x[:1])["output_1"], sums[:, :1])  # the batch stays free
+
+
+def test_scans_in_scans_and_what_is_around_a_site(folder):
+    """Scales of `smooth` belong to a round; the inner loop's weight to rounds of both."""
+    (x,) = MODELS["mlp"][1]
+    w = jax.random.normal(jax.random.key(5), (2, 3, 6, 6)) / 3
+
+    def model(w, x):
+        inner = lambda x, w: (jnp.tanh(x @ w), None)  # noqa: E731
+        return jax.lax.scan(lambda x, w: (jax.lax.scan(inner, x, w)[0], None), x, w)[0]
+
+    net = js.smooth(x)(js.quantize(CHANNEL, AFFINE)(js.trace(model, w, x)))
+    chip = js.deploy(net, calibrate=x)
+    near(run(js.export.onnx(chip, f"{folder}/nested.onnx"), x)["output_0"], chip(x))
+
+
+FOUR = js.Grid(4, per="group", rows=4)
+AFFINE_FOUR = js.Grid(4, symmetric=False, per="group", rows=4)
+
+
+@pytest.mark.parametrize("inputs", [AFFINE, None])
+@pytest.mark.parametrize("weights", [FOUR, AFFINE_FOUR, js.Grid(8, per="group", rows=8)])
+def test_groups_are_blocks_of_one_scale(weights, inputs, folder):
+    """Of 6 and 12 products: two groups of 3, three of 4; of 8 rows one of 6 and two of 6."""
+    (x,), chip = MODELS["mlp"][1], js.quantize(weights, inputs)(traced("mlp"))
+    chip = js.deploy(chip, calibrate=x)
+    made = js.export.onnx(chip, f"{folder}/groups.onnx")
+    for optimized in (False, True):
+        near(run(made, x, optimized=optimized)["output_0"], chip(x))
+    held = constants(made)
+    for site, count in (("hidden/kernel", 6), ("out/kernel", 12)):
+        scale, codes = held[f"{site}:weight_scale"], held[f"{site}:weight"]
+        assert codes.shape == traced("mlp").params[site.split("/")[0]]["kernel"].shape
+        groups = -(-count // weights.rows)
+        assert scale.shape == ((groups, codes.shape[1]) if groups > 1 else codes.shape[1:])
+    readers = [n for n in made.graph.node if n.op_type == "DequantizeLinear"]
+    blocks = [a.i for n in readers for a in n.attribute if a.name == "block_size"]
+    assert sorted(blocks) == ([6] if weights.rows == 8 else [3, 4])
+
+
+def test_groups_that_do_not_divide_the_sum_and_weights_on_the_left(folder):
+    x = jax.random.normal(jax.random.key(8), (ROWS, 7))
+    w = jax.random.normal(jax.random.key(9), (7, 2, 3))
+
+    def model(w, x):
+        heads = jnp.einsum("bd,dhk->bhk", x, w["split"])
+        return jnp.einsum("dhk,bhk->db", w["join"], jnp.tanh(heads))
+
+    net = js.trace(model, {"split": w, "join": 2 * w}, x)
+    chip = js.deploy(js.quantize(AFFINE_FOUR, AFFINE)(net), calibrate=x)
+    near(run(js.export.onnx(chip, f"{folder}/left_groups.onnx"), x)["output_0"], chip(x))
+
+
+def test_tables_in_groups(folder):
+    ids = jnp.arange(12).reshape(3, 4)
+    table, w = (jax.random.normal(jax.random.key(i), s) for i, s in ((1, (20, 10)), (2, (10, 5))))
+    net = js.trace(lambda p, ids: p["table"][ids] @ p["w"], {"table": table, "w": w}, ids)
+    chip = js.deploy(js.quantize(FOUR, None)(net))
+    made = js.export.onnx(chip, f"{folder}/table.onnx")
+    near(run(made, np.asarray(ids))["output_0"], chip(ids))
+    assert constants(made)["table:lookup:weight_scale"].shape == (20, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [
+        (
+            lambda w, x: jax.lax.conv(x, w, (1, 1), "VALID"),
+            [(ROWS, 3, 4, 4), (5, 3, 2, 2)],
+        ),
+        (lambda w, x: jnp.einsum("bhk,hkd->bhd", x, w), [(ROWS, 2, 6), (2, 6, 4)]),
+    ],
+    ids=["convolution", "batch"],
+)
+def test_groups_along_several_axes_are_refused_by_name(model, shapes, folder):
+    x, w = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(shapes))
+    chip = js.deploy(js.quantize(FOUR, None)(js.trace(model, w, x)))
+    with pytest.raises(ValueError, match=r"export\.onnx: params has groups along several axes"):
+        js.export.onnx(chip, f"{folder}/axes.onnx")
 
 
 def test_weights_on_the_left_and_kernels_of_more_axes(folder):

@@ -203,7 +203,8 @@ def of(f):
     ("f", "why"),
     [
         (lambda x: jnp.sort(x, 1), "sort at .*has no form in ONNX here"),
-        (lambda x: lax.fori_loop(0, 3, lambda i, y: y * 2, x), "is a loop or a branch"),
+        (lambda x: lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1, x), "is a loop or a"),
+        (lambda x: lax.fori_loop(0, 257, lambda i, y: y * 2, x), "has 257 rounds, and at most 256"),
         (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), "cond at .*is a loop or a branch"),
         (lambda x: x + jax.random.normal(jax.random.key(jnp.int32(x[0, 0])), (6,)), "random_"),
         (lambda x: lax.round(x), "round at .*rounds halves away from zero"),

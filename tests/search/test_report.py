@@ -1,6 +1,5 @@
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -8,6 +7,7 @@ import jax
 import pytest
 
 import jaxsim as js
+from tests.browser import CHROMIUM, faults
 from tests.support.networks import X, cnn
 
 pytest.importorskip("plotly", reason="the page draws with plotly, which is not installed")
@@ -93,9 +93,6 @@ def test_bad_reports_are_refused(front, tmp_path):
     assert not path.exists()
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_shows_the_recipe_of_the_point_that_is_asked_for(front, page):
     """A number behind # chooses a point, as a click does; nothing is said on the console."""
@@ -116,3 +113,8 @@ def test_a_browser_shows_the_recipe_of_the_point_that_is_asked_for(front, page):
         assert shown == front.recipe(front.tried[i]).replace("<", "&lt;").replace(">", "&gt;")
         assert ran.stdout.count("<tr") == 1 + len(cnn().sites)
         assert 'class="main-svg"' in ran.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_fits_a_desk_and_a_phone(page):
+    assert faults(page.parent) == []

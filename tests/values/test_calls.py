@@ -39,12 +39,45 @@ SHOWN = {
     "block(K=2)": lambda: js.block(2),
     "analog(adc=8, rows=64)": lambda: js.analog(rows=64, adc=8),
     "slice_bits(bits=2)": lambda: js.slice_bits(2),
+    "analog(cells=proportional(sigma=0.05))": lambda: js.analog(cells=js.cells.proportional(0.05)),
 }
 
 
 @pytest.mark.parametrize("shown", SHOWN)
 def test_a_transform_is_shown_by_its_call(shown):
     assert repr(SHOWN[shown]()) == shown
+
+
+CELLS = {
+    "independent(sigma=0.02)": lambda: js.cells.independent(0.02),
+    "inverse(sigma=0.02, noise=0.01, on_off=50)": lambda: js.cells.inverse(
+        0.02, noise=0.01, on_off=50
+    ),
+    "Device(σ = 0)": lambda: js.cells.independent(0.0),
+    "Device(sonos, on/off 1e+07)": lambda: js.cells.sonos(),
+    "Device(stuck σ = 0.02 g)": lambda: js.cells.stuck(js.cells.proportional(0.02), low=0.1),
+    "Device(σ = 0.02, ages)": lambda: js.cells.drifting(js.cells.independent(0.02), 0.1),
+    "Device(σ = 0.02, on/off several)": lambda: js.cells.independent(0.02)._replace(
+        on_off=jnp.array([9.0, 99.0])
+    ),
+    "Device(σ = 0.02)": lambda: js.cells.independent(0.02)._replace(noise=lambda g: g),
+}
+
+
+@pytest.mark.parametrize("shown", CELLS)
+def test_cells_are_shown_by_their_call_or_in_words(shown):
+    assert repr(CELLS[shown]()) == shown
+
+
+def test_cells_of_a_sweep_are_shown_in_words():
+    shown = []
+
+    def device(sigma):
+        shown.append(repr(js.cells.independent(sigma)))
+        return sigma
+
+    jax.jit(device)(0.1)
+    assert shown == ["Device(traced)"]
 
 
 def test_no_transform_shows_an_address_or_an_array():

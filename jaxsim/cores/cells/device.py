@@ -123,7 +123,41 @@ class Device(_Device):
         shown = _shown(self) + ("" if self.aging is None else ", ages")
         if self.on_off is None:
             return shown
-        return f"{shown}, on/off {'traced' if is_traced(self.on_off) else f'{self.on_off:.4g}'}"
+        if is_traced(self.on_off) or np.ndim(self.on_off):
+            return f"{shown}, on/off {'traced' if is_traced(self.on_off) else 'several'}"
+        return f"{shown}, on/off {self.on_off:.4g}"
+
+    def __repr__(self) -> str:
+        return _call(self) or f"Device({self})"
+
+
+def _call(device: Device) -> str:
+    """The call that makes a device of one kind of error; empty for any other."""
+    kinds = dict[str, tuple[int, float]]()
+    for name, value in (("sigma", device.program), ("noise", device.noise)):
+        terms: Any = getattr(value, "keywords", {}).get("terms")
+        if value is not None and getattr(value, "func", None) in (_gaussian, _spread):
+            if is_traced(terms) or np.shape(terms) != (3,) or np.count_nonzero(terms) != 1:
+                return ""
+            kind = int(np.flatnonzero(terms)[0])
+            kinds[name] = kind, float(terms[kind])
+        elif value is not None:
+            return ""
+    others = device.aging is not None or device.pulses is not None
+    ratio: Any = 0.0 if device.on_off is None else device.on_off
+    if (
+        others
+        or is_traced(ratio)
+        or np.ndim(ratio)
+        or len({kind for kind, _ in kinds.values()}) != 1
+    ):
+        return ""
+    given = {name: value for name, (_, value) in kinds.items()}
+    if device.on_off is not None:
+        given["on_off"] = float(device.on_off)
+    (kind,) = {kind for kind, _ in kinds.values()}
+    shown = ", ".join(f"{name}={value:.6g}" for name, value in given.items())
+    return f"{('independent', 'proportional', 'inverse')[kind]}({shown})"
 
 
 def _shown(device: Device) -> str:

@@ -1,4 +1,4 @@
-"""Pulses: how many a change takes, and what they do to cells."""
+"""How many pulses a change takes, and what they do to cells."""
 
 from __future__ import annotations
 
