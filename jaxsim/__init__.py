@@ -57,6 +57,7 @@ from jaxsim.transforms.code_cache import code_cache
 from jaxsim.transforms.correct_bias import correct_bias
 from jaxsim.transforms.equalize import equalize
 from jaxsim.transforms.exit_early import distill_exits, exit_early
+from jaxsim.transforms.fit_ranges import fit_ranges
 from jaxsim.transforms.fold_norms import fold_norms
 from jaxsim.transforms.learn_ranges import learn_ranges
 from jaxsim.transforms.lora import adapters, lora, merge_adapters, with_adapters
@@ -115,6 +116,7 @@ __all__ = [
     "smooth",
     "rotate",
     "awq",
+    "fit_ranges",
     "round_weights",
     "correct_bias",
     "update_norms",

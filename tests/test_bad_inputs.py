@@ -59,6 +59,8 @@ TABLE = [
     ("steps", js.rounding.adaround, NO_COUNT),
     ("rate", lambda v: js.rounding.adaround(rate=v), NOT_POSITIVE),
     ("alpha", lambda v: js.smooth(X, v), (-0.1, 1.1, NAN)),
+    ("steps", lambda v: js.rotate(X, jax.random.key(0), steps=v), NO_COUNT),
+    ("rate", lambda v: js.rotate(X, jax.random.key(0), rate=v), NOT_POSITIVE),
     ("epsilon", lambda v: js.fold_norms(X, epsilon=v), NOT_POSITIVE),
     ("epsilon", lambda v: js.equalize(X, epsilon=v), NOT_POSITIVE),
     # sparsity

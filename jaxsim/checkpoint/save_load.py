@@ -26,7 +26,7 @@ from jaxsim.checkpoint.leaves import (
 )
 from jaxsim.checkpoint.packing import Form, pack, unpack
 from jaxsim.files import atomic
-from jaxsim.network.deployment import find_read_params, without_unread_settings
+from jaxsim.network.deployment import find_read_params, share_tables, without_unread_settings
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, data_fields
 from jaxsim.network.params import param_names, with_params
@@ -180,12 +180,12 @@ def load(path: str | Path, like: Network) -> Network:
     if form != _FORMAT:
         chip = _load_packed(path, like, metadata)
         tight = _tightened(chip.states, written) if form == _LEAN else chip.states
-        return dataclasses.replace(chip, states=tight)
+        return share_tables(dataclasses.replace(chip, states=tight))
     content = data_fields(like)
     target = abstract_tree(content, _default_sharding(like))
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         content = from_leaf_list(content, checkpointer.restore(folder, to_leaf_list(target)))
-    return dataclasses.replace(like, **content)
+    return share_tables(dataclasses.replace(like, **content))
 
 
 def _written(net: Network, layout: Literal["plain", "lean"]) -> Any:

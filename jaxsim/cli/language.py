@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +16,16 @@ import jaxsim as js
 from jaxsim.cli.options import Reseeded
 from jaxsim.cli.recipe import deploy_key, read_recipe, with_seed
 from jaxsim.cli.steps import Given, compose_steps
+from jaxsim.console.timing import alternate
 from jaxsim.evaluate.language.comparison import language_row
 from jaxsim.files.text import read_text
-from jaxsim.models.llama import Pretrained, from_gguf, from_hugging_face
+from jaxsim.models.llama import (
+    Llama,
+    Pretrained,
+    from_gguf,
+    from_hugging_face,
+    with_layers,
+)
 from jaxsim.numerics.checks import check_range, checked_int
 
 _FLOAT = "float"
@@ -54,6 +62,14 @@ class Language(Reseeded):
     """Tokens to write."""
     temperature: float = 0.0
     """Of the draws; 0 takes the most probable token."""
+    exits: tuple[int, ...] = ()
+    """Layers after which tokens may leave, such as 12 20: writes on from the prompt so, too."""
+    exit_threshold: float = 0.8
+    """How far the first choice must be ahead of the second for a token to leave."""
+    draft: int | None = None
+    """Number of first layers that draft tokens for all to check: writes on so, too."""
+    ahead: int = 4
+    """Tokens drafted for a check."""
     checkpoints: Path | None = None
     """Folder to go on from where a run was stopped."""
 
@@ -80,7 +96,14 @@ def language(args: Language) -> js.language.LanguageComparison:
                 f"recipe {name!r}: code_cache changes nothing where windows are read in one call; "
                 "say --through-cache"
             )
+        if "code_cache" in steps and args.draft is not None:
+            raise ValueError(
+                f"recipe {name!r}: code_cache keeps codes that a check cannot set back; leave out "
+                "--draft"
+            )
     model, params, tokenizer = _pretrained(args.model)
+    if args.draft is not None:
+        checked_int("draft", args.draft, 1, model.layers)
     cut = _windows(args.text, tokenizer, args.window, args.windows)
     inputs = None
     if args.calibrate is not None:
@@ -108,22 +131,103 @@ def language(args: Language) -> js.language.LanguageComparison:
     console.print(table)
     numbers: dict[str, Any] = {"rows": [_numbers(row) for row in rows]}
     if prompt is not None:
-        cache = model.cache(1, prompt.shape[1] + args.count)
-        numbers["written"] = {
-            name: _written(chip, prompt, cache, args, tokenizer, _key(recipes.get(name)))
-            for name, chip in kept.items()
-        }
-        # A key for cores that draw at a read; nothing is drawn where none does.
-        times = js.language.speed(kept, prompt, cache, count=args.count, key=jax.random.key(0))
-        numbers["speed"] = {name: taken._asdict() for name, taken in times.items()}
-        for name, text in numbers["written"].items():
-            console.rule(name, align="left")
-            console.print(f"{args.prompt}{text}", markup=False, highlight=False)
-            console.print(
-                f"{times[name].read:.0f} tokens a second read, {times[name].written:.1f} written"
-            )
+        numbers |= _all_written(console, args, model, params, tokenizer, kept, recipes, prompt)
     args.write(numbers)
     return table
+
+
+def _all_written(
+    console: Any,
+    args: Language,
+    model: Llama,
+    params: Any,
+    tokenizer: Any,
+    kept: dict[str, js.Network],
+    recipes: dict[str, dict[str, Any]],
+    prompt: np.ndarray,
+) -> dict[str, Any]:
+    """Lets each network write on from a prompt, prints that, and returns what there is to know."""
+    cache = model.cache(1, prompt.shape[1] + args.count)
+    written = {
+        name: _written(chip, prompt, cache, args, tokenizer, _key(recipes.get(name)))
+        for name, chip in kept.items()
+    }
+    # A key for cores that draw at a read; nothing is drawn where none does.
+    times = js.language.speed(kept, prompt, cache, count=args.count, key=jax.random.key(0))
+    early = {n: _early(chip, prompt, cache, args, tokenizer) for n, chip in kept.items()}
+    drafted = _drafted(args, model, params, kept, prompt)
+    for name, text in written.items():
+        console.rule(name, align="left")
+        console.print(f"{args.prompt}{text}", markup=False, highlight=False)
+        console.print(
+            f"{times[name].read:.0f} tokens a second read, {times[name].written:.1f} written"
+        )
+        if left := early[name]:
+            console.print(
+                f"tokens that may leave early: {left['layers']:.1f} of {model.layers} layers, "
+                f"{100 * left['operations']:.0f} % of the operations"
+            )
+            console.print(f"{args.prompt}{left['text']}", markup=False, highlight=False)
+        if found := drafted.get(name):
+            console.print(
+                f"drafted by {args.draft} layers: {found['accepted']:.2f} of {args.ahead} stand, "
+                f"{found['time']:.2f} of the time, the same tokens: {found['same']}"
+            )
+    numbers: dict[str, Any] = {"written": written}
+    numbers["speed"] = {name: taken._asdict() for name, taken in times.items()}
+    return (
+        numbers
+        | ({"early": early} if args.exits else {})
+        | ({} if args.draft is None else {"drafted": drafted})
+    )
+
+
+def _early(
+    net: js.Network, prompt: np.ndarray, cache: Any, args: Language, tokenizer: Any
+) -> dict[str, Any]:
+    """What a network writes whose tokens may leave early, and by how many layers."""
+    if not args.exits:
+        return {}
+    text = js.language.write_early(
+        net,
+        prompt,
+        cache,
+        count=args.count,
+        after=args.exits,
+        threshold=args.exit_threshold,
+        key=jax.random.key(args.seed or 0),
+    )
+    return {
+        "text": tokenizer.decode(text.tokens[0].tolist()),
+        "layers": float(text.layers.mean()),
+        "operations": text.flops / text.whole,
+    }
+
+
+def _drafted(
+    args: Language, model: Llama, params: Any, kept: dict[str, js.Network], prompt: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """How much of what first layers draft stands, and the time beside writing without drafts."""
+    if args.draft is None:
+        return {}
+    small, some = with_layers(model, params, range(args.draft))
+    draft = js.trace(small, {"params": some}, prompt)
+    room = prompt.shape[1] + args.count + args.ahead
+    caches = model.cache(1, room), small.cache(1, room)
+    more: dict[str, Any] = {"count": args.count, "key": jax.random.key(args.seed or 0)}
+    found: dict[str, dict[str, Any]] = {}
+    for name, net in kept.items():
+        whole = partial(js.language.generate, net, prompt, caches[0], **more)
+        fast = partial(js.language.speculate, net, draft, prompt, *caches, ahead=args.ahead, **more)
+        times = alternate({"whole": whole, "drafted": fast}, runs=5)
+        text = fast()
+        found[name] = {
+            "accepted": text.accepted,
+            "checks": text.checks,
+            "same": bool((text.tokens == whole()).all()),
+            "time": times["drafted"].median / times["whole"].median,
+        }
+    return found
 
 
 def _check(args: Language) -> None:
@@ -132,6 +236,13 @@ def _check(args: Language) -> None:
     checked_int("count", args.count, 2)
     checked_int("calibration_windows", args.calibration_windows, 1)
     check_range("temperature", args.temperature, 0)
+    check_range("exit_threshold", args.exit_threshold, 0)
+    checked_int("ahead", args.ahead, 1)
+    for name in ("exits", "draft"):
+        if getattr(args, name) not in ((), None) and args.prompt is None:
+            raise ValueError(
+                f"{name}: is of text that is written; give a --prompt to write on from"
+            )
 
 
 def _recipes(paths: Sequence[Path], seed: int | None) -> dict[str, dict[str, Any]]:
@@ -174,10 +285,12 @@ def _prompt(args: Language, tokenizer: Any, context: int) -> np.ndarray | None:
     ids = np.array([tokenizer.encode(args.prompt).ids], np.int32)
     if not ids.size:
         raise ValueError(f"prompt={args.prompt!r}: has no tokens")
-    if ids.size + args.count > context:
+    ahead = 0 if args.draft is None else args.ahead
+    if ids.size + args.count + ahead > context:
+        drafts = f", ahead={ahead}" if ahead else ""
         raise ValueError(
-            f"prompt of {ids.size} tokens and count={args.count}: must be at most {context}, the "
-            "model's context"
+            f"prompt of {ids.size} tokens and count={args.count}{drafts}: must be at most "
+            f"{context}, the model's context"
         )
     return ids
 

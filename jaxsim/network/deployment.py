@@ -96,7 +96,39 @@ def deploy(
         jax.eval_shape(run_network, chip, net.example, any_key)
     else:
         chip = widen_ranges(chip, inputs, **kwargs)
-    return chip if keep_floats else _without_floats(chip)
+    return share_tables(chip if keep_floats else _without_floats(chip))
+
+
+def share_tables(chip: Network) -> Network:
+    """Lets a table that is looked up and multiplied too, as a tied head's, be held once.
+
+    Arrays of a lookup's state become those of another site of the same parameter that hold the
+    same. Where the two lie transposed (codes without groups) each keeps its own: rows are taken
+    along one axis and summed along the other, and a wide table would be turned in each call.
+
+    Args:
+      chip: Network.
+    """
+    states = dict(chip.states)
+    for site in chip.sites:
+        if site.kind != "lookup" or site.name not in states:
+            continue
+        others = [a for name in site.shared for a in jax.tree.leaves(states.get(name))]
+        states[site.name] = jax.tree.map(lambda a, held=others: _held(a, held), states[site.name])
+    return dataclasses.replace(chip, states=states)
+
+
+def _held(a: Any, others: list[Any]) -> Any:
+    """The one of other arrays that holds the same, else the array itself."""
+    if np.size(a) <= NUMBERS or is_traced(a) or not isinstance(a, jax.Array):
+        return a
+    for other in others:
+        if is_traced(other) or not isinstance(other, jax.Array):
+            continue
+        alike = (a.shape, a.dtype, a.sharding) == (other.shape, other.dtype, other.sharding)
+        if alike and bool(jnp.array_equal(a, other)):
+            return other
+    return a
 
 
 def write_chip(net: Network, key: Key[Array, ""] | None) -> Network:

@@ -166,7 +166,7 @@ class _Solving:
         shape, new = (*site.stack, *op.geometry.w_shape), None
         if matrices is not None:
             self.ops[site.name] = op
-            weight = _as_weight(op, matrices)
+            weight = as_weight(op, matrices)
             if site.name not in self.weights:
                 self.weights[site.name] = np.empty(shape, np.float32)
             self.weights[site.name][at] = np.asarray(weight)
@@ -279,8 +279,13 @@ def replaced(core: Core, *, weight: Array) -> Core:
 
 
 @partial(jax.jit, static_argnums=0)
-def _as_weight(op: Op, matrices: Array) -> Array:
-    """Matrices in the shape of the weight, whose entries they are in another order."""
+def as_weight(op: Op, matrices: Array) -> Array:
+    """Puts matrices into the shape of the weight, whose entries they are in another order.
+
+    Args:
+      op: Contraction.
+      matrices: Batch of matrices, [B, K, N].
+    """
     shape = jax.ShapeDtypeStruct(op.geometry.w_shape, jnp.float32)
     return jax.linear_transpose(op.geometry.as_matmul().w, shape)(matrices)[0]
 

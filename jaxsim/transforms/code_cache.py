@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsim.formats.grid import Grid
 from jaxsim.formats.vectors import VectorForm, vector_form
+from jaxsim.network.calls import LinenCall, NnxCall
 from jaxsim.network.leaves import PyTree, is_whole_number, path_name
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
@@ -58,6 +59,8 @@ class CodedCall(Value):
       first: Number of first tokens that stay as they are.
       latest: Number of latest ones.
       axis: Axis of the tokens in keys and values.
+      place: Place of the cache among the positional arguments.
+      name: Its name among the others.
     """
 
     call: Callable[..., Any]
@@ -65,16 +68,22 @@ class CodedCall(Value):
     first: int
     latest: int
     axis: int
+    place: int
+    name: str
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
         """Calls the model with the vectors that the codes stand for; without a cache as it is."""
-        if len(args) == 1 and "cache" in kwargs:
-            args = (*args, kwargs.pop("cache"))
-        if len(args) < 2 or args[1] is None:
+        if len(args) <= self.place and self.name not in kwargs:
             return self.call(params, buffers, *args, **kwargs)
-        ids, cache, *rest = args
+        cache = kwargs[self.name] if self.name in kwargs else args[self.place]
+        if cache is None:
+            return self.call(params, buffers, *args, **kwargs)
         before = jax.tree.map(self._decoded, cache, is_leaf=_is_coded)
-        outputs = self.call(params, buffers, ids, before, *rest, **kwargs)
+        if self.name in kwargs:
+            kwargs = {**kwargs, self.name: before}
+        else:
+            args = (*args[: self.place], before, *args[self.place + 1 :])
+        outputs = self.call(params, buffers, *args, **kwargs)
         if not isinstance(outputs, tuple) or len(outputs) != 2:
             raise ValueError(
                 "code_cache: with a cache the network must return logits and the next cache, got "
@@ -128,12 +137,24 @@ class CodedCall(Value):
 
 
 @shown_as_called
-def code_cache(form: Any, *, first: int = 4, latest: int = 32, axis: int = 2) -> Transform:
+def code_cache(
+    form: Any,
+    *,
+    first: int = 4,
+    latest: int = 32,
+    axis: int = 2,
+    place: int = 1,
+    name: str = "cache",
+) -> Transform:
     """Stores keys and values of a cache in few bits between the calls of a decoder.
 
     The network takes a cache as it did, behind the tokens or as `cache=`, and returns one whose
     keys and values are codes, which it takes too. A token's vector becomes codes once, when it is
     no longer among the latest, and keeps them. Calls without a cache are what they were.
+
+    A cache is any tree of arrays that a call takes and returns behind its logits, with whole
+    numbers that are its length, one in all or one a layer. State that a module keeps itself (a
+    Linen collection "cache", `nnx.Cache`) becomes that where the module is called in a function.
 
     Args:
       form: Format in which each vector has its own scale: an int for `Grid(bits, per="token")`, a
@@ -142,11 +163,14 @@ def code_cache(form: Any, *, first: int = 4, latest: int = 32, axis: int = 2) ->
       first: Number of first tokens that stay floats, at least 0: what most attention falls on.
       latest: Number of latest tokens that stay floats, at least 0.
       axis: Axis of the tokens in keys and values; vectors are along the last one.
+      place: Place of the cache among the call's positional arguments, from 0.
+      name: Name of the argument where it is given by name.
 
     Raises:
       ValueError: A format that vectors on their own cannot have, or a number out of range; when
-        called, a cache without one whole number that is its length, without arrays of such an
-        axis, or with vectors that the format's blocks do not divide.
+        applied, a network with a cache of its own; when called, a cache without a whole number that
+        is its length, without arrays of such an axis, or with vectors that the format's blocks do
+        not divide.
 
     Examples:
       >>> import jax
@@ -170,6 +194,9 @@ def code_cache(form: Any, *, first: int = 4, latest: int = 32, axis: int = 2) ->
     checked_int("first", first, 0)
     checked_int("latest", latest, 0)
     checked_int("axis", axis, 0)
+    checked_int("place", place, 0)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"name={name!r}: must be the name of an argument")
 
     def apply(net: Network) -> Network:
         require_network(net, "code_cache")
@@ -178,7 +205,14 @@ def code_cache(form: Any, *, first: int = 4, latest: int = 32, axis: int = 2) ->
         )
         if isinstance(net.fn, CodedCall):
             raise ValueError(f"code_cache: its cache is stored already, as {net.fn.form}")
-        return dataclasses.replace(net, fn=CodedCall(net.fn, form, first, latest, axis))
+        if kept := _kept(net):
+            raise ValueError(
+                f"code_cache: the cache is state of the module ({kept}), which no call returns; "
+                "trace a function of (params, ids, cache) that calls it and returns logits and the "
+                "next cache"
+            )
+        call = CodedCall(net.fn, form, first, latest, axis, place, name)
+        return dataclasses.replace(net, fn=call)
 
     return apply
 
@@ -187,14 +221,28 @@ def _is_coded(leaf: Any) -> bool:
     return isinstance(leaf, CodedLeaf)
 
 
+def _kept(net: Network) -> str:
+    """What a module keeps its cache in, "" where it keeps none."""
+    if isinstance(net.fn, LinenCall) and "cache" in net.buffers:
+        return 'the collection "cache"'
+    if isinstance(net.fn, NnxCall):
+        from flax import nnx
+
+        for path, variable in nnx.to_flat_state(net.fn.rest):
+            if issubclass(type(variable), nnx.Cache):
+                return "nnx.Cache at " + "/".join(map(str, path))
+    return ""
+
+
 def _length(cache: Any) -> Array:
-    """Number of tokens of a cache: the one whole number in it."""
+    """Number of tokens of a cache: the whole number in it, or that of each layer."""
     found = list(filter(is_whole_number, jax.tree.leaves(cache)))
-    if len(found) != 1:
+    if not found:
         raise ValueError(
-            f"code_cache: the cache has {len(found)} whole numbers; must have one, its length"
+            "code_cache: the cache has no whole number; must have one that is its length, or one a "
+            "layer"
         )
-    return jnp.asarray(found[0])
+    return jnp.max(jnp.stack([jnp.asarray(n) for n in found]))
 
 
 def _vectors(cache: Any, axis: int) -> set[str]:

@@ -16,17 +16,19 @@ from jaxtyping import Array, Key
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.rotated import mixed_rows, rotated_inputs
 from jaxsim.cores.wrapper import Wrapper
-from jaxsim.inputs.batches import reusable_batches
+from jaxsim.inputs.batches import Batch, batches, reusable_batches
 from jaxsim.internals import inner_jaxprs
 from jaxsim.network.arguments import require_key
 from jaxsim.network.network import Network, trace_call
 from jaxsim.network.plan import contractions
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
+from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.hadamard import orthogonal_factors, random_signs
 from jaxsim.sparsity.channels.axes import Symbol, map_along, symbols
 from jaxsim.sparsity.channels.groups import Dependencies, Group, dependencies
 from jaxsim.sparsity.channels.propagate import Leaf, describe_place
+from jaxsim.transforms.learned_rotation import Loss, Turned, learn_matrices, relative_error
 from jaxsim.transforms.readers import Readers
 from jaxsim.transforms.rescaling import TOLERANCE, on_devices, on_host, trials_of
 from jaxsim.values.calls import shown_as_called
@@ -39,8 +41,12 @@ def rotate(
     *,
     groups: str | Sequence[str] | None = None,
     online: str | Sequence[str] = (),
+    learn_for: Transform | None = None,
+    steps: int = 100,
+    rate: float = 0.05,
+    loss: Loss = relative_error,
 ) -> Transform:
-    """Turns channels by random Hadamard matrices: outliers are spread over all of them.
+    """Turns channels by Hadamard matrices, random or learned: outliers are spread over all of them.
 
     Channels are turned by changing parameters alone, where what makes them is linear in what reads
     them: the residual stream of a decoder, and the widths of values. Every kernel that writes or
@@ -59,18 +65,34 @@ def rotate(
     36, …: so 576 and 1536), else by the Kronecker product of a random orthogonal matrix of m rows
     and Sylvester's; signs are random.
 
+    With `learn_for`, matrices that go into parameters begin there and are learned: what is to
+    follow (`js.quantize(…)`) is applied, and each step turns channels on, by Cayley's transform, so
+    that its outputs come nearer to those of the float network. Matrices stay orthogonal, so what a
+    network in floats computes stays too, and the transform is still to be applied behind. What it
+    measures itself (as `smooth` does), it measures once while matrices are learned.
+
     Args:
       inputs: On which outputs are compared: a batch (an array, a tuple of positional arguments, or
-        a dict of keyword arguments) or an iterable of batches; a few inputs are enough.
+        a dict of keyword arguments) or an iterable of batches; a few inputs are enough. To learn
+        by, one batch a step, in turn: many are better; the first alone is compared on then.
       key: Random key of signs and matrices.
       groups: Patterns of names of groups of channels, as `js.dependencies` prints them, all of
         which must be turned; None for those that can be.
       online: Patterns of the sites whose inputs are turned at each read.
+      learn_for: Transform of what is to follow, by whose errors matrices are learned; it may not
+        change parameters. None for random ones.
+      steps: Number of steps to learn in, at least 1.
+      rate: Angle by which channels turn in a first step, in radians, above 0; falls to 0 as a
+        cosine does.
+      loss: Function `(outputs, those of the float network) -> number` to make small, such as a
+        divergence of logits.
 
     Raises:
-      ValueError: `key` is no random key; when applied, pruned parameters or transformed sites among
-        those to change, a pattern that matches nothing, a group that something mixes that is not
-        linear, no group that can be turned, or an online site that sums over more axes than one.
+      ValueError: `key` is no random key, or a number out of range; when applied, pruned parameters
+        or transformed sites among those to change, a pattern that matches nothing, a group that
+        something mixes that is not linear, no group that can be turned, an online site that sums
+        over more axes than one, a `learn_for` that changes parameters or has no group to learn, or
+        a loss that is not finite.
 
     Examples:
       >>> import jax
@@ -86,10 +108,14 @@ def rotate(
       False
 
     Source: Ashkboos et al. (2024), arXiv 2404.00456; Ashkboos et al. (2024), arXiv 2401.15024, for
-    the scale of a norm.
+    the scale of a norm; Liu et al. (2024), SpinQuant, arXiv 2405.16406, for learned matrices.
     """
     require_key(key, "signs")
     data = reusable_batches(inputs)
+    if learn_for is not None and not callable(learn_for):
+        raise ValueError(f"learn_for={learn_for!r}: must be a transform, such as js.quantize(4, 4)")
+    steps = checked_int("steps", steps, 1)
+    check_range("rate", rate, 0, above=True)
 
     def apply(net: Network) -> Network:
         transformable(net, "rotate", "*")
@@ -108,7 +134,8 @@ def rotate(
                 f"rotate cannot follow the cores at {next(iter(net.cores))}: put it before quantize"
             )
         live = _online_sites(net, online)
-        turning = _Turning(net, data, key)
+        compared = data if learn_for is None else Batch(*next(batches(data)))
+        turning = _Turning(net, compared, key)
         refused: dict[str, str] = {}
         for group in turning.candidates(groups):
             why = turning.turn(group)
@@ -127,7 +154,15 @@ def rotate(
             signs = random_signs(own, size)
             wrapper = Wrapper.of(rotated_inputs, signs=signs, outer=outer, inner=inner)
             cores[site.name] = (*cores.get(site.name, ()), wrapper)
-        return dataclasses.replace(net, cores=cores)
+        net = dataclasses.replace(net, cores=cores)
+        if learn_for is None:
+            return net
+        if not turning.done:
+            raise ValueError("rotate: learn_for, and no channels whose matrix parameters take")
+        own = jax.random.fold_in(key, 2)
+        return learn_matrices(
+            net, turning.done, data, own, learn_for=learn_for, steps=steps, rate=rate, loss=loss
+        )
 
     return apply
 
@@ -159,7 +194,7 @@ class _Turning:
         self.net, self.data, self.key = net, data, key
         self.found = dependencies(net)
         self.trials = trials_of(net, data)
-        self.done: list[str] = []
+        self.done: list[Turned] = []
 
     def candidates(self, patterns: str | Sequence[str] | None) -> list[Group]:
         """The groups that something makes and something sums over, or those that are named."""
@@ -183,9 +218,14 @@ class _Turning:
         def turned(a: np.ndarray) -> np.ndarray:
             return a @ matrix
 
-        for path in change.keys() - scales:
-            for axis, label in enumerate(leaves[path].axes):
-                change[path] = map_along(change[path], axis, label, unit, turned)
+        places = tuple(
+            (path, axis, label)
+            for path in change
+            if path not in scales
+            for axis, label in enumerate(leaves[path].axes)
+        )
+        for path, axis, label in places:
+            change[path] = map_along(change[path], axis, label, unit, turned)
         narrow = {path: a.astype(np.float32) for path, a in change.items()}
         net = on_devices(self.net, narrow)
         net = dataclasses.replace(net, cores={**net.cores, **cores})
@@ -194,7 +234,7 @@ class _Turning:
                 f"{_mixing(self.found, unit)}, and outputs would change by {off:.1e} of the largest"
             )
         self.net = net
-        self.done.append(group.name)
+        self.done.append(Turned(unit, places, tuple(cores)))
         return ""
 
     def _fold_scales(

@@ -12,18 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxsim.cores.observers import Moments, moments
+from jaxsim.cores.observers import Moments
 from jaxsim.cores.op import Op
 from jaxsim.cores.site_weight import shifted
-from jaxsim.cores.wrapper import Wrapper, first_of, place_of
-from jaxsim.formats.clipping import fixed
-from jaxsim.formats.grid import Grid
+from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.formats.microscaling import (
-    ELEMENTS,
-    Element,
     Microscaled,
     element_levels,
-    round_element,
 )
 from jaxsim.formats.rounding import Layer, Rounding, rounded
 from jaxsim.inputs.batches import reusable_batches
@@ -33,14 +28,12 @@ from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.checks import check_called
+from jaxsim.transforms.block_scales import with_best_scales
 from jaxsim.transforms.by_site import fewest, solve_by_site, warn_of_few
-from jaxsim.transforms.codes import require_grid, short_elements
 from jaxsim.transforms.observe import observe_sites, require_run
 from jaxsim.transforms.site_weights import site_matrices, solve_params
+from jaxsim.transforms.weight_forms import Form, first_coded, weight_form, with_moments, with_set
 from jaxsim.values.calls import shown_as_called
-
-Form = Grid | Microscaled
-"""What weights are rounded to."""
 
 
 @shown_as_called
@@ -117,14 +110,14 @@ def round_weights(
     def apply(net: Network) -> Network:
         chosen, grids = transformable(net, "round_weights", sites), dict[str, Form]()
         for site in chosen:
-            grid = _form(net, site)
+            grid = weight_form(net, site, "round_weights")
             if first_of(net.cores[site.name], "bias") is not None:
                 raise ValueError(
                     f"round_weights cannot follow correct_bias at {site.name}: the correction is "
                     "for other weights; put it before"
                 )
             grids[site.name] = grid
-        probes = {name: _probe(net.cores[name], grid) for name, grid in grids.items()}
+        probes = {name: with_moments(net.cores[name], grid) for name, grid in grids.items()}
         if by_site is None:
             found = _rounded_together(net, chosen, rounding, grids, probes, data)
             return _placed(net, chosen, grids, probes, found)
@@ -144,7 +137,7 @@ def round_weights(
             scale, ends = one.kept
             if one.param is not None and site.param is not None:
                 moved[site.param] = one.param
-                cores[site.name] = _fixed(cores[site.name], grids[site.name], ends)
+                cores[site.name] = with_set(cores[site.name], grids[site.name], ends)
             elif one.matrices is not None:
                 wide = jnp.reshape(scale, (*site.stack, 1, 1, 1))
                 rest[site.name] = _Rounded(one.matrices, wide, ends)
@@ -153,20 +146,6 @@ def round_weights(
         return _placed(net, left, grids, {name: probes[name] for name in rest}, rest)
 
     return apply
-
-
-def _form(net: Network, site: Site) -> Form:
-    """What a site's weights are stored in, where they can be rounded to it."""
-    elements = short_elements(net, site)
-    if elements is not None:
-        return dataclasses.replace(elements, steps=None, tensor=None)
-    grid = require_grid(net, site, "round_weights")
-    if grid.bits == 1 or grid.spacing != "even" or grid.rounding != "nearest":
-        raise ValueError(
-            f"round_weights at {site.name}: its weights are on {grid}; it rounds to the nearest of "
-            "evenly spaced codes of at least 2 bits, or to the elements of js.mx and js.nvfp4"
-        )
-    return grid
 
 
 class _Rounded(NamedTuple):
@@ -220,41 +199,18 @@ def _rounded_slice(
     return in_auto_axes(rounded, rounding, layer), (least, state.ends)
 
 
-_TIMES = (0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.07, 1.15, 1.25, 1.35, 1.5, 2.0)
-"""What the largest weight's scale of a block is multiplied by, to look for a better one."""
-
-
 def _fitted(state: Moments, form: Form) -> Moments:
     """Moments with scales of blocks by least squares, errors weighed by sizes of inputs."""
-    if not isinstance(form, Microscaled):
-        return state
-    return _with_best_scales(form.element, form.rows, form.scale, state)
+    return _with_scales(form, state) if isinstance(form, Microscaled) else state
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=0)
 @own_promotion()
-def _with_best_scales(element: Element, rows: int, scale: Any, state: Moments) -> Moments:
-    kind, (first, tensor) = ELEMENTS[element], state.ends
-    *stack, B, K, N = state.w.shape
-    blocks = state.w.reshape(*stack, B, K // rows, rows, N)
-    sizes = jnp.diagonal(state.gram, axis1=-2, axis2=-1).reshape(*stack, B, K // rows, rows, 1)
-    all_ = tensor.reshape(*stack, 1, 1, 1, 1)
-    start = first.reshape(*stack, B, K // rows, 1, N)
-
-    def cost(scales: Array) -> Array:
-        step = scales * all_
-        held = round_element(kind, blocks / jnp.where(step > 0, step, 1)) * step
-        return jnp.sum((held - blocks) ** 2 * sizes, -2, keepdims=True)
-
-    best, least = start, cost(start)
-    for times in (0.5, 2.0) if scale == "e8m0" else _TIMES:
-        scales = start * times
-        if scale == "e4m3":
-            scales = round_element(ELEMENTS["e4m3"], scales)
-        new = cost(scales)
-        best, least = jnp.where(new < least, scales, best), jnp.minimum(new, least)
-    step = jnp.broadcast_to(best * all_, blocks.shape).reshape(state.w.shape)
-    return state._replace(scale=step, ends=(best.reshape(first.shape), tensor))
+def _with_scales(form: Microscaled, state: Moments) -> Moments:
+    *stack, B, K, _ = state.w.shape
+    sizes = jnp.diagonal(state.gram, axis1=-2, axis2=-1)
+    sizes = sizes.reshape(*stack, B, K // form.rows, form.rows, 1)
+    return with_best_scales(form, state, lambda off: jnp.sum(off**2 * sizes, -2, keepdims=True))
 
 
 def _placed(
@@ -272,7 +228,7 @@ def _placed(
     alone = [site for site in chosen if _alone(site, found, chosen)]
     moved = solve_params(of, params, targets)
     moved = {n: moved[n] if any(n == s.param for s in alone) else p for n, p in params.items()}
-    cores = {n: _fixed(net.cores[n], grids[n], found[n].ends) for n in probes}
+    cores = {n: with_set(net.cores[n], grids[n], found[n].ends) for n in probes}
     rounded_net = with_params(net, moved)
     off = {
         name: not jnp.all(_near(w, targets[name], found[name].scale, grids[name]))
@@ -315,34 +271,8 @@ def _shift(net: Network, site: Site, probe: tuple[Wrapper, ...], target: Array) 
 
 def _with_shift(chain: tuple[Wrapper, ...], shift: Array) -> tuple[Wrapper, ...]:
     """A chain that corrects the weight right before what it is quantized, or measured, by."""
-    at = min(_first_coded(chain), len(chain) - 1)
+    at = min(first_coded(chain), len(chain) - 1)
     return (*chain[:at], Wrapper.of(shifted, shift=shift), *chain[at:])
-
-
-def _first_coded(chain: tuple[Wrapper, ...]) -> int:
-    """Position of what quantizes a weight, or splits it into groups before."""
-    return min(place_of(chain, "groups"), place_of(chain, "codes"))
-
-
-def _probe(chain: tuple[Wrapper, ...], grid: Form) -> tuple[Wrapper, ...]:
-    """A chain that measures what the quantizer of another sees, all groups of a sum together."""
-    groups = first_of(chain, "groups")
-    rows = None if groups is None else groups.settings["rows"]
-    return (*chain[: _first_coded(chain)], Wrapper.of(moments, weights=grid, rows=rows))
-
-
-def _fixed(chain: tuple[Wrapper, ...], grid: Form, ends: Any) -> tuple[Wrapper, ...]:
-    """A chain whose weights' grid has the range it is measured to have, whatever the weights."""
-    if isinstance(grid, Microscaled):
-        at = place_of(chain, "floats")
-        steps, tensor = ends
-        tensor = tensor if grid.scale == "e4m3" else None
-        form = dataclasses.replace(grid, steps=steps, tensor=tensor)
-        settings = {**chain[at].settings, "weights": form}
-        return (*chain[:at], Wrapper.of(chain[at].factory, **settings), *chain[at + 1 :])
-    at = place_of(chain, "codes")
-    settings = {**chain[at].settings, "weights": dataclasses.replace(grid, clip=fixed(*ends))}
-    return (*chain[:at], Wrapper.of(chain[at].factory, **settings), *chain[at + 1 :])
 
 
 def _layer(state: Moments, grid: Form, unit: Array) -> Layer:

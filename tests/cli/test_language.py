@@ -12,7 +12,7 @@ import jaxsim as js
 from jaxsim.checkpoint import resume
 from jaxsim.cli import main as cli
 from jaxsim.cli.language import Language, language
-from jaxsim.models.llama import from_gguf
+from jaxsim.models.llama import from_gguf, with_layers
 from tests.support import llama_files
 
 EIGHT = """
@@ -160,6 +160,34 @@ def test_the_command_prints_a_table_and_what_is_written(folder, run, capsys):
     assert all(numbers["speed"][name]["written"] > 0 for name in ("float", "pruned"))
 
 
+def test_exits_and_drafts_write_what_the_functions_say(folder, capsys):
+    words = ["language", folder / "model.gguf", "--text", folder / "test.txt", "--window", 20]
+    words += ["--prompt", "er", "--count", 6, "--exits", 1, "--exit-threshold", 0]
+    words += ["--draft", 1, "--ahead", 2, "--json", folder / "fast.json"]
+    cli.main([str(w) for w in words])
+    shown = capsys.readouterr().out
+    numbers = json.loads((folder / "fast.json").read_text())
+    model, params, tokenizer = from_gguf(folder / "model.gguf")
+    prompt = np.array([tokenizer.encode("er").ids])
+    net = js.trace(model, {"params": params}, prompt)
+    left = js.language.write_early(
+        net, prompt, model.cache(1, 7), count=6, after=[1], threshold=0.0
+    )
+    early, drafted = numbers["early"]["float"], numbers["drafted"]["float"]
+    assert early["layers"] == left.layers.mean() < model.layers
+    assert early["operations"] == pytest.approx(left.flops / left.whole)
+    assert early["text"] == tokenizer.decode(left.tokens[0].tolist())
+    assert f"{early['layers']:.1f} of {model.layers} layers" in shown
+    small, some = with_layers(model, params, [0])
+    draft = js.trace(small, {"params": some}, prompt)
+    caches = model.cache(1, 9), small.cache(1, 9)
+    found = js.language.speculate(net, draft, prompt, *caches, count=6, ahead=2)
+    assert (drafted["accepted"], drafted["checks"]) == (found.accepted, found.checks)
+    assert drafted["same"]
+    assert drafted["time"] > 0
+    assert "of 2 stand" in shown
+
+
 @pytest.mark.parametrize(
     ("others", "said"),
     [
@@ -175,6 +203,12 @@ def test_the_command_prints_a_table_and_what_is_written(folder, run, capsys):
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"prompt": ""}, "prompt='': has no tokens"),
         ({"prompt": "the", "count": 64}, "prompt of 1 tokens and count=64: must be at most 64"),
+        ({"exits": (1,)}, "exits: is of text that is written; give a --prompt"),
+        ({"draft": 1}, "draft: is of text that is written; give a --prompt"),
+        ({"draft": 3, "prompt": "the"}, "draft=3: must be an int from 1 to 2"),
+        ({"ahead": 0}, "ahead=0"),
+        ({"exit_threshold": -1.0}, "exit_threshold=-1.0"),
+        ({"draft": 1, "prompt": "the", "count": 60}, "count=60, ahead=4: must be at most 64"),
         ({"seed": -1}, "seed=-1"),
         ({"json": "nowhere/x.json"}, "nowhere"),
         ({"calibrate": None}, "recipe 'eight': transform 2, smooth: takes inputs"),

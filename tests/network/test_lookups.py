@@ -278,6 +278,38 @@ def test_a_wide_table_is_read_in_blocks(monkeypatch):
     np.testing.assert_array_equal(jax.core.eval_jaxpr(jaxpr.jaxpr, jaxpr.consts)[0], whole)
 
 
+@pytest.mark.parametrize(
+    "form", [js.BlockGrid("Q8_0"), js.Grid(4, per="group", rows=32), js.nvfp4()], ids=str
+)
+def test_a_table_that_is_multiplied_too_is_held_once(form, tmp_path):
+    table = normal(96, 64)
+    net = js.trace(lambda p, i: p["t"][i] @ p["t"].T, {"t": table}, IDS % 96)
+    coded = js.quantize(form, None)(net)
+    chip = js.deploy(coded, keep_floats=False)
+    lookup, product = (jax.tree.leaves(chip.states[name]) for name in ("t:lookup", "t"))
+    large = [a for a in lookup if a.size > 64]
+    assert large
+    assert all(any(a is b for b in product) for a in large)
+    codes = sum(a.nbytes for a in large)
+    assert codes <= chip.nbytes < codes + 600
+    js.save(tmp_path / "chip", chip)
+    again = js.load(tmp_path / "chip", coded)
+    assert again.nbytes == chip.nbytes
+    np.testing.assert_array_equal(again(IDS % 96), chip(IDS % 96))
+
+
+def test_tables_that_differ_are_held_apart():
+    """Transposed codes, and those of a head that is pruned where it stands."""
+    net = js.trace(lambda p, i: p["t"][i] @ p["t"].T, {"t": normal(96, 64)}, IDS % 96)
+    for transform in (
+        js.quantize(js.Grid(8, per="channel"), None),
+        js.compose(js.prune(0.5, sites="t"), js.quantize(js.Grid(4, per="group", rows=32), None)),
+    ):
+        chip = js.deploy(transform(net), keep_floats=False)
+        lookup, product = (jax.tree.leaves(chip.states[name])[0] for name in ("t:lookup", "t"))
+        assert lookup is not product
+
+
 def network_function(net, ids):
     """A call that is traced anew."""
     return run_network.__wrapped__(net, net.arguments((ids,), {}, None), None)

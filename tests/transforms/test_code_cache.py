@@ -4,10 +4,12 @@ import functools
 import re
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxsim as js
 from jaxsim.formats.vectors import vector_form
@@ -137,6 +139,79 @@ def test_a_cache_by_its_name_is_coded_too():
     np.testing.assert_allclose(name[0], place[0], rtol=1e-5, atol=1e-5)
 
 
+class Attention(nn.Module):
+    """Layers of Flax's own attention, whose cache is a collection."""
+
+    decode: bool = True
+
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(20, 16)(ids)
+        mask = None if self.decode else nn.make_causal_mask(ids)
+        for _ in range(2):
+            x = x + nn.MultiHeadDotProductAttention(2, decode=self.decode)(x, mask=mask)
+        return nn.Dense(20)(x)
+
+
+TOKENS = np.random.default_rng(1).integers(0, 20, (1, 9))
+
+
+@functools.cache
+def variables():
+    return jax.jit(Attention().init)(jax.random.key(0), TOKENS)
+
+
+def keeping():
+    return js.trace(Attention(decode=False), variables(), TOKENS)
+
+
+def keeping_nnx():
+    class Counter(nnx.Module):
+        def __init__(self):
+            self.w, self.seen = nnx.Param(jnp.eye(4)), nnx.Cache(jnp.zeros(4))
+
+        def __call__(self, x):
+            return x @ self.w[...] + self.seen[...]
+
+    return js.trace(Counter(), jnp.ones((2, 4)))
+
+
+def test_the_collection_of_a_linen_module_is_coded_where_a_function_hands_it_on():
+    """A length a layer, tokens along axis 1, and a name of one's own."""
+
+    def call(params, ids, *, past=None):
+        if past is None:
+            return Attention(decode=False).apply({"params": params}, ids)
+        state = {"params": params, "cache": past}
+        logits, after = Attention().apply(state, ids, mutable=["cache"])
+        return logits, after["cache"]
+
+    net = js.trace(call, variables()["params"], TOKENS)
+    chip = js.code_cache(8, first=1, latest=2, axis=1, name="past")(net)
+    step = jax.jit(lambda net, ids, past: net(ids, past=past))
+    exact = coded = variables()["cache"]
+    for i in range(9):
+        one, exact = step(net, TOKENS[:, i : i + 1], exact)
+        other, coded = step(chip, TOKENS[:, i : i + 1], coded)
+    layer = coded["MultiHeadDotProductAttention_1"]
+    assert isinstance(layer["cached_key"], CodedLeaf)
+    assert (int(layer["cache_index"]), int(layer["cached_key"].coded)) == (9, 7)
+    np.testing.assert_allclose(one[:, 0], net(TOKENS)[:, -1], atol=1e-5)
+    assert 0 < np.abs(one - other).max() < 0.02 * np.abs(one).max()
+
+
+def test_a_cache_has_the_place_that_it_is_said_to_have():
+    def call(params, cache, x):
+        at = (0, 0, cache.length, 0, 0)
+        keys = jax.lax.dynamic_update_slice(cache.keys, x[None, :, :, None], at)
+        return cache.keys @ params["w"], Seen(keys, cache.length + x.shape[1])
+
+    empty = Seen(jnp.zeros((1, 2, 3, 1, 8)), jnp.int32(0))
+    net = js.trace(call, {"w": jnp.eye(8)}, empty, jnp.ones((2, 1, 8)))
+    _, cache = js.code_cache(4, first=0, latest=0, place=0)(net)(empty, jnp.ones((2, 1, 8)))
+    assert isinstance(cache.keys, CodedLeaf)
+
+
 def test_it_composes_and_compiles_once():
     chip = js.deploy(js.compose(js.quantize(8, None), js.code_cache(4, latest=2))(net()))
     other = js.deploy(js.compose(js.code_cache(4, latest=2), js.quantize(8, None))(net()))
@@ -160,6 +235,10 @@ def test_it_composes_and_compiles_once():
         (lambda: js.code_cache(4, first=-1), "first=-1"),
         (lambda: js.code_cache(4, latest=1.5), "latest=1.5"),
         (lambda: js.code_cache(4, axis=-1), "axis=-1"),
+        (lambda: js.code_cache(4, place=-1), "place=-1"),
+        (lambda: js.code_cache(4, name=3), "name=3: must be the name of an argument"),
+        (lambda: js.code_cache(4)(keeping()), 'state of the module (the collection "cache")'),
+        (lambda: js.code_cache(4)(keeping_nnx()), "state of the module (nnx.Cache at "),
         (lambda: js.code_cache(4)(js.code_cache(3)(net())), "stored already, as int3 symmetric"),
         (
             lambda: js.code_cache(4)(js.exit_early(2, output=lambda y: y[:, -1])(net())),
@@ -178,7 +257,7 @@ def test_it_composes_and_compiles_once():
         (lambda: refused(lambda w, x, cache: (x @ w, x)), "must be of the form that went in"),
         (
             lambda: refused(lambda w, x, cache: (x @ w, cache), Seen(KEYS, jnp.zeros((3,), int))),
-            "the cache has 0 whole numbers; must have one, its length",
+            "the cache has no whole number; must have one that is its length",
         ),
     ],
 )

@@ -10,9 +10,11 @@ import pytest
 
 import jaxsim as js
 from jaxsim.models.llama import tiny
+from jaxsim.numerics.cayley import cayley
+from jaxsim.transforms import learned_rotation
 from tests.support.models import normal
 from tests.support.networks import run
-from tests.support.residual import HIDDEN, IDS, WIDTH, residual
+from tests.support.residual import HIDDEN, IDS, WIDTH, call, residual
 
 KEY = jax.random.key(5)
 STREAM = "layers/down:2"
@@ -104,6 +106,92 @@ def test_static_ranges_of_inputs_lose_less():
     assert errors[1] < 0.8 * errors[0]
 
 
+LEARNING = [np.random.default_rng(i).integers(0, 20, (8, 16)) for i in range(8)]
+UNSEEN = np.random.default_rng(9).integers(0, 20, (40, 16))
+
+
+def coarse(head="head"):
+    form = js.Grid(4, per="channel"), js.Grid(4, per="token")
+    return js.quantize(*form, sites=["layers/*", head])
+
+
+@functools.cache
+def spiky(seed):
+    """A wider network, three channels of whose residual stream are far larger than the others."""
+    rng, width, hidden = np.random.default_rng(seed), 48, 64
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    large = np.ones(width, np.float32)
+    large[rng.choice(width, 3, replace=False)] = 8
+    layers = {"scale": np.exp(draw(3, width) / 2), "down": draw(3, hidden, width) * large / 8}
+    layers |= {name: draw(3, width, hidden) / 7 for name in ("gate", "up")}
+    params = {"table": draw(20, width) * large, "last": np.exp(draw(width) / 2)}
+    params |= {"head": draw(width, 30) / 3, "layers": layers}
+    return js.trace(call, jax.tree.map(jnp.asarray, params), IDS)
+
+
+def spent(net, exact):
+    exact = run(exact, UNSEEN)
+    return np.square(run(coarse()(net), UNSEEN) - exact).sum() / np.square(exact).sum()
+
+
+def learned(net, seed, **options):
+    key = jax.random.key(seed)
+    return js.rotate(LEARNING, key, learn_for=coarse(), rate=0.1, steps=50, **options)(net)
+
+
+def test_learned_matrices_lose_less_than_random_ones_on_what_they_have_not_seen():
+    ratios = []
+    for seed in range(3):
+        net = spiky(seed)
+        random = js.rotate(LEARNING[0], jax.random.key(seed))(net)
+        ratios.append(spent(learned(net, seed), net) / spent(random, net))
+    assert max(ratios) < 0.9, ratios
+    assert np.mean(ratios) < 0.75, ratios
+
+
+def test_steps_against_the_slopes_find_nothing(monkeypatch):
+    """The known wrong way, looked at once, at its end."""
+    monkeypatch.setattr(learned_rotation, "_LOOKS", 1)
+    net, errors = spiky(2), []
+    for sign in (1, -1):
+        monkeypatch.setattr(learned_rotation, "cayley", lambda skew, by=sign: cayley(by * skew))
+        errors.append(spent(learned(net, 2), net))
+    assert errors[0] < 0.85 * errors[1]
+    random = js.rotate(LEARNING[0], jax.random.key(2))(net)
+    np.testing.assert_allclose(errors[1], spent(random, net), rtol=1e-3)  # what it began with
+
+
+def test_learned_matrices_are_orthogonal_and_leave_the_function():
+    """Of a tied head, whose scale stands between its matrices."""
+    before = residual().params
+    net = js.rotate([IDS], KEY, learn_for=coarse("table"), steps=20, rate=0.3)(residual())
+    close(run(net, IDS), run(residual(), IDS))
+    q = np.linalg.lstsq(np.float64(before["table"]), np.float64(net.params["table"]), rcond=None)[0]
+    np.testing.assert_allclose(q @ q.T, np.eye(WIDTH), atol=1e-6)
+    assert np.abs(np.abs(q) - WIDTH**-0.5).max() > 0.01  # Hadamard's no more
+    down = net.params["layers"]["down"]
+    np.testing.assert_allclose(down, before["layers"]["down"] @ q, atol=1e-5)
+    (wrapper,) = net.cores["table"]
+    expected = q.T * np.asarray(before["last"]) @ q
+    np.testing.assert_allclose(wrapper.settings["matrix"], expected, atol=1e-5)
+
+
+def test_a_decoder_learns_the_matrices_of_its_values_too():
+    model, ids = tiny(), np.arange(48).reshape(4, 12)
+    net = js.trace(model, jax.jit(model.init)(jax.random.key(0), ids), ids)
+    form = js.quantize(js.Grid(4, per="channel"), js.Grid(4, per="token"), sites="layers/*")
+    given = {"learn_for": form, "steps": 2, "rate": 0.3, "online": "*down*"}
+    found = js.rotate([ids[:2], ids[2:]], KEY, **given)(net)
+    close(run(found, ids), run(net, ids))
+    plain = js.rotate(ids[:2], KEY, online="*down*")(net)
+    for name in ("value", "mix", "key"):
+        new, old = (n.params["layers"]["attention"][name]["kernel"] for n in (found, plain))
+        assert np.abs(new - old).max() > 1e-4, name
+
+
 class Centered(nn.Module):
     """A residual stream whose norm takes off the mean."""
 
@@ -119,6 +207,10 @@ def centered():
     return js.trace(Centered(), jax.jit(Centered().init)(jax.random.key(0), x), x)
 
 
+def learning(transform, **options):
+    return js.rotate(IDS, KEY, learn_for=transform, steps=1, **options)(residual(tied=False))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -131,6 +223,17 @@ def centered():
         (lambda: js.rotate(IDS, KEY)(js.prune(0.5)(residual())), "is pruned"),
         (lambda: js.rotate(IDS, KEY)(js.quantize(8, 8)(residual())), "put it before quantize"),
         (lambda: js.rotate(normal(4, 5), KEY)(centered()), "takes off their mean|not linear"),
+        (lambda: js.rotate(IDS, KEY, learn_for=8), "learn_for=8: must be a transform"),
+        (lambda: learning(js.prune(0.5, sites="layers/*")), "prunes or deploys"),
+        (lambda: learning(js.rotate(IDS, KEY)), "changes .*, and is to be found anew"),
+        (lambda: learning(lambda net: 3), "makes a int, no network"),
+        (lambda: learning(coarse(), loss=lambda y, z: jnp.sum(y) * jnp.nan), "must be finite"),
+        (
+            lambda: js.rotate(
+                normal(4, 5), KEY, online="Dense_1/kernel", learn_for=js.quantize(4, 4)
+            )(centered()),
+            "no channels whose matrix",
+        ),
     ],
 )
 def test_what_cannot_be_turned_is_named(make, message):

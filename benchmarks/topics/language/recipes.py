@@ -101,6 +101,9 @@ RECIPES: dict[str, Recipe] = {
     "4 in groups of 32, affine, AWQ": Recipe(
         lambda seen, _: js.compose(stored(GROUPS), js.awq(seen, sites=LAYERS))
     ),
+    "4 in groups of 32, affine, ranges fitted": Recipe(
+        lambda seen, _: js.compose(stored(GROUPS), js.fit_ranges(seen, sites=LAYERS))
+    ),
     "4 in groups of 32, affine, rotated, GPTQ": Recipe(
         lambda seen, decoder: js.compose(
             js.rotate(seen[0], KEY, online="*down/kernel"), rounded(GROUPS)(seen, decoder)

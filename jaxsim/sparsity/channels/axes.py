@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
+
+Tensor = TypeVar("Tensor", np.ndarray, Array)
 
 
 @dataclasses.dataclass(eq=False)
@@ -337,35 +340,36 @@ def sum_by_symbol(
 
 
 def map_along(
-    array: np.ndarray,
+    array: Tensor,
     axis: int,
     group: AxisGroup,
     symbol: Symbol,
-    change: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
+    change: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Changes an array along what of an axis runs over a symbol.
 
     Args:
-      array: Array.
+      array: Array, of NumPy or of JAX.
       axis: One of its axes.
       group: Group of the axis.
       symbol: Symbol in it; where it is not, the array stays.
       change: Function of an array whose last axis runs over the symbol, to one of the same shape.
     """
     group = resolve(group)
+    xp: Any = np if isinstance(array, np.ndarray) else jnp
     if isinstance(group, Symbol):
         if group is not symbol:
             return array
-        return np.moveaxis(change(np.moveaxis(array, axis, -1)), -1, axis)
+        return xp.moveaxis(change(xp.moveaxis(array, axis, -1)), -1, axis)
     sizes = [part.size for part in group.parts]
     if isinstance(group, Concatenation):
-        pieces = np.split(array, np.cumsum(sizes)[:-1], axis)
+        pieces = xp.split(array, np.cumsum(sizes)[:-1], axis)
         changed = (
             map_along(piece, axis, part, symbol, change)
             for piece, part in zip(pieces, group.parts, strict=True)
         )
-        return np.concatenate(list(changed), axis)
-    parts = array.reshape(*array.shape[:axis], *sizes, *array.shape[axis + 1 :])
+        return xp.concatenate(list(changed), axis)
+    parts: Any = array.reshape(*array.shape[:axis], *sizes, *array.shape[axis + 1 :])
     for i, part in enumerate(group.parts):
         parts = map_along(parts, axis + i, part, symbol, change)
     return parts.reshape(array.shape)
