@@ -116,6 +116,60 @@ def energy(net: js.Network, made: js.Network, name: str) -> dict[str, float]:
     return {part: 1e3 * float(components[part]) / operations for part in ("adc", "dac", "cells")}
 
 
+def deep_layers() -> dict[str, tuple[int, int, int, int]]:
+    """Products of the layers of a ResNet-50 on a picture of 224 × 224.
+
+    Returns:
+      By name: inputs, products that an output sums, outputs, and layers of that shape.
+
+    Source: He et al. (2016), arXiv 1512.03385, with strides in the 3 × 3 layers.
+    """
+    found = {"Conv_0/kernel": (112**2, 7 * 7 * 3, 64, 1), "head": (1, 2048, 1000, 1)}
+    wide, side = 64, 56
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        width, before = 64 * 2**stage, side * (2 if stage else 1)
+        found |= {
+            f"{stage} enter": (before**2, wide, width, 1),
+            f"{stage} shortcut": (side**2, wide, 4 * width, 1),
+            f"{stage} reduce": (side**2, 4 * width, width, blocks - 1),
+            f"{stage} middle": (side**2, 9 * width, width, blocks),
+            f"{stage} expand": (side**2, width, 4 * width, blocks),
+        }
+        wide, side = 4 * width, side // 2
+    return found
+
+
+def deep_energies() -> dict[str, dict[str, float]]:
+    """Energy of each design's arrays by component, in fJ an operation of a ResNet-50."""
+    layers = deep_layers()
+    params = {name: np.zeros((K, N), np.float32) for name, (_, K, N, _) in layers.items()}
+    x = {name: np.zeros((M, K), np.float32) for name, (M, K, _, _) in layers.items()}
+    net = js.trace(lambda params, x: {name: x[name] @ w for name, w in params.items()}, params, x)
+    operations = 2 * sum(M * K * N * times for M, K, N, times in layers.values())
+    found = {}
+    for name in DESIGNS:
+        hardware = js.accelerators.paper_design(name)  # pyright: ignore[reportArgumentType]
+        sites = js.estimate(chip(name, None, whole=False)(net), hardware).sites
+        found[name] = {
+            part: 1e3
+            * sum(layers[n][3] * float(s.components[part]) for n, s in sites.items())
+            / operations
+            for part in ("adc", "dac", "cells")
+        }
+    return found
+
+
+def cost_rows(spent: dict[str, dict[str, float]]) -> list[list[str]]:
+    """What designs spend, and how many times what the first does."""
+    first, rows = sum(spent["A"].values()), []
+    for name in DESIGNS:
+        total = sum(spent[name].values())
+        converted = spent[name]["adc"] / spent["A"]["adc"]
+        parts = [f"{v:.1f}" for v in (*spent[name].values(), total, total / first, converted)]
+        rows.append([name, *parts, f"{REPORTED[name][1] / REPORTED['A'][1]:.1f}"])
+    return rows
+
+
 def accumulation(net: js.Network, data: Pictures, settings: DesignsSettings) -> Iterator[list[Any]]:
     """What design A converts, spends and loses, by where the digits of an input are added."""
     for where in ("analog", "digital"):
@@ -152,21 +206,13 @@ def main(args: list[str]) -> None:
     rows.append(["ResNet-50, 76", "SONOS, as reported", *reported])
     net = nets[settings.depths[0]]
     spent = {name: energy(net, chip(name, None, whole=False)(net), name) for name in DESIGNS}
-    first = sum(spent["A"].values())
     columns = ["design", "ADC", "rows", "cells", "all", "of A", "of A, ADC alone"]
     columns.append("of A, as reported")
-    costs = []
-    for name in DESIGNS:
-        total = sum(spent[name].values())
-        theirs = f"{REPORTED[name][1] / REPORTED['A'][1]:.1f}"
-        converted = spent[name]["adc"] / spent["A"]["adc"]
-        values = (*spent[name].values(), total, total / first, converted)
-        parts = [f"{v:.1f}" for v in values]
-        costs.append([name, *parts, theirs])
     record(
         "designs",
         Table(["network, float %", "cells", *DESIGNS], rows, "right, %"),
-        Table(columns, costs, f"ResNet-{settings.depths[0]}: fJ an operation, modeled"),
+        Table(columns, cost_rows(spent), f"ResNet-{settings.depths[0]}: fJ an operation, modeled"),
+        Table(columns, cost_rows(deep_energies()), "Layers of a ResNet-50, by their shapes alone"),
         Table(
             ["digits are added", "conversions", "ADC, fJ", "arrays, fJ", "ADC's share", *CELLS],
             list(accumulation(net, data, settings)),
@@ -179,6 +225,6 @@ def main(args: list[str]) -> None:
         "images set ranges. ADC of 8 bits. In A to D all bits of an input are applied at once for "
         "the accuracy, which is the same sum but for noise of single reads. Energies are of arrays "
         "alone, with the figures of `js.accelerators.isaac_like` and digits applied one by one, as "
-        "they are throughout the third table, whose conversions are those of an image.",
+        "they are throughout the last table, whose conversions are those of an image.",
         settings=settings.recorded(),
     )

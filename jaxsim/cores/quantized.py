@@ -204,8 +204,10 @@ def _short_zero(op: Op, weights: Grid, zero: Array) -> Array | Packed:
     """Codes of zero in as many bits as a code takes, where groups have one each."""
     zero = zero.astype(code_dtype(*weights.code_range))
     groups = getattr(op.geometry, "w_batch", ())
-    packed = bits_to_pack(*weights.code_range) if groups else None
-    return zero if packed is None else Packed.of(zero, groups[-1] - zero.ndim, packed)
+    packed = bits_to_pack(*weights.code_range)
+    if not groups or packed is None:
+        return zero
+    return Packed.of(zero, groups[-1] - zero.ndim, packed)
 
 
 def stored(inputs: Grid) -> bool:
