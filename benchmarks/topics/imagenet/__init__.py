@@ -17,7 +17,7 @@ from benchmarks.common.record import Table, record
 from benchmarks.common.spread import mean_and_error
 from benchmarks.topics.imagenet.rows import Row, rows
 from benchmarks.topics.imagenet.settings import ImagenetSettings
-from benchmarks.topics.imagenet.subject import Subject, subject_of
+from benchmarks.topics.imagenet.subject import BATCH, Subject, subject_of
 
 SHORT = (
     "--only digital --pictures 8 --adapting 8 --statistics 8 --calibration 4 --programmings 1",
@@ -75,7 +75,7 @@ def _right(chip: Any, subject: Subject, number: int) -> Bool[np.ndarray, " N"]:
         run = jax.jit(lambda chip, x: chip(x))
         parts = [run(chip, images[i : i + 100]) for i in range(0, len(images), 100)]
         return np.argmax(np.concatenate(parts), -1) == labels
-    return js.classify(chip, images, key=reads, batch_size=100) == labels
+    return js.classify(chip, images, key=reads, batch_size=BATCH) == labels
 
 
 def _line(row: Row, found: Measured, exact: np.ndarray, subject: Subject) -> list[str]:
