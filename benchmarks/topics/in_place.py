@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxsim.network.leaves import path_name
 from jaxsim.train import fit, pulsed
 from jaxsim.train.reference import CALL, trained
 
-SHORT = ("--seeds 1 --epochs 1 --images 64 --held-out 64",)
+SHORT = ("--seeds 1 --epochs 1 --images 64 --held-out 64 --only asymmetric",)
 
 SEEN = 55_000
 """Training images of the networks, which are those of `noise_aware`; others choose rates."""
@@ -54,6 +54,8 @@ class InPlaceSettings(Trained):
     """Images a step."""
     steps: int = 400
     """Mean pulses from one end of a cell to the other."""
+    only: Literal["all", "alone", "float32", "symmetric", "asymmetric", "TTv2"] = "all"
+    """What trains the kernels."""
 
 
 class Rates(NamedTuple):
@@ -124,13 +126,14 @@ def methods(settings: InPlaceSettings) -> dict[str, tuple[Make, list[Rates]]]:
         method = partial(pulsed.buffered_tiki_taka, cells, cells, at.rate, key)
         return method(gain=lambda n: at.gain * decay(n))
 
-    return {
-        "norms and biases alone": (held, NOTHING),
-        "and kernels in float32": (descent, ONE),
-        "and kernels by pulses, symmetric cells": (partial(one, soft=False), ONE),
-        "and kernels by pulses, asymmetric cells": (partial(one, soft=True), ONE),
-        "and kernels by TTv2, asymmetric cells": (two, TWO),
+    named: dict[str, tuple[str, tuple[Make, list[Rates]]]] = {
+        "alone": ("norms and biases alone", (held, NOTHING)),
+        "float32": ("and kernels in float32", (descent, ONE)),
+        "symmetric": ("and kernels by pulses, symmetric cells", (partial(one, soft=False), ONE)),
+        "asymmetric": ("and kernels by pulses, asymmetric cells", (partial(one, soft=True), ONE)),
+        "TTv2": ("and kernels by TTv2, asymmetric cells", (two, TWO)),
     }
+    return dict(row for name, row in named.items() if settings.only in ("all", name))
 
 
 def trained_on(
@@ -202,7 +205,7 @@ def main(args: list[str]) -> None:
     """Chooses rates on images held out, then trains each seed's chip; what is known is kept."""
     settings = InPlaceSettings.read(args)
     data, todo = read(settings), methods(settings)
-    asked = tuple(settings.recorded(seeds=None, cache=None).items())
+    asked = tuple(settings.recorded(seeds=None, cache=None, only=None).items())
     keep = partial(kept, settings.cache / "in_place")
     found: dict[str, list[float]] = {}
     rates: dict[str, Rates] = {}
