@@ -171,7 +171,7 @@ def load(path: str | Path, like: Network) -> Network:
         )
     written: Any = None
     if metadata["deployed"]:
-        written = _written(like, "plain" if form == _PACKED else "lean")
+        written = _written(like, "lean" if form in (_LEAN, _TIGHT) else "plain")
         states = _in_pairs(written) if form == _LEAN else written
         states = shard_like_weights(like, states, shape_on)
         like = dataclasses.replace(

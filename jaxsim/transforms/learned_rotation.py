@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key
 
 from jaxsim.cores.partition import Partitioned
@@ -125,6 +124,8 @@ def learn_matrices(
     Raises:
       ValueError: The transform changes parameters, or the loss is not finite.
     """
+    import optax  # which `import jaxsim` goes without
+
     chip = _followed(net, learn_for)
     lost, gradients = _functions_of(turned, loss)
     calls = [call_arguments(*batch) for batch in batches(data)]

@@ -7,7 +7,7 @@ from tests.support.defaults import defaults
 
 DEFAULTS = {
     "Channel": {"where": "gates"},
-    "CircuitKernel": {"terms": ()},
+    "CircuitKernel": {"terms": (), "uploads": ()},
     "Gate": {"angles": ()},
     "QuanvSpec": {"kernel_size": (2, 2), "stride": (1, 1), "dilation": (1, 1), "padding": "VALID"},
     "amplitude_damping": {"where": "gates"},

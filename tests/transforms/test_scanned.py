@@ -102,6 +102,7 @@ ELSEWHERE = {
     "learn_ranges": "tests/transforms/test_learn_ranges.py",
     "awq": "tests/transforms/test_awq.py",
     "rotate": "tests/transforms/test_rotate.py",
+    "fit_ranges": "tests/transforms/test_fit_ranges.py",
     "lora, adapters, with_adapters, merge_adapters": "tests/transforms/test_lora.py",
     "code_cache": "tests/transforms/test_code_cache.py",
     "BlockGrid, mx, nvfp4": "tests/formats/test_block_grid.py",
@@ -111,7 +112,7 @@ ELSEWHERE = {
 NOT_OF_LAYERS = {
     *("IntegerNetwork", "compare", "classify", "measure_break_even", "storage", "storage_bits"),
     *("parameter_efficiency", "hardness_normalized", "rounding", "sparsity", "tokens"),
-    *("Rule", "Exits", "Buckets", "adc", "dac", "cells", "wires", "fpg_bits", "Floating"),
+    *("sweep", "Rule", "Exits", "Buckets", "adc", "dac", "cells", "wires", "fpg_bits", "Floating"),
     *("language", "clipping", "Format", "Core", "Op", "Wrapper", "float_core", "role"),
 }
 """What looks at outputs, numbers or one core, and not at how layers are written."""
