@@ -187,8 +187,9 @@ def read(settings: InPlaceSettings) -> Data:
     def part(first: int, last: int) -> Images:
         return train._replace(images=train.images[first:last], labels=train.labels[first:last])
 
-    held_out = part(SEEN, SEEN + settings.held_out)
-    return Data(part(0, SEEN), part(0, settings.images), held_out, test)
+    seen = min(SEEN, len(train.labels) - settings.held_out)  # of a subset there are fewer
+    held_out = part(seen, seen + settings.held_out)
+    return Data(part(0, seen), part(0, settings.images), held_out, test)
 
 
 def untrained(net: js.Network, chip: js.Network, seen: Images) -> dict[str, Callable[[], Any]]:
