@@ -33,12 +33,13 @@ class CircuitKernel:
     Where angles are encoded more than once, the circuit is the one behind the last encoding.
 
     Attributes:
-      unitary: Matrix of the circuit, [2^n, 2^n], complex; None for a noisy circuit.
+      unitary: Matrix of the circuit, [2^n, 2^n], complex; None for a noisy circuit, and for several
+        by their Pauli components.
       coeffs: Coefficients [n, 3^n] over {I, X, Z}^n: <Z_k> = Σ_P c_kP Π_q (1, sin θ_q, cos θ_q)_P;
         None for a traced circuit that its matrix evaluates. Over {I, X, Y, Z}^n, [n, 4^n], where
         angles are encoded more than once, of Pauli components in place of sines and cosines.
       outcomes: The same for the probability of each outcome, [2^n, 3^n] or [2^n, 4^n]; only for
-        noisy circuits.
+        noisy circuits, and for several by their Pauli components.
       n_wires: Number of wires n; wire 0 is the most significant bit, and digit of P.
       method: "gemm", the state by one real matrix product; "pauli", the polynomial by one;
         "sparse", the polynomial term by term.
@@ -64,8 +65,15 @@ class CircuitKernel:
 
     @property
     def nnz(self) -> int:
-        """Number of coefficients that are not zero, of n · 3^n; of a circuit that is not traced."""
-        assert self.coeffs is not None
+        """Number of coefficients that are not zero, of n · 3^n.
+
+        Raises:
+          ValueError: A traced circuit, or several, that their matrices evaluate.
+        """
+        if self.coeffs is None:
+            raise ValueError(
+                f"nnz: method={self.method!r} of this circuit goes by its matrix alone"
+            )
         return int(np.count_nonzero(np.abs(np.asarray(self.coeffs)) > ZERO))
 
 

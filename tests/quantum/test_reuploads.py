@@ -39,6 +39,8 @@ def test_angles_add_up_where_nothing_stands_between():
     for method in ("gemm", "pauli"):
         kernel = jq.compile_circuit([jq.Circuit(1, ())] * 3, method=method)
         np.testing.assert_allclose(expval(kernel, theta), np.cos(3 * theta), atol=2e-6)
+    with pytest.raises(ValueError, match="nnz: method='gemm'"):
+        jq.compile_circuit([jq.Circuit(1, ())] * 2).nnz  # noqa: B018
     single = jq.compile_circuit([jq.Circuit(1, ())])
     assert (single.uploads, single.method) == ((), "sparse")
 
