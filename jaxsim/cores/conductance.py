@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxsim.cores.cells.device import Device, normal
-from jaxsim.cores.core import Core, State
+from jaxsim.cores.core import Core, State, over_taps
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.numerics.checks import MissingKeyError
@@ -119,7 +119,7 @@ def conductance(core: Core, *, device: Device, redraw: bool = False, placed: boo
             cells = cells + sigma * normal(key, sigma.shape)
             return core.read(op, core.write(silent, cells, key), x, key)
         y = core.read(op, inner, x, key)
-        variance = silent.contract(jnp.square(x), jnp.square(sigma))
+        variance = over_taps(silent).contract(jnp.square(x), jnp.square(sigma))
         return y + _root(variance) * normal(key, y.shape)
 
     def current(op: Op, state: State, key: Any) -> tuple[State, Any]:

@@ -120,10 +120,14 @@ float_core = Core(
 
 @multiplies(_OPERANDS)
 def _read_stored(op: Op, state: Array | Packed, x: Array, key: Any) -> Array:
-    if isinstance(op.geometry, Conv):
-        geometry = dataclasses.replace(op.geometry, tapped=True)
-        op = dataclasses.replace(op, geometry=geometry)
-    return op.contract(x, unpacked(state))
+    return over_taps(op).contract(x, unpacked(state))
+
+
+def over_taps(op: Op) -> Op:
+    """This op with depthwise convolutions of floats summed over taps, in whichever order."""
+    if not isinstance(op.geometry, Conv):
+        return op
+    return dataclasses.replace(op, geometry=dataclasses.replace(op.geometry, tapped=True))
 
 
 stored_core = float_core._replace(read=_read_stored)
