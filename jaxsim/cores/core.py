@@ -91,11 +91,11 @@ def _write_float(op: Op, w: Array, key: Any) -> Array | Packed:
     else:
         op.count("weight_bits", bits * w.size)
     op.count("cells", w.size)
-    packed = bits_of_codes(op, w) if op.layout == "paired" else None
+    packed = _bits_of_codes(op, w) if op.layout == "paired" else None
     return w if packed is None else Packed.of(w, op.geometry.contracted[-1] - w.ndim, packed)
 
 
-def bits_of_codes(op: Op, w: Array) -> Bits | None:
+def _bits_of_codes(op: Op, w: Array) -> Bits | None:
     """Bits that a byte is divided into to hold codes of an operand; None where they fill it."""
     if op.planes or op.w_lo is None or op.w_hi is None or not jnp.issubdtype(w.dtype, jnp.integer):
         return None
