@@ -203,7 +203,8 @@ class Conv:
         """The sum over each window, by a convolution with one output feature a group."""
         out = self.w_spec[0]
         unit = tuple(self.groups if a == out else n for a, n in enumerate(self.w_shape))
-        y = self.apply(x, jnp.ones(unit, x.dtype), dtype)
+        tapped = dataclasses.replace(self, tapped=True)  # no model says in which order these add
+        y = tapped.apply(x, jnp.ones(unit, x.dtype), dtype)
         if self.groups == 1:
             return y
         features = y.ndim - self.x_ndim + self.y_spec[1]

@@ -120,6 +120,8 @@ def test_a_stored_weight_is_summed_by_taps_and_the_models_own_is_not():
     assert not convolves(js.quantize(js.nf4(), None)(net))
     assert not convolves(pairs(net))
     noisy = js.compose(js.quantize(8, 8), js.analog(cells=js.cells.sonos(days=1.0)))
+    grounded = js.analog(cells=js.cells.proportional(0.01, on_off=10.0), mapping="offset")
+    assert not convolves(js.compose(js.quantize(8, 8), grounded)(net))  # nor what it takes off
     assert not convolves(noisy(net))  # neither the product nor the variance of its noise
     rounded = js.quantize(8, None)(net)
     assert float(jnp.abs(rounded(x) - net(x)).max()) < 0.1
