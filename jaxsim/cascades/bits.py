@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
+from jaxsim.numerics.hashing import mix
+
 PLANES = 16  # random bits compared with a threshold; eight more of it are dithered per word
 GROUP = 15  # rows added up before their counts are unpacked: what four bit planes can hold
 
@@ -17,21 +19,6 @@ class Threshold(NamedTuple):
     """At most 65535."""
     low: UInt32[Array, "..."]
     """At most 256 (which only p = 1 needs)."""
-
-
-def mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """Scrambles 32 bits so that each input bit changes each output bit about half the time.
-
-    Args:
-        h: Words of 32 bits.
-
-    Source: Appleby, MurmurHash3, the 32-bit finalizer.
-    """
-    h = h ^ (h >> 16)
-    h = h * jnp.uint32(0x85EBCA6B)
-    h = h ^ (h >> 13)
-    h = h * jnp.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
 
 
 def threshold(p: Float[Array, "..."]) -> Threshold:

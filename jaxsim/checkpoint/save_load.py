@@ -25,6 +25,9 @@ from jaxsim.checkpoint.leaves import (
     writable,
 )
 from jaxsim.checkpoint.packing import Form, pack, unpack
+from jaxsim.cores.conductance import ConductanceState
+from jaxsim.cores.mapping import differential
+from jaxsim.cores.wrapper import Wrapper
 from jaxsim.files import atomic
 from jaxsim.network.deployment import find_read_params, share_tables, without_unread_settings
 from jaxsim.network.leaves import path_name
@@ -47,8 +50,15 @@ _LEAN = 3
 _TIGHT = 4
 """The same, with codes of two bits four in a byte, which had been two."""
 
+_JOINED = 5
+"""The format of a deployed network now: it says how states are laid out, and pairs of cells that
+are read as one are held as their difference."""
+
+_LAYOUTS = {_FORMAT: "plain", _PACKED: "plain", _LEAN: "lean", _TIGHT: "lean"}
+"""The layout of states in formats that do not say it."""
+
 _SAID = ("network", "deployed", "calibrated")
-"""What metadata says of a network, beside the format."""
+"""What metadata says of any network, beside the format."""
 
 
 def save(path: str | Path, net: Network) -> None:
@@ -101,10 +111,11 @@ def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
     }
     content: Any = {"leaves": leaves}
     if net.deployed:
+        metadata["layout"] = "lean" if _is_lean(net) else "plain"
         content = pack([np.asarray(leaf) for leaf in leaves])
         metadata["check"] = _check(content, metadata)
         content = {"packed": np.frombuffer(content, np.uint8)}
-    metadata["format"] = _FORMAT if not net.deployed else _TIGHT if _is_lean(net) else _PACKED
+    metadata["format"] = _JOINED if net.deployed else _FORMAT
     part = folder.with_name(f"{folder.name}.orbax-checkpoint-tmp")  # as orbax calls it
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     alone = ocp.options.MultiprocessingOptions(
@@ -158,8 +169,11 @@ def load(path: str | Path, like: Network) -> Network:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
         form = metadata.get("format")
-        if form not in (_FORMAT, _PACKED, _LEAN, _TIGHT) or not set(_SAID) <= set(metadata):
-            raise ValueError(f"format {form}, this version reads {_FORMAT} to {_TIGHT}")
+        if form not in (*_LAYOUTS, _JOINED) or not set(_SAID) <= set(metadata):
+            raise ValueError(f"format {form}, this version reads {_FORMAT} to {_JOINED}")
+        layout = _LAYOUTS.get(form) or metadata.get("layout")
+        if layout not in ("plain", "lean"):
+            raise ValueError(f"layout {layout!r}, this version reads 'plain' and 'lean'")
     saved, expected = [_nameable(line) for line in metadata["network"]], describe(like)
     if saved != expected:
         mine, theirs = (
@@ -169,23 +183,26 @@ def load(path: str | Path, like: Network) -> Network:
         raise ValueError(
             f"path={str(path)!r} holds another network than like: it has {theirs}, like has {mine}"
         )
-    written: Any = None
+    now, then = like, like if form == _JOINED else _with_pairs_apart(like)
     if metadata["deployed"]:
-        written = _written(like, "lean" if form in (_LEAN, _TIGHT) else "plain")
-        states = _in_pairs(written) if form == _LEAN else written
+        states = _written(then, layout)
+        states = _in_pairs(states) if form == _LEAN else states
         states = shard_like_weights(like, states, shape_on)
         like = dataclasses.replace(
             like, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
     if form != _FORMAT:
         chip = _load_packed(path, like, metadata)
-        tight = _tightened(chip.states, written) if form == _LEAN else chip.states
-        return share_tables(dataclasses.replace(chip, states=tight))
-    content = data_fields(like)
-    target = abstract_tree(content, _default_sharding(like))
-    with readable(path), ocp.StandardCheckpointer() as checkpointer:
-        content = from_leaf_list(content, checkpointer.restore(folder, to_leaf_list(target)))
-    return share_tables(dataclasses.replace(like, **content))
+    else:
+        content = data_fields(like)
+        target = abstract_tree(content, _default_sharding(like))
+        with readable(path), ocp.StandardCheckpointer() as checkpointer:
+            content = from_leaf_list(content, checkpointer.restore(folder, to_leaf_list(target)))
+        chip = dataclasses.replace(like, **content)
+    if metadata["deployed"] and form != _JOINED:
+        tight = _tightened(chip.states, _written(then, layout))
+        chip = dataclasses.replace(chip, states=_joined(chip, tight, _written(now, layout)))
+    return share_tables(chip)
 
 
 def _written(net: Network, layout: Literal["plain", "lean"]) -> Any:
@@ -214,6 +231,45 @@ def _tightened(states: Any, like: Any) -> Any:
         return Packed.of(held.numbers(), held.axis, wanted.bits)
 
     return jax.tree.map(tight, like, states, is_leaf=_is_packed)
+
+
+def _with_pairs_apart(net: Network) -> Network:
+    """A network whose pairs of cells are written as earlier formats have them."""
+
+    def apart(wrapper: Wrapper) -> Wrapper:
+        return Wrapper.of(differential, apart=True) if wrapper.name == "differential" else wrapper
+
+    cores = {name: tuple(map(apart, chain)) for name, chain in net.cores.items()}
+    return dataclasses.replace(net, cores=cores)
+
+
+def _joined(net: Network, states: Any, like: Any) -> Any:
+    """States of earlier formats as they are written now, from the shapes of these."""
+    stacks = {site.name: len(site.stack) for site in net.sites}
+
+    def of_site(name: str) -> Any:
+        axis = stacks[name]
+
+        def reduced(a: Any, wanted: Any, of_two: Any) -> Any:
+            if jnp.shape(a) == wanted.shape:
+                return a
+            return of_two(*(jnp.take(a, i, axis) for i in (0, 1))).astype(wanted.dtype)
+
+        def join(wanted: Any, held: Any) -> Any:
+            if not _is_noisy(wanted):
+                return reduced(held, wanted, jnp.subtract)
+            (cells,) = (w for w in net.cores[name] if w.name == "conductance")
+            variance = jnp.square(cells.settings["device"].noise(held.variance))
+            inner = jax.tree.map(join, wanted.inner, held.inner)
+            return ConductanceState(inner, reduced(variance, wanted.variance, jnp.add))
+
+        return jax.tree.map(join, like[name], states[name], is_leaf=_is_noisy)
+
+    return {name: of_site(name) for name in states}
+
+
+def _is_noisy(node: Any) -> bool:
+    return isinstance(node, ConductanceState)
 
 
 def _is_packed(node: Any) -> bool:
@@ -264,7 +320,7 @@ def _stored_fields(net: Network) -> dict[str, Any]:
 
 def _check(content: bytes, metadata: dict[str, Any]) -> int:
     """A checksum of the packed arrays and of what is said of them."""
-    said = [metadata[k] for k in _SAID]
+    said = [metadata[k] for k in (*_SAID, "layout") if k in metadata]
     return zlib.crc32(content, zlib.crc32(json.dumps(said).encode()))
 
 

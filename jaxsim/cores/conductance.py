@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxsim.cores.cells.device import Device, normal
+from jaxsim.cores.cells.device import Device, deviation_of, normal
 from jaxsim.cores.core import Core, State, over_taps
 from jaxsim.cores.op import Op
+from jaxsim.cores.product import Subtraction, subtraction_of, subtracts
 from jaxsim.cores.role import role
 from jaxsim.numerics.checks import MissingKeyError
 from jaxsim.numerics.digits import broadcast_planes
@@ -21,6 +22,18 @@ from jaxsim.numerics.digits import broadcast_planes
 
 class ConductanceState(NamedTuple):
     """State of cells whose reads are noisy.
+
+    Attributes:
+      inner: what the inner core wrote of the conductances.
+      variance: of one read of each cell, or of each pair that is read as one.
+    """
+
+    inner: State
+    variance: Float[Array, "..."]
+
+
+class RedrawnState(NamedTuple):
+    """State of cells that act on one another and whose reads are noisy.
 
     Attributes:
       inner: what the inner core wrote of the conductances.
@@ -68,7 +81,8 @@ def conductance(core: Core, *, device: Device, redraw: bool = False, placed: boo
 
     Read noise is drawn anew for every product of an input vector with an array. Its sum over a
     column is Gaussian with variance Σ x² sigma(g)², so it is drawn at the outputs: the same
-    distribution, without a copy of the array for each vector.
+    distribution, without a copy of the array for each vector. The noise of a pair of columns that
+    is read as one is drawn once, with the sum of their variances.
 
     Cells that age are read as they are at the time in their state, which `js.age` sets.
 
@@ -81,11 +95,15 @@ def conductance(core: Core, *, device: Device, redraw: bool = False, placed: boo
         for operands [B, K, N] or, in tiles, [B, tiles, rows, N] that grow from call to call.
     """
 
-    def write(op: Op, w: Array, key: Any) -> State:
+    def full(op: Op, w: Array, key: Any) -> Array:
+        """Codes in units of a full cell."""
         if key is None:
             raise MissingKeyError("cells with programming error need a key")
-        g = w.astype(jnp.float32) / broadcast_planes(largest(op), w.ndim)
-        low = smallest(device)
+        rank = op.planes + len(op.geometry.w_shape)
+        return w.astype(jnp.float32) / broadcast_planes(largest(op), rank)
+
+    def write(op: Op, w: Array, key: Any) -> State:
+        g, low = full(op, w, key), smallest(device)
         if low is not None:
             g = low + (1 - low) * g
         written = programmed(op, g, key)
@@ -100,7 +118,13 @@ def conductance(core: Core, *, device: Device, redraw: bool = False, placed: boo
             inner = core.write(op, device.aging.at(cells, fate, time), key)
             return AgingState(inner, cells, fate, time)
         inner = core.write(op, cells, key)
-        return inner if device.noise is None else ConductanceState(inner, cells)
+        if device.noise is None:
+            return inner
+        return RedrawnState(inner, cells) if redraw else ConductanceState(inner, spread(cells))
+
+    def spread(cells: Array) -> Array:
+        """The variance of one read of cells."""
+        return jnp.square(cast(Any, device.noise)(cells))
 
     def calibrate(op: Op, state: State, x: Array) -> State:
         x = x.astype(jnp.float32)
@@ -110,36 +134,69 @@ def conductance(core: Core, *, device: Device, redraw: bool = False, placed: boo
             return core.calibrate(op, state, x)
         return state._replace(inner=core.calibrate(op, state.inner, x))
 
-    def noisy(op: Op, inner: State, cells: Array, x: Array, key: Any) -> Array:
-        if key is None:
-            raise MissingKeyError("cells with read noise need a key at every call")
-        sigma = cast(Any, device.noise)(cells)
+    def redrawn(op: Op, cells: Array, x: Array, key: Any) -> Array:
+        cells = cells + cast(Any, device.noise)(cells) * normal(key, cells.shape)
         silent = dataclasses.replace(op, meter=None)
-        if redraw:
-            cells = cells + sigma * normal(key, sigma.shape)
-            return core.read(op, core.write(silent, cells, key), x, key)
+        return core.read(op, core.write(silent, cells, key), x, key)
+
+    def noisy(op: Op, inner: State, variance: Array, x: Array, key: Any) -> Array:
         y = core.read(op, inner, x, key)
-        variance = over_taps(silent).contract(jnp.square(x), jnp.square(sigma))
-        return y + _root(variance) * normal(key, y.shape)
+        silent = dataclasses.replace(op, meter=None)
+        summed = over_taps(silent).contract(jnp.square(x), variance)
+        return y + _root(summed) * normal(key, y.shape)
 
-    def current(op: Op, state: State, key: Any) -> tuple[State, Any]:
-        """What the inner core reads now, and the conductances where something reads them."""
-        if device.aging is not None:
-            cells = device.aging.at(state.cells, state.fate, state.time)
-            return core.write(dataclasses.replace(op, meter=None), cells, key), cells
-        return (state, None) if device.noise is None else (state.inner, state.cells)
+    def current(op: Op, state: State, x: Array, key: Any) -> Array:
+        """What cells yield now."""
+        random = device.noise is not None and not op.deterministic
+        if random and key is None:
+            raise MissingKeyError("cells with read noise need a key at every call")
+        if device.aging is None:
+            inner = state if device.noise is None else state.inner
+            if not random:
+                return core.read(op, inner, x, key)
+            if redraw:
+                return redrawn(op, state.cells, x, key)
+            return noisy(op, inner, state.variance, x, key)
+        cells = device.aging.at(state.cells, state.fate, state.time)
+        if random and redraw:
+            return redrawn(op, cells, x, key)
+        inner = core.write(dataclasses.replace(op, meter=None), cells, key)
+        if random:
+            return noisy(op, inner, spread(cells), x, key)
+        return core.read(op, inner, x, key)
 
+    of = subtraction_of(core)
+
+    def difference(state: State) -> State:
+        assert of is not None
+        if isinstance(state, ProgrammedState):
+            return state._replace(written=difference(state.written))
+        if not isinstance(state, ConductanceState):
+            return of.of(state)
+        return ConductanceState(of.of(state.inner), jnp.sum(state.variance, 0))
+
+    deviation = deviation_of(device)
+
+    def write_difference(op: Op, w: Array, key: Any) -> State:
+        assert deviation is not None
+        low = smallest(device)
+        empty = jnp.zeros(()) if low is None else low
+        difference = (1 - empty) * full(op, w, key)
+        variance = jnp.square(deviation(empty + jnp.abs(difference)))
+        error = _root(variance + jnp.square(deviation(empty)))
+        return core.write(op, difference + error * normal(key, w.shape), key)
+
+    apart = of is None or redraw or device.aging is not None
+    simple = not placed and device.noise is None and device.pulses is None
+    at_once = write_difference if simple and deviation is not None else None
+
+    @subtracts(None if apart else Subtraction(write, difference, at_once))
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
         if isinstance(state, ProgrammedState):
             return read(op, state.written, x, key)
-        x = x.astype(jnp.float32)
-        inner, cells = current(op, state, key)
-        if device.noise is None or op.deterministic:
-            y = core.read(op, inner, x, key)
-        else:
-            y = noisy(op, inner, cells, x, key)
         low = smallest(device)
         top = largest(op) if low is None else largest(op) / (1 - low)
+        y = current(op, state, x.astype(jnp.float32), key)
         return y * broadcast_planes(top, y.ndim - op.x_planes(x))
 
     return Core(write, calibrate, read)

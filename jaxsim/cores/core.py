@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from jaxsim.cores.conv import Conv
 from jaxsim.cores.op import Op
-from jaxsim.cores.product import Operands, multiplies
+from jaxsim.cores.product import Operands, Subtraction, multiplies, subtracts
 from jaxsim.numerics.packed import Bits, Packed, bits_to_pack, unpacked
 
 State = Any
@@ -102,9 +102,11 @@ def _bits_of_codes(op: Op, w: Array) -> Bits | None:
     return bits_to_pack(min(int(op.w_lo), -1), int(op.w_hi))
 
 
+_SUBTRACTION = Subtraction(_write_float, lambda state: state[0] - state[1], _write_float)
 _OPERANDS = Operands(lambda op, state: unpacked(state), lambda op, state, x, key: x)
 
 
+@subtracts(_SUBTRACTION)
 @multiplies(_OPERANDS)
 def _read_float(op: Op, state: Array | Packed, x: Array, key: Any) -> Array:
     return op.contract(x, unpacked(state))
@@ -118,6 +120,7 @@ float_core = Core(
 """The contraction as the model does it; exact int32 where both operands are integer codes."""
 
 
+@subtracts(_SUBTRACTION)
 @multiplies(_OPERANDS)
 def _read_stored(op: Op, state: Array | Packed, x: Array, key: Any) -> Array:
     return over_taps(op).contract(x, unpacked(state))

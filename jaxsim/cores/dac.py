@@ -15,6 +15,7 @@ from jaxsim.cores.adc.capacitors import amplified, bit_weights, unit_errors
 from jaxsim.cores.adc.converter import amplifier_gain, numbers
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.op import Op
+from jaxsim.cores.product import Subtraction, subtraction_of, subtracts
 from jaxsim.cores.role import role
 from jaxsim.numerics.checks import MissingKeyError
 from jaxsim.numerics.gradients import zero_with_gradient_of
@@ -147,6 +148,13 @@ def drivers(core: Core, *, dac: DAC) -> Core:
         inner = core.calibrate(op, inner, v)
         return inner if dac.parts is None else state._replace(inner=inner)
 
+    of = subtraction_of(core)
+
+    def difference(state: State) -> State:
+        assert of is not None
+        return of.of(state) if dac.parts is None else state._replace(inner=of.of(state.inner))
+
+    @subtracts(None if of is None else Subtraction(write, difference))
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
         inner, v = driven(op, state, x)
         return core.read(op, inner, v, key)

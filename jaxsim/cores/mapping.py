@@ -14,20 +14,27 @@ from jaxtyping import Array
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.geometry import Matmul
 from jaxsim.cores.op import Op
+from jaxsim.cores.product import subtraction_of
 from jaxsim.cores.role import role
 from jaxsim.numerics.digits import code_dtype
 
 
 @role("mapping")
-def differential(core: Core) -> Core:
+def differential(core: Core, *, apart: bool = False) -> Core:
     """Holds a code as the difference of two: positive part minus negative part.
 
     One of the two is always zero, so a zero code stores nothing: the mapping is proportional. The
     two are weight planes, positive first, with one largest code: what their empty cells add is
-    the same.
+    the same. Where the core inside is linear in what it wrote, the difference is taken of what was
+    written, and a read is one product instead of two.
+
+    Args:
+      core: writes and reads the two parts.
+      apart: keep them two in every case, as earlier versions did.
 
     Source: Xiao et al. (2022), arXiv 2109.01262, fig. 5b.
     """
+    subtraction = None if apart else subtraction_of(core)
 
     def parts(op: Op) -> Op:
         if op.w_lo is None or op.w_hi is None:
@@ -35,17 +42,31 @@ def differential(core: Core) -> Core:
         most = np.maximum(-op.w_lo, op.w_hi)
         return op.codes(np.stack([0 * most, 0 * most]), np.stack([most, most]))
 
+    def held(op: Op) -> Op:
+        """The op of what was written."""
+        if subtraction is None or op.w_lo is None or op.w_hi is None:
+            return parts(op)
+        most = np.maximum(-op.w_lo, op.w_hi)
+        return op.codes(0 * most, most)
+
     def write(op: Op, w: Array, key: Any) -> State:
+        if subtraction is not None and subtraction.write is not None and op.meter is None:
+            return subtraction.write(held(op), w, key)
         inner = parts(op)
         w = _with_room(w, inner)
         zero = jnp.zeros((), w.dtype)
-        return core.write(inner, jnp.stack([jnp.maximum(w, zero), jnp.maximum(-w, zero)]), key)
+        both = jnp.stack([jnp.maximum(w, zero), jnp.maximum(-w, zero)])
+        state = core.write(inner, both, key)
+        return state if subtraction is None else subtraction.of(state)
 
     def calibrate(op: Op, state: State, x: Array) -> State:
-        return core.calibrate(parts(op), state, x)
+        return core.calibrate(held(op), state, x)
 
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
-        y = core.read(parts(op), state, x, key)
+        y = core.read(held(op), state, x, key)
+        if subtraction is not None:
+            op.count("macs", y.size * op.depth)  # the other half of the cells
+            return y
         axis = op.x_planes(x)
         positive, negative = (lax.index_in_dim(y, i, axis, keepdims=False) for i in (0, 1))
         return positive - negative

@@ -1,4 +1,4 @@
-"""Reads that are one product of floats: what a core multiplies, as arrays."""
+"""What a read is: one product of floats, or linear in what was written."""
 
 from __future__ import annotations
 
@@ -39,6 +39,50 @@ def multiplies(operands: Operands | None) -> Callable[[Read], Read]:
         return read
 
     return declare
+
+
+class Subtraction(NamedTuple):
+    """How two weight planes become one, of which a read is that of the first less the second's.
+
+    Where something is drawn, it is as good as that: of the same distribution.
+
+    Attributes:
+      written: The write whose states these are; behind another one nothing is said.
+      of: `state -> state`, of what was written of both.
+      write: `(op, w, key) -> state`, writes at once two planes of which one is the positive part of
+        w, the other its negative part, `op` being that of the one; None for `of` what the core
+        writes.
+    """
+
+    written: Callable[[Op, Array, Any], Any]
+    of: Callable[[Any], Any]
+    write: Callable[[Op, Array, Any], Any] | None = None
+
+
+def subtracts(subtraction: Subtraction | None) -> Callable[[Read], Read]:
+    """Declares that a core's read is linear in what was written of a weight.
+
+    As with `multiplies`, the read itself bears it.
+
+    Args:
+      subtraction: Its difference of two planes; None where it is not linear.
+    """
+
+    def declare(read: Read) -> Read:
+        read.subtraction = subtraction  # pyright: ignore[reportFunctionMemberAccess]
+        return read
+
+    return declare
+
+
+def subtraction_of(core: Any) -> Subtraction | None:
+    """The difference of two planes that a core's read is declared to have, None without.
+
+    Args:
+      core: Any core.
+    """
+    found = getattr(core.read, "subtraction", None)
+    return found if found is not None and found.written is core.write else None
 
 
 def of_written(inner: Operands | None, written: Callable[[Op, Any], Any]) -> Operands | None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -47,10 +48,31 @@ def tiled(core: Core, *, rows: int, full: bool = False) -> Core:
         if op.depth <= rows:
             return core.read(op, state, x, key)
         inner, matmul = _split(op, rows, full)
-        y = jnp.sum(core.read(inner, state, _x_tiles(inner, matmul, x), key), -3)
-        return matmul.y(y, x.shape[op.x_planes(x) :])
+        y = core.read(inner, state, _x_tiles(inner, matmul, x), key)
+        return matmul.y(_summed(y), x.shape[op.x_planes(x) :])
 
     return Core(write, calibrate, read)
+
+
+@jax.custom_jvp
+def _summed(y: Array) -> Array:
+    """The sum over tiles of [..., tiles, M, N].
+
+    Up to 64 are added one by one: XLA then computes what converters make of each on the way, where
+    for a reduction it writes that down first.
+    """
+    if y.shape[-3] > 64:
+        return jnp.sum(y, -3)
+    total = y[..., 0, :, :]
+    for i in range(1, y.shape[-3]):
+        total = total + y[..., i, :, :]
+    return total
+
+
+@_summed.defjvp
+def _summed_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """A reduction, whose transpose is one broadcast and not a sum of one for each tile."""
+    return _summed(*primals), jnp.sum(tangents[0], -3)
 
 
 @role("groups")

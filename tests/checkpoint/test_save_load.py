@@ -18,6 +18,7 @@ import jaxsim as js
 from jaxsim.checkpoint import save_load
 from jaxsim.checkpoint.resume import run_checkpoints
 from jaxsim.checkpoint.save_load import describe
+from jaxsim.cores.conductance import ConductanceState
 from jaxsim.network.deployment import find_read_params
 from jaxsim.network.leaves import path_name
 from jaxsim.network.writer import write_states
@@ -154,17 +155,29 @@ def plain(net):
     return dataclasses.replace(net, states=write_states(net, None), deployed=True)
 
 
-def test_codes_that_fill_bytes_load_and_are_saved_again(tmp_path):
+def saved_before(folder, chip, monkeypatch, form, lines=None):
+    """Saves as an earlier format, whose states `chip` holds."""
+    with monkeypatch.context() as before:
+        before.setattr(save_load, "_JOINED", form)
+        before.setattr(save_load, "describe", lambda net: lines or describe(net))
+        js.save(folder, chip)
+
+
+def test_codes_that_fill_bytes_load_and_are_saved_again(tmp_path, monkeypatch):
     """As the second format had them: codes of four bits in int8, and sums that nothing reads."""
     net = js.quantize(js.Grid(4, per="group", rows=2), None)(cnn())
     old, new = plain(net), js.deploy(net)
-    for name, chip in {"old": old, "new": new}.items():
-        js.save(tmp_path / name, chip)
+    saved_before(tmp_path / "second", old, monkeypatch, 2)
+    js.save(tmp_path / "old", old)
+    js.save(tmp_path / "new", new)
+    for name, chip in {"second": old, "old": old, "new": new}.items():
         loaded = js.load(tmp_path / name, like=net)
         same(loaded.states, chip.states)
         np.testing.assert_array_equal(loaded(X), new(X))
+    for name, layout in {"old": "plain", "new": "lean"}.items():
         said = json.loads((tmp_path / name / "_CHECKPOINT_METADATA").read_text())
-        assert said["custom_metadata"]["format"] == {"old": 2, "new": 4}[name]
+        assert said["custom_metadata"]["format"] == 5
+        assert said["custom_metadata"]["layout"] == layout
     held = [sum(a.nbytes for a in jax.tree.leaves(chip.states)) for chip in (old, new)]
     assert held[1] < 0.6 * held[0]
 
@@ -178,10 +191,7 @@ def test_codes_of_two_bits_that_were_two_in_a_byte_load(tmp_path, monkeypatch):
         return Packed.of(held.numbers(), held.axis, 4) if isinstance(held, Packed) else held
 
     states = jax.tree.map(in_pairs, chip.states, is_leaf=lambda a: isinstance(a, Packed))
-    with monkeypatch.context() as as_before:
-        as_before.setattr(save_load, "_TIGHT", 3)
-        as_before.setattr(save_load, "_is_lean", lambda net: True)
-        js.save(tmp_path / "old", dataclasses.replace(chip, states=states))
+    saved_before(tmp_path / "old", dataclasses.replace(chip, states=states), monkeypatch, 3)
     js.save(tmp_path / "new", chip)
     for name in ("old", "new"):
         loaded = js.load(tmp_path / name, like=net)
@@ -192,6 +202,52 @@ def test_codes_of_two_bits_that_were_two_in_a_byte_load(tmp_path, monkeypatch):
         for name in ("old", "new")
     ]
     assert sizes[1] <= sizes[0]
+
+
+@pytest.mark.parametrize("mapping", ["differential", "offset"])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        None,
+        js.cells.proportional(0.1, on_off=50.0),
+        js.cells.independent(0.1, noise=0.05),
+        js.cells.verified(js.cells.independent(0.1, noise=0.05), tolerance=0.05, pulses=3),
+    ],
+    ids=["codes", "errors", "noise", "verified"],
+)
+def test_pairs_that_were_held_as_two_load_as_one(tmp_path, monkeypatch, cells, mapping):
+    """As formats before the fifth had them: a read was two products, and noise drawn of cells."""
+    hardware = js.compose(
+        js.quantize(4, 4), js.slice_bits(2), js.analog(8, cells, rows=2, mapping=mapping)
+    )
+    net = hardware(js.trace(scanned, SCANNED, SCANNED["a"]))
+    key, twos = jax.random.key(0), save_load._with_pairs_apart(net)
+    new = js.deploy(net, key=key, calibrate=SCANNED["a"])
+    old = js.deploy(twos, key=key, calibrate=SCANNED["a"])
+
+    def with_cells(held):
+        return held._replace(variance=held.inner) if isinstance(held, ConductanceState) else held
+
+    states = jax.tree.map(with_cells, old.states, is_leaf=lambda a: isinstance(a, ConductanceState))
+    chip = dataclasses.replace(old, states=states)
+    saved_before(tmp_path / "old", chip, monkeypatch, 4, describe(net))
+    loaded = js.load(tmp_path / "old", like=net).states
+    assert jax.tree.structure(loaded) == jax.tree.structure(new.states)
+    for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(new.states), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+SCANNED = {"w": normal(3, 5, 4), "v": normal(3, 4, 5), "a": normal(6, 5)}
+
+
+def scanned(params, x):
+    """Three layers in a stack."""
+
+    def layer(x, layer):
+        return jnp.tanh(x @ layer["w"]) @ layer["v"], None
+
+    return jax.lax.scan(layer, x, {name: params[name] for name in ("w", "v")})[0]
 
 
 @pytest.mark.slow
@@ -284,7 +340,7 @@ def test_another_format_is_refused(tmp_path):
     metadata = json.loads(file.read_text())
     metadata["custom_metadata"]["format"] = 99
     file.write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match="format 99, this version reads 1 to 4"):
+    with pytest.raises(ValueError, match="format 99, this version reads 1 to 5"):
         js.load(tmp_path / "net", like=cnn())
 
 

@@ -35,6 +35,9 @@ def weights():
     return (w / 127).astype(np.float32)
 
 
+APART = (differential, {"apart": True})
+
+
 def array(mapping, device):
     """The chain of an array of cells."""
     ground = [(offset_current, {"device": device})] if offset in mapping else []
@@ -121,7 +124,7 @@ def test_conductances_lie_between_the_smallest_and_the_largest():
     device = cells.Device(lambda g, key: g, on_off=4.0)
     x, w = sites.operands(sites.DENSE)
     state = sites.deployed(
-        [CODES, differential, (conductance, {"device": device})], sites.DENSE, x, w, KEY
+        [CODES, APART, (conductance, {"device": device})], sites.DENSE, x, w, KEY
     )
     assert state.inner.min() == 0.25
     assert state.inner.max() == 1
@@ -217,7 +220,8 @@ def test_read_noise_is_that_of_cells_drawn_anew_for_every_vector(name):
     many = jnp.tile(x[:1], (count, 1))
     y = np.asarray(jax.jit(partial(core.read, op))(state, many, KEY))
 
-    plus, minus = np.asarray(state.inner.cells)
+    apart = sites.deployed([CODES, *array([APART], device)], sites.DENSE, x, w, KEY)
+    plus, minus = np.asarray(apart.inner.inner)
     sigma = np.stack([np.asarray(device.noise(g)) for g in (plus, minus)])
     rng = np.random.default_rng(0)
     draws = np.stack([plus, minus]) + sigma * rng.normal(size=(count, 2, *plus.shape))
@@ -278,13 +282,14 @@ def test_devices_print_what_they_are():
     assert str(cells.Device(lambda g, key: g)) == "<lambda>"
 
 
-def test_errors_of_all_three_kinds_share_a_programme():
+@pytest.mark.parametrize("kind", [cells.independent, cells.proportional, cells.inverse])
+def test_errors_of_all_sizes_share_a_program(kind):
     @jax.jit
     def programmed(device, g):
         return device.program(g, KEY)
 
-    for kind in (cells.independent, cells.proportional, cells.inverse):
-        programmed(kind(0.1, on_off=7.0, noise=0.1), jnp.ones(5))
+    for size in (0.1, 0.2):
+        programmed(kind(size, on_off=70 * size, noise=size), jnp.ones(5))
     assert programmed._cache_size() == 1
 
 

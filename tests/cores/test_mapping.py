@@ -23,8 +23,11 @@ def written(mapping, width=8):
     return np.asarray(state.inner), quantiser.quantise(Grid(width), w, sites.CONV.contracted)[0]
 
 
+APART = (differential, {"apart": True})
+
+
 def test_differential_holds_the_two_parts_and_one_of_them_is_zero():
-    (plus, minus), codes = written(differential)
+    (plus, minus), codes = written(APART)
     np.testing.assert_array_equal(plus, np.maximum(codes, 0))
     np.testing.assert_array_equal(minus, np.maximum(-codes, 0))
     assert not np.any(plus * minus)
@@ -37,6 +40,12 @@ def test_offset_holds_no_negative_code_and_zero_in_the_middle(width):
     np.testing.assert_array_equal(cells, codes + top)
     assert cells.min() >= 0
     assert cells.max() == 2 * top
+
+
+def test_a_pair_that_is_read_as_one_is_held_as_its_difference():
+    joined, codes = written(differential)
+    np.testing.assert_array_equal(joined, codes)
+    assert joined.dtype == np.int8
 
 
 def test_offset_of_a_float_is_an_error():
@@ -145,7 +154,8 @@ def test_an_offset_needs_both_ends_of_its_codes(mapping, missing):
 
 
 @pytest.mark.parametrize(
-    ("mapping", "expected"), [(differential, "int16"), (offset, "int16"), (unit_column, "int16")]
+    ("mapping", "expected"),
+    [(APART, "int16"), (differential, "int8"), (offset, "int16"), (unit_column, "int16")],
 )
 def test_codes_widen_where_the_largest_leaves_their_type(mapping, expected):
     """-(-128), and 127 + 128, are no int8; 127 + 0 and -(-127) are."""
@@ -177,7 +187,7 @@ def test_a_pair_of_integers_whose_ends_are_unknown_is_their_parts():
         dataclasses.replace(Op(sites.DENSE).codes(-7, 7), w_lo=None),
         dataclasses.replace(Op(sites.DENSE).codes(-7, 7), w_hi=None),
     ):
-        plus, minus = sites.core_of(differential).write(op, w, None)
+        plus, minus = sites.core_of(APART).write(op, w, None)
         np.testing.assert_array_equal(plus, np.maximum(w, 0))
         np.testing.assert_array_equal(minus, np.maximum(-w, 0))
         assert plus.dtype == np.int8

@@ -61,13 +61,7 @@ def as_floats(of):
 def read_back(name, weight):
     """What a site's cells hold: the difference of each pair, in steps of the weight's grid."""
     scale = np.abs(weight).max(1, keepdims=True) / 127
-    return programmed_difference(name).reshape(weight.shape) * 127 * scale
-
-
-def programmed_difference(name):
-    state = programmed().states[name]
-    positive, negative = np.moveaxis(np.asarray(state.inner), 1, 0)
-    return positive - negative
+    return np.asarray(programmed().states[name].inner).reshape(weight.shape) * 127 * scale
 
 
 @jax.jit

@@ -5,17 +5,17 @@ Conductances are relative to the largest one: a cell holds g in [1 / on_off, 1].
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key
 
 from jaxsim.numerics.checks import check_range, is_traced
+from jaxsim.numerics.hashing import hashed_normal
 
 Conductance = Float[Array, "..."]
 
@@ -134,15 +134,15 @@ class Device(_Device):
 def _call(device: Device) -> str:
     """The call that makes a device of one kind of error; empty for any other."""
     kinds = dict[str, tuple[int, float]]()
-    for name, value in (("sigma", device.program), ("noise", device.noise)):
-        terms: Any = getattr(value, "keywords", {}).get("terms")
-        if value is not None and getattr(value, "func", None) in (_gaussian, _spread):
+    for name, spread in (("sigma", deviation_of(device)), ("noise", device.noise)):
+        kind = _SPREADS.get(cast(Any, getattr(spread, "func", None)))
+        if kind is None and (name == "sigma" or spread is not None):
+            return ""
+        if kind is not None:
+            terms: Any = cast(Any, spread).keywords["terms"]
             if is_traced(terms) or np.shape(terms) != (3,) or np.count_nonzero(terms) != 1:
                 return ""
-            kind = int(np.flatnonzero(terms)[0])
             kinds[name] = kind, float(terms[kind])
-        elif value is not None:
-            return ""
     others = device.aging is not None or device.pulses is not None
     ratio: Any = 0.0 if device.on_off is None else device.on_off
     if (
@@ -165,7 +165,7 @@ def _shown(device: Device) -> str:
     program: Any = device.program
     function = getattr(program, "func", program)
     if function is _gaussian:
-        terms = program.keywords["terms"]
+        terms = program.args[0].keywords["terms"]
         return "traced" if is_traced(terms) else _formula(np.asarray(terms))
     name = getattr(function, "__name__", "device").lstrip("_")
     inner = [_shown(a) for a in getattr(program, "args", ()) if isinstance(a, Device)]
@@ -243,32 +243,59 @@ def inverse(
 
 
 def _generic(
-    term: int, sigma: float | Array, on_off: float | Array | None, noise: float | Array | None
+    kind: int, sigma: float | Array, on_off: float | Array | None, noise: float | Array | None
 ) -> Device:
-    """A device with one term of `_spread`: all of them share a compiled program."""
+    """A device whose deviations are one of `_SPREADS`."""
+    spread = tuple(_SPREADS)[kind]
 
-    def terms(sigma: float | Array) -> Float[Array, "3"]:
-        return jnp.zeros(3).at[term].set(sigma)
+    def of(size: float | Array) -> Partial:
+        return Partial(spread, terms=jnp.zeros(3).at[kind].set(size))
 
     check_range("sigma", sigma, 0)
     if on_off is not None:
         check_range("on_off", on_off, 1, above=True)
         on_off = jnp.asarray(on_off, jnp.float32)
-    program = jax.tree_util.Partial(_gaussian, terms=terms(sigma))
+    program = Partial(_gaussian, of(sigma))
     if noise is None:
         return Device(program, on_off)
     check_range("noise", noise, 0)
-    return Device(program, on_off, jax.tree_util.Partial(_spread, terms=terms(noise)))
+    return Device(program, on_off, of(noise))
 
 
-def _gaussian(g: Array, key: Key[Array, ""], *, terms: Float[Array, "3"]) -> Array:
-    return g + _spread(g, terms=terms) * normal(key, g.shape)
+def _gaussian(spread: Callable[[Array], Array], g: Array, key: Key[Array, ""]) -> Array:
+    return g + spread(g) * normal(key, g.shape)
 
 
-def _spread(g: Array, *, terms: Float[Array, "3"]) -> Array:
-    """The deviation a + b g + c / g, the last where something is stored."""
+def _constant(g: Array, *, terms: Float[Array, "3"]) -> Array:
+    return jnp.broadcast_to(terms[0], g.shape)
+
+
+def _relative(g: Array, *, terms: Float[Array, "3"]) -> Array:
+    return terms[1] * g
+
+
+def _reciprocal(g: Array, *, terms: Float[Array, "3"]) -> Array:
+    """The deviation c / g where something is stored, else none."""
     stored = g > 0
-    return terms[0] + terms[1] * g + jnp.where(stored, terms[2] / jnp.where(stored, g, 1), 0)
+    return jnp.where(stored, terms[2] / jnp.where(stored, g, 1), 0)
+
+
+_SPREADS = {_constant: 0, _relative: 1, _reciprocal: 2}
+"""Deviations of a conductance, and the term that is the size of each."""
+
+
+def deviation_of(device: Device) -> Callable[[Conductance], Conductance] | None:
+    """The deviation of errors that a device adds to what is programmed, independent and normal.
+
+    Args:
+      device: any.
+
+    Returns:
+      `g -> sigma`, or None for a device that programs in another way.
+    """
+    program: Any = device.program
+    function = getattr(program, "func", None)
+    return program.args[0] if function is _gaussian else None
 
 
 def _formula(terms: np.ndarray) -> str:
@@ -286,5 +313,4 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
       >>> js.cells.normal(jax.random.key(0), (2, 3)).shape
       (2, 3)
     """
-    # Drawn flat: XLA's CPU backend takes ten times as long to compile a draw of several axes.
-    return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
+    return hashed_normal(key, shape)

@@ -237,6 +237,13 @@ def remove_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
     Raises:
       ValueError: The model does not run with less.
     """
+    small = _cut_entries(net, found, keep)
+    sites = tuple(c.site for c in contractions(_trace(small).plan))
+    return dataclasses.replace(small, sites=sites)
+
+
+def _cut_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
+    """Removes entries of groups; the sites stay those of the whole network."""
     remaining = {found.units[name]: np.asarray(mask) for name, mask in keep.items()}
     leaves = {leaf.path: leaf for leaf in found.leaves}
 
@@ -255,9 +262,7 @@ def remove_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
         for path, label in found.counts.items()
     }
     fn = resize_model(net.fn, params, buffers, counts)
-    small = dataclasses.replace(net, params=params, buffers=buffers, masks=masks, fn=fn)
-    sites = tuple(c.site for c in contractions(_trace(small).plan))
-    return dataclasses.replace(small, sites=sites)
+    return dataclasses.replace(net, params=params, buffers=buffers, masks=masks, fn=fn)
 
 
 def zero_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
@@ -394,11 +399,10 @@ def find_blame(net: Network, found: Dependencies, keep: Keep) -> Blame | None:
     shapes = jax.eval_shape(lambda: (net.params, net.buffers, net.masks))
     net = dataclasses.replace(net, params=shapes[0], buffers=shapes[1], masks=shapes[2])
     try:
-        small = remove_entries(net, found, keep)
+        jaxpr = _trace(_cut_entries(net, found, keep)).plan.jaxpr
     except ValueError as error:
         text = str(error).partition("the model raised: ")[2] or str(error)
         return Blame(f"the model does not run with less: {text.splitlines()[0]}", False)
-    jaxpr = _trace(small).plan.jaxpr
     if fixed := _fixed_size(found, keep, jaxpr):
         return Blame(fixed, False)
     changed = _changed_number(found.jaxpr, jaxpr)
