@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Int
 
-from jaxsim.cores.core import Core, State
+from jaxsim.cores.core import Core, State, stored_core
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
 from jaxsim.cores.wrapper import Wrapper, build
@@ -21,7 +21,8 @@ def switched(
     """Holds the weight as each of several chains does, and reads as one of them.
 
     All are written and calibrated, and only the chosen one computes, so one program serves every
-    choice. The result has the dtype of the first chain's.
+    choice. The result has the dtype of the first chain's. Without wrappers a chain computes as
+    weights do that are stored, sums of floats in whichever order is fastest.
 
     Args:
       core: Not read: each chain ends in its own.
@@ -29,7 +30,7 @@ def switched(
       choice: Number of the one that reads; traced.
     """
     del core
-    cores = [build(chain) for chain in chains]
+    cores = [build(chain) if chain else stored_core for chain in chains]
 
     def write(op: Op, w: Array, key: Any) -> tuple[State, ...]:
         return tuple(each.write(op, w, key) for each in cores)

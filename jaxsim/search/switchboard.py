@@ -30,7 +30,8 @@ class Switchboard:
     """Deploys any choice of options without compiling anything anew.
 
     Weights are written once for each key, in the way of every option; choosing is a number at each
-    site. What a choice computes is what its own network computes.
+    site. What a choice computes is what its own network computes, but for the order in which
+    depthwise convolutions of floats are summed.
 
     Attributes:
       net: Network as it was given.

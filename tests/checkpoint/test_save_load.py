@@ -209,11 +209,11 @@ def test_codes_of_two_bits_that_were_two_in_a_byte_load(tmp_path, monkeypatch):
     "cells",
     [
         None,
-        js.cells.proportional(0.1, on_off=50.0),
+        js.cells.stuck(js.cells.proportional(0.0, on_off=50.0), low=0.2, high=0.1),
         js.cells.independent(0.1, noise=0.05),
         js.cells.verified(js.cells.independent(0.1, noise=0.05), tolerance=0.05, pulses=3),
     ],
-    ids=["codes", "errors", "noise", "verified"],
+    ids=["codes", "stuck", "noise", "verified"],
 )
 def test_pairs_that_were_held_as_two_load_as_one(tmp_path, monkeypatch, cells, mapping):
     """As formats before the fifth had them: a read was two products, and noise drawn of cells."""
