@@ -46,6 +46,28 @@ def test_tiles_of_floats_add_up_to_the_product():
         )
 
 
+TALL = Dot((1,), (), (0,), (), 2, (130, 3))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 44])
+def test_slopes_of_tiles_are_those_of_the_product(rows):
+    """Of 65 tiles, which are reduced, of 44 and of 3, which are added one by one."""
+    rng = np.random.default_rng(5)
+    x, w, pull = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 130), (130, 3), (4, 3))
+    )
+
+    def loss(x, w):
+        return (sites.read([(tiled, {"rows": rows})], TALL, x, w, integer=False) * pull).sum()
+
+    value, (of_x, of_w) = jax.value_and_grad(loss, (0, 1))(x, w)
+    assert value == pytest.approx(float(((x @ w) * pull).sum()), rel=1e-4)
+    np.testing.assert_allclose(of_x, pull @ w.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(of_w, x.T @ pull, rtol=1e-4, atol=1e-5)
+    _, along = jax.jvp(loss, (x, w), (jnp.ones_like(x), jnp.zeros_like(w)))
+    assert along == pytest.approx(float((pull * w.sum(0)).sum()), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("depth", "rows", "tiles", "size"),
     [(20, 7, 3, 7), (20, 19, 2, 10), (20, 6, 4, 5), (20, 1, 20, 1), (21, 4, 6, 4), (7, 6, 2, 4)],
