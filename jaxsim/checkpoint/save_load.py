@@ -26,6 +26,7 @@ from jaxsim.checkpoint.leaves import (
 )
 from jaxsim.checkpoint.packing import Form, pack, unpack
 from jaxsim.files import atomic
+from jaxsim.network.calls import calls_within
 from jaxsim.network.deployment import find_read_params, share_tables, without_unread_settings
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, data_fields
@@ -282,7 +283,7 @@ def describe(net: Network) -> list[str]:
       net: Network of any kind.
 
     Returns:
-      A line for each site, mask, array and cut.
+      A line for each site, mask, array, cut, and what a transform adds to calls.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -302,7 +303,8 @@ def describe(net: Network) -> list[str]:
         f"{path_name(path)} {jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         for path, leaf in jax.tree_util.tree_leaves_with_path((net.params, net.buffers))
     ]
-    return [*sites, *masks, *arrays, *net.cut_lines]
+    calls = [line for call in calls_within(net.fn) for line in getattr(call, "lines", ())]
+    return [*sites, *masks, *arrays, *calls, *net.cut_lines]
 
 
 def _default_sharding(net: Network) -> jax.sharding.Sharding:
