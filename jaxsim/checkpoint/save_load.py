@@ -27,8 +27,14 @@ from jaxsim.checkpoint.leaves import (
 from jaxsim.checkpoint.packing import Form, pack, unpack
 from jaxsim.files import atomic
 from jaxsim.network.calls import calls_within
-from jaxsim.network.deployment import find_read_params, share_tables, without_unread_settings
+from jaxsim.network.deployment import (
+    NUMBERS,
+    find_read_params,
+    share_tables,
+    without_unread_settings,
+)
 from jaxsim.network.leaves import path_name
+from jaxsim.network.lookups import as_written, is_transposed
 from jaxsim.network.network import Network, data_fields
 from jaxsim.network.params import param_names, with_params
 from jaxsim.network.unheld import Absent, without_values
@@ -47,6 +53,9 @@ _LEAN = 3
 
 _TIGHT = 4
 """The same, with codes of two bits four in a byte, which had been two."""
+
+_ONCE = 5
+"""The same, with what sites of one parameter both hold written once."""
 
 _SAID = ("network", "deployed", "calibrated")
 """What metadata says of a network, beside the format."""
@@ -81,7 +90,11 @@ def save(path: str | Path, net: Network) -> None:
       True
     """
     folder = Path(path).absolute()
-    leaves = to_leaf_list(_stored_fields(net) if net.deployed else data_fields(net))["leaves"]
+    again: list[list[int]] = []
+    fields = data_fields(net)
+    if net.deployed:
+        fields, again = _stored_fields(net)
+    leaves = to_leaf_list(fields)["leaves"]
     if jax.process_count() > 1:
         leaves = [whole_on_host(leaf) for leaf in leaves]
     with of_the_first_process(path):
@@ -89,10 +102,10 @@ def save(path: str | Path, net: Network) -> None:
             with atomic.locked("path", folder):
                 if folder.exists():
                     raise ValueError(f"path={str(path)!r} exists; choose a new folder")
-                _write(folder, net, leaves)
+                _write(folder, net, leaves, again)
 
 
-def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
+def _write(folder: Path, net: Network, leaves: list[Any], again: list[list[int]]) -> None:
     import orbax.checkpoint as ocp
 
     metadata: dict[str, Any] = {
@@ -102,10 +115,14 @@ def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
     }
     content: Any = {"leaves": leaves}
     if net.deployed:
-        content = pack([np.asarray(leaf) for leaf in leaves])
+        if again:
+            metadata["again"] = again
+        repeated = {one[0] for one in again}
+        content = pack([np.asarray(a) for i, a in enumerate(leaves) if i not in repeated])
         metadata["check"] = _check(content, metadata)
         content = {"packed": np.frombuffer(content, np.uint8)}
-    metadata["format"] = _FORMAT if not net.deployed else _TIGHT if _is_lean(net) else _PACKED
+    lean = (_ONCE if again else _TIGHT) if _is_lean(net) else _PACKED
+    metadata["format"] = lean if net.deployed else _FORMAT
     part = folder.with_name(f"{folder.name}.orbax-checkpoint-tmp")  # as orbax calls it
     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     alone = ocp.options.MultiprocessingOptions(
@@ -159,8 +176,9 @@ def load(path: str | Path, like: Network) -> Network:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         metadata: dict[str, Any] = checkpointer.metadata(folder).custom_metadata or {}
         form = metadata.get("format")
-        if form not in (_FORMAT, _PACKED, _LEAN, _TIGHT) or not set(_SAID) <= set(metadata):
-            raise ValueError(f"format {form}, this version reads {_FORMAT} to {_TIGHT}")
+        known = (_FORMAT, _PACKED, _LEAN, _TIGHT, _ONCE)
+        if form not in known or not set(_SAID) <= set(metadata):
+            raise ValueError(f"format {form}, this version reads {_FORMAT} to {_ONCE}")
     saved, expected = [_nameable(line) for line in metadata["network"]], describe(like)
     if saved != expected:
         mine, theirs = (
@@ -172,7 +190,7 @@ def load(path: str | Path, like: Network) -> Network:
         )
     written: Any = None
     if metadata["deployed"]:
-        written = _written(like, "lean" if form in (_LEAN, _TIGHT) else "plain")
+        written = _written(like, "lean" if form in (_LEAN, _TIGHT, _ONCE) else "plain")
         states = _in_pairs(written) if form == _LEAN else written
         states = shard_like_weights(like, states, shape_on)
         like = dataclasses.replace(
@@ -224,22 +242,29 @@ def _is_packed(node: Any) -> bool:
 def _is_lean(net: Network) -> bool:
     """Whether a deployed network's states are as `deploy` writes them now."""
     like = dataclasses.replace(net, deployed=False, calibrated=False, states={}, absent=Absent())
-    return jax.tree.structure(_written(like, "lean")) == jax.tree.structure(dict(net.states))
+    return jax.tree.structure(_written(like, "lean")) == jax.tree.structure(
+        dict(net.states), is_leaf=is_transposed
+    )
 
 
 def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> Network:
     """A deployed network from its packed arrays."""
     import orbax.checkpoint as ocp
 
-    target = abstract_tree(_stored_fields(like), _default_sharding(like))
+    target = abstract_tree(_stored_fields(like)[0], _default_sharding(like))
     leaves = to_leaf_list(target)["leaves"]
-    forms = [Form(tuple(leaf.shape), leaf.dtype) for leaf in leaves]
+    with readable(path):
+        again = {i: (of, turned) for i, of, turned in metadata.get("again", [])}
+    forms = [Form(tuple(leaf.shape), leaf.dtype) for i, leaf in enumerate(leaves) if i not in again]
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         packed = checkpointer.restore(Path(path).absolute())["packed"]
         content = np.asarray(packed).tobytes()
         if metadata.get("check") != _check(content, metadata):
             raise ValueError("its bytes are not those that were written")
-        arrays = unpack(content, forms)
+        written = iter(unpack(content, forms))
+        arrays = [None if i in again else next(written) for i in range(len(leaves))]
+        for i, (of, turned) in again.items():
+            arrays[i] = arrays[of].T if turned else arrays[of]
     placed = [jax.device_put(a, leaf.sharding) for a, leaf in zip(arrays, leaves, strict=True)]
     found = from_leaf_list(target, {"leaves": placed})
     kept = found.pop("params")
@@ -251,21 +276,47 @@ def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> N
     return without_unread_settings(chip)
 
 
-def _stored_fields(net: Network) -> dict[str, Any]:
+def _stored_fields(net: Network) -> tuple[dict[str, Any], list[list[int]]]:
     """The fields of a deployed network, of what it reads: other parameters are left out.
 
     Settings of cores that it does not read keep their places, as numbers that pack to nothing.
+
+    Returns:
+      The fields, and which of their leaves are others: its number, that of the other, and 1 where
+      it is the other's transpose, else 0.
     """
     read, fields = find_read_params(net), data_fields(net)
     leaves = zip(param_names(net), jax.tree.leaves(net.params), strict=True)
-    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(net.states)):
+    again: list[list[int]] = []
+    known = not any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(net.states))
+    if known:
         fields["cores"] = without_unread_settings(net).cores
-    return {**fields, "params": {name: leaf for name, leaf in leaves if name in read}}
+    fields["params"] = {name: leaf for name, leaf in leaves if name in read}
+    if known and _is_lean(net):
+        again = _repeated(fields)
+    return {**fields, "states": as_written(fields["states"])}, again
+
+
+def _repeated(fields: dict[str, Any]) -> list[list[int]]:
+    """Leaves of states that other leaves of them are, or whose transposes these are."""
+    first: dict[int, int] = {}
+    again, turned = list[list[int]](), list[tuple[int, Any]]()
+    before = fields["states"]
+    start = len(jax.tree.leaves({k: v for k, v in fields.items() if k < "states"}))
+    for i, leaf in enumerate(jax.tree.leaves(before, is_leaf=is_transposed), start):
+        if is_transposed(leaf):
+            turned.append((i, leaf.held))
+        elif isinstance(leaf, jax.Array) and leaf.size > NUMBERS:
+            if id(leaf) in first:
+                again.append([i, first[id(leaf)], 0])
+            else:
+                first[id(leaf)] = i
+    return [*again, *([i, first[id(a)], 1] for i, a in turned if id(a) in first)]
 
 
 def _check(content: bytes, metadata: dict[str, Any]) -> int:
     """A checksum of the packed arrays and of what is said of them."""
-    said = [metadata[k] for k in _SAID]
+    said = [metadata[k] for k in (*_SAID, *(["again"] if "again" in metadata else []))]
     return zlib.crc32(content, zlib.crc32(json.dumps(said).encode()))
 
 

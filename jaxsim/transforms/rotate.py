@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.hadamard import orthogonal_factors, random_signs
-from jaxsim.sparsity.channels.axes import Symbol, map_along, symbols
+from jaxsim.sparsity.channels.axes import Symbol, layout_around, map_along, symbols
 from jaxsim.sparsity.channels.groups import Dependencies, Group, dependencies
 from jaxsim.sparsity.channels.propagate import Leaf, describe_place
 from jaxsim.transforms.learned_rotation import Loss, Turned, learn_matrices, relative_error
@@ -47,6 +48,7 @@ def rotate(
     steps: int = 100,
     rate: float = 0.05,
     loss: Loss = relative_error,
+    checkpoints: str | Path | None = None,
 ) -> Transform:
     """Turns channels by Hadamard matrices, random or learned: outliers are spread over all of them.
 
@@ -95,14 +97,16 @@ def rotate(
         cosine does.
       loss: Function `(outputs, those of the float network) -> number` to make small, such as a
         divergence of logits.
+      checkpoints: Folder to write to while matrices are learned, and to go on from where a run was
+        stopped; None for none.
 
     Raises:
       ValueError: `key` is no random key, or a number out of range; when applied, pruned parameters
         or transformed sites among those to change, a pattern that matches nothing, a group that
         something mixes that is not linear, nothing to turn, an online site that sums over more axes
         than one, `scores` of a network without attention, that is cut or whose cache is in codes or
-        read by something else, a `learn_for` that changes parameters or has no group to learn, or a
-        loss that is not finite.
+        read by something else, a `learn_for` that changes parameters or has no group to learn, a
+        loss that is not finite, or checkpoints of another run.
 
     Examples:
       >>> import jax
@@ -127,6 +131,8 @@ def rotate(
         raise ValueError(f"learn_for={learn_for!r}: must be a transform, such as js.quantize(4, 4)")
     steps = checked_int("steps", steps, 1)
     check_range("rate", rate, 0, above=True)
+    if checkpoints is not None and learn_for is None:
+        raise ValueError(f"checkpoints={str(checkpoints)!r}: matrices are learned by learn_for=")
     if not isinstance(scores, bool):
         raise ValueError(f"scores={scores!r}: must be True or False")
 
@@ -176,9 +182,9 @@ def rotate(
         if not turning.done:
             raise ValueError("rotate: learn_for, and no channels whose matrix parameters take")
         own = jax.random.fold_in(key, 2)
-        return learn_matrices(
-            net, turning.done, data, own, learn_for=learn_for, steps=steps, rate=rate, loss=loss
-        )
+        settings: dict[str, Any] = {"steps": steps, "rate": rate, "loss": loss}
+        settings |= {"learn_for": learn_for, "checkpoints": checkpoints}
+        return learn_matrices(net, turning.done, data, own, **settings)
 
     return apply
 
@@ -210,6 +216,7 @@ class _Turning:
         self.net, self.data, self.key = net, data, key
         self.before = net
         self.done: list[Turned] = []
+        self.units: list[Symbol] = []
 
     @cached_property
     def found(self) -> Dependencies:
@@ -246,7 +253,7 @@ class _Turning:
                 if not made or "in" in roles.values() or group.size != width:
                     continue
                 unit = self.found.units[group.name]
-                if any(one.unit is unit for one in self.done) or not self.turn(group):
+                if any(one is unit for one in self.units) or not self.turn(group):
                     done.add(name)
         return done
 
@@ -281,7 +288,9 @@ class _Turning:
                 f"{_mixing(self.found, unit)}, and outputs would change by {off:.1e} of the largest"
             )
         self.net = net
-        self.done.append(Turned(unit, places, tuple(cores)))
+        around = tuple((path, axis, layout_around(label, unit)) for path, axis, label in places)
+        self.done.append(Turned(group.size, around, tuple(cores)))
+        self.units.append(unit)
         return ""
 
     def _fold_scales(

@@ -284,7 +284,7 @@ def test_another_format_is_refused(tmp_path):
     metadata = json.loads(file.read_text())
     metadata["custom_metadata"]["format"] = 99
     file.write_text(json.dumps(metadata))
-    with pytest.raises(ValueError, match="format 99, this version reads 1 to 4"):
+    with pytest.raises(ValueError, match="format 99, this version reads 1 to 5"):
         js.load(tmp_path / "net", like=cnn())
 
 
