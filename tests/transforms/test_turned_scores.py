@@ -157,6 +157,50 @@ def test_unrolled_layers_whose_cache_is_scattered_into_compute_the_same():
     np.testing.assert_allclose(cache["keys"], turn(plain["keys"], 4), atol=1e-5)
 
 
+def carried(params, x, cache):
+    """Layers of a scan that hands all layers' caches on, and memories that are no tokens."""
+
+    def layer(carry, inputs):
+        (x, keys), (w, i) = carry, inputs
+        n = x.shape[1]
+        new = jnp.tanh(x @ w["k"])
+        keys = lax.dynamic_update_slice(keys, new[None], (i, 0, cache["length"], 0))
+        held = lax.dynamic_index_in_dim(keys, i, 0, keepdims=False)
+        held = jnp.concatenate([jnp.broadcast_to(w["memory"], (x.shape[0], 3, 4)), held], 1)
+        places = jnp.concatenate([jnp.full(3, -1), jnp.arange(keys.shape[2])])
+        s = jnp.tanh(x @ w["q"]) @ held.mT * 4
+        s = jnp.where(cache["length"] + jnp.arange(n)[:, None] >= places, s, -jnp.inf)
+        # what is mixed is of places alone, and an activation all the same
+        values = jnp.sin(places[:, None] * w["v"] + 0 * cache["length"])
+        return (x + jax.nn.softmax(s) @ values, keys), None
+
+    (x, keys), _ = lax.scan(layer, (x, cache["keys"]), (params, jnp.arange(2)))
+    return x, {"keys": keys, "length": cache["length"] + x.shape[1]}
+
+
+def test_a_cache_that_a_scan_carries_holds_turned_keys_beside_parameters():
+    shapes = {"q": (4, 4), "k": (4, 4), "v": (4,), "memory": (3, 4)}
+    params = {n: normal(2, *shape, seed=i) for i, (n, shape) in enumerate(shapes.items())}
+    cache = {"keys": jnp.zeros((2, 2, 6, 4)), "length": jnp.int32(0)}
+    x = X[:, :6, :4]
+    net = js.trace(carried, params, x, cache)
+    turned = scores(net, x, cache)
+    exact, plain = call(net, x, cache)
+    for part in (slice(0, 5), slice(5, 6)):
+        y, cache = call(turned, x[:, part], cache)
+        close(y, exact[:, part])
+    np.testing.assert_allclose(cache["keys"], turn(plain["keys"], 3), atol=1e-5)
+
+
+def test_keys_that_are_given_and_not_returned_are_turned_where_they_are_multiplied():
+    def fn(p, x, keys):
+        return jax.nn.softmax(jnp.tanh(x @ p) @ keys.mT * 4) @ jnp.sin(keys)
+
+    x, keys = X[:, :3, :4], normal(2, 7, 4, seed=8)
+    net = js.trace(fn, normal(4, 4, seed=7), x, keys)
+    close(call(scores(net, x, keys), x, keys), call(net, x, keys))
+
+
 def vectors(bits, sites="dynamic/0"):
     """Queries and keys on levels of their own vectors."""
     return js.quantize(js.Grid(bits, per="channel"), js.Grid(bits, per="token"), sites=sites)
