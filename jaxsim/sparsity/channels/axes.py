@@ -352,7 +352,7 @@ def layout_around(group: AxisGroup, symbol: Symbol) -> Layout:
     """
     group = resolve(group)
     if isinstance(group, Symbol):
-        return None if group is symbol else group.size
+        return None if group is symbol else int(group.size)
     return type(group), tuple(layout_around(part, symbol) for part in group.parts)
 
 
