@@ -57,6 +57,10 @@ OTHER = {
     "sum": lambda a: a.sum(-1),
     "scatter of entries": lambda a: a.at[..., 1].set(0.0),
     "reciprocal": lambda a: 1.0 / a,
+    "concatenation of vectors": lambda a: jnp.concatenate([a, a], -1),
+    "part of each": lambda a: jax.vmap(lambda r, i: lax.dynamic_slice(r, (0, 0, i), (5, 3, 2)))(
+        a, jnp.arange(2)
+    ),
 }
 
 

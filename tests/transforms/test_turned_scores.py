@@ -410,17 +410,43 @@ def test_an_nnx_module_is_turned():
     close(call(turned, x), call(net, x))
 
 
-def squares(params, x, cache):
-    """A cache of keys whose squares are read too."""
+def cached(keep, params, x, cache):
+    """A cache of keys, and something else that is computed of them."""
     keys = lax.dynamic_update_slice_in_dim(cache["keys"], jnp.tanh(x @ params["k"]), 0, 1)
-    y = jax.nn.softmax(jnp.tanh(x @ params["q"]) @ keys.mT) @ (keys @ params["v"] * 0 + 1)
-    return y, {"keys": keys, "sum": cache["sum"] + jnp.square(keys).sum(-1)}
+    y = jax.nn.softmax(jnp.tanh(x @ params["q"]) @ keys.mT) @ (
+        jnp.sin(x).sum(1, keepdims=True) + 0 * cache["more"]
+    )
+    return y, {"keys": keys, "more": keep(keys, x)}
 
 
-def with_squares():
-    params = {name: normal(4, 4, seed=i) for i, name in enumerate("qkv")}
-    cache = {"keys": jnp.zeros((2, 8, 4)), "sum": jnp.zeros((2, 8))}
-    return js.trace(squares, params, X[:, :3, :4], cache)
+def with_more(keep):
+    params = {name: normal(4, 4, seed=i) for i, name in enumerate("qk")}
+    cache = {"keys": jnp.zeros((2, 8, 4)), "more": jnp.zeros((2, 8, 4))}
+    return js.trace(functools.partial(cached, keep), params, X[:, :3, :4], cache)
+
+
+def steps_over_tokens(params, x, keys):
+    """A scan over tokens, each of which attends to those before and is put behind them then."""
+
+    def token(keys, inputs):
+        x, i = inputs
+        s = jnp.tanh(x @ params["q"])[:, None] @ keys.mT * 4
+        s = jnp.where(jnp.arange(keys.shape[1]) <= i, s, -jnp.inf)
+        y = jax.nn.softmax(s) @ (jnp.sin(jnp.arange(keys.shape[1])[:, None]) + 0 * x[:, :1, None])
+        new = jnp.tanh(x @ params["k"])[:, None]
+        return lax.dynamic_update_slice_in_dim(keys, new, i + 1, 1), y
+
+    keys, y = lax.scan(token, keys, (x.swapaxes(0, 1), jnp.arange(x.shape[1])))
+    return y, keys
+
+
+def test_keys_that_are_cached_behind_their_product_are_turned_too():
+    params = {name: normal(4, 4, seed=i) for i, name in enumerate("qk")}
+    x, keys = X[:, :6, :4], jnp.zeros((2, 8, 4))
+    net = js.trace(steps_over_tokens, params, x, keys)
+    (y, kept), (exact, plain) = (call(n, x, keys) for n in (scores(net, x, keys), net))
+    close(y, exact)
+    np.testing.assert_allclose(kept, turn(plain, 2), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +460,14 @@ def with_squares():
             lambda: scores(EXITS(decoder()[1])),
             "rotate cannot follow exit_early",
         ),
-        (lambda: scores(with_squares(), X[:, :3, :4]), "reads them too, or puts others beside"),
+        (
+            lambda: scores(with_more(lambda keys, x: jnp.square(keys)), X[:, :3, :4]),
+            "before they are cached: square .* reads them too",
+        ),
+        (
+            lambda: scores(with_more(lambda keys, x: keys + x.sum()), X[:, :3, :4]),
+            "before they are cached: add .* reads them too, or puts others beside them",
+        ),
         (lambda: js.rotate(IDS, KEY, groups=())(decoder()[1]), "no site reads channels"),
         (lambda: js.code_cache(4)(js.code_cache(4)(decoder()[1])), "stored already"),
     ],
