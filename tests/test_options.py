@@ -29,6 +29,7 @@ SAME_ANSWER = {
     ("pipeline_shard", "engine"): "how stages run: tests/transforms/test_pipeline_shard.py",
     ("pipeline_shard", "remat"): "what is kept: tests/transforms/test_pipeline_shard.py",
     ("prune", "allow_collapse"): "refuses or not: tests/sparsity/test_masks.py",
+    ("rotate", "scores"): "floats stay: tests/transforms/test_turned_scores.py",
     ("shrink", "exact"): "refuses or not: tests/transforms/test_shrink.py",
     ("explore", "baselines"): "what it is compared with: tests/search/test_explore.py",
     ("explore", "limits"): "names of what is limited: tests/search/test_explore.py",

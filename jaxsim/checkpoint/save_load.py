@@ -29,8 +29,15 @@ from jaxsim.cores.conductance import ConductanceState
 from jaxsim.cores.mapping import differential
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.files import atomic
-from jaxsim.network.deployment import find_read_params, share_tables, without_unread_settings
+from jaxsim.network.calls import calls_within
+from jaxsim.network.deployment import (
+    NUMBERS,
+    find_read_params,
+    share_tables,
+    without_unread_settings,
+)
 from jaxsim.network.leaves import path_name
+from jaxsim.network.lookups import as_written, is_transposed
 from jaxsim.network.network import Network, data_fields
 from jaxsim.network.params import param_names, with_params
 from jaxsim.network.unheld import Absent, without_values
@@ -51,8 +58,8 @@ _TIGHT = 4
 """The same, with codes of two bits four in a byte, which had been two."""
 
 _JOINED = 5
-"""The format of a deployed network now: it says how states are laid out, and pairs of cells that
-are read as one are held as their difference."""
+"""The format of a deployed network now: it says how states are laid out, pairs of cells that are
+read as one are held as their difference, and what two sites both hold is written once."""
 
 _LAYOUTS = {_FORMAT: "plain", _PACKED: "plain", _LEAN: "lean", _TIGHT: "lean"}
 """The layout of states in formats that do not say it."""
@@ -90,7 +97,11 @@ def save(path: str | Path, net: Network) -> None:
       True
     """
     folder = Path(path).absolute()
-    leaves = to_leaf_list(_stored_fields(net) if net.deployed else data_fields(net))["leaves"]
+    again: list[list[int]] = []
+    fields = data_fields(net)
+    if net.deployed:
+        fields, again = _stored_fields(net)
+    leaves = to_leaf_list(fields)["leaves"]
     if jax.process_count() > 1:
         leaves = [whole_on_host(leaf) for leaf in leaves]
     with of_the_first_process(path):
@@ -98,10 +109,10 @@ def save(path: str | Path, net: Network) -> None:
             with atomic.locked("path", folder):
                 if folder.exists():
                     raise ValueError(f"path={str(path)!r} exists; choose a new folder")
-                _write(folder, net, leaves)
+                _write(folder, net, leaves, again)
 
 
-def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
+def _write(folder: Path, net: Network, leaves: list[Any], again: list[list[int]]) -> None:
     import orbax.checkpoint as ocp
 
     metadata: dict[str, Any] = {
@@ -112,7 +123,9 @@ def _write(folder: Path, net: Network, leaves: list[Any]) -> None:
     content: Any = {"leaves": leaves}
     if net.deployed:
         metadata["layout"] = "lean" if _is_lean(net) else "plain"
-        content = pack([np.asarray(leaf) for leaf in leaves])
+        metadata["again"] = again
+        repeated = {one[0] for one in again}
+        content = pack([np.asarray(a) for i, a in enumerate(leaves) if i not in repeated])
         metadata["check"] = _check(content, metadata)
         content = {"packed": np.frombuffer(content, np.uint8)}
     metadata["format"] = _JOINED if net.deployed else _FORMAT
@@ -183,13 +196,13 @@ def load(path: str | Path, like: Network) -> Network:
         raise ValueError(
             f"path={str(path)!r} holds another network than like: it has {theirs}, like has {mine}"
         )
-    now, then = like, like if form == _JOINED else _with_pairs_apart(like)
+    now, then = like, like if form == _JOINED else _with_pairs(like, apart=True)
     if metadata["deployed"]:
         states = _written(then, layout)
         states = _in_pairs(states) if form == _LEAN else states
         states = shard_like_weights(like, states, shape_on)
         like = dataclasses.replace(
-            like, states=states, deployed=True, calibrated=metadata["calibrated"]
+            then, states=states, deployed=True, calibrated=metadata["calibrated"]
         )
     if form != _FORMAT:
         chip = _load_packed(path, like, metadata)
@@ -201,7 +214,8 @@ def load(path: str | Path, like: Network) -> Network:
         chip = dataclasses.replace(like, **content)
     if metadata["deployed"] and form != _JOINED:
         tight = _tightened(chip.states, _written(then, layout))
-        chip = dataclasses.replace(chip, states=_joined(chip, tight, _written(now, layout)))
+        states = _joined(chip, tight, _written(now, layout))
+        chip = dataclasses.replace(_with_pairs(chip, apart=False), states=states)
     return share_tables(chip)
 
 
@@ -233,13 +247,14 @@ def _tightened(states: Any, like: Any) -> Any:
     return jax.tree.map(tight, like, states, is_leaf=_is_packed)
 
 
-def _with_pairs_apart(net: Network) -> Network:
-    """A network whose pairs of cells are written as earlier formats have them."""
+def _with_pairs(net: Network, *, apart: bool) -> Network:
+    """A network whose pairs of cells are written as before the fifth format, or as they are now."""
+    pair = Wrapper.of(differential, apart=True) if apart else Wrapper.of(differential)
 
-    def apart(wrapper: Wrapper) -> Wrapper:
-        return Wrapper.of(differential, apart=True) if wrapper.name == "differential" else wrapper
+    def chosen(wrapper: Wrapper) -> Wrapper:
+        return pair if wrapper.name == "differential" else wrapper
 
-    cores = {name: tuple(map(apart, chain)) for name, chain in net.cores.items()}
+    cores = {name: tuple(map(chosen, chain)) for name, chain in net.cores.items()}
     return dataclasses.replace(net, cores=cores)
 
 
@@ -279,22 +294,29 @@ def _is_packed(node: Any) -> bool:
 def _is_lean(net: Network) -> bool:
     """Whether a deployed network's states are as `deploy` writes them now."""
     like = dataclasses.replace(net, deployed=False, calibrated=False, states={}, absent=Absent())
-    return jax.tree.structure(_written(like, "lean")) == jax.tree.structure(dict(net.states))
+    return jax.tree.structure(_written(like, "lean")) == jax.tree.structure(
+        dict(net.states), is_leaf=is_transposed
+    )
 
 
 def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> Network:
     """A deployed network from its packed arrays."""
     import orbax.checkpoint as ocp
 
-    target = abstract_tree(_stored_fields(like), _default_sharding(like))
+    target = abstract_tree(_stored_fields(like)[0], _default_sharding(like))
     leaves = to_leaf_list(target)["leaves"]
-    forms = [Form(tuple(leaf.shape), leaf.dtype) for leaf in leaves]
+    with readable(path):
+        again = {i: (of, turned) for i, of, turned in metadata.get("again", [])}
+    forms = [Form(tuple(leaf.shape), leaf.dtype) for i, leaf in enumerate(leaves) if i not in again]
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         packed = checkpointer.restore(Path(path).absolute())["packed"]
         content = np.asarray(packed).tobytes()
         if metadata.get("check") != _check(content, metadata):
             raise ValueError("its bytes are not those that were written")
-        arrays = unpack(content, forms)
+        written = iter(unpack(content, forms))
+        arrays = [None if i in again else next(written) for i in range(len(leaves))]
+        for i, (of, turned) in again.items():
+            arrays[i] = arrays[of].T if turned else arrays[of]
     placed = [jax.device_put(a, leaf.sharding) for a, leaf in zip(arrays, leaves, strict=True)]
     found = from_leaf_list(target, {"leaves": placed})
     kept = found.pop("params")
@@ -306,21 +328,47 @@ def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> N
     return without_unread_settings(chip)
 
 
-def _stored_fields(net: Network) -> dict[str, Any]:
+def _stored_fields(net: Network) -> tuple[dict[str, Any], list[list[int]]]:
     """The fields of a deployed network, of what it reads: other parameters are left out.
 
     Settings of cores that it does not read keep their places, as numbers that pack to nothing.
+
+    Returns:
+      The fields, and which of their leaves are others: its number, that of the other, and 1 where
+      it is the other's transpose, else 0.
     """
     read, fields = find_read_params(net), data_fields(net)
     leaves = zip(param_names(net), jax.tree.leaves(net.params), strict=True)
-    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(net.states)):
+    again: list[list[int]] = []
+    known = not any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(net.states))
+    if known:
         fields["cores"] = without_unread_settings(net).cores
-    return {**fields, "params": {name: leaf for name, leaf in leaves if name in read}}
+    fields["params"] = {name: leaf for name, leaf in leaves if name in read}
+    if known and _is_lean(net):
+        again = _repeated(fields)
+    return {**fields, "states": as_written(fields["states"])}, again
+
+
+def _repeated(fields: dict[str, Any]) -> list[list[int]]:
+    """Leaves of states that other leaves of them are, or whose transposes these are."""
+    first: dict[int, int] = {}
+    again, turned = list[list[int]](), list[tuple[int, Any]]()
+    before = fields["states"]
+    start = len(jax.tree.leaves({k: v for k, v in fields.items() if k < "states"}))
+    for i, leaf in enumerate(jax.tree.leaves(before, is_leaf=is_transposed), start):
+        if is_transposed(leaf):
+            turned.append((i, leaf.held))
+        elif isinstance(leaf, jax.Array) and leaf.size > NUMBERS:
+            if id(leaf) in first:
+                again.append([i, first[id(leaf)], 0])
+            else:
+                first[id(leaf)] = i
+    return [*again, *([i, first[id(a)], 1] for i, a in turned if id(a) in first)]
 
 
 def _check(content: bytes, metadata: dict[str, Any]) -> int:
     """A checksum of the packed arrays and of what is said of them."""
-    said = [metadata[k] for k in (*_SAID, "layout") if k in metadata]
+    said = [metadata[k] for k in (*_SAID, "layout", "again") if k in metadata]
     return zlib.crc32(content, zlib.crc32(json.dumps(said).encode()))
 
 
@@ -338,7 +386,7 @@ def describe(net: Network) -> list[str]:
       net: Network of any kind.
 
     Returns:
-      A line for each site, mask, array and cut.
+      A line for each site, mask, array, cut, and what a transform adds to calls.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -358,7 +406,8 @@ def describe(net: Network) -> list[str]:
         f"{path_name(path)} {jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         for path, leaf in jax.tree_util.tree_leaves_with_path((net.params, net.buffers))
     ]
-    return [*sites, *masks, *arrays, *net.cut_lines]
+    calls = [line for call in calls_within(net.fn) for line in getattr(call, "lines", ())]
+    return [*sites, *masks, *arrays, *calls, *net.cut_lines]
 
 
 def _default_sharding(net: Network) -> jax.sharding.Sharding:

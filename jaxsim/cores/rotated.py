@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jaxsim.cores.core import Core, State
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import role
+from jaxsim.numerics.hadamard import mix_along
 
 
 @role("scale")
@@ -38,11 +38,8 @@ def rotated_inputs(
     """
 
     def turned(a: Array, axis: int) -> Array:
-        last = jnp.moveaxis(a.astype(jnp.float32), axis, -1) * signs
-        parts = last.reshape(*last.shape[:-1], len(outer), len(inner))
-        product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-        mixed = product(product(jnp.asarray(outer).T, parts), inner)
-        return jnp.moveaxis(mixed.reshape(last.shape), -1, axis)
+        along = signs.reshape(-1, *[1] * (a.ndim - 1 - axis))
+        return mix_along(a.astype(jnp.float32) * along, axis, outer, inner)
 
     def of_inputs(op: Op, x: Array) -> Array:
         assert isinstance(op.geometry, Dot)

@@ -15,6 +15,7 @@ from jaxsim.files import atomic
 from jaxsim.formats.block_grid import ROWS
 from jaxsim.network.calls import LinenCall
 from jaxsim.network.leaves import path_name
+from jaxsim.network.lookups import as_written
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.site import Site
 from jaxsim.numerics.packed import unpacked
@@ -165,7 +166,7 @@ def _site_codes(net: Network, site: Site) -> Codes:
                 f"export.gguf: {site.name} reads {wrapper!r}; must be blocks of {ROWS} weights "
                 "with scales in float16, and inputs in floats: js.quantize(js.BlockGrid(…), None)"
             )
-    state: BlockState = net.states[site.name]
+    state: BlockState = as_written(net.states[site.name])
     if state.kept is not None:
         raise ValueError(
             f"export.gguf: {site.name} is pruned, and {chain[-1].settings['weights']} has no code "

@@ -18,6 +18,7 @@ from jaxsim.export.primitives import RULES, in_words
 from jaxsim.export.refusals import NoFormError, refusal, site_refusal
 from jaxsim.integer.equations import CALLS, inner_plan
 from jaxsim.internals import Atom, bind, parameters, shape_of
+from jaxsim.network.lookups import as_written
 from jaxsim.network.network import Network
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.network.unheld import live_equations
@@ -61,7 +62,7 @@ class Lowering:
         self.net = net
         self.graph = graph
         self.product = product
-        self.states = net.states if states is None else states
+        self.states = as_written(net.states) if states is None else states
         self.rounds = rounds
 
     def run(self, plan: Plan, values: Sequence[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -222,6 +222,20 @@ class PartitionedCall(Value):
         del buffers
         whole = dataclasses.replace(self.rest, arrays=tuple(jax.tree.leaves(params))).combine()
         return self.function(whole, *args, **kwargs)
+
+
+def calls_within(fn: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Lists a call and those that it makes, down to the model's own.
+
+    Args:
+      fn: Call of a network.
+    """
+    while True:
+        yield fn
+        inner = getattr(fn, "call", None)
+        if inner is None:
+            return
+        fn = inner
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

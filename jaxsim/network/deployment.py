@@ -18,6 +18,7 @@ from jaxsim.internals import live_operands
 from jaxsim.network.arguments import call_arguments, check_key
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import check_params
+from jaxsim.network.lookups import Transposed
 from jaxsim.network.network import Network, run_network, trace_call
 from jaxsim.network.params import param_names
 from jaxsim.network.plan import Traced
@@ -103,8 +104,8 @@ def share_tables(chip: Network) -> Network:
     """Lets a table that is looked up and multiplied too, as a tied head's, be held once.
 
     Arrays of a lookup's state become those of another site of the same parameter that hold the
-    same. Where the two lie transposed (codes without groups) each keeps its own: rows are taken
-    along one axis and summed along the other, and a wide table would be turned in each call.
+    same. Where the two lie transposed (codes without groups) the product's is held: to take a few
+    rows along its other axis is little work, to turn a wide table in each product is much.
 
     Args:
       chip: Network.
@@ -125,9 +126,13 @@ def _held(a: Any, others: list[Any]) -> Any:
     for other in others:
         if is_traced(other) or not isinstance(other, jax.Array):
             continue
-        alike = (a.shape, a.dtype, a.sharding) == (other.shape, other.dtype, other.sharding)
-        if alike and bool(jnp.array_equal(a, other)):
+        if (a.dtype, a.sharding) != (other.dtype, other.sharding):
+            continue
+        if a.shape == other.shape and bool(jnp.array_equal(a, other)):
             return other
+        turned = a.ndim == 2 and a.shape == other.shape[::-1] and len(a.sharding.device_set) == 1
+        if turned and bool(jnp.array_equal(a, other.T)):
+            return Transposed(other)
     return a
 
 

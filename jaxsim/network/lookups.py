@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Num
 
 from jaxsim.cores.core import Core, State
 from jaxsim.cores.geometry import Dot
@@ -26,9 +27,42 @@ from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import parameters, shape_of
 from jaxsim.network.plan import Contraction
 from jaxsim.numerics.arrays import own_promotion
+from jaxsim.values.value import PytreeValue
 
 IDENTITY = 1024
 """Most rows of the identity that are multiplied at a time; wider tables are read in blocks."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["held"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transposed(PytreeValue):
+    """An array of a lookup's state that a product holds, rows along its other axis.
+
+    Attributes:
+      held: The product's array, whose transpose the lookup wrote.
+    """
+
+    held: Num[Array, "a b"]
+
+
+def is_transposed(node: Any) -> bool:
+    """Tells if a node of a state is an array that something else holds, transposed.
+
+    Args:
+      node: Node of a state.
+    """
+    return isinstance(node, Transposed)
+
+
+def as_written(state: State) -> State:
+    """A state, or several, with all arrays as the core wrote them.
+
+    Args:
+      state: State of a site.
+    """
+    return jax.tree.map(
+        lambda a: a.held.T if isinstance(a, Transposed) else a, state, is_leaf=is_transposed
+    )
 
 
 def looked_up_axis(eqn: jex.JaxprEqn, known: Sequence[Any]) -> int | None:
@@ -105,7 +139,8 @@ def row_axes(
         return axes[0] if axes else None
 
     try:
-        if state is not None and jax.tree.structure(written(op, 1)) != jax.tree.structure(state):
+        held = jax.tree.structure(state, is_leaf=is_transposed)
+        if state is not None and jax.tree.structure(written(op, 1)) != held:
             op = dataclasses.replace(op, layout="lean")
         once, twice = (jax.tree.leaves(written(op, times)) for times in (1, 2))
         return [differing(a, b) for a, b in zip(once, twice, strict=True)]
@@ -133,11 +168,14 @@ def read_rows(
     Returns:
       The rows, [M, D].
     """
-    leaves, structure = jax.tree.flatten(state)
-    taken = [
-        leaf if axis is None else jnp.take(leaf, ids, axis, mode="clip")
-        for leaf, axis in zip(leaves, axes, strict=True)
-    ]
+    leaves, structure = jax.tree.flatten(state, is_leaf=is_transposed)
+
+    def rows(leaf: Any, axis: int | None) -> Array:
+        if isinstance(leaf, Transposed):
+            return rows(leaf.held, None if axis is None else 1 - axis).T
+        return leaf if axis is None else jnp.take(leaf, ids, axis, mode="clip")
+
+    taken = [rows(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True)]
     geometry: Any = op.geometry
     (free,), (along,) = geometry.w_free, geometry.w_contract
     shape = tuple(ids.shape[0] if i == free else n for i, n in enumerate(geometry.w_shape))

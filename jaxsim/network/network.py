@@ -25,7 +25,7 @@ from jaxsim.network.arguments import (
     check_key,
     explained_call,
 )
-from jaxsim.network.calls import NnxCall, OutputCall
+from jaxsim.network.calls import NnxCall, calls_within
 from jaxsim.network.changes import update_buffers
 from jaxsim.network.cost import Cost, SiteCost, SiteCounts, site_cost
 from jaxsim.network.coverage import Coverage, cover
@@ -157,7 +157,7 @@ class Network(PytreeValue):
         """
         check_key(key)
         kwargs = {**self.defaults.combine(), **kwargs}
-        model = self.fn.call if isinstance(self.fn, OutputCall) else self.fn
+        *_, model = calls_within(self.fn)
         if key is not None and isinstance(model, NnxCall) and model.streams:
             kwargs.setdefault("rngs", jax.random.fold_in(key, zlib.crc32(b"rngs")))
         return call_arguments(args, kwargs)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Key
 
 
@@ -57,6 +59,30 @@ def orthogonal_factors(
     else:
         first = _normalized(outer)
     return first.astype(np.float32), _normalized(_sylvester(inner)).astype(np.float32)
+
+
+def mix_along(
+    a: Float[Array, "..."],
+    axis: int,
+    outer: Float[Array, "m m"] | Float[np.ndarray, "m m"],
+    inner: Float[Array, "p p"] | Float[np.ndarray, "p p"],
+) -> Float[Array, "..."]:
+    """Multiplies an array along an axis by the Kronecker product of two matrices, in float32.
+
+    Args:
+      a: Array.
+      axis: Axis of m · p entries, from 0.
+      outer: Matrix that mixes entries p places apart.
+      inner: Matrix that mixes neighbors.
+    """
+    last = jnp.moveaxis(a.astype(jnp.float32), axis, -1)
+    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    if len(outer) == 1:
+        turned = product(last, outer[0, 0] * inner)
+    else:
+        parts = last.reshape(*last.shape[:-1], len(outer), len(inner))
+        turned = product(product(jnp.asarray(outer).T, parts), inner).reshape(last.shape)
+    return jnp.moveaxis(turned, -1, axis)
 
 
 def _normalized(matrix: np.ndarray) -> np.ndarray:

@@ -283,21 +283,37 @@ def find_stored(plan: Plan) -> dict[str, int]:
     Returns:
       Its position among the operands, by name of the site.
     """
-    scope = _Scope((), plan.jaxpr.eqns, plan.entries, (), plan.jaxpr, _name_of_site)
-    stored: dict[str, int] = {}
-    for found in _in_scope(scope):
-        stored[_name_at(found)] = 1 - found.operand
-        eqn, entry = scope.eqns[found.scores], scope.entries[found.scores]
+    values = {_name_at(found): 1 - found.operand for found in _everywhere(plan)}
+    return values | find_keys(plan)
+
+
+def find_keys(plan: Plan) -> dict[str, int]:
+    """Finds which operand of each product of scores holds the keys.
+
+    Args:
+      plan: Equations of a call, those inside of loops and calls included.
+
+    Returns:
+      Its position among the operands, by name of the site.
+    """
+    keys: dict[str, int] = {}
+    for found in _everywhere(plan):
+        eqn, entry = found.scope.eqns[found.scores], found.scope.entries[found.scores]
         (left, _), (batch, _) = parameters(eqn)["dimension_numbers"]
         assert isinstance(entry, Contraction)
         # axes of a result: those of both operands, of the left alone, of the right alone
         if found.keys_of_scores >= len(batch):
             of_left = shape_of(eqn.invars[0]).ndim - len(left)
-            stored[entry.site.name] = int(found.keys_of_scores >= of_left)
+            keys[entry.site.name] = int(found.keys_of_scores >= of_left)
+    return keys
+
+
+def _everywhere(plan: Plan) -> Iterator[_Found]:
+    """Finds the products of values of a call, inside of loops and calls too."""
+    yield from _in_scope(_Scope((), plan.jaxpr.eqns, plan.entries, (), plan.jaxpr, _name_of_site))
     for entry in plan.entries:
         for inner in entry.plans if isinstance(entry, Inner) else ():
-            stored |= find_stored(inner)
-    return stored
+            yield from _everywhere(inner)
 
 
 def factor_count(group: AxisGroup, wanted: AxisGroup) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxsim.formats.grid import Grid
 from jaxsim.formats.vectors import VectorForm, vector_form
-from jaxsim.network.calls import LinenCall, NnxCall
+from jaxsim.network.calls import LinenCall, NnxCall, calls_within
 from jaxsim.network.leaves import PyTree, is_whole_number, path_name
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
@@ -203,8 +203,9 @@ def code_cache(
         require_uncut(
             net, "code_cache", reason="stages pass on what is live at a cut, and no cache"
         )
-        if isinstance(net.fn, CodedCall):
-            raise ValueError(f"code_cache: its cache is stored already, as {net.fn.form}")
+        for call in calls_within(net.fn):
+            if isinstance(call, CodedCall):
+                raise ValueError(f"code_cache: its cache is stored already, as {call.form}")
         if kept := _kept(net):
             raise ValueError(
                 f"code_cache: the cache is state of the module ({kept}), which no call returns; "
@@ -223,12 +224,13 @@ def _is_coded(leaf: Any) -> bool:
 
 def _kept(net: Network) -> str:
     """What a module keeps its cache in, "" where it keeps none."""
-    if isinstance(net.fn, LinenCall) and "cache" in net.buffers:
+    *_, model = calls_within(net.fn)
+    if isinstance(model, LinenCall) and "cache" in net.buffers:
         return 'the collection "cache"'
-    if isinstance(net.fn, NnxCall):
+    if isinstance(model, NnxCall):
         from flax import nnx
 
-        for path, variable in nnx.to_flat_state(net.fn.rest):
+        for path, variable in nnx.to_flat_state(model.rest):
             if issubclass(type(variable), nnx.Cache):
                 return "nnx.Cache at " + "/".join(map(str, path))
     return ""

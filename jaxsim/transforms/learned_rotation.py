@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jaxsim.checkpoint.log import program_digest, run_digest
+from jaxsim.checkpoint.resumable import resumable
 from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.rotated import mixed_rows
 from jaxsim.cores.step_slopes import step_slopes
@@ -24,7 +27,7 @@ from jaxsim.network.params import by_name, tensors, with_tensors
 from jaxsim.network.transform import Transform
 from jaxsim.numerics.arrays import own_promotion, placed_like
 from jaxsim.numerics.cayley import cayley
-from jaxsim.sparsity.channels.axes import AxisGroup, Symbol, map_along
+from jaxsim.sparsity.channels.axes import Layout, Symbol, group_around, map_along
 
 Loss = Callable[[Any, Any], Array]
 """`(outputs, those of the float network) -> a number`, less where they are nearer."""
@@ -33,16 +36,17 @@ Matrix = Float[Array, "C C"] | Float[np.ndarray, "C C"]
 
 
 class Turned(NamedTuple):
-    """Channels that a matrix was put between, and where another would go.
+    """Channels that a matrix was put between, and where another would go; static, by what it holds.
 
     Attributes:
-      unit: What stands for the channels in the axes of tensors.
-      places: Path, axis and group of the axis, of each axis of a tensor that runs over them.
+      size: Number of channels.
+      places: Path, axis and layout of the axis around the channels, of each axis of a tensor that
+        runs over them.
       mixed: Names of the sites whose core takes the matrix from both sides.
     """
 
-    unit: Symbol
-    places: tuple[tuple[str, int, AxisGroup], ...]
+    size: int
+    places: tuple[tuple[str, int, Layout], ...]
     mixed: tuple[str, ...]
 
 
@@ -72,10 +76,11 @@ def turn_further(net: Network, turned: Sequence[Turned], matrices: Sequence[Matr
     held: dict[str, Any] = dict(tensors(net))
     before, cores, change = dict(held), dict(net.cores), dict[str, Any]()
     for one, matrix in zip(turned, matrices, strict=True):
-        wide = isinstance(matrix, np.ndarray)
-        for path, axis, label in one.places:
+        wide, unit = isinstance(matrix, np.ndarray), Symbol(one.size)
+        for path, axis, layout in one.places:
             own = np.asarray(held[path], np.float64) if wide else held[path]
-            held[path] = map_along(own, axis, label, one.unit, partial(_times, matrix))
+            group = group_around(layout, unit)
+            held[path] = map_along(own, axis, group, unit, partial(_times, matrix))
             change[path] = held[path]
         for name in one.mixed:
             cores[name] = tuple(_mixed_further(w, matrix) for w in cores[name])
@@ -108,6 +113,7 @@ def learn_matrices(
     steps: int,
     rate: float,
     loss: Loss,
+    checkpoints: str | Path | None,
 ) -> Network:
     """Turns channels on, by matrices that a transform behind them loses less with.
 
@@ -120,40 +126,104 @@ def learn_matrices(
       steps: Number of steps.
       rate: Angle that a channel turns by in a first step, in radians.
       loss: Of the outputs of the network that the transform makes.
+      checkpoints: Folder to write to and to go on from where a run was stopped; None for none.
 
     Raises:
-      ValueError: The transform changes parameters, or the loss is not finite.
+      ValueError: The transform changes parameters, the loss is not finite, or checkpoints of
+        another run.
     """
     import optax  # which `import jaxsim` goes without
 
-    chip = _followed(net, learn_for)
-    lost, gradients = _functions_of(turned, loss)
+    chip, turned = _followed(net, learn_for), tuple(turned)
     calls = [call_arguments(*batch) for batch in batches(data)]
-    wide = [np.eye(one.unit.size) for one in turned]
+    wide = [np.eye(one.size) for one in turned]
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
-    state = optimizer.init(_narrow(wide))
+    every = max(steps // _LOOKS, 1)
 
-    def look(step: int) -> float:
-        given = [(call, jax.random.fold_in(key, i)) for i, call in enumerate(calls[:_LOOKED_AT])]
-        found = [float(lost(net, chip, _narrow(wide), call, own)) for call, own in given]
+    def given(i: int, step: int) -> tuple[Partitioned, Any]:
+        return calls[i % len(calls)], jax.random.fold_in(key, step)
+
+    def look(wide: list[np.ndarray], step: int) -> float:
+        own = [given(i, i) for i in range(min(len(calls), _LOOKED_AT))]
+        found = [float(_lost(turned, loss, net, chip, _narrow(wide), *one)) for one in own]
         if not np.isfinite(found).all():
             raise ValueError(f"loss: {found} after {step} steps, must be finite")
         return sum(found)
 
-    best, least = wide, look(0)
-    for step in range(1, steps + 1):
-        call, own = calls[(step - 1) % len(calls)], jax.random.fold_in(key, step)
-        slopes = gradients(net, chip, _narrow(wide), call, own)
+    def advance(at: _Learning, step: int) -> tuple[_Learning, Any]:
+        slopes = _gradients(turned, loss, net, chip, _narrow(at.wide), *given(step - 1, step))
         moves: Any
-        moves, state = optimizer.update(slopes, state)
+        moves, state = optimizer.update(slopes, at.state)
         wide = [
             matrix @ cayley(_skew(np.asarray(move, np.float64)) / math.sqrt(len(matrix)))
-            for matrix, move in zip(wide, moves, strict=True)
+            for matrix, move in zip(at.wide, moves, strict=True)
         ]
-        if step % max(steps // _LOOKS, 1) == 0 or step == steps:
-            now = look(step)
-            best, least = (wide, now) if now < least else (best, least)
-    return turn_further(net, turned, best)
+        at = at._replace(wide=wide, state=state)
+        if step % every == 0 or step == steps:
+            now = look(wide, step)
+            at = at._replace(best=wide, least=now) if now < at.least else at
+        return at, at.least
+
+    run: dict[str, Any] = {}
+    if checkpoints is not None:
+        program, _ = program_digest(
+            _gradients, turned, loss, net, chip, _narrow(wide), *given(0, 0)
+        )
+        run = {
+            "networks": run_digest((net, chip)),
+            "inputs": run_digest(calls),
+            "key": run_digest(key),
+            "program": program,
+            "steps": run_digest((), steps, rate),
+            "version of JAX": jax.__version__,
+        }
+    found = resumable(
+        advance,
+        _Learning(wide, optimizer.init(_narrow(wide)), wide, look(wide, 0)),
+        lambda done: range(done + 1, steps + 1),
+        steps=steps,
+        folder=checkpoints,
+        run=run,
+        every=every,
+        content=_Learning.content,
+        with_content=_Learning.of_content,
+        label="turning",
+        quiet=True,
+    )
+    return turn_further(net, turned, found.best)
+
+
+class _Learning(NamedTuple):
+    """Matrices while they are learned.
+
+    Attributes:
+      wide: Matrices after the last step.
+      state: State of the optimizer.
+      best: Those that lost least of what was looked at.
+      least: What they lose.
+    """
+
+    wide: list[np.ndarray]
+    state: Any
+    best: list[np.ndarray]
+    least: float
+
+    def content(self) -> Any:
+        """The arrays of a checkpoint, doubles as pairs of words."""
+        return _words(self.wide), self.state, _words(self.best), _words([np.float64(self.least)])
+
+    def of_content(self, content: Any) -> _Learning:
+        """The matrices of a checkpoint."""
+        wide, state, best, (least,) = content
+        return _Learning(_doubles(wide), state, _doubles(best), _doubles([least])[0].item())
+
+
+def _words(doubles: Sequence[Any]) -> list[np.ndarray]:
+    return [np.atleast_1d(np.ascontiguousarray(a)).view(np.uint32) for a in doubles]
+
+
+def _doubles(words: Sequence[Any]) -> list[np.ndarray]:
+    return [np.ascontiguousarray(a).view(np.float64) for a in words]
 
 
 _LOOKS, _LOOKED_AT = 10, 4
@@ -165,29 +235,48 @@ def _narrow(matrices: Sequence[np.ndarray]) -> list[Array]:
     return [jnp.asarray(matrix, jnp.float32) for matrix in matrices]
 
 
-def _functions_of(
-    turned: Sequence[Turned], loss: Loss
-) -> tuple[Callable[..., Array], Callable[..., list[Array]]]:
-    """Compiled functions of the loss, and of its slopes along each orthogonal matrix."""
+def _off(
+    matrices: list[Array],
+    turned: tuple[Turned, ...],
+    loss: Loss,
+    net: Network,
+    chip: Network,
+    arguments: Partitioned,
+    key: Any,
+) -> Array:
+    """The loss of a network that is turned on, against the one in floats."""
+    exact = apply_call(arguments, net)
+    return loss(apply_call(arguments, turn_further(chip, turned, matrices), key=key), exact)
 
-    def off(
-        matrices: list[Array], net: Network, chip: Network, arguments: Partitioned, key: Any
-    ) -> Array:
-        exact = apply_call(arguments, net)
-        return loss(apply_call(arguments, turn_further(chip, turned, matrices), key=key), exact)
 
-    @jax.jit
-    @own_promotion()
-    def lost(net: Network, chip: Network, matrices: list[Array], *given: Any) -> Array:
-        return off(matrices, net, chip, *given)
+@partial(jax.jit, static_argnums=(0, 1))
+@own_promotion()
+def _lost(
+    turned: tuple[Turned, ...],
+    loss: Loss,
+    net: Network,
+    chip: Network,
+    matrices: list[Array],
+    arguments: Partitioned,
+    key: Any,
+) -> Array:
+    return _off(matrices, turned, loss, net, chip, arguments, key)
 
-    @jax.jit
-    @own_promotion()
-    def gradients(net: Network, chip: Network, matrices: list[Array], *given: Any) -> list[Array]:
-        slopes = jax.grad(off)(matrices, net, chip, *given)
-        return [_skew(m.T @ slope) for m, slope in zip(matrices, slopes, strict=True)]
 
-    return lost, gradients
+@partial(jax.jit, static_argnums=(0, 1))
+@own_promotion()
+def _gradients(
+    turned: tuple[Turned, ...],
+    loss: Loss,
+    net: Network,
+    chip: Network,
+    matrices: list[Array],
+    arguments: Partitioned,
+    key: Any,
+) -> list[Array]:
+    """Slopes along each orthogonal matrix."""
+    slopes = jax.grad(_off)(matrices, turned, loss, net, chip, arguments, key)
+    return [_skew(m.T @ slope) for m, slope in zip(matrices, slopes, strict=True)]
 
 
 def _skew(a: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,12 +26,13 @@ from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.hadamard import orthogonal_factors, random_signs
-from jaxsim.sparsity.channels.axes import Symbol, map_along, symbols
+from jaxsim.sparsity.channels.axes import Symbol, layout_around, map_along, symbols
 from jaxsim.sparsity.channels.groups import Dependencies, Group, dependencies
 from jaxsim.sparsity.channels.propagate import Leaf, describe_place
 from jaxsim.transforms.learned_rotation import Loss, Turned, learn_matrices, relative_error
 from jaxsim.transforms.readers import Readers
-from jaxsim.transforms.rescaling import TOLERANCE, on_devices, on_host, trials_of
+from jaxsim.transforms.rescaling import TOLERANCE, Trials, on_devices, on_host, trials_of
+from jaxsim.transforms.turned_scores import makers_of, products_of_scores, turn_scores
 from jaxsim.values.calls import shown_as_called
 
 
@@ -41,10 +43,12 @@ def rotate(
     *,
     groups: str | Sequence[str] | None = None,
     online: str | Sequence[str] = (),
+    scores: bool = False,
     learn_for: Transform | None = None,
     steps: int = 100,
     rate: float = 0.05,
     loss: Loss = relative_error,
+    checkpoints: str | Path | None = None,
 ) -> Transform:
     """Turns channels by Hadamard matrices, random or learned: outliers are spread over all of them.
 
@@ -60,6 +64,12 @@ def rotate(
 
     Inputs of `online` sites are turned at each read instead, and their weights to match. That works
     behind any function, and costs a few additions a number.
+
+    With `scores`, queries and keys of every attention are turned by one matrix for all heads, so
+    that their products stay: in the parameters where nothing but sums stands between, else in each
+    call behind what does (rotary positions, norms). Keys that go into a cache that the call takes
+    and returns are turned before, once, so that the cache holds turned ones, in whatever format: an
+    empty one is to be given. That matrix is Hadamard's without signs, the same for every network.
 
     Sizes m · 2^k are turned by a Hadamard matrix where one of order m · 2^j is known (12, 20, 28,
     36, …: so 576 and 1536), else by the Kronecker product of a random orthogonal matrix of m rows
@@ -77,8 +87,9 @@ def rotate(
         by, one batch a step, in turn: many are better; the first alone is compared on then.
       key: Random key of signs and matrices.
       groups: Patterns of names of groups of channels, as `js.dependencies` prints them, all of
-        which must be turned; None for those that can be.
+        which must be turned; None for those that can be, `()` for none.
       online: Patterns of the sites whose inputs are turned at each read.
+      scores: Whether queries and keys are turned.
       learn_for: Transform of what is to follow, by whose errors matrices are learned; it may not
         change parameters. None for random ones.
       steps: Number of steps to learn in, at least 1.
@@ -86,13 +97,16 @@ def rotate(
         cosine does.
       loss: Function `(outputs, those of the float network) -> number` to make small, such as a
         divergence of logits.
+      checkpoints: Folder to write to while matrices are learned, and to go on from where a run was
+        stopped; None for none.
 
     Raises:
       ValueError: `key` is no random key, or a number out of range; when applied, pruned parameters
         or transformed sites among those to change, a pattern that matches nothing, a group that
-        something mixes that is not linear, no group that can be turned, an online site that sums
-        over more axes than one, a `learn_for` that changes parameters or has no group to learn, or
-        a loss that is not finite.
+        something mixes that is not linear, nothing to turn, an online site that sums over more axes
+        than one, `scores` of a network without attention, that is cut or whose cache is in codes or
+        read by something else, a `learn_for` that changes parameters or has no group to learn, a
+        loss that is not finite, or checkpoints of another run.
 
     Examples:
       >>> import jax
@@ -107,8 +121,9 @@ def rotate(
       >>> bool(jnp.allclose(turned.params["embedding"], net.params["embedding"]))
       False
 
-    Source: Ashkboos et al. (2024), arXiv 2404.00456; Ashkboos et al. (2024), arXiv 2401.15024, for
-    the scale of a norm; Liu et al. (2024), SpinQuant, arXiv 2405.16406, for learned matrices.
+    Source: Ashkboos et al. (2024), arXiv 2404.00456, also for queries and keys; Ashkboos et al.
+    (2024), arXiv 2401.15024, for the scale of a norm; Liu et al. (2024), SpinQuant, arXiv
+    2405.16406, for learned matrices.
     """
     require_key(key, "signs")
     data = reusable_batches(inputs)
@@ -116,6 +131,10 @@ def rotate(
         raise ValueError(f"learn_for={learn_for!r}: must be a transform, such as js.quantize(4, 4)")
     steps = checked_int("steps", steps, 1)
     check_range("rate", rate, 0, above=True)
+    if checkpoints is not None and learn_for is None:
+        raise ValueError(f"checkpoints={str(checkpoints)!r}: matrices are learned by learn_for=")
+    if not isinstance(scores, bool):
+        raise ValueError(f"scores={scores!r}: must be True or False")
 
     def apply(net: Network) -> Network:
         transformable(net, "rotate", "*")
@@ -134,6 +153,7 @@ def rotate(
                 f"rotate cannot follow the cores at {next(iter(net.cores))}: put it before quantize"
             )
         live = _online_sites(net, online)
+        keys = products_of_scores(net) if scores else {}
         compared = data if learn_for is None else Batch(*next(batches(data)))
         turning = _Turning(net, compared, key)
         refused: dict[str, str] = {}
@@ -141,12 +161,14 @@ def rotate(
             why = turning.turn(group)
             if why:
                 refused[group.name] = why
-        if refused and (groups is not None or not (turning.done or live)):
+        if refused and (groups is not None or not (turning.done or live or keys)):
             name, why = next(iter(refused.items()))
             raise ValueError(f"rotate: the channels {name} cannot be turned: {why}")
-        if not turning.done and not live:
+        if not (turning.done or live or keys):
             raise ValueError("rotate: no site reads channels that another makes")
-        net = turning.net
+        done = turning.turn_scores(keys)
+        keys = {name: at for name, at in keys.items() if name not in done}
+        net = turn_scores(turning.net, keys) if keys else turning.net
         cores = dict(net.cores)
         for i, (site, size) in enumerate(live):
             own = jax.random.fold_in(jax.random.fold_in(key, 1), i)
@@ -160,9 +182,9 @@ def rotate(
         if not turning.done:
             raise ValueError("rotate: learn_for, and no channels whose matrix parameters take")
         own = jax.random.fold_in(key, 2)
-        return learn_matrices(
-            net, turning.done, data, own, learn_for=learn_for, steps=steps, rate=rate, loss=loss
-        )
+        settings: dict[str, Any] = {"steps": steps, "rate": rate, "loss": loss}
+        settings |= {"learn_for": learn_for, "checkpoints": checkpoints}
+        return learn_matrices(net, turning.done, data, own, **settings)
 
     return apply
 
@@ -192,16 +214,48 @@ class _Turning:
 
     def __init__(self, net: Network, data: Any, key: Key[Array, ""]):
         self.net, self.data, self.key = net, data, key
-        self.found = dependencies(net)
-        self.trials = trials_of(net, data)
+        self.before = net
         self.done: list[Turned] = []
+        self.units: list[Symbol] = []
+
+    @cached_property
+    def found(self) -> Dependencies:
+        """Groups of channels."""
+        return dependencies(self.before)
+
+    @cached_property
+    def trials(self) -> Trials:
+        """The network as it was, on some inputs."""
+        return trials_of(self.before, self.data)
 
     def candidates(self, patterns: str | Sequence[str] | None) -> list[Group]:
         """The groups that something makes and something sums over, or those that are named."""
         if patterns is not None:
-            return list(self.found.select(patterns))
+            none = not isinstance(patterns, str) and not patterns
+            return [] if none else list(self.found.select(patterns))
         roles = [(group, {m.role for m in group.members}) for group in self.found.groups]
         return [group for group, own in roles if {"out", "in"} <= own]
+
+    def turn_scores(self, names: Iterable[str]) -> set[str]:
+        """Turns queries and keys in the parameters where that can be.
+
+        Args:
+          names: Names of the products of scores.
+
+        Returns:
+          Names of those whose queries and keys are turned.
+        """
+        done = set[str]()
+        for name, (width, kernels) in makers_of(self.net, names).items():
+            for group in self.found.groups:
+                roles = {m.path: m.role for m in group.members}
+                made = all(roles.get(f"params/{kernel}") == "out" for kernel in kernels)
+                if not made or "in" in roles.values() or group.size != width:
+                    continue
+                unit = self.found.units[group.name]
+                if any(one is unit for one in self.units) or not self.turn(group):
+                    done.add(name)
+        return done
 
     def turn(self, group: Group) -> str:
         """Turns the channels of a group; the reason if that cannot be."""
@@ -234,7 +288,9 @@ class _Turning:
                 f"{_mixing(self.found, unit)}, and outputs would change by {off:.1e} of the largest"
             )
         self.net = net
-        self.done.append(Turned(unit, places, tuple(cores)))
+        around = tuple((path, axis, layout_around(label, unit)) for path, axis, label in places)
+        self.done.append(Turned(group.size, around, tuple(cores)))
+        self.units.append(unit)
         return ""
 
     def _fold_scales(

@@ -221,7 +221,7 @@ def test_pairs_that_were_held_as_two_load_as_one(tmp_path, monkeypatch, cells, m
         js.quantize(4, 4), js.slice_bits(2), js.analog(8, cells, rows=2, mapping=mapping)
     )
     net = hardware(js.trace(scanned, SCANNED, SCANNED["a"]))
-    key, twos = jax.random.key(0), save_load._with_pairs_apart(net)
+    key, twos = jax.random.key(0), save_load._with_pairs(net, apart=True)
     new = js.deploy(net, key=key, calibrate=SCANNED["a"])
     old = js.deploy(twos, key=key, calibrate=SCANNED["a"])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from jax import lax
 
 import jaxsim as js
 from jaxsim.network import lookups
+from jaxsim.network.lookups import as_written
 from jaxsim.network.network import run_network
+from jaxsim.network.writer import write_states
 from jaxsim.search import Config, bits, blocks
 from tests.support.models import normal
 
@@ -298,16 +301,58 @@ def test_a_table_that_is_multiplied_too_is_held_once(form, tmp_path):
     np.testing.assert_array_equal(again(IDS % 96), chip(IDS % 96))
 
 
+@pytest.mark.parametrize("width", [64, 96])
+@pytest.mark.parametrize(
+    "form", [js.Grid(8, per="channel"), js.Grid(4, per="channel"), js.nf4()], ids=str
+)
+def test_a_table_with_a_scale_a_row_is_held_once(form, width, tmp_path):
+    """Its rows are the head's outputs, in an array that it reads along the other axis."""
+    net = js.trace(lambda p, i: p["t"][i] @ p["t"].T, {"t": normal(96, width)}, IDS % 96)
+    coded = js.quantize(form, None)(net)
+    chip = js.deploy(coded, keep_floats=False)
+    apart = dataclasses.replace(chip, states=write_states(coded, None, layout="lean"))
+    np.testing.assert_array_equal(chip(IDS % 96), apart(IDS % 96))
+    codes = sum(a.nbytes for a in jax.tree.leaves(chip.states["t"]) if a.size > 64)
+    assert codes <= chip.nbytes < codes + 600
+    assert apart.nbytes > 1.9 * codes
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (as_written(chip.states), apart.states))))
+    sizes = {}
+    for name, each in {"once": chip, "twice": apart}.items():
+        js.save(tmp_path / name, each)
+        again = js.load(tmp_path / name, coded)
+        assert again.nbytes == chip.nbytes
+        np.testing.assert_array_equal(again(IDS % 96), chip(IDS % 96))
+        leaves = (tmp_path / name).rglob("*")
+        sizes[name] = sum(f.stat().st_size for f in leaves if f.is_file())
+        said = json.loads((tmp_path / name / "_CHECKPOINT_METADATA").read_text())
+        assert bool(said["custom_metadata"]["again"]) == (name == "once")
+    packed = 96 * width * getattr(form, "bits", 4) / 8
+    assert sizes["twice"] - sizes["once"] > 0.7 * packed
+
+
 def test_tables_that_differ_are_held_apart():
-    """Transposed codes, and those of a head that is pruned where it stands."""
+    """Codes of a head that is pruned where it stands, and of one with a scale for all of it."""
     net = js.trace(lambda p, i: p["t"][i] @ p["t"].T, {"t": normal(96, 64)}, IDS % 96)
     for transform in (
-        js.quantize(js.Grid(8, per="channel"), None),
         js.compose(js.prune(0.5, sites="t"), js.quantize(js.Grid(4, per="group", rows=32), None)),
+        js.rules(
+            {
+                "t": js.quantize(js.Grid(8, per="tensor"), None),
+                "t:lookup": js.quantize(js.Grid(8, per="channel"), None),
+            }
+        ),
     ):
         chip = js.deploy(transform(net), keep_floats=False)
         lookup, product = (jax.tree.leaves(chip.states[name])[0] for name in ("t:lookup", "t"))
         assert lookup is not product
+
+
+def test_other_files_hold_one_table_as_it_was_written(tmp_path):
+    x = IDS % 96
+    net = js.trace(lambda p, i: p["t"][i] @ p["t"].T, {"t": normal(96, 64)}, x)
+    chip = js.deploy(js.quantize(js.Grid(8, per="channel"), None)(net), keep_floats=False)
+    assert js.export.stablehlo(chip, tmp_path / "chip.npz") is not None
+    js.export.onnx(chip, tmp_path / "chip.onnx")
 
 
 def network_function(net, ids):

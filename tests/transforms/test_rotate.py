@@ -192,6 +192,44 @@ def test_a_decoder_learns_the_matrices_of_its_values_too():
         assert np.abs(new - old).max() > 1e-4, name
 
 
+def few_steps(seed, net=None, **options):
+    given = {"learn_for": coarse(), "rate": 0.1, "steps": 4, **options}
+    return js.rotate(LEARNING[:2], jax.random.key(seed), **given)(net or spiky(seed))
+
+
+def test_networks_of_one_structure_are_learned_by_one_program():
+    """Other parameters, keys and angles; another loss or format is another program."""
+    few_steps(0)
+    programs = learned_rotation._gradients, learned_rotation._lost
+    counts = [program._cache_size() for program in programs]
+    few_steps(1, rate=0.2)
+    assert [program._cache_size() for program in programs] == counts
+    few_steps(1, loss=lambda y, z: jnp.abs(y - z).mean())
+    assert [program._cache_size() for program in programs] == [count + 1 for count in counts]
+
+
+def test_a_run_that_was_stopped_goes_on(monkeypatch, tmp_path):
+    whole, taken = few_steps(0), []
+
+    def stopping(skew):
+        taken.append(skew)
+        if len(taken) == 3:  # a matrix a step
+            raise KeyboardInterrupt
+        return cayley(skew)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(learned_rotation, "cayley", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            few_steps(0, checkpoints=tmp_path / "run")
+    before = len(taken)
+    monkeypatch.setattr(learned_rotation, "cayley", lambda skew: taken.append(skew) or cayley(skew))
+    again = few_steps(0, checkpoints=tmp_path / "run")
+    assert len(taken) - before == 2
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    with pytest.raises(ValueError, match="another run"):
+        few_steps(0, rate=0.2, checkpoints=tmp_path / "run")
+
+
 class Centered(nn.Module):
     """A residual stream whose norm takes off the mean."""
 
@@ -223,6 +261,7 @@ def learning(transform, **options):
         (lambda: js.rotate(IDS, KEY)(js.prune(0.5)(residual())), "is pruned"),
         (lambda: js.rotate(IDS, KEY)(js.quantize(8, 8)(residual())), "put it before quantize"),
         (lambda: js.rotate(normal(4, 5), KEY)(centered()), "takes off their mean|not linear"),
+        (lambda: js.rotate(IDS, KEY, checkpoints="run"), "matrices are learned by learn_for="),
         (lambda: js.rotate(IDS, KEY, learn_for=8), "learn_for=8: must be a transform"),
         (lambda: learning(js.prune(0.5, sites="layers/*")), "prunes or deploys"),
         (lambda: learning(js.rotate(IDS, KEY)), "changes .*, and is to be found anew"),

@@ -339,6 +339,38 @@ def sum_by_symbol(
     return found
 
 
+Layout: TypeAlias = "int | tuple[type, tuple[Layout, ...]] | None"
+"""A group as it lies around one symbol: None for this, a size for any other, or parts."""
+
+
+def layout_around(group: AxisGroup, symbol: Symbol) -> Layout:
+    """Says how a group lies around a symbol, in what is equal for groups of equal sizes.
+
+    Args:
+      group: Group of an axis.
+      symbol: Symbol in it.
+    """
+    group = resolve(group)
+    if isinstance(group, Symbol):
+        return None if group is symbol else int(group.size)
+    return type(group), tuple(layout_around(part, symbol) for part in group.parts)
+
+
+def group_around(layout: Layout, symbol: Symbol) -> AxisGroup:
+    """Builds a group that lies so around a symbol.
+
+    Args:
+      layout: What `layout_around` says of a group.
+      symbol: Symbol to lie in it.
+    """
+    if layout is None:
+        return symbol
+    if isinstance(layout, int):
+        return Symbol(layout)
+    kind, parts = layout
+    return kind(tuple(group_around(part, symbol) for part in parts))
+
+
 def map_along(
     array: Tensor,
     axis: int,

@@ -23,17 +23,17 @@ class Resized(Value):
     are those of the variables. Functions without Linen modules run as they are.
 
     Attributes:
-      fn: Model as a function, `(params, buffers, *args, **kwargs) -> outputs`.
+      call: Model as a function, `(params, buffers, *args, **kwargs) -> outputs`.
     """
 
-    fn: Callable[..., Any]
+    call: Callable[..., Any]
 
     def __call__(self, params: PyTree, buffers: PyTree, *args: Any, **kwargs: Any) -> Any:
         """Runs the model with the sizes of these variables."""
         from flax import linen
 
         with linen.intercept_methods(_resize):
-            return self.fn(params, buffers, *args, **kwargs)
+            return self.call(params, buffers, *args, **kwargs)
 
 
 def resize_model(
@@ -49,7 +49,13 @@ def resize_model(
     """
     if isinstance(fn, NnxCall):
         return _nnx(fn, params, buffers, groups)
-    return fn if isinstance(fn, Resized) else Resized(fn)
+    if isinstance(fn, Resized):
+        return fn
+    inner = getattr(fn, "call", None)
+    if inner is None:
+        return Resized(fn)
+    around: Any = fn
+    return dataclasses.replace(around, call=resize_model(inner, params, buffers, groups))
 
 
 def _resize(run: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
