@@ -1,6 +1,7 @@
 """Graphs that cascades run on: edges sorted by target, and the two layouts the engines read."""
 
 import dataclasses
+import functools
 import re
 import warnings
 from os import PathLike
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from jaxsim.cascades.skips import Skips, skips_of, traced_skips_of
 from jaxsim.files.text import read_lines
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import checked_int, is_traced
@@ -99,6 +101,14 @@ class ICGraph:
     def in_degree(self) -> Int[Array, " n"]:
         """Number of in-edges of each node."""
         return jnp.diff(self.in_start)
+
+    @functools.cached_property
+    def skips(self) -> Skips:
+        """What geometric skips over in-edges read, worked out once for this graph."""
+        arrays = (self.p, self.in_start, self.dst)
+        if any(is_traced(x) for x in arrays):
+            return traced_skips_of(*arrays)
+        return skips_of(*(np.asarray(x) for x in arrays))
 
 
 class LabeledGraph(NamedTuple):
