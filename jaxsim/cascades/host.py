@@ -2,12 +2,16 @@
 
 import functools
 import importlib.util
+import os
 from types import ModuleType
 from typing import Any
 
 import jax
 
 from jaxsim.numerics.checks import is_traced
+
+# that this process may run on
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

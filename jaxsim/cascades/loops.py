@@ -1,4 +1,4 @@
-"""Loops over ragged lists, compiled for the host by numba: imported only where it is to be used.
+"""Loops over lists of unequal lengths, compiled for the host by numba: imported where they run.
 
 Words are cut to 32 bits after each step: numba's own are of 64.
 """
@@ -10,20 +10,22 @@ import numba
 import numpy as np
 
 from jaxsim.cascades import skips
+from jaxsim.cascades.bits import PLANES
 
 STEPS, UNIT = skips.STEPS, skips.UNIT
 REST = 23 - STEPS
 FAR, GOLDEN, TURN = np.float32(skips.FAR), skips.GOLDEN, skips.TURN
 FINE, HALF = np.float32(2.0**-24), np.float32(2.0**-25)
+FULL = np.uint32(0xFFFFFFFF)
 BLOCK = 256  # nodes whose largest gain is known together
 TURNS = 4096  # turns whose words are worked out once for all sets
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
     try:
-        return numba.njit(cache=True)(function)
+        return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written to
-        return numba.njit(function)
+        return numba.njit(nogil=True)(function)
 
 
 @_compiled
@@ -241,3 +243,91 @@ def count_hit(nodes: Any, start: Any, chosen: Any) -> Any:
                 total += 1
                 break
     return total
+
+
+@_compiled
+def cascade(
+    start: Any, head: Any, base: Any, high: Any, low: Any, seeds: Any, salts: Any, sizes: Any
+) -> Any:
+    """Runs cascades to their end, 32 at a time, flipping the coins of those that need them.
+
+    Args:
+        start: Out-edges of node v are `start[v]:start[v + 1]`.
+        head: Head of each edge.
+        base: Hash of each edge, as in `bits.bernoulli`.
+        high: Upper 16 bits of each edge's threshold.
+        low: Bits below these.
+        seeds: Distinct nodes.
+        salts: A row of random words for each 32 simulations.
+        sizes: Rows of 32 zeros, to which the final sizes are written.
+
+    Returns:
+        Visits of edges, and the most rounds that any 32 simulations took.
+    """
+    n = len(start) - 1
+    active = np.zeros(n, np.uint32)
+    news = np.zeros(n, np.uint32)  # active there since the node was last visited
+    queue = np.empty(n, np.int32)  # nodes that have news, in a ring
+    touched = np.empty(n, np.int32)
+    salt = np.empty(PLANES + 1, np.uint32)
+    visits, most = 0, 0
+    for w in range(len(salts)):
+        for i in range(PLANES + 1):
+            salt[i] = salts[w, i]
+        first, waiting, reached = 0, len(seeds), len(seeds)
+        for j in range(len(seeds)):
+            active[seeds[j]] = news[seeds[j]] = FULL
+            queue[j] = touched[j] = seeds[j]
+        rounds, left = 0, 0
+        while waiting > 0:
+            if left == 0:
+                rounds, left = rounds + 1, waiting
+            u = np.uint32(queue[np.uint32(first)])
+            first = first + 1 if first + 1 < n else 0
+            waiting, left = waiting - 1, left - 1
+            sent, news[u] = news[u], np.uint32(0)
+            for e in range(start[u], start[np.uint32(u + 1)]):
+                v = np.uint32(head[np.uint32(e)])
+                had = active[v]
+                due = np.uint32(sent & ~had)
+                if due == 0:
+                    continue
+                visits += 1
+                live = _flip(due, base[np.uint32(e)], high[np.uint32(e)], low[np.uint32(e)], salt)
+                if live == 0:
+                    continue
+                if had == 0:
+                    touched[reached] = v
+                    reached += 1
+                active[v] = np.uint32(had | live)
+                if news[v] == 0:
+                    last = first + waiting
+                    queue[np.uint32(last if last < n else last - n)] = v
+                    waiting += 1
+                news[v] = np.uint32(news[v] | live)
+        most = max(most, rounds)
+        for j in range(reached):
+            v = np.uint32(touched[j])
+            ends, active[v] = active[v], np.uint32(0)
+            for i in range(32):
+                sizes[w, i] += np.int32((ends >> i) & 1)
+    return visits, most
+
+
+@_compiled
+def _flip(due: Any, base: Any, high: Any, low: Any, salt: Any) -> Any:
+    """The coins of `bits.bernoulli` that are due, from the bit that decides half of them."""
+    live = np.uint32(0)
+    i = PLANES - 1
+    while i > 0:
+        for _ in range(2):  # a branch for every bit would be guessed wrong more often
+            r = _mix(base ^ salt[np.uint32(i)])
+            bit = np.uint32(-((high >> i) & 1))
+            live = np.uint32(live | (due & r & bit))
+            due = np.uint32(due & (r ^ bit))
+            i -= 1
+        if due == 0:
+            return live
+    if (_mix(base ^ salt[PLANES]) >> 24) < low:
+        live = np.uint32(live | due)
+    return live

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-from jaxsim.cascades import bits, host, maximize, skips
+from jaxsim.cascades import bits, host, maximize, simulate, skips
 from jaxsim.cascades.sets import MemberLists, cut, joined
 from jaxsim.numerics import memory
 from tests.oracles import cascades_enumeration
@@ -189,6 +189,82 @@ def test_sets_are_cut_and_joined_alike(without_numba):
         np.testing.assert_array_equal(joined(first, rest).mem, rr.mem)
 
 
+@pytest.mark.parametrize("p", [0.0, 2.0**-24, 1 / 1045, 0.3, 0.5, 1 - 2.0**-24, 1.0])
+def test_coins_flipped_one_by_one_are_those_of_words(p):
+    from jaxsim.cascades import loops
+
+    salts = bits.salts_by_word(KEY, 8)
+    edges = jnp.arange(200)
+    t = bits.threshold(jnp.full(200, p))
+    whole = np.asarray(bits.bernoulli(edges, t, salts.T))
+    base = np.asarray(bits.hashed(edges))
+    due = np.random.default_rng(0).integers(0, 2**32, (200, 8)).astype(np.uint32)
+    due[:, ::2] = 2**32 - 1
+    for e in range(0, 200, 7):
+        for w in range(8):
+            salt, high, low = np.asarray(salts)[w], np.asarray(t.high)[e], np.asarray(t.low)[e]
+            assert loops._flip(due[e, w], base[e], high, low, salt) == whole[e, w] & due[e, w]
+
+
+def test_words_of_a_loop_are_shared_by_threads(monkeypatch):
+    g = build(random_edges(4, 40, 300), 40)
+    salts = np.asarray(bits.salts_by_word(KEY, 23))
+    seeds, found = np.array([2, 7], np.int32), []
+    for cores in (1, 2, 3, 50):
+        monkeypatch.setattr(simulate, "CORES", cores)
+        found.append(simulate._run_loop(g, seeds, salts))
+    for sizes, visits, rounds in found[1:]:
+        np.testing.assert_array_equal(sizes, found[0][0])
+        assert (visits, rounds) == found[0][1:]
+
+
+def test_visits_and_rounds_by_hand():
+    """A certain path of four edges: each is visited once, and the last node has no edge.
+
+    Of a ring every edge is visited but the one that leads back to where all are active.
+    """
+    path = build([(i, i + 1, 1.0) for i in range(4)], 5)
+    salts = np.asarray(bits.salts_by_word(KEY, 2))
+    sizes, visits, rounds = simulate._run_loop(path, np.array([0], np.int32), salts)
+    assert ((sizes == 5).all(), visits, rounds) == (True, 2 * 4, 5)
+    ring = build([(i, (i + 1) % 5, 1.0) for i in range(5)], 5)
+    sizes, visits, rounds = simulate._run_loop(ring, np.array([3, 1], np.int32), salts)
+    assert ((sizes == 5).all(), visits, rounds) == (True, 2 * 3, 3)
+    assert simulate._run_loop(ring, np.zeros(0, np.int32), salts)[0].max() == 0
+
+
+def test_sweeps_go_on_where_a_trial_says_that_they_cost_less(monkeypatch):
+    """Two rounds of 39 places against 39 visits a word, of nine places each."""
+    star = build([(0, i, 0.9) for i in range(1, 40)], 40)
+
+    def found(n_sims=10_000, **constants):
+        with monkeypatch.context() as patch:
+            for name, value in constants.items():
+                patch.setattr(simulate, name, value)
+            return simulate._loop_sizes(star, [0], KEY, n_sims, "auto")
+
+    assert found().shape == (313, 32)  # too few visits for programs to be compiled
+    assert found(MANY_VISITS=313 * 39 - 1) is None
+    assert found(MANY_VISITS=313 * 39) is not None
+    assert found(MANY_VISITS=0, LOOP_VISIT=1.99) is not None
+    assert found(MANY_VISITS=0, LOOP_VISIT=2.01) is None
+    assert found(MANY_VISITS=0, DENSE_SLOTS=38) is not None
+    assert found(n_sims=32, MANY_VISITS=0, LOOP_VISIT=0).shape == (1, 32)
+    assert (simulate.LOOP_VISIT, simulate.MANY_VISITS, simulate.TRIAL) == (9, 2**24, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(simulate, "MANY_VISITS", 0)
+        swept = jc.simulate_ic(star, [0], KEY, 500).samples
+    np.testing.assert_array_equal(swept, jc.simulate_ic(star, [0], KEY, 500, engine="loop").samples)
+
+
+def test_a_loop_is_refused_and_sweeps_give_the_same_where_numba_is_not(without_numba):
+    g = build(random_edges(3), 6)
+    with pytest.raises(ValueError, match="where numba is installed"):
+        without_numba(lambda: jc.simulate_ic(g, [0], KEY, 10, engine="loop"))
+    other = without_numba(lambda: jc.simulate_ic(g, [0], KEY, 500).samples)
+    np.testing.assert_array_equal(jc.simulate_ic(g, [0], KEY, 500).samples, other)
+
+
 def test_members_that_do_not_fit_are_told(monkeypatch):
     """Every set of a certain ring holds all of its 600 nodes."""
     g = build([(i, (i + 1) % 600, 1.0) for i in range(600)], 600)
@@ -209,10 +285,9 @@ def test_loops_compile_where_they_cannot_be_kept(monkeypatch):
     made = []
 
     def njit(*args, **options):
-        if options:
+        if "cache" in options:
             raise RuntimeError("cannot cache function: no locator available")
-        made.append(args[0].__name__)
-        return args[0]
+        return lambda function: made.append(function.__name__) or function
 
     with monkeypatch.context() as patch:
         patch.setattr(numba, "njit", njit)
