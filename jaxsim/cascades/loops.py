@@ -320,7 +320,7 @@ def _flip(due: Any, base: Any, high: Any, low: Any, salt: Any) -> Any:
     live = np.uint32(0)
     i = PLANES - 1
     while i > 0:
-        for _ in range(2):  # a branch for every bit would be guessed wrong more often
+        for _ in range(4):  # a branch for every bit would be guessed wrong more often
             r = _mix(base ^ salt[np.uint32(i)])
             bit = np.uint32(-((high >> i) & 1))
             live = np.uint32(live | (due & r & bit))
