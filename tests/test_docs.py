@@ -168,7 +168,7 @@ def test_the_page_of_cascades_runs_on_the_graph_that_it_names(tmp_path, monkeypa
     shutil.copy(graph, tmp_path)
     monkeypatch.chdir(tmp_path)
     found = ran("docs/cascades.md", {})["found"]
-    assert {int(s) for s in found.seeds} == {160, 107, 86, 121, 5}
+    assert {int(s) for s in found.seeds} == {160, 121, 86, 82, 107}
 
 
 def listed(page):

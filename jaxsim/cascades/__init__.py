@@ -24,7 +24,7 @@ from jaxsim.cascades.infer import (
 )
 from jaxsim.cascades.maximize import IMResult, maximize_influence
 from jaxsim.cascades.plot import plot_influence
-from jaxsim.cascades.reverse import RRSets, rr_sample
+from jaxsim.cascades.reverse import rr_sample
 from jaxsim.cascades.sample import (
     Cascades,
     LabeledCascades,
@@ -34,6 +34,7 @@ from jaxsim.cascades.sample import (
     load_cascades,
     sample_cascades,
 )
+from jaxsim.cascades.sets import RRSets
 from jaxsim.cascades.simulate import Spread, influence, simulate_ic
 from jaxsim.cascades.threshold import simulate_lt
 from jaxsim.numerics.renamed import old_names

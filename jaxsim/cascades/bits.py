@@ -45,6 +45,26 @@ def salts(key: PRNGKeyArray, words: int) -> UInt32[Array, "planes words"]:
     return jax.random.bits(key, (PLANES + 1, words), jnp.uint32)
 
 
+def salts_by_word(key: PRNGKeyArray, words: int) -> UInt32[Array, "words planes"]:
+    """Draws the salts of each word from a key of its own: the first do not depend on the rest.
+
+    Args:
+        key: Random key.
+        words: Words of 32 simulations, at least 1.
+    """
+    one = jax.vmap(lambda w: salts(jax.random.fold_in(key, w), 1)[:, 0])
+    return one(jnp.arange(words))
+
+
+def hashed(counter: Int[Array, "*items"]) -> UInt32[Array, "*items"]:
+    """Spreads integers over all words.
+
+    Args:
+        counter: Integers, such as edge indices.
+    """
+    return mix(counter.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(1))
+
+
 def bernoulli(
     counter: Int[Array, "*items"], t: Threshold, salt: UInt32[Array, "planes words"]
 ) -> UInt32[Array, "*items words"]:
@@ -62,7 +82,7 @@ def bernoulli(
     Returns:
         Words of bits.
     """
-    base = mix(counter.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(1))[..., None]
+    base = hashed(counter)[..., None]
     dither = mix(base ^ salt[PLANES]) >> 24
     full, none = jnp.uint32(0xFFFFFFFF), jnp.uint32(0)
     out = jnp.where(dither < t.low[..., None], full, none)

@@ -5,15 +5,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, UInt32
+import numpy as np
+from jaxtyping import Array, ArrayLike, Int, UInt32
 
-from jaxsim.cascades.reverse import RRSets
+from jaxsim.cascades.host import loops_for
+from jaxsim.cascades.sets import MemberLists, RRSets
 from jaxsim.numerics.arrays import own_promotion
 
 BATCH = 8  # most promising nodes evaluated at a time
 NEAR = 8  # nodes per seed evaluated for the upper bound
 
 
+AnyArray = Array | np.ndarray
 _Loop = tuple[Array, Array, Array, Array, Array]
 
 
@@ -65,10 +68,25 @@ def max_cover(rr: RRSets, k: int) -> Cover:
         >>> jc.max_cover(jc.rr_sample(g, jax.random.key(0), 512), 1).seeds.tolist()
         [0]
     """
-    n = rr.mem.shape[1]
-    if not 1 <= k <= n:
-        raise ValueError(f"k = {k}; allowed: 1 to n = {n}")
-    return _cover(rr, k)
+    if not 1 <= k <= rr.n:
+        raise ValueError(f"k = {k}; allowed: 1 to n = {rr.n}")
+    return Cover(*(jnp.asarray(x, jnp.int32) for x in pick(rr, k)))
+
+
+def pick(rr: RRSets, k: int) -> tuple[AnyArray, AnyArray, AnyArray | int]:
+    """Picks as `max_cover` does, and leaves what the host has found there.
+
+    Args:
+        rr: Sets to cover.
+        k: Number of nodes, 1 to n.
+
+    Returns:
+        Seeds, gains and an upper bound for any k nodes.
+    """
+    loops = loops_for(rr) if isinstance(rr.held, MemberLists) else None
+    if loops is not None and isinstance(rr.held, MemberLists):
+        return loops.cover(rr.held.nodes, rr.held.start, rr.n, k)
+    return _cover(rr.mem, k)
 
 
 def _gains(sets: Array, covered: Array) -> Int[Array, " nodes"]:
@@ -93,13 +111,13 @@ def _largest(counts: Int[Array, " n"], k: int) -> Int[Array, " k"]:
 
 @functools.partial(jax.jit, static_argnames="k")
 @own_promotion()
-def _cover(rr: RRSets, k: int) -> Cover:
-    batch = min(BATCH, rr.mem.shape[1])
+def _cover(mem: UInt32[Array, "chunks n words"], k: int) -> tuple[Array, Array, Array]:
+    batch = min(BATCH, mem.shape[1])
 
     def evaluate(loop: _Loop) -> _Loop:
         bound, covered, seeds, gains, i = loop
         hopeful = _largest(bound, batch)
-        sets = rr.mem[:, hopeful]
+        sets = mem[:, hopeful]
         exact = _gains(sets, covered)
         # Picked nodes stay at -1; they come up here only when fewer than `batch` are left.
         exact = jnp.where(bound[hopeful] < 0, -1, exact)
@@ -116,23 +134,36 @@ def _cover(rr: RRSets, k: int) -> Cover:
         )
 
     none = jnp.zeros(k, jnp.int32)
-    covered = jnp.zeros_like(rr.mem[:, 0])
-    first = _sizes(rr.mem)
+    covered = jnp.zeros_like(mem[:, 0])
+    first = _sizes(mem)
     start = (first, covered, none, none, jnp.int32(0))
     bound, covered, seeds, gains, _ = jax.lax.while_loop(lambda s: s[-1] < k, evaluate, start)
-    # Any k nodes add at most the k largest gains that are left. Known gains bound true ones, so
-    # that it is enough to evaluate the most promising nodes.
-    near = _largest(bound, min(NEAR * k, rr.mem.shape[1]))
-    exact = _gains(rr.mem[:, near], covered)
-    bound = jnp.maximum(bound.at[near].set(exact), 0)
-    left = bound[_largest(bound, k)].sum()
-    at_most = jnp.minimum(gains.sum() + left, first[_largest(first, k)].sum())
-    return Cover(seeds, gains, jnp.minimum(at_most, rr.theta))
+    # Any k nodes add at most the k largest gains that are left.
+    left = gains.sum() + _largest_left(mem, covered, bound, k)
+    at_most = jnp.minimum(left, first[_largest(first, k)].sum())
+    return seeds, gains, jnp.minimum(at_most, mem.shape[0] * mem.shape[2] * 32)
 
 
-@jax.jit
+def _largest_left(mem: Array, covered: Array, bound: Array, k: int) -> Int[Array, ""]:
+    """The sum of the k largest gains; `bound` is no less than each node's."""
+
+    def unknown(loop: tuple[Array, Array]) -> Array:
+        bound, known = loop
+        return ~known[_largest(bound, k)].all()
+
+    def evaluate(loop: tuple[Array, Array]) -> tuple[Array, Array]:
+        bound, known = loop
+        # Those that are known are out of the way, but for ones that nothing can exceed.
+        near = _largest(jnp.where(known, -1, bound), min(NEAR * k, mem.shape[1]))
+        return bound.at[near].set(_gains(mem[:, near], covered)), known.at[near].set(True)
+
+    start = (jnp.maximum(bound, 0), bound < 0)
+    bound, _ = jax.lax.while_loop(unknown, evaluate, start)
+    return bound[_largest(bound, k)].sum()
+
+
 @own_promotion()
-def coverage(rr: RRSets, seeds: Int[Array, " k"]) -> Int[Array, ""]:
+def coverage(rr: RRSets, seeds: Int[ArrayLike, " k"]) -> Int[Array, ""]:
     """Counts the sets that hold at least one seed.
 
     Args:
@@ -150,7 +181,31 @@ def coverage(rr: RRSets, seeds: Int[Array, " k"]) -> Int[Array, ""]:
         >>> int(jc.coverage(jc.rr_sample(g, jax.random.key(0), 512), jnp.array([0])))
         512
     """
+    return jnp.asarray(count_hit(rr, seeds), jnp.int32)
+
+
+def count_hit(rr: RRSets, seeds: Int[ArrayLike, " k"]) -> Int[Array, ""] | int:
+    """Counts as `coverage` does, and leaves what the host has found there.
+
+    Args:
+        rr: Sets.
+        seeds: Node ids.
+
+    Returns:
+        Number of sets hit.
+    """
+    loops = loops_for(rr, seeds) if isinstance(rr.held, MemberLists) else None
+    if loops is not None and isinstance(rr.held, MemberLists):
+        chosen = np.zeros(rr.n, bool)
+        chosen[np.asarray(seeds)] = True
+        return loops.count_hit(rr.held.nodes, rr.held.start, chosen)
+    return _coverage(rr.mem, jnp.asarray(seeds))
+
+
+@jax.jit
+@own_promotion()
+def _coverage(mem: UInt32[Array, "chunks n words"], seeds: Int[Array, " k"]) -> Int[Array, ""]:
     hit: UInt32[Array, "chunks words"] = jax.lax.reduce(
-        rr.mem[:, seeds], jnp.uint32(0), jax.lax.bitwise_or, (1,)
+        mem[:, seeds], jnp.uint32(0), jax.lax.bitwise_or, (1,)
     )
     return jnp.bitwise_count(hit).astype(jnp.int32).sum()

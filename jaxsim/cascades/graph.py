@@ -1,6 +1,7 @@
 """Graphs that cascades run on: edges sorted by target, and the two layouts the engines read."""
 
 import dataclasses
+import functools
 import re
 import warnings
 from os import PathLike
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from jaxsim.cascades.coins import Coins, coins_of
+from jaxsim.cascades.skips import Skips, skips_of, traced_skips_of
 from jaxsim.files.text import read_lines
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import checked_int, is_traced
@@ -99,6 +102,19 @@ class ICGraph:
     def in_degree(self) -> Int[Array, " n"]:
         """Number of in-edges of each node."""
         return jnp.diff(self.in_start)
+
+    @functools.cached_property
+    def coins(self) -> Coins:
+        """What a loop over out-edges reads of this concrete graph, worked out once."""
+        return coins_of(self.src, self.dst, self.p, self.by_src, self.n)
+
+    @functools.cached_property
+    def skips(self) -> Skips:
+        """What geometric skips over in-edges read, worked out once for this graph."""
+        arrays = (self.p, self.in_start, self.dst)
+        if any(is_traced(x) for x in arrays):
+            return traced_skips_of(*arrays)
+        return skips_of(*(np.asarray(x) for x in arrays))
 
 
 class LabeledGraph(NamedTuple):
@@ -485,6 +501,25 @@ def from_scipy(matrix: Any) -> ICGraph:
     )
 
 
+def check_seeds(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> None:
+    """Refuses seeds outside a graph; traced ones are not looked at.
+
+    Args:
+        g: The graph.
+        seeds: Node ids in [0, n), or -1.
+
+    Raises:
+        ValueError: A concrete id outside that range.
+    """
+    if not is_traced(seeds):
+        ids = np.asarray(seeds)
+        if ids.size and not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"seeds has dtype {ids.dtype}; allowed: integers")
+        bad = (ids < -1) | (ids >= g.n)
+        if bad.any():
+            raise ValueError(f"seeds holds {ids[bad].flat[0]}; allowed: 0 to {g.n - 1}, -1 to pad")
+
+
 @own_promotion()
 def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
     """Turns seed ids into a mask; -1 pads and repeated ids count once.
@@ -499,13 +534,7 @@ def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
     Raises:
         ValueError: A concrete id outside that range.
     """
-    if not is_traced(seeds):
-        ids = np.asarray(seeds)
-        if ids.size and not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"seeds has dtype {ids.dtype}; allowed: integers")
-        bad = (ids < -1) | (ids >= g.n)
-        if bad.any():
-            raise ValueError(f"seeds holds {ids[bad].flat[0]}; allowed: 0 to {g.n - 1}, -1 to pad")
+    check_seeds(g, seeds)
     ids = jnp.asarray(seeds, jnp.int32)
     return jnp.zeros(g.n, bool).at[jnp.where(ids < 0, g.n, ids)].set(True, mode="drop")
 

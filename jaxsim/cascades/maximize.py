@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from jaxsim.cascades.cover import coverage, max_cover
+from jaxsim.cascades.cover import count_hit, pick
 from jaxsim.cascades.graph import ICGraph
-from jaxsim.cascades.reverse import RRSets, empty_sets, round_theta, rr_sample
-from jaxsim.numerics.arrays import own_promotion
+from jaxsim.cascades.reverse import rr_sample
+from jaxsim.cascades.sets import RRSets, cut, joined, round_theta
 
 FIRST = 3  # sets that seeds are picked on for each set that certifies them
 LEAP = 6  # sizes passed over at once: a factor of eight
@@ -86,18 +86,12 @@ def spread_at_most(at_most: int, theta: int, n: int, a: float) -> float:
     return min(share * n / theta, float(n))
 
 
+# one call to the device where the function itself makes several
+_fold_in = jax.jit(jax.random.fold_in)
+
+
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-
-@jax.jit
-@own_promotion()
-def _grow(first: RRSets, second: RRSets, new: RRSets) -> tuple[RRSets, RRSets]:
-    middle = new.mem.shape[0] * FIRST // (FIRST + 1)
-    return (
-        RRSets(jnp.concatenate([first.mem, new.mem[:middle]])),
-        RRSets(jnp.concatenate([second.mem, new.mem[middle:]])),
-    )
 
 
 def maximize_influence(
@@ -162,14 +156,15 @@ def maximize_influence(
         fitting = [s for s in sizes if PARTS * s <= max_rr]
         sizes = fitting or [max_rr // SMALLEST * round_theta(1)]
 
-    result = None
-    first = second = empty_sets(g)
+    result = first = second = None
     i = 0
     while i < len(sizes):
         # Both samples come from one call, so that the long sets of one overlap the other's.
-        missing = PARTS * (sizes[i] - second.theta)
-        new = rr_sample(g, jax.random.fold_in(key, i), missing, lanes)
-        first, second = _grow(first, second, new)
+        missing = sizes[i] - (second.theta if second else 0)
+        new = rr_sample(g, _fold_in(key, i), PARTS * missing, lanes)
+        more, rest = cut(new, FIRST * missing)
+        first = joined(first, more) if first else more
+        second = joined(second, rest) if second else rest
         result = _certify(first, second, n, k, a, eps)
         if progress is not None:
             progress(result)
@@ -195,12 +190,12 @@ def _sizes(n: int, k: int, eps: float, delta: float) -> list[int]:
 def _certify(first: RRSets, second: RRSets, n: int, k: int, a: float, eps: float) -> IMResult:
     """Seeds picked on the first sample, with bounds from both."""
     size = second.theta
-    cover = max_cover(first, k)
-    covered, at_most = jax.device_get((coverage(second, cover.seeds), cover.at_most))
+    seeds, _, at_most = pick(first, k)
+    covered, at_most = jax.device_get((count_hit(second, seeds), at_most))
     lower = spread_at_least(int(covered), size, n, a)
     upper = spread_at_most(int(at_most), FIRST * size, n, a)
     return IMResult(
-        seeds=cover.seeds,
+        seeds=jnp.asarray(seeds),
         spread=float(covered) * n / size,
         lower=lower,
         upper=upper,

@@ -2,27 +2,33 @@
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from jaxsim.cascades import bits, frontier, packed
-from jaxsim.cascades.graph import ICGraph, seed_mask
+from jaxsim.cascades.graph import ICGraph, check_seeds, seed_mask
+from jaxsim.cascades.host import CORES, loops_for
 from jaxsim.numerics import memory
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import is_traced
 
-Engine = Literal["auto", "packed", "frontier"]
+Engine = Literal["auto", "packed", "frontier", "loop"]
 
 CACHE = 8 << 20  # bytes of live bits that packed sweeps keep close to the cores
 ROWS = 64 << 20  # bytes of active rows a frontier batch may take
 # What a frontier's visit of an edge costs for each word, in places of a sweep, and how many words
 # cost as much as the visit itself; measured, see docs/cascades.md.
 VISIT, OVERHEAD = 3.3, 45
+# What a loop's visit of an edge by 32 simulations costs, in places of a sweep, and how many visits
+# are worth the second or two in which sweeps compile; measured likewise.
+LOOP_VISIT, MANY_VISITS = 9, 1 << 24
+TRIAL = 4  # words after which the rest is planned
 DENSE_SLOTS = 400_000  # beyond this the live bits of a few words outgrow the cache
 
 
@@ -165,10 +171,13 @@ def _sweeps_pay(g: ICGraph, seeds: ArrayLike, n_sims: int) -> bool:
 @functools.partial(jax.jit, static_argnames=("plan", "max_steps"))
 @own_promotion()
 def _sizes(
-    g: ICGraph, seeds: Bool[Array, " n"], keys: PRNGKeyArray, plan: _Plan, max_steps: int | None
+    g: ICGraph,
+    seeds: Bool[Array, " n"],
+    salts: UInt32[Array, "batches planes words"],
+    plan: _Plan,
+    max_steps: int | None,
 ) -> Int[Array, "batches sims"]:
-    def batch(key: PRNGKeyArray) -> Array:
-        salt = bits.salts(key, plan.words)
+    def batch(salt: Array) -> Array:
         if plan.engine == "packed":
             start = bits.spread(seeds, plan.words)
             end = packed.spread_packed(g, start, salt, max_steps)
@@ -176,7 +185,49 @@ def _sizes(
         active, count = frontier.spread_frontier(g, seeds, salt)
         return frontier.count_touched(active, count)
 
-    return jax.lax.map(batch, keys)
+    return jax.lax.map(batch, salts)
+
+
+_salts = jax.jit(bits.salts_by_word, static_argnames="words")
+
+
+def _run_loop(
+    g: ICGraph, seeds: Int[np.ndarray, " k"], salts: UInt32[np.ndarray, "words planes"]
+) -> tuple[Int[np.ndarray, "words sims"], int, int]:
+    """Final sizes by the compiled loop, a part of the words on each core, visits and rounds."""
+    from jaxsim.cascades.loops import cascade  # numba is there: `loops_for` has looked
+
+    sizes = np.zeros((len(salts), 32), np.int32)
+    parts = min(CORES, -(-len(salts) // TRIAL))
+    cuts = [len(salts) * i // parts for i in range(parts + 1)]
+
+    def run(first: int, last: int) -> tuple[int, int]:
+        return cascade(*g.coins, seeds, salts[first:last], sizes[first:last])
+
+    if parts == 1:
+        return sizes, *run(0, len(salts))
+    with ThreadPoolExecutor(parts) as pool:
+        visits, rounds = zip(*pool.map(run, cuts[:-1], cuts[1:]), strict=True)
+    return sizes, sum(visits), max(rounds)
+
+
+def _loop_sizes(
+    g: ICGraph, seeds: ArrayLike, key: PRNGKeyArray, n_sims: int, engine: Engine
+) -> Int[np.ndarray, "words sims"] | None:
+    """Final sizes by the compiled loop; None where sweeps are expected to take less time."""
+    salts = np.asarray(_salts(key, -(-n_sims // 32)))
+    ids = np.unique(np.asarray(seeds))
+    ids = ids[ids >= 0].astype(np.int32)
+    if engine == "loop":
+        return _run_loop(g, ids, salts)[0]
+    tried, visits, rounds = _run_loop(g, ids, salts[:TRIAL])
+    each = visits / len(tried)
+    many = each * len(salts) > MANY_VISITS and packed.slots(g) <= DENSE_SLOTS
+    if many and rounds * packed.slots(g) < LOOP_VISIT * each:
+        return None
+    if len(salts) > TRIAL:
+        return np.concatenate([tried, _run_loop(g, ids, salts[TRIAL:])[0]])
+    return tried
 
 
 @functools.cache
@@ -221,11 +272,13 @@ def simulate_ic(
     Args:
         g: The graph; its probabilities may be traced.
         seeds: Node ids; -1 pads, repeated ids count once.
-        key: Random key; the result depends on it, the sizes and the engine, not on the mesh.
+        key: Random key; each simulation's result depends on it and on the simulation's number
+            alone, not on the engine, the mesh or how many there are.
         n_sims: Number of simulations, at least 1.
         engine: "packed" sweeps all edges, one time step a sweep; "frontier" visits edges of nodes
-            that changed, which suits small cascades on a CPU; "auto" estimates which is faster,
-            and is "packed" for traced input, for `max_steps` and on accelerators.
+            that changed; "loop" does so in a loop that numba compiles (extra `cascades`), on CPUs;
+            "auto" takes what is expected to be fastest: "packed" for traced input, for `max_steps`
+            and on accelerators.
         max_steps: Largest number of time steps, at least 0; only for packed sweeps.
         mesh: Device mesh of one axis over which the simulations are divided.
 
@@ -245,16 +298,47 @@ def simulate_ic(
         >>> float(jc.simulate_ic(g, [0], jax.random.key(0), 100).mean)
         2.0
     """
-    mask = seed_mask(g, seeds)
+    check_seeds(g, seeds)
     if n_sims < 1:
         raise ValueError(f"n_sims = {n_sims}; allowed: at least 1")
-    if engine not in ("auto", "packed", "frontier"):
-        raise ValueError(f"engine = {engine!r}; allowed: 'auto', 'packed', 'frontier'")
-    if max_steps is not None and (max_steps < 0 or engine == "frontier"):
+    if engine not in ("auto", "packed", "frontier", "loop"):
+        allowed = "'auto', 'packed', 'frontier', 'loop'"
+        raise ValueError(f"engine = {engine!r}; allowed: {allowed}")
+    if max_steps is not None and (max_steps < 0 or engine in ("frontier", "loop")):
         raise ValueError(
             f"max_steps = {max_steps} with engine = {engine!r}; allowed: at least 0, and not with "
-            "'frontier', which keeps no time steps"
+            "'frontier' or 'loop', which keep no time steps"
         )
+    if mesh is not None and (len(mesh.axis_names) != 1 or engine == "loop"):
+        raise ValueError(
+            f"mesh has axes {mesh.axis_names}, engine = {engine!r}; allowed: exactly one, and not "
+            "with 'loop', which runs on the host"
+        )
+    whole = max_steps is None and mesh is None and engine in ("auto", "loop")
+    if whole and loops_for(g, seeds, key):
+        what = f"a loop over n = {g.n}, m = {g.m}"
+        memory.check(what, 16 * g.n + 20 * g.m, "split the graph")
+        found = _loop_sizes(g, seeds, key, n_sims, engine)
+        if found is not None:
+            return summary(jnp.asarray(found.reshape(-1)[:n_sims]))
+        engine = "packed"
+    if engine == "loop":
+        raise ValueError(
+            "engine = 'loop'; allowed: on a CPU, outside jit, where numba is installed (extra "
+            "'cascades')"
+        )
+    return summary(_batched_sizes(g, seeds, key, n_sims, engine, max_steps, mesh)[:n_sims])
+
+
+def _batched_sizes(
+    g: ICGraph,
+    seeds: ArrayLike,
+    key: PRNGKeyArray,
+    n_sims: int,
+    engine: Engine,
+    max_steps: int | None,
+    mesh: Mesh | None,
+) -> Int[Array, " sims"]:
     plan = _plan(g, seeds, n_sims, engine, max_steps is not None)
     rows = packed.slots(g) + 4 * g.n if plan.engine == "packed" else 2 * g.n
     memory.check(
@@ -263,14 +347,13 @@ def simulate_ic(
         "split the graph",
     )
     batches = -(-n_sims // (32 * plan.words))
-    if mesh is None:
-        sizes = _sizes(g, mask, batch_keys(key, batches), plan, max_steps)
-    else:
-        if len(mesh.axis_names) != 1:
-            raise ValueError(f"mesh has axes {mesh.axis_names}; allowed: exactly one")
+    if mesh is not None:
         batches = -(-batches // mesh.size) * mesh.size
-        sizes = _sharded_sizes(mesh, plan, max_steps)(g, mask, batch_keys(key, batches))
-    return summary(sizes.reshape(-1)[:n_sims])
+    salts = _salts(key, batches * plan.words).reshape(batches, plan.words, -1).swapaxes(1, 2)
+    mask = seed_mask(g, seeds)
+    if mesh is None:
+        return _sizes(g, mask, salts, plan, max_steps).reshape(-1)
+    return _sharded_sizes(mesh, plan, max_steps)(g, mask, salts).reshape(-1)
 
 
 @own_promotion()

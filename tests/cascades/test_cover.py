@@ -84,10 +84,7 @@ def test_bounds_are_no_less_than_the_best_of_all_choices(n, k, seed):
     seeds, gains = greedy_cover(member, k)
     assert (cover.seeds.tolist(), cover.gains.tolist()) == (seeds, gains)
     assert int(cover.at_most) >= best(member, k)
-    if n <= 8 * k:
-        assert int(cover.at_most) == bound(member, k)
-    else:
-        assert bound(member, k) <= int(cover.at_most) <= 2 * bound(member, k)
+    assert int(cover.at_most) == bound(member, k)
 
 
 def test_gains_that_were_evaluated_long_ago_still_bound():

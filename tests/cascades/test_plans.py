@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxsim.cascades as jc
-from jaxsim.cascades import bits, maximize, packed, reverse, sample, simulate, threshold
+from jaxsim.cascades import bits, host, maximize, packed, reverse, sample, simulate, threshold
 from jaxsim.cascades.ims import _cut_or_pad, _without
 from jaxsim.cascades.simulate import expected_work, summary, touched_share, word_count
 from jaxsim.numerics import memory
@@ -157,16 +157,6 @@ def test_seeds_and_edges_of_a_sample_are_independent():
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(per_batch)
 
 
-def test_both_numbers_of_a_turn_are_independent_and_change_from_turn_to_turn():
-    seed = jax.random.bits(KEY, (3,), jnp.uint32)
-    streams = reverse._Streams(bits.mix(jnp.arange(2000, dtype=jnp.uint32) ^ seed[0]), seed)
-    drawn = np.stack([streams.uniform(jnp.uint32(t), which) for t in (0, 1) for which in (1, 2)])
-    assert np.abs(np.corrcoef(drawn)[np.triu_indices(4, 1)]).max() < 4.5 / np.sqrt(2000)
-    assert 0 < drawn.min() < 0.002
-    assert 0.998 < drawn.max() < 1
-    assert drawn.mean() == pytest.approx(0.5, abs=4 / np.sqrt(12 * 8000))
-
-
 def test_each_growth_of_the_samples_has_a_key_of_its_own(monkeypatch):
     keys, made = [], reverse.rr_sample
 
@@ -282,7 +272,8 @@ def test_records_are_counted_before_they_are_made(monkeypatch):
         with pytest.raises(MemoryError, match="record of t = 100 cascades over n = 2"):
             jc.sample_cascades(g, 0.5, KEY, 100, record=record)
     # 512 sets of two nodes are 128 bytes, and twenty lanes queue two nodes of four bytes
-    monkeypatch.setattr(reverse, "_sample", lambda g, key, theta, lanes: jnp.zeros((1, 2, 16)))
+    monkeypatch.setattr(host, "_installed", lambda: False)
+    monkeypatch.setattr(reverse, "sample_bits", lambda *_: jnp.zeros((1, 2, 16)))
     for limit, lanes, told in ((127, 1, "membership"), (128 + 31, 20, "queues of lanes = 20")):
         monkeypatch.setattr(memory, "LIMIT", limit)
         with pytest.raises(MemoryError, match=told):

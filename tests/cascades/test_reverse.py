@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxsim.cascades as jc
-from jaxsim.cascades import maximize, reverse
+from jaxsim.cascades import maximize, sets
 from tests.oracles import cascades_enumeration
 from tests.oracles.cascades_estimates import greedy_cover
 from tests.support.degrees import edges_of_degrees
@@ -157,4 +157,4 @@ def test_bad_input_is_named(call, message):
 
 
 def test_numbers_of_sets_round_up_to_chunks():
-    assert [reverse.round_theta(t) for t in (1, 512, 513)] == [512, 512, 1024]
+    assert [sets.round_theta(t) for t in (1, 512, 513)] == [512, 512, 1024]

@@ -18,7 +18,7 @@ from tests.oracles import cascades_enumeration, cascades_networkx
 from tests.support.degrees import edges_of_degrees
 from tests.support.graphs import build, random_edges, real
 
-ENGINES = ("packed", "frontier")
+ENGINES = ("packed", "frontier", "loop")
 # Mean and standard error that CyNetDiff 0.1.18 gave, per weighting.
 SIGMA = {
     "facebook": {"WC": (773.1, 0.6), 0.1: (2947.4, 0.9), 0.01: (308.6, 0.4)},
@@ -82,17 +82,19 @@ def test_certain_and_impossible_edges_are_exact(engine):
         assert (np.asarray(got.samples) == size).all()
 
 
-def test_engines_agree_bit_for_bit():
-    g = jc.uniform(
-        jc.from_networkx(nx.gnp_random_graph(300, 0.02, seed=2, directed=True)).graph, 0.2
+@pytest.mark.parametrize("p", [0.01, 0.2])
+def test_engines_agree_bit_for_bit(p):
+    """Simulation i is the same whatever runs it, in whatever company."""
+    g = jc.uniform(jc.from_networkx(nx.gnp_random_graph(300, 0.02, seed=2, directed=True)).graph, p)
+    assert simulate._plan(g, [0], 5000, "packed", False).words == 16
+    assert simulate._plan(g, [0], 5000, "frontier", False).words == 128
+    packed, *others, few = (
+        np.asarray(jc.simulate_ic(g, [0, 1], jax.random.key(3), sims, engine=engine).samples)
+        for engine, sims in (*((e, 5000) for e in (*ENGINES, "auto")), ("packed", 100))
     )
-    words = {simulate._plan(g, [0, 1], 128, e, False).words for e in ENGINES}
-    assert words == {4}
-    a, b = (
-        np.asarray(jc.simulate_ic(g, [0, 1], jax.random.key(3), 128, engine=e).samples)
-        for e in ENGINES
-    )
-    np.testing.assert_array_equal(a, b)
+    for samples in others:
+        np.testing.assert_array_equal(samples, packed)
+    np.testing.assert_array_equal(few, packed[:100])
 
 
 def test_against_a_simulator_on_networkx():
@@ -165,7 +167,7 @@ def test_influence_shares_live_edges_and_works_under_jit_and_vmap():
     np.testing.assert_array_equal(many[0], jc.influence(g, sets, key, 1024).mean)
     np.testing.assert_array_equal(
         jax.jit(lambda g: jc.simulate_ic(g, jnp.array([0]), key, 64).samples)(g),
-        jc.simulate_ic(g, [0], key, 64, engine="packed").samples,
+        jc.simulate_ic(g, [0], key, 64).samples,
     )
 
 
@@ -179,6 +181,11 @@ def test_influence_shares_live_edges_and_works_under_jit_and_vmap():
         (lambda g, k: jc.simulate_ic(g, [0], k, 10, engine="fast"), "engine = 'fast'"),
         (lambda g, k: jc.simulate_ic(g, [0], k, 10, max_steps=-1), "max_steps = -1"),
         (lambda g, k: jc.simulate_ic(g, [0], k, 10, max_steps=1, engine="frontier"), "max_steps"),
+        (lambda g, k: jc.simulate_ic(g, [0], k, 10, max_steps=1, engine="loop"), "max_steps"),
+        (
+            lambda g, k: jax.jit(lambda k: jc.simulate_ic(g, [0], k, 10, engine="loop"))(k),
+            "engine = 'loop'; allowed: on a CPU, outside jit",
+        ),
         (lambda g, k: jc.influence(g, np.array([0, 1]), k, 10), "seed_sets has shape"),
         (lambda g, k: jc.influence(g, np.array([[9]]), k, 10), "seeds holds 9"),
         (lambda g, k: jc.simulate_lt(g.with_p(1.0), [0], k, 10), "p sums to"),
@@ -234,6 +241,10 @@ def test_a_mesh_of_two_axes_is_refused():
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("a", "b"))
     with pytest.raises(ValueError, match="mesh has axes"):
         jc.simulate_ic(build(random_edges(0), 6), [0], jax.random.key(0), 10, mesh=mesh)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("a",))
+    g = build(random_edges(0), 6)
+    with pytest.raises(ValueError, match="not with 'loop'"):
+        jc.simulate_ic(g, [0], jax.random.key(0), 10, mesh=mesh, engine="loop")
 
 
 def test_exact_influence_refuses_many_edges_but_not_certain_ones():

@@ -75,7 +75,7 @@ def test_the_command_runs_and_reports_errors(tmp_path):
 def test_importing_cascades_imports_nothing_slow():
     code = (
         "import sys, jaxsim.cascades; "
-        "print({'matplotlib', 'tyro', 'networkx', 'rich'} & set(sys.modules))"
+        "print({'matplotlib', 'tyro', 'networkx', 'numba', 'rich'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
