@@ -39,7 +39,7 @@ def hashed_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "
         ValueError: More numbers.
     """
     size = math.prod(shape)
-    if size >= 2**32:
+    if isinstance(size, int) and size >= 2**32:  # symbolic sizes have no order
         raise ValueError(f"shape={shape}: {size} numbers, must be fewer than 2^32")
     first, second = jax.random.bits(key, (2,), jnp.uint32)
     # Drawn flat: XLA's CPU backend takes ten times as long to compile a draw of several axes.

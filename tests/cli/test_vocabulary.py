@@ -95,7 +95,7 @@ def test_what_can_be_named_is_jaxsims_own_and_touches_no_file():
     assert {"prune", "Grid", "cells.proportional", "sparsity.n_of_m"} <= found.keys()
     assert all(value.__module__.split(".")[0] == "jaxsim" for value in found.values())
     assert set(js.__all__) - found.keys() == {
-        *("save", "load", "search_blocked", "explore", "report"),  # of files
+        *("save", "load", "search_blocked", "explore", "report", "rotate"),  # of files
         *("adc", "dac", "cells", "designs", "wires", "tokens", "storage", "clipping"),
         *("rounding", "sparsity"),
         "accelerators",
