@@ -24,7 +24,7 @@ from jaxsim.internals import (
 )
 from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.experts import products
-from jaxsim.network.inlining import CALLS, Opened, inline_calls
+from jaxsim.network.inlining import CALLS, Opened, equations_inside, inline_calls
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, check_sites
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Rows, contractions
@@ -363,11 +363,7 @@ def _inline_calls(plan: Plan) -> Plan:
             (eqn.primitive in CALLS and not rewritten) or (eqn.primitive is prims.remat_p and whole)
         ):
             return None
-        if isinstance(entry, Inner):
-            (inner,) = entry.plans
-            return Opened(inner.jaxpr, inner.consts, inner.entries)
-        ((jaxpr, consts),) = inner_jaxprs(eqn)
-        return Opened(jaxpr, consts, (None,) * len(jaxpr.eqns))
+        return equations_inside(eqn, entry)
 
     outer = Opened(plan.jaxpr, plan.consts, plan.entries)
     return Plan(*inline_calls(outer, opened), plan.known)

@@ -9,6 +9,7 @@ import jax.extend.core as jex
 import jax.extend.core.primitives as prims
 
 from jaxsim.internals import Atom, inner_jaxprs, jaxpr_of, shape_of
+from jaxsim.network.plan import Inner
 
 CALLS = (prims.jit_p, prims.closed_call_p)
 """Primitives that run the equations inside them once and mean nothing else."""
@@ -29,6 +30,20 @@ class Opened(NamedTuple):
     jaxpr: jex.Jaxpr
     consts: Sequence[Any]
     entries: Sequence[Any]
+
+
+def equations_inside(eqn: jex.JaxprEqn, entry: Any) -> Opened:
+    """Opens a call of one jaxpr.
+
+    Args:
+      eqn: The call.
+      entry: What its plan says of it: a plan of the equations inside, or nothing of any of them.
+    """
+    if isinstance(entry, Inner):
+        (plan,) = entry.plans
+        return Opened(plan.jaxpr, plan.consts, plan.entries)
+    ((jaxpr, consts),) = inner_jaxprs(eqn)
+    return Opened(jaxpr, consts, (None,) * len(jaxpr.eqns))
 
 
 def inline_calls(

@@ -17,7 +17,7 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import Atom, bind, inner_jaxprs, parameters, shape_of
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.calls import calls_within
-from jaxsim.network.inlining import CALLS, Opened, inline_calls
+from jaxsim.network.inlining import CALLS, Opened, equations_inside, inline_calls
 from jaxsim.network.interpreter import Walk, evaluate_plan
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.moves import destination, origins
@@ -120,11 +120,7 @@ class Scopes:
 def _opened(eqn: jex.JaxprEqn, entry: Entry) -> Opened | None:
     if eqn.primitive not in CALLS or (isinstance(entry, Inner) and entry.rewritten):
         return None
-    if isinstance(entry, Inner):
-        (inner,) = entry.plans
-        return Opened(inner.jaxpr, inner.consts, inner.entries)
-    ((jaxpr, consts),) = inner_jaxprs(eqn)
-    return Opened(jaxpr, consts, (None,) * len(jaxpr.eqns))
+    return equations_inside(eqn, entry)
 
 
 class _Scope(NamedTuple):

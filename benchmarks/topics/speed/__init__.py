@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
             print(f"no time is left for {row.work} and what follows", flush=True)
             break
         runs = 5 if row.first else settings.runs
-        line = _line(row, alternate(row.calls, runs=max(runs, 5)))
+        line = _line(row, alternate(row.calls, runs=runs))
         print(*line, flush=True)
         lines.append(line)
     columns = ["work", "jaxsim, ms", "beside", "ms", "ratio", "wanted", "first call, s"]
