@@ -74,6 +74,7 @@ bench: $(VENV)/bench
 docs: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/$(VENV)/compiled
 docs: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 docs: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
+docs: export XLA_FLAGS += --xla_cpu_parallel_codegen_split_count=1
 docs: $(VENV)/docs
 	$(BIN)/python -m benchmarks tables
 	$(BIN)/mkdocs build --strict

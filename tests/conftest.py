@@ -13,12 +13,16 @@ from jaxlib.mlir import ir
 
 MAPS = Path("/proc/self/maps")
 
-# XLA's newer code generation for fusions takes a third of the tests' time; both compute the same
-# operations. Read when the first computation begins, here and in processes that tests start. Since
-# jax 0.11 there is no other, and XLA aborts a process that names a flag it does not know.
+# XLA cuts a program into modules for the threads of LLVM, which takes a third of the time of small
+# ones where each core has a worker already. Read when the first computation begins, here and in
+# processes that tests start.
+FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
+
 if jax.__version_info__ < (0, 11):
-    FLAGS = "--xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+    # XLA's newer code generation for fusions takes a third of the tests' time; both compute the
+    # same operations. Since jax 0.11 there is no other, and XLA aborts a process that names a flag
+    # it does not know.
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
     # JAX lowers each program in an MLIR context of its own, and to fill one with dialects takes 9
     # of the 30 ms of a lone operation. JAX 0.12 uses a context again, as is done here; it keeps
@@ -36,6 +40,8 @@ if jax.__version_info__ < (0, 11):
         return contexts.held
 
     mlir.make_ir_context = shared_context
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
 # Tracing makes objects by the ten thousand: to look for cycles among each 700 takes a twentieth of
 # the tests' time.

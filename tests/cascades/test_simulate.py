@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from jaxsim.numerics import memory
 from tests.oracles import cascades_enumeration, cascades_networkx
 from tests.support.degrees import edges_of_degrees
 from tests.support.graphs import build, random_edges, real
+from tests.support.processes import environment
 
 ENGINES = ("packed", "frontier", "loop")
 # Mean and standard error that CyNetDiff 0.1.18 gave, per weighting.
@@ -230,10 +230,8 @@ print("same")
 
 
 def test_simulations_divide_over_devices():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=env, cwd=ROOT, capture_output=True, text=True
-    )
+    code = [sys.executable, "-c", SHARDED]
+    done = subprocess.run(code, env=environment(2), cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "same", done.stderr[-2000:]
 
 

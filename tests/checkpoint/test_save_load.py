@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -26,6 +25,7 @@ from jaxsim.numerics.packed import Packed
 from tests.data.test_readers import damaged
 from tests.support.models import CASES, NnxCnn, normal
 from tests.support.networks import SITES, X, cnn, run, stack
+from tests.support.processes import environment
 
 CHIP = js.compose(
     js.prune(0.5),
@@ -374,6 +374,5 @@ def test_arrays_come_back_to_the_devices_of_like(tmp_path):
         y = chip(jax.device_put(X, NamedSharding(mesh, P("d"))))
         assert len(y.sharding.device_set) == 2
     """
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     code = textwrap.dedent(script)
-    subprocess.run([sys.executable, "-c", code], env=os.environ | flags, check=True)
+    subprocess.run([sys.executable, "-c", code], env=environment(2), check=True)

@@ -14,23 +14,28 @@ import numpy as np
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
 
 
-def start(module, *arguments, devices=None):
-    """A process that runs a module, compiled as the caller compiles.
+def environment(devices=None):
+    """What a process finds set that compiles as the caller does.
 
     Where it has so many devices of the host, it is compiled in haste.
     """
     hasty = str(jax.config.read("jax_disable_most_optimizations"))
-    environment = {
+    found = os.environ | {
         "COLUMNS": "120",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": hasty,
     }
     if devices is not None:
-        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}{devices}"
+        found["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}{devices}"
+    return found
+
+
+def start(module, *arguments, devices=None):
+    """A process that runs a module in the `environment` of so many devices."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=Path(__file__).parents[2],
-        env=os.environ | environment,
+        env=environment(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
