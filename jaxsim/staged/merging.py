@@ -7,18 +7,58 @@ of places (a causal mask, a bias by distance) would be of several places at once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax.extend.core as jex
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxsim.network.cuts import Equations, cuts, variables_of
+from jaxsim.internals import Atom, jaxpr_of
+from jaxsim.network.cuts import Equations, active_equations, cuts, variables_of
+from jaxsim.network.plan import Entry
+from jaxsim.network.stacks import Place
 from jaxsim.network.taps import live_at
 from jaxsim.sparsity.channels.propagate import describe_place
-from jaxsim.staged.attention import Attention, Scores, Values, computed_values
+from jaxsim.staged.attention import Attention, Marks, Scores, Values, computed_values
 from jaxsim.staged.early import counts_tokens
 from jaxsim.staged.rows import TokenLayout
-from jaxsim.staged.token_walk import TokenState
+from jaxsim.staged.token_walk import TokenState, marked_equation
+
+
+class Merge(NamedTuple):
+    """An equation that merges tokens.
+
+    Attributes:
+      axes: For each operand the axis that holds rows, and the one that holds tokens.
+    """
+
+    axes: tuple[tuple[int, int], ...]
+
+    def of(
+        self, values: Sequence[Array], state: TokenState, into: Int[Array, "B n"]
+    ) -> list[Array]:
+        """Averages tokens of each operand.
+
+        Args:
+          values: Operands.
+          state: Which tokens were there, and how many each stood for.
+          into: For each token the one that it is merged into, or itself.
+        """
+        pairs = zip(values, self.axes, strict=True)
+        return [merged(x, rows, tokens, state, into) for x, (rows, tokens) in pairs]
+
+
+class Merging(NamedTuple):
+    """Equations of a call with those that merge tokens among them.
+
+    Attributes:
+      line: Equations.
+      marks: What they do with tokens.
+    """
+
+    line: Equations
+    marks: Marks
 
 
 def merged(x: Array, rows: int, tokens: int, state: TokenState, into: Int[Array, "B n"]) -> Array:
@@ -67,9 +107,11 @@ def merging_leave(
       leave: For each attention, False where none is merged; None where any may be.
 
     Raises:
-      ValueError: Another cut lies between an attention and where its tokens are merged, or one is
-        that of two attentions.
+      ValueError: Another cut lies within an attention or between one and where its tokens are
+        merged, or one is that of two attentions.
     """
+    at = {cut.name: cut.at for cut in cuts(tokens.line)}
+    _check_whole(tokens, {name: at[name] for name in places})
     named = [name for name in tokens.cuts if name is not None]
     if len(set(named)) < len(named):
         raise ValueError(
@@ -78,13 +120,83 @@ def merging_leave(
     found = list[bool]()
     for i, name in enumerate(tokens.cuts):
         found.append(name is not None and (leave is None or leave[i]))
-        ends = next((p for p, n in zip(places, tokens.layers[1:], strict=False) if n > i), None)
-        if found[-1] and ends != name:
+        if name is None or not found[-1]:
+            continue
+        ends = next((p for p, n in zip(places, tokens.layers[1:], strict=False) if n > i), name)
+        if at[ends] < at[name]:
             raise ValueError(
                 f"merge: the network is cut at {ends}, between {tokens.attention.names[i]} and "
                 f"{name}, where its tokens are merged; exits elsewhere"
             )
     return tuple(found)
+
+
+def _check_whole(tokens: TokenLayout, places: Mapping[str, int]) -> None:
+    """Refuses a cut between the scores of an attention, whose keys are matched, and its values."""
+    marks = sorted(tokens.attention.marks.items())
+    scores = [path for path, mark in marks if isinstance(mark, Scores)]
+    for path in (path for path, mark in marks if isinstance(mark, Values)):
+        begin = max((own for own in scores if own < path), default=path)[0]
+        for name, at in places.items():
+            if begin < tokens.line.active[at] <= path[0]:
+                raise ValueError(
+                    f"merge: the network is cut at {name}, within an attention, whose keys are "
+                    "matched where its values are read; cut elsewhere"
+                )
+
+
+def insert_merges(
+    line: Equations, marks: Marks, attention: Attention, names: Collection[str]
+) -> Merging:
+    """Puts equations that merge tokens among those of a call.
+
+    Args:
+      line: Equations of a call, one a slice of a scan.
+      marks: What they do with tokens.
+      attention: Where they attend.
+      names: Cuts at which tokens are merged.
+    """
+    jaxpr = line.plan.jaxpr
+    at = {line.active[cut.at]: cut.at for cut in cuts(line) if cut.name in names}
+    early = {v for eqn in jaxpr.eqns[: line.early] for v in eqn.outvars}
+    found: dict[int, Any] = {**marks.of}
+    average: dict[Any, jex.Var] = {}
+    eqns, entries, places = list[jex.JaxprEqn](), list[Entry](), list[Place]()
+
+    def add(eqn: jex.JaxprEqn, entry: Entry, place: Place) -> None:
+        eqns.append(eqn)
+        entries.append(entry)
+        places.append(place)
+
+    for i, (eqn, entry, place) in enumerate(
+        zip(jaxpr.eqns, line.plan.entries, line.places, strict=True)
+    ):
+        if i in at:
+            live = [v for v in live_at(line, at[i]) if v not in early and attention.holds_tokens(v)]
+            axes = [(attention.row_axes(v)[0], attention.token_axes(v)[0]) for v in live]
+            after = {v: jex.Var(v.aval) for v in live}
+            made = marked_equation([average.get(v, v) for v in live], [*after.values()])
+            found[id(made)] = Merge(tuple(axes))
+            add(made, None, (place[0], place[1], -1))
+            average.update(after)
+        if not average.keys().isdisjoint(variables_of(eqn.invars)):
+            mark = found.pop(id(eqn), None)
+            eqn = eqn.replace(invars=[_at(average, v) for v in eqn.invars])
+            if mark is not None:
+                found[id(eqn)] = mark
+        add(eqn, entry, place)
+    consts = dict(zip(jaxpr.constvars, line.plan.consts, strict=True))
+    outvars = [_at(average, v) for v in jaxpr.outvars]
+    plan = line.plan._replace(
+        jaxpr=jaxpr_of(consts, jaxpr.invars, outvars, eqns, jaxpr), entries=tuple(entries)
+    )
+    active = sorted({*range(line.early), *active_equations(eqns, line.arguments)})
+    line = line._replace(plan=plan, active=tuple(active), places=tuple(places))
+    return Merging(line, Marks(found, marks.inside))
+
+
+def _at(average: Mapping[Any, jex.Var], atom: Atom) -> Atom:
+    return atom if isinstance(atom, jex.Literal) else average.get(atom, atom)
 
 
 def check_merging(tokens: TokenLayout) -> None:
@@ -141,9 +253,4 @@ def _check_pairs(line: Equations, attention: Attention) -> None:
 _OF_PAIRS = (
     "tells pairs of tokens apart by their places (a causal mask, a bias by distance), and a merged "
     "token has several; keeps=js.tokens.top leaves tokens out instead"
-)
-
-MERGED = (
-    "tokens.merge and pipeline_shard: tokens are merged where a stage of run ends, and stages of a "
-    "pipeline end elsewhere; keeps=js.tokens.top leaves tokens out in them"
 )

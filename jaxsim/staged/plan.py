@@ -33,7 +33,8 @@ from jaxsim.pipeline.programs import Remat, StageProgram, stage_programs
 from jaxsim.pipeline.schedule import Schedule
 from jaxsim.staged.attention import marks_of
 from jaxsim.staged.exit_step import check_heads
-from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows, known_tokens
+from jaxsim.staged.merging import insert_merges, merging_leave
+from jaxsim.staged.rows import ExitLayout, cuts_of, exit_layout, find_rows, known_tokens
 from jaxsim.staged.token_stages import ReadExit, hand_on_tokens
 from jaxsim.values.memo import memoized
 
@@ -214,12 +215,17 @@ def _cut(
         return split(line, select_cuts(cuts(line), places), taps), Walk
     check_level_count(rule.level, len(found.tokens.attention.names))
     line, attention = known_tokens(found.tokens, line)
+    marks, leave = marks_of(line, attention), None
+    if rule.merges:
+        leave = merging_leave(found.tokens, found.places, None)
+        names = cuts_of(found.tokens, leave)
+        line, marks = insert_merges(line, marks, attention, names)
     reads, length = exit_reads(net, found), found.tokens.length
     taps = exit_taps(
         net, found, line, [partial(reading.of_all, (rows, length)) for reading in reads]
     )
     cut = split(line, select_cuts(cuts(line), places), taps)
-    return hand_on_tokens(cut, marks_of(line, attention), rule, arguments, reads, length)
+    return hand_on_tokens(cut, marks, rule, arguments, reads, length, leave)
 
 
 def exit_reads(net: Staged, found: ExitLayout) -> list[ReadExit]:

@@ -26,8 +26,16 @@ from jaxsim.internals import jaxpr_of
 from jaxsim.network.plan import Entry, Plan
 from jaxsim.network.stages import Stage, Stages
 from jaxsim.staged.attention import Marks
+from jaxsim.staged.merging import Merge, merged_state
 from jaxsim.staged.rows import computed_rows, find_rows
-from jaxsim.staged.token_walk import TokenState, TokenWalk, given_tokens, state_of
+from jaxsim.staged.token_walk import (
+    TokenState,
+    TokenWalk,
+    given_tokens,
+    marked_equation,
+    sized,
+    state_of,
+)
 
 LEVEL = "tokens/level"
 """Path of the levels among the parameters of stages."""
@@ -40,8 +48,8 @@ class Enter(NamedTuple):
       layer: Number of attentions before it.
       levels: True if it reads the levels, its first operand then.
       arguments: Arguments of the call whose arrays are the other operands, in the first stage of a
-        rule that says from them which tokens there are; None where the other operands are which
-        tokens are there and how many there were, if that is known.
+        rule that says from them which tokens there are; None where the other operands are what the
+        stage before says of tokens, if that is known.
     """
 
     layer: int
@@ -50,7 +58,10 @@ class Enter(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """Where a stage ends: an equation that gives which tokens are there, and how many were."""
+    """Where a stage ends: an equation that gives which tokens are there, and how many were.
+
+    Where tokens are merged, it gives how many each stands for too.
+    """
 
 
 class ReadExit(NamedTuple):
@@ -117,7 +128,13 @@ class StageWalk(TokenWalk):
                 return []
             case Leave():
                 assert self.tokens is not None
-                return [self.tokens.present, self.tokens.there]
+                return self.told(self.tokens)
+            case Merge():
+                assert self.tokens is not None
+                assert self.into is not None
+                averages = mark.of(ins, self.tokens, self.into)
+                self.tokens, self.into = merged_state(self.tokens, self.into), None
+                return averages
             case ReadExit() as reading:
                 bias, kernel, *live = ins
                 there = () if self.tokens is None else (self.tokens.present,)
@@ -141,6 +158,20 @@ class StageWalk(TokenWalk):
             self.tokens = given_tokens(self.rule, given)
         elif ins:
             self.tokens = TokenState(*ins)
+            if self.tokens.size is not None:
+                self.tokens = self.tokens._replace(size=self.tokens.size.astype(jnp.float32))
+
+    def told(self, tokens: TokenState) -> list[Array]:
+        """What the next stage is told, all of it truth or whole numbers, which have no derivative.
+
+        Args:
+          tokens: Which are there.
+        """
+        if not self.rule.merges:
+            return [tokens.present, tokens.there]
+        size = sized(tokens).size
+        assert size is not None
+        return [tokens.present, tokens.there, size.astype(jnp.int32)]
 
 
 class TokenStages(NamedTuple):
@@ -162,6 +193,7 @@ def hand_on_tokens(
     arguments: Partitioned,
     exits: Sequence[ReadExit],
     length: int,
+    leave: tuple[bool, ...] | None = None,
 ) -> TokenStages:
     """Makes stages tell each other which tokens are there.
 
@@ -172,6 +204,7 @@ def hand_on_tokens(
       arguments: Arguments of the call; they may be shapes.
       exits: What the classifiers read, whose logits are the first outputs.
       length: Number of tokens.
+      leave: For each attention, False where no token leaves; None where any may.
     """
     found: dict[int, Any] = {**marks.of}
     for (s, i), reading in zip(cut.outputs, exits, strict=False):
@@ -181,6 +214,8 @@ def hand_on_tokens(
     rows = find_rows(arguments)[0]
     state = jax.eval_shape(state_of, jax.ShapeDtypeStruct((rows, length), bool))
     told = state.present, state.there
+    if rule.merges:
+        told = *told, jax.ShapeDtypeStruct((rows, length), jnp.int32)
     stages, layer = list[Stage](), 0
     sources: tuple[tuple[int, int], ...] = ()
     for at, stage in enumerate(cut.stages):
@@ -195,7 +230,7 @@ def hand_on_tokens(
         sources = tuple((at, len(stage.outputs) + i) for i in range(len(gives)))
         stages.append(made)
     walk = partial(
-        StageWalk, rule=rule, marks=Marks(found, marks.inside), leave=None, layer=0, tokens=None
+        StageWalk, rule=rule, marks=Marks(found, marks.inside), leave=leave, layer=0, tokens=None
     )
     return TokenStages(cut._replace(stages=tuple(stages), paths=(*cut.paths, LEVEL)), walk)
 
@@ -236,12 +271,12 @@ class _Ends(NamedTuple):
             for i, v in enumerate(line.arguments):
                 read.append(given.setdefault(i, jex.Var(v.aval)))
         told = [_variable(a) for a in self.told[: len(self.sources)]]
-        first = _equation([*read, *told], [])
+        first = marked_equation([*read, *told], [])
         out = [_variable(a) for a in self.gives]
         eqns, entries = [first, *plan.jaxpr.eqns], [None, *plan.entries]
         marks: dict[int, Enter | Leave] = {id(first): self.begin}
         if out:
-            eqns.append(_equation([], out))
+            eqns.append(marked_equation([], out))
             entries.append(None)
             marks[id(eqns[-1])] = Leave()
         consts = dict(zip(plan.jaxpr.constvars, plan.consts, strict=True))
@@ -269,9 +304,3 @@ def _variable(a: Any) -> jex.Var:
     """A variable of an array's shape and dtype."""
     (v,) = jax.make_jaxpr(lambda a: a)(a).jaxpr.invars
     return jex.Var(v.aval)
-
-
-def _equation(reads: Sequence[jex.Var], gives: Sequence[jex.Var]) -> jex.JaxprEqn:
-    """An equation that a walk evaluates and nothing else."""
-    (like,) = jax.make_jaxpr(jnp.copy)(0.0).jaxpr.eqns
-    return like.replace(invars=[*reads], outvars=[*gives])

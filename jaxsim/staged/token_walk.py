@@ -139,8 +139,7 @@ class TokenWalk(Walk):
         count = jnp.sum(tokens.present, -1)
         leave = self.leave is None or self.leave[self.layer]
         if self.rule.merges:
-            if tokens.size is None:
-                tokens = tokens._replace(size=jnp.ones(tokens.present.shape, jnp.float32))
+            tokens = sized(tokens)
             if leave:
                 assert self.keys is not None
                 self.into = self.rule.match(self.layer, self.keys, tokens.present)
@@ -263,6 +262,17 @@ def state_of(present: Bool[Array, "B n"]) -> TokenState:
     return TokenState(present, jnp.sum(present, -1))
 
 
+def sized(tokens: TokenState) -> TokenState:
+    """Says how many tokens each stands for, itself alone where none has been merged.
+
+    Args:
+      tokens: Which are there.
+    """
+    if tokens.size is not None:
+        return tokens
+    return tokens._replace(size=jnp.ones(tokens.present.shape, jnp.float32))
+
+
 def given_tokens(rule: TokenRule, arguments: Partitioned) -> TokenState | None:
     """Computes which tokens there are, where the rule says so.
 
@@ -325,3 +335,14 @@ def _last(mark: Last, present: Array, x: Array) -> Array:
     rest = tuple(i for i in range(x.ndim) if i not in (mark.rows, mark.tokens))
     index = index if mark.rows < mark.tokens else index.T
     return jnp.take_along_axis(x, jnp.expand_dims(index, rest), mark.tokens)
+
+
+def marked_equation(reads: Sequence[jex.Var], gives: Sequence[jex.Var]) -> jex.JaxprEqn:
+    """An equation that a walk evaluates by its mark, and nothing else can.
+
+    Args:
+      reads: Operands.
+      gives: Results.
+    """
+    (like,) = jax.make_jaxpr(jnp.copy)(0.0).jaxpr.eqns
+    return like.replace(invars=[*reads], outvars=[*gives])

@@ -36,7 +36,7 @@ from jaxsim.pipeline.microbatch import batch_split
 from jaxsim.pipeline.programs import Remat, TaskInputs, stage_programs
 from jaxsim.pipeline.schedule import Schedule
 from jaxsim.staged import spmd
-from jaxsim.staged.merging import MERGED
+from jaxsim.staged.merging import merging_leave
 from jaxsim.staged.network import Staged
 from jaxsim.staged.plan import Layout, example_of
 from jaxsim.staged.rows import exit_layout, find_rows
@@ -146,8 +146,6 @@ def pipeline_shard(
             allowed=("exit_early", "prune_tokens"),
             reason="it is a pipeline already",
         )
-        if (tokens := getattr(net, "tokens", None)) is not None and tokens.merges:
-            raise ValueError(MERGED)
         where = _stage_devices(devices, stages, chunks)
         process = jax.process_index()
         local = all(d.process_index == process for stage in where for d in stage.devices)
@@ -173,7 +171,10 @@ def pipeline_shard(
         layout = Layout(names, microbatches, schedule, remat, chosen_engine, where, chunks)
         if isinstance(net, Staged):
             if net.tokens is not None:  # what is known of them comes first: no cut can be in it
-                exit_layout(net, example, find_rows(example)[1], net.exits, net.feature, names)
+                rowed = find_rows(example)[1]
+                found = exit_layout(net, example, rowed, net.exits, net.feature, names)
+                if net.tokens.merges and found.tokens is not None:
+                    merging_leave(found.tokens, found.places, None)
             return dataclasses.replace(net, layout=layout, memo=Memo())
         fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(Network)}
         return Staged(**fields, layout=layout)

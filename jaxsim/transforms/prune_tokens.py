@@ -16,7 +16,7 @@ from jaxsim.network.calls import OutputCall
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import checked_int
-from jaxsim.staged.merging import MERGED, check_merging
+from jaxsim.staged.merging import check_merging, merging_leave
 from jaxsim.staged.network import Staged
 from jaxsim.staged.rows import exit_layout, find_rows
 from jaxsim.values.calls import shown_as_called
@@ -57,8 +57,8 @@ def prune_tokens(
     Raises:
       ValueError: a level that is negative or not a number, a number out of range, or, when applied,
         not one level an attention, a network in which nothing attends or something else mixes
-        tokens, a pipeline of engine "spmd", or tokens to merge in a pipeline or a model that tells
-        pairs of places apart, as decoders do.
+        tokens, a pipeline of engine "spmd", or tokens to merge where the network is cut between an
+        attention and its merge or in a model that tells pairs of places apart, as decoders do.
 
     Examples:
       >>> import jax
@@ -112,13 +112,13 @@ def prune_tokens(
         args, kwargs = net.example.combine()
         arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
         _, rowed = find_rows(arguments)
-        if rule.merges and layout is not None:
-            raise ValueError(MERGED)
         places = () if layout is None else layout.cuts
-        found = exit_layout(staged, arguments, rowed, staged.exits, staged.feature, places).tokens
+        cut = exit_layout(staged, arguments, rowed, staged.exits, staged.feature, places)
+        found = cut.tokens
         assert found is not None
         if rule.merges:
             check_merging(found)
+            merging_leave(found, cut.places, None)
         count = len(found.attention.names)
         levels = jnp.full(count, rule.level) if rule.level.ndim == 0 else rule.level
         check_levels(levels, count)

@@ -17,15 +17,17 @@ from tests.support.models import normal
 from tests.support.transformers import KINDS, inputs, network, params, present
 
 LEVEL = np.array([2, 1, 2])
+PAIR = jax.devices()[:1] * 2
 BUCKETS = js.Buckets(batch=2, token=2, max_batch=4)
 MODELS = {"vit": {}, "vit, mean": {}, "bert": {"present": present}, "scanned bert": {}}
 
 simulate = jax.jit(lambda net, *args: net.simulate(*args))
 
 
-def merging(name, level=LEVEL, **options):
-    level = level * np.array([1, 1, not KINDS[name].scanned])
-    return js.prune_tokens(level, keeps=js.tokens.merge, **MODELS[name], **options)(network(name))
+def merging(name, net=None, **options):
+    level = LEVEL * np.array([1, 1, not KINDS[name].scanned])
+    prune = js.prune_tokens(level, keeps=js.tokens.merge, **MODELS[name], **options)
+    return prune(network(name) if net is None else net)
 
 
 def expected(name, **options):
@@ -170,8 +172,8 @@ P, X = {n: normal(8, 8, seed=i) for i, n in enumerate("qvo")}, normal(2, 5, 8, s
         (lambda: network("scanned bert"), (), "level: no cut follows dynamic/1.2. before"),
         (
             lambda: network("vit"),
-            (js.pipeline_shard(1, 1, devices=jax.devices()[:1]),),
-            "tokens.merge and pipeline_shard",
+            (js.pipeline_shard(2, 1, devices=PAIR, balance=["layers/1/mix"]),),
+            "merge: the network is cut at layers/1/mix, between",
         ),
     ],
 )
@@ -203,3 +205,93 @@ def test_an_exit_between_an_attention_and_its_merge_is_refused():
         net(merging("vit"))(*inputs(KINDS["vit"]))
     with pytest.raises(ValueError, match=r"soft masks are of thresholds, tokens\.above"):
         merging("vit").soften(*inputs(KINDS["vit"]), temperature=0.1)
+
+
+CUTS = {
+    "vit": ["layers/1/down"],
+    "vit, mean": ["layers/1/q"],
+    "bert": ["layers/1/up"],
+    "scanned bert": ["layers/q[1]"],
+}
+
+
+def piped(name, **options):
+    return js.pipeline_shard(2, 2, devices=PAIR, balance=CUTS[name], **options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stages_merge_what_one_device_does(name):
+    """Before the cut, at it and behind it; the oracle's tokens, where micro-batches are rows."""
+    args, net = inputs(KINDS[name], rows=4), merging(name)
+    expected, pipe = simulate(net, *args), piped(name)(net)
+    other = merging(name, net=piped(name)(network(name)))
+    assert jax.tree.structure(pipe) == jax.tree.structure(other)
+    assert close(pipe(*args), np.asarray(expected.logits))
+    assert close(jax.jit(lambda net, *args: net(*args))(other, *args), np.asarray(expected.logits))
+    none = dataclasses.replace(pipe.tokens, level=0 * pipe.tokens.level)
+    few = dataclasses.replace(pipe, tokens=none)(*args)
+    assert close(few, np.asarray(network(name)(*args)))
+    assert not close(few, np.asarray(expected.logits))
+    ran = pipe.run(*args, buckets=BUCKETS)
+    np.testing.assert_array_equal(ran.kept, expected.kept)
+    assert close(ran.logits, np.asarray(expected.logits))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
+def test_gradients_go_through_stages_in_which_tokens_were_merged(schedule):
+    args, net = inputs(KINDS["vit, mean"], rows=4), merging("vit, mean")
+    net = dataclasses.replace(net, params=jax.tree.map(lambda a: a / 2, net.params))
+
+    def squared(logits, targets):
+        return jnp.mean((logits - targets) ** 2)
+
+    value, slopes = jax.value_and_grad(
+        lambda params: squared(dataclasses.replace(net, params=params)(*args), 0.0)
+    )(net.params)
+    pipe = piped("vit, mean", schedule=schedule)(net)
+    found, grads = js.pipeline_value_and_grad(pipe, squared)(net.params, (args, jnp.zeros(())))
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    most = max(np.abs(a).max() for a in jax.tree.leaves(slopes))
+    for a, b in zip(*map(jax.tree.leaves, (grads, slopes)), strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() < 1e-6 * most
+
+
+def test_tokens_merge_and_rows_leave_in_stages():
+    args = inputs(KINDS["bert"], rows=4)
+    net = js.magic_pyramid(LEVEL, js.Rule(0.0), keeps=js.tokens.merge, present=present)(
+        network("bert")
+    )
+    kernels = [normal(transformers.WIDTH, transformers.CLASSES, seed=i) for i in range(2)]
+    heads = tuple({"kernel": jnp.asarray(k), "bias": jnp.zeros(3)} for k in kernels)
+    net = dataclasses.replace(net, heads=heads)
+    doubts = np.sort(simulate(net, *args).uncertainty[:, 0])
+    net = dataclasses.replace(net, threshold=jnp.float32(doubts[1:3].mean()))
+    pipe, expected = piped("bert")(net), simulate(net, *args)
+    assert len(set(expected.layer.tolist())) > 1
+    assert close(pipe(*args), np.asarray(expected.logits))
+    for own, one in zip(pipe.exit_logits(*args), net.exit_logits(*args), strict=True):
+        assert close(own, np.asarray(one))
+    ran = pipe.run(*args, buckets=BUCKETS)
+    np.testing.assert_array_equal(ran.layer, expected.layer)
+    np.testing.assert_array_equal(ran.kept, expected.kept)
+
+
+def late_values(p, x):
+    """A model that makes its values once the scores are there."""
+    scores = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", jnp.tanh(x @ p["q"]), x))
+    return jnp.tanh((x + scores @ (x @ p["v"])) @ p["o"])[:, 0]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        js.pipeline_shard(2, 1, devices=PAIR, balance=["v"]),
+        js.exit_early(["v"], feature=lambda live, *present: jnp.mean(live[0], 1)),
+    ],
+)
+def test_a_cut_within_an_attention_is_refused(step):
+    """Its keys are matched where its values are read, and would be another stage's."""
+    prune = js.prune_tokens(1, keeps=js.tokens.merge)
+    for order in ((prune, step), (step, prune)):
+        with pytest.raises(ValueError, match="merge: the network is cut at v, within an attention"):
+            js.compose(*order)(js.trace(late_values, P, X))(X)
