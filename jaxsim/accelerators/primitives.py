@@ -17,7 +17,7 @@ FREE = {
 
 MOVES = {
     *("transpose", "slice", "dynamic_slice", "gather", "concatenate", "pad", "rev", "split"),
-    *("stack", "all_gather", "all_gather_invariant", "ppermute", "all_to_all"),
+    *("stack", "tile", "unstack", "all_gather", "all_gather_invariant", "ppermute", "all_to_all"),
 }
 """Primitives that read as many entries as they write, and compute nothing."""
 

@@ -150,6 +150,21 @@ def _stack(graph: Graph, eqn: jex.JaxprEqn, ins: Sequence[Any]) -> Tensor:
     return graph.add("Concat", whole, shape_of(eqn.outvars[0]).shape, axis=axis)
 
 
+def _unstack(graph: Graph, eqn: jex.JaxprEqn, ins: Sequence[Any]) -> list[Tensor]:
+    whole, axis = graph.full(ins[0], shape_of(eqn.invars[0]).shape), parameters(eqn)["axis"]
+    out = list(shape_of(eqn.outvars[0]).shape)
+    sizes = np.ones(len(eqn.outvars), np.int64)
+    shapes = [(*out[:axis], 1, *out[axis:])] * len(sizes)
+    parts = graph.add_several("Split", [whole, sizes], shapes, axis=axis)
+    return [graph.reshape(part, out) for part in parts]
+
+
+def _tile(graph: Graph, eqn: jex.JaxprEqn, ins: Sequence[Any]) -> Tensor:
+    whole = graph.full(ins[0], shape_of(eqn.invars[0]).shape)
+    reps = np.asarray(parameters(eqn)["reps"], np.int64)
+    return graph.add("Tile", [whole, reps], shape_of(eqn.outvars[0]).shape)
+
+
 def _split(graph: Graph, eqn: jex.JaxprEqn, ins: Sequence[Any]) -> list[Tensor]:
     params, whole = parameters(eqn), graph.full(ins[0], shape_of(eqn.invars[0]).shape)
     shapes = [shape_of(v).shape for v in eqn.outvars]
@@ -434,7 +449,9 @@ RULES: Mapping[str, Rule] = {
     "squeeze": _squeeze,
     "stack": _stack,
     "stop_gradient": _same,
+    "tile": _tile,
     "transpose": _transpose,
+    "unstack": _unstack,
 }
 """Rules by name of the primitive."""
 

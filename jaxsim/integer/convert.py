@@ -24,7 +24,7 @@ from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.grid import Grid, scale_and_zero
 from jaxsim.integer.affine import Affine, Counted, Floats, affine, common_step
-from jaxsim.integer.equations import CALLS, has_sites, inner_plan, refusal
+from jaxsim.integer.equations import CALLS, UNKNOWN, has_sites, inner_plan, line_of, refusal
 from jaxsim.integer.experts import is_scan_of_experts, lower_experts
 from jaxsim.integer.network import IntegerNetwork
 from jaxsim.integer.requantize import dyadic
@@ -147,12 +147,15 @@ class Lowering:
         self.states: dict[str, State] = {}
         self.rescaled: dict[Any, tuple[Affine, Rescaled]] = {}
 
-    def run(self, plan: Plan, values: Sequence[Any]) -> list[Any]:
+    def run(
+        self, plan: Plan, values: Sequence[Any], around: jex.JaxprEqn | None = None
+    ) -> list[Any]:
         """Converts the equations of a plan.
 
         Args:
           plan: Equations.
           values: What its inputs stand for: known arrays, `Affine` or `Floats`.
+          around: The call that they are inside of, whose line those have that JAX kept none of.
 
         Returns:
           What its outputs stand for.
@@ -169,7 +172,10 @@ class Lowering:
                 self.steps.append(Known(eqn.primitive.name))
                 env.update(zip(eqn.outvars, [None] * len(eqn.outvars), strict=True))
                 continue
-            outs = self.equation(eqn, entry, [read(atom) for atom in eqn.invars])
+            named = eqn
+            if around is not None and line_of(eqn) == UNKNOWN:
+                named = eqn.replace(source_info=around.source_info)
+            outs = self.equation(named, entry, [read(atom) for atom in eqn.invars])
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in plan.jaxpr.outvars]
 
@@ -202,12 +208,12 @@ class Lowering:
             (inside,) = (c.site for c in contractions(entry.plans[0]))
             if inside.chosen:
                 self.steps.append(Enter(name))
-                return self.run(entry.plans[0], ins)
+                return self.run(entry.plans[0], ins, eqn)
         if is_scan_of_experts(entry):
             return [lower_experts(self, eqn, entry, ins)]
         if eqn.primitive in CALLS:
             self.steps.append(Enter(name))
-            return self.run(inner_plan(eqn, entry), ins)
+            return self.run(inner_plan(eqn, entry), ins, eqn)
         ins = list(map(_numbers, ins)) if name != "gather" else ins
         if isinstance(entry, Contraction) and entry.site.kind == "lookup":
             return [self.lookup(eqn, entry, ins)]
@@ -223,7 +229,8 @@ class Lowering:
             return [self.alias(eqn, ins, ins[0])]
         if rule is None:
             raise refusal(eqn, "has no integer form")
-        return [rule(self, eqn, ins, out.shape)]
+        made = rule(self, eqn, ins, out.shape)
+        return made if isinstance(made, list) else [made]
 
     def computed(self, value: Any) -> Operand:
         """Reads what a call computes as it does, and anything else as a constant.

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxsim.integer.affine import (
     Affine,
+    Counted,
     Floats,
     Numbers,
     affine,
@@ -27,7 +28,7 @@ from jaxsim.integer.affine import (
 )
 from jaxsim.integer.equations import refusal, summed_windows
 from jaxsim.integer.steps import AsIs, Operand, Take
-from jaxsim.internals import parameters
+from jaxsim.internals import parameters, shape_of
 
 if TYPE_CHECKING:
     from jaxsim.integer.convert import Lowering
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 RESIDUAL_LEVELS = 2.0**23
 """Codes of the grids between sites, on which residuals are added and outputs returned."""
 
-Rule = Callable[["Lowering", jex.JaxprEqn, list[Any], Sequence[int]], "Affine | Floats"]
+Rule = Callable[
+    ["Lowering", jex.JaxprEqn, list[Any], Sequence[int]], "Affine | Floats | list[Affine]"
+]
 
 
 def _add(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
@@ -92,19 +95,29 @@ def _clip(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence
     return lowering.alias(eqn, ins, clip(value, lo, hi, shape))
 
 
+def _movable(
+    lowering: Lowering, eqn: jex.JaxprEqn, value: Affine, shape: Sequence[int]
+) -> tuple[list[Operand], Affine]:
+    """Numbers that an equation moves to such a shape, and how it reads them."""
+    if value.shape[:1] == tuple(shape[:1]) or value.constant_along(range(len(value.shape))):
+        return [AsIs()], value
+    # The batch may have moved among channels.
+    operands, (value,) = lowering.to_common_grid(eqn, [value], RESIDUAL_LEVELS)
+    return operands, value
+
+
 def _move(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
     """Converts a primitive that moves numbers and does not change them."""
-    (value,), params = ins, parameters(eqn)
-    operands: list[Operand] = [AsIs()]
-    if value.shape[:1] != tuple(shape[:1]) and not value.constant_along(range(len(value.shape))):
-        # The batch may have moved among channels.
-        operands, (value,) = lowering.to_common_grid(eqn, ins, RESIDUAL_LEVELS)
+    params = parameters(eqn)
+    operands, value = _movable(lowering, eqn, ins[0], shape)
     layout: Callable[[np.ndarray], np.ndarray]
     match eqn.primitive.name:
         case "transpose":
             layout = partial(np.transpose, axes=params["permutation"])
         case "rev":
             layout = partial(np.flip, axis=params["dimensions"])
+        case "tile":
+            layout = partial(np.tile, reps=params["reps"])
         case "slice":
             cut = zip(
                 params["start_indices"],
@@ -132,6 +145,62 @@ def _concatenate(
         raise refusal(eqn, "joins constants with activations")
     lowering.apply(eqn, [AsIs()] * len(ins))
     return concatenate(ins, parameters(eqn)["dimension"])
+
+
+def _stack(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a stack; each part keeps its scale."""
+    if not all(isinstance(value, Affine) for value in ins):
+        raise refusal(eqn, "joins constants with activations")
+    lowering.apply(eqn, [AsIs()] * len(ins))
+    axis = parameters(eqn)["axis"]
+    one = (*shape[:axis], 1, *shape[axis + 1 :])
+    return concatenate([rearrange(v, lambda a: np.expand_dims(a, axis), one) for v in ins], axis)
+
+
+def _part(
+    lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]
+) -> list[Affine]:
+    """Converts a primitive that takes all parts of an axis, one after another."""
+    operands, value = _movable(lowering, eqn, ins[0], shape)
+    axis, shapes = parameters(eqn)["axis"], [shape_of(v).shape for v in eqn.outvars]
+    whole = eqn.primitive.name == "split"
+    ends = np.cumsum([s[axis] if whole else 1 for s in shapes])
+    lowering.apply(eqn, operands)
+
+    def taken(i: int, a: np.ndarray) -> np.ndarray:
+        return np.split(a, ends[:-1], axis)[i] if whole else a.take(i, axis)
+
+    return [rearrange(value, partial(taken, i), own) for i, own in enumerate(shapes)]
+
+
+def _window(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a slice at a place that is known when the network is converted, or at any."""
+    value, *starts = ins
+    if not isinstance(value, Affine):
+        raise refusal(eqn, "takes a part of a constant at a place that an activation says")
+    if any(isinstance(start, Affine) for start in starts):
+        raise refusal(eqn, "takes a part at a place that an activation says")
+    operands, value = _movable(lowering, eqn, value, shape)
+    lowering.apply(eqn, [*operands, *map(lowering.computed, starts)])
+    first = [
+        int(np.clip(at, 0, whole - n))
+        for at, whole, n in zip(starts, value.shape, shape, strict=True)
+    ]
+    part = tuple(slice(at, at + n) for at, n in zip(first, shape, strict=True))
+    return rearrange(value, lambda a: a[part], shape)
+
+
+def _select(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
+    """Converts a choice, known when the network is converted, between numbers and zeros."""
+    which, *cases = ins
+    kept = [i for i, case in enumerate(cases) if isinstance(case, Affine)]
+    zeros = [not np.any(case) for case in cases if not isinstance(case, Affine)]
+    if isinstance(which, Affine) or len(kept) != 1 or not all(zeros):
+        raise refusal(eqn, "chooses otherwise than by a known mask between numbers and zeros")
+    factor = compact(np.asarray(which, np.int32) == kept[0], len(shape)).astype(np.float64)
+    value = cases[kept[0]]
+    out = scale_and_shift(value, factor, np.zeros((1,) * len(shape)), shape)
+    return lowering.alias(eqn, ins, out)
 
 
 def _pad(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
@@ -194,7 +263,8 @@ def _take(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence
         raise refusal(eqn, "looks up constants at integers that stand for numbers")
     params = parameters(eqn)
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    if numbers.operand_batching_dims or params["fill_value"] not in (None, 0):
+    filled = params["fill_value"] not in (None, 0) and not _all_there(eqn, ids)
+    if numbers.operand_batching_dims or filled:
         raise refusal(eqn, "takes slices in a way that has no integer form")
     chosen = [a for a, n in enumerate(value.shape) if sizes[a] != n]
     chosen += [a for a in numbers.collapsed_slice_dims if a not in chosen]
@@ -220,6 +290,16 @@ def _take(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence
     )
 
 
+def _all_there(eqn: jex.JaxprEqn, ids: Any) -> bool:
+    """Tells if slices are taken at integers that are known, and none of them from outside."""
+    if isinstance(ids, Affine | Floats | Counted):
+        return False
+    params, shape = parameters(eqn), shape_of(eqn.invars[0]).shape
+    axes = params["dimension_numbers"].start_index_map
+    room = np.array([shape[axis] - params["slice_sizes"][axis] for axis in axes])
+    return bool(np.all((np.asarray(ids) >= 0) & (np.asarray(ids) <= room)))
+
+
 def _reduce(value: Affine, axes: Sequence[int], shape: Sequence[int]) -> Affine:
     """Reduces several numbers of one scale to one; axes are dropped where the shape has none."""
     keep = len(shape) == len(value.shape)
@@ -238,9 +318,12 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("mul", "div", "neg"), _scale),
     **dict.fromkeys(("max", "min", "clamp"), _clip),
     **dict.fromkeys(
-        ("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "slice", "rev"),
-        _move,
+        ("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "rev", "tile"), _move
     ),
+    **dict.fromkeys(("split", "unstack"), _part),
+    "dynamic_slice": _window,
+    "select_n": _select,
+    "stack": _stack,
     **dict.fromkeys(("argmax", "argmin"), _index_of_largest),
     "gather": _take,
     "concatenate": _concatenate,

@@ -50,8 +50,11 @@ _LAYOUT = {
     "slice",
     "split",
     "squeeze",
+    "stack",
     "stop_gradient",
+    "tile",
     "transpose",
+    "unstack",
 }
 
 

@@ -78,6 +78,8 @@ def origins(eqn: jex.JaxprEqn, axis: int, same: Callable[[Atom, int], bool]) -> 
             at = params["axis"]
             rest = [(i, axis - (axis > at)) for i in range(len(shapes))]
             return None if axis == at else rest
+        case "unstack":
+            return [(0, axis + (axis >= params["axis"]))]
         case "tile":
             return whole((0, axis)) if params["reps"][axis] == 1 else None
         case "split":

@@ -523,9 +523,10 @@ def _parts(eqn: jex.JaxprEqn, ins: Sequence[Provenance]) -> frozenset[str]:
 
 _ZERO_STAYS_ZERO = {
     *("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "dynamic_slice", "gather"),
-    *("rev", "split", "convert_element_type", "reduce_precision", "copy", "copy_p", "device_put"),
-    *("sharding_constraint", "stop_gradient", "name", "neg", "abs", "sign", "tanh", "div"),
-    *("reshard", "all_gather", "all_gather_invariant", "pvary", "ppermute", "all_to_all"),
+    *("rev", "split", "tile", "unstack", "convert_element_type", "reduce_precision", "copy"),
+    *("copy_p", "device_put", "sharding_constraint", "stop_gradient", "name", "neg", "abs"),
+    *("sign", "tanh", "div", "reshard", "all_gather", "all_gather_invariant", "pvary"),
+    *("ppermute", "all_to_all"),
 }
 """Primitives that move entries of their first operand, or map each so that zero stays zero."""
 

@@ -324,6 +324,23 @@ def _split(eqn: jex.JaxprEqn, route: Route) -> Sequence[Route] | None:
     ]
 
 
+def _unstack(eqn: jex.JaxprEqn, route: Route) -> Sequence[Route]:
+    axis = parameters(eqn)["axis"]
+    chosen = route.along[axis]
+    at = sum(other is chosen for other in route.along[:axis]) + (not chosen)
+    along = [*route.along[:axis], *route.along[axis + 1 :]]
+
+    def take(a: Array, i: int, own: bool) -> Array:
+        return lax.index_in_dim(a, i, at, keepdims=False) if own else a
+
+    return [
+        route.then(
+            lambda w, i=i: take(w, i, not chosen), lambda ids, i=i: take(ids, i, chosen), along
+        )
+        for i in range(len(eqn.outvars))
+    ]
+
+
 _MOVES: dict[str, Callable[[jex.JaxprEqn, Route], Sequence[Route] | None]] = {
     "broadcast_in_dim": _broadcast,
     "convert_element_type": _cast,
@@ -336,4 +353,5 @@ _MOVES: dict[str, Callable[[jex.JaxprEqn, Route], Sequence[Route] | None]] = {
     "split": _split,
     "squeeze": _reshape,
     "transpose": _transpose,
+    "unstack": _unstack,
 }

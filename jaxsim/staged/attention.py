@@ -705,8 +705,11 @@ class _Follow:
             case "pad":
                 pairs = zip(read, params["padding_config"], strict=True)
                 return not any(self.share(g) for g, width in pairs if any(width))
-            case "split":
+            case "split" | "unstack":
                 return not self.share(read[params["axis"]])
+            case "tile":
+                pairs = zip(read, params["reps"], strict=True)
+                return not any(self.share(g) for g, n in pairs if n > 1)
             case "top_k":
                 return not self.share(read[params.get("axis", -1)])
             case "conv_general_dilated":
@@ -784,7 +787,7 @@ def _mixes(eqn: jex.JaxprEqn) -> str:
 _POOLS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}
 
 _PASSING = {
-    *("broadcast_in_dim", "expand_dims", "optimization_barrier", "squeeze", "transpose"),
+    *("broadcast_in_dim", "expand_dims", "optimization_barrier", "squeeze", "stack", "transpose"),
     *("random_seed", "random_fold_in"),
 }
 

@@ -354,8 +354,8 @@ _MOVES = {
     *("add", "add_any", "broadcast_in_dim", "concatenate", "cond", "convert_element_type", "copy"),
     *("custom_jvp_call", "custom_vjp_call", "div", "dot_general", "dynamic_slice", "gather"),
     *("dynamic_update_slice", "integer_pow", "jit", "mul", "neg", "pad", "pjit", "reduce_sum"),
-    *("remat", "reshape", "scan", "select_n", "slice", "split", "square", "squeeze"),
-    *("stop_gradient", "sub", "transpose", "while"),
+    *("remat", "reshape", "rev", "scan", "select_n", "slice", "split", "square", "squeeze"),
+    *("stack", "stop_gradient", "sub", "tile", "transpose", "unstack", "while"),
 }
 """Primitives that are linear, or may be part of something that is, such as a norm."""
 

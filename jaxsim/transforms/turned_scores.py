@@ -266,7 +266,7 @@ def _kernels(product: _Product) -> set[str]:
 
 _SUMS = {
     *("add", "broadcast_in_dim", "convert_element_type", "copy", "dynamic_update_slice"),
-    *("reshape", "slice", "split", "squeeze", "transpose"),
+    *("reshape", "slice", "split", "squeeze", "transpose", "unstack"),
 }
 """Primitives that add or move: a matrix behind them may stand before them."""
 

@@ -134,6 +134,9 @@ def test_branches_are_all_counted_and_while_loops_once():
         (lambda p, x: jnp.argmax(x, -1), "argmax", {"add": 15}),
         (lambda p, x: jnp.cumsum(x, -1), "cumsum", {"add": 15}),
         (lambda p, x: x.T, "transpose", {}),
+        (lambda p, x: jnp.tile(x, (1, 2)), "tile", {}),
+        (lambda p, x: jnp.stack([x, x]), "stack", {}),
+        (lambda p, x: jnp.unstack(x, axis=1), "unstack", {}),
         (
             lambda p, x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2, 3), (1, 2), "VALID"),
             "reduce_window_max",

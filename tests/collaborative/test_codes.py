@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 import jaxsim.collaborative as jcol
+from jaxsim.collaborative.codes import coder
 from tests.oracles.collaborative import reconstruction, refits, stacked
 
 SIZES = [(12, 30), (30, 12), (20, 20), (1, 5), (5, 1)]
@@ -215,3 +216,17 @@ BAD = {
 def test_bad_input_is_named(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+def test_a_matrix_of_codes_keeps_its_digits_where_there_are_more_features_than_samples():
+    """The d × d system is singular but for λ there, and float32 has no digits for it."""
+    X, lam = features(4, 30).astype(np.float32), 1e-5
+    exact = np.linalg.solve(X @ X.T.astype(float) + lam * np.eye(4), X)
+    found = np.asarray(jax.jit(coder)(X, lam))
+    assert np.abs(found - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("lam", [0.0, -1.0])
+def test_a_penalty_is_above_zero(lam):
+    with pytest.raises(ValueError, match=f"lam={lam}: must be a number above 0"):
+        coder(features(4, 30), lam)

@@ -101,6 +101,8 @@ X = {
     "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2)), constant_values=0.5),
     "squeeze": lambda x: x[:, None].squeeze(1),
     "stack": lambda x: jnp.stack([x, 2 * x], 1),
+    "tile": lambda x: jnp.tile(x, (2, 3)),
+    "unstack": lambda x: jnp.unstack(x.reshape(-1, 2, 3), axis=1)[1],
     "sum": lambda x: x.sum(1),
     "mean": lambda x: x.mean(),
     "max": lambda x: x.max(0),

@@ -8,7 +8,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim import sparsity as sp
-from jaxsim.inputs.batches import Batch, batches, join_batches, split_labels
+from jaxsim.inputs.batches import Batch, batches, join_batches, split_labels, take_rows
 from jaxsim.train.loop import fit
 from jaxsim.train.losses import cross_entropy
 
@@ -276,3 +276,31 @@ def test_bytes_of_another_order_are_read_as_numbers():
     y = chip(X)
     assert np.array_equal(chip(other), y)
     assert np.array_equal(js.integer_only(chip)(other), js.integer_only(chip)(X))
+
+
+def test_what_is_no_pair_is_named_by_the_argument_and_its_place():
+    with pytest.raises(ValueError, match="held: expected at least one pair"):
+        split_labels(iter([]), name="held")
+    with pytest.raises(ValueError, match=r"held\[1\]=a tuple of 3: must be a tuple of inputs"):
+        split_labels([(X, LABELS), (X, LABELS, LABELS)], name="held")
+    with pytest.raises(ValueError, match="held=a tuple of 3: must be"):
+        split_labels((X, LABELS, LABELS), name="held")
+    with pytest.raises(ValueError, match=r"held=0\.5: expected one batch"):
+        split_labels((0.5, LABELS[0:0].tolist()), name="held")
+
+
+def test_batches_that_differ_in_a_number_are_shown_with_it():
+    said = r"\(float32\[8, 6\], 2.0\) but for the number of rows, got \(float32\[8, 6\], 3.0\)"
+    with pytest.raises(ValueError, match=said):
+        join_batches([{"x": X, "y": 2.0}, {"x": X, "y": 3.0}])
+
+
+@pytest.mark.parametrize(("length", "shown"), [(38, "x" * 38), (39, "a str")])
+def test_a_value_is_shown_where_it_is_short(length, shown):
+    with pytest.raises(ValueError, match=f"inputs='?{shown}'?: expected one batch"):
+        list(batches("x" * length))
+
+
+def test_only_arrays_have_rows():
+    taken = take_rows(Batch((X, range(8)), {}), slice(0, 2))
+    assert jax.tree.leaves(taken)[1] == range(8)

@@ -66,6 +66,17 @@ RULES = {
     "broadcast": lambda y, z: jnp.broadcast_to((y * FACTOR)[:, None], (2, 2, 3, 4, 5)),
     "flat": lambda y, z: (y * FACTOR + TERM).reshape(2, -1),
     "joined": lambda y, z: jnp.concatenate([y, 3 * z, jnp.maximum(-y, 0)], -1),
+    "stacked": lambda y, z: jnp.stack([y * FACTOR, 3 * z], 2),
+    "stacked first": lambda y, z: jnp.stack([y * FACTOR, 3 * z]).transpose(1, 0, 2, 3, 4),
+    "taken apart": lambda y, z: [*jnp.unstack(y * FACTOR + TERM, axis=3)],
+    "taken apart by rows": lambda y, z: [*jnp.unstack(y * FACTOR, axis=0)],
+    "divided": lambda y, z: jnp.split(y * FACTOR + TERM, [1, 4], -1),
+    "repeated": lambda y, z: jnp.tile(y * FACTOR, (1, 1, 2, 2)),
+    "a window": lambda y, z: lax.dynamic_slice(y * FACTOR, (0, 1, 0, 2), (2, 1, 4, 3)),
+    "a window beyond the end": lambda y, z: lax.dynamic_slice_in_dim(y * FACTOR, 4, 3, 3),
+    "taken by number": lambda y, z: jnp.take(y * 2 + 7, jnp.array([4, -5, 2]), axis=-1),
+    "masked": lambda y, z: jnp.where(jnp.arange(5) % 2 == 0, y * FACTOR, 0),
+    "masked the other way": lambda y, z: jnp.where(jnp.arange(5) > 2, 0, -y),
     "padded": lambda y, z: lax.pad(y + TERM, 0.0, [(0, 0, 0), (1, 2, 0), (0, 1, 1), (0, 0, 0)]),
     "padded and turned": lambda y, z: -lax.pad(y * FACTOR, 0.0, [(0, 0, 0), *[(1, 0, 0)] * 3]),
     "summed": lambda y, z: y.sum((1, 2)),
@@ -96,12 +107,14 @@ def test_each_rule_answers_as_the_numbers_do():
     chip = js.deploy(net, calibrate=X)
     found, simulated = js.integer_only(chip)(X), chip(X)
     for name, rule in RULES.items():
-        expected = np.asarray(rule(jnp.asarray(Y), jnp.asarray(Z)))
+        whole = jax.tree.leaves(rule(jnp.asarray(Y), jnp.asarray(Z)))
         near = {"rtol": 1e-5, "atol": 1e-2, "err_msg": name}
-        np.testing.assert_allclose(simulated[name], expected, **near)
-        assert found[name].shape == expected.shape
-        within = 2.0**-13 * np.abs(expected).max()
-        np.testing.assert_allclose(found[name], expected, rtol=0, atol=within, err_msg=name)
+        parts = zip(*map(jax.tree.leaves, (simulated[name], found[name], whole)), strict=True)
+        for floats, part, expected in parts:
+            np.testing.assert_allclose(floats, expected, **near)
+            assert part.shape == expected.shape
+            within = 2.0**-13 * max(np.abs(a).max() for a in whole)
+            np.testing.assert_allclose(part, expected, rtol=0, atol=within, err_msg=name)
 
 
 W = np.ones((3, 4), np.float32)
@@ -113,6 +126,9 @@ REFUSED = {
     r"pads with .*, not with zeros": lambda y: lax.pad(y, 2.0, [(0, 0, 0), (1, 1, 0)]),
     "pads with": lambda y: lax.pad(y, y[0, 0], [(0, 0, 0), (1, 1, 0)]),
     "joins constants with activations": lambda y: jnp.concatenate([y, jnp.ones((2, 1))], 1),
+    "chooses otherwise than by a known mask": lambda y: jnp.where(jnp.arange(4) > 1, y, 1.0),
+    "chooses otherwise": lambda y: jnp.where(jnp.arange(4) > 1, y, -y),
+    "takes slices in a way": lambda y: jnp.take(y, jnp.array([0, 4]), axis=1),
     "has no integer form": lambda y: jnp.tanh(y),
 }
 

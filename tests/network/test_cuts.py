@@ -119,6 +119,9 @@ def test_work_of_each_kind_of_equation_by_hand():
         "so does a search": (lambda p, x: jnp.argmax(x, 1), [6]),
         "a layout is free": (lambda p, x: lax.reshape(x, (3, 2)), [0]),
         "a transpose is free": (lambda p, x: x.T, [0]),
+        "a stack is free": (lambda p, x: jnp.stack([x, x], 1), [0]),
+        "what takes one apart is free": (lambda p, x: jnp.unstack(x, axis=1), [0]),
+        "a repetition is free": (lambda p, x: jnp.tile(x, (1, 2)), [0]),
     }
     for name, (fn, expected) in cases.items():
         assert work(fn, x) == [*expected, product], name

@@ -36,6 +36,7 @@ MOVES = {
     "pad": (lambda a: lax.pad(a, 0.0, [(0, 0, 0), (1, 0, 0), (0, 0, 0), (0, 0, 0)]), 3),
     "take": (lambda a: jnp.take(a, jnp.array([4, 0]), axis=1, mode="clip"), 3),
     "tile": (lambda a: jnp.tile(a, (1, 1, 2, 1)), 3),
+    "unstack": (lambda a: jnp.unstack(a, axis=1)[2], 2),
     "split": (lambda a: jnp.split(a, [2], axis=1)[0], 3),
 }
 JOINS = {
@@ -87,7 +88,7 @@ def followed(fn, axes, *operands):
         after = destination(eqn, *ins[0], uniform())
         if after is None or sorted(origins(eqn, after, uniform())) != ins:
             return None
-        marks[eqn.outvars[0]] = after
+        marks.update(dict.fromkeys(eqn.outvars, after))
     return marks.get(jaxpr.outvars[0])
 
 

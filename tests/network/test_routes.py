@@ -320,6 +320,8 @@ MOVES = {
     "integers joined with what they choose": (lambda w: lax.reshape(w, (12, 5)), False),
     "two of what they choose": (lambda w: lax.reshape(w, (3, 20)), True),
     "a split of a slice": (lambda w: lax.split(w, (1, 3), axis=1)[1], True),
+    "a slice of each slice": (lambda w: jnp.unstack(w, axis=1)[3], True),
+    "each slice": (lambda w: jnp.unstack(w)[2], True),
     "a split of the integers": (lambda w: lax.split(w, (1, 2), axis=0)[1], False),
 }
 
@@ -338,6 +340,8 @@ ALONG = {
     "a turn": (lambda w: lax.transpose(w, (2, 0, 1)), [(False, True, False)]),
     "an axis": (lambda w: lax.reshape(w, (3, 1, 4, 5)), [(True, False, False, False)]),
     "a split": (lambda w: lax.split(w, (1, 3), axis=1), [(True, False, False)] * 2),
+    "parts of each slice": (lambda w: jnp.unstack(w, axis=2), [(True, False)] * 5),
+    "each slice": (lambda w: jnp.unstack(w, axis=0), [(False, False)] * 3),
     "a part": (lambda w: lax.slice(w, (1, 0, 2), (3, 4, 5), (1, 3, 2)), [(True, False, False)]),
     "a part as it is": (lambda w: lax.slice(w, (1, 0, 2), (3, 3, 5)), [(True, False, False)]),
     "copies": (

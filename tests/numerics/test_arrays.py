@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from jaxsim.numerics import arrays
-from jaxsim.numerics.arrays import native, own_promotion, placed_like
+from jaxsim.numerics.arrays import (
+    native,
+    own_promotion,
+    parts_on_host,
+    placed_like,
+    whole_on_host,
+)
 
 
 def test_promotion_is_the_standard_one_inside_and_the_caller_s_outside():
@@ -52,3 +58,10 @@ def test_what_is_made_beside_a_parameter_goes_to_its_devices(monkeypatch):
     ):
         assert placed_like(made, other) is made
     assert len(placed) == 1
+
+
+def test_what_one_process_holds_is_read_as_it_is():
+    for given in ([1, 2], np.arange(3), jnp.arange(3)):
+        np.testing.assert_array_equal(whole_on_host(given), np.asarray(given))
+        (part,) = parts_on_host(given)
+        np.testing.assert_array_equal(part, np.asarray(given))

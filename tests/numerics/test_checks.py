@@ -1,6 +1,7 @@
 """Numbers just inside of what is allowed, and just outside."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from jaxsim.numerics.checks import (
     checked_count,
     checked_int,
     checked_seed,
+    is_whole,
 )
 
 NAN = float("nan")
@@ -113,3 +115,12 @@ def test_a_function_in_place_of_what_it_makes_is_named_with_its_call():
         check_called("weights", js.Grid)
     with pytest.raises(ValueError, match=r"weights=js.quantize"):
         check_called("weights", js.quantize)
+
+
+def test_a_traced_integer_is_no_whole_number_that_is_known():
+    found = []
+    jax.jit(lambda x: found.append(is_whole(x)))(jnp.int32(3))
+    assert found == [False]
+    assert is_whole(jnp.int32(3))
+    assert not is_whole(jnp.float32(3))
+    assert not is_whole(np.array([3]))

@@ -50,3 +50,11 @@ def test_codes_take_the_narrowest_type_that_holds_both_ends(lo, hi, expected):
 def test_one_value_a_plane_broadcasts_from_the_front():
     found = broadcast_planes(jnp.arange(6).reshape(2, 3), 4)
     assert found.shape == (2, 3, 1, 1)
+
+
+def test_one_value_a_plane_broadcasts_to_what_begins_with_planes():
+    for values in ([1.0, 2.0, 4.0], [3.0, 3.0, 3.0]):
+        found = broadcast_planes(np.array(values, np.float32), 3)
+        assert found.shape == (3, 1, 1)
+        np.testing.assert_array_equal(found[:, 0, 0], values)
+        np.testing.assert_array_equal(broadcast_planes(jnp.array(values), 3), found)

@@ -101,3 +101,13 @@ def test_what_is_cut_already_stays_as_it_is():
     there = cut_over((4, 6), None, "b")
     assert shard_like(there, cut_over((4, 6), "a")) is None
     assert shard_like(cut_over((4, 6)), cut_over((4, 6), "a")) is not None
+
+
+def test_an_axis_of_a_mesh_is_cut_by_its_whole_name():
+    """Names of several letters, one by one or several for an axis."""
+    mesh = jax.sharding.AbstractMesh((2, 3), ("data", "model"))
+    for spec in (("data",), (("data", "model"),), (None, "model")):
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        param = jax.ShapeDtypeStruct((6, 9), np.float32, sharding=sharding)
+        found = shard_like(jax.ShapeDtypeStruct((4, 6, 9), np.float32), param)
+        assert found.spec == jax.sharding.PartitionSpec(None, *spec, *[None] * (2 - len(spec)))

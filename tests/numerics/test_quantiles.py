@@ -49,3 +49,12 @@ def test_neighbors_as_far_apart_as_floats_go_have_a_finite_middle():
     most = float(np.finfo(np.float32).max)
     assert quantile(jnp.array([-most, most]), 0.5) == 0
     assert float(quantile(jnp.array([-most, most]), 0.75)) == pytest.approx(most / 2, rel=1e-6)
+
+
+def test_values_are_left_out_of_any_number_of_rows():
+    x = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
+    among = np.arange(7) % np.array([[2], [3], [7]]) != 0
+    wanted = [[np.quantile(m[i][among[i]], 0.3) for i in range(3)] for m in x]
+    found = quantile(x, 0.3, np.broadcast_to(among, x.shape))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(quantile(x[0, 0], 0.3, among[0]), wanted[0][0], rtol=1e-5)

@@ -5,6 +5,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pennylane as qml
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,6 +129,17 @@ def test_shots_of_a_layer_are_near_its_expectation():
     for joint in (False, True):
         drawn = quanv2d(x, kernel, spec, shots=2000, key=jax.random.key(0), joint=joint)
         assert 0 < np.abs(drawn - exact).max() < 5 / 2000**0.5
+
+
+def test_wires_of_a_layer_agree_in_joint_shots_alone():
+    """A Bell pair at every place of an image."""
+    kernel = jq.compile_circuit(lambda: [qml.Hadamard(0), qml.CNOT(wires=[0, 1])], 2)
+    spec, zero = jq.QuanvSpec((1, 2)), jnp.zeros((1, 20, 21))
+    for joint in (False, True):
+        drawn = quanv2d(zero, kernel, spec, shots=64, key=jax.random.key(0), joint=joint)
+        one, other = np.asarray(drawn).reshape(-1, 2).T
+        correlation = np.corrcoef(one, other)[0, 1]
+        assert correlation > 0.999 if joint else abs(correlation) < 0.25
 
 
 def test_pixels_beyond_the_range_of_the_angle_are_warned_of():

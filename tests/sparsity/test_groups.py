@@ -126,6 +126,52 @@ def test_what_no_rule_lets_through_stays_whole_with_a_reason(fn, says):
     assert re.search(says, reason("a:1", model, params, normal(3, 4)))
 
 
+MOVED = {
+    "stack": lambda h, p: jnp.stack([h, jnp.sin(h)], 1) @ p["b"],
+    "stack behind": lambda h, p: jnp.stack([h, jnp.sin(h)], 2).swapaxes(1, 2) @ p["b"],
+    "unstack": lambda h, p: [a @ p["b"] for a in jnp.unstack(jnp.stack([h, -h], 1), axis=1)],
+    "unstack groups": lambda h, p: [
+        a @ p["half"] for a in jnp.unstack(h.reshape(len(h), 2, -1), axis=1)
+    ],
+    "tile": lambda h, p: jnp.tile(h, (2, 2)) @ p["twice"],
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_channels_are_followed_where_they_are_moved(name):
+    """What is removed takes its rows of every reader: the masked network's answers."""
+
+    def model(params, x):
+        return MOVED[name](x @ params["a"], params)
+
+    shapes = {"a": (4, 8), "b": (8, 2), "half": (4, 2), "twice": (16, 2)}
+    params = {n: normal(*s, seed=i) for i, (n, s) in enumerate(shapes.items())}
+    net, x = js.trace(model, params, normal(3, 4)), normal(3, 4, seed=9)
+    small = js.shrink(0.5)(net)
+    assert small.params["a"].shape == (4, 4)
+    left = [i for i in range(8) if any((params["a"][:, i] == a).all() for a in small.params["a"].T)]
+    assert len(left) == 4
+    masked = {**params, "a": params["a"] * np.isin(np.arange(8), left)}
+    found, expected = small(x), model(masked, x)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+def test_what_is_stacked_or_repeated_is_counted_not_removed():
+    def model(params, x):
+        pair = jnp.stack([x @ params["a"], x @ params["a"]], 1)
+        return jnp.tile(pair, (1, 2, 1)).transpose(0, 2, 1) @ params["places"]
+
+    params = {"a": normal(4, 8), "places": normal(4, 3)}
+    net = js.trace(model, params, normal(3, 4))
+    said = {
+        g.reason
+        for g in js.dependencies(net).groups
+        for m in g.members
+        if m.path == "params/places"
+    }
+    assert any("repeats them" in why for why in said), said
+
+
 def test_the_line_of_the_model_is_named():
     def model(params, x):
         return jnp.sort(x @ params["a"]) @ params["b"]
@@ -172,4 +218,6 @@ def test_the_table_names_every_group():
     assert all(g.name in text for g in found.groups)
     with pytest.raises(ValueError, match="matches no group"):
         found.select("Nothing*")
+    with pytest.raises(ValueError, match="no group 'Nothing'; the groups are: Dense_0/kernel:1, "):
+        found["Nothing"]
     assert np.all([g.size for g in found.select("re:Dense_[01].*:1")] == [16, 12])

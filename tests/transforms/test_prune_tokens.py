@@ -246,6 +246,30 @@ def attending(mix):
     return js.trace(model, p, normal(2, 5, 8, seed=6))
 
 
+def moved(p, x):
+    """What is done to each token alike: two views of it, side by side, apart and repeated."""
+    views = jnp.stack([x, jnp.tanh(x)], 2)
+    one, other = jnp.unstack(views, axis=2)
+    return (jnp.tile(one, (1, 1, 2)).reshape(*x.shape[:2], 2, -1).sum(2) + other @ p["o"])[:, 0]
+
+
+def plain(p, x):
+    return (2 * x + jnp.tanh(x) @ p["o"])[:, 0]
+
+
+def test_tokens_leave_what_stacks_their_features():
+    nets = [js.prune_tokens(0.4, keeps=js.tokens.top)(attending(mix)) for mix in (moved, plain)]
+    x = nets[0].example.arrays[0]
+    x = normal(*x.shape, seed=6)
+    first, second = (net.simulate(x) for net in nets)
+    assert 0 < first.kept.min() < x.shape[1]
+    np.testing.assert_allclose(first.logits, second.logits, rtol=1e-5)
+    for net in nets:
+        ran = net.run(x, buckets=js.Buckets(batch=2, token=1, max_batch=2))
+        np.testing.assert_array_equal(ran.kept, first.kept)
+        np.testing.assert_allclose(ran.logits, first.logits, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("net", "rule", "said"),
     [
@@ -275,6 +299,16 @@ def attending(mix):
             "mixes",
         ),
         (lambda: attending(lambda p, x: jnp.sort(x @ p["o"], 1)[:, 0]), {}, "sort.*mixes tokens"),
+        (
+            lambda: attending(lambda p, x: jnp.tile(x @ p["o"], (1, 2, 1))[:, 0]),
+            {},
+            "tile.*mixes tokens",
+        ),
+        (
+            lambda: attending(lambda p, x: jnp.unstack(x @ p["o"], axis=1)[0]),
+            {},
+            "unstack.*mixes tokens",
+        ),
         (lambda: attending(lambda p, x: x @ p["o"]), {}, "not logits"),
         (
             lambda: attending(

@@ -1,6 +1,8 @@
 """What is printed of transforms and networks."""
 
 import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim import sparsity as sp
+from jaxsim.values.calls import brief
 from tests.support.networks import DEEP_SITES, SITES, X, cnn, deep_cnn
 
 
@@ -78,6 +81,77 @@ def test_cells_of_a_sweep_are_shown_in_words():
 
     jax.jit(device)(0.1)
     assert shown == ["Device(traced)"]
+
+
+class Pair(NamedTuple):
+    first: int
+    second: int
+
+
+class Own(NamedTuple):
+    """Shown in words of its own."""
+
+    size: int
+
+    def __repr__(self):
+        return f"own of {self.size}"
+
+
+@dataclasses.dataclass
+class Plain:
+    size: int
+    name: str = "same"
+
+
+@dataclasses.dataclass(repr=False)
+class Worded:
+    size: int
+
+    def __repr__(self):
+        return f"worded {self.size}"
+
+
+@dataclasses.dataclass(repr=False)
+class Silent:
+    size: int
+
+
+class Named:
+    """No function, whatever its name."""
+
+    __name__ = "not called"
+
+    def __repr__(self):
+        return "Named()"
+
+
+BRIEF = {
+    "7": np.float32(7).astype(np.int64),
+    "float32[2, 3]": np.zeros((2, 3), np.float32),
+    "bool[]": np.zeros((), bool),
+    "float": float,
+    "brief(3, b=[1, 2])": functools.partial(brief, 3, b=[1, 2]),
+    "{'a': float32[1]}": {"a": np.zeros(1, np.float32)},
+    "Plain(size=2)": Plain(2),
+    "Plain(size=2, name='other')": Plain(2, "other"),
+    "worded 4": Worded(4),
+    "Silent(size=float32[2])": Silent(np.zeros(2, np.float32)),
+    "own of 3": Own(3),
+    "Pair(1, 2)": Pair(1, 2),
+    "(1, 2)": (1, 2),
+    "[1, 2]": [1, 2],
+    "[0, 1, 2, 3, 4, 5, 6, 7]": [*range(8)],
+    "(0, 1, 2, 3, 4, 5, 6, 7, …)": tuple(range(9)),
+    "Named()": Named(),
+    "brief": brief,
+    repr("x" * 78): "x" * 78,
+    "<str>": "x" * 79,
+}
+
+
+@pytest.mark.parametrize("shown", BRIEF)
+def test_a_value_is_shown_in_few_letters(shown):
+    assert brief(BRIEF[shown]) == shown
 
 
 def test_no_transform_shows_an_address_or_an_array():

@@ -118,8 +118,14 @@ class Dependencies:
 
         Args:
           name: Name of the group.
+
+        Raises:
+          ValueError: No group has it.
         """
-        return next(group for group in self.groups if group.name == name)
+        found = {group.name: group for group in self.groups}
+        if name not in found:
+            raise ValueError(f"no group {name!r}; the groups are: {', '.join(found)}")
+        return found[name]
 
     def select(self, patterns: str | Sequence[str]) -> tuple[Group, ...]:
         """Selects the groups that globs, or regular expressions after `re:`, name.

@@ -187,6 +187,8 @@ class _Follow:
             return _along(eqn, ins, _ALONG[name])
         if name == "split":
             return _split(eqn, ins[0])
+        if name == "unstack":
+            return _unstack(eqn, ins[0])
         if name == "optimization_barrier":
             return ins
         if name in ELEMENTWISE:
@@ -433,6 +435,26 @@ def _concatenate(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     return _Value(tuple(axes))
 
 
+def _stack(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
+    for other in ins[1:]:
+        _unify(ins[0], other)
+    at, axes = parameters(eqn)["axis"], ins[0].axes
+    number = Symbol(len(ins), f"{describe_place(eqn)} counts them")
+    return _Value((*axes[:at], number, *axes[at:]))
+
+
+def _unstack(eqn: jex.JaxprEqn, value: _Value) -> list[_Value]:
+    at, axes = parameters(eqn)["axis"], value.axes
+    freeze(axes[at], f"{describe_place(eqn)} counts them")
+    return [_Value((*axes[:at], *axes[at + 1 :])) for _ in eqn.outvars]
+
+
+def _tile(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
+    reason = f"{describe_place(eqn)} repeats them"
+    pairs = zip(parameters(eqn)["reps"], ins[0].axes, strict=True)
+    return _Value(tuple(a if n == 1 else product([Symbol(n, reason), a]) for n, a in pairs))
+
+
 def _pad(eqn: jex.JaxprEqn, ins: Sequence[_Value]) -> _Value:
     axes: list[AxisGroup] = []
     for label, (lo, hi, inner) in zip(ins[0].axes, parameters(eqn)["padding_config"], strict=True):
@@ -512,6 +534,8 @@ _MOVES: dict[str, Callable[[jex.JaxprEqn, Sequence[_Value]], _Value]] = {
     "reshape": _reshape,
     "slice": _slice,
     "squeeze": _squeeze,
+    "stack": _stack,
+    "tile": _tile,
     "transpose": _transpose,
 }
 
