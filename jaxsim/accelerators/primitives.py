@@ -7,11 +7,11 @@ import math
 import jax.extend.core as jex
 
 from jaxsim.internals import parameters, shape_of
+from jaxsim.network.moves import UNCHANGED
 
-FREE = {
-    *("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy"),
-    *("copy_p", "stop_gradient", "device_put", "sharding_constraint", "bitcast_convert_type"),
-    *("optimization_barrier", "reshard", "pvary", "name", "reduce_precision"),
+FREE = UNCHANGED | {
+    *("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type"),
+    *("bitcast_convert_type", "reduce_precision"),
 }
 """Primitives that name their operands anew: nothing is computed and nothing moves."""
 

@@ -143,6 +143,8 @@ class Lowering:
           ValueError: It has many rounds, or multiplies by experts that are chosen.
         """
         loop, plan = internals.scan(eqn), inner_plan(eqn, entry)
+        if not is_fixed(loop.length):
+            raise refusal(eqn, f"has a round for each of {loop.length}, a size that is free")
         if loop.length > _ROUNDS:
             raise refusal(eqn, f"has {loop.length} rounds, and at most {_ROUNDS} are unrolled here")
         sites_inside = {c.site.name: c.site for c in contractions(plan)}

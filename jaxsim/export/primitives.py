@@ -19,6 +19,7 @@ from jaxsim.export.graph import Graph, Tensor, is_fixed
 from jaxsim.export.products import contract
 from jaxsim.export.refusals import refusal
 from jaxsim.internals import parameters, shape_of
+from jaxsim.network.moves import UNCHANGED
 from jaxsim.network.plan import Plan, plain_plan
 
 Rule = Callable[[Graph, jex.JaxprEqn, Sequence[Any]], Any]
@@ -422,8 +423,6 @@ RULES: Mapping[str, Rule] = {
     "concatenate": _concatenate,
     "conv_general_dilated": contract,
     "convert_element_type": _cast,
-    "copy": _same,
-    "copy_p": _same,
     "cumsum": _cumulative_sum,
     "dim_as_value": _size,
     "dot_general": contract,
@@ -432,9 +431,7 @@ RULES: Mapping[str, Rule] = {
     "integer_pow": _integer_pow,
     "iota": _iota,
     "max": _max,
-    "name": _same,
     "ne": _not_equal,
-    "optimization_barrier": _same,
     "pad": _pad,
     "reduce_window_max": partial(_pool, "MaxPool"),
     "reduce_window_sum": partial(_pool, "AveragePool"),
@@ -443,15 +440,14 @@ RULES: Mapping[str, Rule] = {
     "rev": _reverse,
     "round": _round,
     "select_n": _select,
-    "sharding_constraint": _same,
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
     "stack": _stack,
-    "stop_gradient": _same,
     "tile": _tile,
     "transpose": _transpose,
     "unstack": _unstack,
+    **dict.fromkeys(UNCHANGED, _same),
 }
 """Rules by name of the primitive."""
 

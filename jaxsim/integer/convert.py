@@ -47,19 +47,13 @@ from jaxsim.integer.steps import (
 from jaxsim.internals import Atom, bind, shape_of
 from jaxsim.network.leaves import is_array
 from jaxsim.network.lookups import read_table
+from jaxsim.network.moves import UNCHANGED
 from jaxsim.network.network import Network, check_sites, require_uncut
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.unheld import live_equations
 
-_UNCHANGED = {
-    "copy",
-    "copy_p",
-    "convert_element_type",
-    "name",
-    "sharding_constraint",
-    "stop_gradient",
-}
+_UNCHANGED = UNCHANGED | {"convert_element_type"}
 
 
 def integer_only(chip: Network) -> IntegerNetwork:
@@ -226,7 +220,10 @@ class Lowering:
             raise refusal(eqn, "joins a float input with integers: quantize it at a site first")
         out, rule = shape_of(eqn.outvars[0]), RULES.get(name)
         if name in _UNCHANGED and jnp.issubdtype(out.dtype, jnp.floating):
-            return [self.alias(eqn, ins, ins[0])]
+            if len(ins) == 1:
+                return [self.alias(eqn, ins, ins[0])]
+            self.apply(eqn, [AsIs() if isinstance(a, Affine) else self.computed(a) for a in ins])
+            return ins
         if rule is None:
             raise refusal(eqn, "has no integer form")
         made = rule(self, eqn, ins, out.shape)

@@ -26,6 +26,7 @@ from jaxsim.network.arguments import abstract_arguments
 from jaxsim.network.experts import products
 from jaxsim.network.inlining import CALLS, Opened, equations_inside, inline_calls
 from jaxsim.network.leaves import path_name
+from jaxsim.network.moves import UNCHANGED
 from jaxsim.network.network import Network, check_sites
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, Rows, contractions
 from jaxsim.network.planner import trace_plan
@@ -34,11 +35,10 @@ from jaxsim.network.stacks import Place, part_name, stack_lengths, take_apart
 from jaxsim.network.unheld import require_held
 
 # Primitives that move numbers and compute none.
-_LAYOUT = {
+_LAYOUT = UNCHANGED | {
     "broadcast_in_dim",
     "concatenate",
     "convert_element_type",
-    "copy",
     "dynamic_slice",
     "dynamic_update_slice",
     "expand_dims",
@@ -51,7 +51,6 @@ _LAYOUT = {
     "split",
     "squeeze",
     "stack",
-    "stop_gradient",
     "tile",
     "transpose",
     "unstack",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.internals import parameters, shape_of
+from jaxsim.network.moves import SEVERAL, UNCHANGED
 from jaxsim.numerics.checks import is_traced
 
 LARGEST = 2**16
@@ -99,7 +100,7 @@ _ELEMENTWISE: Mapping[str, Callable[..., Any]] = {
     **{"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert},
     **{"div": _quotient, "rem": _remainder, "select_n": _select},
     "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
-    **dict.fromkeys(("convert_element_type", "copy", "stop_gradient"), lambda x: x),
+    **dict.fromkeys(("convert_element_type", *UNCHANGED - SEVERAL), lambda x: x),
 }
 
 

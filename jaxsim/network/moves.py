@@ -10,18 +10,16 @@ import numpy as np
 
 from jaxsim.internals import Atom, parameters, shape_of
 
-ALIKE = {
-    *(
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "device_put",
-        "name",
-        "neg",
-        "optimization_barrier",
-    ),
-    *("pvary", "reduce_precision", "reshard", "sharding_constraint", "stop_gradient"),
+UNCHANGED = {
+    *("copy", "copy_p", "device_put", "name", "optimization_barrier", "pvary", "reshard"),
+    *("sharding_constraint", "stop_gradient"),
 }
+"""Primitives whose results are their operands, entry by entry: they name, place or hold them."""
+
+SEVERAL = {"device_put", "optimization_barrier"}
+"""Those of them that may have several operands, and as many results."""
+
+ALIKE = UNCHANGED | {"convert_element_type", "neg", "reduce_precision"}
 """Primitives that do to each entry what they do to any other, and are linear."""
 
 Origin = tuple[int, int]

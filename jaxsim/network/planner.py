@@ -25,6 +25,7 @@ from jaxsim.network.integers import evaluate, integers
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.lookups import looked_up_axis, rows_as_outputs
 from jaxsim.network.loops import as_scans
+from jaxsim.network.moves import ALIKE, SEVERAL
 from jaxsim.network.plan import (
     BUFFERS,
     CONTRACTIONS,
@@ -523,10 +524,9 @@ def _parts(eqn: jex.JaxprEqn, ins: Sequence[Provenance]) -> frozenset[str]:
 
 _ZERO_STAYS_ZERO = {
     *("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "dynamic_slice", "gather"),
-    *("rev", "split", "tile", "unstack", "convert_element_type", "reduce_precision", "copy"),
-    *("copy_p", "device_put", "sharding_constraint", "stop_gradient", "name", "neg", "abs"),
-    *("sign", "tanh", "div", "reshard", "all_gather", "all_gather_invariant", "pvary"),
-    *("ppermute", "all_to_all"),
+    *("rev", "split", "tile", "unstack", "abs", "sign", "tanh", "div"),
+    *("all_gather", "all_gather_invariant", "ppermute", "all_to_all"),
+    *(ALIKE - SEVERAL),
 }
 """Primitives that move entries of their first operand, or map each so that zero stays zero."""
 

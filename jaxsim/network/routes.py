@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jaxsim.internals import Atom, parameters, shape_of
+from jaxsim.network.moves import UNCHANGED
 
 
 class Route(NamedTuple):
@@ -344,11 +345,8 @@ def _unstack(eqn: jex.JaxprEqn, route: Route) -> Sequence[Route]:
 _MOVES: dict[str, Callable[[jex.JaxprEqn, Route], Sequence[Route] | None]] = {
     "broadcast_in_dim": _broadcast,
     "convert_element_type": _cast,
-    "copy": lambda eqn, route: [route],
-    "copy_p": lambda eqn, route: [route],
+    **dict.fromkeys(UNCHANGED, lambda eqn, route: [route]),
     "reshape": _reshape,
-    "reshard": lambda eqn, route: [route],
-    "sharding_constraint": lambda eqn, route: [route],
     "slice": _slice,
     "split": _split,
     "squeeze": _reshape,

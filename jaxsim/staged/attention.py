@@ -787,7 +787,7 @@ def _mixes(eqn: jex.JaxprEqn) -> str:
 _POOLS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min"}
 
 _PASSING = {
-    *("broadcast_in_dim", "expand_dims", "optimization_barrier", "squeeze", "stack", "transpose"),
+    *("broadcast_in_dim", "expand_dims", "squeeze", "stack", "transpose"),
     *("random_seed", "random_fold_in"),
 }
 

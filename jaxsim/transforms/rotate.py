@@ -20,6 +20,7 @@ from jaxsim.cores.wrapper import Wrapper
 from jaxsim.inputs.batches import Batch, batches, reusable_batches
 from jaxsim.internals import inner_jaxprs
 from jaxsim.network.arguments import require_key
+from jaxsim.network.moves import UNCHANGED
 from jaxsim.network.network import Network, trace_call
 from jaxsim.network.plan import contractions
 from jaxsim.network.site import Site
@@ -351,11 +352,11 @@ def _scaled(scale: np.ndarray, a: np.ndarray) -> np.ndarray:
 
 
 _MOVES = {
-    *("add", "add_any", "broadcast_in_dim", "concatenate", "cond", "convert_element_type", "copy"),
+    *("add", "add_any", "broadcast_in_dim", "concatenate", "cond", "convert_element_type"),
     *("custom_jvp_call", "custom_vjp_call", "div", "dot_general", "dynamic_slice", "gather"),
     *("dynamic_update_slice", "integer_pow", "jit", "mul", "neg", "pad", "pjit", "reduce_sum"),
     *("remat", "reshape", "rev", "scan", "select_n", "slice", "split", "square", "squeeze"),
-    *("stack", "stop_gradient", "sub", "tile", "transpose", "unstack", "while"),
+    *("stack", "sub", "tile", "transpose", "unstack", "while", *UNCHANGED),
 }
 """Primitives that are linear, or may be part of something that is, such as a norm."""
 

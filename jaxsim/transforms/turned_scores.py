@@ -20,7 +20,7 @@ from jaxsim.network.calls import calls_within
 from jaxsim.network.inlining import CALLS, Opened, equations_inside, inline_calls
 from jaxsim.network.interpreter import Walk, evaluate_plan
 from jaxsim.network.leaves import PyTree, path_name
-from jaxsim.network.moves import destination, origins
+from jaxsim.network.moves import UNCHANGED, destination, origins
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.network.planner import trace_plan
@@ -265,7 +265,7 @@ def _kernels(product: _Product) -> set[str]:
 
 
 _SUMS = {
-    *("add", "broadcast_in_dim", "convert_element_type", "copy", "dynamic_update_slice"),
+    *("add", "broadcast_in_dim", "convert_element_type", "dynamic_update_slice", *UNCHANGED),
     *("reshape", "slice", "split", "squeeze", "transpose", "unstack"),
 }
 """Primitives that add or move: a matrix behind them may stand before them."""

@@ -88,3 +88,12 @@ def test_what_a_run_begins_with_has_no_weak_types(tmp_path):
     assert float(tree["weak"]) == 2
     assert not tree["weak"].weak_type
     assert tree["other"] is start["other"]
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path):
+    with opened(tmp_path / "run") as kept:
+        with pytest.raises(ValueError, match="another thread or process writes to it"), opened(tmp_path / "run"):
+            pass
+        kept.add(1, START)
+    with opened(tmp_path / "run") as kept:
+        assert kept.newest(START)[0] == 1

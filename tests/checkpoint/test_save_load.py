@@ -376,3 +376,14 @@ def test_arrays_come_back_to_the_devices_of_like(tmp_path):
     """
     code = textwrap.dedent(script)
     subprocess.run([sys.executable, "-c", code], env=environment(2), check=True)
+
+
+def test_a_layout_of_a_later_version_is_refused_by_name(tmp_path):
+    net = js.quantize(8, None)(cnn())
+    js.save(tmp_path / "chip", js.deploy(net))
+    file = tmp_path / "chip" / "_CHECKPOINT_METADATA"
+    said = json.loads(file.read_text())
+    said["custom_metadata"]["layout"] = "folded"
+    file.write_text(json.dumps(said))
+    with pytest.raises(ValueError, match="layout 'folded', this version reads 'plain' and 'lean'"):
+        js.load(tmp_path / "chip", like=net)

@@ -65,6 +65,7 @@ def test_every_type_of_number_is_read(tmp_path, kind):
         (writer.state({"x": writer.tensor("float32", "0", 24, -1, (2,), (1,))}), "offset -1"),
         (writer.state({"x": writer.tensor("float32", "0", 24, 0, (2,), (-1,))}), "strides"),
         (writer.state({"x": writer.tensor("float32", "0", 25, 0, (2,), (1,))}), "cut short"),
+        (writer.state({5: writer.tensor("float32", "0", 24, 0, (2,), (1,))}), "is named 5"),
         (writer.state({"x": writer.tensor("float32", "9", 24, 0, (2,), (1,))}), "data/9"),
     ],
 )

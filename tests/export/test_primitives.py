@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import jaxsim as js
 
@@ -101,6 +102,9 @@ X = {
     "pad": lambda x: jnp.pad(x, ((0, 0), (1, 2)), constant_values=0.5),
     "squeeze": lambda x: x[:, None].squeeze(1),
     "stack": lambda x: jnp.stack([x, 2 * x], 1),
+    "place": lambda x: jax.device_put(x, jax.devices()[0]),
+    "place_several": lambda x: sum(jax.device_put([x, 2 * x])),
+    "name": lambda x: checkpoint_name(x, "x"),
     "tile": lambda x: jnp.tile(x, (2, 3)),
     "unstack": lambda x: jnp.unstack(x.reshape(-1, 2, 3), axis=1)[1],
     "sum": lambda x: x.sum(1),
@@ -207,6 +211,7 @@ def of(f):
         (lambda x: jnp.sort(x, 1), "sort at .*has no form in ONNX here"),
         (lambda x: lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1, x), "is a loop or a"),
         (lambda x: lax.fori_loop(0, 257, lambda i, y: y * 2, x), "has 257 rounds, and at most 256"),
+        (lambda x: lax.map(lambda r: r + r.sum(), x), "scan at .*round for each of batch, a size"),
         (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), "cond at .*is a loop or a branch"),
         (lambda x: x + jax.random.normal(jax.random.key(jnp.int32(x[0, 0])), (6,)), "random_"),
         (lambda x: lax.round(x), "round at .*rounds halves away from zero"),

@@ -58,6 +58,8 @@ RULES = {
     "a chain": lambda y, z: jnp.minimum(jnp.maximum(-2 * y + TERM, 0) * FACTOR, FAR),
     "a residual of a ReLU": lambda y, z: jnp.maximum(y, 0) + z * FACTOR,
     "stopped": lambda y, z: lax.stop_gradient(y + 1),
+    "placed": lambda y, z: jax.device_put(y * FACTOR, jax.devices()[0]),
+    "held together": lambda y, z: lax.optimization_barrier([y * FACTOR, 3 * z]),
     "transposed": lambda y, z: jnp.transpose(y * FACTOR, (0, 3, 2, 1)),
     "the batch moved": lambda y, z: jnp.transpose(y * FACTOR + TERM, (3, 0, 1, 2)),
     "reversed": lambda y, z: lax.rev(y * FACTOR, (1, 3)),

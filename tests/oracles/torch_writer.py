@@ -59,7 +59,10 @@ def tensor(kind, key, size, offset, shape, strides, *, older=False):
 
 def state(tensors):
     """A dictionary with the attribute that PyTorch adds to it."""
-    items = b"".join(text(name) + value for name, value in tensors.items())
+    items = b"".join(
+        (text(name) if isinstance(name, str) else number(name)) + value
+        for name, value in tensors.items()
+    )
     attribute = b"}" + text("_metadata") + b"}sb"
     return b"ccollections\nOrderedDict\n)R(" + items + b"u" + attribute
 

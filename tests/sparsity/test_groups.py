@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxsim as js
 from tests.support.cut_networks import network
@@ -126,6 +128,7 @@ def test_what_no_rule_lets_through_stays_whole_with_a_reason(fn, says):
     assert re.search(says, reason("a:1", model, params, normal(3, 4)))
 
 
+WHOLE = NamedSharding(jax.make_mesh((1,), ("all",)), PartitionSpec())
 MOVED = {
     "stack": lambda h, p: jnp.stack([h, jnp.sin(h)], 1) @ p["b"],
     "stack behind": lambda h, p: jnp.stack([h, jnp.sin(h)], 2).swapaxes(1, 2) @ p["b"],
@@ -134,6 +137,11 @@ MOVED = {
         a @ p["half"] for a in jnp.unstack(h.reshape(len(h), 2, -1), axis=1)
     ],
     "tile": lambda h, p: jnp.tile(h, (2, 2)) @ p["twice"],
+    "name": lambda h, p: checkpoint_name(h, "hidden") @ p["b"],
+    "place": lambda h, p: jax.device_put(h, jax.devices()[0]) @ p["b"],
+    "place several": lambda h, p: [a @ p["b"] for a in jax.device_put([h, -h])],
+    "hold": lambda h, p: [a @ p["b"] for a in jax.lax.optimization_barrier([h, -h])],
+    "constrain": lambda h, p: jax.lax.with_sharding_constraint(h, WHOLE) @ p["b"],
 }
 
 

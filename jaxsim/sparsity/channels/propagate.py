@@ -17,6 +17,7 @@ import numpy as np
 from jaxsim import internals
 from jaxsim.internals import Atom, inner_jaxprs, parameters, shape_of
 from jaxsim.network.leaves import path_name
+from jaxsim.network.moves import UNCHANGED
 from jaxsim.network.network import Network
 from jaxsim.sparsity.channels.axes import (
     AxisGroup,
@@ -189,7 +190,7 @@ class _Follow:
             return _split(eqn, ins[0])
         if name == "unstack":
             return _unstack(eqn, ins[0])
-        if name == "optimization_barrier":
+        if name in UNCHANGED:
             return ins
         if name in ELEMENTWISE:
             return _elementwise(eqn, ins)
@@ -561,7 +562,7 @@ _ALONG: dict[str, Callable[[Any], Sequence[int]]] = {
     "sort": lambda params: [params["dimension"]],
 }
 
-_SAME = {"convert_element_type", "copy", "copy_p", "reduce_precision", "stop_gradient"}
+_SAME = UNCHANGED | {"convert_element_type", "reduce_precision"}
 """Primitives whose output stands for their operand, so that a weight stays one behind them."""
 
 ELEMENTWISE = _SAME | {

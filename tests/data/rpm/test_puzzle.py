@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxsim.data import rpm
+from jaxsim.data.rpm.rule import _distinct
 from jaxsim.data.rpm.solver import completing_choices
 from tests.oracles.matrices import completing
 
@@ -127,3 +128,29 @@ def test_more_pictures_than_memory_holds_are_refused():
     panels = np.broadcast_to(rpm.generate(1).panels, (10_000, 16, 1, 4))
     with pytest.raises(MemoryError, match=r"160000 pictures of side = 100 needs .* draw fewer"):
         rpm.draw(panels, "center", side=100)
+
+
+def test_three_values_are_all_different_and_allowed():
+    rng = np.random.default_rng(0)
+    assert sorted(_distinct("size", 3, rng)) == [0, 1, 2]
+    assert sorted(_distinct("number", 3, rng)) == [1, 2, 3]
+    assert sorted(_distinct("position", 2, rng)) == [1, 2, 3]  # places of a set that is not empty
+    assert _distinct("size", 2, rng) is None
+    assert _distinct("position", 1, rng) is None
+    rows = np.array([_distinct("position", 3, rng) for _ in range(200)])
+    assert {*rows.ravel().tolist()} == {*range(1, 8)}
+
+
+def test_places_of_each_configuration_by_hand():
+    """Center and side of each, as shares of the panel."""
+    places = {name: [part.places for part in own] for name, own in rpm.CONFIGURATIONS.items()}
+    assert places["center"] == [((0.5, 0.5, 1.0),)]
+    assert places["left_right"] == [((0.25, 0.5, 0.5),), ((0.75, 0.5, 0.5),)]
+    assert places["up_down"] == [((0.5, 0.25, 0.5),), ((0.5, 0.75, 0.5),)]
+    assert places["out_in_center"] == [((0.5, 0.5, 1.0),), ((0.5, 0.5, 0.33),)]
+    corners = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
+    assert places["grid_2"] == [tuple((x, y, 0.5) for x, y in corners)]
+    inside = np.array(places["out_in_grid"][1])
+    np.testing.assert_allclose(inside[0], [0.33 + 0.085, 0.33 + 0.085, 0.17])
+    np.testing.assert_allclose(inside[3], [0.33 + 0.255, 0.33 + 0.255, 0.17])
+    np.testing.assert_allclose(places["grid_3"][0][5], [5 / 6, 0.5, 1 / 3])
