@@ -14,13 +14,12 @@ from jaxtyping import Array
 
 from jaxsim import internals
 from jaxsim.cores.partition import Partitioned
-from jaxsim.internals import Atom, bind, inner_jaxprs, parameters, shape_of
+from jaxsim.internals import bind, inner_jaxprs, parameters, shape_of
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.calls import calls_within
-from jaxsim.network.inlining import CALLS, Opened, equations_inside, inline_calls
 from jaxsim.network.interpreter import Walk, evaluate_plan
 from jaxsim.network.leaves import PyTree, path_name
-from jaxsim.network.moves import UNCHANGED, destination, origins
+from jaxsim.network.moves import destination, origins
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.network.planner import trace_plan
@@ -30,6 +29,16 @@ from jaxsim.numerics.hadamard import mix_along, orthogonal_factors
 from jaxsim.sparsity.channels.propagate import describe_place
 from jaxsim.staged.attention import find_keys
 from jaxsim.transforms.code_cache import CodedCall
+from jaxsim.transforms.score_products import (
+    Product,
+    Scope,
+    Scopes,
+    Source,
+    kernels_of,
+    products_in,
+    scopes_around,
+    sources_of,
+)
 from jaxsim.values.value import Value
 
 
@@ -83,95 +92,6 @@ class Turned(NamedTuple):
     made: Mapping[tuple[int, Any], int]
     holding: frozenset[int]
     cached: frozenset[int]
-
-
-class Scopes:
-    """Plans with the calls among their equations inlined, each once."""
-
-    def __init__(self) -> None:
-        self._held: dict[int, tuple[Plan, Plan]] = {}
-        self._makers: dict[int, dict[Any, int]] = {}
-
-    def inlined(self, plan: Plan) -> Plan:
-        """The plan without calls; of one that this made, itself."""
-        if id(plan) not in self._held:
-            outer = Opened(plan.jaxpr, plan.consts, plan.entries)
-            made = Plan(*inline_calls(outer, _opened), plan.known)
-            self._held[id(plan)] = plan, made
-            self._held[id(made)] = made, made
-        return self._held[id(plan)][1]
-
-    def of(self, plan: Plan) -> _Scope:
-        """The equations of a call."""
-        return self._scope(plan, None, None, None, 0)
-
-    def inside(self, scope: _Scope, eqn: jex.JaxprEqn, entry: Inner, which: int) -> _Scope:
-        """Equations inside of one of a scope's: those of its plan of a number."""
-        return self._scope(entry.plans[which], scope, eqn, entry, which)
-
-    def _scope(self, plan: Plan, *rest: Any) -> _Scope:
-        plan = self.inlined(plan)
-        eqns = enumerate(plan.jaxpr.eqns)
-        if id(plan) not in self._makers:
-            self._makers[id(plan)] = {v: i for i, eqn in eqns for v in eqn.outvars}
-        return _Scope(plan, self._makers[id(plan)], *rest)
-
-
-def _opened(eqn: jex.JaxprEqn, entry: Entry) -> Opened | None:
-    if eqn.primitive not in CALLS or (isinstance(entry, Inner) and entry.rewritten):
-        return None
-    return equations_inside(eqn, entry)
-
-
-class _Scope(NamedTuple):
-    """Equations that run one after another, and those around them."""
-
-    plan: Plan
-    makers: Mapping[Any, int]
-    outer: _Scope | None
-    eqn: jex.JaxprEqn | None
-    entry: Inner | None
-    which: int
-
-    def same(self, atom: Atom, axis: int) -> bool:
-        """Tells if a value is the same along all of an axis."""
-        shape = shape_of(atom).shape
-        if isinstance(atom, jex.Literal) or len(shape) <= axis or shape[axis] == 1:
-            return True
-        at = self.makers.get(atom)
-        if at is None:
-            return False
-        eqn = self.plan.jaxpr.eqns[at]
-        if eqn.primitive is not prims.broadcast_in_dim_p:
-            return False
-        along = parameters(eqn)["broadcast_dimensions"]
-        return axis not in along or self.same(eqn.invars[0], along.index(axis))
-
-
-class _Source(NamedTuple):
-    """A value that keys come from as they are: made by an equation, or an input of the call."""
-
-    scope: _Scope
-    var: Any
-    axis: int
-
-    @property
-    def key(self) -> tuple[int, Any]:
-        return id(self.scope.plan), self.var
-
-
-class _Product(NamedTuple):
-    """A product of scores."""
-
-    scope: _Scope
-    eqn: jex.JaxprEqn
-    name: str
-    keys: int
-
-    @property
-    def axis(self) -> int:
-        """Axis of the keys that is summed over."""
-        return parameters(self.eqn)["dimension_numbers"][0][self.keys][0]
 
 
 def products_of_scores(net: Network) -> dict[str, int]:
@@ -235,50 +155,14 @@ def makers_of(net: Network, names: Iterable[str]) -> dict[str, tuple[int, set[st
       For each of these the width of its queries and keys, and paths of the parameters.
     """
     scopes, found = Scopes(), dict[str, tuple[int, set[str]]]()
-    for product in _products(scopes, scopes.of(net.traced().plan), dict.fromkeys(names, 0)):
-        kernels = _kernels(product)
+    for product in products_in(scopes, scopes.of(net.traced().plan), dict.fromkeys(names, 0)):
+        kernels = kernels_of(product)
         if kernels:
             found[product.name] = (
                 shape_of(product.eqn.invars[0]).shape[product.axis],
                 kernels,
             )
     return found
-
-
-def _kernels(product: _Product) -> set[str]:
-    """Paths of the parameters that make the operands of a product; none where there is more."""
-    scope, queue, found = product.scope, list[Any](product.eqn.invars), set[str]()
-    while queue:
-        at = None if isinstance(v := queue.pop(), jex.Literal) else scope.makers.get(v)
-        if at is None:
-            continue
-        eqn, entry = scope.plan.jaxpr.eqns[at], scope.plan.entries[at]
-        if isinstance(entry, Contraction) and entry.site.kind == "dot" and entry.site.param:
-            found.add(entry.site.param)
-        elif entry is None and eqn.primitive.name in _SUMS:
-            queue += eqn.invars
-        elif entry is None and (scaled := _scaled(eqn)) is not None:
-            queue.append(scaled)
-        else:
-            return set()
-    return found
-
-
-_SUMS = {
-    *("add", "broadcast_in_dim", "convert_element_type", "dynamic_update_slice", *UNCHANGED),
-    *("reshape", "slice", "split", "squeeze", "transpose", "unstack"),
-}
-"""Primitives that add or move: a matrix behind them may stand before them."""
-
-
-def _scaled(eqn: jex.JaxprEqn) -> Atom | None:
-    """What an equation multiplies by a number, or divides; None where it does something else."""
-    if eqn.primitive not in (prims.mul_p, prims.div_p):
-        return None
-    left, right = eqn.invars
-    if shape_of(right).size == 1:
-        return left
-    return right if eqn.primitive is prims.mul_p and shape_of(left).size == 1 else None
 
 
 def find_turned(plan: Plan, keys: Mapping[str, int], params: int) -> Turned:
@@ -295,7 +179,7 @@ def find_turned(plan: Plan, keys: Mapping[str, int], params: int) -> Turned:
     """
     scopes = Scopes()
     top = scopes.of(plan)
-    products = {p.name: p for p in _products(scopes, top, keys)}
+    products = {p.name: p for p in products_in(scopes, top, keys)}
     for name in keys:
         if name not in products:
             raise ValueError(
@@ -303,11 +187,11 @@ def find_turned(plan: Plan, keys: Mapping[str, int], params: int) -> Turned:
             )
         if len(parameters(products[name].eqn)["dimension_numbers"][0][0]) != 1:
             raise ValueError(f"rotate: {name} sums over more axes than one")
-    sources = {name: _sources(scopes, p) for name, p in products.items()}
+    sources = {name: sources_of(scopes, p) for name, p in products.items()}
     inputs = top.plan.jaxpr.invars
     free = set(inputs[params:])
 
-    def given(found: Sequence[_Source]) -> list[_Source]:
+    def given(found: Sequence[Source]) -> list[Source]:
         return [s for s in found if s.scope.outer is None and s.var in free]
 
     cached = list[str]()
@@ -324,110 +208,13 @@ def find_turned(plan: Plan, keys: Mapping[str, int], params: int) -> Turned:
     operands = {n: (1 - p.keys,) if n in cached else _both(p) for n, p in products.items()}
     inside = [p.scope for p in products.values()]
     inside += [s.scope for name in cached for s in sources[name]]
-    holding = frozenset(id(scope.plan) for one in inside for scope in _around(one))
+    holding = frozenset(id(scope.plan) for one in inside for scope in scopes_around(one))
     places = frozenset(i for i, v in enumerate(inputs) if (id(top.plan), v) in held)
     return Turned(scopes, operands, made, holding, places)
 
 
-def _both(product: _Product) -> tuple[int, ...]:
+def _both(product: Product) -> tuple[int, ...]:
     return product.keys, 1 - product.keys
-
-
-def _around(scope: _Scope | None) -> Sequence[_Scope]:
-    found = list[_Scope]()
-    while scope is not None:
-        found.append(scope)
-        scope = scope.outer
-    return found
-
-
-def _products(scopes: Scopes, scope: _Scope, keys: Mapping[str, int]) -> list[_Product]:
-    found = list[_Product]()
-    for eqn, entry in zip(scope.plan.jaxpr.eqns, scope.plan.entries, strict=True):
-        if isinstance(entry, Contraction) and entry.site.name in keys:
-            found.append(_Product(scope, eqn, entry.site.name, keys[entry.site.name]))
-        elif isinstance(entry, Inner) and not entry.rewritten:
-            for which in range(len(entry.plans)):
-                found += _products(scopes, scopes.inside(scope, eqn, entry, which), keys)
-    return found
-
-
-def _body(entry: Inner) -> int:
-    return len(entry.plans) - 1
-
-
-def _sources(scopes: Scopes, product: _Product) -> list[_Source]:
-    """The values that the keys of a product are moved from, through loops and branches."""
-    found: dict[tuple[int, Any], _Source] = {}
-    queue = [_Source(product.scope, product.eqn.invars[product.keys], product.axis)]
-    seen = set[tuple[int, Any, int]]()
-    while queue:
-        at = queue.pop()
-        scope, var, axis = at
-        if isinstance(var, jex.Literal) or (*at.key, axis) in seen:
-            continue
-        seen.add((*at.key, axis))
-        number = scope.makers.get(var)
-        if number is not None:
-            eqn, entry = scope.plan.jaxpr.eqns[number], scope.plan.entries[number]
-            before = _made_inside(scopes, scope, eqn, entry, var, axis)
-            if before is None and entry is None and not inner_jaxprs(eqn):
-                moved = origins(eqn, axis, scope.same)
-                before = (
-                    None if moved is None else [_Source(scope, eqn.invars[i], b) for i, b in moved]
-                )
-        else:
-            before = _given_from(scope, var, axis)
-        if before is None:
-            found[at.key] = at
-        else:
-            queue += before
-    return list(found.values())
-
-
-def _made_inside(
-    scopes: Scopes, scope: _Scope, eqn: jex.JaxprEqn, entry: Entry, var: Any, axis: int
-) -> list[_Source] | None:
-    """What a result of a loop or a branch is inside of it."""
-    if not isinstance(entry, Inner) or entry.rewritten:
-        return None
-    place = eqn.outvars.index(var)
-    if eqn.primitive is prims.scan_p and place >= internals.scan(eqn).carry:
-        if axis == 0:
-            return None
-        axis -= 1
-    each = [_body(entry)] if eqn.primitive is prims.while_p else range(len(entry.plans))
-    insides = [scopes.inside(scope, eqn, entry, which) for which in each]
-    return [_Source(s, s.plan.jaxpr.outvars[place], axis) for s in insides]
-
-
-def _given_from(scope: _Scope, var: Any, axis: int) -> list[_Source] | None:
-    """What an input of a loop or a branch is outside of it, and of a carry in the turn before."""
-    inputs = scope.plan.jaxpr.invars
-    if scope.outer is None or scope.eqn is None or var not in inputs:
-        return None
-    place, eqn = inputs.index(var), scope.eqn
-    operand, carried = _operand(eqn, scope, place)
-    is_slice = eqn.primitive is prims.scan_p and place >= internals.scan(eqn).first_slice
-    found = [_Source(scope.outer, eqn.invars[operand], axis + is_slice)]
-    if carried is not None:
-        found.append(_Source(scope, scope.plan.jaxpr.outvars[carried], axis))
-    return found
-
-
-def _operand(eqn: jex.JaxprEqn, scope: _Scope, place: int) -> tuple[int, int | None]:
-    """Which operand an input of a body is, and which output of it, where it is carried."""
-    if eqn.primitive is prims.scan_p:
-        loop = internals.scan(eqn)
-        carried = loop.consts <= place < loop.first_slice
-        return place, place - loop.consts if carried else None
-    if eqn.primitive is prims.while_p:
-        loop = internals.while_loop(eqn)
-        consts = (loop.test_consts, loop.body_consts)[scope.which]
-        if place >= consts:
-            return loop.first_carry + place - consts, place - consts if scope.which else None
-        return place + loop.test_consts * scope.which, None
-    return place + (eqn.primitive is prims.cond_p), None
 
 
 class _Marks:
@@ -437,7 +224,7 @@ class _Marks:
         self,
         scopes: Scopes,
         starts: Mapping[tuple[int, Any], int],
-        products: Mapping[int, _Product],
+        products: Mapping[int, Product],
         name: str,
     ):
         """Begins where keys are turned.
@@ -450,7 +237,7 @@ class _Marks:
         """
         self.scopes, self.starts, self.products, self.name = scopes, starts, products, name
 
-    def of(self, scope: _Scope, given: Sequence[int | None] = ()) -> list[int | None]:
+    def of(self, scope: Scope, given: Sequence[int | None] = ()) -> list[int | None]:
         """Marks of the outputs: the axis along which each is turned, None where it is not.
 
         Raises:
@@ -475,7 +262,7 @@ class _Marks:
         return [None if isinstance(v, jex.Literal) else marks.get(v) for v in jaxpr.outvars]
 
     def step(
-        self, scope: _Scope, eqn: jex.JaxprEqn, entry: Entry, ins: list[int | None]
+        self, scope: Scope, eqn: jex.JaxprEqn, entry: Entry, ins: list[int | None]
     ) -> list[int | None]:
         """Marks of the results of an equation, by those of its operands."""
         none: list[int | None] = [None] * len(eqn.outvars)
@@ -500,7 +287,7 @@ class _Marks:
         return none
 
     def inner(
-        self, scope: _Scope, eqn: jex.JaxprEqn, entry: Inner, ins: list[int | None]
+        self, scope: Scope, eqn: jex.JaxprEqn, entry: Inner, ins: list[int | None]
     ) -> list[int | None]:
         """Marks of the results of a loop or a branch."""
         if eqn.primitive is prims.scan_p:
@@ -534,7 +321,7 @@ class _Marks:
     def loop(
         self,
         eqn: jex.JaxprEqn,
-        body: _Scope,
+        body: Scope,
         given: Sequence[int | None],
         consts: int,
         carry: int,

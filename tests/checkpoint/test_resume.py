@@ -92,7 +92,10 @@ def test_what_a_run_begins_with_has_no_weak_types(tmp_path):
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path):
     with opened(tmp_path / "run") as kept:
-        with pytest.raises(ValueError, match="another thread or process writes to it"), opened(tmp_path / "run"):
+        with (
+            pytest.raises(ValueError, match="another thread or process writes to it"),
+            opened(tmp_path / "run"),
+        ):
             pass
         kept.add(1, START)
     with opened(tmp_path / "run") as kept:
