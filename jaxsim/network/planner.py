@@ -227,6 +227,9 @@ class _Planner:
                 outs = list(within.known)
                 if names := frozenset(c.site.name for c in contractions(within)):
                     entry = Inner((within,), names)
+            elif sources and eqn.primitive.name in SEVERAL:
+                routes.leave([v for v, t in zip(eqn.invars, ins, strict=True) if t is None])
+                outs = list(ins)
             elif constant and self.place not in self.lookups:
                 tag_of = _join_provenance(sources)._replace(
                     parts=_parts(eqn, sources), integers=_integers(eqn, sources)

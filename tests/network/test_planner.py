@@ -1,5 +1,6 @@
 """What a site is said to be: its names, loops, sources and readers, by models of a line or two."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,6 +98,20 @@ ZEROS = {
     "divided by it": (lambda p: 1 / p["w"], ()),
     "computed": (lambda p: p["w"] @ p["v"], ()),
 }
+
+
+@pytest.mark.parametrize("hold", [lax.optimization_barrier, jax.device_put])
+def test_weights_that_are_held_or_placed_together_are_told_apart(hold):
+    def fn(p, x):
+        x, a, b = hold((x, p["a"], p["b"]))
+        return x @ b, (x + 1) @ a
+
+    net = traced(fn, {"a": normal(4, 3), "b": normal(4, 5)}, X)
+    assert [(site.name, site.param, site.w_shape) for site in net.sites] == [
+        ("b", "b", (4, 5)),
+        ("a", "a", (4, 3)),
+    ]
+    assert net.sites[1].sources == ("a",)
 
 
 @pytest.mark.parametrize("name", ZEROS)
