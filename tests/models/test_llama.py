@@ -106,6 +106,8 @@ def test_tokens_out_of_the_vocabulary_are_refused_or_no_numbers():
     ("call", "said"),
     [
         (lambda m, v: m.apply(v, np.zeros((1, 65), int)), "ids\\[…, 65\\]: must hold at most"),
+        (lambda m, v: m.apply(v, np.zeros((0, 3), int)), r"ids\[0, 3\]: must hold at least one"),
+        (lambda m, v: m.apply(v, np.zeros((2, 0), int)), r"ids\[2, 0\]: must hold at least one"),
         (lambda m, v: m.apply(v, np.zeros(3, int)), "must be tokens \\[B, n\\]"),
         (lambda m, v: m.apply(v, np.zeros((1, 3))), "of float"),
         (
@@ -136,6 +138,8 @@ def test_what_does_not_fit_is_refused_in_a_sentence(call, said):
 def test_defaults_are_those_of_smollm2():
     shapes = jax.eval_shape(Llama().init, jax.random.key(0), np.zeros((1, 1), np.int32))
     assert sum(a.size for a in jax.tree.leaves(shapes)) == 134_515_008
+    model = Llama()
+    assert (model.base, model.epsilon, model.context, model.tied) == (100_000, 1e-5, 8192, True)
 
 
 def test_gradients_are_those_of_differences():

@@ -316,7 +316,9 @@ def check_tokens(ids: Any, vocabulary: int) -> None:
             f"ids{list(np.shape(ids))} of {jnp.result_type(ids)}: must be tokens [B, n] of a whole "
             "number type"
         )
-    if is_traced(ids) or np.size(ids) == 0:
+    if np.size(ids) == 0:
+        raise ValueError(f"ids{list(np.shape(ids))}: must hold at least one token")
+    if is_traced(ids):
         return
     lowest, highest = int(np.min(np.asarray(ids))), int(np.max(np.asarray(ids)))
     if lowest < 0 or highest >= vocabulary:
