@@ -180,6 +180,15 @@ def test_what_is_stacked_or_repeated_is_counted_not_removed():
     assert any("repeats them" in why for why in said), said
 
 
+def test_what_is_taken_apart_by_number_stays():
+    def model(params, x):
+        one, other = jnp.unstack(params["pair"])
+        return x @ one + x @ other
+
+    said = reason("pair:0", model, {"pair": normal(2, 4, 3)}, normal(3, 4))
+    assert re.search(r"unstack at .* counts them", said)
+
+
 def test_the_line_of_the_model_is_named():
     def model(params, x):
         return jnp.sort(x @ params["a"]) @ params["b"]
