@@ -4,11 +4,8 @@ from jaxsim.cascades.cover import Cover, coverage, max_cover
 from jaxsim.cascades.exact import exact_influence
 from jaxsim.cascades.graph import (
     ICGraph,
-    LabeledGraph,
     from_edges,
-    from_networkx,
     from_scipy,
-    load_edgelist,
     trivalency,
     uniform,
     weighted_cascade,
@@ -22,6 +19,7 @@ from jaxsim.cascades.infer import (
     mle_refine,
     required_cascades,
 )
+from jaxsim.cascades.labeled import LabeledGraph, from_networkx, load_edgelist
 from jaxsim.cascades.maximize import IMResult, maximize_influence
 from jaxsim.cascades.plot import plot_influence
 from jaxsim.cascades.reverse import rr_sample

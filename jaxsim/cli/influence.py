@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jaxsim.cascades import graph as graphs
 from jaxsim.cascades.infer import diagnose, infer_network
+from jaxsim.cascades.labeled import LabeledGraph, load_edgelist
 from jaxsim.cascades.maximize import IMResult, maximize_influence
 from jaxsim.cascades.plot import plot_influence
 from jaxsim.cascades.sample import load_cascades
@@ -49,7 +50,7 @@ class Influence(Seeded):
     """Image file for spread against number of seeds."""
 
 
-def _read_graph(args: Influence, console: Console) -> graphs.LabeledGraph:
+def _read_graph(args: Influence, console: Console) -> LabeledGraph:
     if args.cascades:
         cascades, labels = load_cascades(args.source, width=args.width)
         estimate = infer_network(cascades)
@@ -60,8 +61,8 @@ def _read_graph(args: Influence, console: Console) -> graphs.LabeledGraph:
             f"seed dependence {found.seed_dependence:.2f} (1 = independent)"
         )
         usable = estimate.identifiable & ~estimate.unlearnable[None]
-        return graphs.LabeledGraph(estimate._replace(identifiable=usable).to_graph(), labels)
-    read = graphs.load_edgelist(
+        return LabeledGraph(estimate._replace(identifiable=usable).to_graph(), labels)
+    read = load_edgelist(
         args.source,
         undirected=args.undirected,
         probabilities=args.p == "file",

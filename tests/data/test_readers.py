@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxsim.cascades.graph import load_edgelist
+from jaxsim.cascades.labeled import load_edgelist
 from jaxsim.cascades.sample import load_cascades
 from jaxsim.checkpoint.packing import Form, pack, unpack
 from jaxsim.cli.recipe import read_recipe

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxsim import cascades as jc
-from jaxsim.cascades.graph import load_edgelist
+from jaxsim.cascades.labeled import load_edgelist
 from jaxsim.cascades.sample import load_cascades
 from jaxsim.cli.recipe import read_recipe
 from jaxsim.data.text import ag_news, sst2
