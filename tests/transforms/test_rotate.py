@@ -153,15 +153,21 @@ def test_learned_matrices_lose_less_than_random_ones_on_what_they_have_not_seen(
 
 
 def test_steps_against_the_slopes_find_nothing(monkeypatch):
-    """The known wrong way, looked at once, at its end."""
+    """The known wrong way, looked at once, at its end.
+
+    How good the last step of a network is turns on rounding: its share of the random error was 0.69
+    and 0.88 for one network, compiled in 32 modules and in one. So there are four networks.
+    """
     monkeypatch.setattr(learned_rotation, "_LOOKS", 1)
-    net, errors = spiky(2), []
-    for sign in (1, -1):
+    shares = {1: [], -1: []}
+    for sign, found in shares.items():
         monkeypatch.setattr(learned_rotation, "cayley", lambda skew, by=sign: cayley(by * skew))
-        errors.append(spent(learned(net, 2), net))
-    assert errors[0] < 0.85 * errors[1]
-    random = js.rotate(LEARNING[0], jax.random.key(2))(net)
-    np.testing.assert_allclose(errors[1], spent(random, net), rtol=1e-3)  # what it began with
+        for seed in range(4):
+            net = spiky(seed)
+            random = js.rotate(LEARNING[0], jax.random.key(seed))(net)
+            found.append(spent(learned(net, seed), net) / spent(random, net))
+    assert np.mean(shares[1]) < 0.85, shares
+    np.testing.assert_allclose(shares[-1], 1, rtol=1e-3)  # what it began with
 
 
 def test_learned_matrices_are_orthogonal_and_leave_the_function():
