@@ -13,8 +13,8 @@ from jaxlib.mlir import ir
 
 MAPS = Path("/proc/self/maps")
 
-# XLA cuts a program into modules for the threads of LLVM, which takes a tenth of the compiler's time
-# where each core has a worker already. Read when the first computation begins, here and in
+# XLA cuts a program into modules for the threads of LLVM, which takes a tenth of the compiler's
+# time where each core has a worker already. Read when the first computation begins, here and in
 # processes that tests start.
 FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
 
