@@ -49,7 +49,7 @@ def origins(eqn: jex.JaxprEqn, axis: int, same: Callable[[Atom, int], bool]) -> 
         return [*found] if all(shapes[i][b] == size for i, b in found) else None
 
     if name in ALIKE:
-        return [(i, axis) for i in range(len(eqn.invars)) if len(shapes[i]) > axis]
+        return [(0, axis)] if len(shapes) == 1 else None  # each result is of an operand of its own
     match name:
         case "transpose":
             return [(0, params["permutation"][axis])]

@@ -169,7 +169,7 @@ class _Rewriting:
                     raise ValueError(_cannot(eqn, "takes some of them by number"))
                 sizes = self.whole(read, (0,) * len(read), sizes)
                 return with_parameters(eqn, slice_sizes=sizes), entry
-            case "split" if self.changes([read[params["axis"]]]):
+            case "split" | "unstack" if self.changes([read[params["axis"]]]):
                 raise ValueError(_cannot(eqn, "divides them"))
             case "concatenate" if self.changes([own.results[0][params["dimension"]]]):
                 raise ValueError(_cannot(eqn, "puts others beside them"))

@@ -118,3 +118,11 @@ def test_what_looks_into_vectors_is_no_move(name):
     assert followed(fn, [3], A) is None
     if fn(jnp.asarray(A)).shape == A.shape:  # the known wrong way is seen
         assert np.abs(fn(jnp.asarray(turn(A, 3))) - turn(fn(jnp.asarray(A)), 3)).max() > 0.01
+
+
+@pytest.mark.parametrize("hold", [lax.optimization_barrier, jax.device_put])
+def test_what_is_held_beside_others_comes_from_none_of_them(hold):
+    (eqn,) = jax.make_jaxpr(lambda a, b: hold([a, b]))(A, B).jaxpr.eqns
+    assert origins(eqn, 3, uniform()) is None
+    (alone,) = jax.make_jaxpr(lambda a: hold([a]))(A).jaxpr.eqns
+    assert origins(alone, 3, uniform()) == [(0, 3)]
