@@ -174,12 +174,8 @@ def _part(
 
 
 def _window(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
-    """Converts a slice at a place that is known when the network is converted, or at any."""
+    """Converts a slice at a place that is known when the network is converted."""
     value, *starts = ins
-    if not isinstance(value, Affine):
-        raise refusal(eqn, "takes a part of a constant at a place that an activation says")
-    if any(isinstance(start, Affine) for start in starts):
-        raise refusal(eqn, "takes a part at a place that an activation says")
     operands, value = _movable(lowering, eqn, value, shape)
     lowering.apply(eqn, [*operands, *map(lowering.computed, starts)])
     first = [
@@ -195,7 +191,7 @@ def _select(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequen
     which, *cases = ins
     kept = [i for i, case in enumerate(cases) if isinstance(case, Affine)]
     zeros = [not np.any(case) for case in cases if not isinstance(case, Affine)]
-    if isinstance(which, Affine) or len(kept) != 1 or not all(zeros):
+    if len(kept) != 1 or not all(zeros):
         raise refusal(eqn, "chooses otherwise than by a known mask between numbers and zeros")
     factor = compact(np.asarray(which, np.int32) == kept[0], len(shape)).astype(np.float64)
     value = cases[kept[0]]

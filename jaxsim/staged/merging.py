@@ -126,7 +126,7 @@ def merging_leave(
         if at[ends] < at[name]:
             raise ValueError(
                 f"merge: the network is cut at {ends}, between {tokens.attention.names[i]} and "
-                f"{name}, where its tokens are merged; exits elsewhere"
+                f"{name}, where its tokens are merged; cut elsewhere"
             )
     return tuple(found)
 

@@ -130,6 +130,7 @@ REFUSED = {
     "joins constants with activations": lambda y: jnp.concatenate([y, jnp.ones((2, 1))], 1),
     "chooses otherwise than by a known mask": lambda y: jnp.where(jnp.arange(4) > 1, y, 1.0),
     "chooses otherwise": lambda y: jnp.where(jnp.arange(4) > 1, y, -y),
+    "joins a float input": lambda y: lax.dynamic_slice_in_dim(y, jnp.argmax(y[0]), 2, 1),
     "takes slices in a way": lambda y: jnp.take(y, jnp.array([0, 4]), axis=1),
     "has no integer form": lambda y: jnp.tanh(y),
 }
