@@ -158,7 +158,6 @@ def insert_merges(
     """
     jaxpr = line.plan.jaxpr
     at = {line.active[cut.at]: cut.at for cut in cuts(line) if cut.name in names}
-    early = {v for eqn in jaxpr.eqns[: line.early] for v in eqn.outvars}
     found: dict[int, Any] = {**marks.of}
     average: dict[Any, jex.Var] = {}
     eqns, entries, places = list[jex.JaxprEqn](), list[Entry](), list[Place]()
@@ -172,7 +171,7 @@ def insert_merges(
         zip(jaxpr.eqns, line.plan.entries, line.places, strict=True)
     ):
         if i in at:
-            live = [v for v in live_at(line, at[i]) if v not in early and attention.holds_tokens(v)]
+            live = _averaged(line, attention, at[i])
             axes = [(attention.row_axes(v)[0], attention.token_axes(v)[0]) for v in live]
             after = {v: jex.Var(v.aval) for v in live}
             made = marked_equation([average.get(v, v) for v in live], [*after.values()])
@@ -195,6 +194,12 @@ def insert_merges(
     return Merging(line, Marks(found, marks.inside))
 
 
+def _averaged(line: Equations, attention: Attention, before: int) -> list[jex.Var]:
+    """Values of tokens that cross a cut, but for those that are known beforehand."""
+    early = {v for eqn in line.plan.jaxpr.eqns[: line.early] for v in eqn.outvars}
+    return [v for v in live_at(line, before) if v not in early and attention.holds_tokens(v)]
+
+
 def _at(average: Mapping[Any, jex.Var], atom: Atom) -> Atom:
     return atom if isinstance(atom, jex.Literal) else average.get(atom, atom)
 
@@ -210,9 +215,8 @@ def check_merging(tokens: TokenLayout) -> None:
         axes of a value or along one with something else.
     """
     line, attention = tokens.line, tokens.attention
-    early = {v for eqn in line.plan.jaxpr.eqns[: line.early] for v in eqn.outvars}
     for cut in cuts(line):
-        live = [v for v in live_at(line, cut.at) if v not in early and attention.holds_tokens(v)]
+        live = _averaged(line, attention, cut.at)
         alone = [(len(attention.row_axes(v)), len(attention.token_axes(v))) for v in live]
         if cut.name in tokens.cuts and set(alone) - {(1, 1)}:
             raise ValueError(
