@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Key
 
 from jaxsim.cores.conv import Conv
+from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.product import Operands, Subtraction, multiplies, subtracts
 from jaxsim.numerics.packed import Bits, Packed, bits_to_pack, unpacked
@@ -103,13 +106,32 @@ def _bits_of_codes(op: Op, w: Array) -> Bits | None:
 
 
 _SUBTRACTION = Subtraction(_write_float, lambda state: state[0] - state[1], _write_float)
-_OPERANDS = Operands(lambda op, state: unpacked(state), lambda op, state, x, key: x)
+_OPERANDS = Operands(lambda op, state: unpacked(state), lambda op, state, x, key: x, divides=True)
 
 
 @subtracts(_SUBTRACTION)
 @multiplies(_OPERANDS)
 def _read_float(op: Op, state: Array | Packed, x: Array, key: Any) -> Array:
-    return op.contract(x, unpacked(state))
+    return _product(op, state, x)
+
+
+def _product(op: Op, state: Array | Packed, x: Array) -> Array:
+    """The contraction; on a CPU, numbers of one place in their bytes together.
+
+    XLA puts numbers that share bytes together one by one there.
+    """
+    dot, apart = op.geometry, jnp.issubdtype(x.dtype, jnp.floating)
+    apart &= jax.default_backend() == "cpu" and isinstance(dot, Dot)
+    if not isinstance(state, Packed) or not isinstance(dot, Dot) or not apart:
+        return op.contract(x, unpacked(state))
+    axis, y = dot.x_contract[-1] + op.x_planes(x), None
+    for part in state.parts():
+        w = state.between(part.start, part.stop)
+        some = dataclasses.replace(op, geometry=dataclasses.replace(dot, w_shape=w.shape))
+        more = some.contract(lax.slice_in_dim(x, part.start, part.stop, axis=axis), w)
+        y = more if y is None else y + more
+    assert y is not None
+    return y
 
 
 float_core = Core(
@@ -123,7 +145,7 @@ float_core = Core(
 @subtracts(_SUBTRACTION)
 @multiplies(_OPERANDS)
 def _read_stored(op: Op, state: Array | Packed, x: Array, key: Any) -> Array:
-    return over_taps(op).contract(x, unpacked(state))
+    return _product(over_taps(op), state, x)
 
 
 def over_taps(op: Op) -> Op:

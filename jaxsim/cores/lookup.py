@@ -15,6 +15,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.product import multiplies, of_written, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Codebook, index_bits, k_means, nearest
+from jaxsim.numerics.awaited import awaited
 from jaxsim.numerics.packed import Packed, bits_to_pack, unpacked
 from jaxsim.numerics.scaling import divide, step_of
 
@@ -107,9 +108,12 @@ def codebook_lookup(core: Core, *, weights: Codebook) -> Core:
     def written(op: Op, state: LookupState) -> Any:
         return core.write(dataclasses.replace(op, meter=None), weight(op, state), None)
 
-    @multiplies(of_written(operands_of(core), written))
+    apart = weights.levels is not None
+
+    @multiplies(of_written(operands_of(core), written, divides=apart))
     def read(op: Op, state: LookupState, x: Array, key: Any) -> Array:
-        return core.read(op, written(op, state), x, key)
+        held = state._replace(pointers=awaited(state.pointers, x))
+        return core.read(op, written(op, held), x, key)
 
     return Core(write, calibrate, read)
 

@@ -20,6 +20,7 @@ from jaxsim.formats.microscaling import (
     decode_micro,
     encode_micro,
     exponents,
+    from_e4m3,
     powers,
     stored_elements,
     to_elements,
@@ -81,7 +82,7 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
     def weight(state: MicroState) -> Array:
         assert weights is not None
         powers_of_two = weights.scale == "e8m0"
-        scale = powers(state.scale) if powers_of_two else state.scale.astype(jnp.float32)
+        scale = powers(state.scale) if powers_of_two else from_e4m3(state.scale)
         elements = to_elements(weights, unpacked(state.elements))
         values = decode_micro(MicroCodes(elements, scale, state.tensor))
         if state.passed is None:
@@ -108,6 +109,7 @@ def microscaled(core: Core, *, weights: Microscaled | None, inputs: Microscaled 
         and Operands(
             inner.weight,
             lambda op, state, x, key: inner.inputs(op, state, rounded(op, x), key),
+            inner.divides,
         )
     )
     def read(op: Op, state: Any, x: Array, key: Any) -> Array:

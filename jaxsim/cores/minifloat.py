@@ -13,6 +13,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.product import Operands, multiplies, operands_of
 from jaxsim.cores.role import role
 from jaxsim.formats.codebook import Floating
+from jaxsim.numerics.awaited import awaited
 from jaxsim.numerics.scaling import divide, scale_product, step_of, unit_of
 
 
@@ -73,13 +74,15 @@ def minifloat(core: Core, *, weights: Floating | None, inputs: Floating | None) 
             x, scale = _rounded(inputs, x.astype(jnp.float32), tuple(range(x.ndim)))
         return multiplied.inputs(op, state.inner, x, key) * scale
 
-    @multiplies(multiplied and Operands(dense, rounded))
+    @multiplies(multiplied and Operands(dense, rounded, multiplied.divides))
     def read(op: Op, state: MinifloatState, x: Array, key: Any) -> Array:
         x, x_scale, scale = x.astype(jnp.float32), None, op.to_output(state.scale)
         if inputs is not None:
             x, x_scale = _rounded(inputs, x, tuple(range(x.ndim)))
         # Not every backend multiplies short floats; float32 holds each of them.
-        inner = state.inner if weights is None else state.inner.astype(jnp.float32)
+        inner = state.inner
+        if weights is not None:
+            inner = awaited(inner, x).astype(jnp.float32)
         y = core.read(op, inner, x, key).astype(jnp.float32)
         return y * scale if x_scale is None else scale_product(y, jnp.reshape(x_scale, ()), scale)
 

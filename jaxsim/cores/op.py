@@ -14,6 +14,7 @@ from jaxtyping import Array, Int, Num
 
 from jaxsim.cores.geometry import Geometry, leading_axes
 from jaxsim.formats.grid import Range
+from jaxsim.numerics.awaited import awaited
 
 
 def _is_integer(x: Array) -> bool:
@@ -96,7 +97,7 @@ class Op:
             floats = [a.dtype for a in (x, w) if not _is_integer(a)]
             common, wide = jnp.result_type(*floats), self.geometry.dtype
             wide = None if wide is None else jnp.promote_types(common, wide)
-            y = self.geometry.apply(x.astype(common), w.astype(common), wide)
+            y = self._apply(x, w, common, wide)
         self.count("macs", y.size * self.depth)
         return y
 
@@ -105,9 +106,15 @@ class Op:
         common = jnp.promote_types(x.dtype, w.dtype)
         # Only 8-bit integers have a fast path.
         if common != jnp.int8 and self.exact_in_floats(x):
-            y = self.geometry.apply(x.astype(jnp.float32), w.astype(jnp.float32), jnp.float32)
-            return y.astype(jnp.int32)
-        return self.geometry.apply(x.astype(common), w.astype(common), jnp.int32)
+            return self._apply(x, w, jnp.float32, jnp.float32).astype(jnp.int32)
+        return self._apply(x, w, common, jnp.int32)
+
+    def _apply(self, x: Array, w: Array, common: Any, wide: Any) -> Array:
+        """The product in a common type of both operands."""
+        batched = _is_integer(w) and getattr(self.geometry, "w_batch", ())
+        if w.dtype != common or self.w_planes(w) or batched:
+            w = awaited(w, x)  # here, or by XLA, it is written anew
+        return self.geometry.apply(x.astype(common), w.astype(common), wide)
 
     def exact_in_floats(self, x: Int[Array, "..."]) -> bool:
         """Tells if float32 holds every sum of products of these codes: all are below 2^24.

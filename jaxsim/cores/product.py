@@ -18,10 +18,14 @@ class Operands(NamedTuple):
     Attributes:
       weight: `(op, state) -> w`, the floats that the state stands for, in the weight's shape.
       inputs: `(op, state, x, key) -> x`, the floats that the inputs become.
+      divides: Whether the weight can be had in parts: groups of products are an axis of the
+        weight, and of each array of the state that has its rank; the same part of these is the
+        state of that part of the weight.
     """
 
     weight: Callable[[Op, Any], Array]
     inputs: Callable[[Op, Any, Array, Any], Array]
+    divides: bool = False
 
 
 def multiplies(operands: Operands | None) -> Callable[[Read], Read]:
@@ -85,18 +89,22 @@ def subtraction_of(core: Any) -> Subtraction | None:
     return found if found is not None and found.written is core.write else None
 
 
-def of_written(inner: Operands | None, written: Callable[[Op, Any], Any]) -> Operands | None:
+def of_written(
+    inner: Operands | None, written: Callable[[Op, Any], Any], *, divides: bool = True
+) -> Operands | None:
     """What a read multiplies that has the core inside read floats which are written at each read.
 
     Args:
       inner: What the core inside multiplies; None where that is not said.
       written: `(op, state) -> state` of the core inside.
+      divides: Whether what is written of a part of a state is that part of what is written.
     """
     if inner is None:
         return None
     return Operands(
         lambda op, state: inner.weight(op, written(op, state)),
         lambda op, state, x, key: inner.inputs(op, written(op, state), x, key),
+        inner.divides and divides,
     )
 
 

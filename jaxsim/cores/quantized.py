@@ -181,7 +181,7 @@ def quantized(core: Core, *, weights: Grid | None, inputs: Grid | None) -> Core:
         codes = encode(inputs, x, scale, zero, drawn(op, key))
         return (multiplied.inputs(inner, state.inner, codes, key) - zero) * scale
 
-    @multiplies(multiplied and Operands(dense, rounded))
+    @multiplies(multiplied and Operands(dense, rounded, multiplied.divides))
     def read(op: Op, state: Quantized, x: Array, key: Any) -> Array:
         op, codes, x_scale, x_zero = to_codes(op, state, x, drawn(op, key))
         y = core.read(op, state.inner, codes, key)

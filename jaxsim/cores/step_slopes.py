@@ -70,7 +70,7 @@ def step_slopes(core: Core, *, weights: Any, inputs: Any) -> Core:
         one = of_inputs(op, x)
         return operands.inputs(op, state.inner, x / one, key) * one
 
-    @multiplies(operands and Operands(weight, rounded))
+    @multiplies(operands and Operands(weight, rounded, operands.divides))
     def read(op: Op, state: Sloped, x: Array, key: Any) -> Array:
         one = of_inputs(op, x)
         y = core.read(op, state.inner, x / one, key) * op.to_output(state.one)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, Float8e4m3fn, Num, UInt8
 
 from jaxsim.numerics.scaling import divide, power_below
 
@@ -285,9 +285,13 @@ def from_four_bits(code: UInt8[Array, "..."]) -> Float[Array, "..."]:
     Args:
       code: Codes, 0 to 15.
     """
-    place = (code & 7).astype(jnp.float32)
-    size = jnp.where(place <= 4, 0.5 * place, jnp.where(place < 7, place - 2, 6.0))
-    return jnp.where(code >= 8, -size, size)
+    bits = code.astype(jnp.int32)
+    size = bits & 7
+    # The bits of a float32 with another bias, but for zero and a half.
+    held = lax.bitcast_convert_type((size << 22) + (126 << 23), jnp.float32)
+    held = jnp.where(size < 2, 0.5 * size.astype(jnp.float32), held)
+    signed = lax.bitcast_convert_type(held, jnp.int32) | ((bits & 8) << 28)
+    return lax.bitcast_convert_type(signed, jnp.float32)
 
 
 def exponents(scale: Float[Array, "..."]) -> UInt8[Array, "..."]:
@@ -306,3 +310,17 @@ def powers(byte: UInt8[Array, "..."]) -> Float[Array, "..."]:
       byte: Bytes from `exponents`.
     """
     return lax.bitcast_convert_type(byte.astype(jnp.int32) << 23, jnp.float32)
+
+
+def from_e4m3(scale: Float8e4m3fn[Array, "..."]) -> Float[Array, "..."]:
+    """Scales that are floats of eight bits, as float32.
+
+    The cast is the same, and slower on a CPU, where it is made again for each element of a block.
+
+    Args:
+      scale: Numbers of at least 0, or NaN.
+    """
+    bits = lax.bitcast_convert_type(scale, jnp.uint8).astype(jnp.int32)
+    held = lax.bitcast_convert_type((bits << 20) + (120 << 23), jnp.float32)
+    held = jnp.where(bits < 127, held, jnp.nan)
+    return jnp.where(bits < 8, bits.astype(jnp.float32) * 2.0**-9, held)

@@ -29,6 +29,7 @@ from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
 from jaxsim.network.site import Site
 from jaxsim.numerics.arrays import in_auto_axes, own_promotion
 from jaxsim.numerics.gradients import straight_through
+from jaxsim.numerics.short_floats import as_bytes, from_bytes
 
 
 def evaluate_plan(
@@ -487,6 +488,7 @@ class Walk:
         sites = {c.site.name: c.site for c in contractions(plan)}
         stacked = {k: s for k, s in states.items() if sites[k].stacked[len(indices)]}
         fixed = {k: s for k, s in states.items() if k not in stacked}
+        types = jax.tree.map(lambda a: a.dtype, stacked)
 
         def body(carry: Any, slices: Any) -> Any:
             values, fixed_now = carry
@@ -494,7 +496,7 @@ class Walk:
             outs, after = self.run(
                 plan,
                 [*ins[: loop.consts], *values, *xs],
-                {**fixed, **fixed_now, **stacked_now},
+                {**fixed, **fixed_now, **jax.tree.map(from_bytes, stacked_now, types)},
                 (*indices, index),
             )
             changed = {k: after[k] for k in stacked} if self.calibrating else {}
@@ -504,7 +506,11 @@ class Walk:
         (carry, fixed_after), (ys, stacked_after) = lax.scan(
             body,
             (ins[loop.consts : loop.first_slice], fixed if self.calibrating else {}),
-            (before + jnp.arange(loop.length), ins[loop.first_slice :], stacked),
+            (
+                before + jnp.arange(loop.length),
+                ins[loop.first_slice :],
+                jax.tree.map(as_bytes, stacked),
+            ),
             length=loop.length,
             reverse=loop.reverse,
             unroll=loop.unroll,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Int, UInt8
 
 Bits = Literal[2, 4]
@@ -99,16 +100,32 @@ class Packed:
 
     def numbers(self) -> Int[Array, "..."]:
         """The numbers, as int8 or uint8."""
-        kind = jnp.int8 if self.signed else jnp.uint8
-        rest = 8 - self.bits
-        parts = [
-            (self.packs << (rest - at) if at < rest else self.packs).astype(kind) >> rest
-            for at in range(0, 8, self.bits)
-        ]
-        joined = jnp.concatenate(parts, self.axis)
-        if joined.shape[self.axis] == self.count:
-            return joined
-        return jax.lax.slice_in_dim(joined, 0, self.count, axis=self.axis + joined.ndim)
+        if self.count == 0:
+            return self.packs.astype(jnp.int8 if self.signed else jnp.uint8)
+        return self.between(0, self.count)
+
+    def between(self, start: int, stop: int) -> Int[Array, "..."]:
+        """The numbers of some places along the axis, as int8 or uint8.
+
+        Nothing is put together where they are of one part.
+
+        Args:
+          start: First place.
+          stop: Place behind the last, above `start`.
+        """
+        axis, kind = self.axis + self.packs.ndim, jnp.int8 if self.signed else jnp.uint8
+        length, rest = self.packs.shape[axis], 8 - self.bits
+        found: list[Array] = []
+        for part in range(start // length, -(-stop // length)):
+            first, last = max(start - part * length, 0), min(stop - part * length, length)
+            packs, at = lax.slice_in_dim(self.packs, first, last, axis=axis), part * self.bits
+            found.append((packs << (rest - at) if at < rest else packs).astype(kind) >> rest)
+        return found[0] if len(found) == 1 else jnp.concatenate(found, axis)
+
+    def parts(self) -> list[slice]:
+        """Places of each part along the axis."""
+        length = self.packs.shape[self.axis] or 1
+        return [slice(at, min(at + length, self.count)) for at in range(0, self.count, length)]
 
 
 def unpacked(numbers: Array | Packed) -> Array:

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -292,3 +293,36 @@ def test_the_largest_plane_decides_for_all():
     op = Op(DEEP, integer=True).codes(np.array([0, 0]), np.array([1, 4097])).inputs(0, 4097)
     x, w = jnp.full((1, 1), 4097, jnp.int16), jnp.array([[[1]], [[4097]]], jnp.int16)
     np.testing.assert_array_equal(np.ravel(op.contract(x, w)), [4097, 4097**2])
+
+
+@pytest.mark.parametrize(
+    ("geometry", "shape"),
+    [
+        (Dot((1,), (), (0,), (), 2, (40, 6)), (1, 40)),
+        (Dot((0,), (), (1,), (), 1, (6, 40)), (40,)),
+        (Dot((0,), (), (1,), (), 1, (6, 40), weight_first=True), (40,)),
+        (Dot((2,), (0,), (0,), (1,), 3, (40, 3, 6)), (3, 1, 40)),
+        (Dot((1, 0), (), (1, 2), (), 4, (6, 8, 5), weight_first=True), (5, 8, 1, 1)),
+    ],
+)
+def test_a_row_of_bytes_is_multiplied_as_rows_are(geometry, shape):
+    """Beside rows of zeros, which XLA is faster with; other rows, and floats, as they come."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-127, 128, s).astype(np.int8) for s in (shape, geometry.w_shape))
+    apply = jax.jit(geometry.apply, static_argnums=2)
+
+    def rows(x, w, dtype):
+        (product,) = (
+            e
+            for e in jax.make_jaxpr(lambda x, w: geometry.apply(x, w, dtype))(x, w).eqns
+            if e.primitive.name == "dot_general"
+        )
+        return product.outvars[0].aval.size // 6 // math.prod(shape[a] for a in geometry.x_batch)
+
+    expected = apply(x.astype(np.int32), w.astype(np.int32), jnp.int32)
+    np.testing.assert_array_equal(apply(x, w, jnp.int32), expected)
+    assert rows(x, w, jnp.int32) == 3
+    assert rows(x.astype(np.float32), w.astype(np.float32), jnp.float32) == 1
+    planes = np.stack([x, -x])
+    assert rows(planes, w, jnp.int32) == 2
+    np.testing.assert_array_equal(apply(planes, w, jnp.int32), [expected, -expected])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jaxsim as js
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.lookup import codebook_lookup
@@ -16,6 +17,7 @@ from jaxsim.cores.quantized import quantized
 from jaxsim.cores.tiled import grouped, real, tiled
 from jaxsim.formats.codebook import Codebook, Floating, nf4
 from jaxsim.formats.grid import Grid
+from jaxsim.numerics.packed import Packed
 from tests.oracles import quantiser
 from tests.support import sites
 
@@ -124,6 +126,7 @@ FORMS = {
     "tokens": ({"weights": Grid(4, per="channel"), "inputs": Grid(8, per="token")},),
     "batch": ({"weights": Grid(4, per="channel"), "inputs": Grid(8, dynamic=True)},),
     "table": ({"weights": None, "inputs": Grid(8)}, nf4()),
+    "one table": ({"weights": None, "inputs": Grid(8)}, Codebook(size=6)),
     "inputs": ({"weights": Grid(4, per="channel"), "inputs": None}, Floating("float8_e5m2")),
 }
 """Settings of `quantized`, and what is between it and the product."""
@@ -139,13 +142,20 @@ def pieces(form):
     return chain
 
 
+@pytest.mark.parametrize("at_once", [4, 3, 1])
 @pytest.mark.parametrize(
     ("form", "geometry"), [*((form, sites.DENSE) for form in FORMS), ("signs", sites.CONV)]
 )
-def test_one_product_of_floats_is_the_sum_of_products_of_groups(form, geometry):
-    """Tiles read each group as its codes; what is stored and the derivatives are equal too."""
+def test_one_product_of_floats_is_the_sum_of_products_of_groups(
+    form, geometry, at_once, monkeypatch
+):
+    """Tiles read each group as its codes; what is stored and the derivatives are equal too.
+
+    All groups at once, and some at a time.
+    """
     x, w = sites.operands(geometry)
     chain = pieces(form)
+    monkeypatch.setattr("jaxsim.cores.tiled._CACHED", at_once * 5 * w.shape[-1])
 
     @functools.partial(jax.jit, static_argnums=0)
     def both(make, x, w):
@@ -167,8 +177,10 @@ def test_one_product_of_floats_is_the_sum_of_products_of_groups(form, geometry):
     state, held, (plain, lean), slopes = both(grouped, x, w)
     expected_state, _, (expected, _), expected_slopes = both(tiled, x, w)
     jax.tree.map(np.testing.assert_array_equal, state, expected_state)
-    np.testing.assert_array_equal(plain, lean)
-    for a, b in zip((plain, *slopes), (expected, *expected_slopes), strict=True):
+    leaves = jax.tree.leaves(held, is_leaf=lambda a: isinstance(a, Packed))
+    if not any(isinstance(a, Packed) for a in leaves):
+        np.testing.assert_array_equal(plain, lean)  # else sums are made in another order
+    for a, b in zip((plain, lean, *slopes), (expected, expected, *expected_slopes), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
     assert sum(a.nbytes for a in jax.tree.leaves(held)) < sum(
         a.nbytes for a in jax.tree.leaves(state)
@@ -198,6 +210,47 @@ def test_groups_are_multiplied_at_once_where_the_core_says_what_it_multiplies():
     assert products(own, op, x, w) == [((0, 1), (0, 1))]
     y, doubled_y = (core.read(op, core.write(op, w, None), x, None) for core in (plain, own))
     np.testing.assert_allclose(doubled_y, 2 * y, rtol=0, atol=4e-6 * np.abs(y).max())
+
+
+BLOCKS = {
+    "affine": js.Grid(4, per="group", rows=32, symmetric=False),
+    "normal floats": js.nf4(per="group", rows=32),
+    "blocks of a file": js.BlockGrid("Q4_1"),
+    "pruned blocks": js.BlockGrid("Q4_1"),
+    "floats of four bits": js.mx("e2m1"),
+    "two scales": js.nvfp4(),
+}
+
+
+@pytest.mark.parametrize(("name", "form"), BLOCKS.items())
+def test_weights_are_multiplied_in_pieces(name, form, monkeypatch):
+    """Numbers of one place in their bytes together; of few rows three groups at a time.
+
+    The products of 256 unit vectors are the weights. On other devices they are made at once.
+    """
+    rng = np.random.default_rng(3)
+    w = jnp.asarray(rng.normal(size=(2, 256, 6)), jnp.float32)
+    net = js.trace(lambda w, x: x @ w, w, jnp.zeros((2, 5, 256)))
+    if name == "pruned blocks":
+        net = js.prune(0.5)(net)
+    chip = js.deploy(js.quantize(form, None)(net), keep_floats=False)
+    groups = 16 if name == "two scales" else 8
+    monkeypatch.setattr("jaxsim.cores.tiled._CACHED", 3 * 2 * 256 // groups * 6)
+
+    def called(x):
+        jaxpr = jax.make_jaxpr(lambda chip, x: chip(x))(chip, x)
+        return str(jaxpr).count("dot_general["), np.asarray(chip(x))
+
+    unit = np.broadcast_to(np.eye(256, dtype=np.float32), (2, 256, 256))
+    halves = 4 if name == "affine" else 2
+    many, dense = called(unit)
+    x = rng.normal(size=(2, 5, 256)).astype(np.float32)
+    few, y = called(x)
+    assert (many, few) == (halves, 2 * -(-groups // 3) if halves == 2 else 8)
+    x, dense = x.astype(np.float64), dense.astype(np.float64)
+    assert (np.abs(y - x @ dense) <= 2.0**-21 * (np.abs(x) @ np.abs(dense))).all()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert called(x.astype(np.float32)[:, :4])[0] == 1
 
 
 def test_planes_behind_groups_are_read_group_by_group():

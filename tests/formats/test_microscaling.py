@@ -14,7 +14,13 @@ from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.storage import join_chains, wrappers_of
 from jaxsim.cores.wrapper import build
-from jaxsim.formats.microscaling import ELEMENTS, Microscaled, round_element
+from jaxsim.formats.microscaling import (
+    ELEMENTS,
+    Microscaled,
+    from_e4m3,
+    from_four_bits,
+    round_element,
+)
 from tests.support.models import normal
 
 DTYPES = {
@@ -133,3 +139,14 @@ def test_what_does_not_fit_is_refused():
         js.quantize(js.mx(), js.nvfp4())
     grouped = js.quantize(js.Grid(4, per="group", rows=32), js.mx("e4m3"))
     assert [w.name for w in grouped(net).cores["w"]] == ["grouped", "quantized", "microscaled"]
+
+
+def test_floats_of_a_few_bits_are_those_of_a_cast():
+    """All codes of four bits beside their table, all scales beside ml_dtypes."""
+    codes = np.arange(16, dtype=np.uint8)
+    table = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    found = np.asarray(from_four_bits(jnp.asarray(codes)))
+    np.testing.assert_array_equal(found, np.concatenate([table, -table]))
+    np.testing.assert_array_equal(np.signbit(found), codes >= 8)
+    scales = np.arange(128, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
+    np.testing.assert_array_equal(from_e4m3(jnp.asarray(scales)), scales.astype(np.float32))

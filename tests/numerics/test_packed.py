@@ -47,6 +47,30 @@ def test_axes_in_front_change_nothing(bits):
     np.testing.assert_array_equal(jax.tree.map(lambda a: a[1], held).numbers(), numbers[1])
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 12])
+def test_numbers_of_some_places_are_those_of_all(bits, count):
+    """Of one part and of several; those of a part are put together from nothing."""
+    lo, hi = ENDS[bits, np.int8]
+    numbers = np.random.default_rng(count).integers(lo, hi + 1, (3, count, 2)).astype(np.int8)
+    held = Packed.of(jnp.asarray(numbers), -2, bits)
+    for start in range(count):
+        for stop in range(start + 1, count + 1):
+            np.testing.assert_array_equal(held.between(start, stop), numbers[:, start:stop])
+    parts = held.parts()
+    assert [i for part in parts for i in range(count)[part]] == list(range(count))
+    assert len(parts) == -(-count // -(-count // (8 // bits)))
+    for part in parts:
+        jaxpr = jax.make_jaxpr(lambda p, part=part: p.between(part.start, part.stop))(held)
+        assert "concatenate" not in str(jaxpr)
+
+
+def test_no_numbers_are_none():
+    held = Packed.of(jnp.zeros((2, 0), jnp.int8), -1, 4)
+    assert held.numbers().shape == (2, 0)
+    assert held.parts() == []
+
+
 def test_what_is_an_array_already_stays():
     numbers = jnp.arange(3)
     assert unpacked(numbers) is numbers
