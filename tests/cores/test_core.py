@@ -13,6 +13,7 @@ from jaxsim.cores.core import float_core
 from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper
+from jaxsim.numerics.packed import Packed
 from tests.oracles import contraction
 from tests.support.geometries import geometries, integers, planes, seeds
 
@@ -326,3 +327,28 @@ def test_a_row_of_bytes_is_multiplied_as_rows_are(geometry, shape):
     planes = np.stack([x, -x])
     assert rows(planes, w, jnp.int32) == 2
     np.testing.assert_array_equal(apply(planes, w, jnp.int32), [expected, -expected])
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize(
+    ("geometry", "shape"),
+    [
+        (Dot((1, 2), (), (0, 1), (), 3, (3, 9, 4)), (2, 3, 9)),
+        (Dot((2, 1), (0,), (1, 3), (2,), 3, (4, 9, 2, 7), weight_first=True), (2, 7, 9)),
+    ],
+)
+def test_numbers_that_share_bytes_are_multiplied_as_they_are(geometry, shape, bits):
+    """The axis that is packed is the last of those that are summed; planes are in front."""
+    rng = np.random.default_rng(bits)
+    most = 2 ** (bits - 1) - 1
+    w = rng.integers(-most, most + 1, geometry.w_shape).astype(np.int8)
+    x = rng.normal(size=(3, *shape)).astype(np.float32)
+    op = Op(geometry, integer=True, layout="paired")
+    op = dataclasses.replace(op.codes(np.asarray(-most), np.asarray(most)), layout="paired")
+    state = float_core.write(op, jnp.asarray(w), None)
+    assert isinstance(state, Packed)
+    y = float_core.read(op, state, jnp.asarray(x), None)
+    expected = op.contract(x, w)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    jaxpr = jax.make_jaxpr(lambda state, x: float_core.read(op, state, x, None))(state, x)
+    assert str(jaxpr).count("dot_general[") == len(state.parts()) > 1

@@ -142,24 +142,24 @@ def pieces(form):
     return chain
 
 
-@pytest.mark.parametrize("at_once", [4, 3, 1])
+@pytest.mark.parametrize(("rows", "at_once"), [(6, 4), (6, 3), (6, 1), (7, 2)])
 @pytest.mark.parametrize(
     ("form", "geometry"), [*((form, sites.DENSE) for form in FORMS), ("signs", sites.CONV)]
 )
 def test_one_product_of_floats_is_the_sum_of_products_of_groups(
-    form, geometry, at_once, monkeypatch
+    form, geometry, rows, at_once, monkeypatch
 ):
     """Tiles read each group as its codes; what is stored and the derivatives are equal too.
 
-    All groups at once, and some at a time.
+    All groups at once, and some at a time; of 20 products, groups of 7 are filled up.
     """
     x, w = sites.operands(geometry)
     chain = pieces(form)
-    monkeypatch.setattr("jaxsim.cores.tiled._CACHED", at_once * 5 * w.shape[-1])
+    monkeypatch.setattr("jaxsim.cores.tiled._CACHED", at_once * rows * w.shape[-1])
 
     @functools.partial(jax.jit, static_argnums=0)
     def both(make, x, w):
-        core = sites.core_of((make, {"rows": 6}), *chain)
+        core = sites.core_of((make, {"rows": rows}), *chain)
         op = Op(geometry, integer=True, ranges="stored")
         state = core.calibrate(op, core.write(op, w, None), 0.7 * x)
         lean = dataclasses.replace(op, layout="lean")
