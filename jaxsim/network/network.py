@@ -36,7 +36,7 @@ from jaxsim.network.planner import trace_plan
 from jaxsim.network.portions import Portion
 from jaxsim.network.site import Site, matching_names
 from jaxsim.network.tables import sites_table
-from jaxsim.network.unheld import Absent, memory_of, require_held
+from jaxsim.network.unheld import Absent, as_constants, memory_of, require_held
 from jaxsim.numerics.checks import is_traced
 from jaxsim.values.value import PytreeValue
 
@@ -140,7 +140,7 @@ class Network(PytreeValue):
         if not self.cores:
             with explained_call(self.example, arguments):
                 return apply_call(arguments, self.fn, self.masked_params(), self.buffers)
-        return run_network(self, arguments, key)
+        return run_network(held_alone(self), arguments, key)
 
     def arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], key: Key[Array, ""] | None
@@ -533,6 +533,17 @@ def data_fields(net: Network) -> dict[str, Any]:
     """
     children, _ = jax.tree_util.tree_flatten_with_path(net, is_leaf=lambda x: x is not net)
     return {path[0].name: value for path, value in children}
+
+
+def held_alone(net: Network) -> Network:
+    """A network in a call that is being traced, its parameters that are not held as constants.
+
+    Args:
+      net: Network.
+    """
+    if not net.unheld:
+        return net
+    return dataclasses.replace(net, params=as_constants(net.params, net.unheld))
 
 
 @jax.jit

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.plan import Contraction, Inner, Plan
+from jaxsim.numerics.checks import is_traced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,6 +100,24 @@ def without_values(params: PyTree, names: Collection[str]) -> PyTree:
     )
 
 
+def as_constants(params: PyTree, unheld: Collection[str]) -> PyTree:
+    """Parameters of a call that is being traced, those that are not held as constants of it.
+
+    JAX gives a program all that a `while_loop` inside names, also what its body does not read.
+
+    Args:
+      params: Tree of parameters.
+      unheld: Paths of those that are not held.
+    """
+
+    def one(path: Any, p: Any) -> Any:
+        if not is_traced(p) or path_name(path) not in unheld:
+            return p
+        return jnp.broadcast_to(jnp.asarray(_fill(p.dtype), p.dtype), p.shape)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def memory_of(leaf: Any) -> int:
     """Bytes that an array takes: one entry's where one stands for all; none of what is no array.
 
@@ -138,5 +157,8 @@ def without_value(p: Any) -> np.ndarray:
       p: Array, or its shape and dtype.
     """
     dtype: Any = np.dtype(jnp.result_type(p))
-    fill = np.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
-    return np.broadcast_to(np.asarray(fill, dtype), np.shape(p))
+    return np.broadcast_to(np.asarray(_fill(dtype), dtype), np.shape(p))
+
+
+def _fill(dtype: Any) -> float:
+    return np.nan if jnp.issubdtype(dtype, jnp.inexact) else 0

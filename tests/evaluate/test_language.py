@@ -15,12 +15,17 @@ from jaxsim.evaluate.language import (
     Speed,
     agreement,
     compare,
+    early,
     generate,
     perplexity,
     score,
+    speculate,
+    speculation,
     speed,
     throughput,
     windows,
+    write_early,
+    writing,
 )
 from tests.support import llama_files
 
@@ -257,3 +262,45 @@ def test_a_transformed_network_writes_as_its_calls_say():
     found = generate(chip, PROMPT, MODEL.cache(2, 8), count=5)
     whole = np.concatenate([PROMPT, found], 1)
     np.testing.assert_array_equal(found, np.argmax(jax.jit(lambda n: n(whole))(chip), -1)[:, 3:-1])
+
+
+def given(call, monkeypatch, module, name):
+    """Bytes that a compiled program is given: of what it does not read JAX gives it nothing."""
+    compiled, seen = getattr(module, name), []
+
+    def measured(*args, **settings):
+        memory = compiled.lower(*args, **settings).compile().memory_analysis()
+        seen.append(memory.argument_size_in_bytes)
+        return compiled(*args, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, measured)
+        call()
+    (found,) = seen
+    return found
+
+
+def test_programs_that_write_are_not_given_what_is_not_held(monkeypatch):
+    """A loop of JAX's keeps all that it names; a control names what is not read."""
+    lean = js.deploy(quantized(), keep_floats=False)
+    cache = MODEL.cache(2, 10)
+
+    def written(count=3):
+        return generate(lean, PROMPT, cache, count=count)
+
+    writers = {
+        (writing, "_generate"): written,
+        (speculation, "_speculate"): lambda: speculate(
+            lean, lean, PROMPT, cache, cache, count=3, ahead=2
+        ),
+        (early, "_write"): lambda: write_early(
+            lean, PROMPT, cache, count=3, after=(1,), threshold=0.5
+        ),
+    }
+    held = 2 * lean.nbytes + 3 * sum(a.nbytes for a in jax.tree.leaves(cache))
+    floats = sum(a.nbytes for a in jax.tree.leaves(lean.params)) - lean.nbytes
+    assert floats > held
+    for (module, name), call in writers.items():
+        assert given(call, monkeypatch, module, name) < held, name
+    monkeypatch.setattr("jaxsim.network.network.as_constants", lambda params, unheld: params)
+    assert given(lambda: written(count=4), monkeypatch, writing, "_generate") > floats

@@ -28,7 +28,7 @@ from jaxsim.evaluate.language.window import (
     logits_and_cache,
     vocabulary_of,
 )
-from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.network import Network, held_alone, require_uncut
 from jaxsim.network.operands import fix_text
 from jaxsim.numerics.checks import checked_int
 
@@ -384,7 +384,7 @@ def _write(
     after: tuple[int, ...],
     confidence: Confidence,
 ) -> tuple[Array, Array, Array, Array, Array]:
-    B, net = len(prompt), fix_text(net, key)
+    B, net = len(prompt), held_alone(fix_text(net, key))
 
     def noise(i: Any) -> Any:  # that of `generate`
         return None if key is None else jax.random.split(jax.random.fold_in(key, i))[0]
@@ -437,7 +437,7 @@ def _score(
     confidence: Confidence,
 ) -> tuple[Array, Array, Array, Array, Array]:
     B, n = rows.shape
-    net = fix_text(net, key)
+    net = held_alone(fix_text(net, key))
 
     def noise(i: Any) -> Any:
         return None if key is None else jax.random.split(jax.random.fold_in(key, i))[0]
