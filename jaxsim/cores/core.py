@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -124,14 +126,13 @@ def _product(op: Op, state: Array | Packed, x: Array) -> Array:
     apart &= jax.default_backend() == "cpu" and isinstance(dot, Dot)
     if not isinstance(state, Packed) or not isinstance(dot, Dot) or not apart:
         return op.contract(x, unpacked(state))
-    axis, y = dot.x_contract[-1] + op.x_planes(x), None
+    axis, products = dot.x_contract[-1] + op.x_planes(x), list[Array]()
     for part in state.parts():
         w = state.between(part.start, part.stop)
         some = dataclasses.replace(op, geometry=dataclasses.replace(dot, w_shape=w.shape))
-        more = some.contract(lax.slice_in_dim(x, part.start, part.stop, axis=axis), w)
-        y = more if y is None else y + more
-    assert y is not None
-    return y
+        x_part = lax.slice_in_dim(x, part.start, part.stop, axis=axis)
+        products.append(some.contract(x_part, w))
+    return reduce(operator.add, products)
 
 
 float_core = Core(

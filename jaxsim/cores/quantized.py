@@ -17,7 +17,7 @@ from jaxsim.cores.core import Core, State, float_core
 from jaxsim.cores.op import Op
 from jaxsim.cores.product import Operands, multiplies, operands_of
 from jaxsim.cores.role import role
-from jaxsim.cores.tiled import real
+from jaxsim.cores.tiles import real
 from jaxsim.formats.clipping import cut, over_kept
 from jaxsim.formats.grid import (
     Grid,

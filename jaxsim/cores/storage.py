@@ -8,11 +8,11 @@ from functools import singledispatch
 from typing import Any, Literal, Protocol, TypeVar, cast
 
 from jaxsim.cores.block_grid import block_grid
+from jaxsim.cores.grouped import grouped
 from jaxsim.cores.lookup import codebook_lookup
 from jaxsim.cores.microscaled import microscaled
 from jaxsim.cores.minifloat import minifloat
 from jaxsim.cores.quantized import quantized
-from jaxsim.cores.tiled import grouped
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.block_grid import ROWS, BlockGrid
 from jaxsim.formats.codebook import Codebook, Floating

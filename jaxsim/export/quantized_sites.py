@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsim.cores.core import Core
+from jaxsim.cores.grouped import grouped
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import Quantized, quantized, stored
 from jaxsim.cores.role import DIGITAL, WEIGHT
-from jaxsim.cores.tiled import grouped
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.export.graph import Graph, Tensor
 from jaxsim.export.products import Arranged, product

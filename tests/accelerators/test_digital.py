@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import jaxsim as js
 from jaxsim.accelerators import DigitalArray, Work
 from jaxsim.accelerators.dataflow import tile
-from jaxsim.cores.tiled import grouped, tiled
+from jaxsim.cores.grouped import grouped
+from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wrapper import Wrapper
 from tests.evaluate.test_systolic import blocks_of
 from tests.oracles import dataflows

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.conv import Conv
 from jaxsim.cores.geometry import Dot
+from jaxsim.cores.grouped import grouped
 from jaxsim.cores.mapping import differential, offset
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized, stored
-from jaxsim.cores.tiled import grouped, tiled
+from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wrapper import build
 from jaxsim.formats import clipping
 from jaxsim.formats.grid import Grid

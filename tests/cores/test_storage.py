@@ -3,11 +3,11 @@
 import pytest
 
 import jaxsim as js
+from jaxsim.cores.grouped import grouped
 from jaxsim.cores.lookup import codebook_lookup
 from jaxsim.cores.minifloat import minifloat
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.storage import join_chains, wrappers_of
-from jaxsim.cores.tiled import grouped
 from jaxsim.cores.wrapper import Wrapper
 
 GRID, INPUTS = js.Grid(4, per="channel"), js.Grid(6)
