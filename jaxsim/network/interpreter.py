@@ -608,8 +608,17 @@ def _multiply(
         with own_promotion():
             xs, counts = jax.tree.map(partial(everyone, call.sharing, places), (x, rows))
             w = updated = calibrated(build(wrappers), op, w, xs, counts)
-    y = straight_through(read(True), read(False))(wrappers, w, x, at, write_key, read_key)
+    smooth = read(False)
+    if call.written and _is_short(w):
+        # Derivatives make floats of what is stored again: kept, they are the float model.
+        smooth = jax.checkpoint(smooth)
+    y = straight_through(read(True), smooth)(wrappers, w, x, at, write_key, read_key)
     return y, updated
+
+
+def _is_short(state: State) -> bool:
+    """Tells if a state holds numbers of a weight in a byte or less."""
+    return any(a.ndim > 1 and a.dtype.itemsize == 1 for a in jax.tree.leaves(state))
 
 
 def _look_up(

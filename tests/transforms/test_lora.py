@@ -63,6 +63,39 @@ def test_convolutions_have_adapters_and_merging_gives_the_same_network():
     np.testing.assert_allclose(run(fine, ROWS), run(again, ROWS), atol=0.05)
 
 
+def memory(transform, layers, width):
+    """Bytes of a step of adapters of a stack of layers, beside what it is given."""
+    w = normal(layers, width, width) / width**0.5
+
+    def model(w, x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    x = normal(2, width)
+    net = js.lora(2, KEY)(transform(js.trace(model, w, x)))
+    chip = js.deploy(net, calibrate=x, keep_floats=False)
+
+    def loss(held):
+        return jnp.sum(js.with_adapters(chip, held)(x) ** 2)
+
+    compiled = jax.jit(jax.grad(loss)).lower(js.adapters(chip)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("forms", [(4, None), (8, 8), (js.nf4(), None), (js.nvfp4(), js.nvfp4())])
+def test_a_step_keeps_no_floats_of_a_stack_of_codes(forms):
+    """A layer more takes its activations and slopes of its adapters, not its weight."""
+    transform = js.quantize(*forms)
+    few, many = (memory(transform, layers, 64) for layers in (2, 8))
+    assert many - few < 6 * 64 * 64 * 4 / 2
+
+
+def test_a_step_that_keeps_what_a_derivative_reads_keeps_floats(monkeypatch):
+    """The control."""
+    monkeypatch.setattr("jaxsim.network.interpreter._is_short", lambda state: False)
+    few, many = (memory(js.quantize(4, None), layers, 48) for layers in (2, 8))
+    assert many - few > 6 * 48 * 48 * 4
+
+
 def loss(y, target):
     return jnp.mean((y - target) ** 2)
 
