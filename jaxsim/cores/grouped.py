@@ -89,7 +89,7 @@ def _pieces(op: Op, state: State, x: Array) -> list[_Piece]:
     if jax.default_backend() != "cpu":
         return [_whole(op)]
     batch, tiles, size, outputs = op.geometry.w_shape
-    groups, rows = (list(_whole(op)[i : i + 1]) for i in range(2))
+    groups, rows = [slice(0, tiles)], [slice(0, size)]
     for held in jax.tree.leaves(state, is_leaf=_is_packed):
         if _is_packed(held) and held.axis == -2 and not op.filled:
             rows = held.parts()
@@ -114,9 +114,9 @@ def _depth(op: Op, piece: _Piece) -> int:
 
 def _of(piece: _Piece, op: Op, state: State) -> tuple[Op, State]:
     """The op and the state of a piece."""
-    whole, (batch, tiles, size, outputs) = _whole(op), op.geometry.w_shape
-    if piece == whole:
+    if piece == _whole(op):
         return op, state
+    batch, tiles, size, outputs = op.geometry.w_shape
     counts = (part.stop - part.start for part in piece)
     geometry = dataclasses.replace(cast("Dot", op.geometry), w_shape=(batch, *counts, outputs))
 
