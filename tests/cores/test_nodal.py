@@ -43,7 +43,9 @@ def in_double(f, *args):
 def test_both_solvers_and_the_oracle_agree_with_badcrossbar(shape):
     compute = resistors.badcrossbar()
     if compute is None:
-        pytest.skip("badcrossbar is not installed: pip install --no-deps badcrossbar==1.1.0")
+        pytest.skip(
+            "badcrossbar is not installed: pip install --no-deps badcrossbar==1.1.0 pathvalidate"
+        )
     g, v = array(*shape)
     r_row, r_column = (3e-4, 1e-3) if shape[0] < shape[1] else (1e-3, 3e-4)
     theirs = compute(v.T, 1 / g, r_i_word_line=r_row, r_i_bit_line=r_column).currents.output
