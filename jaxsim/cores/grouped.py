@@ -63,8 +63,8 @@ def grouped(core: Core, *, rows: int) -> Core:
     return Core(write, apart.calibrate, read)
 
 
-_CACHED = 2**18
-"""Floats of a weight that stay in the cache of a CPU until they are multiplied."""
+_CACHED = 2**20
+"""Floats of a weight that a CPU makes at a time; half as many take twice as long to compile."""
 
 
 class _Piece(NamedTuple):
