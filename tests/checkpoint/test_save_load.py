@@ -173,7 +173,9 @@ def test_codes_that_fill_bytes_load_and_are_saved_again(tmp_path, monkeypatch):
     for name, chip in {"second": old, "old": old, "new": new}.items():
         loaded = js.load(tmp_path / name, like=net)
         same(loaded.states, chip.states)
-        np.testing.assert_array_equal(loaded(X), new(X))
+        np.testing.assert_array_equal(loaded(X), chip(X))
+    # Those that share bytes are summed in another order.
+    np.testing.assert_allclose(old(X), new(X), rtol=0, atol=1e-6)
     for name, layout in {"old": "plain", "new": "lean"}.items():
         said = json.loads((tmp_path / name / "_CHECKPOINT_METADATA").read_text())
         assert said["custom_metadata"]["format"] == 5
