@@ -122,9 +122,9 @@ def _product(op: Op, state: Array | Packed, x: Array) -> Array:
 
     XLA puts numbers that share bytes together one by one there.
     """
-    dot, apart = op.geometry, jnp.issubdtype(x.dtype, jnp.floating)
-    apart &= jax.default_backend() == "cpu" and isinstance(dot, Dot)
-    if not isinstance(state, Packed) or not isinstance(dot, Dot) or not apart:
+    dot = op.geometry
+    apart = jax.default_backend() == "cpu" and jnp.issubdtype(x.dtype, jnp.floating)
+    if not (apart and isinstance(state, Packed) and isinstance(dot, Dot)):
         return op.contract(x, unpacked(state))
     axis, products = dot.x_contract[-1] + op.x_planes(x), list[Array]()
     for part in state.parts():

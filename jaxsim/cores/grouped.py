@@ -27,10 +27,10 @@ from jaxsim.numerics.packed import Packed
 def grouped(core: Core, *, rows: int) -> Core:
     """Gives each group of products of an output a core of its own: a scale, where it quantizes.
 
-    Where the core says what floats it multiplies, a read makes them for all groups and multiplies
-    once: a product a group is thin, and a batch of thin products takes 8 to 15 times as long as
-    one. Sums over groups are then those of one product, in another order. Any other core (arrays,
-    slices, blocks) reads each group, and the reads are added.
+    Where the core says what floats it multiplies, a read makes them for all groups, or on a CPU for
+    large pieces, and multiplies those: a product a group is thin, and a batch of thin products
+    takes 8 to 15 times as long as one. Sums over groups are then made in another order. Any other
+    core (arrays, slices, blocks) reads each group, and the reads are added.
 
     Args:
       core: of one group.
@@ -63,7 +63,7 @@ def grouped(core: Core, *, rows: int) -> Core:
     return Core(write, apart.calibrate, read)
 
 
-_CACHED = 2**20
+_AT_ONCE = 2**20
 """Floats of a weight that a CPU makes at a time; half as many take twice as long to compile."""
 
 
@@ -84,7 +84,7 @@ def _pieces(op: Op, state: State, x: Array) -> list[_Piece]:
 
     A CPU writes down the floats of a weight before it multiplies. Numbers that share bytes are put
     together for that one by one, and for few rows the floats come back from memory: so numbers of
-    one place in their bytes are multiplied together, and of few rows as many as its cache holds.
+    one place in their bytes are multiplied together, and for few rows so many as `_AT_ONCE` says.
     """
     if jax.default_backend() != "cpu":
         return [_whole(op)]
@@ -96,7 +96,7 @@ def _pieces(op: Op, state: State, x: Array) -> list[_Piece]:
         if _is_packed(held) and held.axis == -3:
             groups = held.parts()
     if x.size <= 32 * batch * tiles * size:
-        each = max(1, _CACHED // (batch * size * outputs))
+        each = max(1, _AT_ONCE // (batch * size * outputs))
         groups = [
             slice(at, min(at + each, part.stop))
             for part in groups

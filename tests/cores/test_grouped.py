@@ -68,7 +68,7 @@ def test_one_product_of_floats_is_the_sum_of_products_of_groups(
     """
     x, w = sites.operands(geometry)
     chain = pieces(form)
-    monkeypatch.setattr("jaxsim.cores.grouped._CACHED", at_once * rows * w.shape[-1])
+    monkeypatch.setattr("jaxsim.cores.grouped._AT_ONCE", at_once * rows * w.shape[-1])
 
     @functools.partial(jax.jit, static_argnums=0)
     def both(make, x, w):
@@ -148,7 +148,7 @@ def test_weights_are_multiplied_in_pieces(name, form, monkeypatch):
         net = js.prune(0.5)(net)
     chip = js.deploy(js.quantize(form, None)(net), keep_floats=False)
     groups = 16 if name == "two scales" else 8
-    monkeypatch.setattr("jaxsim.cores.grouped._CACHED", 3 * 2 * 256 // groups * 6)
+    monkeypatch.setattr("jaxsim.cores.grouped._AT_ONCE", 3 * 2 * 256 // groups * 6)
 
     def called(x):
         jaxpr = jax.make_jaxpr(lambda chip, x: chip(x))(chip, x)

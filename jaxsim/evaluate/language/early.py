@@ -437,7 +437,7 @@ def _score(
     confidence: Confidence,
 ) -> tuple[Array, Array, Array, Array, Array]:
     B, n = rows.shape
-    net = held_alone(fix_text(net, key))
+    net = fix_text(net, key)
 
     def noise(i: Any) -> Any:
         return None if key is None else jax.random.split(jax.random.fold_in(key, i))[0]
