@@ -158,11 +158,14 @@ class Traced(NamedTuple):
             taken = [r for r in readers if r in LOOKUPS]
             opaque = [r.partition(" ")[0] for r in readers if r.partition(" ")[0] in OPAQUE]
             typed = [r.partition(" of ")[2] for r in others if " of " in r]
+            imaginary = [r.partition(" by ")[2] for r in others if " by " in r]
             if others and source.startswith(BUFFERS):
                 name = source.removeprefix(BUFFERS)
                 found.append(f"{name} is a buffer ({', '.join(others)}): weights=… makes it a site")
             elif typed:
                 found.append(f"{source} has dtype {typed[0]}; a weight must be a float")
+            elif imaginary:
+                found.append(f"{source} multiplies inputs of {imaginary[0]}; a site's are real")
             elif others:
                 found.append(f"{source} is contracted as no site is ({', '.join(others)})")
             elif opaque and not source.startswith(BUFFERS):

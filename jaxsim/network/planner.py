@@ -450,6 +450,8 @@ class _Planner:
         x, w = (shape_of(eqn.invars[i]) for i in (x_at, w_at))
         if kind != "dynamic" and not jnp.issubdtype(w.dtype, jnp.floating):
             return None
+        if any(jnp.issubdtype(a.dtype, jnp.complexfloating) for a in (x, w)):
+            return None
         source = ins[w_at] or Provenance()
         called = f"{source.param}:lookup" if kind == "lookup" else source.param
         use = self.uses[called] = self.uses.get(called, 0) + 1
@@ -487,13 +489,17 @@ def _mesh_axes(spec: Any) -> tuple[str, ...]:
 
 
 def _reader(eqn: jex.JaxprEqn, i: int) -> str:
-    """Names an equation that is not a site: with a dtype that a weight may not have, or opaque."""
+    """Names an equation that is not a site: with a dtype that its operands may not have, or opaque."""
     name, dtype = eqn.primitive.name, shape_of(eqn.invars[i]).dtype
     if name in OPAQUE:
         return f"{name} (opaque)"
-    if name not in CONTRACTIONS or jnp.issubdtype(dtype, jnp.floating):
+    if name not in CONTRACTIONS:
         return name
-    return f"{name} of {dtype}"
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return f"{name} of {dtype}"
+    others = (shape_of(v).dtype for v in eqn.invars)
+    imaginary = [d for d in others if jnp.issubdtype(d, jnp.complexfloating)]
+    return f"{name} by {imaginary[0]}" if imaginary else name
 
 
 def _join_provenance(sources: Sequence[Provenance]) -> Provenance:

@@ -178,6 +178,26 @@ def test_contractions_that_are_no_sites_are_told_with_their_reason():
     assert planned(lambda p, x, y: x * y, {}, x, y) == ()
 
 
+def test_products_with_complex_numbers_are_no_sites():
+    x, turned = normal(2, 4), normal(2, 4) + 1j * normal(2, 4)
+
+    def fn(p, x, z):
+        seen = lax.dot_general(z, p["r"], (((1,), (0,)), ((), ())))
+        return (seen @ seen.T).real @ x @ p["w"]
+
+    params = {"r": normal(4, 4), "w": normal(4, 3)}
+    net = js.trace(fn, params, x, turned)
+    assert [(s.name, s.kind) for s in net.sites] == [("dynamic/0", "dynamic"), ("w", "dot")]
+    assert net.unreached == ("r multiplies inputs of complex64; a site's are real",)
+    (row,) = (row for row in net.coverage().rows if row.name == "r")
+    assert row.reach == "no site"
+    np.testing.assert_array_equal(net(x, turned), fn(params, x, turned))
+    with pytest.warns(match="r multiplies inputs of complex64"):
+        js.quantize(8, 8)(net)
+    with pytest.raises(ValueError, match="r multiplies inputs of complex64"):
+        js.trace(lambda p, z: z @ p["r"], params, turned)
+
+
 def test_a_product_of_a_constant_is_no_site_and_a_weight_on_the_left_is():
     first, last = np.ones((4, 4), np.float32), np.ones((2, 6), np.float32)
     net = traced(lambda w, x: last @ (w["w"] @ (x @ first).T), {"w": normal(6, 4)}, normal(5, 4))
