@@ -489,7 +489,7 @@ def _mesh_axes(spec: Any) -> tuple[str, ...]:
 
 
 def _reader(eqn: jex.JaxprEqn, i: int) -> str:
-    """Names an equation that is not a site: with a dtype that its operands may not have, or opaque."""
+    """Names an equation that is not a site: with a dtype that no site has, or opaque."""
     name, dtype = eqn.primitive.name, shape_of(eqn.invars[i]).dtype
     if name in OPAQUE:
         return f"{name} (opaque)"

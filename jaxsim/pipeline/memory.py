@@ -123,7 +123,8 @@ def stage_memory(
     keep = program.keep.lower(own, inputs)
     outputs, residuals = keep.out_info
     cotangents = [outputs[i] for i in program.differentiated]
-    backward = program.backward.lower(own, inputs, residuals, cotangents, own.params)
+    sums = jax.eval_shape(program.zeros, own)
+    backward = program.backward.lower(own, inputs, residuals, cotangents, sums)
     first, second = (step.compile().memory_analysis() for step in (keep, backward))
     params = sum(map(nbytes, jax.tree.leaves(own.params)))
     kept = sum(map(nbytes, (*inputs.live, *inputs.arguments, *residuals)))
@@ -132,7 +133,8 @@ def stage_memory(
         sum(map(nbytes, jax.tree.leaves(backward.out_info[1]))),
     )
     larger = max((first.temp_size_in_bytes, into), (second.temp_size_in_bytes, back), key=sum)
-    return StageMemory(params, params, kept, in_flight, *larger)
+    gradients = sum(map(nbytes, jax.tree.leaves(sums)))
+    return StageMemory(params, gradients, kept, in_flight, *larger)
 
 
 def input_shapes(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxsim.cores.trained import trained_numbers, with_trained_numbers
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.stages import Stage, StageParams, Stages, run_stage
 from jaxsim.pipeline.devices import StageDevices
@@ -48,7 +49,8 @@ class StageProgram(NamedTuple):
       forward: `(tensors, inputs) -> outputs`.
       keep: `(tensors, inputs) -> (outputs, residuals)`.
       backward: `(tensors, inputs, residuals, cotangents, sums) -> (sums, cotangents of live)`,
-        where sums are of the parameters' gradients.
+        where sums are of gradients: `{"params": …}` and what trains of the cores, as
+        `trained_numbers`; of a deployed network its adapters alone.
       inputs: `(tensors, inputs, residuals, cotangents) -> (cotangents of live, crossing)`, the half
         of the backward that the stage before waits for, and what the other half reads of it.
       weights: `(tensors, inputs, residuals, cotangents, crossing, sums) -> sums`, the other half.
@@ -77,6 +79,7 @@ def stage_programs(
     ranges: Ranges,
     microbatches: int,
     loss_outputs: Sequence[int],
+    deployed: bool = False,
     walk: Callable[..., Walk] = Walk,
 ) -> tuple[StageProgram, ...]:
     """Makes the programs of all stages; none is compiled before it is called.
@@ -88,6 +91,7 @@ def stage_programs(
       ranges: Where cores take ranges from, as `Network.ranges`.
       microbatches: Number of micro-batches; only whether there are several counts.
       loss_outputs: Which of the network's outputs the loss reads.
+      deployed: True if weights are written, so that adapters are all that trains.
       walk: What evaluates equations, made from cores, ranges and key.
     """
     read = {source for stage in cut.stages for source in stage.sources}
@@ -97,7 +101,9 @@ def stage_programs(
         differentiated = tuple(
             i for i, y in enumerate(stage.outputs) if (k, i) in read and is_inexact(y)
         )
-        functions = _StageFunctions(stage, differentiated, remat, ranges, microbatches > 1, walk)
+        functions = _StageFunctions(
+            stage, differentiated, remat, ranges, microbatches > 1, deployed, walk
+        )
         made.append(functions.compiled(where))
     return tuple(made)
 
@@ -121,6 +127,7 @@ class _StageFunctions:
       remat: What is kept for the backward.
       ranges: Where cores take ranges from.
       several: Whether there are several micro-batches, so that each draws its own numbers.
+      deployed: Whether weights are written, so that adapters are all that trains.
       walk: What evaluates the stage's equations, made from cores, ranges and key.
       structure: How residuals were taken apart when `keep_residuals` was traced.
     """
@@ -130,6 +137,7 @@ class _StageFunctions:
     remat: Remat
     ranges: Ranges
     several: bool
+    deployed: bool = False
     walk: Callable[..., Walk] = Walk
     structure: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -149,7 +157,7 @@ class _StageFunctions:
             weights=jax.jit(
                 self.backward_weights, donate_argnums=5, out_shardings=devices.replicated
             ),
-            zeros=jax.jit(_zeros, out_shardings=devices.replicated),
+            zeros=jax.jit(self.zeros, out_shardings=devices.replicated),
             residual_shapes=self.residual_shapes,
         )
 
@@ -168,16 +176,31 @@ class _StageFunctions:
             walk=self.walk,
         )
 
+    def trained(self, tensors: StageParams) -> dict[str, dict[str, Array]]:
+        """What has gradients of what the stage reads."""
+        numbers = trained_numbers(tensors.cores)
+        if self.deployed:
+            return {"adapters": numbers.get("adapters", {})}
+        return {"params": tensors.params, **numbers}
+
+    def zeros(self, tensors: StageParams) -> dict[str, dict[str, Array]]:
+        """Sums of gradients to begin with."""
+        return jax.tree.map(jnp.zeros_like, self.trained(tensors))
+
     def differentiable(
         self, tensors: StageParams, inputs: TaskInputs
     ) -> tuple[Callable[..., Any], list[Array]]:
-        """A function `(params, inexact live) -> (outputs to differentiate, outputs)`, and those."""
+        """A function `(trained, inexact live) -> (outputs, all)`, and the second argument."""
         moves = [is_inexact(a) for a in self.stage.live]
 
-        def call(params: dict[str, Array], live: list[Array]) -> tuple[list[Array], list[Array]]:
+        def call(trained: Any, live: list[Array]) -> tuple[list[Array], list[Array]]:
             moved = iter(live)
             values = [next(moved) if m else a for a, m in zip(inputs.live, moves, strict=True)]
-            outputs = self.run(tensors._replace(params=params), inputs._replace(live=values))
+            changed = tensors._replace(
+                params=trained.get("params", tensors.params),
+                cores=with_trained_numbers(tensors.cores, trained),
+            )
+            outputs = self.run(changed, inputs._replace(live=values))
             return [outputs[i] for i in self.differentiated], outputs
 
         live = [a for a, m in zip(inputs.live, moves, strict=True) if m]
@@ -196,7 +219,7 @@ class _StageFunctions:
     ) -> tuple[list[Array], list[Array]]:
         """The outputs, and what the backward reads beyond the inputs."""
         call, live = self.differentiable(tensors, inputs)
-        _, pull, outputs = jax.vjp(call, tensors.params, live, has_aux=True)
+        _, pull, outputs = jax.vjp(call, self.trained(tensors), live, has_aux=True)
         leaves, treedef = jax.tree.flatten(pull)
         known = {id(a): i for i, a in enumerate(jax.tree.leaves((tensors, inputs)))}
         self.structure.update({"treedef": treedef, "from": [known.get(id(a)) for a in leaves]})
@@ -206,7 +229,7 @@ class _StageFunctions:
         """The function from cotangents of outputs to gradients."""
         if self.remat == "boundary":
             call, live = self.differentiable(tensors, inputs)
-            _, pull, _ = jax.vjp(call, tensors.params, live, has_aux=True)
+            _, pull, _ = jax.vjp(call, self.trained(tensors), live, has_aux=True)
             return pull
         known, rest = jax.tree.leaves((tensors, inputs)), iter(residuals)
         leaves = [next(rest) if i is None else known[i] for i in self.structure["from"]]
@@ -258,11 +281,6 @@ class _StageFunctions:
     ) -> list[jax.ShapeDtypeStruct]:
         """Shapes of what `keep_residuals` keeps."""
         return jax.eval_shape(self.keep_residuals, tensors, inputs)[1]
-
-
-def _zeros(tensors: StageParams) -> dict[str, Array]:
-    """Sums of gradients to begin with."""
-    return jax.tree.map(jnp.zeros_like, tensors.params)
 
 
 def _key_of_part(a: Any, part: Any) -> Any:

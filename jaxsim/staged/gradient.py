@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxsim.cores.partition import Partitioned
+from jaxsim.cores.trained import adapters_of
 from jaxsim.inputs.batches import batch_of
 from jaxsim.network.leaves import check_like, is_array
 from jaxsim.network.network import Network
@@ -27,6 +28,7 @@ from jaxsim.staged.plan import (
     require_layout,
     tap_params,
 )
+from jaxsim.staged.trained import trained_values, with_values
 
 
 def pipeline_value_and_grad(
@@ -38,7 +40,8 @@ def pipeline_value_and_grad(
     """Makes a step that computes a loss of a pipeline and its gradients, as `jax.value_and_grad`.
 
     Args:
-      net: A pipeline, from `pipeline_shard`, not deployed.
+      net: A pipeline, from `pipeline_shard`; deployed only with adapters (`js.lora`), which are
+        then all that has gradients.
       loss_fn: `(outputs, targets) -> scalar`. It must be a mean (or sum) over the examples: it is
         called for each micro-batch, and nothing can tell whether it is. With exits, the outputs are
         the logits [B, L, C] of all of them, as of `Staged.exit_logits`.
@@ -47,16 +50,18 @@ def pipeline_value_and_grad(
     Returns:
       `step(params, batch, *, key=None, **kwargs) -> (loss, grads)`. A batch is `(inputs, targets)`:
       inputs are an array, or a tuple of the network's arguments, targets any tree of arrays; those
-      with the batch as their leading axis are divided. With exits, `params` and gradients are
-      `{"params": net.params, "heads": net.heads}`. With `mutable=…` among the keyword arguments
-      or the network's defaults, `loss_fn` gets the first output only and the step returns
-      `((loss, updates), grads)`: batch statistics are those of a micro-batch, their moving averages
-      are updated once, by those of the mini-batch. Gradients are where the parameters are. The step
-      waits for its results, so that what a device raises comes out of the step.
+      with the batch as their leading axis are divided. `params` and gradients are as `net.params`,
+      or with exits, learned ranges or adapters
+      `{"params": net.params, "heads": net.heads, "ranges": …, "adapters": js.adapters(net)}`, what
+      there is of them (of a deployed network its adapters alone). With `mutable=…` among the
+      keyword arguments or the network's defaults, `loss_fn` gets the first output only and the step
+      returns `((loss, updates), grads)`: batch statistics are those of a micro-batch, their moving
+      averages are updated once, by those of the mini-batch. Gradients are where the parameters are.
+      The step waits for its results, so that what a device raises comes out of the step.
 
     Raises:
-      ValueError: Any other network, or a deployed one; in a step, parameters of other shapes, a
-        batch that is no pair or not divisible, or a loss that is no scalar.
+      ValueError: Any other network, or a deployed one without adapters; in a step, parameters of
+        other shapes, a batch that is no pair or not divisible, or a loss that is no scalar.
 
     Examples:
       >>> import jax
@@ -70,12 +75,14 @@ def pipeline_value_and_grad(
       (1.0, [(4, 4), (4, 4)])
     """
     pipe = require_layout(net)
-    if net.deployed:
-        raise ValueError("net is deployed: its calls do not read the parameters any more")
+    if net.deployed and not adapters_of(net.cores):
+        raise ValueError(
+            "net is deployed: its calls do not read the parameters any more; js.lora before deploy "
+            "adds numbers that train"
+        )
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction={reduction!r}: must be 'mean' or 'sum'")
-    layout, exits = layout_of(pipe), bool(pipe.exits)
-    held: Any = {"params": pipe.params, "heads": pipe.heads} if exits else pipe.params
+    layout, exits, held = layout_of(pipe), bool(pipe.exits), trained_values(pipe)
     scale = 1 / layout.microbatches if reduction == "mean" else 1.0
 
     def step(
@@ -86,8 +93,7 @@ def pipeline_value_and_grad(
             raise ValueError("batch: must be a tuple of inputs and targets")
         inputs, targets = batch
         given = batch_of(inputs, "batch")
-        changed = params if exits else {"params": params}
-        current = dataclasses.replace(pipe, **changed)
+        current = cast("Staged", with_values(pipe, params))
         arguments = pipe.arguments(given.args, {**kwargs, **given.kwargs}, key)
         plan = pipeline_plan(current, arguments)
         aims = Partitioned.of(targets, is_array)
@@ -104,17 +110,26 @@ def pipeline_value_and_grad(
         loss, grads, parts = mpmd.value_and_grad(
             current, plan, arguments, key, aims.arrays, loss_of
         )
-        leaves, treedef = jax.tree.flatten((current.params, tap_params(current)))
-        slopes, (heads, _) = jax.tree.unflatten(
-            treedef, [_gradient(g, p) for g, p in zip(grads, leaves, strict=True)]
-        )
-        found: Any = {"params": slopes, "heads": heads} if exits else slopes
+        found = jax.tree.map(_gradient, _as_values(current, grads), params)
         if not updates_buffers(arguments):
             return jax.block_until_ready((loss, found))
         outputs = jax.tree.unflatten(plan.out_tree, plan.join.join(parts))
         return jax.block_until_ready(((loss, outputs[1]), found))
 
     return step
+
+
+def _as_values(net: Staged, grads: mpmd.Gradients) -> Any:
+    """Gradients as `trained_values` of a pipeline."""
+    if net.deployed:
+        return grads.numbers
+    leaves, treedef = jax.tree.flatten((net.params, tap_params(net)))
+    filled = [
+        jnp.zeros_like(p) if g is None else g for g, p in zip(grads.leaves, leaves, strict=True)
+    ]
+    params, (heads, _) = jax.tree.unflatten(treedef, filled)
+    more = {"heads": heads, **grads.numbers} if net.exits else grads.numbers
+    return {"params": params, **more} if more else params
 
 
 @partial(jax.jit, static_argnames=("loss_fn", "scale", "tree", "exits"))
@@ -161,21 +176,19 @@ def _spmd_step(
         return _scalar(loss_fn(read, whole))
 
     def run(net: Staged, arrays: Any, aims: Any) -> tuple[Array, Any]:
-        def total(params: Any) -> Array:
-            current = dataclasses.replace(net, params=params)
+        def total(values: Any) -> Array:
+            current = cast("Staged", with_values(net, values))
             return spmd.loss_of(current, plan, arrays, aims, loss, mean=reduction == "mean")
 
-        return jax.value_and_grad(total)(net.params)
+        return jax.value_and_grad(total)(trained_values(net))
 
     label = ("step", loss_fn, reduction, targets.treedef, targets.static)
     given = (net, list(arguments.arrays), list(targets.arrays))
     return jax.block_until_ready(run_everywhere(net, plan, label, run, given))
 
 
-def _gradient(g: Array | None, p: Any) -> Array:
+def _gradient(g: Array, p: Any) -> Array:
     """A gradient where its parameter is."""
-    if g is None:
-        return jnp.zeros_like(p)
     placed = getattr(p, "sharding", None)
     if not g.is_fully_addressable and (placed is None or placed.is_fully_addressable):
         g = g.addressable_data(0)  # every process has a copy

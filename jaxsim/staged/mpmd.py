@@ -7,7 +7,7 @@ runs its own in that order, as soon as what they need has arrived.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,18 @@ from jaxsim.staged.plan import PipelinePlan, layout_of, tap_params
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged
+
+
+class Gradients(NamedTuple):
+    """Gradients of what a pipeline reads.
+
+    Attributes:
+      leaves: Of each leaf of the parameters and then of `tap_params`; None where no stage reads it.
+      numbers: Of what trains of the cores, as `trained_numbers`.
+    """
+
+    leaves: list[Array | None]
+    numbers: dict[str, dict[str, Array]]
 
 
 def forward(net: Staged, plan: PipelinePlan, arguments: Partitioned, key: Any) -> list[list[Array]]:
@@ -48,7 +60,7 @@ def value_and_grad(
     key: Any,
     targets: Sequence[Any],
     loss_of: Callable[[list[Array], list[Any]], tuple[Array, list[Array]]],
-) -> tuple[Array, list[Array | None], list[list[Array]]]:
+) -> tuple[Array, Gradients, list[list[Array]]]:
     """Computes the sum of the losses of the micro-batches, and its gradients.
 
     Args:
@@ -61,8 +73,7 @@ def value_and_grad(
         of the outputs that the loss reads.
 
     Returns:
-      The loss, the gradient of each leaf of the parameters and then of `tap_params` (None
-      where no stage reads it), and the outputs of each micro-batch.
+      The loss, its gradients, and the outputs of each micro-batch.
     """
     executor, count = _Executor(net, plan, arguments, key), len(plan.programs)
     layout = layout_of(net)
@@ -178,14 +189,22 @@ class _Executor:
         for source, cotangent in zip(inexact, back, strict=True):
             self.add(source, m, cotangent)
 
-    def gradients(self) -> list[Array | None]:
-        """The gradient of each leaf of the parameters; None where no stage reads it."""
+    def gradients(self) -> Gradients:
+        """The gradients that stages found, of a leaf or a number that several read their sum."""
         found: list[list[tuple[Rows | None, Array]]] = [[] for _ in self.cut.paths]
+        numbers: dict[str, dict[str, Array]] = {}
         for program, sums in zip(self.programs, self.sums, strict=True):
-            stage = program.stage
+            stage, own = program.stage, dict(sums)
+            params = own.pop("params", {})
             for i, rows, name in zip(stage.params, stage.param_rows, stage.names, strict=True):
-                found[i].append((rows, sums[name]))
-        return [_joined(parts) if parts else None for parts in found]
+                if name in params:
+                    found[i].append((rows, params[name]))
+            for kind, values in own.items():
+                total = numbers.setdefault(kind, {})
+                for name, g in values.items():
+                    parts = [total[name]] if name in total else []
+                    total[name] = _joined([(None, part) for part in (*parts, g)])
+        return Gradients([_joined(parts) if parts else None for parts in found], numbers)
 
 
 def _joined(parts: Sequence[tuple[Rows | None, Array]]) -> Array:

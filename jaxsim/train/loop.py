@@ -25,17 +25,11 @@ from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.staged.lengths import ShortRows, short_rows
+from jaxsim.staged.trained import has_exits, is_pipeline, trained_values
 from jaxsim.train.errors import scale_errors
 from jaxsim.train.losses import OverExits, cross_entropy, over_exits
 from jaxsim.train.soft import Soft, check_soft
-from jaxsim.train.step import (
-    Descent,
-    compile_step,
-    has_exits,
-    is_pipeline,
-    trained_values,
-    under_masks_of,
-)
+from jaxsim.train.step import Descent, compile_step, under_masks_of
 from jaxsim.transforms.lora import adapters
 
 
@@ -184,7 +178,7 @@ def fit(
       ValueError: A deployed network without adapters, lengths that differ, images that are not
         finite, labels that are no classes of the cross-entropy, epochs, batch_size, soft or pad_to
         out of range or for a network whose tokens all stay, errors below 0 or of a network without
-        cells, deployed or in a pipeline, or checkpoints of another run.
+        cells or deployed, or checkpoints of another run.
 
     Examples:
       >>> import jax
@@ -270,10 +264,8 @@ def _shares(net: Network, errors: Callable[[int], Any], steps: int) -> list[np.f
     """The share of the cells' errors at each step.
 
     Raises:
-      ValueError: One below 0, or a network in whose steps no error can be scaled.
+      ValueError: One below 0, or a network without errors that can be scaled.
     """
-    if is_pipeline(net):
-        raise ValueError("errors: a pipeline takes whole errors alone; train, then pipeline_shard")
     scale_errors(net, 0.0)
     shares = [np.float32(errors(i)) for i in range(steps)]
     for i, share in enumerate(shares):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,9 @@ from jaxsim.sparsity.masks import select_kept
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.staged.gradient import pipeline_value_and_grad
 from jaxsim.staged.network import Staged
-from jaxsim.staged.soften import require_soft
+from jaxsim.staged.trained import has_exits, is_pipeline, trained_values, with_values
 from jaxsim.train.errors import scale_errors
 from jaxsim.train.soft import Soft
-from jaxsim.transforms.learn_ranges import ranges, with_ranges
-from jaxsim.transforms.lora import adapters, with_adapters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,20 +127,25 @@ def compile_step(
       `(net, state, x, labels, key) -> (net, state, loss)`, with soft masks their temperature behind
       the key, and behind that a share of the cells' errors, and a function of the same arguments to
       the digest and whether it covers everything.
-
-    Raises:
-      ValueError: A pipeline with learned ranges or adapters.
     """
     if not is_pipeline(net):
         # A step at a time from Python: XLA's CPU backend runs convolutions in a scan far slower.
         step = jax.jit(descent.step)
         return step, lambda *at: program_digest(step, *at)
-    if ranges(net) or adapters(net):
-        raise ValueError("net: a pipeline with learned ranges or adapters; train, then shard")
     update = jax.jit(descent.update)
 
-    def pipelined(net: Network, state: optax.OptState, x: Partitioned, y: Any, key: Any) -> Any:
-        gradients, batch = pipeline_value_and_grad(net, descent.loss), Batch(*x.combine())
+    def pipelined(
+        net: Network,
+        state: optax.OptState,
+        x: Partitioned,
+        y: Any,
+        key: Any,
+        temperature: Any = None,
+        share: Any = None,
+    ) -> Any:
+        assert temperature is None, "check_soft refuses pipelines"
+        erring = net if share is None else scale_errors(net, share)
+        gradients, batch = pipeline_value_and_grad(erring, descent.loss), Batch(*x.combine())
         options = {**descent.call, **descent.streams(key)}
         out, grads = gradients(trained_values(net), (batch, y), key=key, **options)
         value, updates = descent.outputs(out)
@@ -166,70 +169,6 @@ def under_masks_of(state: optax.OptState, net: Network) -> Network:
     zero = jax.tree.map(np.zeros_like, net.params)
     net = dataclasses.replace(net, params=select_kept(masks, net.params, zero))
     return dataclasses.replace(net, masks={n: m for n, m in net.masks.items() if n not in masks})
-
-
-def has_exits(net: Network) -> TypeGuard[Staged]:
-    """Whether a network has exits, whose classifiers train beside it.
-
-    Args:
-      net: The network.
-    """
-    return isinstance(net, Staged) and bool(net.exits)
-
-
-def is_pipeline(net: Network) -> bool:
-    """Whether a network runs in stages on several devices.
-
-    Args:
-      net: The network.
-    """
-    return isinstance(net, Staged) and net.layout is not None
-
-
-def trained_values(net: Network, *, levels: bool = False) -> Any:
-    """Collects what an optimizer trains: parameters, classifiers, learned ranges, adapters.
-
-    Args:
-      net: The network.
-      levels: True if the levels of tokens are trained too.
-
-    Returns:
-      `net.params`, or where there is more
-      `{"params": …, "heads": …, "level": …, "ranges": …, "adapters": …}`, what there is of them; of
-      a deployed network its adapters alone, `{"adapters": …}`.
-    """
-    if net.deployed:
-        return {"adapters": adapters(net)}
-    more: dict[str, Any] = {}
-    if has_exits(net):
-        more["heads"] = net.heads
-    if levels:
-        more["level"] = require_soft(cast("Staged", net)).level
-    if learned := ranges(net):
-        more["ranges"] = learned
-    if added := adapters(net):
-        more["adapters"] = added
-    return {"params": net.params, **more} if more else net.params
-
-
-def with_values(net: Network, values: Any, *, levels: bool = False) -> Network:
-    """Puts other values of `trained_values` in a network.
-
-    Args:
-      net: The network.
-      values: A tree like that of `trained_values`.
-      levels: True if the levels of tokens are among them.
-    """
-    if not (net.deployed or has_exits(net) or ranges(net) or adapters(net) or levels):
-        return dataclasses.replace(net, params=values)
-    fields = {name: values[name] for name in ("params", "heads") if name in values}
-    if levels:
-        rule = require_soft(cast("Staged", net))
-        fields["tokens"] = dataclasses.replace(rule, level=values["level"])
-    net = dataclasses.replace(net, **fields)
-    if "ranges" in values:
-        net = with_ranges(net, values["ranges"])
-    return with_adapters(net, values["adapters"]) if "adapters" in values else net
 
 
 def _merge(buffers: Any, updates: Any) -> Any:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from jax.tree_util import Partial
 from jaxtyping import Array
 
 from jaxsim.cores.observers import CodeEnds, code_ends
 from jaxsim.cores.quantized import stored
-from jaxsim.cores.wrapper import Wrapper, first_of, place_of
+from jaxsim.cores.trained import on_grids, ranges_of, with_range_rules, with_ranges_in
+from jaxsim.cores.wrapper import Wrapper, place_of
 from jaxsim.formats import clipping
 from jaxsim.formats.grid import Clip, Grid
 from jaxsim.inputs.batches import reusable_batches
 from jaxsim.network.network import Network
-from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.transforms.observe import observe_sites
 from jaxsim.values.calls import shown_as_called
@@ -72,7 +71,7 @@ def learn_ranges(
                     f"learn_ranges at {site.name}: it contracts two inputs, whose ranges are those "
                     "of each batch"
                 )
-            if not _on_grids(net.cores.get(site.name, ())):
+            if not on_grids(net.cores.get(site.name, ())):
                 raise ValueError(
                     f"learn_ranges at {site.name}: it is not on a grid; put quantize before it"
                 )
@@ -80,16 +79,17 @@ def learn_ranges(
             net, {site.name: _probe(net.cores[site.name]) for site in chosen}, data
         )
 
-        def learned(name: str, grid: Grid, site: Site) -> Clip | None:
-            rule, state = weights if name == "weights" else activations, states[site.name]
-            if rule is None or (name == "inputs" and not stored(grid)):
+        def learned(site: str, operand: str, grid: Grid) -> Clip | None:
+            rule, state = weights if operand == "weights" else activations, states[site]
+            if rule is None or (operand == "inputs" and not stored(grid)):
                 return grid.clip
-            if name == "weights":
+            if operand == "weights":
                 return rule(*state.ends)
             inner: Any = state.inner if isinstance(state, CodeEnds) else state
             return rule(*inner.inputs)
 
-        return _with_rules(net, chosen, learned)
+        cores = with_range_rules(net.cores, [site.name for site in chosen], learned)
+        return dataclasses.replace(net, cores=cores)
 
     return apply
 
@@ -100,43 +100,12 @@ def ranges(net: Network) -> dict[str, Array]:
     Args:
       net: any network; it has some after `learn_ranges`.
     """
-    found: dict[str, Array] = {}
-    for name, chain in net.cores.items():
-        for operand, rule in _rules(chain):
-            found |= {f"{name} {operand} {i}": a for i, a in enumerate(rule.args)}
-    return found
+    return ranges_of(net.cores)
 
 
 def with_ranges(net: Network, values: Mapping[str, Array]) -> Network:
     """A network with the numbers of `ranges` replaced."""
-
-    def clip(operand: str, grid: Grid, site: str) -> Clip | None:
-        if not _trained(grid.clip):
-            return grid.clip
-        rule = cast(Partial, grid.clip)
-        kept = [values[f"{site} {operand} {i}"] for i in range(len(rule.args))]
-        return Partial(rule.func, *kept)
-
-    return _with_rules(net, net.cores, clip)
-
-
-def _trained(rule: Any) -> bool:
-    return isinstance(rule, Partial) and rule.func in clipping.TRAINED
-
-
-def _on_grids(chain: Sequence[Wrapper]) -> bool:
-    """Whether a chain's codes are of grids, whose range rules can be replaced."""
-    coded = first_of(chain, "codes")
-    forms = () if coded is None else [f for f in coded.formats if f is not None]
-    return bool(forms) and all(isinstance(form, Grid) for form in forms)
-
-
-def _rules(chain: Sequence[Wrapper]) -> list[tuple[str, Any]]:
-    """The trained rules of a site's chain, by operand."""
-    if not _on_grids(chain):
-        return []
-    grids = zip(("weights", "inputs"), chain[place_of(chain, "codes")].formats, strict=True)
-    return [(name, g.clip) for name, g in grids if g is not None and _trained(g.clip)]
+    return dataclasses.replace(net, cores=with_ranges_in(net.cores, values))
 
 
 def _probe(chain: Sequence[Wrapper]) -> tuple[Wrapper, ...]:
@@ -149,27 +118,3 @@ def _probe(chain: Sequence[Wrapper]) -> tuple[Wrapper, ...]:
     }
     held = (Wrapper.of(code_ends, weights=w),) if (w := grids["weights"]) is not None else ()
     return (*chain[:at], *held, Wrapper.of(chain[at].factory, **grids))
-
-
-def _with_rules(
-    net: Network, sites: Iterable[Any], clip: Callable[[str, Grid, Any], Clip | None]
-) -> Network:
-    """A network whose grids have other rules: `clip(operand, grid, site)`."""
-    cores = dict(net.cores)
-    for site in sites:
-        name = site if isinstance(site, str) else site.name
-
-        def changed(wrapper: Wrapper, site: Any = site) -> Wrapper:
-            if wrapper.role != "codes":
-                return wrapper
-            grids = {
-                operand: None
-                if grid is None
-                else dataclasses.replace(grid, clip=clip(operand, grid, site))
-                for operand, grid in wrapper.settings.items()
-            }
-            return Wrapper.of(wrapper.factory, **grids)
-
-        if _on_grids(cores[name]):
-            cores[name] = tuple(map(changed, cores[name]))
-    return dataclasses.replace(net, cores=cores)

@@ -14,6 +14,7 @@ from jaxsim.cores.adapted import adapted
 from jaxsim.cores.op import Op
 from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.site_weight import shifted
+from jaxsim.cores.trained import adapter_place, adapters_of, with_adapters_in
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.arguments import require_key
 from jaxsim.network.network import Network, trace_call
@@ -66,7 +67,7 @@ def lora(rank: int, key: Key[Array, ""], *, sites: str | Sequence[str] = "*") ->
                 raise ValueError(
                     f"lora at {site.name}: it contracts two inputs and has no weight to add to"
                 )
-            if _place(net.cores.get(site.name, ())) is not None:
+            if adapter_place(net.cores.get(site.name, ())) is not None:
                 raise ValueError(f"lora at {site.name}: it has an adapter already")
         ops = {c.site.name: c.op for c in contractions(trace_call(net, net.example).plan)}
         cores = dict(net.cores)
@@ -95,11 +96,7 @@ def adapters(net: Network) -> dict[str, Array]:
       >>> js.adapters(net), sorted(js.adapters(js.lora(1, jax.random.key(0))(net)))
       ({}, ['w down', 'w up'])
     """
-    found: dict[str, Array] = {}
-    for name, chain in net.cores.items():
-        if (place := _place(chain)) is not None:
-            found |= {f"{name} {which}": a for which, a in chain[place].settings.items()}
-    return found
+    return adapters_of(net.cores)
 
 
 def with_adapters(net: Network, values: Mapping[str, Array]) -> Network:
@@ -124,13 +121,7 @@ def with_adapters(net: Network, values: Mapping[str, Array]) -> Network:
     """
     if values.keys() != adapters(net).keys():
         raise ValueError(f"values: expected {sorted(adapters(net))}, got {sorted(values)}")
-    cores = dict(net.cores)
-    for name, chain in net.cores.items():
-        if (place := _place(chain)) is not None:
-            settings = {which: values[f"{name} {which}"] for which in chain[place].settings}
-            changed = Wrapper.of(adapted, **settings)
-            cores[name] = (*chain[:place], changed, *chain[place + 1 :])
-    return dataclasses.replace(net, cores=cores)
+    return dataclasses.replace(net, cores=with_adapters_in(net.cores, values))
 
 
 def merge_adapters(net: Network) -> Network:
@@ -165,7 +156,7 @@ def merge_adapters(net: Network) -> Network:
     ops = {c.site.name: c.op for c in contractions(trace_call(net, net.example).plan)}
     cores = dict(net.cores)
     for name, chain in net.cores.items():
-        if (place := _place(chain)) is None:
+        if (place := adapter_place(chain)) is None:
             continue
         rest = (*chain[:place], *chain[place + 1 :])
         if others := [w for w in rest if w.role not in WEIGHT]:
@@ -186,8 +177,3 @@ def _as_weight(op: Op, matrix: Array) -> Array:
     """A batch of matrices in the shape of the weight, whose entries they are in another order."""
     shape = jax.ShapeDtypeStruct(op.geometry.w_shape, matrix.dtype)
     return jax.linear_transpose(op.geometry.as_matmul().w, shape)(matrix)[0]
-
-
-def _place(chain: Sequence[Wrapper]) -> int | None:
-    """Position of the adapter in a chain."""
-    return next((i for i, wrapper in enumerate(chain) if wrapper.factory is adapted), None)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxsim as js
+from jaxsim.network.stages import StageParams
 from jaxsim.pipeline import memory
 from jaxsim.pipeline.memory import MemoryTable, StageMemory, StageRow, StageTable, nbytes
 from tests.support.printed import header, rows
@@ -119,16 +120,17 @@ def test_memory_is_of_the_larger_program_with_what_it_returns(monkeypatch, first
 
     keep = program(first[0], ([shape(6, 7)], [shape(10)]))
     backward = program(second[0], ({"a": shape(3, 5)}, [shape(6, 3)]))
-    own = types.SimpleNamespace(params={"a": shape(3, 5), "b": shape(2)})
+    own = StageParams({"a": shape(3, 5), "b": shape(2)}, {}, (), {}, {})
     inputs = types.SimpleNamespace(live=[shape(6, 2)], arguments=[shape(6)])
     monkeypatch.setattr(memory, "input_shapes", lambda net, cut, program, taps: (own, inputs))
     stage = types.SimpleNamespace(
         differentiated=(0,),
         keep=types.SimpleNamespace(lower=lambda *given: keep),
         backward=types.SimpleNamespace(lower=lambda *given: backward),
+        zeros=lambda own: {"adapters": jnp.zeros(9)},
     )
     found = memory.stage_memory(None, None, stage, 5)
-    assert found == StageMemory(68, 68, 72 + 40, 5, *larger)
+    assert found == StageMemory(68, 36, 72 + 40, 5, *larger)
 
 
 def test_compiled_stages_have_the_parameters_and_boundaries_of_the_hand():

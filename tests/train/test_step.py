@@ -15,9 +15,10 @@ from jaxsim.inputs.batches import Batch
 from jaxsim.network.leaves import is_array
 from jaxsim.staged.lengths import ShortRows
 from jaxsim.staged.network import Staged
+from jaxsim.staged.trained import trained_values, with_values
 from jaxsim.train.loop import _Data, like_lengths, only
 from jaxsim.train.soft import Soft
-from jaxsim.train.step import Descent, _merge, compile_step, trained_values, with_values
+from jaxsim.train.step import Descent, _merge, compile_step
 from tests.support.transformers import KINDS, inputs, network
 
 KEY = jax.random.key(3)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,10 +172,3 @@ def test_a_student_that_is_its_teacher_learns_from_the_classes_alone():
     np.testing.assert_allclose(slope, 0, atol=1e-6)
     with pytest.raises(ValueError, match="a teacher's logits"):
         loss(logits, logits)
-
-
-def test_a_pipeline_does_not_train_ranges():
-    net = js.pipeline_shard(1, 1, devices=jax.devices()[:1])(coarse())
-    with pytest.raises(ValueError, match="a pipeline with learned ranges"):
-        fit(net, X, LABELS, epochs=1, optimizer=optax.sgd(0.1), key=jax.random.key(0), batch_size=8)
-    assert dataclasses.is_dataclass(net)
