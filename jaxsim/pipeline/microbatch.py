@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxsim.cores.partition import Partitioned
-from jaxsim.network.arguments import abstract_arguments
+from jaxsim.network.arguments import abstract_arguments, call_arguments
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network
 from jaxsim.numerics.checks import is_traced
@@ -248,3 +248,24 @@ def _variance(values: list[Array], means: list[Array], remains: np.ndarray) -> A
     share = 1 - remains  # of the new statistic in the average; none where nothing is updated
     between = jnp.var(jnp.stack(means), 0) / jnp.where(share == 0, 1, share)
     return jnp.mean(jnp.stack(values), 0) + between.astype(values[0].dtype)
+
+
+def example_of(net: Network, parts: int) -> Partitioned:
+    """Shapes of the traced example as a mini-batch; it is one part where it is not divisible.
+
+    Args:
+      net: Any network.
+      parts: Number of parts that a mini-batch divides into.
+    """
+    args, kwargs = net.example.combine()
+    arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
+    size = next((a.shape[0] for a in arguments.arrays if a.ndim), 0)
+    if size % parts == 0:
+        return arguments
+
+    def enlarged(a: Any) -> Any:
+        if not a.ndim or a.shape[0] != size:
+            return a
+        return jax.ShapeDtypeStruct((size * parts, *a.shape[1:]), a.dtype)
+
+    return dataclasses.replace(arguments, arrays=tuple(map(enlarged, arguments.arrays)))

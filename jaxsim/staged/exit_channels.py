@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxsim.adaptive.heads import Head
+from jaxsim.pipeline.microbatch import example_of
 from jaxsim.sparsity.channels.axes import Symbol, kept_entries, symbols
 from jaxsim.sparsity.channels.groups import Dependencies
 from jaxsim.sparsity.channels.propagate import propagate_channels
 from jaxsim.staged.exits import exit_logits
-from jaxsim.staged.plan import example_of
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged

@@ -21,8 +21,8 @@ from jaxsim.adaptive.rule import Exits, Rule, check_rule, pick_exits
 from jaxsim.adaptive.tokens import check_levels
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
+from jaxsim.pipeline.microbatch import example_of
 from jaxsim.staged.exit_step import StageInputs, advance, features_of, prepared
-from jaxsim.staged.plan import example_of
 from jaxsim.staged.rows import ExitLayout, TokenLayout, exit_layout, find_rows
 from jaxsim.staged.token_walk import TokenState, given_tokens
 

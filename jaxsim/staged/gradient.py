@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxsim.network.network import Network
 from jaxsim.pipeline.microbatch import updates_buffers
 from jaxsim.pipeline.programs import is_inexact
 from jaxsim.staged import mpmd, spmd
+from jaxsim.staged.exits import tokens_given
 from jaxsim.staged.network import Staged
 from jaxsim.staged.pipeline import check_spmd, run_everywhere
 from jaxsim.staged.plan import (
@@ -82,7 +83,7 @@ def pipeline_value_and_grad(
         )
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction={reduction!r}: must be 'mean' or 'sum'")
-    layout, exits, held = layout_of(pipe), bool(pipe.exits), trained_values(pipe)
+    layout, held = layout_of(pipe), trained_values(pipe)
     scale = 1 / layout.microbatches if reduction == "mean" else 1.0
 
     def step(
@@ -96,21 +97,13 @@ def pipeline_value_and_grad(
         current = cast("Staged", with_values(pipe, params))
         arguments = pipe.arguments(given.args, {**kwargs, **given.kwargs}, key)
         plan = pipeline_plan(current, arguments)
-        aims = Partitioned.of(targets, is_array)
         if layout.engine == "spmd":
+            aims = Partitioned.of(targets, is_array)
             check_spmd(arguments, key)
             loss, grads = _spmd_step(current, plan, arguments, aims, loss_fn, reduction)
             return loss, jax.tree.map(_gradient, grads, params)
-
-        def loss_of(outputs: list[Array], arrays: list[Any]) -> tuple[Array, list[Array]]:
-            given = dataclasses.replace(aims, arrays=tuple(arrays))
-            settings = {"loss_fn": loss_fn, "scale": scale, "tree": plan.loss_tree}
-            return _loss(outputs, given, **settings, exits=exits)
-
-        loss, grads, parts = mpmd.value_and_grad(
-            current, plan, arguments, key, aims.arrays, loss_of
-        )
-        found = jax.tree.map(_gradient, _as_values(current, grads), params)
+        own = _Loss(loss_fn, scale, bool(pipe.exits))
+        loss, found, parts = _descend(current, plan, arguments, key, targets, own, params)
         if not updates_buffers(arguments):
             return jax.block_until_ready((loss, found))
         outputs = jax.tree.unflatten(plan.out_tree, plan.join.join(parts))
@@ -119,28 +112,122 @@ def pipeline_value_and_grad(
     return step
 
 
-def _as_values(net: Staged, grads: mpmd.Gradients) -> Any:
+def soft_value_and_grad(
+    net: Staged, loss_fn: Callable[[Any, Any], Array], weight: float
+) -> Callable[..., tuple[Any, Any]]:
+    """Makes a step of a pipeline whose tokens are scaled by soft masks, as `fit(soft=…)` trains.
+
+    The loss is that of the logits, and a weight times the mean share that the masks leave of the
+    tokens of the whole mini-batch.
+
+    Args:
+      net: A pipeline whose tokens leave at thresholds, by a rule that says which are there.
+      loss_fn: `(outputs, targets) -> scalar`, a mean over the examples.
+      weight: Weight of the share.
+
+    Returns:
+      `step(values, batch, temperature, *, key=None, **kwargs) -> (loss, grads)`, of values as
+      `trained_values(net, levels=True)`.
+    """
+    scale = 1 / layout_of(net).microbatches
+
+    def step(
+        values: Any,
+        batch: tuple[Any, Any],
+        temperature: Any,
+        *,
+        key: Key[Array, ""] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Any]:
+        inputs, targets = batch
+        given = batch_of(inputs, "batch")
+        current = cast("Staged", with_values(net, values, levels=True))
+        arguments = net.arguments(given.args, {**kwargs, **given.kwargs}, key)
+        plan = pipeline_plan(current, arguments, soft=True)
+        tokens = tokens_given(current, arguments)
+        assert tokens is not None, "check_soft asks for a rule that says it"
+        aims = targets, jnp.sum(tokens.present)
+        loss = _Loss(loss_fn, scale, bool(net.exits), weight)
+        hot = jnp.float32(temperature)
+        value, found, _ = _descend(current, plan, arguments, key, aims, loss, values, hot)
+        return jax.block_until_ready((value, found))
+
+    return step
+
+
+class _Loss(NamedTuple):
+    """A micro-batch's share of a loss.
+
+    Attributes:
+      loss_fn: `(outputs, targets) -> scalar`.
+      scale: What it counts for.
+      exits: True if outputs are the logits of several exits.
+      weight: Weight of the tokens that soft masks leave, whose `Shares` are then the last outputs
+        and their number in the mini-batch the last target; None where tokens leave.
+    """
+
+    loss_fn: Callable[[Any, Any], Array]
+    scale: float
+    exits: bool
+    weight: float | None = None
+
+    def of(self, outputs: list[Array], tree: Any, targets: Any) -> Array:
+        """Computes it.
+
+        Args:
+          outputs: What the loss reads.
+          tree: Its structure, of a network without exits.
+          targets: What it is compared with.
+        """
+        if self.weight is None:
+            read = jnp.stack(outputs, 1) if self.exits else jax.tree.unflatten(tree, outputs)
+            return self.scale * _scalar(self.loss_fn(read, targets))
+        *logits, sums, _ = outputs
+        aims, there = targets
+        read = jnp.stack(logits, 1) if self.exits else logits[0]
+        left = jnp.mean(sums) / there
+        return self.scale * _scalar(self.loss_fn(read, aims)) + self.weight * left
+
+
+def _descend(
+    net: Staged,
+    plan: PipelinePlan,
+    arguments: Partitioned,
+    key: Any,
+    targets: Any,
+    loss: _Loss,
+    values: Any,
+    temperature: Any = None,
+) -> tuple[Array, Any, list[list[Array]]]:
+    """A loss of the stages, its gradients as values that train, and the outputs of each part."""
+    aims = Partitioned.of(targets, is_array)
+
+    def loss_of(outputs: list[Array], arrays: list[Any]) -> tuple[Array, list[Array]]:
+        given = dataclasses.replace(aims, arrays=tuple(arrays))
+        return _loss(outputs, given, loss=loss, tree=plan.loss_tree)
+
+    taps = tap_params(net, temperature)
+    value, grads, parts = mpmd.value_and_grad(net, plan, arguments, key, aims.arrays, loss_of, taps)
+    found = _as_values(net, grads, taps, levels=temperature is not None)
+    return value, jax.tree.map(_gradient, found, values), parts
+
+
+def _as_values(net: Staged, grads: mpmd.Gradients, taps: Any, *, levels: bool) -> Any:
     """Gradients as `trained_values` of a pipeline."""
     if net.deployed:
         return grads.numbers
-    leaves, treedef = jax.tree.flatten((net.params, tap_params(net)))
-    filled = [
-        jnp.zeros_like(p) if g is None else g for g, p in zip(grads.leaves, leaves, strict=True)
-    ]
-    params, (heads, _) = jax.tree.unflatten(treedef, filled)
+    leaves, treedef = jax.tree.flatten((net.params, taps))
+    pairs = zip(grads.leaves, leaves, strict=True)
+    filled = [jnp.zeros_like(p) if g is None else g for g, p in pairs]
+    params, (heads, level, _) = jax.tree.unflatten(treedef, filled)
     more = {"heads": heads, **grads.numbers} if net.exits else grads.numbers
+    more = {"level": level, **more} if levels else more
     return {"params": params, **more} if more else params
 
 
-@partial(jax.jit, static_argnames=("loss_fn", "scale", "tree", "exits"))
+@partial(jax.jit, static_argnames=("loss", "tree"))
 def _loss(
-    outputs: list[Array],
-    targets: Partitioned,
-    *,
-    loss_fn: Any,
-    scale: float,
-    tree: Any,
-    exits: bool,
+    outputs: list[Array], targets: Partitioned, *, loss: _Loss, tree: Any
 ) -> tuple[Array, list[Array]]:
     """A micro-batch's share of the loss, and its derivatives by the inexact outputs."""
     inexact = [is_inexact(y) for y in outputs]
@@ -148,8 +235,7 @@ def _loss(
     def share(moving: list[Array]) -> Array:
         rest = iter(moving)
         leaves = [next(rest) if moves else y for y, moves in zip(outputs, inexact, strict=True)]
-        read = jnp.stack(leaves, 1) if exits else jax.tree.unflatten(tree, leaves)
-        return scale * _scalar(loss_fn(read, targets.combine()))
+        return loss.of(leaves, tree, targets.combine())
 
     return jax.value_and_grad(share)([y for y, m in zip(outputs, inexact, strict=True) if m])
 

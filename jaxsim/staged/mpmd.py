@@ -46,7 +46,7 @@ def forward(net: Staged, plan: PipelinePlan, arguments: Partitioned, key: Any) -
       arguments: Arguments of the call.
       key: Random key of the call, or None.
     """
-    executor = _Executor(net, plan, arguments, key)
+    executor = _Executor(net, plan, arguments, key, tap_params(net))
     for m in range(plan.batch.microbatches):
         for k in range(len(plan.programs)):
             executor.forward(k, m)
@@ -60,6 +60,7 @@ def value_and_grad(
     key: Any,
     targets: Sequence[Any],
     loss_of: Callable[[list[Array], list[Any]], tuple[Array, list[Array]]],
+    taps: Any,
 ) -> tuple[Array, Gradients, list[list[Array]]]:
     """Computes the sum of the losses of the micro-batches, and its gradients.
 
@@ -71,11 +72,12 @@ def value_and_grad(
       targets: Arrays of the loss, divided like the arguments.
       loss_of: `(outputs, targets) -> (loss, cotangents of the inexact outputs)` of a micro-batch,
         of the outputs that the loss reads.
+      taps: What stages read beside the network's parameters, as `tap_params`.
 
     Returns:
       The loss, its gradients, and the outputs of each micro-batch.
     """
-    executor, count = _Executor(net, plan, arguments, key), len(plan.programs)
+    executor, count = _Executor(net, plan, arguments, key, taps), len(plan.programs)
     layout = layout_of(net)
     last, each = plan.programs[-1].devices, plan.batch.parts(targets)
     total: Array | None = None
@@ -103,12 +105,14 @@ class _Executor:
     Stages are numbered by k and micro-batches by m.
     """
 
-    def __init__(self, net: Staged, plan: PipelinePlan, arguments: Partitioned, key: Any):
+    def __init__(
+        self, net: Staged, plan: PipelinePlan, arguments: Partitioned, key: Any, taps: Any
+    ):
         """Moves each stage's parameters to it."""
         self.cut, self.programs = plan.cut, plan.programs
         self.tensors = [
             jax.device_put(
-                stage_params(net, plan.cut, program.stage, tap_params(net)),
+                stage_params(net, plan.cut, program.stage, taps),
                 program.devices.replicated,
             )
             for program in plan.programs

@@ -20,9 +20,10 @@ from jaxsim.network.tables import cuts_table
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import is_traced
 from jaxsim.pipeline.memory import MemoryTable, StageTable
+from jaxsim.pipeline.microbatch import example_of
 from jaxsim.staged import exit_queue, exits, pipeline, portions, soften
 from jaxsim.staged.exits import attentions_of
-from jaxsim.staged.plan import Layout, example_of
+from jaxsim.staged.plan import Layout
 from jaxsim.staged.rows import cut_names
 from jaxsim.staged.soften import Softened
 from jaxsim.values.memo import Memo, Memoizing

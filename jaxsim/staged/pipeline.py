@@ -26,13 +26,12 @@ from jaxsim.pipeline.memory import (
     nbytes,
     stage_memory,
 )
-from jaxsim.pipeline.microbatch import updates_buffers
+from jaxsim.pipeline.microbatch import example_of, updates_buffers
 from jaxsim.pipeline.programs import TaskInputs, is_inexact
 from jaxsim.pipeline.schedule import Timeline, simulate
 from jaxsim.staged import mpmd, spmd
 from jaxsim.staged.plan import (
     PipelinePlan,
-    example_of,
     layout_of,
     pipeline_plan,
     require_layout,
@@ -124,7 +123,7 @@ def placed(net: Staged) -> Staged:
         for name in stage.sites:
             if name in states:
                 states[name] = jax.device_put(states[name], where.replicated)
-    moved, (heads, _) = jax.tree.unflatten(treedef, params)
+    moved, (heads, _, _) = jax.tree.unflatten(treedef, params)
     return dataclasses.replace(
         net,
         params=moved,

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxsim.adaptive.tokens import check_level_count
 from jaxsim.cores.partition import Partitioned
-from jaxsim.network.arguments import call_arguments
 from jaxsim.network.cuts import Equations, cuts, equations, select_cuts
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.network import Network
 from jaxsim.network.stages import Stages, split
-from jaxsim.network.taps import Tap
 from jaxsim.pipeline.blocks import Blocks, equal_blocks
 from jaxsim.pipeline.devices import StageDevices
 from jaxsim.pipeline.microbatch import (
@@ -34,8 +31,9 @@ from jaxsim.pipeline.schedule import Schedule
 from jaxsim.staged.attention import marks_of
 from jaxsim.staged.exit_step import check_heads
 from jaxsim.staged.merging import insert_merges, merging_leave
-from jaxsim.staged.rows import ExitLayout, cuts_of, exit_layout, find_rows, known_tokens
-from jaxsim.staged.token_stages import ReadExit, hand_on_tokens
+from jaxsim.staged.rows import cuts_of, exit_layout, find_rows, known_tokens
+from jaxsim.staged.soften import soft_stages
+from jaxsim.staged.token_stages import exit_reads, exit_taps, hand_on_tokens
 from jaxsim.values.memo import memoized
 
 if TYPE_CHECKING:
@@ -121,22 +119,24 @@ def require_layout(net: Network) -> Staged:
     return cast("Staged", net)
 
 
-def pipeline_plan(net: Staged, arguments: Partitioned) -> PipelinePlan:
+def pipeline_plan(net: Staged, arguments: Partitioned, *, soft: bool = False) -> PipelinePlan:
     """Plans the stages of a call; the plan is kept for calls of the same shapes.
 
     Args:
       net: The pipeline.
       arguments: Arguments of the call; they may be shapes.
+      soft: True if its tokens are scaled by soft masks, not left out. Outputs are then the logits
+        of each exit, and what `Shares` gives.
 
     Raises:
       ValueError: A batch that is not divisible, or a cut that is no more.
     """
     leaves, treedef = jax.tree.flatten((net, arguments))
     shapes = tuple(jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)) for a in leaves)
-    return memoized(net, _plan, treedef, shapes)
+    return memoized(net, _plan, treedef, shapes, soft)
 
 
-def _plan(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> PipelinePlan:
+def _plan(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], soft: bool) -> PipelinePlan:
     net, arguments = jax.tree.unflatten(treedef, shapes)
     layout = layout_of(net)
     replicas = len(layout.devices[0].devices)
@@ -155,7 +155,7 @@ def _plan(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> PipelinePla
     return PipelinePlan(
         batch=batch,
         join=memoized(net, _join, whole[1], tuple(whole[0])),
-        **memoized(net, _stages, treedef, tuple(leaves)),
+        **memoized(net, _stages, treedef, tuple(leaves), soft),
     )
 
 
@@ -167,12 +167,13 @@ def _join(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> OutputJoin:
     return output_join(net, arguments, micro)
 
 
-def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Any]:
+def _stages(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], soft: bool) -> dict[str, Any]:
     """The part of a plan that is the same for any order of the micro-batches."""
     net, micro = jax.tree.unflatten(treedef, shapes)
     layout, line = layout_of(net), equations(net, micro)
-    cut, walk = _cut(net, line, micro)
-    out_tree = jax.tree.structure([0] * len(cut.outputs)) if net.exits else line.out_tree
+    cut, walk = soft_stages(net, micro, layout.cuts) if soft else _cut(net, line, micro)
+    listed = net.exits or soft
+    out_tree = jax.tree.structure([0] * len(cut.outputs)) if listed else line.out_tree
     numbered = jax.tree.unflatten(out_tree, range(out_tree.num_leaves))
     losses, tree = jax.tree.flatten(numbered[0] if updates_buffers(micro) else numbered)
     return {
@@ -229,68 +230,11 @@ def _cut(
     return hand_on_tokens(cut, marks, rule, arguments, reads, length, leave)
 
 
-def exit_reads(net: Staged, found: ExitLayout) -> list[ReadExit]:
-    """Lists what the classifiers of a network's exits read.
-
-    Args:
-      net: Network in stages.
-      found: Batch axes of what crosses its cuts.
-    """
-    told = tuple((False,) * len(axes) for axes in found.axes)
-    known = told if found.tokens is None else found.tokens.known
-    return [
-        ReadExit(net.feature, axes, own, found.dtype)
-        for number, axes, own in zip(found.exits, found.axes, known, strict=True)
-        if number is not None
-    ]
-
-
-def exit_taps(
-    net: Staged, found: ExitLayout, line: Equations, reads: Sequence[Callable[..., Array]]
-) -> tuple[Tap, ...]:
-    """Makes the classifiers of a network's exits taps of its equations.
-
-    Args:
-      net: Network in stages.
-      found: Where its exits stand.
-      line: Equations of its call.
-      reads: For each exit `(head, live) -> logits`.
-    """
-    named = {cut.name: cut for cut in cuts(line)}
-    exits = [
-        name for name, number in zip(found.places, found.exits, strict=True) if number is not None
-    ]
-    return tuple(
-        Tap(named[name], f"exit at {name}", head, read)
-        for name, head, read in zip(exits, net.heads, reads, strict=True)
-    )
-
-
-def tap_params(net: Staged) -> Any:
+def tap_params(net: Staged, temperature: Any = None) -> Any:
     """Collects what stages read beside the network's parameters: classifiers, levels of tokens.
 
     Args:
       net: Network in stages.
+      temperature: Temperature of soft masks, where they scale tokens; None where these leave.
     """
-    return net.heads, None if net.tokens is None else net.tokens.level
-
-
-def example_of(net: Network, parts: int) -> Partitioned:
-    """Shapes of the traced example as a mini-batch; it is one part where it is not divisible.
-
-    Args:
-      net: Any network.
-      parts: Number of parts that a mini-batch divides into.
-    """
-    args, kwargs = net.example.combine()
-    arguments = call_arguments(args, {**net.defaults.combine(), **kwargs})
-    size = next((a.shape[0] for a in arguments.arrays if a.ndim), 0)
-    if size % parts == 0:
-        return arguments
-
-    def enlarged(a: Any) -> Any:
-        if not a.ndim or a.shape[0] != size:
-            return a
-        return jax.ShapeDtypeStruct((size * parts, *a.shape[1:]), a.dtype)
-
-    return dataclasses.replace(arguments, arrays=tuple(map(enlarged, arguments.arrays)))
+    return net.heads, None if net.tokens is None else net.tokens.level, temperature

@@ -7,43 +7,53 @@ level. That is where the next layer begins, and behind the last attention before
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from jaxsim.adaptive.heads import apply_head
 from jaxsim.adaptive.tokens import TokenRule, above, always_kept, soft_mask
 from jaxsim.cores.core import State
 from jaxsim.cores.partition import Partitioned
-from jaxsim.cores.wrapper import Wrapper
 from jaxsim.internals import jaxpr_of, shape_of
-from jaxsim.network.cuts import Equations, active_equations, cuts, equations
+from jaxsim.network.cuts import (
+    Cut,
+    Equations,
+    active_equations,
+    cuts,
+    equations,
+    select_cuts,
+)
 from jaxsim.network.plan import Entry
 from jaxsim.network.stacks import Place
-from jaxsim.network.stages import Stages, run_stage, split, stage_params
+from jaxsim.network.stages import run_stage, split, stage_params
 from jaxsim.network.taps import live_at
 from jaxsim.numerics.checks import check_range
-from jaxsim.staged.attention import Attention, Mark, Marks, Values, marks_of
+from jaxsim.staged.attention import Attention, Marks, Values, marks_of
 from jaxsim.staged.exit_step import check_heads
-from jaxsim.staged.exits import tokens_given, with_array_threshold
+from jaxsim.staged.exits import with_array_threshold
 from jaxsim.staged.rows import (
-    ExitLayout,
     abstract_leaves,
-    boundary_values,
-    computed_rows,
     exit_layout,
     find_rows,
     known_tokens,
-    select_union,
     without_exits,
+)
+from jaxsim.staged.token_stages import (
+    ReadExit,
+    Shares,
+    StageWalk,
+    TokenStages,
+    exit_reads,
+    exit_taps,
+    hand_on_tokens,
 )
 from jaxsim.staged.token_walk import (
     TokenState,
-    TokenWalk,
     along_tokens,
     by_rows,
     importance,
@@ -88,66 +98,51 @@ class Scaled(NamedTuple):
     tokens: int
 
 
-class SoftPlan(NamedTuple):
-    """Stages of a call in which layers end with what scales their tokens.
+class SoftWalk(StageWalk):
+    """Evaluates a stage whose tokens are scaled where a layer ends.
 
     Attributes:
-      cut: Stages, between which classifiers read.
-      marks: What equations do with tokens.
-      scaled: By the identity of an equation, the value that it scales.
-      layout: Batch axes, widths and costs.
-      read: For each exit but the last the variables that its classifier reads.
+      masks: How much is left of each token by the attentions so far, [B, n] each.
     """
 
-    cut: Stages
-    marks: Marks
-    scaled: Mapping[int, Scaled]
-    layout: ExitLayout
-    read: tuple[tuple[jex.Var, ...], ...]
-
-
-class SoftWalk(TokenWalk):
-    """Evaluates equations whose tokens are scaled where a layer ends."""
-
-    def __init__(
-        self,
-        cores: Mapping[str, tuple[Wrapper, ...]],
-        ranges: Literal["batch", "stored", "missing"],
-        key: Key[Array, ""] | None,
-        *,
-        part: Any = None,
-        rule: TokenRule,
-        plan: SoftPlan,
-        temperature: Any,
-        masks: list[Float[Array, "B n"]],
-        tokens: TokenState | None,
-    ):
+    def __init__(self, *args: Any, dtype: Any, **settings: Any):
         """Prepares to evaluate.
 
         Args:
-          cores: Wrappers of each transformed site, outermost first.
-          ranges: Where cores take ranges from, as `Network.ranges`.
-          key: Random key of the call, or None.
-          part: Tells apart the read noise of parts of one call.
-          rule: When a token leaves; its levels are thresholds.
-          plan: Stages of the call.
-          temperature: Temperature of the masks.
-          masks: How much is left of each token by the attentions so far; those of this stage are
-            added.
-          tokens: Which are there, if known.
+          *args: As of `TokenWalk`.
+          dtype: Dtype of the masks.
+          **settings: As of `TokenWalk`.
         """
-        super().__init__(
-            cores,
-            ranges,
-            key,
-            part=part,
-            rule=rule,
-            marks=plan.marks,
-            leave=None,
-            layer=len(masks),
-            tokens=tokens,
-        )
-        self.scaled, self.temperature, self.masks = plan.scaled, temperature, masks
+        super().__init__(*args, **settings)
+        self.dtype = dtype
+        self.masks: list[Float[Array, "B n"]] = []
+
+    def set(self, settings: Sequence[Array]) -> None:
+        """Takes the settings by which tokens are scaled.
+
+        Args:
+          settings: Levels, and the temperature of the masks.
+        """
+        super().set(settings[:1])
+        self.temperature = settings[1]
+
+    def hear(self, told: Sequence[Array]) -> None:
+        """Takes what the stage before says of tokens.
+
+        Args:
+          told: As `told` gives it.
+        """
+        super().hear(told[:2])
+        self.masks = [masks[:, i] for masks in told[2:] for i in range(masks.shape[1])]
+
+    def told(self, tokens: TokenState) -> list[Array]:
+        """What the next stage is told; masks have derivatives.
+
+        Args:
+          tokens: Which are there.
+        """
+        masks = [jnp.stack(self.masks, 1)] if self.masks else []
+        return [tokens.present, tokens.there, *masks]
 
     def decide(self, mark: Values, attention: Float[Array, "..."]) -> None:
         """Computes how much of each token this attention leaves.
@@ -160,7 +155,7 @@ class SoftWalk(TokenWalk):
         tokens = tokens_attended(given) if self.tokens is None else self.tokens
         mask = soft_mask(importance(given, tokens), rule.level[self.layer], self.temperature)
         fixed = always_kept(tokens.present, rule.protect, rule.protect_last)
-        self.masks.append(jnp.where(fixed, 1, mask))
+        self.masks.append(jnp.where(fixed, 1, mask).astype(self.dtype))
         self.tokens, self.layer = tokens, self.layer + 1
 
     def step(
@@ -180,13 +175,21 @@ class SoftWalk(TokenWalk):
           states: States of the sites, by name.
           indices: Iteration of each loop around, outermost first.
         """
-        own = self.scaled.get(id(eqn))
-        if own is None:
-            return super().step(eqn, entry, ins, states, indices)
-        (x,) = ins
-        for layer in own.layers:
-            x = x * along_tokens(self.masks[layer], x.ndim, own.rows, own.tokens).astype(x.dtype)
-        return [x]
+        mark: Any = self.marks.of.get(id(eqn))
+        match mark:
+            case Scaled():
+                (x,) = ins
+                for layer in mark.layers:
+                    left = along_tokens(self.masks[layer], x.ndim, mark.rows, mark.tokens)
+                    x = x * left.astype(x.dtype)
+                return [x]
+            case Shares():
+                assert self.tokens is not None
+                present = self.tokens.present
+                sums = [jnp.sum(mask * present) for mask in self.masks]
+                return [jnp.stack(sums), jnp.sum(present, dtype=jnp.int32)]
+            case _:
+                return super().step(eqn, entry, ins, states, indices)
 
 
 def soften(net: Staged, arguments: Partitioned, temperature: Any, key: Any) -> Softened:
@@ -225,82 +228,69 @@ def require_soft(net: Staged) -> TokenRule:
 
 @jax.jit
 def _soften(net: Staged, arguments: Partitioned, temperature: Any, key: Any) -> Softened:
-    rule, plan = require_soft(net), soft_plan(net, arguments)
-    tokens, masks = tokens_given(net, arguments), list[Array]()
-    known, logits = dict[Any, Array](), list[Array]()
-    for at, stage in enumerate(plan.cut.stages):
-        walks: list[SoftWalk] = []
-
-        def walk(*settings: Any, part: Any, made: Any = walks, there: Any = tokens) -> SoftWalk:
-            own = {"rule": rule, "plan": plan, "temperature": temperature, "masks": masks}
-            made.append(SoftWalk(*settings, part=part, tokens=there, **own))
-            return made[-1]
-
-        outputs = run_stage(
-            stage,
-            stage_params(net, plan.cut, stage),
-            [jnp.asarray(arguments.arrays[i]) for i in stage.arguments],
-            [known[plan.cut.stages[s].plan.jaxpr.outvars[i]] for s, i in stage.sources],
-            ranges=net.ranges,
-            key=key,
-            walk=walk,
-        )
-        tokens = walks[0].tokens
-        known.update(zip(stage.plan.jaxpr.outvars, outputs, strict=True))
-        number = (*plan.layout.exits, None)[at]
-        if number is None:
-            logits.append(outputs[plan.cut.outputs[0][1]])
-        else:
-            rows = [known[v] for v in plan.read[at]]
-            logits.append(apply_head(net.heads[number], _feature(net, plan, at, rows, tokens)))
-    assert tokens is not None
-    dtype, there = jnp.dtype(plan.layout.dtype), jnp.sum(tokens.present)
-    shares = jnp.stack([jnp.sum(mask * tokens.present) / there for mask in masks])
-    return Softened(jnp.stack([y.astype(dtype) for y in logits], 1), shares)
+    leaves, treedef = jax.tree.flatten((net, arguments))
+    made = memoized(net, _on_one_device, treedef, abstract_leaves(leaves))
+    (stage,) = made.cut.stages
+    settings = net.heads, require_soft(net).level, temperature
+    outputs = run_stage(
+        stage,
+        stage_params(net, made.cut, stage, settings),
+        [jnp.asarray(arguments.arrays[i]) for i in stage.arguments],
+        [],
+        ranges=net.ranges,
+        key=key,
+        walk=made.walk,
+    )
+    *logits, sums, there = (outputs[i] for _, i in made.cut.outputs)
+    dtype = logits[-1].dtype
+    return Softened(jnp.stack([y.astype(dtype) for y in logits], 1), sums / there)
 
 
-def _feature(
-    net: Staged, plan: SoftPlan, at: int, live: list[Array], tokens: TokenState | None
-) -> Array:
-    """What the classifier behind a stage reads."""
-    found = plan.layout
-    assert found.tokens is not None
-    rows = computed_rows(live, found.axes[at], found.tokens.known[at])
-    return net.feature(rows) if tokens is None else net.feature(rows, tokens.present)
+def _on_one_device(treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]) -> TokenStages:
+    return soft_stages(*jax.tree.unflatten(treedef, shapes))
 
 
-def soft_plan(net: Staged, arguments: Partitioned) -> SoftPlan:
-    """Builds the stages of a call, kept for calls of the same shapes.
+def soft_stages(net: Staged, arguments: Partitioned, places: Sequence[str] = ()) -> TokenStages:
+    """Makes the stages of a call whose tokens are scaled where layers end.
+
+    Their outputs are the logits of each exit, and what `Shares` gives.
 
     Args:
-      net: Network whose tokens leave.
+      net: Network whose tokens leave at thresholds; its arrays may be shapes.
       arguments: Arguments of the call; they may be shapes.
+      places: Names of the sites that stages but the first begin with.
 
     Raises:
       ValueError: A layer that ends with tokens along two axes, or what `exit_layout` raises.
     """
-    leaves, treedef = jax.tree.flatten((net, arguments))
-    return memoized(net, _soft_plan, treedef, abstract_leaves(leaves), find_rows(arguments)[1])
-
-
-def _soft_plan(
-    treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], batched: tuple[bool, ...]
-) -> SoftPlan:
-    net, arguments = jax.tree.unflatten(treedef, shapes)
-    stay = (False,) * len(net.tokens.level)
-    found = exit_layout(net, arguments, batched, net.exits, net.feature, (), stay)
+    rule, batched = require_soft(net), find_rows(arguments)[1]
+    stay = (False,) * len(rule.level)
+    found = exit_layout(net, arguments, batched, net.exits, net.feature, places, stay)
     check_heads(net, found)
     assert found.tokens is not None
     line, attention = known_tokens(found.tokens, equations(without_exits(net), arguments))
-    places = select_union(cuts(line), net.exits, ())
-    plain = split(line, places)
     softened = _with_scales(line, attention)
-    cut = split(softened.line, [place._replace(at=softened.at(place.at)) for place in places])
-    read = tuple(
-        tuple(softened.name(plain.stages[s].plan.jaxpr.outvars[i], place.at) for s, i in crossing)
-        for place, crossing in zip(places, boundary_values(plain), strict=True)
+    reads, length = exit_reads(net, found), found.tokens.length
+    rows = find_rows(arguments)[0]
+    taps = exit_taps(net, found, line, [partial(r.of_all, (rows, length)) for r in reads])
+    reads = [softened.reading(r, tap.cut) for r, tap in zip(reads, taps, strict=True)]
+    taps = [
+        tap._replace(cut=softened.moved_cut(tap.cut), read=partial(r.of_all, (rows, length)))
+        for r, tap in zip(reads, taps, strict=True)
+    ]
+    begins = [softened.moved_cut(place) for place in select_cuts(cuts(line), places)]
+    fine = jnp.promote_types(jnp.result_type(rule.level), jnp.float32)
+    dtype = jnp.promote_types(fine, found.dtype)
+    return hand_on_tokens(
+        split(softened.line, begins, taps),
+        softened.marks,
+        rule,
+        arguments,
+        reads,
+        length,
+        walk=partial(SoftWalk, dtype=dtype),
+        masks=dtype,
     )
-    return SoftPlan(cut, softened.marks, softened.scaled, found, read)
 
 
 class _Softened(NamedTuple):
@@ -309,8 +299,7 @@ class _Softened(NamedTuple):
     Attributes:
       line: Equations.
       before: Equations as they were.
-      marks: What equations do with tokens.
-      scaled: By the identity of an equation, the value that it scales.
+      marks: What equations do with tokens, `Scaled` where they scale a value's.
       moved: New position of each equation as it was.
       names: For each position at which values are scaled, what each is called behind it.
     """
@@ -318,13 +307,19 @@ class _Softened(NamedTuple):
     line: Equations
     before: Equations
     marks: Marks
-    scaled: dict[int, Scaled]
     moved: list[int]
     names: dict[int, dict[jex.Var, jex.Var]]
 
-    def at(self, before: int) -> int:
-        """Number of active equations before a place, from what it was."""
-        return self.line.active.index(self.moved[self.before.active[before]])
+    def moved_cut(self, cut: Cut) -> Cut:
+        """A cut of the equations as they were in these."""
+        at = self.line.active.index(self.moved[self.before.active[cut.at]])
+        return cut._replace(at=at)
+
+    def reading(self, read: ReadExit, cut: Cut) -> ReadExit:
+        """What a classifier at a cut of the equations as they were reads of these."""
+        now = live_at(self.line, self.moved_cut(cut).at)
+        order = (now.index(self.name(v, cut.at)) for v in live_at(self.before, cut.at))
+        return read._replace(order=tuple(order))
 
     def name(self, v: Any, before: int) -> jex.Var:
         """What a value is called at a place, by the number of active equations before it."""
@@ -344,8 +339,8 @@ def _with_scales(line: Equations, attention: Attention) -> _Softened:
         if (place := layer_end(line, attention, i)) is not None and place > begin:
             places[place], pending = pending, ()
     jaxpr, old = line.plan.jaxpr, marks_of(line, attention)
-    marks: dict[int, Mark] = {**old.of}
-    scaled, names = dict[int, Scaled](), dict[int, dict[jex.Var, jex.Var]]()
+    marks: dict[int, Any] = {**old.of}
+    names = dict[int, dict[jex.Var, jex.Var]]()
     now: dict[Any, jex.Var] = {}
     eqns, entries, moved = list[jex.JaxprEqn](), list[Entry](), list[int]()
     origins = list[Place]()
@@ -357,7 +352,7 @@ def _with_scales(line: Equations, attention: Attention) -> _Softened:
                 (copied,) = jax.make_jaxpr(jnp.copy)(shape_of(v)).jaxpr.eqns
                 before, after = now.get(v, v), jex.Var(v.aval)
                 made = copied.replace(invars=[before], outvars=[after])
-                scaled[id(made)] = Scaled(places[i], rows, tokens)
+                marks[id(made)] = Scaled(places[i], rows, tokens)
                 names[i][before] = now[v] = after
                 origins.append((-1, 0, len(eqns)))  # of no equation of the model
                 eqns.append(made)
@@ -379,7 +374,6 @@ def _with_scales(line: Equations, attention: Attention) -> _Softened:
         line._replace(plan=plan, active=tuple(active), places=tuple(origins)),
         line,
         Marks(marks, old.inside),
-        scaled,
         moved,
         names,
     )

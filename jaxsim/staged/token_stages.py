@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
@@ -23,11 +23,13 @@ from jaxsim.adaptive.tokens import TokenRule
 from jaxsim.cores.core import State
 from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import jaxpr_of
+from jaxsim.network.cuts import Equations, cuts
 from jaxsim.network.plan import Entry, Plan
 from jaxsim.network.stages import Stage, Stages
+from jaxsim.network.taps import Tap
 from jaxsim.staged.attention import Marks
 from jaxsim.staged.merging import Merge, merged_state
-from jaxsim.staged.rows import computed_rows, find_rows
+from jaxsim.staged.rows import ExitLayout, computed_rows, find_rows
 from jaxsim.staged.token_walk import (
     TokenState,
     TokenWalk,
@@ -37,8 +39,11 @@ from jaxsim.staged.token_walk import (
     state_of,
 )
 
-LEVEL = "tokens/level"
-"""Path of the levels among the parameters of stages."""
+if TYPE_CHECKING:
+    from jaxsim.staged.network import Staged
+
+LEVEL, TEMPERATURE = "tokens/level", "tokens/temperature"
+"""Paths of the levels, and of the temperature of soft masks, among the parameters of stages."""
 
 
 class Enter(NamedTuple):
@@ -46,21 +51,30 @@ class Enter(NamedTuple):
 
     Attributes:
       layer: Number of attentions before it.
-      levels: True if it reads the levels, its first operand then.
+      settings: Number of its first operands that are settings: the levels, and with soft masks
+        their temperature; 0 where no attention of the stage reads them.
       arguments: Arguments of the call whose arrays are the other operands, in the first stage of a
         rule that says from them which tokens there are; None where the other operands are what the
         stage before says of tokens, if that is known.
     """
 
     layer: int
-    levels: bool
+    settings: int
     arguments: Partitioned | None = None
 
 
 class Leave(NamedTuple):
     """Where a stage ends: an equation that gives which tokens are there, and how many were.
 
-    Where tokens are merged, it gives how many each stands for too.
+    Where tokens are merged, it gives how many each stands for too; where soft masks scale them, how
+    much each attention so far has left of them.
+    """
+
+
+class Shares(NamedTuple):
+    """Where the last stage ends: an equation that gives what soft masks leave, and of how many.
+
+    That is the sum over tokens for each attention, [A], and the number of tokens.
     """
 
 
@@ -72,12 +86,15 @@ class ReadExit(NamedTuple):
       axes: For each value at its cut the axis that holds rows, or None.
       known: True for each that is known before anything is computed.
       dtype: Name of the dtype of the logits.
+      order: For each of these values its position among those that are live; None where they are
+        in this order.
     """
 
     feature: Feature
     axes: tuple[int | None, ...]
     known: tuple[bool, ...]
     dtype: str
+    order: tuple[int, ...] | None = None
 
     def of_all(self, shape: tuple[int, int], head: Head, live: list[Any]) -> Array:
         """Computes logits where every token is there, as one equation for a walk to replace.
@@ -97,7 +114,8 @@ class ReadExit(NamedTuple):
           live: Values at its cut.
           *present: Which tokens are there, if it is known.
         """
-        rows = computed_rows(live, self.axes, self.known)
+        ordered = live if self.order is None else [live[i] for i in self.order]
+        rows = computed_rows(ordered, self.axes, self.known)
         return apply_head(head, self.feature(rows, *present)).astype(jnp.dtype(self.dtype))
 
 
@@ -150,19 +168,35 @@ class StageWalk(TokenWalk):
           ins: Levels, and tokens or arguments.
         """
         self.layer = begin.layer
-        if begin.levels:
-            self.rule = dataclasses.replace(self.rule, level=ins[0])
-            ins = ins[1:]
+        if begin.settings:
+            self.set(ins[: begin.settings])
+            ins = ins[begin.settings :]
         if begin.arguments is not None:
             given = dataclasses.replace(begin.arguments, arrays=tuple(ins))
             self.tokens = given_tokens(self.rule, given)
         elif ins:
-            self.tokens = TokenState(*ins)
-            if self.tokens.size is not None:
-                self.tokens = self.tokens._replace(size=self.tokens.size.astype(jnp.float32))
+            self.hear(ins)
+
+    def set(self, settings: Sequence[Array]) -> None:
+        """Takes the settings by which tokens leave.
+
+        Args:
+          settings: Levels.
+        """
+        self.rule = dataclasses.replace(self.rule, level=settings[0])
+
+    def hear(self, told: Sequence[Array]) -> None:
+        """Takes what the stage before says of tokens.
+
+        Args:
+          told: As `told` gives it.
+        """
+        self.tokens = TokenState(*told)
+        if self.tokens.size is not None:
+            self.tokens = self.tokens._replace(size=self.tokens.size.astype(jnp.float32))
 
     def told(self, tokens: TokenState) -> list[Array]:
-        """What the next stage is told, all of it truth or whole numbers, which have no derivative.
+        """What the next stage is told; here truth or whole numbers, which have no derivative.
 
         Args:
           tokens: Which are there.
@@ -194,6 +228,9 @@ def hand_on_tokens(
     exits: Sequence[ReadExit],
     length: int,
     leave: tuple[bool, ...] | None = None,
+    *,
+    walk: Callable[..., StageWalk] = StageWalk,
+    masks: Any = None,
 ) -> TokenStages:
     """Makes stages tell each other which tokens are there.
 
@@ -205,6 +242,9 @@ def hand_on_tokens(
       exits: What the classifiers read, whose logits are the first outputs.
       length: Number of tokens.
       leave: For each attention, False where no token leaves; None where any may.
+      walk: What evaluates a stage.
+      masks: Dtype of soft masks: stages then read their temperature and tell each other the masks
+        too, and the last ends with their `Shares`. None where tokens leave.
     """
     found: dict[int, Any] = {**marks.of}
     for (s, i), reading in zip(cut.outputs, exits, strict=False):
@@ -213,26 +253,52 @@ def hand_on_tokens(
         found[id(made)] = reading
     rows = find_rows(arguments)[0]
     state = jax.eval_shape(state_of, jax.ShapeDtypeStruct((rows, length), bool))
-    told = state.present, state.there
-    if rule.merges:
-        told = *told, jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    stages, layer = list[Stage](), 0
-    sources: tuple[tuple[int, int], ...] = ()
+
+    def told(layer: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of what a stage says that ends behind so many attentions."""
+        shapes = state.present, state.there
+        if rule.merges:
+            return *shapes, jax.ShapeDtypeStruct((rows, length), jnp.int32)
+        if masks is None or not layer:
+            return shapes
+        return *shapes, jax.ShapeDtypeStruct((rows, layer, length), masks)
+
+    settings: dict[str, Any] = {LEVEL: rule.level}
+    if masks is not None:
+        settings[TEMPERATURE] = jax.ShapeDtypeStruct((), jnp.float32)
+    stages, layer, gives = list[Stage](), 0, tuple[jax.ShapeDtypeStruct, ...]()
     for at, stage in enumerate(cut.stages):
         count = marks.attentions(stage.plan)
-        begin = Enter(layer, count > 0, arguments if at == 0 and rule.present else None)
+        given = arguments if at == 0 and rule.present else None
+        begin = Enter(layer, len(settings) if count else 0, given)
         layer += count
-        last = at + 1 == len(cut.stages)
-        gives = () if last or not (layer or rule.present) else told
-        ends = _Ends(begin, sources, gives, told, rule.level, len(cut.paths))
+        before, end = gives, Leave()
+        if at + 1 < len(cut.stages):
+            gives = told(layer) if layer or rule.present else ()
+        else:
+            gives, end = (), Shares()
+            if masks is not None:
+                sums = jax.ShapeDtypeStruct((layer,), masks)
+                gives = sums, jax.ShapeDtypeStruct((), jnp.int32)
+        heard = len(cut.stages[at - 1].outputs)  # behind what crosses anyway
+        sources = tuple((at - 1, heard + i) for i in range(len(before)))
+        ends = _Ends(begin, end, sources, before, gives, settings, len(cut.paths))
         made, marked = ends.added_to(stage, cut)
         found.update(marked)
-        sources = tuple((at, len(stage.outputs) + i) for i in range(len(gives)))
         stages.append(made)
-    walk = partial(
-        StageWalk, rule=rule, marks=Marks(found, marks.inside), leave=leave, layer=0, tokens=None
+    last = len(cut.stages) - 1
+    shares = tuple((last, len(cut.stages[-1].outputs) + i) for i in range(len(gives)))
+    how = partial(
+        walk, rule=rule, marks=Marks(found, marks.inside), leave=leave, layer=0, tokens=None
     )
-    return TokenStages(cut._replace(stages=tuple(stages), paths=(*cut.paths, LEVEL)), walk)
+    return TokenStages(
+        cut._replace(
+            stages=tuple(stages),
+            paths=(*cut.paths, *settings),
+            outputs=(*cut.outputs, *shares),
+        ),
+        how,
+    )
 
 
 class _Ends(NamedTuple):
@@ -240,22 +306,23 @@ class _Ends(NamedTuple):
 
     Attributes:
       begin: What it is told.
-      sources: Where the tokens that are there come from, each as a stage and a position among its
-        outputs; none if they are not known.
-      gives: Shapes of what it tells the next.
-      told: Shapes of what it is told.
-      level: Levels, or their shape.
-      place: Position of the levels among the parameters.
+      end: What it tells.
+      sources: Where what it is told comes from, each as a stage and a position among its outputs.
+      hears: Shapes of that.
+      gives: Shapes of what it tells.
+      settings: Settings of tokens by their paths among the parameters, or their shapes.
+      place: Position of these among the parameters.
     """
 
     begin: Enter
+    end: Leave | Shares
     sources: tuple[tuple[int, int], ...]
-    gives: tuple[Any, ...]
-    told: Sequence[Any]
-    level: Any
+    hears: Sequence[Any]
+    gives: Sequence[Any]
+    settings: dict[str, Any]
     place: int
 
-    def added_to(self, stage: Stage, cut: Stages) -> tuple[Stage, dict[int, Enter | Leave]]:
+    def added_to(self, stage: Stage, cut: Stages) -> tuple[Stage, dict[int, Any]]:
         """A stage with these equations, and what they are marked with."""
         plan, line = stage.plan, cut.equations
         leaves = len(stage.params) + len(stage.buffers)
@@ -263,27 +330,25 @@ class _Ends(NamedTuple):
         buffers = plan.jaxpr.invars[len(stage.params) : leaves]
         given = dict(zip(stage.arguments, plan.jaxpr.invars[leaves:], strict=False))
         live = [*plan.jaxpr.invars[leaves + len(given) :]]
-        read = list[jex.Var]()
-        if self.begin.levels:
-            read.append(_variable(self.level))
-            params += read
+        names = tuple(self.settings)[: self.begin.settings]
+        read = [_variable(self.settings[name]) for name in names]
+        params += read
         if self.begin.arguments is not None:
             for i, v in enumerate(line.arguments):
                 read.append(given.setdefault(i, jex.Var(v.aval)))
-        told = [_variable(a) for a in self.told[: len(self.sources)]]
+        told = [_variable(a) for a in self.hears]
         first = marked_equation([*read, *told], [])
         out = [_variable(a) for a in self.gives]
         eqns, entries = [first, *plan.jaxpr.eqns], [None, *plan.entries]
-        marks: dict[int, Enter | Leave] = {id(first): self.begin}
+        marks: dict[int, Any] = {id(first): self.begin}
         if out:
             eqns.append(marked_equation([], out))
             entries.append(None)
-            marks[id(eqns[-1])] = Leave()
+            marks[id(eqns[-1])] = self.end
         consts = dict(zip(plan.jaxpr.constvars, plan.consts, strict=True))
         arguments = sorted(given)
         invars = [*params, *buffers, *(given[i] for i in arguments), *live, *told]
         outvars = [*plan.jaxpr.outvars, *out]
-        levels = (self.place,) if self.begin.levels else ()
         made = stage._replace(
             plan=Plan(
                 jaxpr_of(consts, invars, outvars, eqns, plan.jaxpr),
@@ -291,13 +356,50 @@ class _Ends(NamedTuple):
                 tuple(entries),
                 (None,) * len(outvars),
             ),
-            params=(*stage.params, *levels),
-            names=(*stage.names, *(LEVEL for _ in levels)),
-            param_rows=(*stage.param_rows, *(None for _ in levels)),
+            params=(*stage.params, *(self.place + i for i in range(len(names)))),
+            names=(*stage.names, *names),
+            param_rows=(*stage.param_rows, *(None for _ in names)),
             arguments=tuple(arguments),
             sources=(*stage.sources, *self.sources),
         )
         return made, marks
+
+
+def exit_reads(net: Staged, found: ExitLayout) -> list[ReadExit]:
+    """Lists what the classifiers of a network's exits read.
+
+    Args:
+      net: Network in stages.
+      found: Batch axes of what crosses its cuts.
+    """
+    told = tuple((False,) * len(axes) for axes in found.axes)
+    known = told if found.tokens is None else found.tokens.known
+    return [
+        ReadExit(net.feature, axes, own, found.dtype)
+        for number, axes, own in zip(found.exits, found.axes, known, strict=True)
+        if number is not None
+    ]
+
+
+def exit_taps(
+    net: Staged, found: ExitLayout, line: Equations, reads: Sequence[Callable[..., Array]]
+) -> tuple[Tap, ...]:
+    """Makes the classifiers of a network's exits taps of its equations.
+
+    Args:
+      net: Network in stages.
+      found: Where its exits stand.
+      line: Equations of its call.
+      reads: For each exit `(head, live) -> logits`.
+    """
+    named = {cut.name: cut for cut in cuts(line)}
+    exits = [
+        name for name, number in zip(found.places, found.exits, strict=True) if number is not None
+    ]
+    return tuple(
+        Tap(named[name], f"exit at {name}", head, read)
+        for name, head, read in zip(exits, net.heads, reads, strict=True)
+    )
 
 
 def _variable(a: Any) -> jex.Var:

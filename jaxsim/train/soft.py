@@ -50,16 +50,15 @@ def check_soft(net: Network, soft: Soft) -> None:
 
     Raises:
       ValueError: A setting out of range, a network whose tokens all stay or leave by another rule
-        than a threshold, or a pipeline.
+        than a threshold, or a pipeline whose rule does not say which tokens there are.
     """
     check_range("weight", soft.weight, 0)
     for end in soft.temperature:
         check_range("temperature", end, 0, above=True)
     if not isinstance(net, Staged):
         raise ValueError("soft: all tokens of the network stay; js.prune_tokens(…)(net) first")
-    require_soft(net)
-    if net.layout is not None:
+    if require_soft(net).present is None and net.layout is not None:
         raise ValueError(
-            "soft: stages of a pipeline hand on which tokens are there, and no soft masks; learn "
-            "the levels on one device, then js.pipeline_shard"
+            "soft: the share of the tokens that is left is of a whole mini-batch, and stages see a "
+            "micro-batch; give prune_tokens(present=…), which says how many there are"
         )

@@ -18,7 +18,7 @@ from jaxsim.inputs.batches import Batch
 from jaxsim.network.network import Network
 from jaxsim.sparsity.masks import select_kept
 from jaxsim.sparsity.optimizers.masked import masks_of
-from jaxsim.staged.gradient import pipeline_value_and_grad
+from jaxsim.staged.gradient import pipeline_value_and_grad, soft_value_and_grad
 from jaxsim.staged.network import Staged
 from jaxsim.staged.trained import has_exits, is_pipeline, trained_values, with_values
 from jaxsim.train.errors import scale_errors
@@ -143,17 +143,20 @@ def compile_step(
         temperature: Any = None,
         share: Any = None,
     ) -> Any:
-        assert temperature is None, "check_soft refuses pipelines"
         erring = net if share is None else scale_errors(net, share)
-        gradients, batch = pipeline_value_and_grad(erring, descent.loss), Batch(*x.combine())
-        options = {**descent.call, **descent.streams(key)}
+        batch, options = Batch(*x.combine()), {**descent.call, **descent.streams(key)}
+        if descent.soft is not None and isinstance(erring, Staged):
+            masked = soft_value_and_grad(erring, descent.loss, descent.soft.weight)
+            value, grads = masked(descent.values(net), (batch, y), temperature, key=key, **options)
+            return *update(net, state, grads, {}), value
+        gradients = pipeline_value_and_grad(erring, descent.loss)
         out, grads = gradients(trained_values(net), (batch, y), key=key, **options)
         value, updates = descent.outputs(out)
         return *update(net, state, grads, updates), value
 
     # A step of a pipeline is many programs, of which this is the last.
     return pipelined, lambda net, state, *_: program_digest(
-        update, net, state, trained_values(net), {}
+        update, net, state, descent.values(net), {}
     )
 
 

@@ -32,13 +32,13 @@ from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import checked_int
 from jaxsim.pipeline.blocks import equal_blocks
 from jaxsim.pipeline.devices import StageDevices
-from jaxsim.pipeline.microbatch import batch_split
+from jaxsim.pipeline.microbatch import batch_split, example_of
 from jaxsim.pipeline.programs import Remat, TaskInputs, stage_programs
 from jaxsim.pipeline.schedule import Schedule
 from jaxsim.staged import spmd
 from jaxsim.staged.merging import merging_leave
 from jaxsim.staged.network import Staged
-from jaxsim.staged.plan import Layout, example_of
+from jaxsim.staged.plan import Layout
 from jaxsim.staged.rows import exit_layout, find_rows
 from jaxsim.values.calls import shown_as_called
 from jaxsim.values.memo import Memo

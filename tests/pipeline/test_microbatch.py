@@ -7,8 +7,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim.cores.partition import Partitioned
-from jaxsim.pipeline.microbatch import BatchSplit, OutputJoin, batch_split, output_join
-from jaxsim.staged.plan import example_of
+from jaxsim.pipeline.microbatch import BatchSplit, OutputJoin, batch_split, example_of, output_join
 
 
 def arguments(*arrays):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxsim as js
 from jaxsim.staged import soften as softening
-from jaxsim.staged.soften import soft_plan
+from jaxsim.staged.soften import Scaled, soft_stages
 from tests.oracles import pyramid as bert_oracle
 from tests.oracles import tokens as oracle
 from tests.support import encoders
@@ -188,7 +188,8 @@ def test_two_values_that_leave_a_layer_are_both_scaled_and_integers_are_not():
     x = normal(2, 5, 8, seed=6)
     p = {name: normal(8, 8, seed=i) for i, name in enumerate("qvabo")}
     net = js.prune_tokens(0.2)(js.trace(model, p, x))
-    (scaled,) = soft_plan(net, net.arguments((x,), {}, None)).scaled.values()
+    marks = soft_stages(net, net.arguments((x,), {}, None)).walk.keywords["marks"].of.values()
+    (scaled,) = (mark for mark in marks if isinstance(mark, Scaled))
     assert scaled == ((0,), 0, 1)  # the one product of all, in front of the sum
     found = soften(net, x, t=0.1)
     share = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", x @ p["q"], x))
