@@ -200,6 +200,35 @@ def test_two_values_that_leave_a_layer_are_both_scaled_and_integers_are_not():
     np.testing.assert_allclose(found.logits[:, 0], expected, rtol=1e-4)
 
 
+def test_a_classifier_reads_what_crosses_its_cut_in_the_order_of_the_network():
+    """Scaled tokens are made anew behind a gate that was made after them."""
+
+    def model(p, x):
+        gate = jnp.tanh(x[:, 0] @ p["g"])
+        scores = jnp.einsum("bqd,bkd->bqk", x @ p["q"], x)
+        x = x + jax.nn.softmax(scores) @ (x @ p["v"])
+        gate = jnp.tanh(gate @ p["h"])
+        wide = jnp.sum(x @ p["a"], 1)  # more bytes than cross before it: the layer ends there
+        return (wide[:, :8] * wide[:, 8:] * gate) @ p["o"]
+
+    x = normal(2, 5, 8, seed=6)
+    p = {name: normal(8, 16 if name == "a" else 8, seed=i) for i, name in enumerate("gqvhao")}
+
+    def feature(live, *_):
+        return jnp.concatenate([live[0].mean(1), live[1]], 1)
+
+    net = js.exit_early(["a"], feature=feature)(js.prune_tokens(0.2)(js.trace(model, p, x)))
+    kernel = normal(16, 8, seed=9)
+    net = dataclasses.replace(net, heads=({"kernel": kernel, "bias": jnp.zeros(8)},))
+    share = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", x @ p["q"], x))
+    mask = jax.nn.sigmoid((share.mean(1) - 0.2) / 0.1).at[:, 0].set(1)
+    scaled = mask[..., None] * (x + share @ (x @ p["v"]))
+    gate = jnp.tanh(jnp.tanh(x[:, 0] @ p["g"]) @ p["h"])
+    expected = jnp.concatenate([scaled.mean(1), gate], 1) @ kernel
+    found = soften(net, x, t=0.1)
+    np.testing.assert_allclose(found.logits[:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_quantized_network_is_softened_as_it_is():
     args = inputs(KINDS["bert"])
     chip = js.deploy(js.quantize(8, 8)(network("bert")), calibrate=args)
