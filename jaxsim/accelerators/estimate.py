@@ -33,6 +33,8 @@ def estimate(
 
     A site runs on the first part that accepts its chain of cores: cells on arrays of cells, codes
     and blocks on an array of multipliers that takes their widths, floats on a part that has floats.
+    What digital logic does beside it (adapters, inputs that are turned or scaled, corrections) is
+    its component "digital", on the first part for elements.
     Every other equation (functions, norms, lookups, sums of residuals, moves of a cache) runs on
     the first part that accepts those. Equations follow one another, and within one the part, its
     link and the levels of memory work at once. Turns of a while loop count once, and all branches
@@ -111,6 +113,10 @@ def estimate_prepared(
     if loops := sum(p.asked.loops for p in prepared):
         notes.append(f"turns of {loops} while loops are counted once")
     notes += _notes(net, portions)
+    if _elements_part(accelerator, Work("beside", "elements")) is None:
+        every = [work for own in works for work in own.values()]
+        beside = {"convert": any(map(_is_coded, every)), "digital": any(map(_beside, every))}
+        notes += [f"no part for {what!r}: not counted" for what, asked in beside.items() if asked]
     rest = [spent for spent, _ in others]
     pairs = zip(found, rest, strict=True)
     times = [sum(s.latency for s in (*a.values(), *b.values())) for a, b in pairs]
@@ -276,22 +282,54 @@ def _spent(accelerator: Accelerator, name: str, work: Work) -> SiteEstimate:
         bits = spent.inputs + spent.weights + 2 * spent.sums + spent.results
         components["link"] = bits * link.energy
         times.append(bits / link.bandwidth if link.bandwidth is not None else 0.0)
-    if work.arithmetic in ("codes", "analog"):
+    if _is_coded(work):
         converted = _converted(accelerator, work)
         if converted is not None:
             components["convert"] = sum(converted.energy.values())
             times.append(converted.seconds)
+    memory = {
+        k: moved.read[k] * m.read + moved.written[k] * m.write_energy for k, m in levels.items()
+    }
+    bits = {k: moved.read[k] + moved.written[k] for k in levels}
+    if beside := _beside(work):
+        by = _elements_part(accelerator, beside)
+        if by is not None:
+            digital = _spent(accelerator, by, beside)
+            components["digital"] = sum(digital.components.values())
+            memory, bits = summed((memory, digital.memory)), summed((bits, digital.bits))
+            times.append(digital.latency)
     return SiteEstimate(
         name,
         components,
-        {k: moved.read[k] * m.read + moved.written[k] * m.write_energy for k, m in levels.items()},
-        {k: moved.read[k] + moved.written[k] for k in levels},
+        memory,
+        bits,
         max(times),
         spent.area,
         spent.cycles,
         spent.utilization,
         work.runs,
     )
+
+
+def _beside(work: Work) -> Work | None:
+    """What digital logic does beside the hardware of a site, as its cores count it."""
+    adds, multiplies, bits = (
+        work.counts.get(f"digital_{what}", 0.0) for what in ("adds", "multiplies", "bits")
+    )
+    if not adds and not multiplies and not bits:
+        return None
+    return Work(
+        "beside",
+        "elements",
+        bits=(1, 1, 1),
+        sizes=(bits, 0, 0),
+        operations={"add": adds, "multiply": multiplies},
+    )
+
+
+def _is_coded(work: Work) -> bool:
+    """Whether inputs become codes and results are scaled."""
+    return work.arithmetic in ("codes", "analog")
 
 
 def _converted(accelerator: Accelerator, work: Work) -> Spent | None:

@@ -16,7 +16,7 @@ class SiteEstimate(NamedTuple):
     Attributes:
       part: Name of the part that runs it.
       components: Energy by component of the part, in pJ; "convert" is the SIMD unit's, for codes of
-        inputs and scales of results.
+        inputs and scales of results, and so is "digital", for what is computed beside the hardware.
       memory: Energy by level of memory, in pJ.
       bits: Bits moved by level of memory, reads and writes together.
       latency: Time, in s: of the slowest of the part, the conversions, the link and the levels.

@@ -29,7 +29,11 @@ def adapted(
         y = core.read(op, state, x, key)
         matmul = op.geometry.as_matmul()
         rows = matmul.x(x.astype(down.dtype))
-        added = rows @ op.slice_for_layer(down) @ op.slice_for_layer(up)
+        one, other = op.slice_for_layer(down), op.slice_for_layer(up)
+        added = rows @ one @ other
+        products = (rows.size + added.size) * one.shape[-1]
+        bits = 8 * (one.nbytes + other.nbytes)
+        op.count_digital(adds=products + y.size, multiplies=products, bits=bits)
         return y + matmul.y(added, x.shape[op.x_planes(x) :]).astype(y.dtype)
 
     return Core(core.write, core.calibrate, read)

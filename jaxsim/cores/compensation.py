@@ -92,6 +92,7 @@ def drift_compensation(core: Core, *, per: Readout, device: Device, paired: bool
         some = now > 0
         factor = jnp.where(some, state.first / jnp.where(some, now, 1), 1)
         lead = factor.shape[: op.planes]
+        op.count_digital(multiplies=y.size, bits=8 * factor.nbytes)
         factor = jax.vmap(op.to_output)(factor.reshape(-1, *factor.shape[op.planes :]))
         return y * factor.reshape(*lead, *factor.shape[1:])
 

@@ -221,6 +221,19 @@ class Op:
             raise ValueError(f"calibrate=None: {what} needs deploy(net, calibrate=inputs)")
         return stored if self.ranges == "stored" else batch()
 
+    def count_digital(self, *, adds: float = 0, multiplies: float = 0, bits: float = 0) -> None:
+        """Counts what digital logic does beside the hardware of a site in one read.
+
+        Args:
+          adds: Additions, signs changed and the like.
+          multiplies: Multiplications.
+          bits: Bits that it reads beside inputs and outputs: factors, adapters.
+        """
+        amounts = {"digital_adds": adds, "digital_multiplies": multiplies, "digital_bits": bits}
+        for what, amount in amounts.items():
+            if amount:
+                self.count(what, amount)
+
     def count(self, what: str, amount: float) -> None:
         """Adds to the meter of a cost walk; does nothing otherwise.
 

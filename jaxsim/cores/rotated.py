@@ -52,6 +52,9 @@ def rotated_inputs(
         return core.calibrate(op, state, of_inputs(op, x))
 
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
+        products = x.size * sum(n for n in (outer.shape[0], inner.shape[0]) if n > 1)
+        bits = 8 * (signs.nbytes + outer.nbytes + inner.nbytes)
+        op.count_digital(adds=products + x.size, multiplies=products, bits=bits)
         return core.read(op, state, of_inputs(op, x), key)
 
     return Core(write, calibrate, read)

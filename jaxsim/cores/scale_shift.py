@@ -35,6 +35,8 @@ def smooth_scaling(core: Core, *, channels: Array) -> Core:
         return core.calibrate(op, state, divided(op, x))
 
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
+        bits = 8 * op.slice_for_layer(channels).nbytes
+        op.count_digital(multiplies=x.size, bits=bits)  # by reciprocals, which are known
         return core.read(op, state, divided(op, x), key)
 
     return Core(write, calibrate, read)
@@ -51,6 +53,9 @@ def bias_correction(core: Core, *, bias: Array) -> Core:
     """
 
     def read(op: Op, state: State, x: Array, key: Any) -> Array:
-        return core.read(op, state, x, key) + op.to_output(op.slice_for_layer(bias))
+        own = op.slice_for_layer(bias)
+        y = core.read(op, state, x, key)
+        op.count_digital(adds=y.size, bits=8 * own.nbytes)
+        return y + op.to_output(own)
 
     return Core(core.write, core.calibrate, read)

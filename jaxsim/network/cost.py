@@ -24,8 +24,10 @@ class SiteCost(NamedTuple):
       nonzero: Number of entries that pruning left.
       spent: Counts by name, as the site's core makes them. Always "macs" (multiply-accumulates in
         the hardware, all slices and signs), "cells" (stored numbers) and "weight_bits"; with an ADC
-        "conversions"; at a blocked site "block_products"; and whatever a user's core adds with
-        `Op.count`.
+        "conversions"; at a blocked site "block_products"; of what digital logic does beside the
+        hardware (adapters, inputs that are turned or scaled, corrections) "digital_adds",
+        "digital_multiplies" and the "digital_bits" that it reads; and whatever a user's core adds
+        with `Op.count`.
       matmul: Sizes (B, M, K, N) of one execution as B products [M, K] @ [K, N]; M is 0 where rows
         are looked up and nothing is multiplied.
       runs: Number of executions in one call.
