@@ -20,10 +20,19 @@ import numpy as np
 from jaxsim.cores.core import State
 from jaxsim.cores.partition import Partitioned
 from jaxsim.cores.quantized import Quantized, quantized, stored
-from jaxsim.cores.role import WEIGHT
+from jaxsim.cores.role import DIGITAL, WEIGHT
+from jaxsim.cores.scale_shift import bias_correction, smooth_scaling
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.grid import Grid, scale_and_zero
-from jaxsim.integer.affine import Affine, Counted, Floats, affine, common_step
+from jaxsim.integer.affine import (
+    Affine,
+    Counted,
+    Floats,
+    affine,
+    common_step,
+    compact,
+    scale_and_shift,
+)
 from jaxsim.integer.equations import CALLS, UNKNOWN, has_sites, inner_plan, line_of, refusal
 from jaxsim.integer.experts import is_scan_of_experts, lower_experts
 from jaxsim.integer.network import IntegerNetwork
@@ -66,8 +75,8 @@ def integer_only(chip: Network) -> IntegerNetwork:
     one grid of 24 bits, where rows take those of the expert that they chose; of none, zeros.
 
     Args:
-      chip: Network with every site quantized by `quantize`, with `block` and `slice_bits` at most
-        after it, symmetric weights and stored input ranges.
+      chip: Network with every site quantized by `quantize`, with `smooth`, `correct_bias`, `block`
+        and `slice_bits` at most after it, symmetric weights and stored input ranges.
 
     Returns:
       A function of the model's arguments whose outputs are floats again: integers times one scale.
@@ -289,12 +298,48 @@ class Lowering:
         _, inputs = self.grids(eqn, entry)
         state: Quantized = self.chip.states[name]
         step, zero = map(np.asarray, scale_and_zero(inputs, state.inputs))  # pyright: ignore
-        operand = self.codes(eqn, x, inputs, step, zero)
+        x, spread = self.smoothed(entry, x)
+        operand = self.codes(eqn, x, inputs, step * spread, zero)
         pad = None if inputs.symmetric else self.constant(jnp.asarray(zero, jnp.int8))
         self.steps.append(Contract(eqn.primitive.name, operand, pad))
         self.states[name] = state.inner
         shape = shape_of(eqn.outvars[0]).shape
-        return self.accumulators(eqn, entry, state, shape, step, zero)
+        out = self.accumulators(eqn, entry, state, shape, step, zero)
+        return self.corrected(entry, out)
+
+    def smoothed(self, entry: Contraction, x: Any) -> tuple[Any, Any]:
+        """Divides the input of a site by what smoothing divides its channels by.
+
+        Args:
+          entry: Site.
+          x: What the input stands for.
+
+        Returns:
+          What it stands for then, and what else steps of its grid are multiplied by: floats stay
+          as they are, on a grid for each channel.
+        """
+        spread: Any = 1.0
+        for wrapper in _of(self.chip.cores[entry.site.name], smooth_scaling):
+            channels = entry.op.geometry.to_x(wrapper.settings["channels"])
+            if isinstance(x, Affine):
+                factor = compact(1 / np.asarray(channels, np.float64), len(x.shape))
+                x = scale_and_shift(x, factor, np.zeros((1,) * len(x.shape)), x.shape)
+            else:
+                spread = spread * np.asarray(channels)
+        return x, spread
+
+    def corrected(self, entry: Contraction, out: Affine) -> Affine:
+        """Adds to the accumulators of a site what corrects its outputs.
+
+        Args:
+          entry: Site.
+          out: What they stand for.
+        """
+        for wrapper in _of(self.chip.cores[entry.site.name], bias_correction):
+            bias = np.asarray(entry.op.to_output(wrapper.settings["bias"]), np.float64)
+            rank = len(out.shape)
+            out = scale_and_shift(out, np.ones((1,) * rank), compact(bias, rank), out.shape)
+        return out
 
     def accumulators(
         self,
@@ -367,6 +412,9 @@ class Lowering:
         chain = self.chip.cores.get(name, ())
         if entry.site.kind == "dynamic":
             raise refusal(eqn, f"({name}) contracts two activations")
+        for wrapper in chain:
+            if wrapper.role in DIGITAL - WEIGHT and wrapper.factory not in _FOLDED:
+                raise refusal(eqn, f"({name}) reads {wrapper!r}, which computes with floats")
         chain = _hardware(chain)
         # The arithmetic of this very function is translated; another of its role may differ.
         if not chain or chain[0].factory is not quantized:
@@ -489,8 +537,20 @@ class Lowering:
 
 
 def _hardware(chain: tuple[Wrapper, ...]) -> tuple[Wrapper, ...]:
-    """Selects the wrappers that read a written weight, without those that changed it before."""
-    return tuple(wrapper for wrapper in chain if wrapper.role not in WEIGHT)
+    """Selects the wrappers that read a written weight.
+
+    Those that changed it before are left out, and those that multipliers and what is added to them
+    stand for.
+    """
+    return tuple(w for w in chain if w.role not in WEIGHT and w.factory not in _FOLDED)
+
+
+def _of(chain: Sequence[Wrapper], factory: Any) -> list[Wrapper]:
+    return [wrapper for wrapper in chain if wrapper.factory is factory]
+
+
+_FOLDED = (smooth_scaling, bias_correction)
+"""What stands beside a site and becomes part of its multipliers."""
 
 
 def _numbers(value: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxsim import internals
 from jaxsim.cores.quantized import Quantized
+from jaxsim.cores.role import DIGITAL, WEIGHT
 from jaxsim.formats.grid import scale_and_zero
 from jaxsim.integer.affine import Affine, affine, compact
 from jaxsim.integer.equations import refusal
@@ -59,6 +60,8 @@ def lower_experts(lowering: Lowering, eqn: jex.JaxprEqn, entry: Inner, ins: list
     name, variables = site.site.name, list[Any](body.jaxpr.invars)
     x_at, w_at = (variables.index(product.invars[i]) for i in (site.x_at, site.w_at))
     _, inputs = lowering.grids(eqn, site)
+    if beside := [w for w in lowering.chip.cores[name] if w.role in DIGITAL - WEIGHT]:
+        raise refusal(eqn, f"({name}) has experts beside which {beside[0]!r} computes with floats")
     state: Quantized = lowering.chip.states[name]
     if any((end != end[0]).any() for end in jax.tree.leaves(state.inputs)):
         raise refusal(eqn, f"({name}) has experts that read a row on grids of their own")

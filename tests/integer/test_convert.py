@@ -389,6 +389,78 @@ def test_chips_that_are_not_whole_integers_are_refused():
         js.integer_only(js.deploy(both, calibrate=x))
 
 
+def written_out(chip, params):
+    """A model whose own equations divide inputs and add corrections, as wrappers of a chip do."""
+
+    def beside(name, factory, key):
+        found = (w.settings[key] for w in chip.cores[name] if w.name == factory)
+        return next(found, None)
+
+    scales = {n: beside(n, "smooth_scaling", "channels") for n in ("w", "v")}
+    biases = {n: beside(n, "bias_correction", "bias") for n in ("w", "v")}
+    weights = {
+        n: p if n == "b" or scales[n] is None else p * scales[n][0][:, None]
+        for n, p in params.items()
+    }
+
+    def product(p, name, x):
+        x = x if scales[name] is None else x / scales[name][0]
+        y = x @ p[name]
+        return y if biases[name] is None else y + biases[name]
+
+    def fn(p, x):
+        return product(p, "v", jax.nn.relu(product(p, "w", x) + p["b"]))
+
+    return fn, weights
+
+
+@pytest.mark.parametrize("inputs", [8, js.Grid(8, symmetric=False)], ids=["symmetric", "affine"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: js.smooth(x),
+        lambda x: js.correct_bias(x),
+        lambda x: js.compose(js.smooth(x), js.correct_bias(x)),
+    ],
+    ids=["smoothed", "corrected", "both"],
+)
+def test_what_smooths_and_corrects_goes_into_multipliers(make, inputs):
+    """The integers are those of a model that has it in its own equations."""
+    params = {"w": normal(6, 10, seed=1), "b": normal(10, seed=2), "v": normal(10, 4, seed=3)}
+    x = normal(32, 6, seed=4) * jnp.array([1, 30, 1, 0.1, 5, 1])
+    net = js.trace(lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"], params, x)
+    chip = js.deploy(js.compose(js.quantize(4, inputs), make(x))(net), calibrate=x)
+    fn, weights = written_out(chip, params)
+    same = js.deploy(js.quantize(4, inputs)(js.trace(fn, weights, x)), calibrate=x)
+    found, expected = run(js.integer_only(chip), x), run(js.integer_only(same), x)
+    most = np.abs(expected).max()
+    # floats of the input are rounded once more where they are divided first
+    assert np.mean(np.abs(found - expected) > 1e-6 * most) < 0.02
+    plain = js.deploy(js.quantize(4, inputs)(net), calibrate=x)
+    assert np.abs(run(js.integer_only(plain), x) - found).max() > 1e-2 * most
+
+
+def test_convolutions_are_smoothed_and_corrected_in_integers():
+    net, steps = cnn(), (js.quantize(8, 8), js.smooth(X), js.correct_bias(X))
+    chip = js.deploy(js.compose(*steps)(net), calibrate=X)
+    simulated, integers = run(chip, X), run(js.integer_only(chip), X)
+    plain = js.deploy(js.quantize(8, 8)(net), calibrate=X)
+    most = np.abs(simulated).max()
+    assert np.abs(integers - simulated).max() < 5e-3 * most
+    assert np.abs(run(plain, X) - simulated).max() > 1e-3 * most
+
+
+def test_what_computes_with_floats_beside_a_site_is_refused_by_its_name():
+    x = normal(8, 4)
+    net = js.trace(lambda p, x: x @ p["w"], {"w": normal(4, 3)}, x)
+    adapted = js.lora(2, jax.random.key(0))(js.quantize(8, 8)(net))
+    turned = js.quantize(8, 8)(js.rotate(x, jax.random.key(0), groups=(), online="w")(net))
+    for made, name in ((adapted, "adapted"), (turned, "rotated_inputs")):
+        chip = js.deploy(made, calibrate=x)
+        with pytest.raises(ValueError, match=rf"\(w\) reads {name}.* computes with floats"):
+            js.integer_only(chip)
+
+
 def test_an_nnx_model_leaves_no_parameters_behind():
     case = models.CASES["nnx cnn"]()
     assert isinstance(case.model, nnx.Module)

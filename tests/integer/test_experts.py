@@ -142,6 +142,13 @@ def test_experts_that_code_rows_each_in_their_way_are_refused_by_name():
         js.integer_only(dataclasses.replace(chip, states=states))
 
 
+def test_what_is_computed_beside_experts_is_refused_by_name():
+    net = js.trace(chosen, PARAMS, X, IDS)
+    chip = js.deploy(js.compose(js.quantize(8, 8), js.smooth((X, IDS)))(net), calibrate=(X, IDS))
+    with pytest.raises(ValueError, match=r"\(up\) has experts beside which smooth_scaling"):
+        js.integer_only(chip)
+
+
 def test_rows_that_choose_no_expert_are_zero():
     def fn(p, x, sizes):
         return lax.ragged_dot(x, p["up"], sizes), jnp.einsum(
