@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import jaxsim as js
 from jaxsim.network.arguments import call_arguments
 from jaxsim.staged import exit_queue, exits
-from jaxsim.staged.seconds import StageSeconds, stage_seconds
+from jaxsim.staged.seconds import StageSeconds, row_seconds, stage_seconds
 from jaxsim.staged.speed import Speed, at_speed, fastest, sweep
 from tests.support.encoders import heads, network, present, sequences
 
@@ -196,3 +197,26 @@ def test_networks_that_nothing_leaves_have_no_speed():
     ):
         with pytest.raises(ValueError, match="has no exits"):
             call(network(2))
+
+
+@pytest.mark.parametrize(
+    ("present", "arguments", "before"),
+    [
+        (None, (True,), (8, 8)),  # nothing is known before the first attention
+        (len, (), (8, 4)),  # at first all are computed, as no argument can be cut short
+        (len, (True,), (4, 4)),
+    ],
+)
+def test_seconds_of_a_row_are_those_of_the_tokens_that_a_stage_computes(present, arguments, before):
+    """Two stages before the first attention and one behind it, of one row of 4 tokens out of 8."""
+    seconds = np.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0], [64.0, 128.0, 256.0]])
+    table = StageSeconds(("a", "b"), 2, (2, 4, 8), seconds)
+    tokens = SimpleNamespace(layers=(0, 0, 1), length=8, arguments=arguments)
+    found = SimpleNamespace(exits=(0, None), widths=(3,), tokens=tokens)
+    net = SimpleNamespace(tokens=SimpleNamespace(present=present))
+    there, kept = jnp.array([4, 4]), [jnp.array([2, 2])]
+    spent = row_seconds(net, found, table, jnp.array([1, 2]), there, kept)
+    at = {2: 0, 4: 1, 8: 2}
+    first = seconds[0, at[before[0]]]
+    rest = seconds[1, at[before[1]]] + seconds[2, 0]
+    np.testing.assert_array_equal(spent, np.array([first, first + rest]) / 2)
