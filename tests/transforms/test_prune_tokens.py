@@ -257,6 +257,24 @@ def plain(p, x):
     return (2 * x + jnp.tanh(x) @ p["o"])[:, 0]
 
 
+def test_tokens_leave_what_overwrites_some_of_their_features():
+    def overwritten(p, x):
+        x = jax.lax.dynamic_update_slice(x, jnp.tanh(x[..., :3]), (0, 0, 2))
+        return (x @ p["o"])[:, 0]
+
+    def written_out(p, x):
+        whole = jnp.concatenate([x[..., :2], jnp.tanh(x[..., :3]), x[..., 5:]], -1)
+        return (whole @ p["o"])[:, 0]
+
+    x = normal(2, 5, 8, seed=6)
+    first, second = (
+        js.prune_tokens(0.4, keeps=js.tokens.top)(attending(mix)).simulate(x)
+        for mix in (overwritten, written_out)
+    )
+    assert 0 < first.kept.min() < x.shape[1]
+    np.testing.assert_allclose(first.logits, second.logits, rtol=1e-5)
+
+
 def test_tokens_leave_what_stacks_their_features():
     nets = [js.prune_tokens(0.4, keeps=js.tokens.top)(attending(mix)) for mix in (moved, plain)]
     x = nets[0].example.arrays[0]
@@ -303,6 +321,26 @@ def test_tokens_leave_what_stacks_their_features():
             lambda: attending(lambda p, x: jnp.tile(x @ p["o"], (1, 2, 1))[:, 0]),
             {},
             "tile.*mixes tokens",
+        ),
+        (
+            lambda: attending(
+                lambda p, x: jax.lax.dynamic_update_slice(x, x[:, :2] + 1, (0, 1, 0))[:, 0] @ p["o"]
+            ),
+            {},
+            "dynamic_update_slice.*mixes tokens",
+        ),
+        (
+            lambda: attending(
+                lambda p, x: (
+                    (
+                        jax.lax.dynamic_update_slice(x @ x.swapaxes(1, 2), x[..., :2], (0, 0, 1))
+                        @ jnp.tanh(x)
+                    )[:, 0]
+                    @ p["o"]
+                )
+            ),
+            {},
+            "dynamic_update_slice.*mixes tokens",
         ),
         (
             lambda: attending(lambda p, x: jnp.unstack(x @ p["o"], axis=1)[0]),
