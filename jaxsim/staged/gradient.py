@@ -204,7 +204,7 @@ def _descend(
 
     def loss_of(outputs: list[Array], arrays: list[Any]) -> tuple[Array, list[Array]]:
         given = dataclasses.replace(aims, arrays=tuple(arrays))
-        return _loss(outputs, given, loss=loss, tree=plan.loss_tree)
+        return _with_slopes(outputs, given, loss=loss, tree=plan.loss_tree)
 
     taps = tap_params(net, temperature)
     value, grads, parts = mpmd.value_and_grad(net, plan, arguments, key, aims.arrays, loss_of, taps)
@@ -226,7 +226,7 @@ def _as_values(net: Staged, grads: mpmd.Gradients, taps: Any, *, levels: bool) -
 
 
 @partial(jax.jit, static_argnames=("loss", "tree"))
-def _loss(
+def _with_slopes(
     outputs: list[Array], targets: Partitioned, *, loss: _Loss, tree: Any
 ) -> tuple[Array, list[Array]]:
     """A micro-batch's share of the loss, and its derivatives by the inexact outputs."""

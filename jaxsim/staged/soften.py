@@ -31,7 +31,7 @@ from jaxsim.network.cuts import (
 from jaxsim.network.plan import Entry
 from jaxsim.network.stacks import Place
 from jaxsim.network.stages import run_stage, split, stage_params
-from jaxsim.network.taps import live_at
+from jaxsim.network.taps import Tap, live_at
 from jaxsim.numerics.checks import check_range
 from jaxsim.staged.attention import Attention, Marks, Values, marks_of
 from jaxsim.staged.exit_step import check_heads
@@ -263,21 +263,20 @@ def soft_stages(net: Staged, arguments: Partitioned, places: Sequence[str] = ())
     Raises:
       ValueError: A layer that ends with tokens along two axes, or what `exit_layout` raises.
     """
-    rule, batched = require_soft(net), find_rows(arguments)[1]
+    rule, (rows, batched) = require_soft(net), find_rows(arguments)
     stay = (False,) * len(rule.level)
     found = exit_layout(net, arguments, batched, net.exits, net.feature, places, stay)
     check_heads(net, found)
     assert found.tokens is not None
     line, attention = known_tokens(found.tokens, equations(without_exits(net), arguments))
     softened = _with_scales(line, attention)
-    reads, length = exit_reads(net, found), found.tokens.length
-    rows = find_rows(arguments)[0]
-    taps = exit_taps(net, found, line, [partial(r.of_all, (rows, length)) for r in reads])
-    reads = [softened.reading(r, tap.cut) for r, tap in zip(reads, taps, strict=True)]
-    taps = [
-        tap._replace(cut=softened.moved_cut(tap.cut), read=partial(r.of_all, (rows, length)))
-        for r, tap in zip(reads, taps, strict=True)
-    ]
+    reads, length = list[ReadExit](), found.tokens.length
+    taps = list[Tap]()
+    plain = exit_reads(net, found)
+    for read, tap in zip(plain, exit_taps(net, found, line, [r.of for r in plain]), strict=True):
+        reads.append(softened.reading(read, tap.cut))
+        of_all = partial(reads[-1].of_all, (rows, length))
+        taps.append(tap._replace(cut=softened.moved_cut(tap.cut), read=of_all))
     begins = [softened.moved_cut(place) for place in select_cuts(cuts(line), places)]
     fine = jnp.promote_types(jnp.result_type(rule.level), jnp.float32)
     dtype = jnp.promote_types(fine, found.dtype)
