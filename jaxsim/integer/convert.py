@@ -225,7 +225,8 @@ class Lowering:
         if isinstance(entry, Inner) and entry.names:
             names = ", ".join(sorted(entry.names))
             raise refusal(eqn, f"runs {names} in a loop or branch, which has no integer form")
-        if name != "gather" and any(isinstance(value, Floats) for value in ins):
+        given = ins[1:] if name == "select_n" else ins  # truths choose, whatever found them
+        if name != "gather" and any(isinstance(value, Floats) for value in given):
             raise refusal(eqn, "joins a float input with integers: quantize it at a site first")
         out, rule = shape_of(eqn.outvars[0]), RULES.get(name)
         if name in _UNCHANGED and jnp.issubdtype(out.dtype, jnp.floating):

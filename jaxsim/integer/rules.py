@@ -21,13 +21,14 @@ from jaxsim.integer.affine import (
     Numbers,
     affine,
     clip,
+    common_step,
     compact,
     concatenate,
     rearrange,
     scale_and_shift,
 )
 from jaxsim.integer.equations import refusal, summed_windows
-from jaxsim.integer.steps import AsIs, Operand, Take
+from jaxsim.integer.steps import AsIs, Operand, Spread, Take
 from jaxsim.internals import parameters, shape_of
 
 if TYPE_CHECKING:
@@ -187,16 +188,84 @@ def _window(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequen
 
 
 def _select(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
-    """Converts a choice, known when the network is converted, between numbers and zeros."""
+    """Converts a choice between numbers, and one known beforehand between numbers and zeros."""
     which, *cases = ins
     kept = [i for i, case in enumerate(cases) if isinstance(case, Affine)]
     zeros = [not np.any(case) for case in cases if not isinstance(case, Affine)]
-    if len(kept) != 1 or not all(zeros):
-        raise refusal(eqn, "chooses otherwise than by a known mask between numbers and zeros")
+    if isinstance(which, Floats) or len(kept) != 1 or not all(zeros):
+        return _choose(lowering, eqn, which, cases, shape)
     factor = compact(np.asarray(which, np.int32) == kept[0], len(shape)).astype(np.float64)
     value = cases[kept[0]]
     out = scale_and_shift(value, factor, np.zeros((1,) * len(shape)), shape)
     return lowering.alias(eqn, ins, out)
+
+
+def _choose(
+    lowering: Lowering, eqn: jex.JaxprEqn, which: Any, cases: list[Any], shape: Sequence[int]
+) -> Affine:
+    """Converts a choice between what goes to one grid, constants as well."""
+    rank = len(shape)
+    numbers = [
+        case if isinstance(case, Affine) else affine(shape, 0.0, compact(case, rank), 0, 0)
+        for case in cases
+    ]
+    if all(isinstance(case, Affine) for case in cases):
+        operands, there = lowering.to_common_grid(eqn, numbers, RESIDUAL_LEVELS)
+    else:
+        step = common_step(numbers, RESIDUAL_LEVELS)
+        there = [affine(shape, step, 0.0, *(np.round(e / step) for e in v.bounds)) for v in numbers]
+        operands = [
+            lowering.rescale_to(
+                eqn, case, step, 0.0, float(grid.min_code.min()), float(grid.max_code.max())
+            )
+            if isinstance(case, Affine)
+            else lowering.constant(jnp.asarray(grid.min_code, jnp.int32))
+            for case, grid in zip(cases, there, strict=True)
+        ]
+    if isinstance(which, Floats):
+        truths: Operand = AsIs()
+    else:  # what does not vary over the batch is for any
+        truths = lowering.constant(jnp.asarray(compact(which, rank), np.asarray(which).dtype))
+    lowering.steps.append(Spread(eqn.primitive.name, (truths, *operands)))
+    least, most = (
+        end(np.concatenate([np.ravel(code) for code in codes]))
+        for end, codes in (
+            (np.min, [v.min_code for v in there]),
+            (np.max, [v.max_code for v in there]),
+        )
+    )
+    return affine(shape, there[0].scale, 0.0, least, most)
+
+
+def _compare(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Floats:
+    """Converts a comparison: of integers of one scale, or with the integer that a bound is."""
+    name = eqn.primitive.name
+    if all(isinstance(value, Affine) for value in ins):
+        operands, _ = lowering.to_common_grid(eqn, ins, RESIDUAL_LEVELS)
+        lowering.apply(eqn, operands)
+        return Floats()
+    at = 0 if isinstance(ins[0], Affine) else 1
+    value, bound = ins[at], compact(ins[1 - at], len(shape))
+    operand: Operand = AsIs()
+    if value.is_clipped or not (value.scale > 0).all():
+        (operand,), (value,) = lowering.to_common_grid(eqn, [value], RESIDUAL_LEVELS)
+    place = (bound - value.shift) / value.scale
+    # where the bound lies between two integers, the one that the answer turns at
+    upward = name in (("ge", "lt") if at == 0 else ("le", "gt"))
+    codes = np.clip(np.ceil(place) if upward else np.floor(place), -(2.0**31), 2.0**31 - 1)
+    operands = [operand, lowering.constant(jnp.asarray(codes.astype(np.int32)))]
+    lowering.steps.append(Spread(name, tuple(operands if at == 0 else operands[::-1])))
+    return Floats()
+
+
+def _magnitude(
+    lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]
+) -> Affine:
+    """Converts an absolute value."""
+    operands, (value,) = lowering.to_common_grid(eqn, ins, RESIDUAL_LEVELS)
+    lowering.apply(eqn, operands)
+    most = np.maximum(np.abs(value.min_code), np.abs(value.max_code))
+    return affine(shape, value.scale, 0.0, 0, most)
 
 
 def _pad(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Sequence[int]) -> Affine:
@@ -319,6 +388,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("split", "unstack"), _part),
     "dynamic_slice": _window,
     "select_n": _select,
+    **dict.fromkeys(("ge", "gt", "le", "lt"), _compare),
+    "abs": _magnitude,
     "stack": _stack,
     **dict.fromkeys(("argmax", "argmin"), _index_of_largest),
     "gather": _take,

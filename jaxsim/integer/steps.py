@@ -238,6 +238,29 @@ class Apply:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spread:
+    """Step that runs the primitive entry by entry, constants spread over the shape of the others.
+
+    Attributes:
+      primitive: Name of the equation's primitive.
+      operands: How each operand is read.
+    """
+
+    primitive: str
+    operands: tuple[Operand, ...]
+
+    def run(self, at: Running) -> Sequence[Any]:
+        """Runs the primitive.
+
+        Args:
+          at: Equation at hand.
+        """
+        pairs = zip(at.ins, self.operands, strict=True)
+        values = [operand.read(at.net, value) for value, operand in pairs]
+        return bind(at.eqn, jnp.broadcast_arrays(*values))
+
+
+@dataclasses.dataclass(frozen=True)
 class Contract:
     """Step of a site, which contracts codes.
 
@@ -380,7 +403,7 @@ class Enter:
         return run_steps(at.net, inner_plan(at.eqn, at.entry), at.ins, at.steps)
 
 
-Step = Known | Alias | Apply | Contract | ContractExperts | Take | Enter
+Step = Known | Alias | Apply | Spread | Contract | ContractExperts | Take | Enter
 """What is left of an equation after conversion."""
 
 

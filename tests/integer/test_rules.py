@@ -77,6 +77,19 @@ RULES = {
     "a window": lambda y, z: lax.dynamic_slice(y * FACTOR, (0, 1, 0, 2), (2, 1, 4, 3)),
     "a window beyond the end": lambda y, z: lax.dynamic_slice_in_dim(y * FACTOR, 4, 3, 3),
     "taken by number": lambda y, z: jnp.take(y * 2 + 7, jnp.array([4, -5, 2]), axis=-1),
+    "its magnitude": lambda y, z: jnp.abs(y * FACTOR + TERM),
+    "above a bound": lambda y, z: y * 2 + TERM > 3,
+    "at least one": lambda y, z: y >= 2.5,
+    "at most one": lambda y, z: y * FACTOR <= FAR,
+    "below one": lambda y, z: jnp.maximum(y, 0) < TERM,
+    "above another": lambda y, z: y > 2 * z,
+    "leaky": lambda y, z: jax.nn.leaky_relu(y * 0.5 + TERM, 0.125),
+    "a ReLU that chooses": lambda y, z: jnp.where(y > 0, y, 0),
+    "a choice of two": lambda y, z: jnp.where(y <= z, y * FACTOR, z),
+    "a choice of a bound": lambda y, z: jnp.where(z >= y, TERM, 3 * z),
+    "a known choice of two": lambda y, z: jnp.where(jnp.arange(5) > 1, y, -z),
+    "a known choice of a bound": lambda y, z: jnp.where(jnp.arange(5) > 1, y * FACTOR, TERM),
+    "a choice of truths": lambda y, z: jnp.where((y > 5) & ~(z > 7), y, -z),
     "masked": lambda y, z: jnp.where(jnp.arange(5) % 2 == 0, y * FACTOR, 0),
     "masked the other way": lambda y, z: jnp.where(jnp.arange(5) > 2, 0, -y),
     "padded": lambda y, z: lax.pad(y + TERM, 0.0, [(0, 0, 0), (1, 2, 0), (0, 1, 1), (0, 0, 0)]),
@@ -128,8 +141,7 @@ REFUSED = {
     r"pads with .*, not with zeros": lambda y: lax.pad(y, 2.0, [(0, 0, 0), (1, 1, 0)]),
     "pads with": lambda y: lax.pad(y, y[0, 0], [(0, 0, 0), (1, 1, 0)]),
     "joins constants with activations": lambda y: jnp.concatenate([y, jnp.ones((2, 1))], 1),
-    "chooses otherwise than by a known mask": lambda y: jnp.where(jnp.arange(4) > 1, y, 1.0),
-    "chooses otherwise": lambda y: jnp.where(jnp.arange(4) > 1, y, -y),
+    "has no integer": lambda y: (y == 1) * 1.0,
     "joins a float input": lambda y: lax.dynamic_slice_in_dim(y, jnp.argmax(y[0]), 2, 1),
     "takes slices in a way": lambda y: jnp.take(y, jnp.array([0, 4]), axis=1),
     "has no integer form": lambda y: jnp.tanh(y),
@@ -200,6 +212,40 @@ def test_sums_of_other_lengths_than_converted_are_refused_by_their_counts():
     np.testing.assert_allclose(found(X[:, 0, :, :3]), exact, atol=2.0**-13 * np.abs(exact).max())
     with pytest.raises(ValueError, match="sums 3 numbers for these arguments and 4 when"):
         found(X[:, 0, :3, :3])
+
+
+@pytest.mark.parametrize("scale", [1.0, -2.0], ids=["rising", "falling"])
+@pytest.mark.parametrize("compare", [jnp.greater, jnp.greater_equal, jnp.less, jnp.less_equal])
+def test_bounds_are_compared_with_on_both_sides_and_where_they_are_met(compare, scale):
+    """Whole numbers from -6 to 6, and bounds that are one of them or lie between two."""
+    bounds = np.float32([-3, -2.5, 0, 2, 2.5])
+
+    def model(w, x):
+        y = (x @ w) * scale
+        return compare(y, scale * bounds), compare(scale * bounds, y), compare(y, y[::-1])
+
+    x = np.tile(np.arange(-6, 7, dtype=np.float32)[:, None], (1, 5))
+    w = np.eye(5, dtype=np.float32)
+    chip = js.deploy(js.quantize(grid(), grid())(js.trace(model, w, x)), calibrate=x)
+    found = js.integer_only(chip)(x)
+    for part, expected in zip(found, model(w, x), strict=True):
+        assert part.dtype == bool
+        np.testing.assert_array_equal(part, expected)
+
+
+def test_choices_and_bounds_are_for_any_batch():
+    def model(w, x):
+        y = x @ w
+        y = jnp.where(jnp.arange(5) > 1, y, -3 * y + TERM)
+        return jnp.where(y * FACTOR > TERM, y, FAR)
+
+    x = X[:, 0, 0]
+    chip = js.deploy(js.quantize(grid(), grid())(js.trace(model, PARAMS["first"], x)), calibrate=x)
+    integers, more = js.integer_only(chip), X[:, 1].reshape(-1, 6)
+    np.testing.assert_allclose(integers(more), chip(more), rtol=0, atol=2.0**-12 * FAR)
+    chosen = np.isclose(integers(more), FAR)
+    assert chosen.any()
+    assert not chosen.all()
 
 
 def test_what_is_known_beforehand_is_computed_beforehand():
