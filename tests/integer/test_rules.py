@@ -78,7 +78,7 @@ RULES = {
     "a window beyond the end": lambda y, z: lax.dynamic_slice_in_dim(y * FACTOR, 4, 3, 3),
     "taken by number": lambda y, z: jnp.take(y * 2 + 7, jnp.array([4, -5, 2]), axis=-1),
     "its magnitude": lambda y, z: jnp.abs(y * FACTOR + TERM),
-    "the magnitude of what is low": lambda y, z: jnp.abs(jnp.minimum(y * 3, FAR / 9)),
+    "the magnitude of what is low": lambda y, z: jnp.abs(jnp.minimum(y * 3, FAR / 9)) + z * FACTOR,
     "above a bound": lambda y, z: y * 2 + TERM > 3,
     "at least one": lambda y, z: y >= 2.5,
     "at most one": lambda y, z: y * FACTOR <= FAR,
