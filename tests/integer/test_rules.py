@@ -87,6 +87,8 @@ RULES = {
     "leaky": lambda y, z: jax.nn.leaky_relu(y * 0.5 + TERM, 0.125),
     "a ReLU that chooses": lambda y, z: jnp.where(y > 0, y, 0),
     "a choice of two": lambda y, z: jnp.where(y <= z, y * FACTOR, z),
+    "a choice beside another": lambda y, z: jnp.where(y <= z, y / 512, z) + y * FACTOR,
+    "another choice": lambda y, z: jnp.where(y <= z, z, FAR * 9) - y * FACTOR,
     "a choice of a bound": lambda y, z: jnp.where(z >= y, TERM, 3 * z),
     "a known choice of two": lambda y, z: jnp.where(jnp.arange(5) > 1, y, -z),
     "a known choice of a bound": lambda y, z: jnp.where(jnp.arange(5) > 1, y * FACTOR, TERM),
