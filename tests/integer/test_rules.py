@@ -88,6 +88,7 @@ RULES = {
     "a ReLU that chooses": lambda y, z: jnp.where(y > 0, y, 0),
     "a choice of two": lambda y, z: jnp.where(y <= z, y * FACTOR, z),
     "a choice beside another": lambda y, z: jnp.where(y <= z, y / 512, z) + y * FACTOR,
+    "a choice of the larger": lambda y, z: jnp.where(y > z, 3 * y, FAR / 9) + z * FACTOR,
     "another choice": lambda y, z: jnp.where(y <= z, z, FAR * 9) - y * FACTOR,
     "a choice of a bound": lambda y, z: jnp.where(z >= y, TERM, 3 * z),
     "a known choice of two": lambda y, z: jnp.where(jnp.arange(5) > 1, y, -z),
