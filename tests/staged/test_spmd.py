@@ -64,6 +64,22 @@ def test_losses_of_micro_batches_are_added():
     assert furthest(found[1], expected[1]) < 1e-5
 
 
+def test_a_policy_says_what_blocks_keep():
+    asked: list[str] = []
+
+    def policy(primitive, *_, **__):
+        asked.append(primitive.name)
+        return False
+
+    target = normal(12, 2, seed=9)
+    found, expected = (
+        js.pipeline_value_and_grad(pipe(3, remat=remat), squares)(net().params, (inputs(), target))
+        for remat in (policy, "none")
+    )
+    assert {"dot_general", "tanh"} <= {*asked}
+    assert furthest(found[1], expected[1]) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -178,6 +178,35 @@ def test_quantized_layers_lose_tokens_in_stages():
     assert (simulate(one, *args).kept[:, -1] < 9).all()
 
 
+def test_an_attention_in_a_call_inside_a_scan_is_counted_once():
+    """Stages know by such counts which level is whose: levels of slices differ."""
+
+    @jax.checkpoint
+    def attend(x, q, v):
+        scores = jnp.einsum("bqd,bkd->bqk", x @ q, x)
+        return x + jax.nn.softmax(scores) @ (x @ v)
+
+    def layer(x, p):
+        x = attend(x, p["q"], p["v"])
+        return x + jnp.tanh(x @ p["up"]), None
+
+    def model(p, x):
+        return jax.lax.scan(layer, x, p["layers"])[0].mean(1) @ p["out"]
+
+    layers = {name: normal(4, 8, 8, seed=i) / 2 for i, name in enumerate(["q", "v", "up"])}
+    x = normal(4, 6, 8, seed=5)
+    net = js.trace(model, {"layers": layers, "out": normal(8, 3, seed=6)}, x)
+    level = np.array([0.0, 0.14, 0.0, 0.2])
+    one = js.prune_tokens(level)(net)
+    pipe = js.pipeline_shard(2, 2, devices=PAIR, balance=["layers/q[2]"])(one)
+    expected = simulate(one, x)
+    assert 0 < expected.kept[:, 1].min() < 6
+    assert (expected.kept[:, 3] < expected.kept[:, 2]).any()
+    assert close(pipe(x), expected.logits)
+    ran = pipe.run(x, buckets=BUCKETS)
+    np.testing.assert_array_equal(ran.kept, expected.kept)
+
+
 def test_what_crosses_a_cut_is_counted_with_its_tokens():
     """Behind the first attention a truth for each token and a number for each row cross too."""
     net, _ = alone("vit")
