@@ -237,6 +237,20 @@ def test_bounds_are_compared_with_on_both_sides_and_where_they_are_met(compare, 
         np.testing.assert_array_equal(part, expected)
 
 
+def test_the_largest_is_found_of_integers_that_fall_as_numbers_rise():
+    def model(w, x):
+        y = x @ w
+        return jnp.argmax(-2 * y, -1), jnp.argmin(-y, -1), jnp.argmax(y, -1), jnp.arange(5.0)
+
+    x = RNG.permuted(np.tile(np.arange(-6, 7, dtype=np.float32), (5, 1)), axis=1).T[:, :5]
+    w = np.eye(5, dtype=np.float32)
+    chip = js.deploy(js.quantize(grid(), grid())(js.trace(model, w, x)), calibrate=x)
+    found = js.integer_only(chip)(x)
+    for part, expected in zip(found, model(w, x), strict=True):
+        np.testing.assert_array_equal(part, expected)
+    assert (found[0] != found[2]).any()
+
+
 def test_choices_and_bounds_are_for_any_batch():
     def model(w, x):
         y = x @ w

@@ -97,6 +97,26 @@ def test_unequal_layers_are_no_run(stages):
         equal_blocks(line_of(model, [jnp.ones(s) for s in shapes], X), stages)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_what_is_inside_the_blocks_is_not_returned(kept):
+    """Of three equal blocks the first and the second; what the last one gives leaves them anyway."""
+
+    def model(p, x):
+        made = []
+        for w in p["equal"]:
+            x = jnp.tanh(x @ w)
+            made.append(x)
+        return jnp.cos((x + made[2]) @ p["out"]), made[kept]
+
+    layer = jnp.ones((4, 4))
+    line = line_of(model, {"equal": [layer] * 4, "out": layer}, X)
+    if kept == 2:
+        assert equal_blocks(line, 1).number == 3
+        return
+    with pytest.raises(ValueError, match="what is inside the equal blocks is read after them"):
+        equal_blocks(line, 1)
+
+
 def test_fewer_blocks_than_stages_are_no_run():
     said = "no run of equal blocks for stages=5.* needs 5 blocks or .* here are 4 at most"
     with pytest.raises(ValueError, match=said):

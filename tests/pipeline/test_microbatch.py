@@ -129,3 +129,9 @@ def test_an_example_that_does_not_divide_is_taken_as_one_part(parts, rows):
     net = js.trace(lambda w, x, y: x @ w + y, jnp.ones((3, 2)), jnp.ones((6, 3)), jnp.ones(2))
     x, y = example_of(net, parts).arrays
     assert (x.shape, y.shape) == ((rows, 3), (2,))
+
+
+def test_a_number_in_front_is_no_batch():
+    net = js.trace(lambda w, t, x: t * x @ w, jnp.ones((3, 2)), jnp.float32(2), jnp.ones((6, 3)))
+    t, x = example_of(net, 4).arrays
+    assert (t.shape, x.shape) == ((), (24, 3))

@@ -260,3 +260,5 @@ def test_a_gantt_chart_shows_each_task_in_ticks_on_its_stage(tmp_path, monkeypat
     assert axes.get_ylim() == (1.5, -0.5)
     assert axes.get_title(loc="left") == "12.33 ticks, 31.1% idle"
     assert titled.get_title(loc="left") == "a step"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["forward", "backward"]  # and no kind that there is none of
