@@ -99,7 +99,7 @@ def test_unequal_layers_are_no_run(stages):
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
 def test_what_is_inside_the_blocks_is_not_returned(kept):
-    """Of three equal blocks the first and the second; what the last one gives leaves them anyway."""
+    """Of three equal blocks the first and the second; the last one is read behind them anyway."""
 
     def model(p, x):
         made = []
