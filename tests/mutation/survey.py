@@ -4,7 +4,9 @@ import functools
 import json
 import random
 import subprocess
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -73,6 +75,7 @@ class Survey:
     def __init__(self, folder: Path, folders: Iterable[str], seconds: float) -> None:
         self.folder, self.folders, self.seconds = folder, tuple(folders), seconds
         self.server = Server()
+        self.recording = defaultdict(threading.Lock)
         self.verdicts = folder / "verdicts.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -147,14 +150,15 @@ class Survey:
     @functools.cache  # noqa: B019 -- a survey ends with its process
     def _recorded(self, file: Path, text: str, path: str, source: str) -> dict[str, Any] | None:
         kept = self.folder / f"{file.stem}-{text}.json"
-        # one record serves every module that is as it was then, or that no test imported
-        if not kept.exists() or _read(kept)["sources"].get(path, source) != source:
-            log = kept.with_suffix(".log")
-            if self.server.run([str(file)], log, 1800, reach=kept).status not in (0, 5):
-                kept.unlink(missing_ok=True)
-                return None
-            log.unlink()
-        record = _read(kept)
+        with self.recording[kept]:  # workers that need the same record wait for it
+            # one record serves every module that is as it was then, or that no test imported
+            if not kept.exists() or _read(kept)["sources"].get(path, source) != source:
+                log = kept.with_suffix(".log")
+                if self.server.run([str(file)], log, 1800, reach=kept).status not in (0, 5):
+                    kept.unlink(missing_ok=True)
+                    return None
+                log.unlink()
+            record = _read(kept)
         return {**record, "lines": {path: record["lines"].get(path, {})}}
 
     def _key(self, fault: Fault) -> str:

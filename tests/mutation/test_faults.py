@@ -3,6 +3,8 @@
 import ast
 import json
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,27 @@ def test_one_record_serves_every_module_that_is_as_it_was(tmp_path, monkeypatch)
         assert Survey._record(survey, test, str(first)) is None
     assert len(runs) == 3
     assert not [p for p in tmp_path.glob("*.json") if digest("x = 3") in p.name]
+
+
+def test_workers_that_need_one_record_wait_for_it(tmp_path, monkeypatch):
+    survey, runs = Survey(tmp_path, [], 60), []
+    module, other, test = (tmp_path / name for name in ("a.py", "b.py", "test_a.py"))
+    for path in (module, other, test):
+        path.write_text(path.name)
+
+    def run(arguments, log, limit, fault=None, reach=None):
+        runs.append(arguments)
+        log.touch()
+        time.sleep(0.2)
+        sources = {str(p): digest(p.name) for p in (module, other)}
+        reach.write_text(json.dumps({"seconds": {}, "lines": {}, "sources": sources}))
+        return Outcome(0, "")
+
+    monkeypatch.setattr(survey.server, "run", run)
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(survey._record, test, str(path)) for path in (module, other)]
+    assert [future.result()["seconds"] for future in found] == [{}, {}]
+    assert len(runs) == 1
 
 
 def test_a_verdict_is_remembered_where_all_was_tried(tmp_path, monkeypatch):
