@@ -1,9 +1,10 @@
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
 
 import jaxsim as js
-from jaxsim.accelerators import AnalogArray, Work
+from jaxsim.accelerators import AnalogArray, Work, analog
 from jaxsim.accelerators.sites import site_work
 from tests.support.scans import MATMUL, RUNS, grouped_scan
 
@@ -236,3 +237,12 @@ def test_a_kind_without_its_figure_is_refused():
         AnalogArray(capacitor=0.1)
     with pytest.raises(ValueError, match="comparison=-1"):
         AnalogArray(comparison=-1.0)
+
+
+def test_a_cell_holds_the_largest_code_that_it_is_given():
+    net = js.quantize(8, 8)(js.trace(lambda w, x: x @ w, jnp.ones((4, 2)), jnp.ones((3, 4))))
+    sliced = js.compose(js.slice_bits(3), js.analog())(net)
+    held = {"pair": js.analog()(net), "offset": js.analog(mapping="offset")(net), "sliced": sliced}
+    found = {name: analog.cell_bits(made.cores["params"]) for name, made in held.items()}
+    assert found == {"pair": 7, "offset": 8, "sliced": 3}
+    assert analog.cell_bits(()) == 1

@@ -124,6 +124,23 @@ def test_branches_are_all_counted_and_while_loops_once():
     assert found.loops == 1
 
 
+def test_what_chooses_a_branch_is_in_memory_though_one_other_equation_reads_it():
+    def fn(p, x):
+        positive = x[0, 0] > 0
+        y = jax.lax.cond(positive, jnp.sin, jnp.exp, x)
+        return y + jnp.where(positive, 1.0, 2.0)
+
+    table, _ = asked(fn, X)
+    assert table["gt"][2] == 8  # one truth
+
+
+def test_figures_of_the_unit_are_those_of_their_sources():
+    unit = SimdUnit()
+    assert (unit.add, unit.multiply, unit.divide, unit.lane_area) == (0.9, 3.7, 26.3, 11884)
+    assert unit.function == pytest.approx(8 * 4.6)
+    assert (unit.divide_cycles, unit.function_cycles, unit.lanes, unit.clock) == (8, 8, 32, 5e8)
+
+
 @pytest.mark.parametrize(
     ("fn", "name", "operations"),
     [

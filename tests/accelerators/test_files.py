@@ -35,6 +35,15 @@ def test_what_is_written_is_what_is_read(chip, tmp_path):
     assert (list(again.parts), list(again.memory)) == (list(chip.parts), list(chip.memory))
 
 
+def test_presets_hold_activations_in_eight_bits_and_mix_what_the_others_have():
+    assert {chip.activations for chip in PRESETS} == {8}
+    for K, digital in ((None, js.accelerators.systolic_45nm()), (3, js.accelerators.ax_bxp(3))):
+        chip = js.accelerators.mixed(K)
+        analog = js.accelerators.isaac_like().parts["analog"]
+        assert chip.parts == {"analog": analog, **digital.parts}
+        assert chip.memory == digital.memory
+
+
 def test_presets_differ():
     for i, chip in enumerate(PRESETS):
         assert chip not in PRESETS[:i]

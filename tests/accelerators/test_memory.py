@@ -27,6 +27,14 @@ def test_moves_are_counted_by_hand():
     assert written == {"near": 110 + 130 + 2 * 420, "middle": 2 * 420, "far": 0}
 
 
+@pytest.mark.parametrize(("entries", "goes_on"), [(20, 0), (21, 2 * 21 * 10)])
+def test_what_fills_a_level_to_the_bit_lies_in_it(entries, goes_on):
+    """An input of 60 · 5 bits and a result of 20 · 10 are the 500 that the near level holds."""
+    work = Work("w", "codes", runs=2, copies=3, bits=(5, 1, 10), sizes=(60, 70, entries))
+    _, written = moves(work, SPENT, LEVELS, "near", held=False)
+    assert written["middle"] == goes_on
+
+
 def test_what_does_not_fit_into_half_a_level_comes_again_and_again():
     """Input 900 and weight 420 bits meet in a level of 500: one of them is in blocks of 250.
 
