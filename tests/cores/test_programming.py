@@ -105,6 +105,14 @@ def test_temperature_follows_arrhenius():
     np.testing.assert_array_equal(same.program(G, KEY), inner.program(G, KEY))
 
 
+def test_noise_of_one_size_grows_with_the_conductance_that_temperature_gives():
+    inner = cells.independent(0.05, noise=0.1)
+    device = cells.at_temperature(inner, 350.0, reading_energy=0.2)
+    factor = device.program(G, KEY) / inner.program(G, KEY)
+    assert factor.min() > 2
+    np.testing.assert_allclose(device.noise(G), factor * inner.noise(G), rtol=1e-4)
+
+
 def test_sizes_are_traced():
     @jax.jit
     def programmed(device, g):
