@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from jaxsim.cores.geometry import Dot
-from jaxsim.cores.observers import moments, outputs, peaks
+from jaxsim.cores.observers import moments, outputs, peaks, rows_seen
 from jaxsim.cores.op import Op
 from jaxsim.cores.quantized import quantized
 from jaxsim.cores.scale_shift import bias_correction, smooth_scaling
@@ -225,3 +227,11 @@ def test_smoothing_divides_inputs_and_multiplies_weights_by_hand():
     np.testing.assert_array_equal(w, W * channels.T)
     np.testing.assert_array_equal(x, X / channels)
     np.testing.assert_array_equal(calibrated, x)
+
+
+def test_rows_that_an_expert_does_not_multiply_are_none_of_its_inputs():
+    geometry = Dot((1,), (), (0,), (), 2, (3, 2), False, None, None)
+    op = dataclasses.replace(Op(geometry), rows=jnp.array([[0.0], [2.0], [1.0], [0.0]]))
+    x = jnp.arange(12.0).reshape(4, 3) + 1
+    np.testing.assert_array_equal(rows_seen(op, x)[0], np.diag([0, 1, 1, 0]) @ x)
+    np.testing.assert_array_equal(rows_seen(Op(geometry), x)[0], x)
