@@ -20,8 +20,14 @@ from jax.core import Tracer
 class Value:
     """A frozen dataclass of what is static, equal to others that hold the same.
 
-    Nothing in it changes, so a deep copy is the object itself.
+    Nothing in it changes, so a deep copy is the object itself. What its functions name (globals,
+    closures) counts as it was when this was made: a name that a loop or a notebook binds anew makes
+    another value of the same code.
     """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            _remember(getattr(self, field.name), set())
 
     def __eq__(self, other: object) -> bool:
         return same(self, other)
@@ -47,8 +53,8 @@ class PytreeValue:
 def same(a: Any, b: Any) -> bool:
     """Whether two things compute the same by what they hold; never by running them.
 
-    Functions are compared by their code, defaults, closures and the globals they name, other
-    objects by their parts or by their own `==`.
+    Functions are compared by their code, defaults, closures and the globals they name (as these
+    were when a `Value` first held them), other objects by their parts or by their own `==`.
     """
     return _same(a, b, set())
 
@@ -90,19 +96,53 @@ def _same(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
 def _same_function(a: Any, b: Any, seen: set[tuple[int, int]]) -> bool:
     if a.__code__ != b.__code__ or len(a.__closure__ or ()) != len(b.__closure__ or ()):
         return False
-    missing = object()
+    return _same(_parts(a), _parts(b), seen)
 
-    def named(f: Any) -> list[Any]:
-        return [f.__globals__.get(name, missing) for name in sorted(_names(f.__code__))]
 
-    def parts(f: Any) -> Any:
-        try:
-            cells = [cell.cell_contents for cell in f.__closure__ or ()]
-        except ValueError:  # an empty cell: its function is still being defined
-            cells = [missing]
-        return f.__defaults__, f.__kwdefaults__, cells, named(f)
+_MISSING = object()
+_KEPT = "__jaxsim_parts__"
+"""Attribute of a function that keeps its parts, beside the identity of the function they are of."""
 
-    return _same(parts(a), parts(b), seen)
+
+def _parts(f: Any) -> tuple[Any, ...]:
+    """Defaults, closure and named globals of a function, as they were kept or else as they are."""
+    owner, parts = f.__dict__.get(_KEPT, (None, ()))
+    if owner == id(f):  # what `functools.wraps` copied from another function is not its own
+        return parts
+    try:
+        cells = [cell.cell_contents for cell in f.__closure__ or ()]
+    except ValueError:  # an empty cell: its function is still being defined
+        cells = [_MISSING]
+    named = [f.__globals__.get(name, _MISSING) for name in sorted(_names(f.__code__))]
+    return f.__defaults__, f.__kwdefaults__, cells, named
+
+
+def _remember(value: Any, seen: set[int]) -> None:
+    """Keeps the parts of the functions in a value, and of those of their module that they name."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    match value:
+        case types.FunctionType():
+            defaults, keywords, cells, named = parts = _parts(value)
+            if _MISSING not in cells:
+                value.__dict__[_KEPT] = (id(value), parts)
+            own = (f for f in named if getattr(f, "__globals__", None) is value.__globals__)
+            _remember((defaults, keywords, cells, tuple(own)), seen)
+        case types.MethodType():
+            _remember(value.__func__, seen)
+        case functools.partial():
+            _remember((value.func, value.args, value.keywords), seen)
+        case tuple() | list():
+            for part in value:
+                _remember(part, seen)
+        case dict():
+            _remember(tuple(value.values()), seen)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field in dataclasses.fields(value):
+                _remember(getattr(value, field.name, None), seen)
+        case _:
+            pass
 
 
 @functools.cache

@@ -213,6 +213,60 @@ def test_what_holds_the_same_is_the_same(make, other):
     assert not same(make(), other())
 
 
+REBOUND = {
+    "global": "f = lambda w, x: s * (x @ w)",
+    "closure": "f = (lambda s: lambda w, x: s * (x @ w))(s)",
+    "cell": """
+def make():
+    global bind
+    s = 0.0
+    def bind(value):
+        nonlocal s
+        s = value
+    return lambda w, x: s * (x @ w)
+if "first" not in globals():
+    first = make()
+    import types
+bind(s)
+f = types.FunctionType(first.__code__, first.__globals__, closure=first.__closure__)
+""",
+    "helper": """
+if "helper" not in globals():
+    helper = None
+helper = eval("lambda y: s * y")
+f = lambda w, x: helper(x @ w)
+""",
+    "partial": "import functools; f = functools.partial(lambda w, x: s * (x @ w))",
+}
+
+
+@pytest.mark.parametrize("kind", REBOUND)
+def test_a_name_that_is_bound_anew_makes_another_network(kind):
+    """As a loop of a notebook does: the same code, which names what is another number now."""
+    names, made, x = {"s": 1.0}, {}, jnp.ones((2, 3))
+    for s in (1.0, 2.0, 1.0):
+        names["s"] = s
+        exec(compile(REBOUND[kind], "notebook", "exec"), names)
+        net = js.quantize(8, 8)(js.trace(names["f"], jnp.ones((3, 2)), x))
+        assert float(net(x)[0, 0]) == pytest.approx(3 * s)
+        made.setdefault(s, []).append(net)
+    (first, third), (second,) = made[1.0], made[2.0]
+    assert jax.tree.structure(first) == jax.tree.structure(third)
+    assert jax.tree.structure(first) != jax.tree.structure(second)
+    with compilations() as compiled:
+        third(x)
+    assert not compiled
+
+
+def test_what_a_wrapper_copies_of_a_function_is_not_its_own():
+    def scaled(s):
+        inner = js.trace(lambda w, x: x @ w, jnp.eye(3), jnp.ones((1, 3))).fn.function
+        return functools.wraps(inner)(lambda w, x: s * (x @ w))
+
+    assert same(scaled(1.0), scaled(1.0))
+    assert not same(scaled(1.0), scaled(2.0))
+
+
 def test_networks_that_differ_are_not_equal():
     net = cnn()
     moved = dataclasses.replace(net, params=jax.tree.map(lambda p: p + 1, net.params))
