@@ -125,7 +125,7 @@ def _remember(value: Any, seen: set[int]) -> None:
     match value:
         case types.FunctionType():
             defaults, keywords, cells, named = parts = _parts(value)
-            if _MISSING not in cells:
+            if all(cell is not _MISSING for cell in cells):
                 value.__dict__[_KEPT] = (id(value), parts)
             own = (f for f in named if getattr(f, "__globals__", None) is value.__globals__)
             _remember((defaults, keywords, cells, tuple(own)), seen)

@@ -216,6 +216,10 @@ def test_what_holds_the_same_is_the_same(make, other):
 REBOUND = {
     "global": "f = lambda w, x: s * (x @ w)",
     "closure": "f = (lambda s: lambda w, x: s * (x @ w))(s)",
+    "array": """
+import numpy
+f = (lambda s: lambda w, x: s * (x @ w))(numpy.full(2, s))
+""",
     "cell": """
 def make():
     global bind
