@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 RESIDUAL_LEVELS = 2.0**23
 """Codes of the grids between sites, on which residuals are added and outputs returned."""
 
+COARSER = 2.0**8
+"""Times that a constant may widen the step of what it is chosen beside: 15 bits are left of 23."""
+
 Rule = Callable[
     ["Lowering", jex.JaxprEqn, list[Any], Sequence[int]], "Affine | Floats | list[Affine]"
 ]
@@ -212,7 +215,14 @@ def _choose(
     if all(isinstance(case, Affine) for case in cases):
         operands, there = lowering.to_common_grid(eqn, numbers, RESIDUAL_LEVELS)
     else:
+        fills = [np.asarray(case) for case in cases if not isinstance(case, Affine)]
+        if not all(np.isfinite(fill).all() for fill in fills):
+            raise refusal(eqn, "chooses numbers that are not finite")
         step = common_step(numbers, RESIDUAL_LEVELS)
+        alone = common_step([v for v in cases if isinstance(v, Affine)], RESIDUAL_LEVELS)
+        if step > COARSER * alone:
+            far = max(float(np.abs(fill).max()) for fill in fills)
+            raise refusal(eqn, f"chooses {far:g} beside activations that its grid would round away")
         there = [affine(shape, step, 0.0, *(np.round(e / step) for e in v.bounds)) for v in numbers]
         operands = [
             lowering.rescale_to(
@@ -246,6 +256,8 @@ def _compare(lowering: Lowering, eqn: jex.JaxprEqn, ins: list[Any], shape: Seque
         return Floats()
     at = 0 if isinstance(ins[0], Affine) else 1
     value, bound = ins[at], compact(ins[1 - at], len(shape))
+    if np.isnan(bound).any():
+        raise refusal(eqn, "compares with what is no number")
     operand: Operand = AsIs()
     if value.is_clipped or not (value.scale > 0).all():
         (operand,), (value,) = lowering.to_common_grid(eqn, [value], RESIDUAL_LEVELS)

@@ -159,6 +159,15 @@ class Running(NamedTuple):
     ins: Sequence[Any]
     steps: Iterator[Step]
 
+    def read(self, operands: Sequence[Operand]) -> list[Any]:
+        """Reads the operands of the equation.
+
+        Args:
+          operands: How each is read.
+        """
+        pairs = zip(self.ins, operands, strict=True)
+        return [operand.read(self.net, value) for value, operand in pairs]
+
 
 @dataclasses.dataclass(frozen=True)
 class Known:
@@ -225,8 +234,7 @@ class Apply:
         Raises:
           ValueError: It sums another number of terms than at conversion.
         """
-        pairs = zip(at.ins, self.operands, strict=True)
-        values = [operand.read(at.net, value) for value, operand in pairs]
+        values = at.read(self.operands)
         if self.summed:
             _, found, _ = summed_windows(at.eqn, at.ins[0].shape)
             if found != self.summed:
@@ -255,9 +263,7 @@ class Spread:
         Args:
           at: Equation at hand.
         """
-        pairs = zip(at.ins, self.operands, strict=True)
-        values = [operand.read(at.net, value) for value, operand in pairs]
-        return bind(at.eqn, jnp.broadcast_arrays(*values))
+        return bind(at.eqn, jnp.broadcast_arrays(*at.read(self.operands)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,8 +341,7 @@ class ContractExperts:
         assert isinstance(entry, Inner)
         (body,) = entry.plans
         (site,) = contractions(body)
-        pairs = zip(at.ins, self.operands, strict=True)
-        values = [operand.read(net, value) for value, operand in pairs]
+        values = at.read(self.operands)
         grids = None
         if isinstance(self.grid, Rescaled):
             grids = jax.tree.map(
@@ -379,9 +384,8 @@ class Take:
         Args:
           at: Equation at hand.
         """
-        pairs = zip(at.ins, self.operands, strict=True)
-        values = [operand.read(at.net, value) for value, operand in pairs]
-        return bind(internals.with_parameters(at.eqn, fill_value=0), values)
+        eqn = internals.with_parameters(at.eqn, fill_value=0)
+        return bind(eqn, at.read(self.operands))
 
 
 @dataclasses.dataclass(frozen=True)

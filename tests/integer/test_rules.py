@@ -146,6 +146,9 @@ REFUSED = {
     "pads with": lambda y: lax.pad(y, y[0, 0], [(0, 0, 0), (1, 1, 0)]),
     "joins constants with activations": lambda y: jnp.concatenate([y, jnp.ones((2, 1))], 1),
     "has no integer": lambda y: (y == 1) * 1.0,
+    "compares with what is no number": lambda y: y > jnp.array([1.0, jnp.nan, 0.0, 2.0]),
+    "chooses numbers that are not finite": lambda y: jnp.where(y > 0, y, -jnp.inf),
+    r"chooses 1e\+09 beside activations": lambda y: jnp.where(jnp.arange(4) > 1, y, -1e9),
     "joins a float input": lambda y: lax.dynamic_slice_in_dim(y, jnp.argmax(y[0]), 2, 1),
     "takes slices in a way": lambda y: jnp.take(y, jnp.array([0, 4]), axis=1),
     "has no integer form": lambda y: jnp.tanh(y),
@@ -249,6 +252,21 @@ def test_the_largest_is_found_of_integers_that_fall_as_numbers_rise():
     for part, expected in zip(found, model(w, x), strict=True):
         np.testing.assert_array_equal(part, expected)
     assert (found[0] != found[2]).any()
+
+
+@pytest.mark.parametrize("times", [250.0, 262.0])
+def test_a_constant_leaves_activations_fifteen_bits(times):
+    """Sums of 5 codes are 635 at most; 256 times that is as far as a constant may go."""
+    x = np.tile(np.float32([-127, 3, 127]), (5, 1)).T
+    w = np.ones((5, 2), np.float32)
+    net = js.trace(lambda w, x: jnp.where(x @ w > 0, x @ w, -times * 635), w, x)
+    weights = js.Grid(2, clip=js.clipping.fixed(-1.0, 1.0))
+    chip = js.deploy(js.quantize(weights, grid())(net), calibrate=x)
+    if times > 256:
+        with pytest.raises(ValueError, match=r"chooses 1663\d\d beside activations"):
+            js.integer_only(chip)
+    else:
+        np.testing.assert_allclose(js.integer_only(chip)(x), chip(x), rtol=0, atol=0.05)
 
 
 def test_choices_and_bounds_are_for_any_batch():
