@@ -13,6 +13,7 @@ import jaxsim as js
 from jaxsim.staged.gradient import soft_value_and_grad
 from jaxsim.staged.trained import trained_values, with_values
 from jaxsim.train import Soft, fit, over_exits
+from tests.support.compilations import compilations
 from tests.support.models import normal
 from tests.support.transformers import CLASSES, KINDS, WIDTH, inputs, network, present
 
@@ -153,17 +154,7 @@ def test_temperatures_and_levels_compile_no_stage_anew():
     step = soft_value_and_grad(pipe, squared, WEIGHT)
     values = trained_values(pipe, levels=True)
     step(values, (args, jnp.zeros(())), HEAT)
-    seen: list[str] = []
-
-    def listen(event, *_, **__):
-        if event.endswith("backend_compile_duration"):
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        hotter = {**values, "level": 2 * values["level"]}
-        seen.clear()
+    hotter = {**values, "level": 2 * values["level"]}
+    with compilations() as compiled:
         step(hotter, (args, jnp.zeros(())), 3 * HEAT)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert not seen
+    assert not compiled

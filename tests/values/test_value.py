@@ -6,7 +6,6 @@ import functools
 import pickle
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import cloudpickle
@@ -21,6 +20,7 @@ import jaxsim as js
 from jaxsim.adaptive.rule import Rule
 from jaxsim.values.value import same
 from tests.support import encoders
+from tests.support.compilations import compilations
 from tests.support.models import NnxCnn, normal
 from tests.support.networks import X, cnn, stack
 
@@ -92,22 +92,6 @@ COPIES = {
     "tree.map": lambda net: jax.tree.map(lambda leaf: leaf, net),
     "replace": dataclasses.replace,
 }
-
-
-COMPILED = []
-
-
-@jax.monitoring.register_event_duration_secs_listener
-def listen(event, duration, **facts):
-    if event.endswith("backend_compile_duration"):
-        COMPILED.append(facts.get("fun_name", event))
-
-
-@contextmanager
-def compilations():
-    """Names of what is compiled meanwhile."""
-    COMPILED.clear()
-    yield COMPILED
 
 
 def bits(tree):
