@@ -12,15 +12,9 @@ from jaxsim.games.matrix import (
 from jaxsim.games.pennies import matching_pennies
 from jaxsim.games.poker import kuhn_poker, leduc_poker, read_policy
 from jaxsim.games.rps import rps_mixture
-from jaxsim.games.sequence import (
-    Chance,
-    Decision,
-    Named,
-    SequenceGame,
-    both_seats,
-    by_logits,
-    sequence_form,
-)
+from jaxsim.games.seats import both_seats, by_logits
+from jaxsim.games.sequence import SequenceGame
+from jaxsim.games.tree import Chance, Decision, Named, sequence_form
 
 __all__ = [
     "Game",

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsim.games.sequence import Chance, Decision, Named, Node, Policy, check_policy, sequence_form
+from jaxsim.games.sequence import Policy, check_policy
+from jaxsim.games.tree import Chance, Decision, Named, Node, sequence_form
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import checked_int
 

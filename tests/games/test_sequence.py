@@ -311,7 +311,7 @@ def test_deep_trees_and_a_player_who_never_moves():
     assert best.tolist() == [[0, 0, 1], [1, 0, 0]]
     sequence.check_policy(still, again)
     assert (nothing[0], nothing[1].shape) == (1, (0, 1))
-    seats = sequence.both_seats(game)
+    seats = jg.both_seats(game)
     run = jax.jit(lambda key: js.psro(seats, js.nash(100), js.exact(), key, start=1, iterations=2))(
         jax.random.key(0)
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxsim.games as jg
-from jaxsim.games import sequence
+from jaxsim.games import sequence, tree
 
 # A high card comes a quarter of the time. Player 0 sees it and stops or goes on; player 1 folds or
 # calls without having seen it; called with the high card, player 0 chooses once more.
@@ -243,7 +243,7 @@ def test_chances_may_be_off_by_rounding_only():
 
 
 def test_the_largest_action_is_that_of_sixteen_bits():
-    assert sequence._moves(jg.Decision(0, "a", {65535: 2.0})) == {65535: 2.0}
+    assert tree._moves(jg.Decision(0, "a", {65535: 2.0})) == {65535: 2.0}
     with pytest.raises(ValueError, match="action 65536: must be an int from 0 to 65535"):
         jg.sequence_form(jg.Decision(0, "a", {65536: 2.0}))
 
