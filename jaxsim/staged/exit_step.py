@@ -23,7 +23,7 @@ from jaxsim.network.interpreter import Walk
 from jaxsim.network.plan import Plan
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
 from jaxsim.sparsity.channels.axes import Symbol
-from jaxsim.staged.attention import Mark, Marks, marks_of
+from jaxsim.staged.attention import marks_of
 from jaxsim.staged.merging import merged, merged_state, merging_leave
 from jaxsim.staged.resize import resize
 from jaxsim.staged.rows import (
@@ -41,6 +41,7 @@ from jaxsim.staged.rows import (
     with_batch_size,
     without_exits,
 )
+from jaxsim.staged.token_marks import Mark, Marks
 from jaxsim.staged.token_walk import TokenState, TokenWalk
 from jaxsim.values.memo import memoized
 

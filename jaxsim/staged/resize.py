@@ -23,7 +23,7 @@ from jaxsim.internals import (
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.sparsity.channels.axes import AxisGroup, Symbol, resized, resolve
 from jaxsim.sparsity.channels.propagate import EquationAxes, describe_place, equation_axes
-from jaxsim.staged.attention import Last, Mark, Marks
+from jaxsim.staged.token_marks import Last, Mark, Marks
 
 
 class Resized(NamedTuple):

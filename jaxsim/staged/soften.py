@@ -33,7 +33,7 @@ from jaxsim.network.stacks import Place
 from jaxsim.network.stages import run_stage, split, stage_params
 from jaxsim.network.taps import Tap, live_at
 from jaxsim.numerics.checks import check_range
-from jaxsim.staged.attention import Attention, Marks, Values, marks_of
+from jaxsim.staged.attention import Attention, marks_of
 from jaxsim.staged.exit_step import check_heads
 from jaxsim.staged.exits import with_array_threshold
 from jaxsim.staged.rows import (
@@ -43,6 +43,7 @@ from jaxsim.staged.rows import (
     known_tokens,
     without_exits,
 )
+from jaxsim.staged.token_marks import Marks, Values
 from jaxsim.staged.token_stages import (
     ReadExit,
     Shares,

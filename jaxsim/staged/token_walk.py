@@ -19,7 +19,7 @@ from jaxsim.cores.wrapper import Wrapper
 from jaxsim.internals import parameters
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.plan import Entry, Inner, contractions
-from jaxsim.staged.attention import Last, Marks, Pool, Scores, Values
+from jaxsim.staged.token_marks import Last, Marks, Pool, Scores, Values
 
 
 class TokenState(NamedTuple):

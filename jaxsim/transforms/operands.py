@@ -13,7 +13,7 @@ from jaxsim.cores.wires import Wires
 from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.network import Network
 from jaxsim.network.site import Site
-from jaxsim.staged.attention import find_stored
+from jaxsim.staged.value_products import find_stored
 from jaxsim.transforms.codes import require_codes, require_grid
 
 

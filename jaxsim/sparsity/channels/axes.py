@@ -132,6 +132,20 @@ def same(a: AxisGroup, b: AxisGroup) -> bool:
     return all(map(same, a.parts, b.parts))
 
 
+def factor_count(group: AxisGroup, wanted: AxisGroup) -> int:
+    """Counts how often what one axis runs over is a factor of another.
+
+    Args:
+      group: What the other axis runs over.
+      wanted: What the one runs over.
+    """
+    group = resolve(group)
+    if same(group, wanted):
+        return 1
+    parts = group.parts if isinstance(group, Product) else ()
+    return sum(factor_count(part, wanted) for part in parts)
+
+
 def resized(group: AxisGroup, sizes: Mapping[Symbol, int]) -> int:
     """Counts the entries of a group once some symbols have another size.
 
