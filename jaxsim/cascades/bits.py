@@ -25,10 +25,10 @@ def threshold(p: Float[Array, "..."]) -> Threshold:
     """Encodes probabilities for `bernoulli`.
 
     Args:
-        p: Probabilities in [0, 1].
+      p: Probabilities in [0, 1].
 
     Returns:
-        The nearest multiples of 2^-24.
+      The nearest multiples of 2^-24.
     """
     q = jnp.round(p * 2.0**24).astype(jnp.uint32)
     high = jnp.minimum(q >> 8, jnp.uint32(0xFFFF))
@@ -39,8 +39,8 @@ def salts(key: PRNGKeyArray, words: int) -> UInt32[Array, "planes words"]:
     """Draws random words that make one batch of `32 * words` simulations differ from the next.
 
     Args:
-        key: Random key.
-        words: Words of 32 simulations in the batch, at least 1.
+      key: Random key.
+      words: Words of 32 simulations in the batch, at least 1.
     """
     return jax.random.bits(key, (PLANES + 1, words), jnp.uint32)
 
@@ -49,8 +49,8 @@ def salts_by_word(key: PRNGKeyArray, words: int) -> UInt32[Array, "words planes"
     """Draws the salts of each word from a key of its own: the first do not depend on the rest.
 
     Args:
-        key: Random key.
-        words: Words of 32 simulations, at least 1.
+      key: Random key.
+      words: Words of 32 simulations, at least 1.
     """
     one = jax.vmap(lambda w: salts(jax.random.fold_in(key, w), 1)[:, 0])
     return one(jnp.arange(words))
@@ -60,7 +60,7 @@ def hashed(counter: Int[Array, "*items"]) -> UInt32[Array, "*items"]:
     """Spreads integers over all words.
 
     Args:
-        counter: Integers, such as edge indices.
+      counter: Integers, such as edge indices.
     """
     return mix(counter.astype(jnp.uint32) * jnp.uint32(0x9E3779B9) + jnp.uint32(1))
 
@@ -74,13 +74,13 @@ def bernoulli(
     all ones instead of zeros raises the threshold by one, which is how its low part is dithered.
 
     Args:
-        counter: Integers that the bits belong to, such as edge indices; equal counters get
-            equal bits.
-        t: Probability of each item, from `threshold`.
-        salt: Random words of the batch, from `salts`.
+      counter: Integers that the bits belong to, such as edge indices; equal counters get
+        equal bits.
+      t: Probability of each item, from `threshold`.
+      salt: Random words of the batch, from `salts`.
 
     Returns:
-        Words of bits.
+      Words of bits.
     """
     base = hashed(counter)[..., None]
     dither = mix(base ^ salt[PLANES]) >> 24
@@ -97,8 +97,8 @@ def spread(mask: Bool[Array, "*items"], words: int) -> UInt32[Array, "*items wor
     """Repeats a flag over all bits of `words` words.
 
     Args:
-        mask: A flag for each item.
-        words: Words of 32 simulations, at least 1.
+      mask: A flag for each item.
+      words: Words of 32 simulations, at least 1.
     """
     row = jnp.where(mask, jnp.uint32(0xFFFFFFFF), jnp.uint32(0))
     return jnp.broadcast_to(row[..., None], (*mask.shape, words))
@@ -108,7 +108,7 @@ def unpack(x: UInt32[Array, "*items words"]) -> Bool[Array, "*items sims"]:
     """Lays the bits out as flags; simulation 32 w + b is bit b of word w.
 
     Args:
-        x: Words of 32 bits.
+      x: Words of 32 bits.
     """
     bits = (x[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
     return bits.reshape(*x.shape[:-1], -1).astype(bool)
@@ -118,7 +118,7 @@ def pack(x: Bool[Array, "*items sims"]) -> UInt32[Array, "*items words"]:
     """Packs flags into words, 32 to a word, as `unpack` reads them.
 
     Args:
-        x: A flag for each simulation, a multiple of 32 of them.
+      x: A flag for each simulation, a multiple of 32 of them.
     """
     bits = x.reshape(*x.shape[:-1], -1, 32).astype(jnp.uint32)
     return (bits << jnp.arange(32, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
@@ -131,10 +131,10 @@ def count_per_simulation(x: UInt32[Array, "rows words"]) -> Int[Array, " sims"]:
     unpacked: a quarter of the work of unpacking every row.
 
     Args:
-        x: One row per node.
+      x: One row per node.
 
     Returns:
-        Number of rows whose bit is one, per simulation.
+      Number of rows whose bit is one, per simulation.
     """
     rows, words = x.shape
     groups = -(-rows // GROUP)

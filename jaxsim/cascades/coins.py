@@ -39,11 +39,11 @@ def coins_of(
     """Prepares the edges of a concrete graph.
 
     Args:
-        src: Tail of each edge.
-        dst: Head of each edge.
-        p: Probability of each edge in [0, 1].
-        by_src: The edges in order of tail.
-        n: Number of nodes.
+      src: Tail of each edge.
+      dst: Head of each edge.
+      p: Probability of each edge in [0, 1].
+      by_src: The edges in order of tail.
+      n: Number of nodes.
     """
     degrees = np.bincount(np.asarray(src), minlength=n)
     start = np.concatenate([[0], np.cumsum(degrees)]).astype(np.int32)

@@ -24,12 +24,12 @@ class Cover(NamedTuple):
     """A greedy selection and what it covers.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 0], [1, 2])  # node 0 reaches both others
-        >>> cover = jc.max_cover(jc.rr_sample(g, jax.random.key(0), 512), 1)
-        >>> cover.seeds.tolist(), cover.gains.tolist()
-        ([0], [512])
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 0], [1, 2])  # node 0 reaches both others
+      >>> cover = jc.max_cover(jc.rr_sample(g, jax.random.key(0), 512), 1)
+      >>> cover.seeds.tolist(), cover.gains.tolist()
+      ([0], [512])
     """
 
     seeds: Int[Array, " k"]
@@ -48,25 +48,25 @@ def max_cover(rr: RRSets, k: int) -> Cover:
     go to the lowest index, as in the plain greedy algorithm, whose picks these are.
 
     Args:
-        rr: Sets to cover, from `rr_sample`.
-        k: Number of nodes, 1 to n.
+      rr: Sets to cover, from `rr_sample`.
+      k: Number of nodes, 1 to n.
 
     Returns:
-        Seeds, gains and an upper bound for any k nodes.
+      Seeds, gains and an upper bound for any k nodes.
 
     Raises:
-        ValueError: k outside 1 to n.
+      ValueError: k outside 1 to n.
 
     Source: Leskovec et al., "Cost-effective outbreak detection in networks", KDD 2007 (lazy
     greedy); Tang et al., "Online processing algorithms for influence maximization", SIGMOD 2018
     (the bound: what is covered plus the k largest gains that are left).
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 0], [1, 2])  # node 0 reaches both others
-        >>> jc.max_cover(jc.rr_sample(g, jax.random.key(0), 512), 1).seeds.tolist()
-        [0]
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 0], [1, 2])  # node 0 reaches both others
+      >>> jc.max_cover(jc.rr_sample(g, jax.random.key(0), 512), 1).seeds.tolist()
+      [0]
     """
     if not 1 <= k <= rr.n:
         raise ValueError(f"k = {k}; allowed: 1 to n = {rr.n}")
@@ -77,11 +77,11 @@ def pick(rr: RRSets, k: int) -> tuple[AnyArray, AnyArray, AnyArray | int]:
     """Picks as `max_cover` does, and leaves what the host has found there.
 
     Args:
-        rr: Sets to cover.
-        k: Number of nodes, 1 to n.
+      rr: Sets to cover.
+      k: Number of nodes, 1 to n.
 
     Returns:
-        Seeds, gains and an upper bound for any k nodes.
+      Seeds, gains and an upper bound for any k nodes.
     """
     loops = loops_for(rr) if isinstance(rr.held, MemberLists) else None
     if loops is not None and isinstance(rr.held, MemberLists):
@@ -167,19 +167,19 @@ def coverage(rr: RRSets, seeds: Int[ArrayLike, " k"]) -> Int[Array, ""]:
     """Counts the sets that hold at least one seed.
 
     Args:
-        rr: Sets, from `rr_sample`.
-        seeds: Node ids.
+      rr: Sets, from `rr_sample`.
+      seeds: Node ids.
 
     Returns:
-        Number of sets hit.
+      Number of sets hit.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> import jax.numpy as jnp
-        >>> g = jc.from_edges([0, 0], [1, 2])  # every set holds node 0
-        >>> int(jc.coverage(jc.rr_sample(g, jax.random.key(0), 512), jnp.array([0])))
-        512
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> import jax.numpy as jnp
+      >>> g = jc.from_edges([0, 0], [1, 2])  # every set holds node 0
+      >>> int(jc.coverage(jc.rr_sample(g, jax.random.key(0), 512), jnp.array([0])))
+      512
     """
     return jnp.asarray(count_hit(rr, seeds), jnp.int32)
 
@@ -188,11 +188,11 @@ def count_hit(rr: RRSets, seeds: Int[ArrayLike, " k"]) -> Int[Array, ""] | int:
     """Counts as `coverage` does, and leaves what the host has found there.
 
     Args:
-        rr: Sets.
-        seeds: Node ids.
+      rr: Sets.
+      seeds: Node ids.
 
     Returns:
-        Number of sets hit.
+      Number of sets hit.
     """
     loops = loops_for(rr, seeds) if isinstance(rr.held, MemberLists) else None
     if loops is not None and isinstance(rr.held, MemberLists):

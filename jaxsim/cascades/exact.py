@@ -14,19 +14,19 @@ def exact_influence(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> float:
     """Sums reach times probability over all 2^m ways in which the edges can be live.
 
     Args:
-        g: A graph of which at most 20 edges have a probability other than 0 and 1.
-        seeds: Node ids; -1 pads, repeated ids count once.
+      g: A graph of which at most 20 edges have a probability other than 0 and 1.
+      seeds: Node ids; -1 pads, repeated ids count once.
 
     Returns:
-        Expected number of active nodes in the end.
+      Expected number of active nodes in the end.
 
     Raises:
-        ValueError: Too many edges, or a seed outside the graph.
+      ValueError: Too many edges, or a seed outside the graph.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> jc.exact_influence(jc.from_edges([0, 1], [1, 2], 0.5), [0])  # 1 + 1/2 + 1/4
-        1.75
+      >>> import jaxsim.cascades as jc
+      >>> jc.exact_influence(jc.from_edges([0, 1], [1, 2], 0.5), [0])  # 1 + 1/2 + 1/4
+      1.75
     """
     src, dst = np.asarray(g.src), np.asarray(g.dst)
     p = np.asarray(g.p, np.float64)

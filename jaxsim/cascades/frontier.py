@@ -21,13 +21,13 @@ def spread_frontier(
     kept.
 
     Args:
-        g: The graph.
-        seeds: Nodes that start active in every simulation.
-        salt: Random words of the batch, from `bits.salts`.
+      g: The graph.
+      seeds: Nodes that start active in every simulation.
+      salt: Random words of the batch, from `bits.salts`.
 
     Returns:
-        Simulations in which each node is active in the end, as words, and their number. Row n is
-        padding.
+      Simulations in which each node is active in the end, as words, and their number. Row n is
+      padding.
     """
     words = salt.shape[1]
     tail = jnp.append(g.src[g.by_src], g.n)
@@ -82,11 +82,11 @@ def count_touched(
     """Counts active nodes per simulation, reading only rows of nodes that are ever active.
 
     Args:
-        active: Words of active simulations, from `spread_frontier`.
-        count: Active simulations of each node, from `spread_frontier`.
+      active: Words of active simulations, from `spread_frontier`.
+      count: Active simulations of each node, from `spread_frontier`.
 
     Returns:
-        Final size of each cascade.
+      Final size of each cascade.
     """
     rows = active.shape[0] - 1
     touched = jnp.nonzero(count[:-1], size=rows, fill_value=rows)[0]

@@ -43,12 +43,12 @@ class ICGraph:
     input. Only `p` should be replaced afterwards (`with_p`): the other fields depend on each other.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 0, 1], [1, 2, 2], 0.5)
-        >>> g.n, g.m, g.in_degree().tolist()
-        (3, 3, [0, 1, 2])
-        >>> g.with_p(0.25).p.tolist()
-        [0.25, 0.25, 0.25]
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 0, 1], [1, 2, 2], 0.5)
+      >>> g.n, g.m, g.in_degree().tolist()
+      (3, 3, [0, 1, 2])
+      >>> g.with_p(0.25).p.tolist()
+      [0.25, 0.25, 0.25]
     """
 
     src: Int[Array, " m"]
@@ -76,13 +76,13 @@ class ICGraph:
         """The same edges with other probabilities; `p` may be traced, so sweeps compile once.
 
         Args:
-            p: Probability of each edge in this graph's edge order, in [0, 1], or one for all.
+          p: Probability of each edge in this graph's edge order, in [0, 1], or one for all.
 
         Returns:
-            A new graph.
+          A new graph.
 
         Raises:
-            ValueError: A concrete `p` outside [0, 1] or of another shape.
+          ValueError: A concrete `p` outside [0, 1] or of another shape.
         """
         traced = is_traced(p)
         if not traced:
@@ -175,26 +175,26 @@ def from_edges(
     """Builds a graph from concrete edge arrays.
 
     Args:
-        src: Tail of each edge, a node id from 0.
-        dst: Head of each edge, a node id from 0.
-        p: Activation probability of each edge in [0, 1], or one for all.
-        n: Number of nodes; by default the largest id plus one.
-        undirected: Whether to add each edge's reverse with the same probability.
-        parallel: Treatment of repeated (src, dst) pairs: "error" refuses them, "combine" makes
-            them one edge of probability `1 - prod(1 - p)`. `undirected` also makes a pair
-            listed both ways a repeat.
+      src: Tail of each edge, a node id from 0.
+      dst: Head of each edge, a node id from 0.
+      p: Activation probability of each edge in [0, 1], or one for all.
+      n: Number of nodes; by default the largest id plus one.
+      undirected: Whether to add each edge's reverse with the same probability.
+      parallel: Treatment of repeated (src, dst) pairs: "error" refuses them, "combine" makes
+        them one edge of probability `1 - prod(1 - p)`. `undirected` also makes a pair
+        listed both ways a repeat.
 
     Returns:
-        The graph. Self-loops can never matter and are dropped with a warning.
+      The graph. Self-loops can never matter and are dropped with a warning.
 
     Raises:
-        ValueError: Unequal lengths, an id outside [0, n), p outside [0, 1], a repeated edge.
+      ValueError: Unequal lengths, an id outside [0, n), p outside [0, 1], a repeated edge.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 1], [1, 2], [0.5, 0.25])
-        >>> g.n, g.m, g.p.tolist()
-        (3, 2, [0.5, 0.25])
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 1], [1, 2], [0.5, 0.25])
+      >>> g.n, g.m, g.p.tolist()
+      (3, 2, [0.5, 0.25])
     """
     tail, head = np.atleast_1d(np.asarray(src)), np.atleast_1d(np.asarray(dst))
     if tail.shape != head.shape or tail.ndim != 1:
@@ -251,12 +251,12 @@ def weighted_cascade(g: ICGraph) -> ICGraph:
     """Gives every edge probability 1 / in-degree of its head.
 
     Args:
-        g: The graph, whose probabilities are replaced.
+      g: The graph, whose probabilities are replaced.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> jc.weighted_cascade(jc.from_edges([0, 1, 0], [2, 2, 1])).p.tolist()
-        [1.0, 0.5, 0.5]
+      >>> import jaxsim.cascades as jc
+      >>> jc.weighted_cascade(jc.from_edges([0, 1, 0], [2, 2, 1])).p.tolist()
+      [1.0, 0.5, 0.5]
     """
     return g.with_p(1 / g.in_degree().astype(jnp.float32)[g.dst])
 
@@ -266,13 +266,13 @@ def uniform(g: ICGraph, p: float | Float[Array, ""]) -> ICGraph:
     """Gives every edge the same probability.
 
     Args:
-        g: The graph, whose probabilities are replaced.
-        p: Probability of each edge, in [0, 1]. Traced.
+      g: The graph, whose probabilities are replaced.
+      p: Probability of each edge, in [0, 1]. Traced.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> jc.uniform(jc.from_edges([0, 1], [1, 2]), 0.25).p.tolist()
-        [0.25, 0.25]
+      >>> import jaxsim.cascades as jc
+      >>> jc.uniform(jc.from_edges([0, 1], [1, 2]), 0.25).p.tolist()
+      [0.25, 0.25]
     """
     return g.with_p(jnp.asarray(p, jnp.float32))
 
@@ -284,16 +284,16 @@ def trivalency(
     """Gives every edge one of a few probabilities, drawn uniformly.
 
     Args:
-        g: The graph, whose probabilities are replaced.
-        key: Random key.
-        levels: Probabilities to draw from, each in [0, 1].
+      g: The graph, whose probabilities are replaced.
+      key: Random key.
+      levels: Probabilities to draw from, each in [0, 1].
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 1], [1, 2])
-        >>> jc.trivalency(g, jax.random.key(0), (0.5,)).p.tolist()
-        [0.5, 0.5]
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 1], [1, 2])
+      >>> jc.trivalency(g, jax.random.key(0), (0.5,)).p.tolist()
+      [0.5, 0.5]
     """
     return g.with_p(jax.random.choice(key, jnp.asarray(levels, jnp.float32), (g.m,)))
 
@@ -302,20 +302,20 @@ def from_scipy(matrix: Any) -> ICGraph:
     """Converts a scipy sparse matrix: entry (u, v) is the probability of the edge u -> v.
 
     Args:
-        matrix: Square sparse matrix with entries in [0, 1]; entry (u, v) is the edge u -> v.
+      matrix: Square sparse matrix with entries in [0, 1]; entry (u, v) is the edge u -> v.
 
     Returns:
-        The graph; explicit zeros stay edges of probability 0.
+      The graph; explicit zeros stay edges of probability 0.
 
     Raises:
-        ValueError: A matrix that is not square, or an entry outside [0, 1].
+      ValueError: A matrix that is not square, or an entry outside [0, 1].
 
     Examples:
-        >>> import scipy.sparse
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_scipy(scipy.sparse.coo_matrix(([0.5], ([0], [1])), (3, 3)))
-        >>> g.n, g.m, g.p.tolist()
-        (3, 1, [0.5])
+      >>> import scipy.sparse
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_scipy(scipy.sparse.coo_matrix(([0.5], ([0], [1])), (3, 3)))
+      >>> g.n, g.m, g.p.tolist()
+      (3, 1, [0.5])
     """
     rows, columns = matrix.shape
     if rows != columns:
@@ -331,11 +331,11 @@ def check_seeds(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> None:
     """Refuses seeds outside a graph; traced ones are not looked at.
 
     Args:
-        g: The graph.
-        seeds: Node ids in [0, n), or -1.
+      g: The graph.
+      seeds: Node ids in [0, n), or -1.
 
     Raises:
-        ValueError: A concrete id outside that range.
+      ValueError: A concrete id outside that range.
     """
     if not is_traced(seeds):
         ids = np.asarray(seeds)
@@ -351,14 +351,14 @@ def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
     """Turns seed ids into a mask; -1 pads and repeated ids count once.
 
     Args:
-        g: The graph.
-        seeds: Node ids in [0, n), or -1; traced values are clipped to that by dropping the rest.
+      g: The graph.
+      seeds: Node ids in [0, n), or -1; traced values are clipped to that by dropping the rest.
 
     Returns:
-        True at each seed.
+      True at each seed.
 
     Raises:
-        ValueError: A concrete id outside that range.
+      ValueError: A concrete id outside that range.
     """
     check_seeds(g, seeds)
     ids = jnp.asarray(seeds, jnp.int32)
@@ -369,6 +369,6 @@ def concrete(x: Array) -> np.ndarray | None:
     """The value of `x` as numpy, or None where it is being traced.
 
     Args:
-        x: An array.
+      x: An array.
     """
     return None if is_traced(x) else np.asarray(x)

@@ -23,11 +23,11 @@ def loops_for(*inputs: Any) -> ModuleType | None:
     """The compiled loops, or None where they cannot serve: JAX's engines then give the same result.
 
     Args:
-        inputs: Trees of arrays.
+      inputs: Trees of arrays.
 
     Returns:
-        `jaxsim.cascades.loops`, unless numba is not installed, JAX runs on an accelerator, or an
-        input is known only inside a compiled program.
+      `jaxsim.cascades.loops`, unless numba is not installed, JAX runs on an accelerator, or an
+      input is known only inside a compiled program.
     """
     traced = any(is_traced(x) for x in jax.tree.leaves(inputs))
     if traced or jax.default_backend() != "cpu" or not _installed():

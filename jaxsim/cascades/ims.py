@@ -21,13 +21,13 @@ class IMSResult(NamedTuple):
     """Seeds, both candidates for them, and the network that was learned.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 0, 0], [1, 2, 3], 0.9, 5)
-        >>> seen = jc.sample_cascades(g, 0.2, jax.random.key(0), 2000)
-        >>> found = jc.ims(seen, 1, jax.random.key(1))
-        >>> found.branch, found.seeds.tolist()
-        ('learned', [0])
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 0, 0], [1, 2, 3], 0.9, 5)
+      >>> seen = jc.sample_cascades(g, 0.2, jax.random.key(0), 2000)
+      >>> found = jc.ims(seen, 1, jax.random.key(1))
+      >>> found.branch, found.seeds.tolist()
+      ('learned', [0])
     """
 
     seeds: Int[Array, " k"]
@@ -63,34 +63,34 @@ def ims(
     them all the same, so that either the learned seeds or those of a random cascade do well.
 
     Args:
-        c: Observed cascades, at least one; two unless `mode` is "learn".
-        k: Number of seeds, 1 to n.
-        key: Random key.
-        mode: "learn" maximizes on the estimated graph. "mixed" returns that or the seeds of a
-            random cascade, by the toss of a coin. "best_of" compares the estimated spread of the
-            first with the mean observed spread scaled down to k seeds: a heuristic of this
-            package, without a guarantee.
-        eps: Slack of the certificate, above 0 and below 1 - 1/e, as in `maximize_influence`.
-        tau: Limit below which nodes are unlearnable, as in `infer_network`.
-        z: Standard errors that an edge must exceed, as in `NetworkEstimate.to_graph`.
+      c: Observed cascades, at least one; two unless `mode` is "learn".
+      k: Number of seeds, 1 to n.
+      key: Random key.
+      mode: "learn" maximizes on the estimated graph. "mixed" returns that or the seeds of a
+        random cascade, by the toss of a coin. "best_of" compares the estimated spread of the
+        first with the mean observed spread scaled down to k seeds: a heuristic of this
+        package, without a guarantee.
+      eps: Slack of the certificate, above 0 and below 1 - 1/e, as in `maximize_influence`.
+      tau: Limit below which nodes are unlearnable, as in `infer_network`.
+      z: Standard errors that an edge must exceed, as in `NetworkEstimate.to_graph`.
 
     Returns:
-        Seeds, both candidates and the estimate.
+      Seeds, both candidates and the estimate.
 
     Raises:
-        ValueError: k or mode out of range, or no cascades (two are needed to hold one out).
+      ValueError: k or mode out of range, or no cascades (two are needed to hold one out).
 
     Source: Chen, Sun, Zhang, Zhang, "Network Inference and Influence Maximization from Samples",
     ICML 2021.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 0, 0], [1, 2, 3], 0.9, 5)
-        >>> seen = jc.sample_cascades(g, 0.2, jax.random.key(0), 2000)
-        >>> found = jc.ims(seen, 1, jax.random.key(1))
-        >>> found.seeds.tolist()
-        [0]
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 0, 0], [1, 2, 3], 0.9, 5)
+      >>> seen = jc.sample_cascades(g, 0.2, jax.random.key(0), 2000)
+      >>> found = jc.ims(seen, 1, jax.random.key(1))
+      >>> found.seeds.tolist()
+      [0]
     """
     check_cascades(c)
     if not 1 <= k <= c.n:

@@ -22,15 +22,15 @@ class NetworkEstimate(NamedTuple):
     """Estimated probability of every ordered pair of nodes (u, v), with errors and counts.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0], [1], 0.5, 3)
-        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
-        >>> estimate = jc.infer_network(seen)
-        >>> [[int(v) for v in row] for row in estimate.structure(0.3)]
-        [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
-        >>> estimate.to_graph().m
-        1
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0], [1], 0.5, 3)
+      >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+      >>> estimate = jc.infer_network(seen)
+      >>> [[int(v) for v in row] for row in estimate.structure(0.3)]
+      [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+      >>> estimate.to_graph().m
+      1
     """
 
     p: Float[Array, "n n"]
@@ -57,13 +57,13 @@ class NetworkEstimate(NamedTuple):
         """Decides which edges exist, given that none is weaker than `beta`.
 
         Args:
-            beta: Smallest probability of an edge, in (0, 1].
+          beta: Smallest probability of an edge, in (0, 1].
 
         Returns:
-            True where the estimate exceeds beta / 2.
+          True where the estimate exceeds beta / 2.
 
         Raises:
-            ValueError: beta outside (0, 1].
+          ValueError: beta outside (0, 1].
         """
         if not 0 < beta <= 1:
             raise ValueError(f"beta = {beta}; allowed: above 0, at most 1")
@@ -74,15 +74,15 @@ class NetworkEstimate(NamedTuple):
         """Keeps the edges that stand out of the noise.
 
         Args:
-            min_p: Probability that a kept edge exceeds, at least 0.
-            z: Smallest ratio of estimate to standard error of a kept edge, at least 0. Without it
-                the clipped noise of n^2 absent edges adds up to a phantom graph.
+          min_p: Probability that a kept edge exceeds, at least 0.
+          z: Smallest ratio of estimate to standard error of a kept edge, at least 0. Without it
+            the clipped noise of n^2 absent edges adds up to a phantom graph.
 
         Returns:
-            A graph over the same nodes.
+          A graph over the same nodes.
 
         Raises:
-            ValueError: A negative argument.
+          ValueError: A negative argument.
         """
         if not (min_p >= 0 and z >= 0):
             raise ValueError(f"min_p = {min_p}, z = {z}; allowed: at least 0")
@@ -173,10 +173,10 @@ def check_cascades(c: Cascades) -> None:
     """Refuses cascades that no estimate can come from.
 
     Args:
-        c: Observed cascades.
+      c: Observed cascades.
 
     Raises:
-        ValueError: None, or unequal shapes.
+      ValueError: None, or unequal shapes.
     """
     if c.S0.ndim != 2 or c.S0.shape != c.S1.shape or not c.t or not c.n:
         raise ValueError(
@@ -193,28 +193,28 @@ def infer_network(c: Cascades, *, tau: float | None = None) -> NetworkEstimate:
     `1 - p = (1 - a(v | u)) / (1 - a(v | not u))`, whatever the graph, if seeds are independent.
 
     Args:
-        c: Observed cascades; only seeds and first activations are read.
-        tau: Limit in [0, 1]: nodes with 1 - ap below it are called unlearnable; 1 / (4 n) by
-            default.
+      c: Observed cascades; only seeds and first activations are read.
+      tau: Limit in [0, 1]: nodes with 1 - ap below it are called unlearnable; 1 / (4 n) by
+        default.
 
     Returns:
-        Estimates with standard errors and masks.
+      Estimates with standard errors and masks.
 
     Raises:
-        ValueError: No cascades, or tau outside [0, 1].
-        MemoryError: n x n arrays exceed `memory.LIMIT`.
+      ValueError: No cascades, or tau outside [0, 1].
+      MemoryError: n x n arrays exceed `memory.LIMIT`.
 
     Source: Chen, Sun, Zhang, Zhang, "Network Inference and Influence Maximization from Samples",
     ICML 2021. The standard error is this package's (delta method).
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0], [1], 0.5, 3)
-        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
-        >>> estimate = jc.infer_network(seen)
-        >>> round(float(estimate.p[0, 1]), 1)
-        0.5
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0], [1], 0.5, 3)
+      >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+      >>> estimate = jc.infer_network(seen)
+      >>> round(float(estimate.p[0, 1]), 1)
+      0.5
     """
     check_cascades(c)
     if tau is not None and not 0 <= tau <= 1:
@@ -228,13 +228,13 @@ class Diagnosis(NamedTuple):
     """Measures of how far cascades depart from what the estimator assumes.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0], [1], 0.5, 3)
-        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
-        >>> found = jc.diagnose(seen, jc.infer_network(seen))
-        >>> bool(found.seed_dependence < 2), float(found.identifiable)
-        (True, 1.0)
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0], [1], 0.5, 3)
+      >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+      >>> found = jc.diagnose(seen, jc.infer_network(seen))
+      >>> bool(found.seed_dependence < 2), float(found.identifiable)
+      (True, 1.0)
     """
 
     q_least: Float[Array, ""]
@@ -256,20 +256,20 @@ def diagnose(c: Cascades, estimate: NetworkEstimate) -> Diagnosis:
     is biased, and this shows it.
 
     Args:
-        c: Observed cascades.
-        estimate: Their estimate, from `infer_network`.
+      c: Observed cascades.
+      estimate: Their estimate, from `infer_network`.
 
     Returns:
-        The diagnosis.
+      The diagnosis.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0], [1], 0.5, 3)
-        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
-        >>> found = jc.diagnose(seen, jc.infer_network(seen))
-        >>> round(float(found.q_least), 1), round(float(found.q_most), 1)
-        (0.3, 0.3)
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0], [1], 0.5, 3)
+      >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+      >>> found = jc.diagnose(seen, jc.infer_network(seen))
+      >>> round(float(found.q_least), 1), round(float(found.q_most), 1)
+      (0.3, 0.3)
     """
     n = c.n
     q = estimate.q
@@ -298,25 +298,25 @@ def required_cascades(
     """Bounds the number of cascades that estimates every pair to within `eta`.
 
     Args:
-        n: Number of nodes, at least 1.
-        eta: Largest error of any probability, in (0, 1].
-        delta: Chance that some error is larger, in (0, 1].
-        alpha: Least chance that a node stays inactive at step 1, in (0, 1].
-        gamma: Every node is a seed with a chance in [gamma, 1 - gamma]; in (0, 1/2].
-        form: "direct" follows from Hoeffding's inequality on the two frequencies, with the
-            numbers of cascades they are taken over at their expectation; "paper" has the
-            published rate in eta, alpha and gamma with its constant as recalled.
+      n: Number of nodes, at least 1.
+      eta: Largest error of any probability, in (0, 1].
+      delta: Chance that some error is larger, in (0, 1].
+      alpha: Least chance that a node stays inactive at step 1, in (0, 1].
+      gamma: Every node is a seed with a chance in [gamma, 1 - gamma]; in (0, 1/2].
+      form: "direct" follows from Hoeffding's inequality on the two frequencies, with the
+        numbers of cascades they are taken over at their expectation; "paper" has the
+        published rate in eta, alpha and gamma with its constant as recalled.
 
     Returns:
-        Number of cascades. Far fewer do in practice: read the standard errors.
+      Number of cascades. Far fewer do in practice: read the standard errors.
 
     Raises:
-        ValueError: An argument out of range.
+      ValueError: An argument out of range.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> jc.required_cascades(10, eta=0.1, delta=0.05, alpha=0.5, gamma=0.2)
-        198168
+      >>> import jaxsim.cascades as jc
+      >>> jc.required_cascades(10, eta=0.1, delta=0.05, alpha=0.5, gamma=0.2)
+      198168
     """
     for name, value, most in (
         ("eta", eta, 1.0),
@@ -368,25 +368,25 @@ def mle_refine(c: Cascades, init: Float[Array, "n n"], steps: int = 600) -> Floa
     usually two to three times as accurate. The likelihood is concave in -log(1 - p).
 
     Args:
-        c: Observed cascades.
-        init: Probabilities to start from, [n, n], such as `NetworkEstimate.p`.
-        steps: Steps of Adam over all cascades, at least 1.
+      c: Observed cascades.
+      init: Probabilities to start from, [n, n], such as `NetworkEstimate.p`.
+      steps: Steps of Adam over all cascades, at least 1.
 
     Returns:
-        Probabilities in [0, 1].
+      Probabilities in [0, 1].
 
     Raises:
-        ValueError: No cascades, `init` of another shape, or no steps.
-        MemoryError: The cascades as floats exceed `memory.LIMIT`.
+      ValueError: No cascades, `init` of another shape, or no steps.
+      MemoryError: The cascades as floats exceed `memory.LIMIT`.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0], [1], 0.5, 3)
-        >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
-        >>> p = jc.mle_refine(seen, jc.infer_network(seen).p, steps=50)
-        >>> p.shape, bool(abs(p[0, 1] - 0.5) < 0.1)
-        ((3, 3), True)
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0], [1], 0.5, 3)
+      >>> seen = jc.sample_cascades(g, 0.3, jax.random.key(0), 20_000)
+      >>> p = jc.mle_refine(seen, jc.infer_network(seen).p, steps=50)
+      >>> p.shape, bool(abs(p[0, 1] - 0.5) < 0.1)
+      ((3, 3), True)
     """
     check_cascades(c)
     if init.shape != (c.n, c.n):

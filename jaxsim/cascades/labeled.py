@@ -15,11 +15,11 @@ class LabeledGraph(NamedTuple):
     """A graph and the names its nodes had in the file or object it came from.
 
     Examples:
-        >>> import networkx as nx
-        >>> import jaxsim.cascades as jc
-        >>> found = jc.from_networkx(nx.DiGraph([("a", "b")]), 0.5)
-        >>> found.labels.tolist(), found.graph.m
-        (['a', 'b'], 1)
+      >>> import networkx as nx
+      >>> import jaxsim.cascades as jc
+      >>> found = jc.from_networkx(nx.DiGraph([("a", "b")]), 0.5)
+      >>> found.labels.tolist(), found.graph.m
+      (['a', 'b'], 1)
     """
 
     graph: ICGraph
@@ -38,33 +38,33 @@ def load_edgelist(
     r"""Reads an edge list in the manner of SNAP: one `src dst` or `src dst p` a line.
 
     Args:
-        path: Text file in UTF-8, columns separated by white space or commas; lines starting with
-            # or % are comments. Node names are whole numbers of any length, or any text without
-            commas and white space that is no number.
-        undirected: Whether each line is an edge both ways.
-        probabilities: Whether p is the third column; otherwise every p is 1 (follow with
-            `weighted_cascade`, `uniform` or `trivalency`).
-        skip_lines: Lines to leave out at the start, such as a header of sizes, at least 0.
-        parallel: Treatment of repeated edges, as in `from_edges`.
+      path: Text file in UTF-8, columns separated by white space or commas; lines starting with
+        # or % are comments. Node names are whole numbers of any length, or any text without
+        commas and white space that is no number.
+      undirected: Whether each line is an edge both ways.
+      probabilities: Whether p is the third column; otherwise every p is 1 (follow with
+        `weighted_cascade`, `uniform` or `trivalency`).
+      skip_lines: Lines to leave out at the start, such as a header of sizes, at least 0.
+      parallel: Treatment of repeated edges, as in `from_edges`.
 
     Returns:
-        The graph and the file's node names as they are written there, in order: integers where
-        all are integers of 64 bits, else text.
+      The graph and the file's node names as they are written there, in order: integers where
+      all are integers of 64 bits, else text.
 
     Raises:
-        ValueError: A line that does not parse, with its number, another encoding, or a file
-            without edges.
-        FileNotFoundError: No such file.
+      ValueError: A line that does not parse, with its number, another encoding, or a file
+        without edges.
+      FileNotFoundError: No such file.
 
     Examples:
-        >>> import pathlib, tempfile
-        >>> import jaxsim.cascades as jc
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "edges.txt")
-        ...     _ = path.write_text("# a comment\n10 20\n20 30\n")
-        ...     found = jc.load_edgelist(path)
-        >>> found.labels.tolist(), found.graph.src.tolist(), found.graph.dst.tolist()
-        ([10, 20, 30], [0, 1], [1, 2])
+      >>> import pathlib, tempfile
+      >>> import jaxsim.cascades as jc
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "edges.txt")
+      ...     _ = path.write_text("# a comment\n10 20\n20 30\n")
+      ...     found = jc.load_edgelist(path)
+      >>> found.labels.tolist(), found.graph.src.tolist(), found.graph.dst.tolist()
+      ([10, 20, 30], [0, 1], [1, 2])
     """
     skip_lines, columns = checked_int("skip_lines", skip_lines, 0), 3 if probabilities else 2
     names: list[str] = []
@@ -140,21 +140,21 @@ def from_networkx(g: Any, p: str | float = 1.0) -> LabeledGraph:
     """Converts a networkx graph; an undirected edge becomes two, a parallel edge is combined.
 
     Args:
-        g: A networkx graph, directed or not, with or without parallel edges.
-        p: Probability of every edge in [0, 1], or the name of the edge attribute that has it.
+      g: A networkx graph, directed or not, with or without parallel edges.
+      p: Probability of every edge in [0, 1], or the name of the edge attribute that has it.
 
     Returns:
-        The graph and the networkx node of each index.
+      The graph and the networkx node of each index.
 
     Raises:
-        ValueError: An edge without the attribute, or p outside [0, 1].
+      ValueError: An edge without the attribute, or p outside [0, 1].
 
     Examples:
-        >>> import networkx as nx
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_networkx(nx.path_graph(3), 0.5).graph  # undirected: both ways
-        >>> g.n, g.m
-        (3, 4)
+      >>> import networkx as nx
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_networkx(nx.path_graph(3), 0.5).graph  # undirected: both ways
+      >>> g.n, g.m
+      (3, 4)
     """
     nodes = list(g.nodes)
     index = {node: i for i, node in enumerate(nodes)}

@@ -50,14 +50,14 @@ def sample(
     """Samples sets.
 
     Args:
-        g: The graph.
-        rates: Of its nodes and edges, from `ICGraph.skips`.
-        seed: Random words.
-        theta: Number of sets, whole chunks.
-        lanes: Sets at work at once.
+      g: The graph.
+      rates: Of its nodes and edges, from `ICGraph.skips`.
+      seed: Random words.
+      theta: Number of sets, whole chunks.
+      lanes: Sets at work at once.
 
     Returns:
-        Bits of membership, which do not depend on the number of lanes.
+      Bits of membership, which do not depend on the number of lanes.
     """
     edges = _InEdges(
         start=jnp.append(g.in_start[:-1], 0),

@@ -70,19 +70,19 @@ def sample(
     """Samples sets one after another.
 
     Args:
-        start: In-edges of node v are `start[v]:start[v + 1]`.
-        src: Tail of each edge.
-        rate: Rate of each node's skips.
-        share: An edge's probability over the largest of its head's.
-        even: Nodes whose in-edges have one probability.
-        table: Logarithms.
-        seed: Random words.
-        theta: Number of sets.
-        most: Largest number of members in all.
+      start: In-edges of node v are `start[v]:start[v + 1]`.
+      src: Tail of each edge.
+      rate: Rate of each node's skips.
+      share: An edge's probability over the largest of its head's.
+      even: Nodes whose in-edges have one probability.
+      table: Logarithms.
+      seed: Random words.
+      theta: Number of sets.
+      most: Largest number of members in all.
 
     Returns:
-        Members of all sets with room after them, where each set begins, and how many were made:
-        fewer than `theta` where the members are too many.
+      Members of all sets with room after them, where each set begins, and how many were made:
+      fewer than `theta` where the members are too many.
     """
     n = len(start) - 1
     seen = np.empty(n, np.int32)
@@ -143,13 +143,13 @@ def cover(nodes: Any, start: Any, n: int, k: int) -> Any:
     """Picks k nodes greedily; ties go to the lowest.
 
     Args:
-        nodes: Members of all sets.
-        start: Set i holds `nodes[start[i]:start[i + 1]]`.
-        n: Number of nodes.
-        k: Number of nodes to pick.
+      nodes: Members of all sets.
+      start: Set i holds `nodes[start[i]:start[i + 1]]`.
+      n: Number of nodes.
+      k: Number of nodes to pick.
 
     Returns:
-        Seeds, gains, and the most sets that any k nodes cover.
+      Seeds, gains, and the most sets that any k nodes cover.
     """
     theta = len(start) - 1
     gain = np.zeros(n, np.int32)
@@ -229,12 +229,12 @@ def count_hit(nodes: Any, start: Any, chosen: Any) -> Any:
     """Counts the sets that hold a chosen node.
 
     Args:
-        nodes: Members of all sets.
-        start: Set i holds `nodes[start[i]:start[i + 1]]`.
-        chosen: A flag for each node.
+      nodes: Members of all sets.
+      start: Set i holds `nodes[start[i]:start[i + 1]]`.
+      chosen: A flag for each node.
 
     Returns:
-        Their number.
+      Their number.
     """
     total = 0
     for i in range(len(start) - 1):
@@ -252,17 +252,17 @@ def cascade(
     """Runs cascades to their end, 32 at a time, flipping the coins of those that need them.
 
     Args:
-        start: Out-edges of node v are `start[v]:start[v + 1]`.
-        head: Head of each edge.
-        base: Hash of each edge, as in `bits.bernoulli`.
-        high: Upper 16 bits of each edge's threshold.
-        low: Bits below these.
-        seeds: Distinct nodes.
-        salts: A row of random words for each 32 simulations.
-        sizes: Rows of 32 zeros, to which the final sizes are written.
+      start: Out-edges of node v are `start[v]:start[v + 1]`.
+      head: Head of each edge.
+      base: Hash of each edge, as in `bits.bernoulli`.
+      high: Upper 16 bits of each edge's threshold.
+      low: Bits below these.
+      seeds: Distinct nodes.
+      salts: A row of random words for each 32 simulations.
+      sizes: Rows of 32 zeros, to which the final sizes are written.
 
     Returns:
-        Visits of edges, and the most rounds that any 32 simulations took.
+      Visits of edges, and the most rounds that any 32 simulations took.
     """
     n = len(start) - 1
     active = np.zeros(n, np.uint32)

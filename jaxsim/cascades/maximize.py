@@ -26,12 +26,12 @@ class IMResult(NamedTuple):
     """Seeds with bounds on their spread and on the best possible one.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 0], [1, 2], n=10)  # node 0 reaches two others
-        >>> found = jc.maximize_influence(g, 1, jax.random.key(0))
-        >>> found.lower <= 3 <= found.upper, found.certified
-        (True, True)
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 0], [1, 2], n=10)  # node 0 reaches two others
+      >>> found = jc.maximize_influence(g, 1, jax.random.key(0))
+      >>> found.lower <= 3 <= found.upper, found.certified
+      (True, True)
     """
 
     seeds: Int[Array, " k"]
@@ -54,13 +54,13 @@ def spread_at_least(covered: int, theta: int, n: int, a: float) -> float:
     """Bounds the spread of given seeds from below.
 
     Args:
-        covered: Sets that the seeds hit, in a sample that was not used to pick them.
-        theta: Number of sets in that sample.
-        n: Number of nodes.
-        a: Logarithm of 1 / (probability that the bound fails).
+      covered: Sets that the seeds hit, in a sample that was not used to pick them.
+      theta: Number of sets in that sample.
+      n: Number of nodes.
+      a: Logarithm of 1 / (probability that the bound fails).
 
     Returns:
-        Number of nodes.
+      Number of nodes.
 
     Source: Tang et al., "Online processing algorithms for influence maximization", SIGMOD 2018.
     """
@@ -72,13 +72,13 @@ def spread_at_most(at_most: int, theta: int, n: int, a: float) -> float:
     """Bounds the spread of the best seeds from above.
 
     Args:
-        at_most: Largest number of sets that any choice of seeds hits.
-        theta: Number of sets in the sample.
-        n: Number of nodes.
-        a: Logarithm of 1 / (probability that the bound fails).
+      at_most: Largest number of sets that any choice of seeds hits.
+      theta: Number of sets in the sample.
+      n: Number of nodes.
+      a: Logarithm of 1 / (probability that the bound fails).
 
     Returns:
-        Number of nodes.
+      Number of nodes.
 
     Source: Tang et al., "Online processing algorithms for influence maximization", SIGMOD 2018.
     """
@@ -112,32 +112,32 @@ def maximize_influence(
     are.
 
     Args:
-        g: The graph, of independent cascades.
-        k: Number of seeds, 1 to n.
-        key: Random key.
-        eps: Slack at which to stop: the ratio reaches 1 - 1/e - eps; above 0, below 1 - 1/e.
-        delta: Probability that the certificate is wrong, in (0, 1); 1/n by default.
-        max_rr: Largest number of sets to sample in all, at least 2048; the result may then not
-            be certified.
-        lanes: Sets at work at once, as in `rr_sample`.
-        progress: Function called with the state of the search after each growth of the samples.
+      g: The graph, of independent cascades.
+      k: Number of seeds, 1 to n.
+      key: Random key.
+      eps: Slack at which to stop: the ratio reaches 1 - 1/e - eps; above 0, below 1 - 1/e.
+      delta: Probability that the certificate is wrong, in (0, 1); 1/n by default.
+      max_rr: Largest number of sets to sample in all, at least 2048; the result may then not
+        be certified.
+      lanes: Sets at work at once, as in `rr_sample`.
+      progress: Function called with the state of the search after each growth of the samples.
 
     Returns:
-        Seeds, bounds and whether they are certified.
+      Seeds, bounds and whether they are certified.
 
     Raises:
-        ValueError: k, eps, delta or max_rr out of range.
-        MemoryError: More sets are needed than fit; set `max_rr` to stop before that.
+      ValueError: k, eps, delta or max_rr out of range.
+      MemoryError: More sets are needed than fit; set `max_rr` to stop before that.
 
     Source: Tang et al., "Online processing algorithms for influence maximization", SIGMOD 2018.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 0], [1, 2], n=10)  # node 0 reaches two others
-        >>> found = jc.maximize_influence(g, 1, jax.random.key(0))
-        >>> found.seeds.tolist(), found.certified
-        ([0], True)
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 0], [1, 2], n=10)  # node 0 reaches two others
+      >>> found = jc.maximize_influence(g, 1, jax.random.key(0))
+      >>> found.seeds.tolist(), found.certified
+      ([0], True)
     """
     n = g.n
     if not 1 <= k <= n:

@@ -18,7 +18,7 @@ def slots(g: ICGraph) -> int:
     """Counts the live words that one word of simulations needs: edges, padded to row widths.
 
     Args:
-        g: The graph.
+      g: The graph.
     """
     return sum(tails.size for tails in g.pull.tails)
 
@@ -27,11 +27,11 @@ def draw_live(g: ICGraph, salt: UInt32[Array, "planes words"]) -> Live:
     """Flips every edge's coin in every simulation.
 
     Args:
-        g: The graph.
-        salt: Random words of the batch, from `bits.salts`.
+      g: The graph.
+      salt: Random words of the batch, from `bits.salts`.
 
     Returns:
-        Live bits in the pull layout.
+      Live bits in the pull layout.
     """
     coins = bits.bernoulli(jnp.arange(g.m + 1), bits.threshold(jnp.append(g.p, 0.0)), salt)
     return tuple(_rows_at(coins, rows) for rows in g.pull.levels[0]) if g.pull.levels else ()
@@ -50,12 +50,12 @@ def sweep(g: ICGraph, live: Live, active: UInt32[Array, "n words"]) -> UInt32[Ar
     """Advances every simulation by one time step.
 
     Args:
-        g: The graph.
-        live: Live bits of the edges, from `draw_live`.
-        active: Words of simulations in which each node is active.
+      g: The graph.
+      live: Live bits of the edges, from `draw_live`.
+      active: Words of simulations in which each node is active.
 
     Returns:
-        Words of simulations in which each node is active afterwards.
+      Words of simulations in which each node is active afterwards.
     """
     if not g.pull.levels:
         return active
@@ -82,12 +82,12 @@ def settle(
     """Repeats `step` until nothing changes, or `max_steps` times.
 
     Args:
-        step: One time step, such as `sweep` with its first arguments bound.
-        active: Who is active at the start.
-        max_steps: The most steps, or None.
+      step: One time step, such as `sweep` with its first arguments bound.
+      active: Who is active at the start.
+      max_steps: The most steps, or None.
 
     Returns:
-        Words of simulations in which each node is active in the end.
+      Words of simulations in which each node is active in the end.
     """
 
     def unfinished(loop: _Loop) -> Array:
@@ -112,13 +112,13 @@ def spread_packed(
     """Runs one batch of independent cascades.
 
     Args:
-        g: The graph.
-        active: Words of simulations in which each node is a seed.
-        salt: Random words of the batch, from `bits.salts`.
-        max_steps: Largest number of time steps, or None.
+      g: The graph.
+      active: Words of simulations in which each node is a seed.
+      salt: Random words of the batch, from `bits.salts`.
+      max_steps: Largest number of time steps, or None.
 
     Returns:
-        Words of simulations in which each node is active in the end.
+      Words of simulations in which each node is active in the end.
     """
     live = draw_live(g, salt)
     return settle(lambda a: sweep(g, live, a), active, max_steps)

@@ -13,23 +13,23 @@ def plot_influence(path: str | PathLike[str], prefixes: Spread, result: IMResult
     """Draws spread against number of seeds, with the certificate's bounds.
 
     Args:
-        path: Image file; its ending picks the format.
-        prefixes: Spread of the first 1, 2, …, k seeds, from `influence`.
-        result: Certificate of the seeds, from `maximize_influence`.
+      path: Image file; its ending picks the format.
+      prefixes: Spread of the first 1, 2, …, k seeds, from `influence`.
+      result: Certificate of the seeds, from `maximize_influence`.
 
     Examples:
-        >>> import pathlib, tempfile
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 0], [1, 2], n=10)
-        >>> found = jc.maximize_influence(g, 2, jax.random.key(0))
-        >>> prefixes = [[int(found.seeds[0]), -1], found.seeds.tolist()]
-        >>> spread = jc.influence(g, prefixes, jax.random.key(1), 64)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "spread.png")
-        ...     jc.plot_influence(path, spread, found)
-        ...     path.exists()
-        True
+      >>> import pathlib, tempfile
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 0], [1, 2], n=10)
+      >>> found = jc.maximize_influence(g, 2, jax.random.key(0))
+      >>> prefixes = [[int(found.seeds[0]), -1], found.seeds.tolist()]
+      >>> spread = jc.influence(g, prefixes, jax.random.key(1), 64)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "spread.png")
+      ...     jc.plot_influence(path, spread, found)
+      ...     path.exists()
+      True
     """
     from matplotlib.figure import Figure  # not needed to compute, slow to import
 

@@ -28,27 +28,27 @@ def rr_sample(g: ICGraph, key: PRNGKeyArray, theta: int, lanes: int = 256) -> RR
     for rounding.
 
     Args:
-        g: A graph of at least one node.
-        key: Random key.
-        theta: Number of sets, at least 1; rounded up to a multiple of 512.
-        lanes: Sets at work at once, at least 1; more suit wider machines. The sets do not depend
-            on it, nor does the compiled loop.
+      g: A graph of at least one node.
+      key: Random key.
+      theta: Number of sets, at least 1; rounded up to a multiple of 512.
+      lanes: Sets at work at once, at least 1; more suit wider machines. The sets do not depend
+        on it, nor does the compiled loop.
 
     Returns:
-        The sets.
+      The sets.
 
     Raises:
-        ValueError: An empty graph, or a count below one.
-        MemoryError: The members, or the queues of lanes, exceed `memory.LIMIT`.
+      ValueError: An empty graph, or a count below one.
+      MemoryError: The members, or the queues of lanes, exceed `memory.LIMIT`.
 
     Source: Borgs et al., "Maximizing Social Influence in Nearly Optimal Time", SODA 2014 (reverse
     reachability); Guo et al., "Influence Maximization Revisited", SIGMOD 2020 (geometric skips).
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> jc.rr_sample(jc.from_edges([0], [1]), jax.random.key(0), 600).theta
-        1024
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> jc.rr_sample(jc.from_edges([0], [1]), jax.random.key(0), 600).theta
+      1024
     """
     if g.n < 1:
         raise ValueError(f"g has {g.n} nodes; allowed: at least 1")

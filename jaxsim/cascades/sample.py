@@ -24,11 +24,11 @@ class Cascades(NamedTuple):
     """Observed cascades, one a row.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> seen = jc.from_steps([[[0], [1, 2]], [[2]]], n=3)
-        >>> seen.t, seen.n, seen.final_size.tolist()
-        (2, 3, [3, 1])
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> seen = jc.from_steps([[[0], [1, 2]], [[2]]], n=3)
+      >>> seen.t, seen.n, seen.final_size.tolist()
+      (2, 3, [3, 1])
     """
 
     S0: Bool[Array, "t n"]
@@ -63,26 +63,26 @@ def sample_cascades(
     """Samples cascades whose seeds are drawn node by node.
 
     Args:
-        g: The graph.
-        q: Probability that each node is a seed, [n] in [0, 1], or one for all.
-        key: Random key.
-        t: Number of cascades, at least 1.
-        record: "one_step" keeps seeds, first activations and final size; "steps" also keeps when
-            each node became active.
+      g: The graph.
+      q: Probability that each node is a seed, [n] in [0, 1], or one for all.
+      key: Random key.
+      t: Number of cascades, at least 1.
+      record: "one_step" keeps seeds, first activations and final size; "steps" also keeps when
+        each node became active.
 
     Returns:
-        The cascades.
+      The cascades.
 
     Raises:
-        ValueError: t below 1, q outside [0, 1] or of another shape.
-        MemoryError: The record exceeds `memory.LIMIT`.
+      ValueError: t below 1, q outside [0, 1] or of another shape.
+      MemoryError: The record exceeds `memory.LIMIT`.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0], [1])
-        >>> jc.sample_cascades(g, [1.0, 0.0], jax.random.key(0), 2).S1.tolist()
-        [[False, True], [False, True]]
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0], [1])
+      >>> jc.sample_cascades(g, [1.0, 0.0], jax.random.key(0), 2).S1.tolist()
+      [[False, True], [False, True]]
     """
     if t < 1:
         raise ValueError(f"t = {t}; allowed: at least 1")
@@ -148,21 +148,21 @@ def from_steps(
     """Builds cascades from the nodes active at each time step.
 
     Args:
-        steps: Node ids for each time step, from 0, of each cascade.
-        n: Number of nodes.
-        cumulative: Whether each step lists every node active so far, rather than the new ones.
+      steps: Node ids for each time step, from 0, of each cascade.
+      n: Number of nodes.
+      cumulative: Whether each step lists every node active so far, rather than the new ones.
 
     Returns:
-        The cascades.
+      The cascades.
 
     Raises:
-        ValueError: No cascade, an id outside the graph, or a node that becomes active twice
-            although `cumulative` is False.
+      ValueError: No cascade, an id outside the graph, or a node that becomes active twice
+        although `cumulative` is False.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> jc.from_steps([[[0], [1, 2]]], n=4).step.tolist()
-        [[0, 1, 1, -1]]
+      >>> import jaxsim.cascades as jc
+      >>> jc.from_steps([[[0], [1, 2]]], n=4).step.tolist()
+      [[0, 1, 1, -1]]
     """
     if not len(steps):
         raise ValueError("steps holds 0 cascades; allowed: at least 1")
@@ -194,23 +194,23 @@ def from_arrays(
     """Builds one-step cascades from flags.
 
     Args:
-        S0: Whether each node is a seed, [t, n].
-        S1: Whether each node is active at step 1, [t, n]: the new ones, or with `cumulative`
-            all of them.
-        final_size: Number of active nodes in the end, [t]; by default those of the first two
-            steps.
-        cumulative: Whether `S1` includes `S0`.
+      S0: Whether each node is a seed, [t, n].
+      S1: Whether each node is active at step 1, [t, n]: the new ones, or with `cumulative`
+        all of them.
+      final_size: Number of active nodes in the end, [t]; by default those of the first two
+        steps.
+      cumulative: Whether `S1` includes `S0`.
 
     Returns:
-        The cascades.
+      The cascades.
 
     Raises:
-        ValueError: No cascade, unequal shapes, or S1 overlapping S0 although not cumulative.
+      ValueError: No cascade, unequal shapes, or S1 overlapping S0 although not cumulative.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> jc.from_arrays([[True, False]], [[False, True]]).final_size.tolist()
-        [2]
+      >>> import jaxsim.cascades as jc
+      >>> jc.from_arrays([[True, False]], [[False, True]]).final_size.tolist()
+      [2]
     """
     s0, s1 = np.asarray(S0, bool), np.asarray(S1, bool)
     if s0.ndim != 2 or s0.shape != s1.shape or not len(s0):
@@ -230,21 +230,21 @@ def from_events(events: Sequence[Sequence[tuple[int, float]]], n: int, *, width:
     """Builds cascades from activation times, cut into time steps of one width.
 
     Args:
-        events: (node, time) pairs of each cascade in any order; a node's first time counts.
-        n: Number of nodes.
-        width: Length of a time step, above 0; step 0 begins at the cascade's first event.
+      events: (node, time) pairs of each cascade in any order; a node's first time counts.
+      n: Number of nodes.
+      width: Length of a time step, above 0; step 0 begins at the cascade's first event.
 
     Returns:
-        The cascades; empty ones stay, as cascades without seeds.
+      The cascades; empty ones stay, as cascades without seeds.
 
     Raises:
-        ValueError: No cascade, a width that is not positive, an id outside the graph, a time that
-            is not finite.
+      ValueError: No cascade, a width that is not positive, an id outside the graph, a time that
+        is not finite.
 
     Examples:
-        >>> import jaxsim.cascades as jc
-        >>> jc.from_events([[(0, 10.0), (1, 12.5)]], n=2, width=1.0).step.tolist()
-        [[0, 2]]
+      >>> import jaxsim.cascades as jc
+      >>> jc.from_events([[(0, 10.0), (1, 12.5)]], n=2, width=1.0).step.tolist()
+      [[0, 2]]
     """
     if not len(events):
         raise ValueError("events holds 0 cascades; allowed: at least 1")
@@ -271,14 +271,14 @@ class LabeledCascades(NamedTuple):
     r"""Cascades and the names their nodes had in the file.
 
     Examples:
-        >>> import pathlib, tempfile
-        >>> import jaxsim.cascades as jc
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "cascades.txt")
-        ...     _ = path.write_text("a,0 b,1\nb,5\n")
-        ...     found = jc.load_cascades(path, width=1.0)
-        >>> found.labels.tolist(), found.cascades.t
-        (['a', 'b'], 2)
+      >>> import pathlib, tempfile
+      >>> import jaxsim.cascades as jc
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "cascades.txt")
+      ...     _ = path.write_text("a,0 b,1\nb,5\n")
+      ...     found = jc.load_cascades(path, width=1.0)
+      >>> found.labels.tolist(), found.cascades.t
+      (['a', 'b'], 2)
     """
 
     cascades: Cascades
@@ -291,28 +291,28 @@ def load_cascades(path: str | PathLike[str], *, width: float) -> LabeledCascades
     r"""Reads a text file of one cascade a line: `node,time node,time ...`.
 
     Args:
-        path: The file, in UTF-8; node names are any text without commas or white space. A field
-            without a comma is skipped, as the cascade's own name; lines starting with # or % are
-            comments.
-        width: Length of a time step in the file's unit, above 0.
+      path: The file, in UTF-8; node names are any text without commas or white space. A field
+        without a comma is skipped, as the cascade's own name; lines starting with # or % are
+        comments.
+      width: Length of a time step in the file's unit, above 0.
 
     Returns:
-        The cascades and the node names.
+      The cascades and the node names.
 
     Raises:
-        ValueError: A line that does not parse, with its number, another encoding, or a file
-            without cascades.
-        FileNotFoundError: No such file.
+      ValueError: A line that does not parse, with its number, another encoding, or a file
+        without cascades.
+      FileNotFoundError: No such file.
 
     Examples:
-        >>> import pathlib, tempfile
-        >>> import jaxsim.cascades as jc
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder, "cascades.txt")
-        ...     _ = path.write_text("a,0 b,1\nb,5\n")
-        ...     found = jc.load_cascades(path, width=1.0)
-        >>> found.labels.tolist(), found.cascades.S0.tolist()
-        (['a', 'b'], [[True, False], [False, True]])
+      >>> import pathlib, tempfile
+      >>> import jaxsim.cascades as jc
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "cascades.txt")
+      ...     _ = path.write_text("a,0 b,1\nb,5\n")
+      ...     found = jc.load_cascades(path, width=1.0)
+      >>> found.labels.tolist(), found.cascades.S0.tolist()
+      (['a', 'b'], [[True, False], [False, True]])
     """
     index: dict[str, int] = {}
     events: list[list[tuple[int, float]]] = []

@@ -30,11 +30,11 @@ class RRSets(NamedTuple):
     """Reverse-reachable sets, from `rr_sample`.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> sets = jc.rr_sample(jc.from_edges([0], [1]), jax.random.key(0), 100)
-        >>> sets.theta, sets.n, sets.member().shape, bool(sets.member()[0].all())
-        (512, 2, (2, 512), True)
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> sets = jc.rr_sample(jc.from_edges([0], [1]), jax.random.key(0), 100)
+      >>> sets.theta, sets.n, sets.member().shape, bool(sets.member()[0].all())
+      (512, 2, (2, 512), True)
     """
 
     held: UInt32[Array, "chunks n words"] | MemberLists
@@ -59,7 +59,7 @@ class RRSets(NamedTuple):
         Made from the lists at every access where these are held.
 
         Raises:
-            MemoryError: The bits exceed `memory.LIMIT`.
+          MemoryError: The bits exceed `memory.LIMIT`.
         """
         return _bits(self.held) if isinstance(self.held, MemberLists) else self.held
 
@@ -75,11 +75,11 @@ def check_bits(n: int, theta: int) -> None:
     """Refuses sets whose bits would not fit.
 
     Args:
-        n: Number of nodes.
-        theta: Number of sets.
+      n: Number of nodes.
+      theta: Number of sets.
 
     Raises:
-        MemoryError: The bits exceed `memory.LIMIT`.
+      MemoryError: The bits exceed `memory.LIMIT`.
     """
     hint = "sample fewer sets at a time, or raise the limit"
     memory.check(f"membership of n = {n} nodes in theta = {theta} sets", n * theta // 8, hint)
@@ -101,11 +101,11 @@ def place(set_id: Array, node: Array) -> tuple[Array, Array, Array]:
     """Finds the word of a membership bit.
 
     Args:
-        set_id: Numbers of sets.
-        node: A node of each.
+      set_id: Numbers of sets.
+      node: A node of each.
 
     Returns:
-        Chunk, node and word.
+      Chunk, node and word.
     """
     return set_id // SETS_PER_CHUNK, node, set_id % SETS_PER_CHUNK // 32
 
@@ -114,7 +114,7 @@ def round_theta(theta: int) -> int:
     """Rounds a number of sets up to whole chunks.
 
     Args:
-        theta: Number of sets, at least 1.
+      theta: Number of sets, at least 1.
     """
     return -(-theta // SETS_PER_CHUNK) * SETS_PER_CHUNK
 
@@ -123,11 +123,11 @@ def cut(sets: RRSets, theta: int) -> tuple[RRSets, RRSets]:
     """Splits sets in two.
 
     Args:
-        sets: Sets of which both parts are whole chunks.
-        theta: Number of sets in the first part.
+      sets: Sets of which both parts are whole chunks.
+      theta: Number of sets in the first part.
 
     Returns:
-        The first `theta` sets, and the rest.
+      The first `theta` sets, and the rest.
     """
     held = sets.held
     if isinstance(held, MemberLists):
@@ -142,11 +142,11 @@ def joined(first: RRSets, second: RRSets) -> RRSets:
     """Puts sets of the same graph one after another.
 
     Args:
-        first: Some sets.
-        second: Others, held in the same way.
+      first: Some sets.
+      second: Others, held in the same way.
 
     Returns:
-        All of them.
+      All of them.
     """
     a, b = first.held, second.held
     if isinstance(a, MemberLists):

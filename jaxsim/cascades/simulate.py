@@ -36,11 +36,11 @@ class Spread(NamedTuple):
     """Number of active nodes in the end, over simulations.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> spread = jc.simulate_ic(jc.from_edges([0], [1]), [0], jax.random.key(0), 64)
-        >>> float(spread.mean), float(spread.sem), spread.samples.shape
-        (2.0, 0.0, (64,))
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> spread = jc.simulate_ic(jc.from_edges([0], [1]), [0], jax.random.key(0), 64)
+      >>> float(spread.mean), float(spread.sem), spread.samples.shape
+      (2.0, 0.0, (64,))
     """
 
     mean: Float[Array, "*sets"]
@@ -60,7 +60,7 @@ def summary(samples: Int[Array, "*sets sims"]) -> Spread:
     """Averages final sizes over the last axis.
 
     Args:
-        samples: Number of active nodes of each simulation.
+      samples: Number of active nodes of each simulation.
     """
     x = samples.astype(jnp.float32)
     sem = jnp.std(x, axis=-1, ddof=1) / samples.shape[-1] ** 0.5
@@ -71,13 +71,13 @@ def word_count(rows: int, n_sims: int, *, budget: int = CACHE, most: int = 16) -
     """Chooses how many words of simulations run together.
 
     Args:
-        rows: Words that one word of simulations takes, over all arrays.
-        n_sims: Number of simulations, at least 1.
-        budget: Bytes for all of them.
-        most: Largest answer.
+      rows: Words that one word of simulations takes, over all arrays.
+      n_sims: Number of simulations, at least 1.
+      budget: Bytes for all of them.
+      most: Largest answer.
 
     Returns:
-        A power of two that fits the budget and is not mostly unused.
+      A power of two that fits the budget and is not mostly unused.
     """
     fit = max(1, budget // (4 * max(rows, 1)))
     need = -(-n_sims // 32)
@@ -91,11 +91,11 @@ def touched_share(g: ICGraph, seeds: Int[np.ndarray, " k"]) -> float:
     true activation probability, tell which nodes are ever active.
 
     Args:
-        g: A concrete graph.
-        seeds: Node ids; -1 pads.
+      g: A concrete graph.
+      seeds: Node ids; -1 pads.
 
     Returns:
-        A number from 0 to 1.
+      A number from 0 to 1.
     """
     src, dst = np.asarray(g.src), np.asarray(g.dst)
     p = np.minimum(np.asarray(g.p, np.float64), 1 - 2.0**-24)
@@ -121,14 +121,14 @@ def expected_work(
     again whenever its tail changes in one of them.
 
     Args:
-        g: A concrete graph.
-        seeds: Node ids; -1 pads.
-        n_sims: Simulations that run together.
-        most: Largest number of rounds.
+      g: A concrete graph.
+      seeds: Node ids; -1 pads.
+      n_sims: Simulations that run together.
+      most: Largest number of rounds.
 
     Returns:
-        Rounds until less than one node of all simulations is expected to change, and visits of
-        edges until then.
+      Rounds until less than one node of all simulations is expected to change, and visits of
+      edges until then.
     """
     src, dst = np.asarray(g.src), np.asarray(g.dst)
     p = np.minimum(np.asarray(g.p, np.float64), 1 - 2.0**-24)
@@ -250,8 +250,8 @@ def batch_keys(key: PRNGKeyArray, batches: int) -> PRNGKeyArray:
     """Derives a key for each batch; the first ones do not depend on how many there are.
 
     Args:
-        key: Random key.
-        batches: Number of batches.
+      key: Random key.
+      batches: Number of batches.
     """
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batches))
 
@@ -270,33 +270,33 @@ def simulate_ic(
     """Simulates independent cascades from a seed set.
 
     Args:
-        g: The graph; its probabilities may be traced.
-        seeds: Node ids; -1 pads, repeated ids count once.
-        key: Random key; each simulation's result depends on it and on the simulation's number
-            alone, not on the engine, the mesh or how many there are.
-        n_sims: Number of simulations, at least 1.
-        engine: "packed" sweeps all edges, one time step a sweep; "frontier" visits edges of nodes
-            that changed; "loop" does so in a loop that numba compiles (extra `cascades`), on CPUs;
-            "auto" takes what is expected to be fastest: "packed" for traced input, for `max_steps`
-            and on accelerators.
-        max_steps: Largest number of time steps, at least 0; only for packed sweeps.
-        mesh: Device mesh of one axis over which the simulations are divided.
+      g: The graph; its probabilities may be traced.
+      seeds: Node ids; -1 pads, repeated ids count once.
+      key: Random key; each simulation's result depends on it and on the simulation's number
+        alone, not on the engine, the mesh or how many there are.
+      n_sims: Number of simulations, at least 1.
+      engine: "packed" sweeps all edges, one time step a sweep; "frontier" visits edges of nodes
+        that changed; "loop" does so in a loop that numba compiles (extra `cascades`), on CPUs;
+        "auto" takes what is expected to be fastest: "packed" for traced input, for `max_steps`
+        and on accelerators.
+      max_steps: Largest number of time steps, at least 0; only for packed sweeps.
+      mesh: Device mesh of one axis over which the simulations are divided.
 
     Returns:
-        Mean, standard error and each simulation's number of active nodes.
+      Mean, standard error and each simulation's number of active nodes.
 
     Raises:
-        ValueError: A seed outside the graph, or an option out of range.
-        MemoryError: One word of simulations does not fit.
+      ValueError: A seed outside the graph, or an option out of range.
+      MemoryError: One word of simulations does not fit.
 
     Source: Kempe, Kleinberg, Tardos, "Maximizing the Spread of Influence", KDD 2003 (the model).
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 1], [1, 2], [1.0, 0.0])  # a certain and an impossible edge
-        >>> float(jc.simulate_ic(g, [0], jax.random.key(0), 100).mean)
-        2.0
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 1], [1, 2], [1.0, 0.0])  # a certain and an impossible edge
+      >>> float(jc.simulate_ic(g, [0], jax.random.key(0), 100).mean)
+      2.0
     """
     check_seeds(g, seeds)
     if n_sims < 1:
@@ -365,23 +365,23 @@ def influence(
     Works under `jit`, and under `vmap` over the probabilities.
 
     Args:
-        g: The graph.
-        seed_sets: Node ids, one set a row; -1 pads, repeated ids count once.
-        key: Random key.
-        n_sims: Number of simulations, the same ones for every set, at least 1.
+      g: The graph.
+      seed_sets: Node ids, one set a row; -1 pads, repeated ids count once.
+      key: Random key.
+      n_sims: Number of simulations, the same ones for every set, at least 1.
 
     Returns:
-        Mean, standard error and samples per set.
+      Mean, standard error and samples per set.
 
     Raises:
-        ValueError: A seed outside the graph, or no simulations.
+      ValueError: A seed outside the graph, or no simulations.
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.from_edges([0, 1], [1, 2])
-        >>> jc.influence(g, [[0], [2]], jax.random.key(0), 64).mean.tolist()
-        [3.0, 1.0]
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.from_edges([0, 1], [1, 2])
+      >>> jc.influence(g, [[0], [2]], jax.random.key(0), 64).mean.tolist()
+      [3.0, 1.0]
     """
     sets = jnp.asarray(seed_sets)
     if sets.ndim != 2:

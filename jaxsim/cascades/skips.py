@@ -42,9 +42,9 @@ def skips_of(
     """Prepares skips on the host, so that every engine reads the same numbers.
 
     Args:
-        p: Probability of each edge in [0, 1], sorted by head.
-        in_start: In-edges of node v are `in_start[v]:in_start[v + 1]`.
-        dst: Head of each edge.
+      p: Probability of each edge in [0, 1], sorted by head.
+      in_start: In-edges of node v are `in_start[v]:in_start[v + 1]`.
+      dst: Head of each edge.
     """
     n = len(in_start) - 1
     top, even = np.zeros(n, np.float32), np.ones(n, bool)
@@ -65,9 +65,9 @@ def traced_skips_of(
     """Prepares skips in a compiled program: as on the host, but for rounding.
 
     Args:
-        p: Probability of each edge in [0, 1], sorted by head.
-        in_start: In-edges of node v are `in_start[v]:in_start[v + 1]`.
-        dst: Head of each edge.
+      p: Probability of each edge in [0, 1], sorted by head.
+      in_start: In-edges of node v are `in_start[v]:in_start[v + 1]`.
+      dst: Head of each edge.
     """
     n = in_start.shape[0] - 1
     top = jnp.maximum(jax.ops.segment_max(p, dst, n, indices_are_sorted=True), 0)
@@ -84,8 +84,8 @@ def set_stream(
     """Words by which the sets differ.
 
     Args:
-        set_id: Numbers of sets.
-        seed: The sample's random words.
+      set_id: Numbers of sets.
+      seed: The sample's random words.
     """
     return mix(set_id.astype(jnp.uint32) * jnp.uint32(GOLDEN) ^ seed[0])
 
@@ -94,8 +94,8 @@ def turn_words(turn: UInt32[Array, "*t"], seed: UInt32[Array, ""]) -> UInt32[Arr
     """Words by which the turns of a set differ.
 
     Args:
-        turn: Numbers of turns.
-        seed: One of the sample's random words.
+      turn: Numbers of turns.
+      seed: One of the sample's random words.
     """
     return mix(turn * jnp.uint32(TURN) + seed)
 
@@ -109,12 +109,12 @@ def skip(
     a loop on the host.
 
     Args:
-        h: Random words.
-        rate: Rates, from `Skips`.
-        table: `logarithms()`.
+      h: Random words.
+      rate: Rates, from `Skips`.
+      table: `logarithms()`.
 
     Returns:
-        Numbers of failures, at most a billion.
+      Numbers of failures, at most a billion.
     """
     # u is one of 2^23 odd multiples of 2^-24, whose floats are exact
     x = (((h >> 9) << 1) | 1).astype(jnp.float32)
@@ -129,7 +129,7 @@ def uniform(h: UInt32[Array, "*items"]) -> Float[Array, "*items"]:
     """A number in (0, 1] for each word.
 
     Args:
-        h: Random words.
+      h: Random words.
     """
     return (h >> 8).astype(jnp.float32) * 2.0**-24 + 2.0**-25
 
@@ -138,8 +138,8 @@ def below(n: int, h: UInt32[Array, "*items"]) -> Int[Array, "*items"]:
     """A whole number from 0 to n - 1 for each word: the upper half of the product.
 
     Args:
-        n: At least 1, below 2^31.
-        h: Random words.
+      n: At least 1, below 2^31.
+      h: Random words.
     """
     # in halves of a word: there are no integers of 64 bits
     a, b = h & 0xFFFF, h >> 16

@@ -63,29 +63,29 @@ def simulate_lt(
     uniformly from 0 to 1.
 
     Args:
-        g: The graph; `p` holds the weights, whose sum into each node is at most 1 (as after
-            `weighted_cascade`).
-        seeds: Node ids; -1 pads, repeated ids count once.
-        key: Random key.
-        n_sims: Number of simulations, at least 1.
-        max_steps: Largest number of time steps, at least 0; None for no limit.
+      g: The graph; `p` holds the weights, whose sum into each node is at most 1 (as after
+        `weighted_cascade`).
+      seeds: Node ids; -1 pads, repeated ids count once.
+      key: Random key.
+      n_sims: Number of simulations, at least 1.
+      max_steps: Largest number of time steps, at least 0; None for no limit.
 
     Returns:
-        Mean, standard error and each simulation's number of active nodes.
+      Mean, standard error and each simulation's number of active nodes.
 
     Raises:
-        ValueError: Weights into a node that sum to more than 1, or an option out of range.
-        MemoryError: One word of simulations does not fit.
+      ValueError: Weights into a node that sum to more than 1, or an option out of range.
+      MemoryError: One word of simulations does not fit.
 
     Source: Kempe, Kleinberg, Tardos, "Maximizing the Spread of Influence", KDD 2003, theorem 4.6
     (each node keeps at most one in-edge, with the weights as probabilities).
 
     Examples:
-        >>> import jax
-        >>> import jaxsim.cascades as jc
-        >>> g = jc.weighted_cascade(jc.from_edges([0, 1], [1, 2]))  # weights of 1
-        >>> float(jc.simulate_lt(g, [0], jax.random.key(0), 32).mean)
-        3.0
+      >>> import jax
+      >>> import jaxsim.cascades as jc
+      >>> g = jc.weighted_cascade(jc.from_edges([0, 1], [1, 2]))  # weights of 1
+      >>> float(jc.simulate_lt(g, [0], jax.random.key(0), 32).mean)
+      3.0
     """
     mask = seed_mask(g, seeds)
     if n_sims < 1 or (max_steps is not None and max_steps < 0):

@@ -82,14 +82,14 @@ def influence(args: Influence) -> IMResult:
     """Runs the command.
 
     Args:
-        args: The command line.
+      args: The command line.
 
     Returns:
-        What was printed.
+      What was printed.
 
     Raises:
-        ValueError: An argument out of range or a file that does not parse.
-        FileNotFoundError: No such file.
+      ValueError: An argument out of range or a file that does not parse.
+      FileNotFoundError: No such file.
     """
     console = args.open()
     if args.simulations < 1:

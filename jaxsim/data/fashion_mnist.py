@@ -44,9 +44,9 @@ class IdxFile(NamedTuple):
     """One of the official files.
 
     Attributes:
-        name: File name, without the .gz it may carry.
-        sha256: SHA-256 of the unpacked content. Debian's .gz files differ from the official ones
-            (no name in the gzip header) and hold the same content, so this is what is compared.
+      name: File name, without the .gz it may carry.
+      sha256: SHA-256 of the unpacked content. Debian's .gz files differ from the official ones
+        (no name in the gzip header) and hold the same content, so this is what is compared.
     """
 
     name: str
@@ -88,17 +88,17 @@ class Images(NamedTuple):
     """A labeled set of images.
 
     Attributes:
-        images: Gray levels in [0, 1], 1 the brightest; not normalized [N, 28, 28, 1].
-        labels: Index into `classes` of each image [N].
-        classes: Name of each class.
-        source: Where the set was read from, in words; starts with "env", "debian", "cache",
-            "folder" or "subset".
+      images: Gray levels in [0, 1], 1 the brightest; not normalized [N, 28, 28, 1].
+      labels: Index into `classes` of each image [N].
+      classes: Name of each class.
+      source: Where the set was read from, in words; starts with "env", "debian", "cache",
+        "folder" or "subset".
 
     Examples:
-        >>> from jaxsim.data import fashion_mnist
-        >>> test = fashion_mnist("test", source="subset")
-        >>> len(test.classes), test.classes[0]
-        (10, 'T-shirt/top')
+      >>> from jaxsim.data import fashion_mnist
+      >>> test = fashion_mnist("test", source="subset")
+      >>> len(test.classes), test.classes[0]
+      (10, 'T-shirt/top')
     """
 
     images: Float32[np.ndarray, "N 28 28 1"]
@@ -132,29 +132,29 @@ def fashion_mnist(
     runs of what otherwise learns from 60 000 images.
 
     Args:
-        split: "train" (60 000 images in full) or "test" (10 000).
-        source: One of the names above, or a `Path` to a folder with the official files.
-        download: Whether the network may be used, for sources "auto" and "cache".
+      split: "train" (60 000 images in full) or "test" (10 000).
+      source: One of the names above, or a `Path` to a folder with the official files.
+      download: Whether the network may be used, for sources "auto" and "cache".
 
     Returns:
-        Images, in the official order. Its `source` says which place they came from.
+      Images, in the official order. Its `source` says which place they came from.
 
     Raises:
-        ValueError: An argument is not one of its allowed values, or a file is damaged or does not
-            have the official checksum.
-        FileNotFoundError: The place asked for by `source` lacks a file, or a folder that "auto"
-            came to holds one file of the split without the other.
-        ConnectionError: The download failed.
-        OSError: The download cannot be kept in the cache folder.
+      ValueError: An argument is not one of its allowed values, or a file is damaged or does not
+        have the official checksum.
+      FileNotFoundError: The place asked for by `source` lacks a file, or a folder that "auto"
+        came to holds one file of the split without the other.
+      ConnectionError: The download failed.
+      OSError: The download cannot be kept in the cache folder.
 
     Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking
     machine learning algorithms", arXiv:1708.07747.
 
     Examples:
-        >>> from jaxsim.data import fashion_mnist
-        >>> test = fashion_mnist("test", source="subset")
-        >>> test.images.shape, test.labels.shape
-        ((2000, 28, 28, 1), (2000,))
+      >>> from jaxsim.data import fashion_mnist
+      >>> test = fashion_mnist("test", source="subset")
+      >>> test.images.shape, test.labels.shape
+      ((2000, 28, 28, 1), (2000,))
     """
     if split not in tuple(FILES):
         raise ValueError(f"split is {split!r}; expected one of {tuple(FILES)}")

@@ -44,27 +44,27 @@ def read_idx(
     compressed stream holds.
 
     Args:
-        path_or_bytes: The file, or its content.
-        max_bytes: The largest size that the file, and what it holds unpacked, may have, in bytes.
-        sha256: Hexadecimal SHA-256 that the unpacked content (header and elements) must have, so
-            one digest serves however a file was compressed; None checks nothing.
+      path_or_bytes: The file, or its content.
+      max_bytes: The largest size that the file, and what it holds unpacked, may have, in bytes.
+      sha256: Hexadecimal SHA-256 that the unpacked content (header and elements) must have, so
+        one digest serves however a file was compressed; None checks nothing.
 
     Returns:
-        The array, in native byte order, writable, with the shape the header gives.
+      The array, in native byte order, writable, with the shape the header gives.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Everything else: the file cannot be read, or is not exactly one IDX array
-            within `max_bytes` and with digest `sha256`. The message names the file, what was
-            found and what is expected.
+      FileNotFoundError: There is no such file.
+      ValueError: Everything else: the file cannot be read, or is not exactly one IDX array
+        within `max_bytes` and with digest `sha256`. The message names the file, what was
+        found and what is expected.
 
     Source: http://yann.lecun.com/exdb/mnist/, "The IDX file format".
 
     Examples:
-        >>> from jaxsim.data import read_idx
-        >>> header = bytes([0, 0, 0x08, 1, 0, 0, 0, 3])  # bytes, one axis, three of them
-        >>> read_idx(header + bytes([5, 6, 7])).tolist()
-        [5, 6, 7]
+      >>> from jaxsim.data import read_idx
+      >>> header = bytes([0, 0, 0x08, 1, 0, 0, 0, 3])  # bytes, one axis, three of them
+      >>> read_idx(header + bytes([5, 6, 7])).tolist()
+      [5, 6, 7]
     """
     max_bytes = checked_int("max_bytes", max_bytes, 0)
     if isinstance(path_or_bytes, bytes):

@@ -27,12 +27,12 @@ def draw(
     """Draws as many rows of each class.
 
     Args:
-        labels: Class of each row [N].
-        per_class: Rows to draw of each class.
-        rng: Source of randomness.
+      labels: Class of each row [N].
+      per_class: Rows to draw of each class.
+      rng: Source of randomness.
 
     Returns:
-        The rows drawn, ascending, so that the official order is kept [M].
+      The rows drawn, ascending, so that the official order is kept [M].
     """
     rows = [
         rng.permutation(np.flatnonzero(labels == kind))[:per_class] for kind in range(len(CLASSES))
@@ -44,17 +44,17 @@ def make_subset(folder: Path, path: Path) -> str:
     """Write the subset drawn from the official files.
 
     Args:
-        folder: Holds the official .gz files.
-        path: The .npz to write. For each split it holds `<split>_images` uint8 [N, 28, 28],
-            `<split>_labels` uint8 [N] and `<split>_rows` uint16 [N], the rows of the official
-            split that were drawn.
+      folder: Holds the official .gz files.
+      path: The .npz to write. For each split it holds `<split>_images` uint8 [N, 28, 28],
+        `<split>_labels` uint8 [N] and `<split>_rows` uint16 [N], the rows of the official
+        split that were drawn.
 
     Returns:
-        SHA-256 of the file written, hexadecimal.
+      SHA-256 of the file written, hexadecimal.
 
     Raises:
-        ValueError: An official file is damaged or another one.
-        FileNotFoundError: An official file is missing.
+      ValueError: An official file is damaged or another one.
+      FileNotFoundError: An official file is missing.
     """
     rng = np.random.default_rng(SEED)
     # Any, because savez_compressed takes arrays and its own options from the same keywords.

@@ -14,7 +14,7 @@ def mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """Scrambles 32 bits so that each input bit changes each output bit about half the time.
 
     Args:
-        h: Words of 32 bits.
+      h: Words of 32 bits.
 
     Source: Appleby, MurmurHash3, the 32-bit finalizer.
     """
@@ -32,11 +32,11 @@ def hashed_normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "
     cryptography. Their largest magnitude is 5.4, as there.
 
     Args:
-        key: Random key, of any kind.
-        shape: Of what is drawn, of fewer than 2^32 numbers.
+      key: Random key, of any kind.
+      shape: Of what is drawn, of fewer than 2^32 numbers.
 
     Raises:
-        ValueError: More numbers.
+      ValueError: More numbers.
     """
     size = math.prod(shape)
     if isinstance(size, int) and size >= 2**32:  # symbolic sizes have no order

@@ -7,12 +7,12 @@ def check(what: str, need: int, hint: str) -> None:
     """Refuse an array that would not fit.
 
     Args:
-        what: the array, with the sizes it comes from.
-        need: bytes.
-        hint: what to lower.
+      what: the array, with the sizes it comes from.
+      need: bytes.
+      hint: what to lower.
 
     Raises:
-        MemoryError: more than `LIMIT`.
+      MemoryError: more than `LIMIT`.
     """
     if need > LIMIT:
         raise MemoryError(
