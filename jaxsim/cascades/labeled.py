@@ -70,13 +70,11 @@ def load_edgelist(
     names: list[str] = []
     strengths: list[float] = []
     where: list[int] = []
-    for number, line in enumerate(read_lines(path)[skip_lines:], skip_lines + 1):
-        if not line.strip() or line.lstrip()[0] in "#%":
-            continue
-        fields = _SEPARATOR.split(line.strip())[:columns]
+    for number, line in read_lines(path, skip=skip_lines):
+        fields = _SEPARATOR.split(line)[:columns]
         if len(fields) < columns or not all(fields):
             raise ValueError(
-                f"path = {path}, line {number}: {line.strip()!r}; allowed: {columns} columns, "
+                f"path = {path}, line {number}: {line!r}; allowed: {columns} columns, "
                 "src dst" + " p" * probabilities
             )
         names += fields[:2]

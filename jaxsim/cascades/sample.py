@@ -316,9 +316,7 @@ def load_cascades(path: str | PathLike[str], *, width: float) -> LabeledCascades
     """
     index: dict[str, int] = {}
     events: list[list[tuple[int, float]]] = []
-    for number, line in enumerate(read_lines(path), 1):
-        if line.lstrip()[:1] in ("#", "%"):
-            continue
+    for number, line in read_lines(path):
         pairs = [field.split(",") for field in line.split() if "," in field]
         if pairs:
             events.append([_event(path, number, pair, index) for pair in pairs])

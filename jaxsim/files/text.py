@@ -48,14 +48,18 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """Reads the lines of a file, without their ends; line `i + 1` of the file is entry i.
+def read_lines(path: str | os.PathLike[str], *, skip: int = 0) -> list[tuple[int, str]]:
+    """Reads the lines of a file that say something, each with its number, counted from 1.
+
+    Empty lines and those that begin with # or % are left out, and white space around each.
 
     Args:
       path: File in UTF-8.
+      skip: Number of lines to leave out at the start.
 
     Raises:
       ValueError: See `read_text`.
       OSError: It cannot be read.
     """
-    return read_text(path).removesuffix("\n").split("\n")
+    lines = enumerate(map(str.strip, read_text(path).split("\n")[skip:]), skip + 1)
+    return [(number, line) for number, line in lines if line and line[0] not in "#%"]

@@ -68,11 +68,20 @@ def test_marks_and_ends_of_lines_are_no_text(tmp_path, mark, end):
     cascades, names = load_cascades(path, width=1.0)
     assert names.tolist() == ["1", "2"]
     assert cascades.t == 2
-    assert read_lines(path) == ["1,0 2,1", "1,0", "# 2,0 1,1", "% 3,1"]
+    assert read_lines(path) == [(1, "1,0 2,1"), (2, "1,0")]
     path.write_bytes(mark + end.join([b"# 1 3", b"1 2", b"", b"2\t3", b"3, 1"]))
     assert edges(load_edgelist(path)) == {("1", "2"), ("2", "3"), ("3", "1")}
     path.write_bytes(mark + end.join([b'"1","a","b"', b'"2","c","d"']))
     assert len(named("ag_news_test.csv", lambda p: ag_news("test", p))(path).texts) == 2
+
+
+def test_lines_that_say_something_keep_their_numbers(tmp_path):
+    path = tmp_path / "t"
+    path.write_text("# a\n\n a # b \n\t% c\n \nb\n")
+    assert read_lines(path) == [(3, "a # b"), (6, "b")]
+    assert read_lines(path, skip=2) == [(3, "a # b"), (6, "b")]
+    assert read_lines(path, skip=3) == [(6, "b")]
+    assert read_lines(path, skip=9) == []
 
 
 @pytest.mark.parametrize(
