@@ -7,7 +7,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.extend.core as jex
@@ -18,17 +18,15 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Key
 
 from jaxsim import internals
-from jaxsim.cores.core import Core, State
-from jaxsim.cores.op import Op
+from jaxsim.cores.core import State
 from jaxsim.cores.operand import WrittenOperand
 from jaxsim.cores.operand import write_key as write_key_of
-from jaxsim.cores.wrapper import Wrapper, build
+from jaxsim.cores.wrapper import Wrapper
 from jaxsim.internals import Atom, bind, parameters, shape_of, sharding_of
-from jaxsim.network.lookups import as_looked_up, read_rows, row_axes, row_ids
+from jaxsim.network.mesh_places import device_axes, differing, strip, unstrip, varies
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions
-from jaxsim.network.site import Site
-from jaxsim.numerics.arrays import in_auto_axes, own_promotion
-from jaxsim.numerics.gradients import straight_through
+from jaxsim.network.site_call import SiteCall, look_up, multiply
+from jaxsim.numerics.arrays import in_auto_axes
 from jaxsim.numerics.short_floats import as_bytes, from_bytes
 
 
@@ -73,121 +71,6 @@ def site_key(key: Key[Array, ""] | None, name: str, indices: Iterable[Any]) -> A
     for index in indices:
         key = jax.random.fold_in(key, index)
     return key
-
-
-def device_axes(plan: Plan, local: internals.ShardMap, depth: int) -> dict[str, tuple[str, ...]]:
-    """Finds the axes of a mesh along which the weight of each site inside a `shard_map` is cut.
-
-    Args:
-      plan: Plan of its body.
-      local: What it is told.
-      depth: Number of loops around it.
-    """
-    return {
-        c.site.name: tuple(a for i, a in enumerate(local.axes, depth) if c.site.stacked[i])
-        for c in contractions(plan)
-    }
-
-
-def strip(state: State, axes: int) -> State:
-    """Takes off leading axes of length one, of one device.
-
-    Args:
-      state: State, with these axes.
-      axes: Number of axes.
-    """
-    return jax.tree.map(lambda a: a.reshape(a.shape[axes:]), state)
-
-
-def unstrip(state: State, axes: int) -> State:
-    """Adds leading axes of length one, of one device.
-
-    Args:
-      state: State of one device.
-      axes: Number of axes.
-    """
-    return jax.tree.map(lambda a: a.reshape((1,) * axes + a.shape), state)
-
-
-def gathered(state: State, local: internals.ShardMap, stacked: Sequence[str]) -> State:
-    """Takes one of the equal states along the axes of a mesh that a weight is not cut along.
-
-    Args:
-      state: State with axes for all axes of the mesh.
-      local: What the `shard_map` is told.
-      stacked: Names of the axes to keep.
-    """
-    places = tuple(slice(None) if axis in stacked else 0 for axis in local.axes)
-    return jax.tree.map(lambda a: a[places], state)
-
-
-def everyone(axes: Sequence[tuple[str, int]], places: Sequence[Any], x: Array) -> Array:
-    """Collects the inputs of all devices that hold one weight.
-
-    Args:
-      axes: Names and sizes of the axes of a mesh along which they are.
-      places: Place of this device along each.
-      x: Input of this device.
-
-    Returns:
-      The inputs, with a leading axis.
-    """
-    xs = x[None]
-    for (axis, size), place in zip(axes, places, strict=True):
-        # a sum, as what is gathered is of a type that says it differs
-        here = (jnp.arange(size) == place).reshape(-1, *[1] * xs.ndim)
-        xs = lax.psum(jnp.where(here, xs, 0), axis).reshape(-1, *x.shape)
-    return xs
-
-
-def calibrated(core: Core, op: Op, state: State, xs: Array, rows: Array | None = None) -> State:
-    """Updates a state by inputs, one after the other.
-
-    Args:
-      core: Core of a site.
-      op: Contraction of the site.
-      state: State before.
-      xs: Inputs, with a leading axis.
-      rows: How often each of their rows counts, with a leading axis; None for once.
-    """
-
-    def one(state: State, inputs: tuple[Array, Array | None]) -> tuple[State, None]:
-        x, counts = inputs
-        return core.calibrate(dataclasses.replace(op, rows=counts), state, x), None
-
-    if len(xs) == 1:
-        return one(state, jax.tree.map(lambda a: a[0], (xs, rows)))[0]
-    return lax.scan(one, state, (xs, rows))[0]
-
-
-def varies(axis: str, place: Any, *operands: Any) -> bool:
-    """Tells if devices along an axis of a mesh may hold different operands.
-
-    Args:
-      axis: Name of the axis.
-      place: Place along it.
-      *operands: Operands of an equation.
-    """
-    # where types are not checked, a place itself is not said to vary
-    told = axis in internals.varying_axes(place)
-    return not told or any(axis in internals.varying_axes(a) for a in operands)
-
-
-def differing(site: Site, indices: tuple[Any, ...], *operands: Any) -> tuple[Any, ...]:
-    """Leaves out the places of devices that compute the same, and so are to draw the same.
-
-    Args:
-      site: Site.
-      indices: Iteration of each loop around, and place along each axis of a mesh.
-      *operands: What the site contracts.
-    """
-    if not any(site.axes):
-        return indices
-    return tuple(
-        index
-        for index, axis, stacked in zip(indices, site.axes, site.stacked, strict=True)
-        if not axis or stacked or varies(axis, index, *operands)
-    )
 
 
 class Walk:
@@ -315,17 +198,17 @@ class Walk:
             )
             if axis and not stacked and varies(axis, place, ins[entry.x_at])
         }
-        call = _Call(op, state is not None, self.calibrating, tuple(sharing))
+        call = SiteCall(op, state is not None, self.calibrating, tuple(sharing))
         w = ins[entry.w_at] if state is None else state
         if per_call and state is not None:
             w, write_key = WrittenOperand(ins[entry.w_at], write_key, state), None
         spec = sharding_of(eqn.outvars[0])
         given = (w, at, write_key, read_key)
         if site.kind == "lookup":
-            rows = partial(_look_up, call, eqn, entry)
+            rows = partial(look_up, call, eqn, entry)
             return in_auto_axes(rows, wrappers, ins, *given, out=spec), state
         y, updated = in_auto_axes(
-            partial(_multiply, call),
+            partial(multiply, call),
             wrappers,
             ins[entry.x_at],
             *given,
@@ -562,89 +445,3 @@ class Walk:
         start = run_test(jnp.zeros((), jnp.int32), ins[numbers.first_carry :], states)
         _, _, outs, after = lax.while_loop(lambda carry: carry[0], step, start)
         return outs, after
-
-
-class _Call(NamedTuple):
-    """What is static of a site's call; sites that are alike are traced once."""
-
-    op: Op
-    written: bool
-    calibrating: bool
-    sharing: tuple[tuple[str, int], ...]
-
-    def states(self, wrappers: Any, w: Any, at: Any, key: Any, *, integer: bool) -> Any:
-        """The core of a site, its op, and what is written or was."""
-        core, op = build(wrappers), dataclasses.replace(self.op, integer=integer, scan_index=at)
-        return core, op, w if self.written else core.write(op, w, key)
-
-
-@partial(jax.jit, static_argnums=0)
-def _multiply(
-    call: _Call,
-    wrappers: Any,
-    x: Array,
-    w: Any,
-    at: Any,
-    write_key: Any,
-    read_key: Any,
-    places: tuple[Any, ...],
-    rows: Array | None = None,
-) -> tuple[Array, State | None]:
-    """Multiplies by a weight, or by what was written of it, which is calibrated first if asked."""
-
-    def read(integer: bool) -> Callable[..., Array]:
-        @own_promotion()
-        def run(wrappers: Any, w: Any, x: Array, at: Any, write_key: Any, read_key: Any) -> Array:
-            core, op, state = call.states(wrappers, w, at, write_key, integer=integer)
-            return core.read(op, state, x, read_key)
-
-        return run
-
-    updated = None
-    if call.calibrating and call.written:
-        op = dataclasses.replace(
-            call.op, integer=True, ranges="stored", scan_index=at, deterministic=False
-        )
-        with own_promotion():
-            xs, counts = jax.tree.map(partial(everyone, call.sharing, places), (x, rows))
-            w = updated = calibrated(build(wrappers), op, w, xs, counts)
-    smooth = read(False)
-    if call.written and _is_short(w):
-        # Derivatives make floats of what is stored again: kept, they are the float model.
-        smooth = jax.checkpoint(smooth)
-    y = straight_through(read(True), smooth)(wrappers, w, x, at, write_key, read_key)
-    return y, updated
-
-
-def _is_short(state: State) -> bool:
-    """Tells if a state holds numbers of a weight in a byte or less."""
-    return any(a.ndim > 1 and a.dtype.itemsize == 1 for a in jax.tree.leaves(state))
-
-
-def _look_up(
-    call: _Call,
-    eqn: jex.JaxprEqn,
-    entry: Contraction,
-    wrappers: Any,
-    ins: list[Any],
-    w: Any,
-    at: Any,
-    write_key: Any,
-    read_key: Any,
-) -> Array:
-    """Takes rows of a table, or of what was written of it."""
-
-    def read(integer: bool) -> Callable[..., Array]:
-        @own_promotion()
-        def run(wrappers: Any, w: Any, ids: Array, at: Any, write_key: Any, read_key: Any) -> Array:
-            core, op, state = call.states(wrappers, w, at, write_key, integer=integer)
-            held = dataclasses.replace(op, integer=integer or call.written)
-            written = state if call.written else None
-            axes = row_axes(wrappers, held, entry.w, entry.site.name, written)
-            return read_rows(core, op, state, ids, axes, read_key)
-
-        return run
-
-    ids = row_ids(eqn, ins)
-    rows = straight_through(read(True), read(False))(wrappers, w, ids, at, write_key, read_key)
-    return as_looked_up(eqn, ins, rows)

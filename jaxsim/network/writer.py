@@ -21,13 +21,8 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.operand import writes_in_calls
 from jaxsim.cores.wrapper import Wrapper, build
 from jaxsim.internals import bind
-from jaxsim.network.interpreter import (
-    device_axes,
-    evaluate_plan,
-    gathered,
-    site_key,
-    unstrip,
-)
+from jaxsim.network.interpreter import evaluate_plan, site_key
+from jaxsim.network.mesh_places import device_axes, gathered, unstrip
 from jaxsim.network.network import Network, trace_call
 from jaxsim.network.params import param_names
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan, contractions

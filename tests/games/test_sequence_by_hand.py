@@ -249,14 +249,14 @@ def test_the_largest_action_is_that_of_sixteen_bits():
 
 
 def test_players_infosets_and_moves_that_cannot_be_are_refused():
-    for told, tree in {
+    for told, root in {
         "player -1 with 1 moves": jg.Decision(-1, "a", {0: 1.0}),
         "player 0 with 0 moves": jg.Decision(0, "a", {}),
         "player 0.5 with 1 moves": jg.Decision(0.5, "a", {0: 1.0}),
         "'x': both players move": jg.Decision(0, "x", {0: jg.Decision(1, "x", {0: 1.0})}),
     }.items():
         with pytest.raises(ValueError, match=told):
-            jg.sequence_form(tree)
+            jg.sequence_form(root)
 
 
 def test_two_ends_of_one_pair_of_sequences_are_added():

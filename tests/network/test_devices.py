@@ -11,8 +11,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, PartitionSpec
 
 import jaxsim as js
-from jaxsim.network.interpreter import (
-    calibrated,
+from jaxsim.network.mesh_places import (
     device_axes,
     differing,
     everyone,
@@ -22,6 +21,7 @@ from jaxsim.network.interpreter import (
 )
 from jaxsim.network.plan import Contraction, Plan
 from jaxsim.network.site import Site
+from jaxsim.network.site_call import calibrated
 from tests.support.models import normal
 
 P = PartitionSpec

@@ -91,7 +91,7 @@ def test_a_step_keeps_no_floats_of_a_stack_of_codes(forms):
 
 def test_a_step_that_keeps_what_a_derivative_reads_keeps_floats(monkeypatch):
     """The control."""
-    monkeypatch.setattr("jaxsim.network.interpreter._is_short", lambda state: False)
+    monkeypatch.setattr("jaxsim.network.site_call._is_short", lambda state: False)
     few, many = (memory(js.quantize(4, None), layers, 48) for layers in (2, 8))
     assert many - few > 6 * 48 * 48 * 4
 
