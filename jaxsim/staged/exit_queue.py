@@ -31,6 +31,7 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.internals import compile_count
 from jaxsim.network.stages import StageParams, stage_params
 from jaxsim.pipeline.devices import StageDevices
+from jaxsim.staged.exit_layout import ExitLayout, exit_layout
 from jaxsim.staged.exit_step import (
     ExitStep,
     Prepared,
@@ -42,7 +43,7 @@ from jaxsim.staged.exit_step import (
 )
 from jaxsim.staged.exits import flops_and_kept, tokens_given
 from jaxsim.staged.lengths import can_be_short, first_tokens, token_counts
-from jaxsim.staged.rows import ExitLayout, exit_layout, find_rows, with_batch_size
+from jaxsim.staged.rows import find_rows, with_batch_size
 from jaxsim.staged.token_walk import TokenState
 from jaxsim.staged.waiting import (
     Axes,

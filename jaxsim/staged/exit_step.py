@@ -24,23 +24,20 @@ from jaxsim.network.plan import Plan
 from jaxsim.network.stages import StageParams, Stages, run_stage, split
 from jaxsim.sparsity.channels.axes import Symbol
 from jaxsim.staged.attention import marks_of
+from jaxsim.staged.exit_layout import ExitLayout, exit_layout
 from jaxsim.staged.merging import merged, merged_state, merging_leave
 from jaxsim.staged.resize import resize
 from jaxsim.staged.rows import (
-    ExitLayout,
     abstract_leaves,
     batch_first,
     boundary_values,
     computed_rows,
-    cuts_of,
-    exit_layout,
     find_rows,
-    known_tokens,
-    runs_alike,
     select_union,
     with_batch_size,
     without_exits,
 )
+from jaxsim.staged.token_layout import cuts_of, known_tokens, runs_alike
 from jaxsim.staged.token_marks import Mark, Marks
 from jaxsim.staged.token_walk import TokenState, TokenWalk
 from jaxsim.values.memo import memoized

@@ -22,8 +22,10 @@ from jaxsim.adaptive.tokens import check_levels
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.stages import stage_params
 from jaxsim.pipeline.microbatch import example_of
+from jaxsim.staged.exit_layout import ExitLayout, exit_layout
 from jaxsim.staged.exit_step import StageInputs, advance, features_of, prepared
-from jaxsim.staged.rows import ExitLayout, TokenLayout, exit_layout, find_rows
+from jaxsim.staged.rows import find_rows
+from jaxsim.staged.token_layout import TokenLayout
 from jaxsim.staged.token_walk import TokenState, given_tokens
 
 if TYPE_CHECKING:

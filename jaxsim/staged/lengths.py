@@ -14,8 +14,10 @@ import numpy as np
 
 from jaxsim.adaptive.rule import round_up
 from jaxsim.cores.partition import Partitioned
+from jaxsim.staged.exit_layout import exit_layout
 from jaxsim.staged.exits import tokens_given
-from jaxsim.staged.rows import TokenLayout, exit_layout, find_rows
+from jaxsim.staged.rows import find_rows
+from jaxsim.staged.token_layout import TokenLayout
 
 if TYPE_CHECKING:
     from jaxsim.network.network import Network

@@ -19,10 +19,10 @@ from jaxsim.network.cuts import Equations, active_equations, cuts, variables_of
 from jaxsim.network.plan import Entry
 from jaxsim.network.stacks import Place
 from jaxsim.network.taps import live_at
-from jaxsim.sparsity.channels.propagate import describe_place
+from jaxsim.sparsity.channels.axis_rules import describe_place
 from jaxsim.staged.attention import Attention, computed_values
 from jaxsim.staged.early import counts_tokens
-from jaxsim.staged.rows import TokenLayout
+from jaxsim.staged.token_layout import TokenLayout
 from jaxsim.staged.token_marks import Marks, Scores, Values
 from jaxsim.staged.token_walk import TokenState, marked_equation
 

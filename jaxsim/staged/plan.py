@@ -29,10 +29,12 @@ from jaxsim.pipeline.microbatch import (
 from jaxsim.pipeline.programs import Remat, StageProgram, stage_programs
 from jaxsim.pipeline.schedule import Schedule
 from jaxsim.staged.attention import marks_of
+from jaxsim.staged.exit_layout import exit_layout
 from jaxsim.staged.exit_step import check_heads
 from jaxsim.staged.merging import insert_merges, merging_leave
-from jaxsim.staged.rows import cuts_of, exit_layout, find_rows, known_tokens
+from jaxsim.staged.rows import find_rows
 from jaxsim.staged.soften import soft_stages
+from jaxsim.staged.token_layout import cuts_of, known_tokens
 from jaxsim.staged.token_stages import exit_reads, exit_taps, hand_on_tokens
 from jaxsim.values.memo import memoized
 

@@ -18,9 +18,10 @@ from jaxsim.network.portions import Portion
 from jaxsim.network.stages import Stage, Stages, split
 from jaxsim.numerics.checks import is_traced
 from jaxsim.pipeline.microbatch import batch_split
+from jaxsim.staged.exit_layout import ExitLayout
 from jaxsim.staged.exit_queue import cut_short, leaving, run_layout, tokens_at_first
 from jaxsim.staged.exit_step import Prepared, prepared, sized_stage
-from jaxsim.staged.rows import ExitLayout, find_rows, select_union, with_batch_size
+from jaxsim.staged.rows import find_rows, select_union, with_batch_size
 
 if TYPE_CHECKING:
     from jaxsim.staged.network import Staged

@@ -22,7 +22,8 @@ from jaxsim.internals import (
 )
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.sparsity.channels.axes import AxisGroup, Symbol, resized, resolve
-from jaxsim.sparsity.channels.propagate import EquationAxes, describe_place, equation_axes
+from jaxsim.sparsity.channels.axis_rules import describe_place
+from jaxsim.sparsity.channels.propagate import EquationAxes, equation_axes
 from jaxsim.staged.token_marks import Last, Mark, Marks
 
 

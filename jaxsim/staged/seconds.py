@@ -15,11 +15,11 @@ from jaxsim.console.timing import alternate
 from jaxsim.inputs.batches import batch_of
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
+from jaxsim.staged.exit_layout import ExitLayout
 from jaxsim.staged.exit_queue import run_layout, run_tokens, stage_calls
 from jaxsim.staged.exits import require_exits
 from jaxsim.staged.lengths import can_be_short
 from jaxsim.staged.network import Staged
-from jaxsim.staged.rows import ExitLayout
 
 
 class StageSeconds(NamedTuple):

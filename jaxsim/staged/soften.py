@@ -34,15 +34,11 @@ from jaxsim.network.stages import run_stage, split, stage_params
 from jaxsim.network.taps import Tap, live_at
 from jaxsim.numerics.checks import check_range
 from jaxsim.staged.attention import Attention, marks_of
+from jaxsim.staged.exit_layout import exit_layout
 from jaxsim.staged.exit_step import check_heads
 from jaxsim.staged.exits import with_array_threshold
-from jaxsim.staged.rows import (
-    abstract_leaves,
-    exit_layout,
-    find_rows,
-    known_tokens,
-    without_exits,
-)
+from jaxsim.staged.rows import abstract_leaves, find_rows, without_exits
+from jaxsim.staged.token_layout import known_tokens
 from jaxsim.staged.token_marks import Marks, Values
 from jaxsim.staged.token_stages import (
     ReadExit,

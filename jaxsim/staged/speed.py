@@ -18,11 +18,12 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.network import Network
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range
+from jaxsim.staged.exit_layout import exit_layout
 from jaxsim.staged.exit_queue import run_layout
 from jaxsim.staged.exits import ExitOutputs, exit_outputs, require_exits, take_exits
 from jaxsim.staged.network import Staged
 from jaxsim.staged.passes import pass_all
-from jaxsim.staged.rows import exit_layout, find_rows
+from jaxsim.staged.rows import find_rows
 from jaxsim.staged.seconds import StageSeconds, check_seconds, row_seconds
 
 

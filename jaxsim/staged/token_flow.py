@@ -11,7 +11,8 @@ from jaxsim import internals
 from jaxsim.internals import inner_jaxprs, parameters
 from jaxsim.network.plan import Contraction
 from jaxsim.sparsity.channels.axes import AxisGroup, factor_count, same
-from jaxsim.sparsity.channels.propagate import ELEMENTWISE, EquationAxes, describe_place
+from jaxsim.sparsity.channels.axis_rules import ELEMENTWISE, describe_place
+from jaxsim.sparsity.channels.propagate import EquationAxes
 from jaxsim.staged.bodies import Body, runs_in_place
 from jaxsim.staged.token_marks import Last, Mark, Path, Pool, Scores, Values
 from jaxsim.staged.value_products import ValueProduct

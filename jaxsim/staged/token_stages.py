@@ -27,8 +27,9 @@ from jaxsim.network.cuts import Equations, cuts
 from jaxsim.network.plan import Entry, Plan
 from jaxsim.network.stages import Stage, Stages
 from jaxsim.network.taps import Tap
+from jaxsim.staged.exit_layout import ExitLayout
 from jaxsim.staged.merging import Merge, merged_state
-from jaxsim.staged.rows import ExitLayout, computed_rows, find_rows
+from jaxsim.staged.rows import computed_rows, find_rows
 from jaxsim.staged.token_marks import Marks
 from jaxsim.staged.token_walk import (
     TokenState,

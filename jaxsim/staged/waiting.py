@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxsim.staged.rows import ExitLayout
+from jaxsim.staged.exit_layout import ExitLayout
 
 
 class Axes(NamedTuple):

@@ -21,15 +21,10 @@ from jaxsim.network.cuts import Cut, balance_blocks, blocks, flops
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_called, checked_int
+from jaxsim.staged.exit_layout import BatchPair, exit_layout, find_batch_axes, trace_batch_pair
 from jaxsim.staged.network import Staged
 from jaxsim.staged.passes import at_exits
-from jaxsim.staged.rows import (
-    BatchPair,
-    exit_layout,
-    find_batch_axes,
-    find_rows,
-    trace_batch_pair,
-)
+from jaxsim.staged.rows import find_rows
 from jaxsim.values.calls import shown_as_called
 
 

@@ -36,10 +36,11 @@ from jaxsim.pipeline.microbatch import batch_split, example_of
 from jaxsim.pipeline.programs import Remat, TaskInputs, stage_programs
 from jaxsim.pipeline.schedule import Schedule
 from jaxsim.staged import spmd
+from jaxsim.staged.exit_layout import exit_layout
 from jaxsim.staged.merging import merging_leave
 from jaxsim.staged.network import Staged
 from jaxsim.staged.plan import Layout
-from jaxsim.staged.rows import exit_layout, find_rows
+from jaxsim.staged.rows import find_rows
 from jaxsim.values.calls import shown_as_called
 from jaxsim.values.memo import Memo
 

@@ -16,9 +16,10 @@ from jaxsim.network.calls import OutputCall
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import checked_int
+from jaxsim.staged.exit_layout import exit_layout
 from jaxsim.staged.merging import check_merging, merging_leave
 from jaxsim.staged.network import Staged
-from jaxsim.staged.rows import exit_layout, find_rows
+from jaxsim.staged.rows import find_rows
 from jaxsim.values.calls import shown_as_called
 
 

@@ -28,8 +28,9 @@ from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.numerics.hadamard import orthogonal_factors, random_signs
 from jaxsim.sparsity.channels.axes import Symbol, layout_around, map_along, symbols
+from jaxsim.sparsity.channels.axis_rules import describe_place
 from jaxsim.sparsity.channels.groups import Dependencies, Group, dependencies
-from jaxsim.sparsity.channels.propagate import Leaf, describe_place
+from jaxsim.sparsity.channels.propagate import Leaf
 from jaxsim.transforms.learned_rotation import Loss, Turned, learn_matrices, relative_error
 from jaxsim.transforms.readers import Readers
 from jaxsim.transforms.rescaling import TOLERANCE, Trials, on_devices, on_host, trials_of

@@ -26,7 +26,7 @@ from jaxsim.network.planner import trace_plan
 from jaxsim.network.tracing import retrace
 from jaxsim.numerics.checks import is_traced
 from jaxsim.numerics.hadamard import mix_along, orthogonal_factors
-from jaxsim.sparsity.channels.propagate import describe_place
+from jaxsim.sparsity.channels.axis_rules import describe_place
 from jaxsim.staged.value_products import find_keys
 from jaxsim.transforms.code_cache import CodedCall
 from jaxsim.transforms.score_products import (

@@ -34,7 +34,8 @@ from jaxsim.sparsity.channels.axes import (
     sum_by_symbol,
     symbols,
 )
-from jaxsim.sparsity.channels.propagate import Leaf, describe_place, propagate_channels
+from jaxsim.sparsity.channels.axis_rules import describe_place
+from jaxsim.sparsity.channels.propagate import Leaf, propagate_channels
 from jaxsim.sparsity.channels.resize import resize_model
 from jaxsim.sparsity.channels.tables import groups_table
 
