@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxsim.accelerators.memory import Link, Memory
-from jaxsim.accelerators.part import Runs
+from jaxsim.accelerators.part import Part, Runs
 from jaxsim.numerics.checks import checked_int
 
 
@@ -40,7 +40,7 @@ class Accelerator:
       0.488
     """
 
-    parts: Mapping[str, Runs]
+    parts: Mapping[str, Runs | Part]
     memory: Mapping[str, Memory] = dataclasses.field(default_factory=dict)
     links: Mapping[str, Link] = dataclasses.field(default_factory=dict)
     weights: str | None = None

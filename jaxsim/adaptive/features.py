@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -12,9 +12,7 @@ Feature = Callable[..., Float[Array, "B d"]]
 leave, a second argument says which are there, [B, n]."""
 
 
-def pooled(
-    live: tuple[Array, ...], present: Bool[Array, "B n"] | None = None
-) -> Float[Array, "B d"]:
+def pooled(live: Sequence[Array], present: Bool[Array, "B n"] | None = None) -> Float[Array, "B d"]:
     """Averages the one float activation over positions or tokens.
 
     Args:
@@ -41,7 +39,7 @@ def pooled(
 
 
 def first_token(
-    live: tuple[Array, ...], present: Bool[Array, "B n"] | None = None
+    live: Sequence[Array], present: Bool[Array, "B n"] | None = None
 ) -> Float[Array, "B d"]:
     """Selects the first token, a class token, of the one float activation.
 
@@ -64,7 +62,7 @@ def first_token(
     return x[:, 0]
 
 
-def _only(live: tuple[Array, ...]) -> Array:
+def _only(live: Sequence[Array]) -> Array:
     found = [x for x in live if x.ndim > 1 and jnp.issubdtype(x.dtype, jnp.floating)]
     if len(found) != 1:
         shapes = ", ".join(str(list(x.shape)) for x in found) or "no float [B, …, d]"

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jaxsim.inputs.samples import check_finite
@@ -20,18 +21,18 @@ Head = dict[str, Array]
 
 
 @own_promotion()
-def apply_head(head: Head, feature: Float[Array, "B d"]) -> Float[Array, "B C"]:
+def apply_head(head: Head, feature: Float[Array | np.ndarray, "B d"]) -> Float[Array, "B C"]:
     """Computes the logits of a linear classifier.
 
     Args:
       head: Kernel [d, C] and bias [C].
       feature: Features [B, d].
     """
-    return feature @ head["kernel"] + head["bias"]
+    return jnp.asarray(feature) @ head["kernel"] + head["bias"]
 
 
 def fit_students(
-    features: Sequence[Float[Array, "n d_l"]],
+    features: Sequence[Float[Array | np.ndarray, "n d_l"]],
     teacher: Float[Array, "n C"],
     key: Key[Array, ""],
     *,

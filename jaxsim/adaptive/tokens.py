@@ -67,7 +67,7 @@ def token_importance(
 
 @own_promotion()
 def above(
-    level: Float[Array, ""], received: Float[Array, "B n"], valid: Bool[Array, "B n"]
+    level: Float[Array, ""] | float, received: Float[Array, "B n"], valid: Bool[Array, "B n"]
 ) -> Bool[Array, "B n"]:
     """Keeps tokens that receive at least `level`.
 
@@ -87,7 +87,7 @@ def above(
 
 @own_promotion()
 def top(
-    level: Float[Array, ""], received: Float[Array, "B n"], valid: Bool[Array, "B n"]
+    level: Float[Array, ""] | float, received: Float[Array, "B n"], valid: Bool[Array, "B n"]
 ) -> Bool[Array, "B n"]:
     """Keeps the tokens that receive most, all but the fraction `level`; earlier ones win ties.
 
@@ -118,7 +118,7 @@ def _rank(score: Float[Array, "B n"]) -> Int[Array, "B n"]:
 
 @own_promotion()
 def merge(
-    level: Float[Array, ""],
+    level: Float[Array, ""] | float,
     keys: Float[Array, "B n d"],
     valid: Bool[Array, "B n"],
     fixed: Bool[Array, "B n"] | Bool[Array, " n"],
@@ -162,7 +162,9 @@ def merge(
 
 @own_promotion()
 def soft_mask(
-    received: Float[Array, "B n"], level: Float[Array, ""], temperature: Float[Array, ""] | float
+    received: Float[Array, "B n"],
+    level: Float[Array, ""] | float,
+    temperature: Float[Array, ""] | float,
 ) -> Float[Array, "B n"]:
     """Computes how much of each token stays while thresholds are learned: σ((s − θ) / T).
 
@@ -271,7 +273,7 @@ def check_level_count(level: Any, layers: int) -> None:
 @own_promotion()
 def keep_tokens(
     keeps: Keeps,
-    level: Float[Array, ""],
+    level: Float[Array, ""] | float,
     received: Float[Array, "B n"],
     valid: Bool[Array, "B n"],
     protect: int,

@@ -1,6 +1,7 @@
 """Greedy maximum coverage of reverse-reachable sets, evaluated lazily."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -163,7 +164,7 @@ def _largest_left(mem: Array, covered: Array, bound: Array, k: int) -> Int[Array
 
 
 @own_promotion()
-def coverage(rr: RRSets, seeds: Int[ArrayLike, " k"]) -> Int[Array, ""]:
+def coverage(rr: RRSets, seeds: Int[ArrayLike, " k"] | Sequence[int]) -> Int[Array, ""]:
     """Counts the sets that hold at least one seed.
 
     Args:
@@ -184,7 +185,7 @@ def coverage(rr: RRSets, seeds: Int[ArrayLike, " k"]) -> Int[Array, ""]:
     return jnp.asarray(count_hit(rr, seeds), jnp.int32)
 
 
-def count_hit(rr: RRSets, seeds: Int[ArrayLike, " k"]) -> Int[Array, ""] | int:
+def count_hit(rr: RRSets, seeds: Int[ArrayLike, " k"] | Sequence[int]) -> Int[Array, ""] | int:
     """Counts as `coverage` does, and leaves what the host has found there.
 
     Args:

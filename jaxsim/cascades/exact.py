@@ -1,6 +1,7 @@
 """Exact influence of a seed set on a tiny graph, by enumeration."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import ArrayLike, Int
@@ -10,7 +11,7 @@ from jaxsim.cascades.graph import ICGraph, seed_mask
 MAX_EDGES = 20
 
 
-def exact_influence(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> float:
+def exact_influence(g: ICGraph, seeds: Int[ArrayLike, " k"] | Sequence[int]) -> float:
     """Sums reach times probability over all 2^m ways in which the edges can be live.
 
     Args:

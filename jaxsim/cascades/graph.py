@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -164,9 +165,9 @@ def _pull_rows(src: np.ndarray, dst: np.ndarray, n: int) -> Pull:
 
 
 def from_edges(
-    src: Int[ArrayLike, " m"],
-    dst: Int[ArrayLike, " m"],
-    p: Float[ArrayLike, " m"] = 1.0,
+    src: Int[ArrayLike, " m"] | Sequence[int],
+    dst: Int[ArrayLike, " m"] | Sequence[int],
+    p: Float[ArrayLike, " m"] | Sequence[float] = 1.0,
     n: int | None = None,
     *,
     undirected: bool = False,
@@ -327,7 +328,7 @@ def from_scipy(matrix: Any) -> ICGraph:
     )
 
 
-def check_seeds(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> None:
+def check_seeds(g: ICGraph, seeds: Int[ArrayLike, " k"] | Sequence[int]) -> None:
     """Refuses seeds outside a graph; traced ones are not looked at.
 
     Args:
@@ -347,7 +348,7 @@ def check_seeds(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> None:
 
 
 @own_promotion()
-def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"]) -> Bool[Array, " n"]:
+def seed_mask(g: ICGraph, seeds: Int[ArrayLike, " k"] | Sequence[int]) -> Bool[Array, " n"]:
     """Turns seed ids into a mask; -1 pads and repeated ids count once.
 
     Args:

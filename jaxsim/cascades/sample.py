@@ -54,7 +54,7 @@ class Cascades(NamedTuple):
 @own_promotion()
 def sample_cascades(
     g: ICGraph,
-    q: Float[ArrayLike, " n"],
+    q: Float[ArrayLike, " n"] | Sequence[float],
     key: PRNGKeyArray,
     t: int,
     *,
@@ -143,7 +143,7 @@ def _sample(g: ICGraph, q: Array, keys: PRNGKeyArray, steps: bool) -> Cascades:
 
 @own_promotion()
 def from_steps(
-    steps: Sequence[Sequence[ArrayLike]], n: int, *, cumulative: bool = False
+    steps: Sequence[Sequence[ArrayLike | Sequence[int]]], n: int, *, cumulative: bool = False
 ) -> Cascades:
     """Builds cascades from the nodes active at each time step.
 
@@ -185,9 +185,9 @@ def from_steps(
 
 @own_promotion()
 def from_arrays(
-    S0: Bool[ArrayLike, "t n"],
-    S1: Bool[ArrayLike, "t n"],
-    final_size: Int[ArrayLike, " t"] | None = None,
+    S0: Bool[ArrayLike, "t n"] | Sequence[Sequence[bool]],
+    S1: Bool[ArrayLike, "t n"] | Sequence[Sequence[bool]],
+    final_size: Int[ArrayLike, " t"] | Sequence[int] | None = None,
     *,
     cumulative: bool = False,
 ) -> Cascades:

@@ -1,7 +1,7 @@
 """Spread of given seeds: independent cascades counted in batches of words."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
@@ -259,7 +259,7 @@ def batch_keys(key: PRNGKeyArray, batches: int) -> PRNGKeyArray:
 @own_promotion()
 def simulate_ic(
     g: ICGraph,
-    seeds: Int[ArrayLike, " k"],
+    seeds: Int[ArrayLike, " k"] | Sequence[int],
     key: PRNGKeyArray,
     n_sims: int,
     *,
@@ -299,6 +299,7 @@ def simulate_ic(
       2.0
     """
     check_seeds(g, seeds)
+    chosen = np.asarray(seeds) if isinstance(seeds, Sequence) else seeds
     if n_sims < 1:
         raise ValueError(f"n_sims = {n_sims}; allowed: at least 1")
     if engine not in ("auto", "packed", "frontier", "loop"):
@@ -315,10 +316,10 @@ def simulate_ic(
             "with 'loop', which runs on the host"
         )
     whole = max_steps is None and mesh is None and engine in ("auto", "loop")
-    if whole and loops_for(g, seeds, key):
+    if whole and loops_for(g, chosen, key):
         what = f"a loop over n = {g.n}, m = {g.m}"
         memory.check(what, 16 * g.n + 20 * g.m, "split the graph")
-        found = _loop_sizes(g, seeds, key, n_sims, engine)
+        found = _loop_sizes(g, chosen, key, n_sims, engine)
         if found is not None:
             return summary(jnp.asarray(found.reshape(-1)[:n_sims]))
         engine = "packed"
@@ -327,7 +328,7 @@ def simulate_ic(
             "engine = 'loop'; allowed: on a CPU, outside jit, where numba is installed (extra "
             "'cascades')"
         )
-    return summary(_batched_sizes(g, seeds, key, n_sims, engine, max_steps, mesh)[:n_sims])
+    return summary(_batched_sizes(g, chosen, key, n_sims, engine, max_steps, mesh)[:n_sims])
 
 
 def _batched_sizes(
@@ -358,7 +359,10 @@ def _batched_sizes(
 
 @own_promotion()
 def influence(
-    g: ICGraph, seed_sets: Int[ArrayLike, "sets k"], key: PRNGKeyArray, n_sims: int
+    g: ICGraph,
+    seed_sets: Int[ArrayLike, "sets k"] | Sequence[Sequence[int]],
+    key: PRNGKeyArray,
+    n_sims: int,
 ) -> Spread:
     """Compares seed sets on the same random live edges, so that their differences are sharp.
 

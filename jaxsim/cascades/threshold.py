@@ -1,6 +1,7 @@
 """Cascades of the linear threshold model, by its live-edge form."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def _sizes(
 @own_promotion()
 def simulate_lt(
     g: ICGraph,
-    seeds: Int[ArrayLike, " k"],
+    seeds: Int[ArrayLike, " k"] | Sequence[int],
     key: PRNGKeyArray,
     n_sims: int,
     *,

@@ -38,7 +38,7 @@ from jaxsim.network.deployment import (
 )
 from jaxsim.network.leaves import path_name
 from jaxsim.network.lookups import as_written, is_transposed
-from jaxsim.network.network import Network, data_fields
+from jaxsim.network.network import Net, Network, data_fields
 from jaxsim.network.params import param_names, with_params
 from jaxsim.network.unheld import Absent, without_values
 from jaxsim.network.writer import shard_like_weights, write_states
@@ -147,7 +147,7 @@ def _write(folder: Path, net: Network, leaves: list[Any], again: list[list[int]]
         shutil.rmtree(part, ignore_errors=True)
 
 
-def load(path: str | Path, like: Network) -> Network:
+def load(path: str | Path, like: Net) -> Net:
     """Reads a network that `save` wrote.
 
     Args:
@@ -247,7 +247,7 @@ def _tightened(states: Any, like: Any) -> Any:
     return jax.tree.map(tight, like, states, is_leaf=_is_packed)
 
 
-def _with_pairs(net: Network, *, apart: bool) -> Network:
+def _with_pairs(net: Net, *, apart: bool) -> Net:
     """A network whose pairs of cells are written as before the fifth format, or as they are now."""
     pair = Wrapper.of(differential, apart=True) if apart else Wrapper.of(differential)
 
@@ -299,7 +299,7 @@ def _is_lean(net: Network) -> bool:
     )
 
 
-def _load_packed(path: str | Path, like: Network, metadata: dict[str, Any]) -> Network:
+def _load_packed(path: str | Path, like: Net, metadata: dict[str, Any]) -> Net:
     """A deployed network from its packed arrays."""
     import orbax.checkpoint as ocp
 

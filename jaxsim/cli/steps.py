@@ -12,6 +12,8 @@ from jaxtyping import Array, Key
 import jaxsim as js
 from jaxsim.cli.keys import meant
 from jaxsim.cli.vocabulary import public
+from jaxsim.network.network import Net
+from jaxsim.network.transform import Transform
 
 _EMPTY = inspect.Parameter.empty
 
@@ -48,9 +50,7 @@ class Given:
         return jax.random.fold_in(self._key, self._keys)
 
 
-def compose_steps(
-    steps: Sequence[Mapping[str, Any]], given: Given | None = None
-) -> Callable[[js.Network], js.Network]:
+def compose_steps(steps: Sequence[Mapping[str, Any]], given: Given | None = None) -> Transform:
     """Composes the transforms of a recipe, one after the other.
 
     Args:
@@ -63,7 +63,7 @@ def compose_steps(
         applied, what a transform raises.
     """
     given = Given() if given is None else given
-    transforms: list[tuple[str, Callable[[js.Network], js.Network]]] = []
+    transforms: list[tuple[str, Transform]] = []
     for i, step in enumerate(steps, 1):
         try:
             make = public(str(step["name"]))
@@ -72,12 +72,12 @@ def compose_steps(
         what = f"transform {i}, {step['name']}"
         said = {name: value for name, value in step.items() if name != "name"}
         settings = {k: _resolved(f"{what}: {k}", v, given) for k, v in said.items()}
-        built: Callable[[js.Network], js.Network] = construct(what, make, settings, given)
+        built: Transform = construct(what, make, settings, given)
         if not callable(built):
             raise ValueError(f"{what}: makes a {type(built).__name__}, no transform")
         transforms.append((what, built))
 
-    def apply(net: js.Network) -> js.Network:
+    def apply(net: Net) -> Net:
         for what, step in transforms:
             try:
                 net = step(net)

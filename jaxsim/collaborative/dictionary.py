@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
@@ -41,7 +42,10 @@ class Dictionary(NamedTuple):
 
 @own_promotion()
 def make_dictionary(
-    X: Float[Array, "N d"], labels: Int[Array, " N"], num_classes: int, lam: float | Array
+    X: Float[Array, "N d"],
+    labels: Int[Array | np.ndarray, " N"],
+    num_classes: int,
+    lam: float | Array,
 ) -> Dictionary:
     """Factorizes labeled samples.
 

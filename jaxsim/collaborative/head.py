@@ -39,7 +39,7 @@ def unit(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 @own_promotion()
 def batch_logits(
     X: Float[Array, "N d"],
-    labels: Int[Array, " N"],
+    labels: Int[Array | np.ndarray, " N"],
     num_classes: int,
     lam: float | Array,
     scale: float | Array,
@@ -122,7 +122,7 @@ def dictionary_logits(
 
 @own_promotion()
 def leave_one_out_entropy(
-    logits: Float[Array, "N C"], labels: Int[Array, " N"]
+    logits: Float[Array, "N C"], labels: Int[Array | np.ndarray, " N"]
 ) -> Float[Array, ""]:
     """Averages the cross-entropy over samples whose class has another sample in the batch.
 

@@ -19,7 +19,7 @@ from jaxsim.numerics.checks import checked_int, is_traced
 @own_promotion()
 def class_residuals(
     X: Float[Array, "N d"],
-    labels: Int[Array, " N"],
+    labels: Int[Array | np.ndarray, " N"],
     y: Float[Array, "Q d"],
     alpha: Float[Array, "Q N"],
     num_classes: int,

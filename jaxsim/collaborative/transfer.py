@@ -56,8 +56,8 @@ class Stage:
       (False, None)
     """
 
-    images: Float[np.ndarray, "N ..."]
-    labels: Int[np.ndarray, " N"]
+    images: Float[Array | np.ndarray, "N ..."]
+    labels: Int[Array | np.ndarray, " N"]
     model: nn.Module
     loss: Loss
     steps: int
@@ -125,7 +125,7 @@ def fit_stages(
 
 
 def balanced_rows(
-    labels: Int[np.ndarray, " N"], per_class: int, key: Key[Array, ""]
+    labels: Int[Array | np.ndarray, " N"], per_class: int, key: Key[Array, ""]
 ) -> Int[np.ndarray, " n"]:
     """Draws rows of equally many samples of each class, without replacement.
 

@@ -15,11 +15,11 @@ from jaxsim.cores.cells.aging import TEN_YEARS
 from jaxsim.cores.conductance import AgingState, ProgrammedState
 from jaxsim.formats.grid import Range
 from jaxsim.network.deployment import widen_ranges
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.numerics.checks import check_range
 
 
-def age(chip: Network, time: float | Array) -> Network:
+def age(chip: Net, time: float | Array) -> Net:
     """Returns the chip as it is some time after it was programmed.
 
     Times count from the first read after programming, whatever the chip's time was before. Ranges
@@ -57,7 +57,7 @@ def age(chip: Network, time: float | Array) -> Network:
     return dataclasses.replace(chip, states=_mapped(at, chip.states, AgingState))
 
 
-def recalibrate(chip: Network, *args: Any, **kwargs: Any) -> Network:
+def recalibrate(chip: Net, *args: Any, **kwargs: Any) -> Net:
     """Sets the calibrated ranges of converters anew, as the chip is now; other ranges stay.
 
     `widen_ranges` only widens them, and cells that have drifted draw less current.

@@ -19,7 +19,7 @@ from jaxsim.network.arguments import call_arguments, check_key
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import check_params
 from jaxsim.network.lookups import Transposed
-from jaxsim.network.network import Network, run_network, trace_call
+from jaxsim.network.network import Net, Network, run_network, trace_call
 from jaxsim.network.params import param_names
 from jaxsim.network.plan import Traced
 from jaxsim.network.planner import trace_plan
@@ -37,13 +37,13 @@ FEW = 8
 
 
 def deploy(
-    net: Network,
+    net: Net,
     *,
     key: Key[Array, ""] | None = None,
     calibrate: Any = None,
     keep_floats: bool = True,
     **kwargs: Any,
-) -> Network:
+) -> Net:
     """Writes the weights once and sets the ranges, as a chip is programmed.
 
     Args:
@@ -100,7 +100,7 @@ def deploy(
     return share_tables(chip if keep_floats else _without_floats(chip))
 
 
-def share_tables(chip: Network) -> Network:
+def share_tables(chip: Net) -> Net:
     """Lets a table that is looked up and multiplied too, as a tied head's, be held once.
 
     Arrays of a lookup's state become those of another site of the same parameter that hold the
@@ -136,7 +136,7 @@ def _held(a: Any, others: list[Any]) -> Any:
     return a
 
 
-def write_chip(net: Network, key: Key[Array, ""] | None) -> Network:
+def write_chip(net: Net, key: Key[Array, ""] | None) -> Net:
     """Writes the weights of a network that is not deployed; ranges are not set.
 
     Args:
@@ -151,7 +151,7 @@ def write_chip(net: Network, key: Key[Array, ""] | None) -> Network:
     return dataclasses.replace(net, states=states, deployed=True)
 
 
-def _without_floats(chip: Network) -> Network:
+def _without_floats(chip: Net) -> Net:
     """A network without the parameters and settings that its calls do not read."""
     read = find_read_params(chip)
     names = tuple(name for name in param_names(chip) if name not in read)
@@ -162,7 +162,7 @@ def _without_floats(chip: Network) -> Network:
     )
 
 
-def without_unread_settings(chip: Network) -> Network:
+def without_unread_settings(chip: Net) -> Net:
     """Replaces arrays of cores that neither calls nor calibration read by ones without memory.
 
     Such are ranges and scales by which weights were written, and that their states hold too. A
@@ -201,7 +201,7 @@ def without_unread_settings(chip: Network) -> Network:
     return dataclasses.replace(chip, cores=jax.tree.unflatten(structure, kept))
 
 
-def widen_ranges(chip: Network, *args: Any, **kwargs: Any) -> Network:
+def widen_ranges(chip: Net, *args: Any, **kwargs: Any) -> Net:
     """Calibrates a deployed network on more inputs: its ranges widen to include them.
 
     Args:

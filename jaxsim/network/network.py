@@ -7,7 +7,7 @@ import math
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -254,7 +254,7 @@ class Network(PytreeValue):
         chosen = set[str]().union(*hits.values())
         return tuple(s for s in sites if s.name in chosen)
 
-    def with_state(self, updates: PyTree) -> Network:
+    def with_state(self, updates: PyTree) -> Self:
         """Replaces what the model reads beside its parameters.
 
         Args:
@@ -270,7 +270,7 @@ class Network(PytreeValue):
         """
         return dataclasses.replace(self, buffers=update_buffers(self.buffers, updates))
 
-    def wrap(self, names: Iterable[str], wrapper: Wrapper) -> Network:
+    def wrap(self, names: Iterable[str], wrapper: Wrapper) -> Self:
         """Places a wrapper innermost at each named site.
 
         Args:
@@ -415,7 +415,7 @@ class Network(PytreeValue):
                 sizes[path_name(path)] = math.prod(np.shape(b))
         return cover(sizes, self.sites, self.cores, self.masks, self.weights, readers)
 
-    def with_params(self, params: PyTree) -> Network:
+    def with_params(self, params: PyTree) -> Self:
         """Replaces the parameters, as a training loop does.
 
         Args:
@@ -467,6 +467,10 @@ class Network(PytreeValue):
             deployed=self.deployed,
             calibrated=self.calibrated,
         )
+
+
+Net = TypeVar("Net", bound=Network)
+"""A network of whatever kind it is, such as one that is cut into stages."""
 
 
 def base_network(net: Network) -> Network:

@@ -11,13 +11,13 @@ from jaxtyping import Array, Key
 from jaxsim.cores.operand import writes_in_calls, written_operand
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.arguments import check_key
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net
 
 WRITES = 0xCE11
 """What the key of a text is folded with for the cells of its keys and values."""
 
 
-def fix_writes(net: Network, key: Key[Array, ""]) -> Network:
+def fix_writes(net: Net, key: Key[Array, ""]) -> Net:
     """Returns the network with errors of cells that calls write drawn from one key.
 
     By default each call draws its own. With a cache a token is written once and read by many calls:
@@ -55,7 +55,7 @@ def fix_writes(net: Network, key: Key[Array, ""]) -> Network:
     return _with_seed(net, key)
 
 
-def fix_text(net: Network, key: Key[Array, ""] | None) -> Network:
+def fix_text(net: Net, key: Key[Array, ""] | None) -> Net:
     """Lets all calls of one text write alike: a network whose key of writes is not fixed yet.
 
     Args:
@@ -70,7 +70,7 @@ def fix_text(net: Network, key: Key[Array, ""] | None) -> Network:
     return _with_seed(net, jax.random.fold_in(key, WRITES))
 
 
-def _with_seed(net: Network, key: Any) -> Network:
+def _with_seed(net: Net, key: Any) -> Net:
     seed = jax.random.bits(key)
 
     def seeded(chain: tuple[Wrapper, ...]) -> tuple[Wrapper, ...]:

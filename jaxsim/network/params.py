@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxsim.network.leaves import path_name
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.site import Site
 
 
@@ -38,7 +38,7 @@ def tensors(net: Network) -> Tensors:
     return {path_name(path): a for path, a in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def with_tensors(net: Network, changes: Mapping[str, Array]) -> Network:
+def with_tensors(net: Net, changes: Mapping[str, Array]) -> Net:
     """Replaces some parameters and buffers; their dtypes stay.
 
     Args:
@@ -83,7 +83,7 @@ def stacks_of(net: Network) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def with_params(net: Network, params: dict[str, Array]) -> Network:
+def with_params(net: Net, params: dict[str, Array]) -> Net:
     """Replaces some parameters of a network.
 
     Args:

@@ -14,7 +14,7 @@ from jaxsim.network.arguments import abstract_arguments, call_arguments
 from jaxsim.network.changes import Changes, changes
 from jaxsim.network.frontends import take_apart
 from jaxsim.network.leaves import check_params, is_array
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.planner import trace_plan
 from jaxsim.numerics.arrays import native
 
@@ -121,7 +121,7 @@ def _warn(changed: Changes) -> None:
         )
 
 
-def retrace(net: Network, fn: Callable[..., Any]) -> Network:
+def retrace(net: Net, fn: Callable[..., Any]) -> Net:
     """Traces another function of the same arguments and finds its sites anew.
 
     Args:

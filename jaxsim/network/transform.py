@@ -7,7 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast, overload
 
 import jax
 import numpy as np
@@ -16,17 +16,30 @@ from jaxsim.cores.core import Core, float_core
 from jaxsim.cores.role import WEIGHT
 from jaxsim.cores.wrapper import Wrapper, factory_name
 from jaxsim.network.leaves import path_name
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.site import Site
 from jaxsim.numerics.checks import check_called
 from jaxsim.values.calls import shown_as_called
 
-Transform = Callable[[Network], Network]
-"""A pure function from a network to a network."""
+
+class Transform(Protocol):
+    """A pure function from a network to a network of the same kind, or one with stages."""
+
+    def __call__(self, net: Net, /) -> Net:
+        """Transforms a network.
+
+        Args:
+          net: Network.
+        """
+        ...
 
 
+@overload
+def compose(*transforms: Transform) -> Transform: ...
+@overload
+def compose(*transforms: Callable[[Network], Net]) -> Callable[[Network], Net]: ...
 @shown_as_called
-def compose(*transforms: Transform) -> Transform:
+def compose(*transforms: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Composes transforms into one that applies them in the written order.
 
     Args:
@@ -58,7 +71,7 @@ def compose(*transforms: Transform) -> Transform:
 
 
 @shown_as_called
-def rules(by_pattern: Mapping[str, Transform]) -> Transform:
+def rules(by_pattern: Mapping[str, Callable[[Network], Network]]) -> Transform:
     """Applies a transform to each pattern of sites; the first pattern that matches a site wins.
 
     Args:
@@ -98,7 +111,7 @@ def rules(by_pattern: Mapping[str, Transform]) -> Transform:
                 net = dataclasses.replace(focused, focus=outer)
         return net
 
-    return apply
+    return cast("Transform", apply)
 
 
 @shown_as_called
@@ -132,7 +145,7 @@ def wrap(
     except TypeError as error:
         raise ValueError(f"make={make!r} with {settings}: {error}") from error
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, factory_name(make), sites)
         return net.wrap((s.name for s in chosen), Wrapper.of(make, **settings))
 

@@ -22,7 +22,6 @@ from jaxsim.checkpoint.save_load import describe
 from jaxsim.inputs.batches import batches, one_batch
 from jaxsim.network.arguments import check_key
 from jaxsim.network.network import Network
-from jaxsim.network.transform import Transform
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.search.allocation import allocate
 from jaxsim.search.front import Front, Point, non_dominated
@@ -48,7 +47,7 @@ Proposer = Literal["uniform", "program", "greedy", "random"]
 def explore(
     net: Network,
     accelerator: Accelerator,
-    options: Mapping[str, Transform | Option | None],
+    options: Mapping[str, Callable[[Network], Network] | Option | None],
     calibrate: Any,
     evaluate: Callable[[Network], float],
     *,

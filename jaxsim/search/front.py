@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ from jaxsim.accelerators.accelerator import Accelerator
 from jaxsim.accelerators.result import Estimate
 from jaxsim.console.table import shown_as_table, si
 from jaxsim.network.network import Network
-from jaxsim.network.transform import Transform
 from jaxsim.search.options import Fit, Option, Place, apply_options, option_sites
 
 
@@ -127,7 +126,7 @@ class Front(NamedTuple):
         good = (point for point in self.points if point.accuracy >= self.exact - drop)
         return next(good, None)
 
-    def transform(self, point: int | Point) -> Transform:
+    def transform(self, point: int | Point) -> Callable[[Network], Network]:
         """Makes the transform that gives each place the option of a point.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jaxsim.network.cost import SiteCounts
 from jaxsim.network.leaves import path_name
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.plan import Plan, contractions
-from jaxsim.network.transform import Transform, require_network
+from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import check_called
 
 
@@ -35,7 +35,7 @@ class Option(NamedTuple):
       Option(transform=quantize(weights=4, inputs=8), sites=['layers*'], part=None)
     """
 
-    transform: Transform | None
+    transform: Callable[[Network], Network] | None
     sites: str | Sequence[str] = "*"
     part: str | None = None
 
@@ -76,7 +76,9 @@ class _OtherModelError(ValueError):
     """A transform does more than an option may."""
 
 
-def named_options(options: Mapping[str, Transform | Option | None]) -> dict[str, Option]:
+def named_options(
+    options: Mapping[str, Callable[[Network], Network] | Option | None],
+) -> dict[str, Option]:
     """Reads options by name.
 
     Args:
@@ -219,7 +221,9 @@ def _meant(net: Network, option: Option) -> set[str]:
     return {site.name for site in net.select(option.sites, lookups=option.sites == "*")}
 
 
-def _applied(net: Network, transform: Transform, sites: Sequence[str]) -> Network:
+def _applied(
+    net: Network, transform: Callable[[Network], Network], sites: Sequence[str]
+) -> Network:
     made = transform(dataclasses.replace(net, focus=tuple(sites)))
     return dataclasses.replace(made, focus=net.focus)
 
@@ -265,7 +269,9 @@ def _unwritable(
     ]
 
 
-def _checked(net: Network, name: str, transform: Transform, sites: Sequence[str]) -> Network:
+def _checked(
+    net: Network, name: str, transform: Callable[[Network], Network], sites: Sequence[str]
+) -> Network:
     """The transformed network.
 
     Raises:

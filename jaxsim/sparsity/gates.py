@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jaxsim.network.leaves import path_name
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.params import by_name, stacks_of
 from jaxsim.network.tracing import retrace
 from jaxsim.numerics.arrays import own_promotion
@@ -200,7 +200,7 @@ def variational_dropout(start: float = -10.0, *, most: float = 3.0) -> Gates:
 
 
 @own_promotion()
-def gated(net: Network, gates: Gates, *, sites: str | Sequence[str] = "*") -> Network:
+def gated(net: Net, gates: Gates, *, sites: str | Sequence[str] = "*") -> Net:
     """Adds trained gates to a network's weights.
 
     Its parameters are `{"params": …, "gates": …}`. Training draws the gates anew at every step when

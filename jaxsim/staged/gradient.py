@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def pipeline_value_and_grad(
             raise ValueError("batch: must be a tuple of inputs and targets")
         inputs, targets = batch
         given = batch_of(inputs, "batch")
-        current = cast("Staged", with_values(pipe, params))
+        current = with_values(pipe, params)
         arguments = pipe.arguments(given.args, {**kwargs, **given.kwargs}, key)
         plan = pipeline_plan(current, arguments)
         if layout.engine == "spmd":
@@ -141,7 +141,7 @@ def soft_value_and_grad(
     ) -> tuple[Any, Any]:
         inputs, targets = batch
         given = batch_of(inputs, "batch")
-        current = cast("Staged", with_values(net, values, levels=True))
+        current = with_values(net, values, levels=True)
         arguments = net.arguments(given.args, {**kwargs, **given.kwargs}, key)
         plan = pipeline_plan(current, arguments, soft=True)
         tokens = tokens_given(current, arguments)
@@ -263,7 +263,7 @@ def _spmd_step(
 
     def run(net: Staged, arrays: Any, aims: Any) -> tuple[Array, Any]:
         def total(values: Any) -> Array:
-            current = cast("Staged", with_values(net, values))
+            current = with_values(net, values)
             return spmd.loss_of(current, plan, arrays, aims, loss, mean=reduction == "mean")
 
         return jax.value_and_grad(total)(trained_values(net))

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, TypeGuard, cast
 
 from jaxsim.cores.trained import trained_numbers, with_trained_numbers
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.staged.network import Staged
 from jaxsim.staged.soften import require_soft
 
@@ -53,7 +53,7 @@ def trained_values(net: Network, *, levels: bool = False) -> Any:
     return {"params": net.params, **more} if more else net.params
 
 
-def with_values(net: Network, values: Any, *, levels: bool = False) -> Network:
+def with_values(net: Net, values: Any, *, levels: bool = False) -> Net:
     """Puts other values of `trained_values` in a network.
 
     Args:

@@ -20,7 +20,7 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import Batch, row_count, split_labels, take_rows
 from jaxsim.inputs.samples import check_batch, check_finite, check_labels
 from jaxsim.network.arguments import call_arguments
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.numerics.arrays import own_promotion
 from jaxsim.numerics.checks import check_range, checked_int
 from jaxsim.sparsity.optimizers.masked import masks_of
@@ -107,7 +107,7 @@ def adapter_marks(net: Network) -> Any:
 
 @own_promotion()
 def fit(
-    net: Network,
+    net: Net,
     images: Any,
     labels: Any = None,
     *,
@@ -124,7 +124,7 @@ def fit(
     checkpoints: str | Path | None = None,
     label: str = "training",
     quiet: bool = False,
-) -> Network:
+) -> Net:
     """Minimizes a loss of a network's logits, the cross-entropy unless said, by its own gradients.
 
     The order of the images and the noise of the cores in epoch e come from `fold_in(key, e)`, so
@@ -235,11 +235,11 @@ def fit(
         more = {"soft": soft, "pad_to": pad_to, "errors": shares and run_digest(shares)}
         run |= {name: str(value) for name, value in more.items() if value is not None}
 
-    def step(at: tuple[Network, Any], batch: tuple[Any, ...]) -> Any:
+    def step(at: tuple[Net, Any], batch: tuple[Any, ...]) -> Any:
         net, state, value = advance(*at, *batch)
         return (net, state), value
 
-    def with_content(at: tuple[Network, Any], content: Any) -> tuple[Network, Any]:
+    def with_content(at: tuple[Net, Any], content: Any) -> tuple[Net, Any]:
         values, buffers, state = content
         return dataclasses.replace(descent.with_values(at[0], values), buffers=buffers), state
 

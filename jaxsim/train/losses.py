@@ -19,7 +19,9 @@ from jaxsim.values.value import Value
 
 
 @own_promotion()
-def cross_entropy(logits: Float[Array, "N C"], labels: Int[Array, " N"]) -> Float[Array, ""]:
+def cross_entropy(
+    logits: Float[Array, "N C"], labels: Int[Array | np.ndarray, " N"]
+) -> Float[Array, ""]:
     """Computes the mean cross-entropy with integer classes.
 
     Args:
@@ -88,7 +90,7 @@ def distillation(
 
 
 def distillation_targets(
-    logits: Float[np.ndarray, "N *each C"], labels: Int[np.ndarray, " N *each"]
+    logits: Float[Array | np.ndarray, "N *each C"], labels: Int[Array | np.ndarray, " N *each"]
 ) -> Float[np.ndarray, "N *each C1"]:
     """Puts the class behind a teacher's logits: labels of `distillation`.
 

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from jaxsim.checkpoint.log import program_digest
 from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import Batch
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.sparsity.masks import select_kept
 from jaxsim.sparsity.optimizers.masked import masks_of
 from jaxsim.staged.gradient import pipeline_value_and_grad, soft_value_and_grad
@@ -60,7 +60,7 @@ class Descent:
         """What the optimizer trains of a network, as `trained_values`."""
         return trained_values(net, levels=self.soft is not None)
 
-    def with_values(self, net: Network, values: Any) -> Network:
+    def with_values(self, net: Net, values: Any) -> Net:
         """The network with other such values."""
         return with_values(net, values, levels=self.soft is not None)
 
@@ -160,7 +160,7 @@ def compile_step(
     )
 
 
-def under_masks_of(state: optax.OptState, net: Network) -> Network:
+def under_masks_of(state: optax.OptState, net: Net) -> Net:
     """Takes the masks that an optimizer has from a network, its weights masked by them.
 
     Args:

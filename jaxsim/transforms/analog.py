@@ -20,7 +20,7 @@ from jaxsim.cores.mapping import differential, offset, unit_column
 from jaxsim.cores.tiled import tiled
 from jaxsim.cores.wires import Wires, parasitic_resistance
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
-from jaxsim.network.network import Network, require_dense
+from jaxsim.network.network import Net, require_dense
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import check_called, check_range, checked_int, is_traced
 from jaxsim.transforms.codes import require_codes
@@ -163,7 +163,7 @@ def analog(
     of_calls = "" if cells is None else why_not_written(cells, wires)
     of_calls = of_calls or why_not_kept(adc if isinstance(adc, ADC) else None, dac)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         cores = dict(net.cores)
         chosen = transformable(net, "analog", sites, tell_rest=True)
         dynamic = [site for site in chosen if site.kind == "dynamic"]

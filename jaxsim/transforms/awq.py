@@ -23,7 +23,7 @@ from jaxsim.formats.clipping import is_set
 from jaxsim.formats.grid import Grid
 from jaxsim.formats.microscaling import Microscaled
 from jaxsim.inputs.batches import Batch, batches, reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.params import by_name, with_params
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, hardware_chain, transformable
@@ -89,7 +89,7 @@ def awq(inputs: Any, *, steps: int = 20, sites: str | Sequence[str] = "*") -> Tr
     steps = checked_int("steps", steps, 2)
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, "awq", sites)
         for site in chosen:
             _check(net, site)
@@ -211,9 +211,7 @@ def channel_factors(
     return by / jnp.sqrt(by.max(-1, keepdims=True) * by.min(-1, keepdims=True))
 
 
-def _scaled(
-    net: Network, chosen: Sequence[Site], measured: Mapping[str, Changed], data: Any
-) -> Network:
+def _scaled(net: Net, chosen: Sequence[Site], measured: Mapping[str, Changed], data: Any) -> Net:
     """A network whose channels are scaled: where folded, by one exponent for all readers."""
     steps = next(iter(measured.values())).kept.costs.shape[-1]
     cores = dict(net.cores)

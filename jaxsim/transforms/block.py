@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from jaxsim.cores.blocked import Blocks, Pairs, Rounding, blocked, pair_set, product_set
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.grid import Grid
-from jaxsim.network.network import Network, require_dense
+from jaxsim.network.network import Net, Network, require_dense
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import checked_int, is_traced
@@ -87,7 +87,7 @@ def block(
             return pair_set(widths, size, chosen, dynamic=dynamic)
         return product_set(widths, size, counts, dynamic=dynamic, rounding=rounding)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         cores, made = dict(net.cores), dict[tuple[int, int], Blocks]()
         for site in transformable(net, "block", sites, tell_rest=True):
             require_dense(net, site.name, "block")

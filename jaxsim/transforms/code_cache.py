@@ -16,7 +16,7 @@ from jaxsim.formats.grid import Grid
 from jaxsim.formats.vectors import VectorForm, vector_form
 from jaxsim.network.calls import LinenCall, NnxCall, calls_within
 from jaxsim.network.leaves import PyTree, is_whole_number, path_name
-from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.network import Net, Network, require_uncut
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_called, checked_int
 from jaxsim.values.calls import shown_as_called
@@ -198,7 +198,7 @@ def code_cache(
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"name={name!r}: must be the name of an argument")
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         require_network(net, "code_cache")
         require_uncut(
             net, "code_cache", reason="stages pass on what is live at a cut, and no cache"

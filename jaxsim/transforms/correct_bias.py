@@ -13,7 +13,7 @@ from jaxsim.cores.observers import Outputs, outputs
 from jaxsim.cores.scale_shift import bias_correction
 from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.inputs.batches import reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.transform import Transform, hardware_chain, require_network, transformable
 from jaxsim.numerics.checks import MissingKeyError
 from jaxsim.transforms.observe import observe_sites, require_run
@@ -68,7 +68,7 @@ def correct_bias(
 
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         exact = net if reference is None else reference
         known = {(site.name, site.w_shape, site.stack) for site in exact.sites}
         chosen = transformable(net, "correct_bias", sites)

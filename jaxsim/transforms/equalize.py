@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxsim.inputs.batches import reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.transform import Transform
 from jaxsim.numerics.checks import check_range
 from jaxsim.transforms.rescaling import (
@@ -88,7 +88,7 @@ def equalize(inputs: Any, *, epsilon: float = 1e-5, sites: str | Sequence[str] =
 
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         free, trials = layers(net, "equalize", sites), trials_of(net, data)
         found = pairs(net, free, trials, epsilon)
         if not found:

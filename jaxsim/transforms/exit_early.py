@@ -19,7 +19,7 @@ from jaxsim.network.arguments import call_arguments
 from jaxsim.network.calls import OutputCall
 from jaxsim.network.cuts import Cut, balance_blocks, blocks, flops
 from jaxsim.network.network import Network, require_uncut
-from jaxsim.network.transform import Transform, require_network
+from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import check_called, checked_int
 from jaxsim.staged.exit_layout import BatchPair, exit_layout, find_batch_axes, trace_batch_pair
 from jaxsim.staged.network import Staged
@@ -35,7 +35,7 @@ def exit_early(
     *,
     feature: Feature = pooled,
     output: Callable[[Any], Any] | None = None,
-) -> Transform:
+) -> Callable[[Network], Staged]:
     """Lets rows leave a classifier before its end, where they have been computed far enough.
 
     The network is cut where the fewest activations are live, into stages of about equal FLOPs, and
@@ -84,7 +84,7 @@ def exit_early(
     if output is not None and not callable(output):
         raise ValueError(f"output={output!r}: must be a function of what the network returns")
 
-    def apply(net: Network) -> Network:
+    def apply(net: Network) -> Staged:
         require_network(net, "exit_early")
         require_uncut(
             net,

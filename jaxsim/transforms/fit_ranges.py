@@ -18,7 +18,7 @@ from jaxsim.cores.wrapper import first_of
 from jaxsim.formats.grid import Grid
 from jaxsim.formats.microscaling import Microscaled
 from jaxsim.inputs.batches import reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.arrays import own_promotion
@@ -79,7 +79,7 @@ def fit_ranges(inputs: Any, *, sites: str | Sequence[str] = "*") -> Transform:
     """
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen, forms = transformable(net, "fit_ranges", sites), dict[str, Form]()
         for site in chosen:
             forms[site.name] = weight_form(net, site, "fit_ranges")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxsim.inputs.batches import reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net
 from jaxsim.network.transform import Transform
 from jaxsim.numerics.checks import check_range
 from jaxsim.transforms.rescaling import (
@@ -69,7 +69,7 @@ def fold_norms(
 
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         free, trials = layers(net, "fold_norms", sites), trials_of(net, data)
         held, changes, left = on_host(net), {}, norms(net)
         for layer in free:

@@ -15,7 +15,7 @@ from jaxsim.cores.wrapper import Wrapper, place_of
 from jaxsim.formats import clipping
 from jaxsim.formats.grid import Clip, Grid
 from jaxsim.inputs.batches import reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.transforms.observe import observe_sites
 from jaxsim.values.calls import shown_as_called
@@ -63,7 +63,7 @@ def learn_ranges(
 
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, "learn_ranges", sites)
         for site in chosen:
             if site.kind == "dynamic":
@@ -103,7 +103,7 @@ def ranges(net: Network) -> dict[str, Array]:
     return ranges_of(net.cores)
 
 
-def with_ranges(net: Network, values: Mapping[str, Array]) -> Network:
+def with_ranges(net: Net, values: Mapping[str, Array]) -> Net:
     """A network with the numbers of `ranges` replaced."""
     return dataclasses.replace(net, cores=with_ranges_in(net.cores, values))
 

@@ -22,9 +22,8 @@ from jaxsim.cores.step_slopes import step_slopes
 from jaxsim.cores.wrapper import Wrapper, place_of
 from jaxsim.inputs.batches import batches
 from jaxsim.network.arguments import apply_call, call_arguments
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.params import by_name, tensors, with_tensors
-from jaxsim.network.transform import Transform
 from jaxsim.numerics.arrays import own_promotion, placed_like
 from jaxsim.numerics.cayley import cayley
 from jaxsim.sparsity.channels.axes import Layout, Symbol, group_around, map_along
@@ -64,7 +63,7 @@ def relative_error(outputs: Any, exact: Any) -> Float[Array, ""]:
     return off / jnp.maximum(size, 1e-30)
 
 
-def turn_further(net: Network, turned: Sequence[Turned], matrices: Sequence[Matrix]) -> Network:
+def turn_further(net: Net, turned: Sequence[Turned], matrices: Sequence[Matrix]) -> Net:
     """Puts another matrix between channels that are turned already.
 
     Args:
@@ -104,17 +103,17 @@ def _mixed_further(wrapper: Wrapper, matrix: Matrix) -> Wrapper:
 
 
 def learn_matrices(
-    net: Network,
+    net: Net,
     turned: Sequence[Turned],
     data: Any,
     key: Key[Array, ""],
     *,
-    learn_for: Transform,
+    learn_for: Callable[[Network], Network],
     steps: int,
     rate: float,
     loss: Loss,
     checkpoints: str | Path | None,
-) -> Network:
+) -> Net:
     """Turns channels on, by matrices that a transform behind them loses less with.
 
     Args:
@@ -122,7 +121,7 @@ def learn_matrices(
       turned: Groups of channels.
       data: Batch or iterable of batches, one a step.
       key: Random key of what the transform draws at a read.
-      learn_for: Transform that is to follow.
+      learn_for: Callable[[Network], Network] that is to follow.
       steps: Number of steps.
       rate: Angle that a channel turns by in a first step, in radians.
       loss: Of the outputs of the network that the transform makes.
@@ -283,7 +282,7 @@ def _skew(a: Any) -> Any:
     return (a - a.T) / 2
 
 
-def _followed(net: Network, learn_for: Transform) -> Network:
+def _followed(net: Network, learn_for: Callable[[Network], Network]) -> Network:
     """What the transform makes of the network, its parameters as they were, with slopes."""
     chip = learn_for(net)
     if not isinstance(chip, Network):

@@ -17,7 +17,7 @@ from jaxsim.cores.site_weight import shifted
 from jaxsim.cores.trained import adapter_place, adapters_of, with_adapters_in
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.arguments import require_key
-from jaxsim.network.network import Network, trace_call
+from jaxsim.network.network import Net, Network, trace_call
 from jaxsim.network.plan import contractions
 from jaxsim.network.transform import Transform, require_network, transformable
 from jaxsim.numerics.checks import checked_int
@@ -60,7 +60,7 @@ def lora(rank: int, key: Key[Array, ""], *, sites: str | Sequence[str] = "*") ->
     rank = checked_int("rank", rank, 1)
     require_key(key, "adapters")
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, "lora", sites)
         for site in chosen:
             if not site.multiplies:
@@ -99,7 +99,7 @@ def adapters(net: Network) -> dict[str, Array]:
     return adapters_of(net.cores)
 
 
-def with_adapters(net: Network, values: Mapping[str, Array]) -> Network:
+def with_adapters(net: Net, values: Mapping[str, Array]) -> Net:
     """Replaces the numbers of a network's adapters.
 
     Args:
@@ -124,7 +124,7 @@ def with_adapters(net: Network, values: Mapping[str, Array]) -> Network:
     return dataclasses.replace(net, cores=with_adapters_in(net.cores, values))
 
 
-def merge_adapters(net: Network) -> Network:
+def merge_adapters(net: Net) -> Net:
     """Adds the adapters of a float network to the weights of their sites, at these sites alone.
 
     Parameters stay as they are: what is added stands at the site, before whatever stores the weight

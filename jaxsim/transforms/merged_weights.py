@@ -15,7 +15,7 @@ from jaxsim.cores.wrapper import Wrapper, first_of
 from jaxsim.network.arguments import call_arguments
 from jaxsim.network.interpreter import Walk
 from jaxsim.network.leaves import PyTree
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.params import by_name
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.site import Site
@@ -80,7 +80,7 @@ def opened(net: Network, chosen: Iterable[Site], merged: Iterable[Site]) -> Netw
     )
 
 
-def closed(net: Network, masks: Masks, merged: Iterable[Site]) -> Network:
+def closed(net: Net, masks: Masks, merged: Iterable[Site]) -> Net:
     """A network with masks of one whose merged weights are parameters.
 
     Args:

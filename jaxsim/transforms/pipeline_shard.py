@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -28,7 +28,7 @@ from jaxsim.network.cuts import (
 )
 from jaxsim.network.network import Network, require_uncut
 from jaxsim.network.stages import split, stage_params
-from jaxsim.network.transform import Transform, require_network
+from jaxsim.network.transform import require_network
 from jaxsim.numerics.checks import checked_int
 from jaxsim.pipeline.blocks import equal_blocks
 from jaxsim.pipeline.devices import StageDevices
@@ -58,7 +58,7 @@ def pipeline_shard(
     engine: Literal["mpmd", "spmd", "auto"] = "auto",
     devices: Any = None,
     balance: Balance = "flops",
-) -> Transform:
+) -> Callable[[Network], Staged]:
     """Runs a network in stages on several devices, on one micro-batch after the other.
 
     The model is cut between its sites where the fewest activations are live, so that the largest
@@ -139,7 +139,7 @@ def pipeline_shard(
             f"{len(balance)}"
         )
 
-    def apply(net: Network) -> Network:
+    def apply(net: Network) -> Staged:
         require_network(net, "pipeline_shard")
         require_uncut(
             net,

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.params import by_name
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
@@ -90,12 +90,13 @@ def prune(
     if pattern.sparsity is not None and rounds > 1:
         raise ValueError(f"rounds={rounds}: the pattern fixes the sparsity, one round reaches it")
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, "prune", sites, lookups="named", tell_rest=True)
         merged = [site for site in chosen if is_merged(site, net.weights)]
         plain = [site for site in chosen if site not in merged]
         before, net = net.masks, at_parameters(net, plain)
-        probe, where = net, sites
+        probe: Network = net
+        where = sites
         if merged:
             probe = opened(net, chosen, merged)
             where = [f"re:{re.escape(name)}" for name in probe.focus or ()]

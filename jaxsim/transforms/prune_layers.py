@@ -16,7 +16,7 @@ from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.formats.grid import Grid
 from jaxsim.inputs.batches import reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net
 from jaxsim.network.params import params_of, with_params
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
@@ -97,7 +97,7 @@ def prune_layers(
         raise ValueError(f"by_site={by_site!r}: must be 'pruned', 'float' or None")
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, "prune_layers", sites)
         for site in chosen:
             if site.param is None or site.name in net.cores or site.param in net.masks:

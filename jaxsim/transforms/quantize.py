@@ -11,7 +11,8 @@ from jaxsim.cores.wrapper import Wrapper, first_of, place_of
 from jaxsim.formats.block_grid import BlockGrid
 from jaxsim.formats.codebook import Codebook, Floating
 from jaxsim.formats.grid import Grid
-from jaxsim.network.network import Network
+from jaxsim.formats.microscaling import Microscaled
+from jaxsim.network.network import Net
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import check_called, is_whole
 from jaxsim.transforms.codes import require_zeros
@@ -20,8 +21,8 @@ from jaxsim.values.calls import shown_as_called
 
 @shown_as_called
 def quantize(
-    weights: int | Grid | Codebook | Floating | Format | None = 8,
-    inputs: int | Grid | Floating | Format | None = 8,
+    weights: int | Grid | Codebook | Floating | BlockGrid | Microscaled | Format | None = 8,
+    inputs: int | Grid | Floating | Microscaled | Format | None = 8,
     *,
     sites: str | Sequence[str] = "*",
 ) -> Transform:
@@ -70,7 +71,7 @@ def quantize(
 
     of_tables = () if w is None else tuple(wrappers_of(w, "weights"))
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, "quantize", sites, lookups="all", tell_rest=True)
         for site in chosen:
             before = [
@@ -101,7 +102,7 @@ _OUTSIDE = ("scale", "digital", "sparse")
 """Roles of what may be around a site before its weights are stored as codes."""
 
 
-def _before_sparse(net: Network, names: Sequence[str], wrappers: Sequence[Wrapper]) -> Network:
+def _before_sparse(net: Net, names: Sequence[str], wrappers: Sequence[Wrapper]) -> Net:
     """Puts wrappers before what holds weights without their zeros."""
     cores = dict(net.cores)
     for name in names:

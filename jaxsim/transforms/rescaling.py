@@ -12,7 +12,7 @@ import numpy as np
 from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import batches
 from jaxsim.network.arguments import call_arguments
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.params import tensors, with_tensors
 from jaxsim.network.transform import transformable
 from jaxsim.numerics.arrays import placed_like, whole_on_host
@@ -167,7 +167,7 @@ def on_host(net: Network) -> dict[str, np.ndarray]:
     return {path: whole_on_host(a) for path, a in held if not jnp.issubdtype(a.dtype, keys)}
 
 
-def on_devices(net: Network, changes: Mapping[str, np.ndarray]) -> Network:
+def on_devices(net: Net, changes: Mapping[str, np.ndarray]) -> Net:
     """A network whose changed tensors lie where the ones before them did."""
     before = tensors(net)
     return with_tensors(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import jax
 import jax.extend.core as jex
@@ -21,7 +21,7 @@ from jaxsim.inputs.batches import Batch, batches, reusable_batches
 from jaxsim.internals import inner_jaxprs
 from jaxsim.network.arguments import require_key
 from jaxsim.network.moves import UNCHANGED
-from jaxsim.network.network import Network, trace_call
+from jaxsim.network.network import Net, Network, trace_call
 from jaxsim.network.plan import contractions
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
@@ -46,7 +46,7 @@ def rotate(
     groups: str | Sequence[str] | None = None,
     online: str | Sequence[str] = (),
     scores: bool = False,
-    learn_for: Transform | None = None,
+    learn_for: Callable[[Network], Network] | None = None,
     steps: int = 100,
     rate: float = 0.05,
     loss: Loss = relative_error,
@@ -138,7 +138,7 @@ def rotate(
     if not isinstance(scores, bool):
         raise ValueError(f"scores={scores!r}: must be True or False")
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         transformable(net, "rotate", "*")
         if net.focus is not None:
             raise ValueError(
@@ -211,10 +211,10 @@ def _online_sites(net: Network, online: str | Sequence[str]) -> list[tuple[Site,
     return found
 
 
-class _Turning:
+class _Turning(Generic[Net]):
     """Turns groups of channels of a network, one after the other."""
 
-    def __init__(self, net: Network, data: Any, key: Key[Array, ""]):
+    def __init__(self, net: Net, data: Any, key: Key[Array, ""]):
         self.net, self.data, self.key = net, data, key
         self.before = net
         self.done: list[Turned] = []

@@ -22,7 +22,7 @@ from jaxsim.formats.microscaling import (
 )
 from jaxsim.formats.rounding import Layer, Rounding, rounded
 from jaxsim.inputs.batches import reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.params import params_of, with_params
 from jaxsim.network.site import Site
 from jaxsim.network.transform import Transform, transformable
@@ -107,7 +107,7 @@ def round_weights(
         raise ValueError(f"by_site={by_site!r}: must be 'rounded', 'float' or None")
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen, grids = transformable(net, "round_weights", sites), dict[str, Form]()
         for site in chosen:
             grid = weight_form(net, site, "round_weights")
@@ -214,12 +214,12 @@ def _with_scales(form: Microscaled, state: Moments) -> Moments:
 
 
 def _placed(
-    net: Network,
+    net: Net,
     chosen: Sequence[Site],
     grids: Mapping[str, Form],
     probes: Mapping[str, tuple[Wrapper, ...]],
     found: Mapping[str, _Rounded],
-) -> Network:
+) -> Net:
     """A network with these weights in its parameters, or, where none has them, at its sites."""
     if not chosen:
         return net

@@ -25,7 +25,7 @@ from jaxsim.cores.geometry import Dot
 from jaxsim.cores.op import Op
 from jaxsim.cores.wrapper import Wrapper, build, first_of
 from jaxsim.network.leaves import path_name
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.network.writer import write_states
 from jaxsim.numerics.checks import check_range, checked_int, is_traced
@@ -90,7 +90,7 @@ def run_sparse(
     if break_even is not None:
         check_range("break_even", break_even, 0, 1)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, "run_sparse", sites)
         for site in chosen:
             what = f"run_sparse at {site.name}"

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxsim.cores.partition import Partitioned
 from jaxsim.network.leaves import path_name
-from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.network import Net, Network, require_uncut
 from jaxsim.network.params import stacks_of, tensors, with_tensors
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.numerics.checks import check_range, checked_int
@@ -110,7 +110,7 @@ def shrink(
     least = checked_int("min_channels", min_channels, 1)
     multiple = checked_int("round_to", round_to, 1)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         require_network(net, "shrink")
         given = net
         require_uncut(
@@ -218,8 +218,8 @@ def _given(found: Dependencies, keep: Mapping[str, Any], *, exact: bool) -> dict
 
 
 def _masked(
-    net: Network, found: Dependencies, free: Sequence[Group], *, exact: bool
-) -> tuple[dict[str, Any], Network]:
+    net: Net, found: Dependencies, free: Sequence[Group], *, exact: bool
+) -> tuple[dict[str, Any], Net]:
     """What the masks leave of each group, and the network with what the rest emits folded in."""
     left = _left(net)
     masks: dict[str, Bool[np.ndarray, " size"]] = {}

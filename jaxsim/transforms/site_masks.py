@@ -12,13 +12,13 @@ from jaxtyping import Array
 from jaxsim.cores.site_weight import captured, masked
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.network.leaves import path_name
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.site import Site
 from jaxsim.network.writer import write_states
 from jaxsim.sparsity.masks import Masks
 
 
-def at_sites(net: Network, sites: Iterable[Site], before: Masks) -> Network:
+def at_sites(net: Net, sites: Iterable[Site], before: Masks) -> Net:
     """A network whose masks leave alone what else reads a parameter.
 
     A parameter that only these sites read keeps its mask. Of any other, and of a site whose weight
@@ -37,7 +37,7 @@ def at_sites(net: Network, sites: Iterable[Site], before: Masks) -> Network:
     return moved_to_sites(net, [s for s in sites if not parts.isdisjoint(s.parts)], before)
 
 
-def moved_to_sites(net: Network, sites: Iterable[Site], before: Masks) -> Network:
+def moved_to_sites(net: Net, sites: Iterable[Site], before: Masks) -> Net:
     """A network in which the masks of some sites' parameters stand at these sites.
 
     Args:
@@ -60,7 +60,7 @@ def moved_to_sites(net: Network, sites: Iterable[Site], before: Masks) -> Networ
     return dataclasses.replace(net, cores=cores, masks=left)
 
 
-def at_parameters(net: Network, sites: Iterable[Site]) -> Network:
+def at_parameters(net: Net, sites: Iterable[Site]) -> Net:
     """A network whose masks at sites are masks of parameters, to be scored and made again.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Literal
 from jaxsim.cores.bit_sliced import bit_sliced
 from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.wrapper import Wrapper, first_of, place_of
-from jaxsim.network.network import Network, require_dense
+from jaxsim.network.network import Net, require_dense
 from jaxsim.network.transform import Transform, transformable
 from jaxsim.numerics.checks import checked_int
 from jaxsim.transforms.codes import require_codes
@@ -58,7 +58,7 @@ def slice_bits(
     if top not in ("full_range", "padded"):
         raise ValueError(f"top={top!r}: must be 'full_range' or 'padded'")
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         cores = dict(net.cores)
         for site in transformable(net, "slice_bits", sites, tell_rest=True):
             require_dense(net, site.name, "slice_bits")

@@ -15,7 +15,7 @@ from jaxsim.cores.role import DIGITAL
 from jaxsim.cores.scale_shift import smooth_scaling
 from jaxsim.cores.wrapper import Wrapper
 from jaxsim.inputs.batches import reusable_batches
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net
 from jaxsim.network.transform import Transform, hardware_chain, transformable
 from jaxsim.numerics.checks import check_range
 from jaxsim.transforms.codes import require_unset
@@ -63,7 +63,7 @@ def smooth(
 
     data = reusable_batches(inputs)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         chosen = transformable(net, "smooth", sites)
         for site in chosen:
             require_unset(net, site, "smooth", "smoothing")

@@ -20,7 +20,7 @@ from jaxsim.network.calls import calls_within
 from jaxsim.network.interpreter import Walk, evaluate_plan
 from jaxsim.network.leaves import PyTree, path_name
 from jaxsim.network.moves import destination, origins
-from jaxsim.network.network import Network, require_uncut
+from jaxsim.network.network import Net, Network, require_uncut
 from jaxsim.network.plan import Contraction, Entry, Inner, Plan
 from jaxsim.network.planner import trace_plan
 from jaxsim.network.tracing import retrace
@@ -121,7 +121,7 @@ def products_of_scores(net: Network) -> dict[str, int]:
     return keys
 
 
-def turn_scores(net: Network, keys: Mapping[str, int]) -> Network:
+def turn_scores(net: Net, keys: Mapping[str, int]) -> Net:
     """Turns queries and keys of a network in each call.
 
     Args:

@@ -14,7 +14,7 @@ from jaxsim.cores.partition import Partitioned
 from jaxsim.inputs.batches import batches, reusable_batches, row_count
 from jaxsim.network.arguments import call_arguments, check_key
 from jaxsim.network.leaves import PyTree, path_name
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.transform import Transform, require_network
 from jaxsim.values.calls import shown_as_called
 
@@ -82,7 +82,7 @@ def update_norms(
         require_network(reference, "update_norms(reference=…)")
         exact = _measured(reference, data, mutable, kwargs, key)
 
-    def apply(net: Network) -> Network:
+    def apply(net: Net) -> Net:
         require_network(net, "update_norms")
         measured = _measured(net, data, mutable, kwargs, key)
         if exact is not None:
@@ -204,7 +204,7 @@ def _named(tree: PyTree) -> dict[str, Array]:
     return {path_name(path): jnp.asarray(leaf) for path, leaf in leaves}
 
 
-def _with_buffers(net: Network, values: dict[str, Array]) -> Network:
+def _with_buffers(net: Net, values: dict[str, Array]) -> Net:
     """The network with some buffers replaced, in their own types."""
     replaced = jax.tree_util.tree_map_with_path(
         lambda path, b: values[path_name(path)].astype(b.dtype) if path_name(path) in values else b,

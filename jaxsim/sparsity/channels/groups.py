@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from jaxsim.console.table import shown_as_table
 from jaxsim.internals import inner_jaxprs, shape_of
 from jaxsim.network.leaves import path_name
-from jaxsim.network.network import Network
+from jaxsim.network.network import Net, Network
 from jaxsim.network.plan import contractions
 from jaxsim.network.planner import trace_plan
 from jaxsim.numerics.arrays import placed_like
@@ -233,7 +233,7 @@ def _trace(net: Network) -> Any:
     return trace_plan(net.fn, params, buffers, net.example, net.example, net.weights)
 
 
-def remove_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
+def remove_entries(net: Net, found: Dependencies, keep: Keep) -> Net:
     """Removes some entries of some groups from a network.
 
     Args:
@@ -249,7 +249,7 @@ def remove_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
     return dataclasses.replace(small, sites=sites)
 
 
-def _cut_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
+def _cut_entries(net: Net, found: Dependencies, keep: Keep) -> Net:
     """Removes entries of groups; the sites stay those of the whole network."""
     remaining = {found.units[name]: np.asarray(mask) for name, mask in keep.items()}
     leaves = {leaf.path: leaf for leaf in found.leaves}
@@ -272,7 +272,7 @@ def _cut_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
     return dataclasses.replace(net, params=params, buffers=buffers, masks=masks, fn=fn)
 
 
-def zero_entries(net: Network, found: Dependencies, keep: Keep) -> Network:
+def zero_entries(net: Net, found: Dependencies, keep: Keep) -> Net:
     """Sets the entries that `remove_entries` removes to zero, at the same size.
 
     Args:
