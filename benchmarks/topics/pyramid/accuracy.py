@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.spread import mean_and_error
-from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
+from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings
 from benchmarks.topics.pyramid.sweeps import (
     ALL,
     FAMILIES,
@@ -24,7 +24,7 @@ def accuracy(settings: PyramidSettings) -> None:
     """Test accuracy beside FLOPs: both, exit alone, pruning alone."""
     found = all_sweeps(settings)
     tables: list[Table] = []
-    for name in data_sets(settings):
+    for name in settings.data:
         sweeps = found[name]
         whole = [at_setting(s["exits test"], *ALL) for s in sweeps]
         reached = mean_and_error(100 * np.array([w.accuracy for w in whole]))

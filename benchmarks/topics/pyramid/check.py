@@ -13,7 +13,7 @@ from benchmarks.common.record import Table, record
 from benchmarks.common.texts import corpus_of, minilm
 from benchmarks.peers.transformers_bert import hidden_states
 from benchmarks.topics.pyramid.batches import like_lengths
-from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
+from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings
 from jaxsim.adaptive.heads import apply_head, fit_students
 from jaxsim.adaptive.tokens import prefix_mask
 from jaxsim.models.bert import mean_token
@@ -23,7 +23,7 @@ from jaxsim.models.hugging_face import load_bert
 def check(settings: PyramidSettings) -> None:
     """MiniLM beside Hugging Face's, and linear heads on its frozen features."""
     rows: list[list[Any]] = []
-    for name in data_sets(settings):
+    for name in settings.data:
         corpus = corpus_of(name, settings.texts)
         model, params = load_bert(minilm(), classes=corpus.classes, key=jax.random.key(0))
         ids, lengths = corpus.test.ids[:64], corpus.test.lengths[:64]

@@ -10,7 +10,7 @@ import numpy as np
 import jaxsim as js
 from benchmarks.common.record import Table, record
 from benchmarks.common.texts import corpus_of
-from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
+from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings
 from benchmarks.topics.pyramid.sweeps import (
     chosen_networks,
     timed_rows,
@@ -21,7 +21,7 @@ from jaxsim.console.timing import alternate
 def int8(settings: PyramidSettings) -> None:
     """A pyramid of int8 layers: accuracy and time beside the float one."""
     body: list[list[Any]] = []
-    for name in data_sets(settings):
+    for name in settings.data:
         plain = chosen_networks(settings, name)["pruning and exit"]
         corpus, rows = corpus_of(name, settings.texts), timed_rows(settings, name)
         shown = corpus.validation.ids[:64], corpus.validation.lengths[:64]

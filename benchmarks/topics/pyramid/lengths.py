@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.common.record import IMAGES, Table, record
 from benchmarks.common.spread import mean_and_error, standard_error
 from benchmarks.common.texts import corpus_of
-from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
+from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings
 from benchmarks.topics.pyramid.sweeps import (
     ALL,
     FAMILIES,
@@ -28,7 +28,7 @@ def lengths(settings: PyramidSettings) -> None:
     found = all_sweeps(settings)
     tables: list[Table] = []
     drawn: list[tuple[str, str, float, np.ndarray]] = []
-    for name in data_sets(settings):
+    for name in settings.data:
         sweeps = found[name]
         sorted_lengths = np.sort(corpus_of(name, settings.texts).test.lengths)
         quarters = np.array_split(sorted_lengths, QUARTERS)

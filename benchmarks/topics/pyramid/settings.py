@@ -17,7 +17,7 @@ class PyramidSettings(Timed, Checkpointed):
 
     only: Literal["all", "flops", "check", "accuracy", "lengths", "timing", "int8"] = "all"
     """Which part."""
-    data: Literal["all", "ag", "sst2", "joined"] = "all"
+    data: tuple[Literal["ag", "sst2", "joined"], ...] = ("ag", "sst2", "joined")
     """Which texts to learn."""
     runs: int = 7
     rows: int = 512
@@ -26,7 +26,3 @@ class PyramidSettings(Timed, Checkpointed):
     """Of each part of a data set, at most."""
     log: Path = CACHE / "pyramid_levels.json"
     checkpoints: Path = CACHE / "pyramid_levels"
-
-
-def data_sets(settings: PyramidSettings) -> tuple[str, ...]:
-    return tuple(NAMES) if settings.data == "all" else (settings.data,)

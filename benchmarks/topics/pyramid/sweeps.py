@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.common.texts import Part, corpus_of
 from benchmarks.topics.pyramid.networks import network
-from benchmarks.topics.pyramid.settings import PyramidSettings, data_sets
+from benchmarks.topics.pyramid.settings import PyramidSettings
 from jaxsim.checkpoint.log import ScoreCache
 from jaxsim.staged.network import Staged
 from jaxsim.staged.speed import Speed, at_speed, fastest, sweep
@@ -37,7 +37,7 @@ QUARTERS = 4
 def all_sweeps(settings: PyramidSettings) -> dict[str, list[dict[str, list[Speed]]]]:
     """Sweeps of each seed by data set; the first seed of all sets comes first."""
     log = ScoreCache(settings.log)
-    names = data_sets(settings)
+    names = settings.data
     found: dict[str, list[dict[str, list[Speed]]]] = {name: [] for name in names}
     for seed in range(settings.seeds):
         for name in names:

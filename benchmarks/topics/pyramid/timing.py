@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.common.record import Table, record
 from benchmarks.topics.pyramid.batches import like_lengths
-from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings, data_sets
+from benchmarks.topics.pyramid.settings import NAMES, PyramidSettings
 from benchmarks.topics.pyramid.sweeps import (
     chosen_networks,
     timed_rows,
@@ -26,7 +26,7 @@ from jaxsim.staged.exit_step import count_programs
 def timing(settings: PyramidSettings) -> None:
     """Seconds of the whole and of what is left, on the same rows."""
     tables: list[Table] = []
-    for name in data_sets(settings):
+    for name in settings.data:
         nets, rows = chosen_networks(settings, name), timed_rows(settings, name)
         pyramid = nets["pruning and exit"]
         rule = dataclasses.replace(pyramid.tokens, level=0 * pyramid.tokens.level)
@@ -55,7 +55,7 @@ def timing(settings: PyramidSettings) -> None:
             figures = [timed.median, gain, padded / timed.median, fewer, gain / fewer, timed.first]
             body.append([way, *(f"{figure:.2f}" for figure in figures)])
         columns = ["what is run", "s", "times faster", "than padded", "GFLOPs, times fewer"]
-        title = f"{NAMES[name]}, {len(ids)} test rows; {compiled} count_programs compiled by `run`"
+        title = f"{NAMES[name]}, {len(ids)} test rows; {compiled} programs compiled by `run`"
         tables.append(Table([*columns, "faster over fewer", "first call, s"], body, title))
     record(
         "pyramid_timing",
