@@ -69,6 +69,7 @@ def lengths(settings: PyramidSettings) -> None:
 def _plot(drawn: list[tuple[str, str, float, np.ndarray]]) -> None:
     """FLOPs saved over tokens, a line a family and set."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     fig, ax = plt.subplots(figsize=(6, 4))
     colors = dict(zip(FAMILIES, ("tab:blue", "tab:orange", "tab:green"), strict=True))
@@ -89,7 +90,9 @@ def _plot(drawn: list[tuple[str, str, float, np.ndarray]]) -> None:
                 label=f"{NAMES[name]}: {family}",
             )
     ax.set(xscale="log", xlabel="tokens of a text, mean of a quarter", ylabel="GFLOPs, times fewer")
-    ax.legend(fontsize=7)
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(ScalarFormatter())
+    ax.legend(fontsize=7, handlelength=4)
     fig.tight_layout()
     fig.savefig(IMAGES / "pyramid_lengths.png", dpi=120)
     plt.close(fig)
