@@ -23,7 +23,7 @@ from jaxsim.values.calls import shown_as_called
 
 
 class Transform(Protocol):
-    """A pure function from a network to a network of the same kind, or one with stages."""
+    """A pure function from a network to a network of the same kind."""
 
     def __call__(self, net: Net, /) -> Net:
         """Transforms a network.
