@@ -338,7 +338,7 @@ def check_seeds(g: ICGraph, seeds: Int[ArrayLike, " k"] | Sequence[int]) -> None
     Raises:
       ValueError: A concrete id outside that range.
     """
-    if not is_traced(seeds):
+    if not any(map(is_traced, jax.tree.leaves(seeds))):
         ids = np.asarray(seeds)
         if ids.size and not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"seeds has dtype {ids.dtype}; allowed: integers")

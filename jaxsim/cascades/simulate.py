@@ -145,8 +145,10 @@ def expected_work(
     return most, visits
 
 
-def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: bool) -> _Plan:
-    traced = any(is_traced(x) for x in (g.p, seeds))
+def _plan(
+    g: ICGraph, seeds: ArrayLike | Sequence[int], n_sims: int, engine: Engine, stepwise: bool
+) -> _Plan:
+    traced = any(map(is_traced, jax.tree.leaves((g.p, seeds))))
     choice = engine
     if engine == "auto":
         if stepwise or traced or jax.default_backend() != "cpu":
@@ -161,7 +163,7 @@ def _plan(g: ICGraph, seeds: ArrayLike, n_sims: int, engine: Engine, stepwise: b
     return _Plan("frontier", word_count(g.n, n_sims, budget=ROWS, most=128))
 
 
-def _sweeps_pay(g: ICGraph, seeds: ArrayLike, n_sims: int) -> bool:
+def _sweeps_pay(g: ICGraph, seeds: ArrayLike | Sequence[int], n_sims: int) -> bool:
     """Tells whether sweeps over all edges are expected to cost less than visits of some."""
     words = word_count(g.n, n_sims, budget=ROWS, most=128)
     rounds, visits = expected_work(g, np.atleast_1d(np.asarray(seeds)), 32 * words)
@@ -212,7 +214,7 @@ def _run_loop(
 
 
 def _loop_sizes(
-    g: ICGraph, seeds: ArrayLike, key: PRNGKeyArray, n_sims: int, engine: Engine
+    g: ICGraph, seeds: ArrayLike | Sequence[int], key: PRNGKeyArray, n_sims: int, engine: Engine
 ) -> Int[np.ndarray, "words sims"] | None:
     """Final sizes by the compiled loop; None where sweeps are expected to take less time."""
     salts = np.asarray(_salts(key, -(-n_sims // 32)))
@@ -299,7 +301,6 @@ def simulate_ic(
       2.0
     """
     check_seeds(g, seeds)
-    chosen = np.asarray(seeds) if isinstance(seeds, Sequence) else seeds
     if n_sims < 1:
         raise ValueError(f"n_sims = {n_sims}; allowed: at least 1")
     if engine not in ("auto", "packed", "frontier", "loop"):
@@ -316,10 +317,10 @@ def simulate_ic(
             "with 'loop', which runs on the host"
         )
     whole = max_steps is None and mesh is None and engine in ("auto", "loop")
-    if whole and loops_for(g, chosen, key):
+    if whole and loops_for(g, seeds, key):
         what = f"a loop over n = {g.n}, m = {g.m}"
         memory.check(what, 16 * g.n + 20 * g.m, "split the graph")
-        found = _loop_sizes(g, chosen, key, n_sims, engine)
+        found = _loop_sizes(g, seeds, key, n_sims, engine)
         if found is not None:
             return summary(jnp.asarray(found.reshape(-1)[:n_sims]))
         engine = "packed"
@@ -328,12 +329,12 @@ def simulate_ic(
             "engine = 'loop'; allowed: on a CPU, outside jit, where numba is installed (extra "
             "'cascades')"
         )
-    return summary(_batched_sizes(g, chosen, key, n_sims, engine, max_steps, mesh)[:n_sims])
+    return summary(_batched_sizes(g, seeds, key, n_sims, engine, max_steps, mesh)[:n_sims])
 
 
 def _batched_sizes(
     g: ICGraph,
-    seeds: ArrayLike,
+    seeds: ArrayLike | Sequence[int],
     key: PRNGKeyArray,
     n_sims: int,
     engine: Engine,

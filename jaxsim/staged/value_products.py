@@ -93,9 +93,7 @@ def value_products(body: Body) -> Iterator[ValueProduct]:
                 and shape_of(body.eqns[i].outvars[0]).shape == own.shape
                 for i in seen
             )
-            scores = [
-                i for i in products if shape_of(body.eqns[i].outvars[0]).size == shape_of(v).size
-            ]
+            scores = [i for i in products if shape_of(body.eqns[i].outvars[0]).size == own.size]
             summed = parameters(eqn)["dimension_numbers"][0][operand]
             if not softened or len(scores) != 1 or len(summed) != 1:
                 continue

@@ -67,6 +67,15 @@ CHANGES = {
     "dilation": ("qdcnn_accuracy", "", "at 5 %", "lower", "not seen"),
     "a collaborative": ("coconet_accuracy", "", "at 5 %", "higher", "holds"),
     "seeds are": ("influence", "email", "certified", False, "holds in part"),
+    "up to 70 %": (
+        *("pyramid_accuracy", "pruning and exit", "to the whole, points"),
+        *("-0.6 ± 0.1", "not seen"),
+    ),
+    "pruning and exit": (
+        *("pyramid_accuracy", "pruning and exit", "GFLOPs, times fewer"),
+        *("9 ± 0.1", "holds"),
+    ),
+    "pruning tokens": ("pyramid_lengths", "exit alone", "times fewer", "3 ± 0.1", "not seen"),
     "gradients do": ("pipeline", "dense", "gradient error", "1e-03", "not seen"),
 }
 """By claim: a column of a record, changed where a row holds a word, and what must follow."""

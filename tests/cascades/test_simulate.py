@@ -272,3 +272,10 @@ def test_linear_threshold_through_a_hub():
     g = jc.weighted_cascade(jc.from_edges(np.arange(1, 41), np.zeros(40, int)))
     got = jc.simulate_lt(g, np.arange(1, 9), jax.random.key(0), 65_536)
     assert abs(z_score(got, 8.2)) < 4
+
+
+def test_a_list_of_traced_seeds_is_as_one_of_numbers():
+    g = jc.from_edges([0, 1, 1], [1, 2, 3], [1.0, 0.0, 1.0])
+    spread = jax.jit(lambda s: jc.simulate_ic(g, [s, 2], jax.random.key(0), 64).mean)
+    assert float(spread(0)) == float(jc.simulate_ic(g, [0, 2], jax.random.key(0), 64).mean) == 4.0
+    assert float(spread(3)) == 2.0
